@@ -1,0 +1,44 @@
+"""Shared fixtures, and the strict settings that every test runs under."""
+
+import os
+from pathlib import Path
+
+# Before JAX starts: eight simulated devices, CPU only.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first call of a jitted function compiles, which no deadline survives.
+hypothesis.settings.register_profile(
+    "jaxdepth",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    max_examples=30,
+)
+hypothesis.settings.load_profile("jaxdepth")
+
+
+def data_folder() -> Path | None:
+    """The folder of real samples: JAXDEPTH_TEST_DATA, or shared/data beside us."""
+    named = os.environ.get("JAXDEPTH_TEST_DATA")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(named) if named else beside
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Path of the real sample data; the test is skipped where there is none."""
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("no real sample data here: set JAXDEPTH_TEST_DATA to its folder")
+    return folder
