@@ -1,0 +1,241 @@
+"""Checkpoints in a work directory: save, restore, verify, fall back.
+
+Orbax writes them. Beside the arrays each holds a checksum of every one of them, so
+that a damaged checkpoint is noticed and the one before it is taken.
+"""
+
+import logging
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from jaxdepth.errors import MachineError, UserError
+from jaxdepth.train_state import PyTree, TrainState
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder` (local or gs://).
+
+    Kept are the last two and the best one. "Best" is the lowest RMSE given to `save`.
+    """
+
+    def __init__(self, folder: str, *, read_only: bool = False):
+        # Orbax tells of every save and of every option it derives.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.folder = epath.Path(folder)
+        self.read_only = read_only
+        self._saved_rmse: dict[int, float | None] = {}
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def steps(self) -> list[int]:
+        """Steps that were saved whole, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of lowest RMSE; None where none was saved with one."""
+        rmse = {step: self._rmse(step) for step in self.steps()}
+        known = {step: value for step, value in rmse.items() if value is not None}
+        return min(known, key=lambda step: known[step]) if known else None
+
+    def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
+        """Save the state of `step`, in the background. A step saved before is kept.
+
+        Raises MachineError where storage fails, now or in the save before.
+        """
+        if step in self._manager.all_steps():
+            return
+        model = {"params": state.params, "batch_stats": state.batch_stats}
+        optimizer = {"opt_state": _as_lists(state.opt_state), "step": state.step}
+        checks = {
+            "rmse": rmse,
+            "model": checksums(model),
+            "optimizer": checksums(optimizer),
+        }
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(model),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    checks=ocp.args.JsonSave(checks),
+                ),
+            )
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._saved_rmse[step] = rmse
+        self._prune()
+
+    def wait(self) -> None:
+        """Until everything saved is on disk. Raises MachineError if it can't be."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._failure(None, error) from error
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def restore_state(self, target: TrainState) -> TrainState | None:
+        """The newest state that is whole; None where nothing was saved.
+
+        Args:
+          target: a state of the same structure; its values are not used.
+
+        Raises UserError where every checkpoint is damaged or of another network.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            model = {"params": target.params, "batch_stats": target.batch_stats}
+            optimizer = {"opt_state": _as_lists(target.opt_state), "step": target.step}
+            try:
+                self._check_shapes(step, model)
+                got = self._restore(step, {"model": model, "optimizer": optimizer})
+            except Damaged as error:
+                logger.warning("checkpoint of step %d is damaged: %s", step, error)
+                continue
+            opt_state = jax.tree.unflatten(
+                jax.tree.structure(target.opt_state),
+                jax.tree.leaves(got["optimizer"]["opt_state"]),
+            )
+            return TrainState(
+                step=got["optimizer"]["step"], opt_state=opt_state, **got["model"]
+            )
+        if steps:
+            raise UserError(f"every checkpoint in {self.folder} is damaged: start anew")
+        return None
+
+    def restore_model(self, target: PyTree, *, step: int) -> PyTree:
+        """`{"params", "batch_stats"}` of one step, shaped as `target`.
+
+        Raises UserError where it is damaged, or of another network.
+        """
+        self._check_shapes(step, target)
+        try:
+            return self._restore(step, {"model": target})["model"]
+        except Damaged as error:
+            others = [s for s in self.steps() if s != step]
+            hint = f"; --step= one of {others} may be whole" if others else ""
+            raise UserError(
+                f"checkpoint of step {step} in {self.folder} is damaged "
+                f"({error}){hint}"
+            ) from None
+
+    def _restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def abstract(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+
+        targets = jax.tree.map(abstract, items)
+        args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+        args["checks"] = ocp.args.JsonRestore()
+        try:
+            got = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:
+            raise Damaged(_first_line(error)) from error
+        for item in items:
+            wrong = _differing(checksums(got[item]), got["checks"][item])
+            if wrong:
+                raise Damaged(f"checksum of {wrong} differs")
+        return {item: got[item] for item in items}
+
+    def _check_shapes(self, step: int, target: PyTree) -> None:
+        """Raise UserError where the checkpoint is of another network."""
+        try:
+            metadata = self._manager.item_metadata(step)["model"]
+            found = _shapes(metadata)
+        except Exception as error:
+            raise Damaged(_first_line(error)) from error
+        wanted = _shapes(target)
+        if not found or found == wanted:
+            return
+        names = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
+        first = names[0]
+        raise UserError(
+            f"the checkpoint in {self.folder} is of another network: {len(names)} "
+            f"arrays differ, first {first} (there {found.get(first, 'absent')}, "
+            f"here {wanted.get(first, 'absent')})"
+        )
+
+    def _rmse(self, step: int) -> float | None:
+        if step not in self._saved_rmse:
+            try:
+                args = ocp.args.Composite(checks=ocp.args.JsonRestore())
+                checks = self._manager.restore(step, args=args)["checks"]
+                self._saved_rmse[step] = checks["rmse"]
+            except Exception:  # a damaged one is never the best
+                self._saved_rmse[step] = None
+        return self._saved_rmse[step]
+
+    def _prune(self) -> None:
+        steps = self.steps()
+        keep = {*steps[-2:], self.best_step()}
+        for step in steps:
+            if step not in keep:
+                self._manager.delete(step)
+
+    def _failure(self, step: int | None, error: Exception) -> MachineError:
+        what = "checkpoint" if step is None else f"checkpoint of step {step}"
+        good = [s for s in self.steps() if s != step]
+        last = f"step {good[-1]} in {self.folder}" if good else "none"
+        return MachineError(
+            f"{what} could not be written to {self.folder} ({_first_line(error)}); "
+            f"last good checkpoint: {last}"
+        )
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or that holds other bytes than were saved."""
+
+
+def checksums(tree: PyTree) -> dict[str, int]:
+    """CRC-32 of every array, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_host(leaf)))
+        for path, leaf in leaves
+    }
+
+
+def _host(leaf: Any) -> np.ndarray:
+    """One host's copy of an array that every device holds whole."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        leaf = leaf.addressable_data(0)
+    return np.asarray(leaf)
+
+
+def _as_lists(opt_state: PyTree) -> list:
+    """Optax's states are named tuples whose names change: keep their leaves alone."""
+    return jax.tree.leaves(opt_state)
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    tree = getattr(tree, "tree", tree)
+    if tree is None:
+        return {}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda x: hasattr(x, "shape")
+    )
+    return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _differing(a: dict[str, int], b: dict[str, int]) -> str:
+    names = sorted(k for k in a | b if a.get(k) != b.get(k))
+    return names[0] if names else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

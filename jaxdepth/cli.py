@@ -1,0 +1,159 @@
+"""What every command shares: flags from a dataclass, and exit codes.
+
+tyro reads the flags and writes the help; the two commonest mistakes, an unknown flag
+and a wrong choice, are answered here first, in one line with the nearest right one.
+"""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import typing
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from jaxdepth.config import RECIPES, Config, nearest, recipe_named
+from jaxdepth.errors import MachineError, UserError
+
+T = typing.TypeVar("T")
+
+_NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
+
+OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+
+
+def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
+    """An instance of dataclass `cls` from flags. UserError on the first wrong one."""
+    argv = list(argv)
+    _check_flags(cls, argv)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(
+                cls,
+                args=argv,
+                prog=prog,
+                config=(tyro.conf.FlagConversionOff,),
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_one_line(errors.getvalue(), prog)) from None
+
+
+def parse_config(argv: Sequence[str], *, prog: str, recipe: str = "default") -> Config:
+    """`Config` from flags over a recipe: --recipe, or the one given here."""
+    argv = list(argv)
+    given = flag_value(argv, "recipe")
+    if given == "help":
+        for name, entry in RECIPES.items():
+            print(f"{name:16} {entry.doc}")
+        raise SystemExit(OK)
+    name = given or recipe
+    flags = dict(recipe_named(name).flags)
+    # --steps and --epochs name one thing: the one given beside the recipe wins.
+    if flag_value(argv, "steps") or flag_value(argv, "epochs"):
+        flags = {k: v for k, v in flags.items() if k not in ("steps", "epochs")}
+    preset = [f"--{key}={value}" for key, value in flags.items()]
+    rest = [f"--recipe={name}"] if given is None else []
+    return parse(Config, preset + rest + argv, prog=prog)
+
+
+def flag_value(argv: Sequence[str], name: str) -> str | None:
+    """The last value of a flag in `argv`, written --flag=value or --flag value."""
+    value = None
+    for k, word in enumerate(argv):
+        key, equals, rest = word.partition("=")
+        if key.replace("-", "_") == f"__{name}":
+            value = rest if equals else (argv[k + 1] if k + 1 < len(argv) else None)
+    return value
+
+
+def _check_flags(cls: type, argv: Sequence[str]) -> None:
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for k, word in enumerate(argv):
+        if not word.startswith("--") or word in ("--help", "--"):
+            continue
+        key, equals, value = word.partition("=")
+        name = key[2:].replace("-", "_")
+        if name not in names:
+            hint = nearest(name, names).replace("mean ", "mean --")
+            raise UserError(f"unknown flag {key}{hint} (--help lists them all)")
+        if not equals:
+            value = argv[k + 1] if k + 1 < len(argv) else ""
+        _check_value(name, value, hints[name])
+
+
+def _check_value(name: str, value: str, hint: typing.Any) -> None:
+    """Raise UserError unless `value` can be read as `hint`, a field's type."""
+    options = typing.get_args(hint) if not isinstance(hint, type) else (hint,)
+    if typing.get_origin(hint) is typing.Literal:
+        words = [str(option) for option in options]
+        if value not in words:
+            raise UserError(
+                f"--{name}={value}: one of {', '.join(words)}{nearest(value, words)}"
+            )
+        return
+    wanted = [word for kind, word in _NUMBERS.items() if kind in options]
+    if not wanted:
+        return
+    words = [w for o in options for w in typing.get_args(o)]
+    words += ["none"] if type(None) in options else []
+    if value.lower() in words:
+        return
+    try:
+        (int if int in options else float)(value)
+    except ValueError:
+        raise UserError(f"--{name}={value}: {' or '.join(wanted + words)}") from None
+
+
+def _one_line(message: str, prog: str) -> str:
+    """The first sentence of one of tyro's boxes."""
+    text = re.sub(r"[╭╮╰╯│─]", " ", message)
+    text = re.split(r"Argument helptext|For full helptext|Perhaps you", text)[0]
+    words = " ".join(text.split())
+    return f"{words or 'the flags could not be read'} ({prog} --help lists them)"
+
+
+def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
+    """Run a command on `sys.argv` and leave with its exit code, without tracebacks.
+
+    Mistakes of the user and failures of the machine are one line on stderr. A second
+    Ctrl-C, or one outside training, leaves with 130.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    quiet_libraries()
+    try:
+        code = command(sys.argv[1:]) or OK
+    except UserError as error:
+        code = _say(f"error: {error}", USER)
+    except MachineError as error:
+        code = _say(f"stopped: {error}", MACHINE)
+    except KeyboardInterrupt:
+        code = _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Somebody closed our output (head, less): nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+def _say(line: str, code: int) -> int:
+    print(" ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def quiet_libraries() -> None:
+    """Keep what TensorFlow and absl say on import away from the terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    for name in ("absl", "tensorflow", "jax._src.xla_bridge"):
+        logging.getLogger(name).setLevel(logging.ERROR)

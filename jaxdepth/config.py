@@ -1,0 +1,443 @@
+"""One typed configuration that every command reads; recipes; validation; JSON.
+
+Values may be `"auto"` until `resolve` has seen the platform. The choices written
+here are those of the tables they name (`ARCHS`, `LOSSES`, ...); a test holds the two
+together, so that this module needs the standard library alone.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jaxdepth.errors import UserError
+
+Auto = Literal["auto"]
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a depth network, evaluate it, save it and show what it learned.
+
+    With no data at hand it trains on rendered rooms. Every flag is written
+    --flag=value; flags given beside --recipe win over the recipe.
+    """
+
+    # What to train.
+    arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "upproj"
+    """The network: CNN with fully connected layers, pure CNN, CNN with a transposed
+    convolution, or ResNet-50 with up-projection blocks."""
+    loss: Literal["mse", "si", "berhu"] = "si"
+    """Mean squared, scale-invariant or berHu."""
+    layout: Literal["torchvision", "fcrn"] = "torchvision"
+    """Details of the network: torchvision's ResNet-50, or the published FCRN."""
+    unpool: Literal["zero", "average"] = "zero"
+    """What an up-projection puts between two entries: zeros, or their average."""
+    upconv: Literal["auto", "plain", "dilated", "four", "packed", "rows"] = "auto"
+    """How the up-convolution is computed. Equal in value; auto: by platform."""
+    dropout: float | Auto = "auto"
+    """Dropped share before the last layer while training; auto: 0.5 for cnn_fc."""
+    si_lambda: float = 0.5
+    """Weight of the squared mean in the scale-invariant loss, 0 to 1."""
+    berhu_scope: Literal["image", "batch"] = "image"
+    """Over what the threshold of berHu is taken: the paper's image, or the batch."""
+
+    # On what.
+    data: str = "rooms"
+    """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
+    folder of image and depth pairs."""
+    data_format: Literal["auto", "nyu_labeled", "folder"] = "auto"
+    """What --data is, where its content should not decide."""
+    depth_scale: float | None = None
+    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth: Literal["filled", "raw"] = "filled"
+    """Train on depth with its holes filled, or as measured."""
+    mask_extremes: Literal["auto", "on", "off"] = "auto"
+    """Leave out each image's own smallest and largest depth, as the paper does;
+    auto: on for raw depth, off for filled."""
+    max_depth: float = 10.0
+    """Truth beyond this many metres does not count."""
+    rooms: int | Auto = "auto"
+    """How many rooms to render for training."""
+    eval_data: str | None = None
+    """Other data to evaluate on, by path."""
+    split: Literal["auto", "official", "tune", "report", "all"] = "auto"
+    """Which frames train and which evaluate. official: the 795/654 of NYU; tune and
+    report: held-out scenes of the 795; all: train on everything; auto: official for
+    NYU, the data's own split otherwise."""
+    train_images: int | None = None
+    """Train on the first so many images in the order of the seed."""
+    size: str = "auto"
+    """Input of the network, HEIGHTxWIDTH; auto: 228x304."""
+    augment: Literal["none", "full"] = "full"
+    """Random scale, rotation, crop, flip and colour while training, or none."""
+    cache: Literal["none", "host"] = "none"
+    """Keep the training frames in memory."""
+    cache_dir: str = "~/.cache/jaxdepth"
+    """Where rendered rooms and prepared data are kept."""
+
+    # How.
+    steps: int | Auto = "auto"
+    """Training steps; auto: from --epochs, or 20 epochs."""
+    epochs: float | None = None
+    """Passes over the training images, instead of --steps."""
+    batch_size: int | Auto = "auto"
+    """Images per step over all devices; auto: 32."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam adds L2 to the gradient as the paper does, adamw decays apart from it."""
+    lr: float = 1e-3
+    """Learning rate."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """Course of the learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear increase at the start."""
+    weight_decay: float = 1e-4
+    """L2 penalty."""
+    decay: Literal["kernels", "all"] = "kernels"
+    """What is decayed: kernels alone, or all parameters as the paper had it."""
+    clip_norm: float | None = None
+    """Largest global norm of a gradient."""
+    init: Literal["random", "imagenet", "nyu"] = "random"
+    """Start from random weights, an ImageNet encoder, or a whole network (needs
+    --weights)."""
+    weights: str | None = None
+    """Converted weights for --init."""
+    freeze: Literal["none", "encoder", "bn_stats"] = "none"
+    """What training leaves as it is: the encoder, or all batch statistics."""
+    encoder_lr_factor: float = 1.0
+    """Factor on the learning rate of the encoder."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Arithmetic of the network; auto: bf16 on accelerators, f32 on CPU."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """How the step is placed on several devices. Equal numbers."""
+    bn: Literal["global", "local"] = "global"
+    """Batch statistics over the whole batch, or per device."""
+    accumulate: int = 1
+    """Split each batch into so many parts, one after another, to save memory."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A loss that is not finite stops the run, or the step is skipped."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    # Measured how.
+    protocol: Literal["auto", "laina", "eigen", "densedepth", "plain", "all"] = "auto"
+    """How predictions are scored; auto: laina for NYU, plain otherwise."""
+    flip_average: Literal["auto", "on", "off"] = "auto"
+    """Average with the mirrored image's prediction; auto: as the protocol says."""
+    densedepth_rel: Literal["truth", "pred"] = "truth"
+    """Denominator of abs_rel in protocol densedepth; pred: what its code did."""
+
+    # What is left behind.
+    workdir: str | None = None
+    """Folder of the run (a gs:// path is fine); default runs/ARCH-LOSS-NNN."""
+    resume: str = "auto"
+    """auto: go on where --workdir stopped; never: refuse a used folder; or the path
+    of another run to go on from."""
+    log_every: int | Auto = "auto"
+    """Steps between log lines; auto: about 50 a run, at most 50 steps apart."""
+    eval_every: int | Auto = "auto"
+    """Steps between evaluations; auto: five a run."""
+    save_every: int | Auto = "auto"
+    """Steps between checkpoints; auto: at every evaluation."""
+    recipe: str = "default"
+    """A named set of flags: see --recipe=help."""
+
+    def __post_init__(self):
+        validate(self)
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the network's input; only once `size` is resolved."""
+        return parse_size(self.size)
+
+    @property
+    def frame_size(self) -> Size:
+        """(height, width) of the training frame that `image_size` is cropped from."""
+        return training_frame(self.image_size)
+
+
+def training_frame(image_size: Size) -> Size:
+    """The frame that is shrunk to, then cropped: 20/19 of the input, rounded half up.
+
+    228x304 -> 240x320, as Laina et al. 2016 crop 6 and 8 pixels from each side.
+    """
+    height, width = image_size
+    return (40 * height + 19) // 38, (40 * width + 19) // 38
+
+
+def parse_size(text: str) -> Size:
+    """`"228x304"` -> (228, 304). Raises UserError on anything else."""
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if not match:
+        raise UserError(f"--size={text}: give HEIGHTxWIDTH in pixels, as in 228x304")
+    return int(match[1]), int(match[2])
+
+
+def choices(name: str) -> tuple[str, ...] | None:
+    """The values that a flag of named choices takes; None for other flags."""
+    hint = get_type_hints(Config)[name]
+    return get_args(hint) if get_origin(hint) is Literal else None
+
+
+def nearest(word: str, among: Iterable[str]) -> str:
+    """`"; did you mean X?"`, or nothing where no word is near."""
+    close = difflib.get_close_matches(word, list(among), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# Lower bounds: (flag, smallest, whether it itself is allowed).
+_BOUNDS: tuple[tuple[str, float, bool], ...] = (
+    ("steps", 1, True),
+    ("epochs", 0, False),
+    ("batch_size", 1, True),
+    ("rooms", 1, True),
+    ("train_images", 1, True),
+    ("accumulate", 1, True),
+    ("lr", 0, False),
+    ("weight_decay", 0, True),
+    ("warmup_steps", 0, True),
+    ("clip_norm", 0, False),
+    ("encoder_lr_factor", 0, True),
+    ("depth_scale", 0, False),
+    ("max_depth", 0, False),
+    ("log_every", 1, True),
+    ("eval_every", 0, True),
+    ("save_every", 0, True),
+    ("si_lambda", 0, True),
+    ("dropout", 0, True),
+    ("seed", 0, True),
+)
+
+
+def validate(config: Config) -> None:
+    """Raise UserError for the first value, or pair of values, that makes no sense."""
+    for name in get_type_hints(Config):
+        value, allowed = getattr(config, name), choices(name)
+        if allowed and value not in allowed:
+            hint = nearest(str(value), allowed)
+            raise UserError(f"--{name}={value}: one of {', '.join(allowed)}{hint}")
+    for name, low, included in _BOUNDS:
+        value = getattr(config, name)
+        if value is None or value == "auto":
+            continue
+        inside = value >= low if included else value > low
+        if not (inside and math.isfinite(value)):
+            word = "at least" if included else "above"
+            raise UserError(f"--{name}={value}: must be {word} {low:g}")
+    _validate_pairs(config)
+
+
+def _validate_pairs(config: Config) -> None:
+    if config.size != "auto":
+        parse_size(config.size)
+    if config.si_lambda > 1:
+        raise UserError(f"--si_lambda={config.si_lambda}: must be at most 1")
+    if config.dropout != "auto" and config.dropout >= 1:
+        raise UserError(f"--dropout={config.dropout}: must be below 1")
+    if config.max_depth > 65.535:
+        raise UserError(
+            f"--max_depth={config.max_depth}: at most 65.535 m, what uint16 mm hold"
+        )
+    if config.steps != "auto" and config.epochs is not None:
+        raise UserError("--steps and --epochs: give one of the two")
+    if config.init != "random" and not config.weights:
+        raise UserError(
+            f"--init={config.init} needs --weights=FILE, the converted weights "
+            "(tools/convert_resnet.py for imagenet, tools/convert_fcrn.py for nyu)"
+        )
+    if config.weights and config.init == "random":
+        raise UserError("--weights without --init: say --init=imagenet or --init=nyu")
+    if config.layout == "fcrn" and config.arch != "upproj":
+        raise UserError(f"--layout=fcrn is a layout of upproj, not of {config.arch}")
+    if config.split == "all" and config.data == "rooms":
+        raise UserError("--split=all: rooms have their own split; leave --split out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A named configuration: the flags that differ, and what it costs and gives."""
+
+    flags: dict[str, Any]
+    doc: str
+
+    def config(self, name: str) -> Config:
+        return Config(**self.flags, recipe=name)
+
+
+# Adam, 1e-3, L2 of 1e-4 on every parameter, no augmentation: the paper, section 5.
+_PAPER: dict[str, Any] = {
+    "optimizer": "adam",
+    "lr": 1e-3,
+    "weight_decay": 1e-4,
+    "decay": "all",
+    "schedule": "constant",
+    "augment": "none",
+}
+_CNN = _PAPER | {"batch_size": 8, "epochs": 20.0, "train_images": 300}
+_TRANSFER = _PAPER | {
+    "arch": "upproj",
+    "loss": "si",
+    "batch_size": 8,
+    "epochs": 20.0,
+    "train_images": 500,
+}
+_UNPOOL = _PAPER | {
+    "arch": "upproj",
+    "loss": "si",
+    "batch_size": 8,
+    "epochs": 120.0,
+    "train_images": 25,
+}
+
+
+def _paper(flags: dict[str, Any], row: str, result: str) -> Recipe:
+    return Recipe(flags, f"{row}. The paper: {result} (delta1, RMSE in m).")
+
+
+_TABLE1_CNN = _paper(
+    _CNN | {"arch": "cnn", "loss": "si"},
+    "Table 1 CNN, which is also Table 2 scale-invariant: 300 images, 20 epochs",
+    "0.195, 1.22",
+)
+
+RECIPES: dict[str, Recipe] = {
+    "default": Recipe({}, "Adam, 20 epochs, augmentation: for NYU on an accelerator."),
+    "demo": Recipe(
+        {
+            "size": "96x128",
+            "batch_size": 8,
+            "steps": 130,
+            "rooms": 480,
+            "schedule": "cosine",
+            "warmup_steps": 10,
+            "lr": 1e-3,
+            "augment": "none",
+        },
+        "Rendered rooms on two CPU cores in under 5 minutes; the choice where there "
+        "is neither data nor an accelerator.",
+    ),
+    "table1_cnn_fc": _paper(
+        _CNN | {"arch": "cnn_fc", "loss": "si", "batch_size": 32},
+        "Table 1 CNN+FC: 300 images, 20 epochs, batch 32",
+        "0.307, 1.12",
+    ),
+    "table1_cnn": _TABLE1_CNN,
+    "table1_cnn_trans": _paper(
+        _CNN | {"arch": "cnn_trans", "loss": "si"},
+        "Table 1 CNN+trans: 300 images, 20 epochs",
+        "0.143, 1.23",
+    ),
+    "table2_mse": _paper(
+        _CNN | {"arch": "cnn", "loss": "mse"},
+        "Table 2 mean squared: 300 images, 20 epochs",
+        "0.380, 1.23",
+    ),
+    "table2_si": _TABLE1_CNN,
+    "table2_berhu": _paper(
+        _CNN | {"arch": "cnn", "loss": "berhu"},
+        "Table 2 berHu: 300 images, 20 epochs",
+        "0.352, 0.98",
+    ),
+    "table3_zero": _paper(
+        _UNPOOL | {"unpool": "zero"},
+        "Table 3 normal unpooling: 25 images, 120 epochs",
+        "0.0537, 6.18",
+    ),
+    "table3_average": _paper(
+        _UNPOOL | {"unpool": "average"},
+        "Table 3 average unpooling: 25 images, 120 epochs",
+        "0.0557, 6.37",
+    ),
+    "table4_nyu": _paper(
+        _TRANSFER | {"init": "nyu", "layout": "fcrn"},
+        "Table 4 pretrained on NYU: needs --weights, 500 images, 20 epochs",
+        "0.729, 0.734",
+    ),
+}
+_TABLE4_IMAGENET = _paper(
+    _TRANSFER | {"init": "imagenet"},
+    "Table 4 random decoder on an ImageNet encoder, which is also Table 1 CNN+Res: "
+    "needs --weights, 500 images, 20 epochs",
+    "0.634, 1.74",
+)
+RECIPES["table1_upproj"] = RECIPES["table4_imagenet"] = _TABLE4_IMAGENET
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe, or UserError with the nearest name."""
+    if name not in RECIPES:
+        raise UserError(
+            f"--recipe={name}: one of {', '.join(sorted(RECIPES))}"
+            + nearest(name, RECIPES)
+        )
+    return RECIPES[name]
+
+
+def resolve(config: Config, *, platform: str) -> Config:
+    """Fill in what `auto` leaves to the platform ("cpu", "gpu" or "tpu").
+
+    What depends on the data (steps, protocol, split) is settled when they are open.
+    """
+    accelerated = platform != "cpu"
+    values: dict[str, Any] = {}
+    if config.size == "auto":
+        values["size"] = "228x304"
+    if config.batch_size == "auto":
+        values["batch_size"] = 32
+    if config.rooms == "auto":
+        values["rooms"] = 4000
+    if config.precision == "auto":
+        values["precision"] = "bf16" if accelerated else "f32"
+    if config.dropout == "auto":
+        values["dropout"] = 0.5 if config.arch == "cnn_fc" else 0.0
+    return dataclasses.replace(config, **values)
+
+
+def settle_steps(config: Config, *, train_images: int) -> Config:
+    """Fill in what `auto` leaves to the number of training images."""
+    steps = config.steps
+    if steps == "auto":
+        epochs = 20.0 if config.epochs is None else config.epochs
+        assert config.batch_size != "auto"
+        steps = max(1, math.ceil(epochs * train_images / config.batch_size))
+    values: dict[str, Any] = {"steps": steps, "epochs": None}
+    if config.eval_every == "auto":
+        values["eval_every"] = max(1, math.ceil(steps / 5))
+    if config.log_every == "auto":
+        values["log_every"] = max(1, min(50, steps // 50))
+    evaluations = values.get("eval_every", config.eval_every)
+    if config.save_every == "auto":
+        values["save_every"] = evaluations
+    return dataclasses.replace(config, **values)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """A dict that JSON holds and `from_json` reads."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict[str, Any]) -> Config:
+    """The configuration that `to_json` wrote. Fields unknown here are an error."""
+    known = {field.name for field in dataclasses.fields(Config)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(
+            f"config.json holds {', '.join(unknown)}, which this version of jaxdepth "
+            "does not know: use the version that wrote it"
+        )
+    return Config(**values)
+
+
+def loads(text: str, *, where: str) -> dict[str, Any]:
+    """Parse JSON text, naming the file in the error."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON ({error}): the file is damaged") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: a JSON object was expected")
+    return values

@@ -1,0 +1,115 @@
+"""Where a step runs: `jit` over a mesh of all devices, or `pmap`. No arithmetic.
+
+Both give the step the same axis to sum over, so both compute the same numbers. State
+is replicated; batches are split over devices, and over hosts each brings its own part.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxdepth.errors import UserError
+
+AXIS = "data"
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How arrays and steps are laid over devices.
+
+    Attributes:
+      kind: "jit" or "pmap".
+      devices: all devices of all hosts.
+    """
+
+    kind: str
+    devices: tuple[jax.Device, ...]
+
+    @classmethod
+    def over(
+        cls, kind: str, devices: Sequence[jax.Device] | None = None
+    ) -> "Placement":
+        """Over the given devices, or all there are."""
+        return cls(kind, tuple(devices if devices is not None else jax.devices()))
+
+    @property
+    def mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    @property
+    def local(self) -> list[jax.Device]:
+        """This host's devices."""
+        here = jax.process_index()
+        return [d for d in self.devices if d.process_index == here]
+
+    def check_batch(self, batch_size: int, accumulate: int) -> None:
+        """Raise UserError unless the global batch divides evenly."""
+        parts = len(self.devices) * accumulate
+        if batch_size % parts:
+            raise UserError(
+                f"--batch_size={batch_size} does not divide over {len(self.devices)} "
+                f"devices x --accumulate={accumulate}: use a multiple of {parts}"
+            )
+
+    def compile(self, step: Callable, spec: Any) -> Callable:
+        """`step(spec, state, batch)` as (placed state, placed batch) -> the same.
+
+        The state's memory is reused. Logs come back replicated.
+        """
+        bound = functools.partial(step, spec)
+        if self.kind == "pmap":
+            return jax.pmap(
+                bound, axis_name=AXIS, donate_argnums=0, devices=self.devices
+            )
+        # Inside shard_map the step sees one device's part, as under pmap. Its own
+        # psums make the results equal everywhere, which check_vma cannot see through
+        # collectives in the differentiated batch normalisation.
+        sharded = jax.shard_map(
+            bound,
+            mesh=self.mesh,
+            in_specs=(P(), P(AXIS)),
+            out_specs=(P(), P()),
+            check_vma=False,
+        )
+        return jax.jit(sharded, donate_argnums=0)
+
+    def place_state(self, state: PyTree) -> PyTree:
+        """Copy a host's state to every device."""
+        if self.kind == "pmap":
+            stacked = jax.tree.map(
+                lambda x: np.broadcast_to(np.asarray(x)[None], (len(self.local), *x.shape)),
+                state,
+            )
+            return _split_over(stacked, self.local)
+        return jax.device_put(state, NamedSharding(self.mesh, P()))
+
+    def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Send this host's part of a batch to its devices."""
+        if self.kind == "pmap":
+            n = len(self.local)
+            parts = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+            return _split_over(parts, self.local)
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return {
+            k: jax.make_array_from_process_local_data(sharding, v)
+            for k, v in batch.items()
+        }
+
+    def one(self, tree: PyTree) -> PyTree:
+        """One copy of what every device holds: the state as `place_state` took it."""
+        if self.kind == "pmap":
+            return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
+        return tree
+
+
+def _split_over(tree: PyTree, devices: list[jax.Device]) -> PyTree:
+    """Axis 0 over devices, as pmap wants its arguments."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), P(AXIS))
+    return jax.device_put(tree, sharding)

@@ -1,0 +1,30 @@
+"""What a training step changes."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes; a pytree, replicated on every device.
+
+    Attributes:
+      step: () int32, how many steps were taken.
+      params: parameters, float32.
+      batch_stats: running means and (biased) variances, float32.
+      opt_state: the optimizer's own state.
+    """
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}

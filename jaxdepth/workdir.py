@@ -1,0 +1,227 @@
+"""The work directory of a run: its name, its configuration, its results.
+
+A run writes to a local folder. Where --workdir is remote (gs://, memory://, ...) that
+folder is a mirror: `sync` copies what changed, and checkpoints go there directly.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform as platform_module
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+
+from jaxdepth import config as config_lib
+from jaxdepth.config import Config
+from jaxdepth.errors import MachineError, UserError
+
+CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkDir:
+    """Where a run leaves things.
+
+    Attributes:
+      name: as the user knows it.
+      local: the folder that files are written to.
+      remote: the URL that `local` mirrors, or None.
+    """
+
+    name: str
+    local: Path
+    remote: str | None = None
+
+    @classmethod
+    def open(cls, name: str) -> "WorkDir":
+        """The work directory of that name; nothing is created for a local one."""
+        if "://" not in name:
+            return cls(name, Path(name).expanduser())
+        local = Path(tempfile.mkdtemp(prefix="jaxdepth-"))
+        here = cls(name, local, name.rstrip("/"))
+        here._fetch()
+        return here
+
+    @property
+    def checkpoints(self) -> str:
+        """Where Orbax reads and writes: always the place itself, never the mirror."""
+        if self.remote is not None:
+            return f"{self.remote}/checkpoints"
+        return str((self.local / "checkpoints").absolute())
+
+    def used(self) -> bool:
+        """Whether a run was started here."""
+        return (self.local / CONFIG).exists()
+
+    def create(self) -> None:
+        """Make the folder. MachineError where the file system refuses."""
+        try:
+            (self.local / "panels").mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(
+                f"--workdir={self.name}: a file of that name is in the way"
+            ) from None
+        except NotADirectoryError:
+            raise UserError(
+                f"--workdir={self.name}: a part of the path is a file"
+            ) from None
+        except OSError as error:
+            raise MachineError(
+                f"{self.name} can't be made: {error.strerror}"
+            ) from error
+
+    def sync(self) -> None:
+        """Copy what is local to the remote place; nothing to do for a local one."""
+        if self.remote is None:
+            return
+        system, root = fsspec.core.url_to_fs(self.remote)
+        for path in self.local.rglob("*"):
+            if path.is_file():
+                there = f"{root}/{path.relative_to(self.local).as_posix()}"
+                system.makedirs(os.path.dirname(there), exist_ok=True)
+                system.put_file(str(path), there)
+
+    def _fetch(self) -> None:
+        system, root = fsspec.core.url_to_fs(self.remote)
+        for name in (CONFIG, RESULTS, METRICS, "run.log"):
+            if system.exists(f"{root}/{name}"):
+                system.get_file(f"{root}/{name}", str(self.local / name))
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file whole or not at all. Non-finite numbers become null."""
+        write_json(self.local / name, values)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of this run; UserError where it is absent or damaged."""
+        path = self.local / name
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.name} is not the work directory of a run: it has no {name}"
+            ) from None
+        return config_lib.loads(text, where=f"{self.name}/{name}")
+
+
+def choose(config: Config) -> WorkDir:
+    """The work directory that the flags ask for: named, or the next free one.
+
+    Raises UserError where --resume=never meets a folder with a run.
+    """
+    if config.workdir is not None:
+        here = WorkDir.open(config.workdir)
+        if config.resume == "never" and here.used():
+            raise UserError(
+                f"--resume=never, but {config.workdir} holds a run: name another "
+                "--workdir, or leave --resume=never out to go on"
+            )
+        if here.local.exists() and not here.local.is_dir():
+            raise UserError(
+                f"--workdir={config.workdir}: a file of that name is in the way"
+            )
+        return here
+    runs = Path("runs")
+    stem = f"{config.arch}-{config.loss}"
+    taken = [
+        int(match[1])
+        for path in (runs.iterdir() if runs.is_dir() else ())
+        if (match := re.fullmatch(re.escape(stem) + r"-(\d{3,})", path.name))
+    ]
+    number = max(taken, default=0) + 1
+    while True:  # two runs that start together take two numbers
+        name = runs / f"{stem}-{number:03d}"
+        try:
+            name.mkdir(parents=True)
+            return WorkDir.open(str(name))
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise MachineError(f"{name} can't be made: {error.strerror}") from error
+
+
+def discard_if_empty(workdir: WorkDir) -> None:
+    """Take back a folder that `choose` made for a run that never started."""
+    if workdir.remote is None and workdir.local.is_dir():
+        try:
+            workdir.local.rmdir()
+            workdir.local.parent.rmdir()
+        except OSError:
+            return  # not empty: somebody's
+
+
+# What may differ between the run that stopped and the one that goes on.
+_FREE = {
+    "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
+    "protocol", "flip_average", "densedepth_rel", "on_nan", "parallel", "accumulate",
+    "upconv", "cache", "cache_dir", "recipe", "precision", "eval_data",
+}  # fmt: skip
+
+
+def refuse_changes(before: Config, now: Config, *, where: str) -> None:
+    """UserError where a resumed run would not be the same experiment."""
+    pairs = [
+        f"--{field.name}={getattr(before, field.name)} there, "
+        f"{getattr(now, field.name)} here"
+        for field in dataclasses.fields(Config)
+        if field.name not in _FREE
+        and getattr(before, field.name) != getattr(now, field.name)
+    ]
+    if pairs:
+        raise UserError(
+            f"{where} holds a run with other flags ({'; '.join(pairs)}): name another "
+            "--workdir, or give the same flags to go on"
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices, as results and configurations carry them."""
+    names = ("jaxdepth", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    devices = jax.devices()
+    return {
+        "versions": {"python": platform_module.python_version()}
+        | {name: metadata.version(name) for name in names},
+        "devices": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "hosts": jax.process_count(),
+        },
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON holds: non-finite numbers are None, arrays are lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON whole or not at all. MachineError where storage fails."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "w") as file:
+            json.dump(plain(values), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MachineError(
+            f"{path} could not be written: {error.strerror}"
+        ) from error
