@@ -1,0 +1,196 @@
+"""The three training losses over valid pixels, and the table of them.
+
+Each image is averaged over its own valid pixels, then the images that have one are
+averaged. An image without a valid pixel adds nothing, to the gradient either. All
+arithmetic is float32, whatever the dtype of the prediction.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+BerhuScope = Literal["image", "batch"]
+
+# Metres; keeps the logarithm of a dead ReLU's zeros, and its gradient, finite.
+MIN_PRED = 1e-3
+
+
+def mse(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, ""]:
+    """Mean squared error.
+
+        mean((pred - target)^2)
+
+    Args:
+      pred: predicted depth, metres, any floating dtype.
+      target: measured depth, metres; may be anything where `valid` is False.
+      valid: True where `target` counts. An image with none adds nothing.
+
+    Returns: float32 scalar, m^2: the mean over images with a valid pixel; 0 if none.
+    """
+    return _mean(*loss_sums("mse", pred, target, valid=valid))
+
+
+def si(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    si_lambda: float = 0.5,
+) -> Float[Array, ""]:
+    """Scale-invariant error in log depth.
+
+        mean(d^2) - si_lambda * mean(d)^2,   d = log max(pred, 1e-3) - log target
+
+    Args:
+      pred: predicted depth, metres, any floating dtype. Below 1 mm it counts as
+        1 mm and has no gradient.
+      target: measured depth, metres, > 0 where `valid`; anything elsewhere.
+      valid: True where `target` counts. An image with none adds nothing.
+      si_lambda: 0 is the plain square in log depth, 1 is unmoved by scaling `pred`.
+
+    Returns: float32 scalar, no unit: the mean over images with a valid pixel; 0 if
+      none. Never negative for `si_lambda` <= 1.
+    Source: Eigen et al. 2014, equations 3 and 4.
+    """
+    sums = loss_sums("si", pred, target, valid=valid, si_lambda=si_lambda)
+    return _mean(*sums)
+
+
+def berhu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    berhu_scope: BerhuScope = "image",
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """Reverse Huber: L1 for small errors, a parabola beyond the threshold c.
+
+        mean(e if e <= c else (e^2 + c^2) / (2 c)),   e = |pred - target|,
+        c = max(e) / 5 over the valid pixels of the image, or of the batch
+
+    c is a constant in the gradient; where it is 0 the loss is L1.
+
+    Args:
+      pred: predicted depth, metres, any floating dtype.
+      target: measured depth, metres; may be anything where `valid` is False.
+      valid: True where `target` counts. An image with none adds nothing.
+      berhu_scope: c over each image, or one c over the batch.
+      axis_name: with scope "batch", the mapped axis that the batch is spread over.
+
+    Returns: float32 scalar, metres: the mean over images with a valid pixel; 0 if
+      none.
+    Source: Laina et al. 2016, section 3.2 (c over the batch).
+    """
+    sums = loss_sums(
+        "berhu",
+        pred,
+        target,
+        valid=valid,
+        berhu_scope=berhu_scope,
+        axis_name=axis_name,
+    )
+    return _mean(*sums)
+
+
+LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
+    "mse": mse,
+    "si": si,
+    "berhu": berhu,
+}
+
+
+def loss_sums(
+    name: str,
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    si_lambda: float = 0.5,
+    berhu_scope: BerhuScope = "image",
+    axis_name: str | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Numerator and denominator of a loss, to be summed over devices, divided once.
+
+    Args are those of the loss; the ones it does not know are left aside.
+
+    Returns: the sum of the per-image losses over images with a valid pixel, and the
+      number of those images; float32 scalars of this device's images. (The threshold
+      of berHu in scope "batch" is the only thing that looks across `axis_name`.)
+    Raises: KeyError for a name that is not in `LOSSES`.
+    """
+    # Safe values go in first: a NaN behind a mask applied last would still reach the
+    # gradient as 0 * NaN.
+    pred = jnp.where(valid, pred.astype(jnp.float32), 1.0)
+    target = jnp.where(valid, target.astype(jnp.float32), 1.0)
+    if name == "mse":
+        images = _masked_mean(jnp.square(pred - target), valid)
+    elif name == "si":
+        images = _si(pred, target, valid, si_lambda)
+    elif name == "berhu":
+        images = _berhu(pred, target, valid, berhu_scope, axis_name)
+    else:
+        raise KeyError(f"no loss {name!r}: one of {', '.join(LOSSES)}")
+    counted = jnp.any(valid, axis=(1, 2))
+    return jnp.sum(images), jnp.sum(counted, dtype=jnp.float32)
+
+
+def _si(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    si_lambda: float,
+) -> Float[Array, "b"]:
+    log_diff = jnp.log(jnp.maximum(pred, MIN_PRED)) - jnp.log(target)
+    mean = _masked_mean(log_diff, valid)
+    # mean(d^2) - s mean(d)^2 = var(d) + (1 - s) mean(d)^2, without the cancellation.
+    variance = _masked_mean(jnp.square(log_diff - mean[:, None, None]), valid)
+    return variance + (1 - si_lambda) * jnp.square(mean)
+
+
+def _berhu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    scope: BerhuScope,
+    axis_name: str | None,
+) -> Float[Array, "b"]:
+    error = jnp.abs(pred - target)  # 0 where not valid: both are 1 there
+    # Stopped before the maximum over devices, which has no gradient rule.
+    fixed = lax.stop_gradient(error)
+    if scope == "image":
+        c = 0.2 * jnp.max(fixed, axis=(1, 2), keepdims=True)
+    elif scope == "batch":
+        largest = jnp.max(fixed, keepdims=True)
+        c = 0.2 * (lax.pmax(largest, axis_name) if axis_name else largest)
+    else:
+        raise ValueError(f"berhu_scope {scope!r}: image or batch")
+    some = c > 0
+    safe = jnp.where(some, c, 1.0)
+    # e * (e / c), not e^2 / c: the square of a tiny error would underflow.
+    parabola = 0.5 * (error * (error / safe) + safe)
+    return _masked_mean(
+        jnp.where(~some | (error <= c), error, parabola),
+        valid,
+    )
+
+
+def _masked_mean(
+    x: Float[Array, "b h w"], valid: Bool[Array, "b h w"]
+) -> Float[Array, "b"]:
+    """Mean of each image over its valid pixels; 0 without one."""
+    total = jnp.sum(jnp.where(valid, x, 0.0), axis=(1, 2))
+    count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
+    return total / jnp.maximum(count, 1.0)
+
+
+def _mean(total: Float[Array, ""], images: Float[Array, ""]) -> Float[Array, ""]:
+    return total / jnp.maximum(images, 1.0)
