@@ -1,0 +1,250 @@
+"""Errors of a depth map, as sums that merge exactly, and what is computed from them.
+
+On the device each row of each image is summed in float32: a few hundred terms, too
+few to lose digits. On the host the rows become one float64 entry per image, from which
+both averagings come: over all pixels of the set, or the mean of the images' values.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+METRICS = (
+    "delta1",
+    "delta2",
+    "delta3",
+    "abs_rel",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "silog",
+)
+Averaging = Literal["pooled", "per_image"]
+AVERAGINGS: tuple[Averaging, Averaging] = ("pooled", "per_image")
+Rel = Literal["truth", "pred"]
+
+# Pixels that are counted because they make numbers undefined.
+_COUNTS = ("nonpositive", "nonfinite")
+# Metres; beyond this a squared error times a row's length leaves float32.
+_HUGE = 1e12
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+def row_sums(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    rel: Rel = "truth",
+) -> dict[str, Float[Array, "b h"]]:
+    """Sums over the valid pixels of each image row, for `Sums.update`.
+
+    Pure, to be jitted. A prediction that is not finite (or beyond 1e12 m) is counted
+    as `nonfinite` and left out of all sums but delta, where it is wrong. One that is
+    <= 0 is counted as `nonpositive` and left out of the logarithms; in delta it is
+    wrong, as its ratio is infinite.
+
+    Args:
+      pred: predicted depth, metres.
+      target: true depth, metres, > 0 where `valid`; anything elsewhere.
+      valid: True where `target` counts.
+      rel: denominator of `abs_rel`.
+
+    Returns: float32 sums by name. `log_m2` is about the row's own mean of log pred -
+      log target, so that a constant factor does not drown its spread.
+    """
+    pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
+    finite = jnp.abs(pred) <= _HUGE  # False for NaN
+    positive = finite & (pred >= _TINY)
+    t = jnp.where(valid, target, 1.0)
+    p = jnp.where(valid & finite, pred, t)
+    p_log = jnp.where(valid & positive, pred, t)
+
+    def total(x: Array) -> Array:
+        return jnp.sum(jnp.where(valid, x, 0.0), axis=2, dtype=jnp.float32)
+
+    error, log_diff = p - t, jnp.log(p_log) - jnp.log(t)
+    ratio = jnp.maximum(p_log / t, t / p_log)
+    count, log_sum = total(jnp.ones_like(t)), total(log_diff)
+    log_mean = (log_sum / jnp.maximum(count, 1.0))[:, :, None]
+    deltas = {
+        f"delta{k}": total((positive & (ratio < 1.25**k)).astype(jnp.float32))
+        for k in (1, 2, 3)
+    }
+    return deltas | {
+        "count": count,
+        "abs_rel": total(jnp.abs(error) / (t if rel == "truth" else p_log)),
+        "sq_rel": total(jnp.square(error) / t),
+        "sq": total(jnp.square(error)),
+        "log_abs": total(jnp.abs(log_diff)),
+        "log_sum": log_sum,
+        "log_m2": total(jnp.square(log_diff - log_mean)),
+        "nonpositive": total((finite & ~positive).astype(jnp.float32)),
+        "nonfinite": total((~finite).astype(jnp.float32)),
+        # Where the prediction is the denominator, one <= 0 spoils abs_rel as well.
+        "rel_undefined": total(
+            (finite & ~positive & (rel == "pred")).astype(jnp.float32)
+        ),
+    }
+
+
+class Sums:
+    """A float64 table with one row per image; merging is exact in any batching."""
+
+    def __init__(self) -> None:
+        self._blocks: list[dict[str, np.ndarray]] = []
+
+    def update(
+        self,
+        rows: Mapping[str, Any],
+        *,
+        counted: Sequence[bool] | np.ndarray | None = None,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+          rows: sums (b, h) of `row_sums`; other (b, h) sums are kept beside them.
+          counted: (b,) False where a place only fills up the batch: such an image is
+            no image at all. None: all count. (An image without a valid pixel is an
+            image; it is counted in `images_without_truth`.)
+        """
+        table = {name: np.asarray(x, np.float64) for name, x in rows.items()}
+        # Rows' second moments about their own means become one about zero.
+        n = np.maximum(table["count"], 1.0)
+        table["log_sq"] = table.pop("log_m2") + table["log_sum"] ** 2 / n
+        keep = slice(None) if counted is None else np.asarray(counted, bool)
+        self._blocks.append({k: x.sum(axis=1)[keep] for k, x in table.items()})
+
+    def merge(self, other: "Sums") -> None:
+        """Add the images of another table after the ones here."""
+        self._blocks.extend(other._blocks)
+
+    def select(self, order: Sequence[int] | np.ndarray) -> "Sums":
+        """The images at these places, in this order."""
+        chosen = Sums()
+        places = np.asarray(order, int)
+        chosen._blocks = [{k: x[places] for k, x in self.table.items()}]
+        return chosen
+
+    @property
+    def table(self) -> dict[str, np.ndarray]:
+        """float64 sums per image, (images,) each; empty before the first update."""
+        if len(self._blocks) > 1:
+            names = self._blocks[0]
+            joined = {k: np.concatenate([b[k] for b in self._blocks]) for k in names}
+            self._blocks = [joined]
+        return dict(self._blocks[0]) if self._blocks else {"count": np.zeros(0)}
+
+    def __len__(self) -> int:
+        """All images, with truth or without."""
+        return len(self.table["count"])
+
+    @property
+    def images(self) -> int:
+        """Images with at least one valid pixel: the ones averaged over."""
+        return int(np.count_nonzero(self.table["count"]))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What stands beside the metrics.
+
+        `pixels` scored, `nonpositive` and `nonfinite` predictions among them,
+        `images_without_truth`, and any further sums that `update` was given.
+        """
+        table = self.table
+        known = {"count", *_SUMMED, *_COUNTS, "rel_undefined"}
+        names = [*_COUNTS, *(k for k in table if k not in known)]
+        return {
+            "pixels": round(math.fsum(table["count"])),
+            **{k: round(math.fsum(table.get(k, ()))) for k in names},
+            "images_without_truth": len(self) - self.images,
+        }
+
+    def compute(self, averaging: Averaging) -> dict[str, float | None]:
+        """The nine metrics; None where one is undefined.
+
+        delta_k: share of pixels with max(p/t, t/p) < 1.25^k (strictly);
+        abs_rel: mean(|p - t| / t); sq_rel: mean((p - t)^2 / t) in metres;
+        rmse: sqrt(mean((p - t)^2)) in metres; with e = ln p - ln t,
+        rmse_log: sqrt(mean(e^2)); log10: mean(|e|) / ln 10;
+        silog: 100 sqrt(mean(e^2) - mean(e)^2).
+
+        rmse_log, log10 and silog are None if any prediction was <= 0, and all but the
+        deltas if any was not finite. Everything is None without a valid pixel.
+
+        Args:
+          averaging: "pooled" takes the means over all pixels of all images,
+            "per_image" takes them over each image's, then averages the images that
+            have a valid pixel. The pooled rmse is never below the other (Jensen).
+        """
+        table = self.table
+        if averaging == "pooled":
+            table = {k: np.array([math.fsum(x)]) for k, x in table.items()}
+        elif averaging != "per_image":
+            raise ValueError(f"averaging {averaging!r}: pooled or per_image")
+        some = np.flatnonzero(table["count"])
+        if not len(some):
+            return dict.fromkeys(METRICS)
+        values = _values({k: x[some] for k, x in table.items()})
+        return {k: _finite(_mean(x)) for k, x in values.items()}
+
+    def per_image(self) -> list[dict[str, float | None]]:
+        """For each image in order: `pixels`, the metrics, and the counted pixels."""
+        if not len(self):
+            return []
+        table = self.table
+        values = _values(table)
+        columns = {"pixels": table["count"], **values}
+        columns |= {k: table[k] for k in _COUNTS}
+        return [
+            {k: _finite(x[i]) for k, x in columns.items()} for i in range(len(self))
+        ]
+
+
+# Entries of a table that metrics are made of.
+_SUMMED = (
+    "delta1",
+    "delta2",
+    "delta3",
+    "abs_rel",
+    "sq_rel",
+    "sq",
+    "log_abs",
+    "log_sum",
+    "log_sq",
+)
+
+
+def _values(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The metrics of each row of a table; NaN where undefined."""
+    count = np.where(table["count"] > 0, table["count"], np.nan)
+    mean = {k: table[k] / count for k in _SUMMED}
+    finite = np.where(table["nonfinite"] > 0, np.nan, 1.0)
+    logs = np.where(table["nonpositive"] > 0, np.nan, finite)
+    rel = np.where(table["rel_undefined"] > 0, np.nan, finite)
+    spread = np.maximum(mean["log_sq"] - mean["log_sum"] ** 2, 0.0)
+    return {
+        "delta1": mean["delta1"],
+        "delta2": mean["delta2"],
+        "delta3": mean["delta3"],
+        "abs_rel": mean["abs_rel"] * rel,
+        "sq_rel": mean["sq_rel"] * finite,
+        "rmse": np.sqrt(mean["sq"]) * finite,
+        "rmse_log": np.sqrt(mean["log_sq"]) * logs,
+        "log10": mean["log_abs"] / math.log(10) * logs,
+        "silog": 100 * np.sqrt(spread) * logs,
+    }
+
+
+def _mean(x: np.ndarray) -> float:
+    """Exactly rounded, so the order of the images changes nothing."""
+    return math.fsum(x) / len(x) if np.isfinite(x).all() else math.nan
+
+
+def _finite(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None
