@@ -1,0 +1,306 @@
+"""`cnn_fc`, `cnn` and `cnn_trans`: the plain convolutional networks.
+
+Each is an encoder, everything but the last stage, and a head. Batch normalisation and
+ReLU follow every convolution but the last.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from jaxdepth.errors import UserError
+from jaxdepth.models.dropout import drop
+from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
+from jaxdepth.models.resnet import batch_norm
+from jaxdepth.models.upproj import ConvHead
+from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
+
+Size = tuple[int, int]
+
+
+class ConvBlock(nn.Module):
+    """Convolution without bias, batch normalisation, ReLU. Names: `conv`, `bn`."""
+
+    features: int
+    epsilon: float
+    dtype: Any
+    bn_axis: str | None
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: Padding | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b i j d"]:
+        x = Conv(
+            self.features,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        norm = batch_norm(
+            train=train, epsilon=self.epsilon, dtype=self.dtype, axis_name=self.bn_axis
+        )
+        return nn.relu(norm(name="bn")(x))
+
+
+def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
+    """2x2 max-pool of stride 2 that rounds up: a last odd row pools by itself."""
+    _, height, width, _ = x.shape
+    return nn.max_pool(x, (2, 2), (2, 2), ((0, height % 2), (0, width % 2)))
+
+
+class FCEncoder(nn.Module):
+    """The five convolutions of `cnn_fc`, with three pools. Names: `block1` ..."""
+
+    features: tuple[int, ...]
+    epsilon: float
+    dtype: Any
+    bn_axis: str | None
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b i j c"]:
+        x = image
+        for index, features in enumerate(self.features):
+            size, stride, padding = 3, 1, None
+            if index == 0:
+                size, stride, padding = 11, 4, ((0, 0), (0, 0))
+            elif index == 1:
+                size = 5
+            x = ConvBlock(
+                features,
+                epsilon=self.epsilon,
+                dtype=self.dtype,
+                bn_axis=self.bn_axis,
+                kernel_size=(size, size),
+                stride=stride,
+                padding=padding,
+                name=f"block{index + 1}",
+            )(x, train=train)
+            if index in (0, 1, len(self.features) - 1):
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        return x
+
+
+class CNNFC(nn.Module):
+    """Convolutions and two fully connected layers (`--arch=cnn_fc`).
+
+    Convolutions 11x11 stride 4 without padding (96), 5x5 (256), 3x3 (384, 384, 256)
+    with 2x2 max-pools (rounding down) after the first, the second and the last; a
+    fully connected layer of 4096, ReLU, dropout; one output per pixel of the first
+    convolution's grid. At 228x304: 55x74 -> 27x37 -> 13x18 -> 6x9 -> 4096 -> 55x74,
+    3,745,824 convolution and 73,293,824 fully connected weights.
+
+    The fully connected layers are sized for one input size, `image_size`; any other
+    input is refused.
+
+    The paper fixes the counts, which are those of the coarse network of Eigen et al.
+    2014 and so fix the layers, batch normalisation after every convolution, and the
+    dropout of 0.5. The softplus head and He initialisation are ours.
+
+    Names: `encoder/block{i}/{conv,bn}`, `decoder/{kernel,bias}` (4096),
+    `head/kernel`, `head/bias`.
+
+    Attributes:
+      image_size: (height, width) that it is built for.
+      features: of the convolutions.
+      hidden: units of the first fully connected layer.
+      others: as in `upproj.UpProj`.
+    """
+
+    image_size: Size = (228, 304)
+    layout: Layout = LAYOUTS["torchvision"]
+    dropout: float = 0.5
+    init_depth: float = 2.7
+    dtype: Any = jnp.float32
+    bn_axis: str | None = None
+    freeze: str = "none"
+    features: tuple[int, ...] = (96, 256, 384, 384, 256)
+    hidden: int = 4096
+
+    def setup(self):
+        height, width = self.output_size(self.image_size)
+        if min(height, width) < 8:
+            raise UserError(
+                f"image size {self.image_size[0]}x{self.image_size[1]}: too small for "
+                "cnn_fc, whose three pools need at least 39x39"
+            )
+        self.encoder = FCEncoder(
+            self.features, self.layout.bn_epsilon, self.dtype, self.bn_axis
+        )
+        he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+        self.decoder = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal)
+        bias = raw_from_depth(self.init_depth, self.layout.head)
+        self.head = DenseHead(height * width, bias, dtype=self.dtype)
+
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        train: bool = False,
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b i j"]:
+        """Depth in metres, float32; arguments as in `upproj.UpProj`.
+
+        Raises: UserError where the image is not of `image_size`.
+        """
+        if image.shape[1:3] != self.image_size:
+            built, given = self.image_size, image.shape[1:3]
+            raise UserError(
+                f"cnn_fc was built for {built[0]}x{built[1]} and got {given[0]}x"
+                f"{given[1]}: resize the image, or build the network for that size"
+            )
+        x = self.encoder(image, train=train and self.freeze == "none")
+        x = nn.relu(self.decoder(x.reshape(x.shape[0], -1)))
+        x = drop(x, keys, rate=self.dropout, train=train)
+        raw = self.head(x).reshape(-1, *self.output_size(self.image_size))
+        return depth_from_raw(raw, self.layout.head)
+
+    def output_size(self, image_size: Size) -> Size:
+        """The first convolution's output: 11x11, stride 4, no padding."""
+        height, width = image_size
+        return (height - 11) // 4 + 1, (width - 11) // 4 + 1
+
+
+class DenseHead(nn.Module):
+    """The last fully connected layer, linear: raw output in float32.
+
+    Attributes:
+      features: outputs.
+      init_bias: what they start at.
+      dtype: of the product; the bias is added in float32.
+    """
+
+    features: int
+    init_bias: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
+        small = nn.initializers.normal(0.001)
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", small, shape, jnp.float32)
+        constant = nn.initializers.constant(self.init_bias)
+        bias = self.param("bias", constant, (self.features,), jnp.float32)
+        raw = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        return raw.astype(jnp.float32) + bias[None]
+
+
+class CNNEncoder(nn.Module):
+    """All convolutions but the last, pooled after the first two. Names `block1` ..."""
+
+    features: tuple[int, ...]
+    pools: int
+    epsilon: float
+    dtype: Any
+    bn_axis: str | None
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "b h w 3"], *, train: bool = False
+    ) -> Float[Array, "b i j c"]:
+        x = image
+        for index, features in enumerate(self.features):
+            x = ConvBlock(
+                features,
+                epsilon=self.epsilon,
+                dtype=self.dtype,
+                bn_axis=self.bn_axis,
+                name=f"block{index + 1}",
+            )(x, train=train)
+            if index < self.pools:
+                x = max_pool_up(x)
+        return x
+
+
+class TransposedHead(nn.Module):
+    """A transposed 3x3 convolution to one channel at twice the size, linear.
+
+    Names: `kernel` (3, 3, c, 1), `bias` (1,). Attributes as in `upproj.ConvHead`.
+    """
+
+    init_bias: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2"]:
+        small = nn.initializers.normal(0.001)
+        shape = (3, 3, x.shape[-1], 1)
+        kernel = self.param("kernel", small, shape, jnp.float32)
+        constant = nn.initializers.constant(self.init_bias)
+        bias = self.param("bias", constant, (1,), jnp.float32)
+        raw = transposed_conv2x(x.astype(self.dtype), kernel.astype(self.dtype))
+        return raw[..., 0].astype(jnp.float32) + bias[0]
+
+
+class CNN(nn.Module):
+    """Eight 3x3 convolutions (`--arch=cnn`; `--arch=cnn_trans` with `transposed`).
+
+    2x2 max-pools bring the size down to a quarter, rounded up: 228x304 -> 57x76. With
+    `transposed`, the second last convolution is followed by one more pool, and the
+    last is a transposed one that doubles the size again, cut at the bottom and right
+    to the same output: 57x76 -> 29x38 -> 58x76 -> 57x76.
+
+    The paper fixes the number of convolutions, 3x3, batch normalisation and ReLU, and
+    pooling down to the size of the depth map. Ours: the widths; both pools as early
+    as can be, after the first and the second convolution, which gives the widest view
+    (58 pixels of the image; 3.9 GMAC forward at 228x304); the last convolution
+    without batch normalisation and ReLU; the transposed kernel of 3x3; dropout,
+    before the last convolution, off.
+
+    Names: `encoder/block{i}/{conv,bn}`, `head`.
+
+    Attributes:
+      transposed: the variant above.
+      features: of the seven convolutions before the last.
+      pools: how many of them are followed by a pool.
+      others: as in `upproj.UpProj`.
+    """
+
+    transposed: bool = False
+    layout: Layout = LAYOUTS["torchvision"]
+    dropout: float = 0.0
+    init_depth: float = 2.7
+    dtype: Any = jnp.float32
+    bn_axis: str | None = None
+    freeze: str = "none"
+    features: tuple[int, ...] = (32, 64, 128, 128, 128, 128, 256)
+    pools: int = 2
+
+    def setup(self):
+        self.encoder = CNNEncoder(
+            self.features,
+            self.pools,
+            self.layout.bn_epsilon,
+            self.dtype,
+            self.bn_axis,
+        )
+        bias = raw_from_depth(self.init_depth, self.layout.head)
+        head = TransposedHead if self.transposed else ConvHead
+        self.head = head(bias, dtype=self.dtype)
+
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        train: bool = False,
+        keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b i j"]:
+        """Depth in metres, float32; arguments as in `upproj.UpProj`."""
+        x = self.encoder(image, train=train and self.freeze == "none")
+        height, width = x.shape[1:3]
+        if self.transposed:
+            x = max_pool_up(x)
+        x = drop(x, keys, rate=self.dropout, train=train)
+        raw = self.head(x)[:, :height, :width]
+        return depth_from_raw(raw, self.layout.head)
+
+    def output_size(self, image_size: Size) -> Size:
+        """(height, width) of the depth of an image of `image_size`."""
+        height, width = image_size
+        return -(-height // 2**self.pools), -(-width // 2**self.pools)

@@ -1,0 +1,117 @@
+"""Layouts: named sets of the details in which copies of one network differ.
+
+Also what depends on a layout at both ends: the normalisation of the input, and how a
+raw output becomes metres.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxdepth.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Details of a network that its weights depend on.
+
+    Attributes:
+      stride_in: which convolution of a bottleneck strides: the "3x3" (ResNet v1.5,
+        as torchvision) or the first "1x1" (v1, He et al. 2015).
+      stem_bias: whether the first convolution has a bias.
+      bn_epsilon: added to the variance in batch normalisation.
+      pool_padding: of the 3x3 max-pool in the stem: "torch" pads 1 on every side,
+        "same" as TensorFlow does (even sizes at the end alone).
+      up_bias: whether the decoder's convolutions before a batch normalisation have
+        biases: (2, 2, features) for an up-convolution, one per channel for others.
+      padding_side: of the up-convolution, see `jaxdepth.ops.upconv`.
+      head: raw output to metres: "softplus" or "relu".
+      rgb_mean: per channel, subtracted from colours of 0 to 255.
+      rgb_std: per channel, divided by after that.
+    """
+
+    stride_in: str
+    stem_bias: bool
+    bn_epsilon: float
+    pool_padding: str
+    up_bias: bool
+    padding_side: str
+    head: str
+    rgb_mean: tuple[float, float, float]
+    rgb_std: tuple[float, float, float]
+
+
+LAYOUTS: dict[str, Layout] = {
+    # ImageNet mean and deviation of torchvision, (0.485, 0.456, 0.406) and
+    # (0.229, 0.224, 0.225), times 255.
+    "torchvision": Layout(
+        stride_in="3x3",
+        stem_bias=False,
+        bn_epsilon=1e-5,
+        pool_padding="torch",
+        up_bias=False,
+        padding_side="bottom_right",
+        head="softplus",
+        rgb_mean=(123.675, 116.28, 103.53),
+        rgb_std=(58.395, 57.12, 57.375),
+    ),
+    # The published network of Laina et al. 2016 (TensorFlow, trained on NYU): raw
+    # colours go in, its first batch normalisation absorbs their scale.
+    "fcrn": Layout(
+        stride_in="1x1",
+        stem_bias=True,
+        bn_epsilon=1e-4,
+        pool_padding="same",
+        up_bias=True,
+        padding_side="top_left",
+        head="relu",
+        rgb_mean=(0.0, 0.0, 0.0),
+        rgb_std=(1.0, 1.0, 1.0),
+    ),
+}
+
+
+def layout_named(name: str | Layout) -> Layout:
+    """The layout of that name, or UserError; a `Layout` passes through."""
+    if isinstance(name, Layout):
+        return name
+    if name not in LAYOUTS:
+        raise UserError(f"layout={name}: one of {', '.join(LAYOUTS)}")
+    return LAYOUTS[name]
+
+
+def normalize(
+    rgb: Float[Array, "b h w 3"], layout: str | Layout
+) -> Float[Array, "b h w 3"]:
+    """Network input from colours: (rgb - mean) / std per channel.
+
+    Args:
+      rgb: colours, 0 to 255.
+      layout: whose mean and deviation.
+    """
+    settings = layout_named(layout)
+    mean = jnp.array(settings.rgb_mean, rgb.dtype)[None, None, None]
+    std = jnp.array(settings.rgb_std, rgb.dtype)[None, None, None]
+    return (rgb - mean) / std
+
+
+def depth_from_raw(raw: Float[Array, "b h w"], head: str) -> Float[Array, "b h w"]:
+    """Metres from a network's raw (linear) output, in float32.
+
+    softplus: log(1 + exp(raw)), above zero (until float32 rounds it away near raw =
+    -100), close to raw itself from 2 m on, without dead units; one head for all
+    losses, our choice. relu: max(raw, 0), as the published FCRN network.
+    """
+    raw = raw.astype(jnp.float32)
+    return jax.nn.softplus(raw) if head == "softplus" else jax.nn.relu(raw)
+
+
+def raw_from_depth(depth: float, head: str) -> float:
+    """The raw output that becomes `depth` metres: the inverse of `depth_from_raw`."""
+    if not depth > 0:
+        raise UserError(f"init_depth={depth}: must be above 0 metres")
+    # log(exp(depth) - 1), without overflow.
+    return depth + math.log(-math.expm1(-depth)) if head == "softplus" else depth

@@ -1,0 +1,129 @@
+"""Convolutions in NHWC and HWIO, with the padding of PyTorch and Caffe."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+# He et al. 2015, for the backward pass: variance 2 / (k * k * features).
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv2d(
+    x: Float[Array, "b h w cin"],
+    kernel: Float[Array, "kh kw cin cout"],
+    *,
+    stride: int = 1,
+    padding: Padding | None = None,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "b i j cout"]:
+    """Cross-correlation, as networks mean by convolution.
+
+    On CPU a 1x1 kernel is applied as a dot product over the channels of every
+    `stride`-th entry: measured 2 to 5 times faster in the kernel gradient than the
+    convolution that XLA makes of it, and equal.
+
+    Args:
+      x: feature map.
+      kernel: height, width, channels in, channels out.
+      stride: of both axes.
+      padding: zeros ((top, bottom), (left, right)). None: (k - 1) // 2 on every side
+        whatever the stride, as in PyTorch and Caffe; with stride 2 this is not
+        TensorFlow's SAME, which pads even sizes at the end alone.
+      precision: of the products, as in `jax.lax.conv_general_dilated`.
+
+    Returns: i = (h + top + bottom - kh) // stride + 1, and j likewise.
+    """
+    height, width = kernel.shape[:2]
+    if padding is None:
+        row, column = (height - 1) // 2, (width - 1) // 2
+        padding = ((row, row), (column, column))
+    pointwise = (height, width) == (1, 1) and padding == ((0, 0), (0, 0))
+    if pointwise and jax.default_backend() == "cpu":
+        x = x[:, ::stride, ::stride]
+        contract = (((3,), (0,)), ((), ()))
+        return lax.dot_general(x, kernel[0, 0], contract, precision=precision)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+
+
+def transposed_conv2x(
+    x: Float[Array, "b h w cin"],
+    kernel: Float[Array, "3 3 cin cout"],
+    *,
+    precision: lax.PrecisionLike = None,
+) -> Float[Array, "b h2 w2 cout"]:
+    """Transposed 3x3 convolution of stride 2: to exactly twice the size.
+
+        y[p, q] = sum_{a,b=0..2} kernel[a, b] u[p + a - 1, q + b - 1],
+        u[2i, 2j] = x[i, j], 0 elsewhere and outside
+
+    PyTorch's `conv_transpose2d(x, k, stride=2, padding=1, output_padding=1)` with k
+    the kernel turned by 180 degrees. Per axis the even outputs read one entry (tap 1)
+    and the odd ones two (taps 0 and 2), so it is computed as one 2x2 convolution to
+    four phases; the uneven count is what gives this layer its grid pattern.
+
+    Returns: (b, 2h, 2w, cout).
+    """
+    for axis in (0, 1):
+        first, middle, last = (
+            lax.slice_in_dim(kernel, tap, tap + 1, axis=axis) for tap in range(3)
+        )
+        even = jnp.concatenate([middle, jnp.zeros_like(middle)], axis)
+        odd = jnp.concatenate([first, last], axis)
+        kernel = jnp.concatenate([even, odd], axis=-1)
+    y = conv2d(x, kernel, padding=((0, 1), (0, 1)), precision=precision)
+    b, h, w, _ = y.shape
+    # Channels are (column phase, row phase, cout), in the order of packing.
+    y = y.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 4, 2, 3, 5)
+    return y.reshape(b, 2 * h, 2 * w, -1)
+
+
+class Conv(nn.Module):
+    """Convolution layer on `conv2d`; parameters `kernel` (HWIO) and `bias`, float32.
+
+    Attributes:
+      features: channels out.
+      kernel_size: (height, width).
+      stride: of both axes.
+      padding: as in `conv2d`.
+      use_bias: add a bias per channel.
+      dtype: to compute in, and of the result.
+      kernel_init: He normal over the fan out by default.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: Padding | None = None
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Any] = he_normal_fan_out
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w cin"]) -> Float[Array, "b i j cout"]:
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+        )
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)[None, None, None]
+        return y
