@@ -55,6 +55,10 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        if jax.process_count() == 1:
+            # A copy: on CPU Orbax would read, in the background, memory that the next
+            # step was given to reuse.
+            state = jax.tree.map(np.array, state)
         model = {"params": state.params, "batch_stats": state.batch_stats}
         optimizer = {"opt_state": _as_lists(state.opt_state), "step": state.step}
         checks = {

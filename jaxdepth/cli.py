@@ -38,7 +38,6 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
                 cls,
                 args=argv,
                 prog=prog,
-                config=(tyro.conf.FlagConversionOff,),
                 use_underscores=True,
             )
     except SystemExit as stop:
@@ -47,15 +46,24 @@ def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
         raise UserError(_one_line(errors.getvalue(), prog)) from None
 
 
-def parse_config(argv: Sequence[str], *, prog: str, recipe: str = "default") -> Config:
-    """`Config` from flags over a recipe: --recipe, or the one given here."""
+def parse_config(
+    argv: Sequence[str],
+    *,
+    prog: str,
+    default_recipe: Callable[[str], str] = lambda data: "default",
+) -> Config:
+    """`Config` from flags over a recipe: --recipe, or the default for --data."""
     argv = list(argv)
     given = flag_value(argv, "recipe")
     if given == "help":
         for name, entry in RECIPES.items():
             print(f"{name:16} {entry.doc}")
         raise SystemExit(OK)
-    name = given or recipe
+    _check_flags(Config, argv)
+    asks_help = {"-h", "--help"} & set(argv)
+    name = given or "default"
+    if given is None and not asks_help:
+        name = default_recipe(flag_value(argv, "data") or "rooms")
     flags = dict(recipe_named(name).flags)
     # --steps and --epochs name one thing: the one given beside the recipe wins.
     if flag_value(argv, "steps") or flag_value(argv, "epochs"):

@@ -160,6 +160,44 @@ class Config:
         return training_frame(self.image_size)
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Score a trained network on a data set, under one protocol or all."""
+
+    checkpoint: str
+    """Work directory of the run."""
+    step: str = "best"
+    """best, last or the number of a step."""
+    data: str | None = None
+    """rooms, or a path as for training; default: what the run evaluated on."""
+    data_format: Literal["auto", "nyu_labeled", "folder"] = "auto"
+    """What --data is, where its content should not decide."""
+    depth_scale: float | None = None
+    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    split: Literal["auto", "official", "tune", "report", "all"] = "auto"
+    """Whose evaluation frames to take; all: every frame; auto: as the run did, or
+    what the data offer."""
+    protocol: Literal["auto", "laina", "eigen", "densedepth", "plain", "all"] = "auto"
+    """How predictions are scored; auto: laina for NYU, plain otherwise."""
+    flip_average: Literal["auto", "on", "off"] = "auto"
+    """Average with the mirrored image's prediction; auto: as the protocol says."""
+    densedepth_rel: Literal["truth", "pred"] = "truth"
+    """Denominator of abs_rel in protocol densedepth; pred: what its code did."""
+    max_depth: float = 10.0
+    """Truth beyond this many metres does not count under plain."""
+    batch_size: int = 8
+    """Images at a time."""
+    cache_dir: str = "~/.cache/jaxdepth"
+    """Where prepared data are kept."""
+    out: str | None = None
+    """A JSON file for the numbers; an existing one is not overwritten."""
+    per_image: str | None = None
+    """A CSV file for the numbers of every image; likewise."""
+
+    def __post_init__(self):
+        validate_bounds(self)
+
+
 def training_frame(image_size: Size) -> Size:
     """The frame that is shrunk to, then cropped: 20/19 of the input, rounded half up.
 
@@ -210,6 +248,8 @@ _BOUNDS: tuple[tuple[str, float, bool], ...] = (
     ("si_lambda", 0, True),
     ("dropout", 0, True),
     ("seed", 0, True),
+    ("fx", 0, False),
+    ("fy", 0, False),
 )
 
 
@@ -220,15 +260,20 @@ def validate(config: Config) -> None:
         if allowed and value not in allowed:
             hint = nearest(str(value), allowed)
             raise UserError(f"--{name}={value}: one of {', '.join(allowed)}{hint}")
+    validate_bounds(config)
+    _validate_pairs(config)
+
+
+def validate_bounds(config: Any) -> None:
+    """Raise UserError for the first number that is out of its range."""
     for name, low, included in _BOUNDS:
-        value = getattr(config, name)
+        value = getattr(config, name, None)
         if value is None or value == "auto":
             continue
         inside = value >= low if included else value > low
         if not (inside and math.isfinite(value)):
             word = "at least" if included else "above"
             raise UserError(f"--{name}={value}: must be {word} {low:g}")
-    _validate_pairs(config)
 
 
 def _validate_pairs(config: Config) -> None:
@@ -253,6 +298,8 @@ def _validate_pairs(config: Config) -> None:
         raise UserError("--weights without --init: say --init=imagenet or --init=nyu")
     if config.layout == "fcrn" and config.arch != "upproj":
         raise UserError(f"--layout=fcrn is a layout of upproj, not of {config.arch}")
+    if config.unpool == "average" and config.arch != "upproj":
+        raise UserError(f"--unpool=average belongs to upproj: {config.arch} has none")
     if config.split == "all" and config.data == "rooms":
         raise UserError("--split=all: rooms have their own split; leave --split out")
 
@@ -384,6 +431,12 @@ def resolve(config: Config, *, platform: str) -> Config:
     """
     accelerated = platform != "cpu"
     values: dict[str, Any] = {}
+    if config.data == "rooms" and not accelerated:
+        demo = RECIPES["demo"].flags
+        names = ["size", "batch_size", "rooms"]
+        names += ["steps"] if config.epochs is None else []
+        values = {k: demo[k] for k in names if getattr(config, k) == "auto"}
+        config = dataclasses.replace(config, **values)
     if config.size == "auto":
         values["size"] = "228x304"
     if config.batch_size == "auto":

@@ -1,0 +1,20 @@
+"""Score a trained network: `python -m experiments.evaluate --checkpoint=WORKDIR`."""
+
+from collections.abc import Sequence
+
+from jaxdepth import cli
+from jaxdepth.config import EvaluateConfig
+
+PROG = "python -m experiments.evaluate"
+
+
+def command(argv: Sequence[str]) -> int:
+    """Evaluate as the flags say; returns the exit code."""
+    config = cli.parse(EvaluateConfig, argv, prog=PROG)
+    from jaxdepth import session
+
+    return session.evaluate_run(config)
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,61 @@
+"""What a network has to beat: predictions that don't look at the image."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float, UInt16
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """Predictions made of the training truth alone.
+
+    Attributes:
+      constant: mean of all valid training pixels, metres.
+      constant_delta: the constant with the largest delta1 on the training pixels.
+      mean_map: (H, W) float32 mean depth of each pixel of the training frame.
+    """
+
+    constant: float
+    constant_delta: float
+    mean_map: Float[np.ndarray, "h w"]
+
+
+def fit(
+    depths_mm: Iterable[UInt16[np.ndarray, "b h w"]], *, max_depth: float
+) -> Baselines:
+    """Means over batches of training depth, in float64 and whole millimetres.
+
+    Args:
+      depths_mm: batches of one size; 0 and values beyond `max_depth` don't count.
+      max_depth: metres.
+    """
+    limit = round(max_depth * 1000)
+    counts = np.zeros(limit + 1, np.int64)
+    total, seen = None, None
+    for depth in depths_mm:
+        valid = (depth > 0) & (depth <= limit)
+        counts += np.bincount(depth[valid], minlength=limit + 1)
+        sums = np.where(valid, depth, 0).sum(0, dtype=np.float64)
+        total = sums if total is None else total + sums
+        seen = valid.sum(0) if seen is None else seen + valid.sum(0)
+    if total is None or seen is None or not counts.sum():
+        raise ValueError("no valid training pixel")
+    metres = np.arange(limit + 1) / 1000
+    constant = float((counts * metres).sum() / counts.sum())
+    # A pixel that is never measured gets the constant.
+    mean_map = np.where(seen > 0, total / np.maximum(seen, 1) / 1000, constant)
+    return Baselines(constant, _best_for_delta1(counts), mean_map.astype(np.float32))
+
+
+def _best_for_delta1(counts: Float[np.ndarray, "n"] | np.ndarray) -> float:
+    """The constant c that has the most truth t in c/1.25 < t < 1.25 c."""
+    below = np.concatenate([[0], np.cumsum(counts)])  # below[k]: truth < k mm
+    candidates = np.arange(1, len(counts))
+    # Strictly inside: from floor(c / 1.25) + 1 to ceil(1.25 c) - 1, in whole mm.
+    low = candidates * 4 // 5 + 1
+    high = np.minimum(-(-candidates * 5 // 4), len(counts))
+    inside = below[high] - below[low]
+    best = np.flatnonzero(inside == inside.max())
+    return float(candidates[best[len(best) // 2]]) / 1000

@@ -1,0 +1,175 @@
+"""From the data flags to open stores: what trains, what evaluates, under what name."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.config import Config
+from jaxdepth.data import order, store
+from jaxdepth.data.sources import rooms as rooms_source
+from jaxdepth.errors import UserError
+
+logger = logging.getLogger(__name__)
+CHUNK = 64  # frames gathered at a time where all of them are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Open data of one run.
+
+    Attributes:
+      name: what results call the evaluation data.
+      train, train_rows: the store, and which of its frames train.
+      evaluation, eval_rows: likewise for evaluation; often the same store.
+      split: "official", "tune", "report", "all" or "own".
+      nyu: whether official NYU frames are evaluated.
+      depth: which truth trains, "filled" or "raw".
+      notes: lines that the user should read.
+    """
+
+    name: str
+    train: store.Store
+    train_rows: np.ndarray
+    evaluation: store.Store
+    eval_rows: np.ndarray
+    split: str
+    nyu: bool
+    depth: str
+    notes: tuple[str, ...] = ()
+
+    def frames(self) -> Iterator[dict[str, Any]]:
+        """The evaluation frames at their own full size."""
+        return self.evaluation.full_frames(self.eval_rows)
+
+
+def open_store(
+    config: Config, path: str, *, progress: Callable | None = None
+) -> store.Store:
+    """The store at `path`, or one prepared from it in the cache folder."""
+    return store.prepared(
+        path,
+        cache_dir=Path(config.cache_dir).expanduser(),
+        size=config.frame_size,
+        data_format=config.data_format,
+        depth_scale=config.depth_scale,
+        mask_extremes=config.mask_extremes,
+        max_depth=config.max_depth,
+        progress=progress,
+    )
+
+
+def open_rooms(config: Config, *, progress: Callable | None = None) -> store.Store:
+    """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
+    count = int(config.rooms)
+    source = rooms_source.rooms_source(
+        seed=config.seed,
+        train=count,
+        evaluation=max(32, count // 10),
+        size=config.frame_size,
+    )
+    return store.prepared(
+        source,
+        cache_dir=Path(config.cache_dir).expanduser(),
+        size=config.frame_size,
+        mask_extremes="off",
+        max_depth=config.max_depth,
+        progress=progress,
+    )
+
+
+def open_data(config: Config, *, progress: Callable | None = None) -> Data:
+    """Open, and prepare where needed, what the data flags name.
+
+    Raises UserError for data that can't be read, splits that they don't have, and an
+    empty training or evaluation set.
+    """
+    rooms = config.data == "rooms"
+    if rooms:
+        train = open_rooms(config, progress=progress)
+    else:
+        train = open_store(config, config.data, progress=progress)
+    split = _split(config, train)
+    rows = train.splits[split]
+    train_rows = np.asarray(rows["train"])
+    evaluation, eval_rows, name = train, np.asarray(rows["eval"]), train.name
+    if config.eval_data is not None:
+        evaluation = open_store(config, config.eval_data, progress=progress)
+        eval_rows, name = _eval_rows(evaluation), evaluation.name
+    if len(eval_rows) == 0:
+        raise UserError(
+            f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
+        )
+    if len(train_rows) == 0:
+        raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
+    if config.train_images is not None:
+        if config.train_images > len(train_rows):
+            raise UserError(
+                f"--train_images={config.train_images}: there are {len(train_rows)}"
+            )
+        train_rows = train_rows[
+            order.first_in_seed_order(
+                config.seed, len(train_rows), config.train_images
+            )
+        ]
+    depth, notes = _depth(config, train)
+    nyu = split in ("official", "tune", "report") or "official" in evaluation.splits
+    return Data(
+        name=name,
+        train=train,
+        train_rows=train_rows,
+        evaluation=evaluation,
+        eval_rows=eval_rows,
+        split=split,
+        nyu=nyu,
+        depth=depth,
+        notes=(*train.notes, *notes),
+    )
+
+
+def _split(config: Config, train: store.Store) -> str:
+    if config.split != "auto":
+        split = config.split
+    elif "official" in train.splits and "own" not in train.splits:
+        split = "official"
+    else:
+        split = "own"
+    if split in train.splits:
+        return split
+    if split == "own":
+        raise UserError(
+            f"{train.name} has no split of its own: use --split=all with "
+            "--eval_data=PATH for the frames to evaluate on"
+        )
+    have = ", ".join(sorted(set(train.splits) - {"own"}))
+    raise UserError(f"--split={split}: {train.name} allows {have or 'none'}")
+
+
+def _eval_rows(evaluation: store.Store) -> np.ndarray:
+    """Of --eval_data: its own evaluation frames, or else all it has."""
+    for split in ("own", "official"):
+        rows = evaluation.splits.get(split)
+        if rows is not None and len(rows["eval"]):
+            return np.asarray(rows["eval"])
+    return np.asarray(evaluation.splits["all"]["train"])
+
+
+def _depth(config: Config, train: store.Store) -> tuple[str, list[str]]:
+    """Which truth trains; the other one, and a note, where that is not there."""
+    if config.depth in train.depths:
+        return config.depth, []
+    other = train.depths[0]
+    if other == "raw" and config.data == "rooms":
+        return other, []
+    return other, [f"{train.name} has no {config.depth} depth: training on {other}"]
+
+
+def chunks(
+    data: store.Store, rows: np.ndarray, depth: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rgb, depth_mm) of all rows, some at a time."""
+    for k in range(0, len(rows), CHUNK):
+        yield data.gather(rows[k : k + CHUNK], depth=depth)

@@ -1,0 +1,89 @@
+"""Photos of any kind as arrays: (H, W, 3) uint8, upright."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxdepth.errors import UserError
+
+# What a folder is searched for.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
+
+
+def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Read an image file, turned as its EXIF tag says.
+
+    Grey, palette, CMYK and transparent images become RGB; 16-bit ones are scaled to 8.
+    Raises UserError, naming the file, where it is no image or is cut short.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of large photos; of bombs it raises an error.
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not an image") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} can't be read as an image: {error}") from None
+
+
+def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """A path, a PIL image or an array as RGB.
+
+    Arrays are (H,W,3), (H,W,4) or grey (H,W), uint8. Raises UserError otherwise.
+    """
+    if isinstance(image, str | Path):
+        return read(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    array = np.asarray(image)
+    if array.dtype != np.uint8:
+        raise UserError(
+            f"the image is {array.dtype}: give uint8 colours of 0 to 255 (or a path)"
+        )
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=-1)
+    if array.ndim != 3 or array.shape[-1] not in (3, 4) or 0 in array.shape:
+        raise UserError(
+            f"the image has shape {array.shape}: give (height, width, 3), one image"
+        )
+    return array[..., :3]
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """The image files among the paths: files as named, folders searched by suffix.
+
+    Raises UserError for a path that does not exist, or where nothing is found.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+            if not inside:
+                raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+            found += sorted(p for p in inside if p.is_file())
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path}: there is no such file")
+    return found
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float32)
+        if values.max(initial=0) > 255:
+            values = values / 257.0  # 65535 -> 255
+        grey = np.clip(np.round(values), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return np.asarray(image.convert("RGB"))

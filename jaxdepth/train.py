@@ -1,0 +1,214 @@
+"""The loop: take a batch, take a step; log, evaluate and save when it is time."""
+
+import dataclasses
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdepth.checkpoint import Checkpoints
+from jaxdepth.config import Config
+from jaxdepth.errors import UserError
+from jaxdepth.sharding import Placement
+from jaxdepth.train_state import TrainState
+from jaxdepth.writers import MetricsWriter, progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How the loop ended.
+
+    Attributes:
+      state: the last state, one copy.
+      reason: "done", "preempted" (SIGTERM), "interrupted" (Ctrl-C) or "non_finite".
+      images_per_s: over all devices, without the first, compiling step; None where
+        there was no other.
+      skipped: steps left out because something was not finite.
+    """
+
+    state: TrainState
+    reason: str
+    images_per_s: float | None
+    skipped: int = 0
+
+
+class StopSignals:
+    """Turns SIGTERM and the first Ctrl-C into a wish that the loop grants.
+
+    A second Ctrl-C interrupts at once. Off the main thread signals are left alone.
+    """
+
+    def __init__(self):
+        self.reason: str | None = None
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = "preempted" if number == signal.SIGTERM else "interrupted"
+        logger.info("stopping after this step, saving ... (Ctrl-C again: at once)")
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Images per second and the share of time spent waiting for input."""
+
+    images: int = 0
+    since: float = dataclasses.field(default_factory=time.perf_counter)
+    waited: float = 0.0
+
+    def restart(self) -> None:
+        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.since
+
+
+def loop(
+    config: Config,
+    state: TrainState,
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    step_fn: Callable,
+    placement: Placement,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    learning_rate: Callable[[int], Any],
+    evaluate: Callable[[int, TrainState], float | None],
+    after_log: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Train from `state.step` to `config.steps`.
+
+    Args:
+      config: settled; `steps`, `log_every`, `eval_every`, `save_every` are numbers.
+      state: one copy, on the host or one device.
+      batches: this host's part of the batches from `state.step` on.
+      step_fn: of `Placement.compile`.
+      checkpoints, writer: where the run is written down.
+      learning_rate: step -> rate, for the log.
+      evaluate: (step, state) -> RMSE of the first protocol, or None.
+      after_log: called after every log line.
+
+    Raises MachineError where a checkpoint can't be written.
+    """
+    start, stop = int(state.step), int(config.steps)
+    placed = placement.place_state(state)
+    clock, total = _Clock(), _Clock()
+    skipped = 0.0
+    measured: float | None = None
+    logs_waiting: list[dict] = []
+    with StopSignals() as stopping, progress(stop, start=start) as bar:
+        for step in range(start + 1, stop + 1):
+            asked = time.perf_counter()
+            batch = placement.place_batch(next(batches))
+            waited = time.perf_counter() - asked
+            clock.waited += waited
+            placed, logs = step_fn(placed, batch)
+            logs_waiting.append(logs)
+            clock.images += int(config.batch_size)
+            total.images += int(config.batch_size)
+            if step == start + 1:
+                jax.block_until_ready(logs)
+                logger.info("first step done after %.1f s", total.seconds)
+                clock.restart()
+                total.restart()
+            ending = step == stop or stopping.reason is not None
+            if step % int(config.log_every) == 0 or ending or step == start + 1:
+                record, bad = _record(
+                    step, logs_waiting, clock, learning_rate, placement
+                )
+                skipped += record.pop("skipped")
+                logs_waiting = []
+                writer.write(step, record)
+                bar.update(step, loss=record["loss"], images_per_s=record.get(
+                    "images_per_s"
+                ))
+                after_log()
+                clock.restart()
+                if bad and config.on_nan == "stop":
+                    return Outcome(placement.one(placed), "non_finite", measured)
+            if total.images:
+                measured = total.images / max(total.seconds, 1e-9)
+            rmse = None
+            if not ending and config.eval_every and step % int(config.eval_every) == 0:
+                paused = time.perf_counter()
+                rmse = evaluate(step, placement.one(placed))
+                _leave_out(total, clock, paused)
+            if not ending and config.save_every and step % int(config.save_every) == 0:
+                paused = time.perf_counter()
+                checkpoints.save(step, placement.one(placed), rmse=rmse)
+                _leave_out(total, clock, paused)
+            if ending:
+                break
+    state = placement.one(placed)
+    reason = "done" if int(state.step) >= stop else stopping.reason or "done"
+    return Outcome(state, reason, measured, int(skipped))
+
+
+def _leave_out(total: _Clock, clock: _Clock, since: float) -> None:
+    """Time spent on evaluation and saving is not training time."""
+    lost = time.perf_counter() - since
+    total.since += lost
+    clock.since += lost
+
+
+def _record(
+    step: int, waiting: list[dict], clock: _Clock, learning_rate: Callable, placement
+) -> tuple[dict[str, Any], bool]:
+    """What is logged of the steps since the last line; whether one was not finite."""
+    fetched = [
+        {k: float(np.asarray(v).flat[0]) for k, v in placement.one(logs).items()}
+        for logs in waiting
+    ]
+    losses = [row["loss"] for row in fetched]
+    finite = [x for x in losses if math.isfinite(x)]
+    bad = any(row["skipped"] for row in fetched)
+    record: dict[str, Any] = {
+        "loss": float(np.mean(finite)) if finite else float("nan"),
+        "learning_rate": float(learning_rate(step - 1)),
+        "grad_norm": fetched[-1]["grad_norm"],
+        "images": sum(row["images"] for row in fetched),
+        "skipped": sum(row["skipped"] for row in fetched),
+    }
+    if bad:
+        record["non_finite_steps"] = int(record["skipped"])
+        record["loss"] = float("nan") if len(finite) < len(losses) else record["loss"]
+    if clock.images:
+        seconds = max(clock.seconds, 1e-9)
+        record["images_per_s"] = clock.images / seconds
+        record["input_wait"] = min(1.0, clock.waited / seconds)
+    return record, bad
+
+
+def resumed(
+    checkpoints: Checkpoints, fresh: TrainState, *, steps: int, where: str
+) -> TrainState:
+    """The newest saved state, or `fresh`. UserError where the run is past its end."""
+    state = checkpoints.restore_state(fresh)
+    if state is None:
+        return fresh
+    if int(state.step) > steps:
+        raise UserError(
+            f"{where} was trained for {int(state.step)} steps already, "
+            f"more than --steps={steps}"
+        )
+    return state
