@@ -196,3 +196,313 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
     logger.info("work directory: %s", workdir.name)
 
 
+class Scorer:
+    """Evaluates the network, and the baselines once, under the run's protocols."""
+
+    def __init__(self, session: Session, model: Any):
+        config = session.config
+
+        def predict(variables: Any, rgb: jax.Array) -> jax.Array:
+            return steps.predict(model, variables, rgb, layout=config.layout)
+
+        self.session = session
+        options: dict[str, Any] = {
+            "image_size": config.image_size,
+            "given_truth": config.depth,
+            "batch_size": EVAL_BATCH,
+        }
+        if len(session.placement.local) > 1:
+            options["devices"] = session.placement.local
+        self._network = evaluate.Evaluator(
+            predict,
+            session.protocols,
+            arch_fixed=config.arch == "cnn_fc",
+            **options,
+        )
+        self._maps = evaluate.Evaluator(
+            evaluate.predict_map, session.protocols[:1], **options
+        )
+
+    def network(self, step: int, state: TrainState) -> list[dict[str, Any]]:
+        """Entries of results.json for this step, the one to look at last."""
+        scores = self._network(state.variables, self.session.data.frames())
+        return [
+            {"step": step, **entry} for entry in self._entries(self._network, scores)
+        ]
+
+    def baselines(self) -> dict[str, dict[str, float | None]]:
+        """Metrics of the three baselines, as the first protocol averages them."""
+        fitted, size = self.session.baselines, self.session.config.image_size
+        found = {}
+        for name, depth in (
+            ("constant", fitted.constant),
+            ("constant_delta", fitted.constant_delta),
+            ("mean_map", fitted.mean_map),
+        ):
+            variables = evaluate.map_variables(depth, size)
+            scores = self._maps(variables, self.session.data.frames())
+            found[name] = self._entries(self._maps, scores)[-1]["metrics"]
+        return found
+
+    def _entries(self, evaluator: evaluate.Evaluator, scores: Any) -> list[dict]:
+        data = self.session.data
+        return evaluator.entries(scores, data=data.name, split=data.split)
+
+
+def _run(session: Session) -> int:
+    config, workdir = session.config, session.workdir
+    model = builders.build_model(
+        config,
+        init_depth=session.baselines.constant,
+        bn_axis=sharding.AXIS if config.bn == "global" else None,
+    )
+    state = steps.init_state(
+        model,
+        lambda params: builders.build_optimizer(config, params),
+        image_size=config.image_size,
+        seed=config.seed,
+    )
+    checkpoints = Checkpoints(workdir.checkpoints)
+    state = _starting_state(session, checkpoints, state)
+    _say_start(session, state)
+    scorer = Scorer(session, model)
+    if "baselines" not in session.results:
+        session.results["baselines"] = scorer.baselines()
+    outcome = _train(session, state, model, checkpoints, scorer)
+    return _finish(session, outcome, checkpoints, scorer, model)
+
+
+def _starting_state(
+    session: Session, checkpoints: Checkpoints, fresh: TrainState
+) -> TrainState:
+    """The fresh state, or the newest one of this run or of the run to go on from."""
+    config, workdir = session.config, session.workdir
+    state = train.resumed(
+        checkpoints, fresh, steps=int(config.steps), where=workdir.name
+    )
+    if int(state.step) == 0 and config.resume not in ("auto", "never"):
+        other = WorkDir.open(config.resume)
+        before = Checkpoints(other.checkpoints, read_only=True)
+        state = train.resumed(
+            before, fresh, steps=int(config.steps), where=config.resume
+        )
+        if state is fresh:
+            raise UserError(f"--resume={config.resume} holds no checkpoint")
+    step = int(state.step)
+    session.results["evaluations"] = [
+        e for e in session.results["evaluations"] if e["step"] <= step
+    ]
+    return state
+
+
+def _say_start(session: Session, state: TrainState) -> None:
+    config, data = session.config, session.data
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    logger.info(
+        "data: %s, split %s, %s depth: %d images train, %d evaluate under %s",
+        data.name,
+        data.split,
+        config.depth,
+        len(data.train_rows),
+        len(data.eval_rows),
+        ", ".join(p.title(config.image_size) for p in session.protocols),
+    )
+    start = int(state.step)
+    logger.info(
+        "%s: %.1f M parameters, steps %d to %s of %s images; the first step compiles, "
+        "which takes a while",
+        config.arch,
+        parameters / 1e6,
+        start + 1,
+        config.steps,
+        config.batch_size,
+    )
+    if start:
+        logger.info("going on from step %d", start)
+
+
+def _train(
+    session: Session,
+    state: TrainState,
+    model: Any,
+    checkpoints: Checkpoints,
+    scorer: Scorer,
+) -> train.Outcome:
+    config, data, workdir = session.config, session.data, session.workdir
+    optimizer = builders.build_optimizer(config, state.params)
+    spec = builders.build_spec(config, model, optimizer, axis_name=sharding.AXIS)
+    start = int(state.step)
+
+    def evaluate_now(step: int, state: TrainState) -> float | None:
+        entries = scorer.network(step, state)
+        session.results["evaluations"] += entries
+        workdir.write_json(workdir_lib.RESULTS, session.results)
+        shown = entries[-1]
+        logger.info("step %d: %s", step, summary(shown))
+        writer.write_evaluation(step, shown)
+        return shown["metrics"]["rmse"]
+
+    with (
+        writers.MetricsWriter(workdir.local, resume_from=start) as writer,
+        pipeline.batches(
+            data.train,
+            data.train_rows,
+            depth=data.depth,
+            seed=config.seed,
+            batch_size=int(config.batch_size),
+            start_step=start,
+            stop_step=int(config.steps),
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            cache=config.cache,
+        ) as batches,
+    ):
+        outcome = train.loop(
+            config,
+            state,
+            batches,
+            step_fn=session.placement.compile(steps.train_step, spec),
+            placement=session.placement,
+            checkpoints=checkpoints,
+            writer=writer,
+            learning_rate=builders.schedule(config),
+            evaluate=evaluate_now,
+            after_log=workdir.sync,
+        )
+        step = int(outcome.state.step)
+        if outcome.reason == "non_finite":
+            return outcome
+        done = {e["step"] for e in session.results["evaluations"]}
+        rmse = None
+        if outcome.reason == "done" and step not in done:
+            rmse = evaluate_now(step, outcome.state)
+        checkpoints.save(step, outcome.state, rmse=rmse)
+        checkpoints.wait()
+    return outcome
+
+
+def _finish(
+    session: Session,
+    outcome: train.Outcome,
+    checkpoints: Checkpoints,
+    scorer: Scorer,
+    model: Any,
+) -> int:
+    """Write and show the results, or say how to go on; returns the exit code."""
+    workdir, step = session.workdir, int(outcome.state.step)
+    if outcome.reason == "non_finite":
+        checkpoints.wait()
+        saved = checkpoints.steps()
+        logger.error(
+            "stopped: the loss is not finite near step %d; last good checkpoint: %s. "
+            "Lower --lr, or use --on_nan=skip",
+            step,
+            f"step {saved[-1]} in {workdir.name}" if saved else "none",
+        )
+        return cli.NON_FINITE
+    if outcome.reason in ("preempted", "interrupted"):
+        command = _command_to_go_on(session)
+        logger.info("%s at step %d, saved. To go on: %s", outcome.reason, step, command)
+        code = cli.PREEMPTED if outcome.reason == "preempted" else cli.INTERRUPTED
+        return code
+    session.results |= {
+        "images_per_s": outcome.images_per_s,
+        "skipped_steps": outcome.skipped,
+        "command": session.command,
+        **workdir_lib.environment(),
+    }
+    workdir.write_json(workdir_lib.RESULTS, session.results)
+    _show(session, outcome.state, model)
+    checkpoints.close()
+    return cli.OK
+
+
+def _command_to_go_on(session: Session) -> str:
+    command = session.command
+    if session.config.workdir is None:
+        command += f" --workdir={session.workdir.name}"
+    return command
+
+
+def summary(entry: dict[str, Any]) -> str:
+    """One line: the metrics people look at, with the protocol that they belong to."""
+    m = entry["metrics"]
+    values = ", ".join(
+        f"{name} {m[name]:.3f}" if m[name] is not None else f"{name} undefined"
+        for name in ("delta1", "abs_rel", "rmse")
+    )
+    return f"{values} ({entry['protocol']}, {entry['averaging']}, {entry['truth']})"
+
+
+COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+
+
+def show_table(
+    entries: Sequence[dict[str, Any]],
+    baselines: dict[str, dict[str, float | None]] | None = None,
+) -> None:
+    """The numbers on the terminal, with what they were measured by."""
+    shown = entries[-1]
+    rows = [
+        (f"{e['protocol']}, {e['averaging']}", *(e["metrics"][c] for c in COLUMNS))
+        for e in reversed(entries)
+    ]
+    for name, m in (baselines or {}).items():
+        label = f"{name} ({shown['protocol']}, {shown['averaging']})"
+        rows.append((label, *(m[c] for c in COLUMNS)))
+    truth = ", ".join(sorted({e["truth"] for e in entries}))
+    title = (
+        f"{shown['data']}, split {shown['split']}, {shown['images']} images, truth "
+        f"{truth}, trained at {shown['size']}; rmse in metres"
+    )
+    writers.print_table(title, ("protocol, averaging", *COLUMNS), rows)
+
+
+def _show(session: Session, state: TrainState, model: Any) -> None:
+    """Panel picture, curves, and the table on the terminal."""
+    config, workdir, data = session.config, session.workdir, session.data
+    last = session.results["evaluations"][-1]
+    entries = [
+        e for e in session.results["evaluations"] if e["step"] == last["step"]
+    ]
+    predictor = predict.Predictor(config, state.variables)
+    rows = data.eval_rows[
+        np.unique(np.linspace(0, len(data.eval_rows) - 1, PANEL_ROWS).astype(int))
+    ]
+    frames = list(data.evaluation.full_frames(rows))
+    kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
+    truth = [
+        next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
+        for f in frames
+    ]
+    step = int(state.step)
+    panel = workdir.local / "panels" / f"step-{step:07d}.png"
+    viz.panel(
+        panel,
+        rgb=[f["rgb"] for f in frames],
+        target=truth,
+        pred=[predictor.predict(f["rgb"]) for f in frames],
+        names=[f["name"] for f in frames],
+        title=f"{config.arch}, {config.loss}, step {step} - {data.name}, {data.split}",
+    )
+    records = writers.read_metrics(workdir.local)
+    viz.curves(workdir.local / "curves.png", records, session.results["evaluations"])
+    show_table(entries, session.results["baselines"])
+    better = min(
+        (m["rmse"] for m in session.results["baselines"].values() if m["rmse"]),
+        default=None,
+    )
+    rmse = last["metrics"]["rmse"]
+    if better and rmse:
+        logger.info(
+            "RMSE %.3f m is %.2f of the better baseline's %.3f m (%s, %s)",
+            rmse,
+            rmse / better,
+            better,
+            last["protocol"],
+            last["averaging"],
+        )
+    logger.info("pictures: %s, %s", panel, workdir.local / "curves.png")
+    logger.info(
+        "use it: python -m experiments.predict --checkpoint=%s PHOTO", workdir.name
+    )
