@@ -163,7 +163,9 @@ def _berhu(
     scope: BerhuScope,
     axis_name: str | None,
 ) -> Float[Array, "b"]:
-    error = jnp.abs(pred - target)  # 0 where not valid: both are 1 there
+    diff = pred - target
+    # |diff|, with the gradient 0 at 0, where jnp.abs has 1. 0 where not valid.
+    error = diff * lax.stop_gradient(jnp.sign(diff))
     # Stopped before the maximum over devices, which has no gradient rule.
     fixed = lax.stop_gradient(error)
     if scope == "image":

@@ -1,0 +1,249 @@
+"""Losses against float64 NumPy: values, gradients, and what must never reach them."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdepth import losses
+
+SHAPE = (3, 4, 5)
+
+
+def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
+    """Loss and gradient in float64, written from the formulas, image by image.
+
+    Gradients are the closed forms; c of berHu is a constant in them.
+    """
+    pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
+    used = [b for b in range(len(pred)) if valid[b].any()]
+    grad, total = np.zeros(pred.shape), 0.0
+    shared = max((abs(pred[b] - target[b])[valid[b]].max() for b in used), default=0)
+    for b in used:
+        p, t = pred[b][valid[b]], target[b][valid[b]]
+        n = len(p)
+        if name == "mse":
+            value, g = np.mean((p - t) ** 2), 2 * (p - t) / n
+        elif name == "si":
+            q = np.maximum(p, 1e-3)
+            d = np.log(q) - np.log(t)
+            value = np.mean(d**2) - si_lambda * np.mean(d) ** 2
+            g = (2 * d - 2 * si_lambda * d.mean()) / n / q * (p > 1e-3)
+        else:
+            e = abs(p - t)
+            c = 0.2 * (shared if scope == "batch" else e.max())
+            small = (e <= c) | (c == 0)
+            c = c or 1.0
+            value = np.where(small, e, (e**2 + c**2) / (2 * c)).mean()
+            g = np.where(small, np.sign(p - t), (p - t) / c) / n
+        total += value
+        grad[b][valid[b]] = g
+    count = max(len(used), 1)
+    return total / count, grad / count
+
+
+def random_batch(seed, shape=SHAPE):
+    rng = np.random.default_rng(seed)
+    pred = rng.uniform(0.05, 9, shape).astype(np.float32)
+    target = rng.uniform(0.5, 10, shape).astype(np.float32)
+    valid = rng.random(shape) < rng.uniform(0.05, 1)
+    return pred, target, valid
+
+
+@jax.jit
+def _mse(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.mse(p, target, valid=valid))(pred)
+
+
+@partial(jax.jit, static_argnames="si_lambda")
+def _si(pred, target, valid, si_lambda=0.5):
+    def loss(p):
+        return losses.si(p, target, valid=valid, si_lambda=si_lambda)
+
+    return jax.value_and_grad(loss)(pred)
+
+
+@jax.jit
+def _berhu(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.berhu(p, target, valid=valid))(pred)
+
+
+@jax.jit
+def _berhu_batch(pred, target, valid):
+    def loss(p):
+        return losses.berhu(p, target, valid=valid, berhu_scope="batch")
+
+    return jax.value_and_grad(loss)(pred)
+
+
+# name, scope, and the compiled loss with its gradient
+CASES = [
+    ("mse", "image", _mse),
+    ("si", "image", _si),
+    ("berhu", "image", _berhu),
+    ("berhu", "batch", _berhu_batch),
+]
+each_loss = pytest.mark.parametrize(
+    ("name", "scope", "loss"), CASES, ids=["mse", "si", "berhu", "berhu-batch"]
+)
+
+
+@each_loss
+@given(seed=st.integers(0, 2**32 - 1))
+def test_value_and_gradient_are_the_formulas(name, scope, loss, seed):
+    pred, target, valid = random_batch(seed)
+    value, grad = loss(pred, target, valid)
+    expected, expected_grad = reference(name, pred, target, valid, scope=scope)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mse", "si"])
+def test_closed_form_gradient_is_the_finite_difference(name):
+    # Ties the reference itself to the value. (berHu's c moves under differences.)
+    pred, target, valid = random_batch(1)
+    _, grad = reference(name, pred, target, valid)
+    wide = pred.astype(np.float64)
+    for place in [(0, 0, 0), (1, 2, 3), (2, 3, 4)]:
+        step = np.zeros_like(wide)
+        step[place] = 1e-5
+        up, _ = reference(name, wide + step, target, valid)
+        down, _ = reference(name, wide - step, target, valid)
+        np.testing.assert_allclose((up - down) / 2e-5, grad[place], atol=1e-7)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    si_lambda=st.sampled_from([0.0, 0.5, 0.85, 1.0]),
+    factor=st.floats(0.2, 20),
+)
+def test_si(seed, si_lambda, factor):
+    pred, target, valid = random_batch(seed)
+    value, _ = _si(pred, target, valid, si_lambda=si_lambda)
+    expected, _ = reference("si", pred, target, valid, si_lambda=si_lambda)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    assert value >= 0
+    # Fully scale-invariant: unmoved by scaling the prediction.
+    first, _ = _si(pred, target, valid, si_lambda=1.0)
+    scaled, _ = _si(np.float32(factor) * pred, target, valid, si_lambda=1.0)
+    np.testing.assert_allclose(scaled, first, rtol=1e-4, atol=1e-6)
+
+
+@each_loss
+@given(seed=st.integers(0, 2**32 - 1))
+def test_invalid_pixels_reach_nothing(name, scope, loss, seed):
+    pred, target, valid = random_batch(seed)
+    rng = np.random.default_rng(seed)
+    rubbish = np.array([np.nan, np.inf, -np.inf, 0, -1, 1e30], np.float32)
+    bad_target = np.where(valid, target, rng.choice(rubbish, SHAPE))
+    bad_pred = np.where(valid, pred, rng.choice(rubbish, SHAPE))
+    value, grad = loss(pred, target, valid)
+    for p, t in [(pred, bad_target), (bad_pred, bad_target)]:
+        other, other_grad = loss(p, t, valid)
+        np.testing.assert_array_equal(other, value)
+        np.testing.assert_array_equal(other_grad, grad)
+    np.testing.assert_array_equal(np.asarray(grad)[~valid], 0)
+
+
+@each_loss
+def test_images_without_a_valid_pixel_add_nothing(name, scope, loss):
+    pred, target, _ = random_batch(3)
+    valid = np.ones(SHAPE, bool)
+    alone, alone_grad = loss(pred[:2], target[:2], valid[:2])
+    valid[2] = False
+    target[2] = np.nan
+    value, grad = loss(pred, target, valid)
+    np.testing.assert_allclose(value, alone, rtol=1e-6)
+    np.testing.assert_allclose(grad[:2], alone_grad, rtol=1e-6)
+    np.testing.assert_array_equal(grad[2], 0)
+    value, grad = loss(pred, target, np.zeros(SHAPE, bool))
+    assert value == 0
+    np.testing.assert_array_equal(grad, 0)
+
+
+def edge_cases():
+    ones = np.ones(SHAPE, np.float32)
+    lone = np.zeros(SHAPE, bool)
+    lone[:, 1, 1] = True
+    everywhere = np.ones(SHAPE, bool)
+    tiny = ones.copy()
+    tiny[:, 0, 0] = 1e-38
+    return {
+        "equal depths": (ones * 3, ones * 2, everywhere),
+        "no error, c = 0": (ones, ones, everywhere),
+        "one valid pixel": (ones * 3, ones, lone),
+        "one valid pixel, exact": (ones, ones, lone),
+        "pred zero": (ones * 0, ones, everywhere),
+        "pred tiny": (tiny, ones, everywhere),
+        "error tiny": (ones + tiny * 1e-7, ones, everywhere),
+        "errors of 1e-30": (tiny * 1e8, tiny * 2e8, everywhere),
+        "pred huge": (ones * 1e15, ones, everywhere),
+    }
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", edge_cases())
+def test_edge_cases_are_finite_and_right(name, scope, loss, case, dtype):
+    pred, target, valid = edge_cases()[case]
+    pred = jnp.asarray(pred, dtype)
+    value, grad = loss(pred, target, valid)
+    assert value.dtype == jnp.float32
+    assert grad.dtype == dtype
+    assert np.isfinite(value)
+    assert np.isfinite(np.asarray(grad, np.float32)).all()
+    # What the float32 arithmetic was given, bfloat16 rounding included.
+    seen = np.asarray(pred, np.float32)
+    expected, expected_grad = reference(name, seen, target, valid, scope=scope)
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    coarse = 1e-2 if dtype == jnp.bfloat16 else 1e-4
+    np.testing.assert_allclose(
+        np.asarray(grad, np.float32), expected_grad, rtol=coarse, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_prediction_that_is_not_finite_shows(name):
+    pred, target, _ = random_batch(5)
+    for bad in (np.nan, np.inf):
+        pred[1, 2, 3] = bad
+        value = losses.LOSSES[name](
+            jnp.asarray(pred), jnp.asarray(target), valid=jnp.ones(SHAPE, bool)
+        )
+        assert not np.isfinite(value)
+
+
+@pytest.mark.parametrize(("name", "scope"), [(n, s) for n, s, _ in CASES])
+def test_sums_over_devices_are_the_batch(name, scope):
+    pred, target, valid = random_batch(7, (8, 4, 5))
+    valid[3] = False
+    pred[6] += 20  # the largest error, on one device alone
+
+    def sums(p, t, v):
+        return losses.loss_sums(
+            name, p, t, valid=v, berhu_scope=scope, axis_name="devices"
+        )
+
+    def share(p, t, v):
+        grad = jax.grad(lambda p: sums(p, t, v)[0])(p)
+        return jax.lax.psum(sums(p, t, v), "devices"), grad
+
+    split = [x.reshape(4, 2, 4, 5) for x in (pred, target, valid)]
+    (total, images), grad = jax.pmap(
+        share, axis_name="devices", devices=jax.devices()[:4]
+    )(*split)
+    expected, expected_grad = reference(name, pred, target, valid, scope=scope)
+    assert images[0] == 7
+    np.testing.assert_allclose(total[0] / images[0], expected, rtol=1e-5)
+    grad = np.asarray(grad).reshape(8, 4, 5) / 7
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_names_are_refused():
+    pred, target, valid = (jnp.asarray(x) for x in random_batch(0))
+    with pytest.raises(KeyError, match="huber"):
+        losses.loss_sums("huber", pred, target, valid=valid)
