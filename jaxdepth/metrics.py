@@ -180,13 +180,12 @@ class Sums:
         Args:
           averaging: "pooled" takes the means over all pixels of all images,
             "per_image" takes them over each image's, then averages the images that
-            have a valid pixel. The pooled rmse is never below the other (Jensen).
+            have a valid pixel. Without a mask the pooled rmse is never below the
+            other (Jensen).
         """
         table = self.table
         if averaging == "pooled":
             table = {k: np.array([math.fsum(x)]) for k, x in table.items()}
-        elif averaging != "per_image":
-            raise ValueError(f"averaging {averaging!r}: pooled or per_image")
         some = np.flatnonzero(table["count"])
         if not len(some):
             return dict.fromkeys(METRICS)
