@@ -317,20 +317,21 @@ class Evaluator:
                 f"wants {wanted} depth; {share} frames have {others.pop()} depth only"
             )
         if counts["images_without_truth"]:
-            notes.append(f"{counts['images_without_truth']} frames have no truth")
+            notes.append(f"frames without truth: {counts['images_without_truth']}")
         if not protocol.masked and counts["unscored"]:
             notes.append(
-                f"is meant for truth without holes; {counts['unscored']} pixels "
-                "without truth were left out"
+                "meant for truth without holes; pixels without truth, left out: "
+                f"{counts['unscored']}"
             )
         if counts["nonfinite_outputs"]:
             notes.append(
-                f"{counts['nonfinite_outputs']} outputs of the network are not finite"
+                "outputs of the network that are not finite: "
+                f"{counts['nonfinite_outputs']}"
             )
         if counts["nonpositive"]:
             notes.append(
-                f"{counts['nonpositive']} predictions are not positive: metrics with "
-                "logarithms are null"
+                "predictions that are not positive, so that metrics with logarithms "
+                f"are null: {counts['nonpositive']}"
             )
         return notes
 
