@@ -1,0 +1,151 @@
+"""Random views of a frame, image and depth together, on the device.
+
+The transform of each image depends on its own key alone: not on the batch around it
+and not on how that is spread over devices.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8, UInt16
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentPolicy:
+    """Ranges of the random transform, after Eigen et al. 2014 and Laina et al. 2016.
+
+    Attributes:
+      scale: the image is enlarged by s of this range, and its depth divided by s.
+      rotation: degrees, to both sides.
+      colour: factor of each channel.
+      brightness: factor of all channels together.
+      flip: share of mirrored images.
+    """
+
+    scale: tuple[float, float] = (1.0, 1.5)
+    rotation: float = 5.0
+    colour: tuple[float, float] = (0.8, 1.2)
+    brightness: tuple[float, float] = (0.8, 1.2)
+    flip: float = 0.5
+
+
+POLICIES: dict[str, AugmentPolicy | None] = {"none": None, "full": AugmentPolicy()}
+
+
+def example_keys(
+    seed: int, step: Int[Array, ""] | int, position: Int[Array, "b"]
+) -> Key[Array, "b"]:
+    """One key per image, from the seed, the step and the place in the global batch."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda place: jax.random.fold_in(key, place))(position)
+
+
+def crop_offsets(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the centre crop: (6, 8) for 228x304 of 240x320."""
+    return (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
+
+
+def augment(
+    rgb: UInt8[Array, "b h w 3"],
+    depth_mm: UInt16[Array, "b h w"],
+    keys: Key[Array, "b"],
+    *,
+    size: tuple[int, int],
+    policy: str | AugmentPolicy | None = "none",
+) -> tuple[Float[Array, "b i j 3"], Float[Array, "b i j"]]:
+    """Crops of `size`: the centre, or a random view.
+
+    With a policy: scale, rotation about the centre of the view, random place, mirror
+    and colour factors. Colours are sampled bilinearly and repeated past the edge;
+    depth is sampled at the nearest pixel, so that it is never mixed across a hole or
+    an edge, and is missing past the frame's border. Depth is divided by the scale.
+
+    Args:
+      rgb, depth_mm: training frames; 0 mm = missing.
+      keys: one per image; unused without a policy.
+      size: (height, width), at most the frame's.
+      policy: name in `POLICIES`, or one of one's own; "none" or None: centre crop.
+
+    Returns: colours 0 to 255 and metres (0 = missing), float32.
+    """
+    chosen = POLICIES[policy] if isinstance(policy, str) else policy
+    if chosen is None:
+        top, left = crop_offsets(rgb.shape[1:3], size)
+        rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+        rgb, depth_mm = rgb[:, rows, columns], depth_mm[:, rows, columns]
+        return rgb.astype(jnp.float32), depth_mm.astype(jnp.float32) / 1000.0
+    return jax.vmap(lambda a, b, key: _view(a, b, key, size, chosen))(
+        rgb, depth_mm, keys
+    )
+
+
+def _view(rgb, depth_mm, key, size, policy: AugmentPolicy):
+    """One image's random view."""
+    k_scale, k_angle, k_place, k_flip, k_colour, k_bright = jax.random.split(key, 6)
+    s = jax.random.uniform(k_scale, (), minval=policy.scale[0], maxval=policy.scale[1])
+    limit = jnp.deg2rad(policy.rotation)
+    angle = jax.random.uniform(k_angle, (), minval=-limit, maxval=limit)
+    place = jax.random.uniform(k_place, (2,), minval=-1.0, maxval=1.0)
+    flip = jax.random.bernoulli(k_flip, policy.flip)
+    rows, columns = sample_grid(
+        rgb.shape[:2], size, scale=s, angle=angle, place=place, flip=flip
+    )
+    low, high = policy.colour
+    colour = jax.random.uniform(k_colour, (3,), minval=low, maxval=high)
+    low, high = policy.brightness
+    bright = jax.random.uniform(k_bright, (), minval=low, maxval=high)
+    image = _bilinear(rgb.astype(jnp.float32), rows, columns)
+    image = jnp.clip(image * (colour * bright)[None, None], 0.0, 255.0)
+    depth = _nearest(depth_mm, rows, columns).astype(jnp.float32) / 1000.0
+    return image, depth / s
+
+
+def sample_grid(
+    frame: tuple[int, int],
+    size: tuple[int, int],
+    *,
+    scale: Float[Array, ""] | float,
+    angle: Float[Array, ""] | float,
+    place: Float[Array, "2"],
+    flip: Array | bool,
+) -> tuple[Float[Array, "i j"], Float[Array, "i j"]]:
+    """Where in the frame each pixel of the view lies: (rows, columns), 0-based.
+
+    The view covers `size` / `scale` pixels of the frame, turned by `angle` (radians)
+    about its own centre, whose place runs from one end of what fits (-1) to the other
+    (1) along each axis. With scale 1, angle 0 and place 0 it is the centre crop.
+    """
+    height, width = size
+    centre = jnp.array([(n - 1) / 2 for n in size], jnp.float32)
+    top, left = crop_offsets(frame, size)
+    middle = centre + jnp.array([top, left], jnp.float32)
+    room = (jnp.array(frame, jnp.float32) - jnp.array(size, jnp.float32) / scale) / 2
+    # The centre crop of an odd difference is half a pixel off the frame's centre.
+    middle = middle + place * jnp.maximum(room - 0.5, 0.0)
+    y = jnp.arange(height, dtype=jnp.float32)[:, None] - centre[0]
+    x = jnp.arange(width, dtype=jnp.float32)[None, :] - centre[1]
+    x = jnp.where(flip, -x, x)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    return middle[0] + cos * y + sin * x, middle[1] - sin * y + cos * x
+
+
+def _nearest(depth, rows, columns):
+    height, width = depth.shape
+    r, c = jnp.round(rows).astype(jnp.int32), jnp.round(columns).astype(jnp.int32)
+    inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+    r, c = jnp.clip(r, 0, height - 1), jnp.clip(c, 0, width - 1)
+    return jnp.where(inside, depth[r, c], 0)
+
+
+def _bilinear(image, rows, columns):
+    height, width, _ = image.shape
+    rows = jnp.clip(rows, 0.0, height - 1.0)
+    columns = jnp.clip(columns, 0.0, width - 1.0)
+    r0 = jnp.minimum(rows.astype(jnp.int32), height - 1)
+    c0 = jnp.minimum(columns.astype(jnp.int32), width - 1)
+    r1, c1 = jnp.minimum(r0 + 1, height - 1), jnp.minimum(c0 + 1, width - 1)
+    fr, fc = (rows - r0)[..., None], (columns - c0)[..., None]
+    above = image[r0, c0] * (1 - fc) + image[r0, c1] * fc
+    below = image[r1, c0] * (1 - fc) + image[r1, c1] * fc
+    return above * (1 - fr) + below * fr
