@@ -1,0 +1,232 @@
+"""`nyu_depth_v2_labeled.mat`: MATLAB v7.3, which is HDF5 with all axes reversed."""
+
+import functools
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from jaxdepth.data import splits
+from jaxdepth.data.sources import Frame, FrameInfo, check_unit
+from jaxdepth.errors import UserError
+
+logger = logging.getLogger(__name__)
+FRAMES = 1449  # of the official file
+SAMPLE = 8  # frames looked at before all are read
+
+
+class Labeled:
+    """The labeled set, or a part of it.
+
+    `images` (N,3,W,H) uint8, `depths` and, if there, `rawDepths` (N,W,H) metres,
+    `scenes` as references to strings. Frames are read one by one.
+
+    A file of 1449 rows has official indices. A smaller one has them in FILE.json
+    beside it (`frames`, from 1; `rows`), or else its scene names decide.
+    """
+
+    format = "nyu_labeled"
+    eight_bit = False
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.name = path.name
+        self.notes: list[str] = []
+        self._check_signature()
+        try:
+            self._count, shapes = self._shapes()
+            scenes = self._scenes()
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise self._broken(error) from None
+        self.truths = self._truths(shapes)
+        indices = self._official_indices()
+        self.infos = [
+            FrameInfo(
+                f"frame {index:04d}" if index is not None else f"row {row:04d}",
+                _scene(index) or scene,
+                index,
+            )
+            for row, (index, scene) in enumerate(zip(indices, scenes, strict=True))
+        ]
+        self._look()
+
+    @functools.cached_property
+    def _file(self) -> Any:
+        return h5py.File(self.path, "r")
+
+    def frame(self, row: int) -> Frame:
+        try:
+            rgb = self._file["images"][row].transpose(2, 1, 0)
+            depth = {
+                kind: np.nan_to_num(
+                    self._file[field][row].T.astype(np.float32),
+                    nan=0.0, posinf=0.0, neginf=0.0,
+                )
+                for kind, field in (("filled", "depths"), ("raw", "rawDepths"))
+                if kind in self.truths
+            }  # fmt: skip
+        except (OSError, RuntimeError, KeyError) as error:
+            raise self._broken(error) from None
+        return Frame(
+            np.ascontiguousarray(rgb),
+            **{k: np.ascontiguousarray(np.maximum(d, 0)) for k, d in depth.items()},
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        stat = self.path.stat()
+        beside = self._sidecar
+        return {
+            "path": str(self.path.resolve()),
+            "bytes": stat.st_size,
+            "changed": stat.st_mtime_ns,
+            "beside": beside.stat().st_mtime_ns if beside.exists() else 0,
+        }
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        found = splits.by_official_frames(
+            [info.official_index for info in self.infos],
+            [info.scene for info in self.infos],
+        )
+        everything = {"train": list(range(self._count)), "eval": []}
+        return {**(found or {}), "all": everything}
+
+    @property
+    def _sidecar(self) -> Path:
+        return Path(f"{self.path}.json")
+
+    def _check_signature(self) -> None:
+        with open(self.path, "rb") as file:
+            head = file.read(128)
+        if head.startswith(b"MATLAB 5.0"):
+            raise UserError(
+                f"{self.path} is a MATLAB v5 file; the labeled set is the v7.3 file "
+                "nyu_depth_v2_labeled.mat (2.97 GB)"
+            )
+        try:
+            hdf5 = h5py.is_hdf5(self.path)
+        except OSError:
+            hdf5 = False
+        if not hdf5:
+            raise UserError(
+                f"{self.path} is not a MATLAB v7.3 (HDF5) file, nor a folder or a "
+                "store: give nyu_depth_v2_labeled.mat"
+            )
+
+    def _broken(self, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:160].strip("'\"")
+        return UserError(
+            f"{self.path} can't be read ({reason}): it is truncated or damaged; "
+            "download it again"
+        )
+
+    def _shapes(self) -> tuple[int, dict[str, tuple[int, ...]]]:
+        """How many frames, and the shapes of the fields. UserError where wrong."""
+        for field in ("images", "depths"):
+            if not isinstance(self._file.get(field), h5py.Dataset):
+                have = ", ".join(sorted(self._file)[:8]) or "nothing"
+                raise UserError(
+                    f"{self.path} has no dataset {field} (it has {have}): give "
+                    "nyu_depth_v2_labeled.mat"
+                )
+        fields = [f for f in ("images", "depths", "rawDepths") if f in self._file]
+        shapes = {field: self._file[field].shape for field in fields}
+        image = shapes["images"]
+        if len(image) != 4 or image[1] != 3 or not image[0]:
+            raise UserError(
+                f"{self.path}: images has shape {image}, not (frames, 3, width, height)"
+            )
+        for field in fields[1:]:
+            if shapes[field] != (image[0], *image[2:]):
+                raise UserError(
+                    f"{self.path}: {field} has shape {shapes[field]} and images "
+                    f"{image}: image and depth must have one size"
+                )
+        return image[0], shapes
+
+    def _scenes(self) -> list[str | None]:
+        if "scenes" not in self._file:
+            return [None] * self._count
+        refs = np.asarray(self._file["scenes"]).ravel()
+        if len(refs) != self._count:
+            return [None] * self._count
+        return ["".join(map(chr, np.ravel(self._file[ref]))) for ref in refs]
+
+    def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
+        """Which kinds of depth there are: raw that equals filled is no other kind."""
+        if "rawDepths" not in shapes:
+            self.notes.append(f"{self.name} has no rawDepths: filled depth alone")
+            return ("filled",)
+        same = seen = 0
+        for row in self._sample():
+            try:
+                raw, filled = self._file["rawDepths"][row], self._file["depths"][row]
+            except (OSError, RuntimeError) as error:
+                raise self._broken(error) from None
+            there = raw > 0
+            seen += int(there.sum())
+            same += int((raw[there] == filled[there]).sum())
+        if seen and same == seen:
+            self.notes.append(
+                f"rawDepths of {self.name} equal depths wherever they are not 0: they "
+                "count as filled depth, and there is no raw depth"
+            )
+            return ("filled",)
+        return ("filled", "raw")
+
+    def _sample(self) -> list[int]:
+        return sorted({int(r) for r in np.linspace(0, self._count - 1, SAMPLE)})
+
+    def _official_indices(self) -> list[int | None]:
+        if self._sidecar.exists():
+            indices = self._from_sidecar()
+            if indices is not None:
+                return indices
+        if self._count == FRAMES:
+            return list(range(1, FRAMES + 1))
+        return [None] * self._count
+
+    def _from_sidecar(self) -> list[int | None] | None:
+        where = self._sidecar
+        try:
+            values = json.loads(where.read_text())
+            frames = [int(i) for i in values["frames"]]
+            rows = [int(r) for r in values.get("rows", range(len(frames)))]
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise UserError(
+                f"{where} does not list the official frames ({error}): it needs "
+                '{"frames": [...], "rows": [...]}'
+            ) from None
+        if self._count == FRAMES:
+            return None
+        good = (
+            len(frames) == len(rows)
+            and all(1 <= i <= FRAMES for i in frames)
+            and all(0 <= r < self._count for r in rows)
+        )
+        if not good:
+            raise UserError(
+                f"{where} does not fit {self.name}, which has {self._count} rows"
+            )
+        indices: list[int | None] = [None] * self._count
+        for row, index in zip(rows, frames, strict=True):
+            indices[row] = index
+        return indices
+
+    def _look(self) -> None:
+        """Refuse a wrong unit before everything is read."""
+        depth = [self.frame(row).depths["filled"] for row in self._sample()]
+        valid = np.concatenate([d[d > 0] for d in depth])
+        if len(valid):
+            check_unit(
+                float(np.median(valid)),
+                largest=float(valid.max()),
+                where=str(self.path),
+                hint="a labeled .mat holds metres; convert it",
+            )
+
+
+def _scene(index: int | None) -> str | None:
+    return None if index is None else splits.official()["scenes"][index - 1]

@@ -1,0 +1,68 @@
+"""Rendered rooms as a source: some to train on, others to evaluate on."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.data import rooms
+from jaxdepth.data.sources import Frame, FrameInfo
+
+
+class Rooms:
+    """`train` frames, then `evaluation` others, of one seed, at `size`.
+
+    Their truth has holes as a sensor's has: it is "raw". Frames are meant to be read
+    in ascending order, since they are rendered in batches.
+    """
+
+    format = "rooms"
+    truths = ("raw",)
+    eight_bit = False
+
+    def __init__(
+        self, *, seed: int, train: int, evaluation: int, size: tuple[int, int]
+    ):
+        self.name = "rooms"
+        self.notes: list[str] = []
+        self._seed, self._size = seed, size
+        self._train, self._evaluation = train, evaluation
+        self._ahead: collections.deque[tuple[np.ndarray, np.ndarray]] = (
+            collections.deque()
+        )
+        self._next = -1
+        self._batches: Any = iter(())
+        self.infos = [FrameInfo(f"room {k:05d}") for k in range(train + evaluation)]
+
+    def frame(self, row: int) -> Frame:
+        if row != self._next:
+            count = self._train + self._evaluation - row
+            self._batches = iter(
+                rooms.generate(self._seed, count, self._size, start=row)
+            )
+            self._ahead.clear()
+            self._next = row
+        if not self._ahead:
+            rgb, depth = next(self._batches)
+            self._ahead.extend(zip(np.asarray(rgb), np.asarray(depth), strict=True))
+        self._next += 1
+        rgb, depth = self._ahead.popleft()
+        return Frame(rgb, raw=depth)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "train": self._train,
+            "evaluation": self._evaluation,
+            "size": list(self._size),
+            "renderer": rooms.RENDERER_VERSION,
+        }
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        last = self._train + self._evaluation
+        return {
+            "own": {
+                "train": list(range(self._train)),
+                "eval": list(range(self._train, last)),
+            }
+        }

@@ -1,0 +1,70 @@
+"""The official split of NYU Depth V2's labeled set, and held-out scenes of its 795."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+HELD_OUT = 80  # frames that `tune` and `report` have at least
+
+
+@functools.cache
+def official() -> dict[str, Any]:
+    """`train` (795) and `test` (654), 1-based; `scenes`, the name of every frame's."""
+    return json.loads((resources.files("jaxdepth.data") / "nyu_splits.json").read_text())
+
+
+@functools.cache
+def parts() -> dict[str, str]:
+    """Scene -> "test", "tune", "report" or "train".
+
+    The scenes of the 795 in ascending order of the hex SHA-256 of their names: whole
+    scenes until at least 80 frames are `tune` (81 frames, 27 scenes), then until at
+    least 80 are `report` (83, 28); the rest trains (631, 194).
+    """
+    known = official()
+    frames: dict[str, int] = {}
+    for index in known["train"]:
+        scene = known["scenes"][index - 1]
+        frames[scene] = frames.get(scene, 0) + 1
+    found = {known["scenes"][index - 1]: "test" for index in known["test"]}
+    names = iter(sorted(frames, key=lambda s: hashlib.sha256(s.encode()).hexdigest()))
+    for part in ("tune", "report"):
+        count = 0
+        while count < HELD_OUT:
+            scene = next(names)
+            found[scene] = part
+            count += frames[scene]
+    return found | dict.fromkeys(names, "train")
+
+
+def by_official_frames(
+    indices: Sequence[int | None], scenes: Sequence[str | None]
+) -> dict[str, dict[str, list[int]]] | None:
+    """Rows of every split, for frames with official indices or official scene names.
+
+    Args:
+      indices: each row's official index, from 1, or None.
+      scenes: each row's scene, or None.
+
+    Returns: {"official" | "tune" | "report": {"train": rows, "eval": rows}}; None where
+    a row is of no official scene.
+    """
+    known = official()
+    part = []
+    for index, scene in zip(indices, scenes, strict=True):
+        name = known["scenes"][index - 1] if index is not None else scene
+        if name is None or name not in parts():
+            return None
+        part.append(parts()[name])
+
+    def rows(*wanted: str) -> list[int]:
+        return [row for row, name in enumerate(part) if name in wanted]
+
+    return {
+        "official": {"train": rows("train", "tune", "report"), "eval": rows("test")},
+        "tune": {"train": rows("train"), "eval": rows("tune")},
+        "report": {"train": rows("train"), "eval": rows("report")},
+    }
