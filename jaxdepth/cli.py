@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
+from jaxdepth import writers
 from jaxdepth.config import RECIPES, Config, nearest, recipe_named
 from jaxdepth.errors import MachineError, UserError
 
@@ -137,6 +138,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     Ctrl-C, or one outside training, leaves with 130.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    writers.log_to_terminal()
     quiet_libraries()
     try:
         code = command(sys.argv[1:]) or OK

@@ -65,7 +65,7 @@ def open_store(
 def open_rooms(config: Config, *, progress: Callable | None = None) -> store.Store:
     """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
     count = int(config.rooms)
-    source = rooms_source.rooms_source(
+    source = rooms_source.Rooms(
         seed=config.seed,
         train=count,
         evaluation=max(32, count // 10),

@@ -4,23 +4,19 @@
 """
 
 import dataclasses
-import itertools
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxdepth import (
-    baselines as baselines_lib,
-)
-from jaxdepth import (
     builders,
     cli,
     datasets,
     evaluate,
+    predict,
     protocols,
     sharding,
     steps,
@@ -28,12 +24,13 @@ from jaxdepth import (
     viz,
     writers,
 )
+from jaxdepth import baselines as baselines_lib
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
-from jaxdepth.errors import MachineError
+from jaxdepth.errors import UserError
 from jaxdepth.train_state import TrainState
 from jaxdepth.workdir import WorkDir
 
@@ -116,7 +113,7 @@ def _open(
 ) -> Session:
     """Open data, settle what depends on them, and create the work directory."""
     _introduce(config, workdir)
-    data = datasets.open_data(config, progress=writers.counter)
+    data = datasets.open_data(config, progress=writers.Counter())
     config = config_lib.settle_steps(config, train_images=len(data.train_rows))
     config = dataclasses.replace(config, split=_split_flag(data), depth=data.depth)
     for line in data.notes:
@@ -466,9 +463,7 @@ def _show(session: Session, state: TrainState, model: Any) -> None:
         e for e in session.results["evaluations"] if e["step"] == last["step"]
     ]
     predictor = predict.Predictor(config, state.variables)
-    rows = data.eval_rows[
-        np.unique(np.linspace(0, len(data.eval_rows) - 1, PANEL_ROWS).astype(int))
-    ]
+    rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))
     kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
     truth = [
@@ -506,3 +501,8 @@ def _show(session: Session, state: TrainState, model: Any) -> None:
     logger.info(
         "use it: python -m experiments.predict --checkpoint=%s PHOTO", workdir.name
     )
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` places of `count`, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

@@ -1,0 +1,237 @@
+"""What a run writes while it goes: metrics.jsonl, TensorBoard events, log, progress."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from jaxdepth.workdir import METRICS, plain
+
+logger = logging.getLogger(__name__)
+PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard events in a work directory.
+
+    Args:
+      folder: of the run.
+      resume_from: records of later steps, of a run that was cut off, are dropped.
+    """
+
+    def __init__(self, folder: Path, *, resume_from: int = 0):
+        self.path = folder / METRICS
+        if self.path.exists():
+            kept = [r for r in read_metrics(folder) if r["step"] <= resume_from]
+            part = self.path.with_suffix(".part")
+            part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+            os.replace(part, self.path)
+        self._lines = open(self.path, "a")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from tensorboardX import SummaryWriter
+
+            self._events: Any = SummaryWriter(
+                str(folder / "events"), purge_step=resume_from + 1, flush_secs=10
+            )
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._lines.close()
+        self._events.close()
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """Append the record of a logged step; non-finite numbers become null."""
+        self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
+        self._lines.flush()
+        self._scalars("train", step, record)
+
+    def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
+        """Add an entry of results.json to the events."""
+        self._scalars(f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"])
+
+    def _scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that was cut off is left out."""
+    path = folder / METRICS
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+class _Bar:
+    """A progress bar on a terminal."""
+
+    def __init__(self, total: int, start: int):
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console(),
+        )
+        self._progress.start()
+        self._task = self._progress.add_task(
+            "", total=total, completed=start, loss="-", rate=""
+        )
+
+    def update(self, step: int, *, loss: float, images_per_s: float | None) -> None:
+        self._progress.update(
+            self._task,
+            completed=step,
+            loss=f"{loss:.4f}",
+            rate=f"{images_per_s:.1f} images/s" if images_per_s else "",
+        )
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Lines:
+    """Progress as plain lines, some seconds apart."""
+
+    def __init__(self, total: int, start: int):
+        self._total, self._start = total, start
+        self._began = self._last = time.monotonic()
+        self._first: tuple[int, float] | None = None
+
+    def update(self, step: int, *, loss: float, images_per_s: float | None) -> None:
+        now = time.monotonic()
+        if self._first is None:  # the first step compiles: no measure of the others
+            self._first = step, now
+        elif now - self._last < PLAIN_EVERY and step < self._total:
+            return
+        self._last = now
+        rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
+        line = f"step {step}/{self._total}  loss {loss:.4f}{rate}{self._left(step, now)}"
+        logger.info(line)
+
+    def _left(self, step: int, now: float) -> str:
+        assert self._first is not None
+        first, since = self._first
+        if step <= first:
+            return ""
+        left = (now - since) / (step - first) * (self._total - step)
+        return f"  left {int(left) // 60}:{int(left) % 60:02d}"
+
+    def close(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def progress(total: int, *, start: int = 0) -> Iterator[_Bar | _Lines]:
+    """A bar on a terminal, plain lines elsewhere; `update` after each logged step."""
+    bar = (_Bar if console().is_terminal else _Lines)(total, start)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+class Counter:
+    """Progress of one thing after another: "preparing rooms 64/528"."""
+
+    def __init__(self):
+        self._last = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last >= PLAIN_EVERY:
+            self._last = now
+            logger.info("%s: %d of %d", what, done, total)
+
+
+def console() -> Console:
+    """The terminal, or a pipe, as rich sees it."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+class _TerminalHandler(logging.Handler):
+    """Log lines on the terminal, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream: TextIO = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(self.format(record), file=stream, flush=True)
+
+
+def log_to_terminal() -> None:
+    """Show what this package says: plain lines on stdout, warnings on stderr."""
+    package = logging.getLogger("jaxdepth")
+    package.setLevel(logging.INFO)
+    package.propagate = False
+    if not any(isinstance(h, _TerminalHandler) for h in package.handlers):
+        package.addHandler(_TerminalHandler())
+
+
+@contextlib.contextmanager
+def log_file(path: Path) -> Iterator[None]:
+    """Append everything that this package says to a file, with the time."""
+    package = logging.getLogger("jaxdepth")
+    handler = logging.FileHandler(path)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package.addHandler(handler)
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        handler.close()
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """A table on the terminal; numbers with three places, None as a dash."""
+    table = Table(title=title, title_justify="left")
+    for k, column in enumerate(columns):
+        table.add_column(column, justify="right" if k else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(_cell, row))
+    out = console()
+    if not out.is_terminal:
+        out = Console(file=sys.stdout, highlight=False, width=110)
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file that takes the place of `path` once it is whole."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
