@@ -11,9 +11,9 @@ PROG = "python -m experiments.evaluate"
 def command(argv: Sequence[str]) -> int:
     """Evaluate as the flags say; returns the exit code."""
     config = cli.parse(EvaluateConfig, argv, prog=PROG)
-    from jaxdepth import session
+    from jaxdepth import evaluate_run
 
-    return session.evaluate_run(config)
+    return evaluate_run.run(config)
 
 
 if __name__ == "__main__":

@@ -47,9 +47,16 @@ class Data:
 
 
 def open_store(
-    config: Config, path: str, *, progress: Callable | None = None
+    config: Config,
+    path: str,
+    *,
+    keep_full: str = "auto",
+    progress: Callable | None = None,
 ) -> store.Store:
-    """The store at `path`, or one prepared from it in the cache folder."""
+    """The store at `path`, or one prepared from it in the cache folder.
+
+    `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
+    """
     return store.prepared(
         path,
         cache_dir=Path(config.cache_dir).expanduser(),
@@ -58,6 +65,7 @@ def open_store(
         depth_scale=config.depth_scale,
         mask_extremes=config.mask_extremes,
         max_depth=config.max_depth,
+        keep_full=keep_full,
         progress=progress,
     )
 
@@ -97,8 +105,10 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     train_rows = np.asarray(rows["train"])
     evaluation, eval_rows, name = train, np.asarray(rows["eval"]), train.name
     if config.eval_data is not None:
-        evaluation = open_store(config, config.eval_data, progress=progress)
-        eval_rows, name = _eval_rows(evaluation), evaluation.name
+        evaluation = open_store(
+            config, config.eval_data, keep_full="all", progress=progress
+        )
+        eval_rows, name = evaluation_rows(evaluation)[0], evaluation.name
     if len(eval_rows) == 0:
         raise UserError(
             f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
@@ -148,13 +158,13 @@ def _split(config: Config, train: store.Store) -> str:
     raise UserError(f"--split={split}: {train.name} allows {have or 'none'}")
 
 
-def _eval_rows(evaluation: store.Store) -> np.ndarray:
-    """Of --eval_data: its own evaluation frames, or else all it has."""
+def evaluation_rows(opened: store.Store) -> tuple[np.ndarray, str]:
+    """Its own evaluation frames and their split's name, or else all it has."""
     for split in ("own", "official"):
-        rows = evaluation.splits.get(split)
+        rows = opened.splits.get(split)
         if rows is not None and len(rows["eval"]):
-            return np.asarray(rows["eval"])
-    return np.asarray(evaluation.splits["all"]["train"])
+            return np.asarray(rows["eval"]), split
+    return np.arange(len(opened)), "all"
 
 
 def _depth(config: Config, train: store.Store) -> tuple[str, list[str]]:

@@ -27,23 +27,25 @@ class Predictor:
     Attributes:
       config: what it was trained with.
       step: the training step its weights are of.
+      variables: parameters and batch statistics.
+      forward: jitted (variables, colours 0 to 255) -> metres at the output's size.
     """
 
     def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
         self.config = config
         self.step = step
         model = build_model(config)
-        self._variables = jax.device_put(variables)
+        self.variables = jax.device_put(variables)
 
         def forward(variables, rgb):
             return steps.predict(model, variables, rgb, layout=config.layout)
 
         # Weights are an argument: as a constant they would be compiled in.
-        self._forward = jax.jit(forward)
+        self.forward = jax.jit(forward)
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Metres at the network's output size, from its input in colours 0 to 255."""
-        return self._forward(self._variables, jnp.asarray(rgb, jnp.float32))
+        return self.forward(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) at which a photo enters the network: its height is that of

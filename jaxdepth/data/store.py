@@ -166,6 +166,7 @@ def prepared(
     depth_scale: float | None = None,
     mask_extremes: str = "auto",
     max_depth: float = 10.0,
+    keep_full: str = "auto",
     progress: Progress | None = None,
 ) -> Store:
     """A store of the data: the given one, or one kept in the cache folder.
@@ -182,6 +183,7 @@ def prepared(
         "size": size,
         "mask_extremes": mask_extremes,
         "max_depth": max_depth,
+        "keep_full": keep_full,
         **data.fingerprint(),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -196,6 +198,7 @@ def prepared(
         size=size,
         mask_extremes=mask_extremes,
         max_depth=max_depth,
+        keep_full=keep_full,
         progress=progress,
     )
 
