@@ -132,8 +132,7 @@ class Checkpoints:
             others = [s for s in self.steps() if s != step]
             hint = f"; --step= one of {others} may be whole" if others else ""
             raise UserError(
-                f"checkpoint of step {step} in {self.folder} is damaged "
-                f"({error}){hint}"
+                f"checkpoint of step {step} in {self.folder} is damaged ({error}){hint}"
             ) from None
 
     def _restore(self, step: int, items: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -143,7 +142,9 @@ class Checkpoints:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
 
         targets = jax.tree.map(abstract, items)
-        args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+        args: dict[str, Any] = {
+            k: ocp.args.StandardRestore(v) for k, v in targets.items()
+        }
         args["checks"] = ocp.args.JsonRestore()
         try:
             got = self._manager.restore(step, args=ocp.args.Composite(**args))
@@ -208,7 +209,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
     """CRC-32 of every array, by its path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_host(leaf)))
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_host(leaf)).data)
         for path, leaf in leaves
     }
 

@@ -121,9 +121,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
                 f"--train_images={config.train_images}: there are {len(train_rows)}"
             )
         train_rows = train_rows[
-            order.first_in_seed_order(
-                config.seed, len(train_rows), config.train_images
-            )
+            order.first_in_seed_order(config.seed, len(train_rows), config.train_images)
         ]
     depth, notes = _depth(config, train)
     nyu = split in ("official", "tune", "report") or "official" in evaluation.splits

@@ -128,7 +128,9 @@ def load(name: str, *, step: str | int = "best") -> Predictor:
     image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
     target = {"batch_stats": {}, **target}
-    return Predictor(config, checkpoints.restore_model(target, step=chosen), step=chosen)
+    return Predictor(
+        config, checkpoints.restore_model(target, step=chosen), step=chosen
+    )
 
 
 def choose_step(checkpoints: Checkpoints, config: Config, step: str | int) -> int:

@@ -118,7 +118,8 @@ def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
             result = (out / f"{path.stem}{suffix}").resolve()
             if result in sources:
                 raise UserError(
-                    f"{result.name} would replace the photo {result}: name another --out"
+                    f"{result.name} would replace the photo {result}: name another "
+                    "--out"
                 )
             if result in owner:
                 raise UserError(

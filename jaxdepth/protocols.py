@@ -7,7 +7,7 @@ as a constant and can be jitted.
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
@@ -179,9 +179,12 @@ def whole_frame_size(frame_size: Size, image_size: Size) -> Size:
 
 
 def resize_input(
-    rgb: Float[Array, "b h w 3"], size: Size
-) -> Float[Array, "b {size[0]} {size[1]} 3"]:
-    """Area mean along axes that shrink, bilinear along axes that grow."""
+    rgb: Float[Any, "b h w 3"], size: Size
+) -> Float[Any, "b {size[0]} {size[1]} 3"]:
+    """Area mean along axes that shrink, bilinear along axes that grow.
+
+    Takes JAX or NumPy arrays and gives the same.
+    """
     height, width = rgb.shape[1:3]
     rgb = resize.resize_area(rgb, (min(height, size[0]), min(width, size[1])))
     return resize.resize_bilinear(rgb, size)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdepth import baselines as baselines_lib
 from jaxdepth import (
     builders,
     cli,
@@ -24,7 +25,6 @@ from jaxdepth import (
     viz,
     writers,
 )
-from jaxdepth import baselines as baselines_lib
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.checkpoint import Checkpoints
@@ -459,9 +459,7 @@ def _show(session: Session, state: TrainState, model: Any) -> None:
     """Panel picture, curves, and the table on the terminal."""
     config, workdir, data = session.config, session.workdir, session.data
     last = session.results["evaluations"][-1]
-    entries = [
-        e for e in session.results["evaluations"] if e["step"] == last["step"]
-    ]
+    entries = [e for e in session.results["evaluations"] if e["step"] == last["step"]]
     predictor = predict.Predictor(config, state.variables)
     rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))

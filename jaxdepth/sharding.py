@@ -7,7 +7,7 @@ is replicated; batches are split over devices, and over hosts each brings its ow
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jaxdepth.errors import UserError
 
 AXIS = "data"
 PyTree = Any
+Device: TypeAlias = Any  # jax.Device, which type checkers don't know as a type
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,10 @@ class Placement:
     """
 
     kind: str
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
 
     @classmethod
-    def over(
-        cls, kind: str, devices: Sequence[jax.Device] | None = None
-    ) -> "Placement":
+    def over(cls, kind: str, devices: Sequence[Device] | None = None) -> "Placement":
         """Over the given devices, or all there are."""
         return cls(kind, tuple(devices if devices is not None else jax.devices()))
 
@@ -44,7 +43,7 @@ class Placement:
         return Mesh(np.array(self.devices), (AXIS,))
 
     @property
-    def local(self) -> list[jax.Device]:
+    def local(self) -> list[Device]:
         """This host's devices."""
         here = jax.process_index()
         return [d for d in self.devices if d.process_index == here]
@@ -84,7 +83,9 @@ class Placement:
         """Copy a host's state to every device."""
         if self.kind == "pmap":
             stacked = jax.tree.map(
-                lambda x: np.broadcast_to(np.asarray(x)[None], (len(self.local), *x.shape)),
+                lambda x: np.broadcast_to(
+                    np.asarray(x)[None], (len(self.local), *x.shape)
+                ),
                 state,
             )
             return _split_over(stacked, self.local)
@@ -105,11 +106,13 @@ class Placement:
     def one(self, tree: PyTree) -> PyTree:
         """One copy of what every device holds: the state as `place_state` took it."""
         if self.kind == "pmap":
-            return jax.tree.map(lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree)
+            return jax.tree.map(
+                lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree
+            )
         return tree
 
 
-def _split_over(tree: PyTree, devices: list[jax.Device]) -> PyTree:
+def _split_over(tree: PyTree, devices: list[Device]) -> PyTree:
     """Axis 0 over devices, as pmap wants its arguments."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), P(AXIS))
     return jax.device_put(tree, sharding)

@@ -5,7 +5,7 @@ The step knows of other devices only the name of the axis that it sums over.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
 from jaxdepth import losses
+from jaxdepth.config import training_frame
 from jaxdepth.data import augment
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
@@ -48,7 +49,7 @@ class StepSpec:
     augment: str = "none"
     max_depth: float = 10.0
     si_lambda: float = 0.5
-    berhu_scope: str = "image"
+    berhu_scope: Literal["image", "batch"] = "image"
     seed: int = 0
     accumulate: int = 1
     skip_non_finite: bool = False
@@ -63,8 +64,8 @@ def valid_depth(
 
 
 def to_training_frame(
-    rgb: UInt8[Array, "b h w 3"],
-    depth_mm: UInt16[Array, "b h w"],
+    rgb: UInt8[Any, "b h w 3"],
+    depth_mm: UInt16[Any, "b h w"],
     size: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
     """Shrink stored frames to the training frame: area mean, and over valid depth.
@@ -113,7 +114,7 @@ def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
     """Gradient sum, loss sum, image count and statistics of one microbatch."""
     keys = augment.example_keys(spec.seed, step, batch["position"])
     augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    frame = _frame_size(spec.image_size)
+    frame = training_frame(spec.image_size)
     rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
     image, depth = augment.augment(
         rgb, depth_mm, augment_keys, size=spec.image_size, policy=spec.augment
@@ -123,12 +124,6 @@ def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
         spec, params, batch_stats, image, depth, dropout_keys
     )
     return grads, total, images, batch_stats
-
-
-def _frame_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    from jaxdepth.config import training_frame
-
-    return training_frame(image_size)
 
 
 def gradients(
@@ -142,9 +137,7 @@ def gradients(
     Returns: (gradient, loss, images that count, batch_stats).
     """
     if spec.accumulate == 1:
-        sums = _microbatch(
-            spec, state.params, state.step, state.batch_stats, batch
-        )
+        sums = _microbatch(spec, state.params, state.step, state.batch_stats, batch)
         grads, total, images, batch_stats = sums
     else:
         grads, total, images, batch_stats = _accumulated(spec, state, batch)
@@ -159,9 +152,7 @@ def gradients(
 
 def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
     """As `_microbatch`, over `spec.accumulate` parts of the batch."""
-    parts = jax.tree.map(
-        lambda x: x.reshape(spec.accumulate, -1, *x.shape[1:]), batch
-    )
+    parts = jax.tree.map(lambda x: x.reshape(spec.accumulate, -1, *x.shape[1:]), batch)
 
     def add(carry, part):
         grads, total, images, batch_stats = carry
@@ -202,7 +193,7 @@ def train_step(
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spec.skip_non_finite:
-        kept = state.replace(step=state.step + 1)
+        kept = dataclasses.replace(state, step=state.step + 1)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
     skipped = 1.0 - finite.astype(jnp.float32)
     logs = {

@@ -139,9 +139,9 @@ def loop(
                 skipped += record.pop("skipped")
                 logs_waiting = []
                 writer.write(step, record)
-                bar.update(step, loss=record["loss"], images_per_s=record.get(
-                    "images_per_s"
-                ))
+                bar.update(
+                    step, loss=record["loss"], images_per_s=record.get("images_per_s")
+                )
                 after_log()
                 clock.restart()
                 if bad and config.on_nan == "stop":

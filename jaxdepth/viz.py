@@ -80,7 +80,10 @@ def write_ply(
     z = depth[there].astype(np.float32)
     points = np.empty(
         len(z),
-        [*((axis, "<f4") for axis in "xyz"), *((c, "u1") for c in ("red", "green", "blue"))],
+        [
+            *((axis, "<f4") for axis in "xyz"),
+            *((c, "u1") for c in ("red", "green", "blue")),
+        ],
     )
     points["x"] = (column - cx) * z / fx
     points["y"] = (row - cy) * z / fy
@@ -136,7 +139,9 @@ def panel(
         np.where(t > 0, np.abs(p - t), np.nan)
         for p, t in zip(pred, target, strict=True)
     ]
-    worst = max(float(np.nanpercentile(np.concatenate([*map(np.ravel, errors)]), 99)), 0.1)
+    worst = max(
+        float(np.nanpercentile(np.concatenate([*map(np.ravel, errors)]), 99)), 0.1
+    )
     count = len(rgb)
     figure = _figure(11, 2.35 * count + 0.8)
     axes = figure.subplots(count, 4, squeeze=False)

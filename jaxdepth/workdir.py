@@ -222,6 +222,4 @@ def write_json(path: Path, values: Any) -> None:
         os.replace(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise MachineError(
-            f"{path} could not be written: {error.strerror}"
-        ) from error
+        raise MachineError(f"{path} could not be written: {error.strerror}") from error

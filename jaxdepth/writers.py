@@ -42,7 +42,7 @@ class MetricsWriter:
             part = self.path.with_suffix(".part")
             part.write_text("".join(json.dumps(r) + "\n" for r in kept))
             os.replace(part, self.path)
-        self._lines = open(self.path, "a")
+        self._lines = open(self.path, "a")  # noqa: SIM115 (closed on exit)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from tensorboardX import SummaryWriter
@@ -66,7 +66,9 @@ class MetricsWriter:
 
     def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
         """Add an entry of results.json to the events."""
-        self._scalars(f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"])
+        self._scalars(
+            f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"]
+        )
 
     def _scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -129,7 +131,9 @@ class _Lines:
             return
         self._last = now
         rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
-        line = f"step {step}/{self._total}  loss {loss:.4f}{rate}{self._left(step, now)}"
+        line = (
+            f"step {step}/{self._total}  loss {loss:.4f}{rate}{self._left(step, now)}"
+        )
         logger.info(line)
 
     def _left(self, step: int, now: float) -> str:

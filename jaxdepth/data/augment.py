@@ -41,7 +41,7 @@ def example_keys(
     return jax.vmap(lambda place: jax.random.fold_in(key, place))(position)
 
 
-def crop_offsets(frame: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def crop_offsets(frame: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
     """(top, left) of the centre crop: (6, 8) for 228x304 of 240x320."""
     return (frame[0] - size[0]) // 2, (frame[1] - size[1]) // 2
 

@@ -15,9 +15,7 @@ def permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:
     return order
 
 
-def rows_of_step(
-    seed: int, step: int, batch_size: int, n: int
-) -> Int[np.ndarray, "b"]:
+def rows_of_step(seed: int, step: int, batch_size: int, n: int) -> Int[np.ndarray, "b"]:
     """Rows of the batch that follows `step` steps.
 
     Epochs follow each other without a gap: place p of the stream, counted from 0, is

@@ -45,19 +45,13 @@ def batches(
     """
     part = order.host_slice(batch_size, host, hosts)
     position = np.arange(batch_size, dtype=np.int32)[part]
-    fetch: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    if cache == "host":
-        held = store.gather(rows, depth=depth)
-
-        def fetch(places):
-            return held[0][places], held[1][places]
-    else:
-
-        def fetch(places):
-            return store.gather(rows[places], depth=depth)
+    held = store.gather(rows, depth=depth) if cache == "host" else None
 
     def make(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return fetch(order.rows_of_step(seed, step, batch_size, len(rows))[part])
+        places = order.rows_of_step(seed, step, batch_size, len(rows))[part]
+        if held is not None:
+            return held[0][places], held[1][places]
+        return store.gather(rows[places], depth=depth)
 
     use_tf = backend == "tf" or (backend == "auto" and _has_tensorflow())
     source = _by_tf(make, start_step, stop_step, threads) if use_tf else None

@@ -13,7 +13,9 @@ HELD_OUT = 80  # frames that `tune` and `report` have at least
 @functools.cache
 def official() -> dict[str, Any]:
     """`train` (795) and `test` (654), 1-based; `scenes`, the name of every frame's."""
-    return json.loads((resources.files("jaxdepth.data") / "nyu_splits.json").read_text())
+    return json.loads(
+        (resources.files("jaxdepth.data") / "nyu_splits.json").read_text()
+    )
 
 
 @functools.cache

@@ -356,7 +356,9 @@ class _Writer:
         source = self.source
         place = {row: k for k, row in enumerate(self.kept)}
         splits = {
-            name: {part: [place[r] for r in rows if r in place] for part, rows in s.items()}
+            name: {
+                part: [place[r] for r in rows if r in place] for part, rows in s.items()
+            }
             for name, s in source.splits().items()
         }
         notes = list(source.notes)
@@ -426,8 +428,8 @@ def _to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return array
     array = _cut_to_aspect(array, size)[None]
     if array.ndim == 4:
-        shrunk = np.minimum(array.shape[1:3], size)
-        small = resize.resize_area(array.astype(np.float32), tuple(map(int, shrunk)))
+        shrunk = min(array.shape[1], size[0]), min(array.shape[2], size[1])
+        small = resize.resize_area(array.astype(np.float32), shrunk)
         small = resize.resize_bilinear(small, size)
         return np.floor(np.asarray(small[0]) + 0.5).clip(0, 255).astype(np.uint8)
     if array.shape[1] < size[0] or array.shape[2] < size[1]:

@@ -101,7 +101,13 @@ def create_model(
         if unpool != "zero":
             raise UserError(f"unpool={unpool} belongs to upproj: {arch} has none")
     if arch == "cnn_fc":
-        fields["image_size"] = tuple(image_size)
+        height, width = image_size
+        if min(height, width) < 39:
+            raise UserError(
+                f"image size {height}x{width}: too small for cnn_fc, whose three pools "
+                "need at least 39x39"
+            )
+        fields["image_size"] = (height, width)
     return ARCHS[arch](**fields)
 
 

@@ -16,6 +16,7 @@ from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_de
 from jaxdepth.models.resnet import batch_norm
 from jaxdepth.models.upproj import ConvHead
 from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
+from jaxdepth.ops.pool import max_pool
 
 Size = tuple[int, int]
 
@@ -52,7 +53,7 @@ class ConvBlock(nn.Module):
 def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
     """2x2 max-pool of stride 2 that rounds up: a last odd row pools by itself."""
     _, height, width, _ = x.shape
-    return nn.max_pool(x, (2, 2), (2, 2), ((0, height % 2), (0, width % 2)))
+    return max_pool(x, 2, padding=((0, height % 2), (0, width % 2)))
 
 
 class FCEncoder(nn.Module):
@@ -85,7 +86,7 @@ class FCEncoder(nn.Module):
                 name=f"block{index + 1}",
             )(x, train=train)
             if index in (0, 1, len(self.features) - 1):
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = max_pool(x, 2)
         return x
 
 
@@ -127,11 +128,6 @@ class CNNFC(nn.Module):
 
     def setup(self):
         height, width = self.output_size(self.image_size)
-        if min(height, width) < 8:
-            raise UserError(
-                f"image size {self.image_size[0]}x{self.image_size[1]}: too small for "
-                "cnn_fc, whose three pools need at least 39x39"
-            )
         self.encoder = FCEncoder(
             self.features, self.layout.bn_epsilon, self.dtype, self.bn_axis
         )

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jaxdepth.ops.conv import Conv
+from jaxdepth.ops.pool import max_pool, same_padding
 
 
 def batch_norm(
@@ -149,8 +150,10 @@ class ResNet(nn.Module):
             train=train, epsilon=self.epsilon, dtype=self.dtype, axis_name=self.bn_axis
         )
         x = nn.relu(norm(name="bn_init")(conv(image)))
-        padding = ((1, 1), (1, 1)) if self.pool_padding == "torch" else "SAME"
-        return nn.max_pool(x, (3, 3), (2, 2), padding)
+        padding = ((1, 1), (1, 1))
+        if self.pool_padding == "same":
+            padding = same_padding(*x.shape[1:3], size=3)
+        return max_pool(x, 3, padding=padding)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the features of an image of `image_size`."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 
 Size: TypeAlias = tuple[int, int]
-# jax.Array or np.ndarray; what comes in is what goes out.
+# jax.Array or np.ndarray; what comes in is what goes out, which no union would say.
 AnyArray: TypeAlias = Any
 
 

@@ -204,15 +204,16 @@ def _common_taps(kernel, phases, axis):
 
 
 def _four(x, kernel, phases, precision):
-    rows = []
-    for row in phases:
+    def row_phase(row: _Phase):
         taps = _take(kernel, row.taps, 0)
         even, odd = (
             _conv(x, _take(taps, column.taps, 1), _pads(row, column), precision)
             for column in phases
         )
-        rows.append(_interleave(even, odd, 2))
-    return _interleave(*rows, 1)
+        return _interleave(even, odd, 2)
+
+    even, odd = phases
+    return _interleave(row_phase(even), row_phase(odd), 1)
 
 
 def _packed(x, kernel, phases, precision):

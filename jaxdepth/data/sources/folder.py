@@ -31,7 +31,7 @@ class Folder:
     """
 
     format = "folder"
-    truths = ("filled",)
+    truths: tuple[str, ...] = ("filled",)
 
     def __init__(self, path: Path, *, depth_scale: float | None = None):
         self.path = path

@@ -30,6 +30,7 @@ class Labeled:
 
     format = "nyu_labeled"
     eight_bit = False
+    truths: tuple[str, ...]
 
     def __init__(self, path: Path):
         self.path = path

@@ -17,7 +17,7 @@ class Rooms:
     """
 
     format = "rooms"
-    truths = ("raw",)
+    truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
     def __init__(

@@ -1,0 +1,1198 @@
+"""What stands in a rendered room: furniture, surfaces, lights, and the camera.
+
+A scene is a small table of numbers, described on the host with NumPy and drawn by
+`rooms.py`. Metres; x and y span the floor, z points up, the floor is z = 0.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+# How many primitives a frame draws. Rooms hold more; those that fill the most of
+# the view are kept.
+BOXES, ELLIPSOIDS, CYLINDERS = 40, 8, 8
+FLOOR, CEILING, WALLS = 0, 1, 2  # Rows of the room's six faces, after the primitives.
+BOX, ELLIPSOID, CYLINDER, ROOM = 0, 1, 2, 3
+
+# Textures, in surface coordinates.
+PLAIN, PLANKS, TILES, CHECKS, STRIPES, MOTTLED, BOOKS = range(7)
+
+# NYU's colour camera at 480x640: half the height and width of the view at 1 m.
+_VIEW_UP, _VIEW_SIDE = 240 / 519.47, 320 / 518.86
+
+RGB = tuple[float, float, float]
+T = TypeVar("T")
+
+
+class Scene(NamedTuple):
+    """One frame's room, ready to draw. All float32 but `salt`.
+
+    surfaces: (BOXES + ELLIPSOIDS + CYLINDERS + 6, 24); the columns are those of
+      `COLUMNS`; the last six rows are the room's faces: floor, ceiling, and the
+      walls y = 0, x = width, y = depth, x = 0. Unused rows lie far below the floor.
+    position: (3,) of the camera, metres.
+    rotation: (3, 3); its columns are the image's right, down and the optical axis
+      in the room's coordinates.
+    lights: (LIGHTS, 9): position, colour times strength, direction a lamp shines in
+      (zero: everywhere). The first one casts shadows.
+    photo: (8,): mean brightness, gains of red, green and blue, vignetting, read noise,
+      shot noise, share of light from everywhere.
+    salt: () uint32 that all per-pixel noise is hashed with.
+    """
+
+    surfaces: np.ndarray
+    position: np.ndarray
+    rotation: np.ndarray
+    lights: np.ndarray
+    photo: np.ndarray
+    salt: np.ndarray
+
+
+# Column of each property in `Scene.surfaces`; half sizes and yaw (cosine, sine) are
+# those of the oriented box around the primitive. cell: size of the texture, metres.
+# band: below this height the colour is `second` (skirting boards, plinths).
+COLUMNS: dict[str, slice] = {
+    "centre": slice(0, 3),
+    "half": slice(3, 6),
+    "yaw": slice(6, 8),
+    "shape": slice(8, 9),
+    "first": slice(9, 12),
+    "second": slice(12, 15),
+    "texture": slice(15, 16),
+    "cell": slice(16, 18),
+    "gloss": slice(18, 19),
+    "ir_loss": slice(19, 20),
+    "glow": slice(20, 21),
+    "band": slice(21, 22),
+    "offset": slice(22, 24),
+}
+LIGHTS = 3
+
+
+class Dice:
+    """Random choices of one frame, all made from uniform numbers in [0, 1)."""
+
+    def __init__(self, seed: int, index: int):
+        words = [seed % 2**64, index % 2**64]
+        self._next = np.random.Generator(np.random.PCG64(words)).random
+
+    def between(self, low: float, high: float) -> float:
+        return low + (high - low) * self._next()
+
+    def chance(self, share: float) -> bool:
+        return self._next() < share
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self._next() * len(options))]
+
+    def count(self, low: int, high: int) -> int:
+        """A whole number from low to high, both included."""
+        return low + int(self._next() * (high - low + 1))
+
+    def normal(self, mean: float, sigma: float) -> float:
+        """Sum of six uniforms: close to Gaussian and never further than 4.2 sigma."""
+        total = sum(self._next() for _ in range(6)) - 3.0
+        return mean + sigma * total * math.sqrt(2.0)
+
+    def tint(self, colour: RGB, spread: float = 0.15) -> RGB:
+        """The colour with its brightness and its channels varied."""
+        gain = self.between(1 - 2 * spread, 1 + spread)
+        r, g, b = (
+            min(0.92, max(0.015, c * gain * self.between(1 - spread, 1 + spread)))
+            for c in colour
+        )
+        return r, g, b
+
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """How a surface looks. Colours are linear reflectances, 0 to 1."""
+
+    first: RGB
+    second: RGB
+    texture: int = PLAIN
+    cell: tuple[float, float] = (0.5, 0.5)
+    gloss: float = 0.0
+    ir_loss: float = 0.0
+    glow: float = 0.0
+    band: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A box, ellipsoid or vertical cylinder: centre, half sizes, yaw in radians."""
+
+    centre: tuple[float, float, float]
+    half: tuple[float, float, float]
+    material: Material
+    shape: int = BOX
+    yaw: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Furniture in its own frame: its back at y = -depth/2, facing +y."""
+
+    width: float
+    depth: float
+    parts: list[Part]
+
+
+def solid(x, y, z, width, depth, height, material, shape=BOX, yaw=0.0) -> Part:
+    """A part by its full sizes and the middle of its underside."""
+    return Part(
+        (x, y, z + height / 2),
+        (max(width / 2, 2e-3), max(depth / 2, 2e-3), max(height / 2, 2e-3)),
+        material,
+        shape,
+        yaw,
+    )
+
+
+# --- materials -----------------------------------------------------------------
+
+_WOODS: list[RGB] = [
+    (0.42, 0.24, 0.11),
+    (0.55, 0.36, 0.18),
+    (0.28, 0.13, 0.06),
+    (0.14, 0.08, 0.05),
+    (0.62, 0.47, 0.30),
+    (0.35, 0.11, 0.05),
+]
+_PAINTS: list[RGB] = [
+    (0.78, 0.76, 0.71),
+    (0.72, 0.65, 0.50),
+    (0.82, 0.82, 0.82),
+    (0.70, 0.52, 0.25),
+    (0.55, 0.62, 0.66),
+    (0.60, 0.66, 0.52),
+    (0.62, 0.40, 0.33),
+    (0.42, 0.47, 0.58),
+    (0.75, 0.70, 0.62),
+    (0.80, 0.74, 0.58),
+]
+_FABRICS: list[RGB] = [
+    (0.10, 0.11, 0.16),
+    (0.30, 0.22, 0.16),
+    (0.55, 0.50, 0.42),
+    (0.40, 0.10, 0.09),
+    (0.12, 0.20, 0.34),
+    (0.65, 0.63, 0.60),
+    (0.15, 0.24, 0.15),
+    (0.45, 0.32, 0.42),
+    (0.07, 0.07, 0.07),
+]
+_BRIGHT: list[RGB] = [
+    (0.75, 0.10, 0.08),
+    (0.10, 0.25, 0.65),
+    (0.85, 0.65, 0.10),
+    (0.12, 0.45, 0.18),
+    (0.80, 0.80, 0.80),
+    (0.05, 0.05, 0.05),
+    (0.60, 0.30, 0.55),
+    (0.10, 0.50, 0.55),
+    (0.55, 0.35, 0.20),
+]
+
+
+def _darker(colour: RGB, gain: float) -> RGB:
+    return colour[0] * gain, colour[1] * gain, colour[2] * gain
+
+
+def wood(dice: Dice) -> Material:
+    first = dice.tint(dice.pick(_WOODS))
+    return Material(
+        first,
+        _darker(first, 0.72),
+        PLANKS,
+        (dice.between(0.7, 1.6), dice.between(0.1, 0.6)),
+        gloss=dice.between(0.0, 0.25),
+        ir_loss=0.22 if sum(first) < 0.4 else 0.05,
+    )
+
+
+def fabric(dice: Dice) -> Material:
+    first = dice.tint(dice.pick(_FABRICS), 0.2)
+    second = dice.tint(dice.pick(_FABRICS), 0.2)
+    texture = dice.pick([MOTTLED, MOTTLED, PLAIN, PLAIN, STRIPES, CHECKS])
+    cell = dice.between(0.06, 0.25)
+    if texture in (PLAIN, MOTTLED):
+        second = _darker(first, 0.65)
+    loss = 0.3 if sum(first) < 0.35 else 0.03
+    return Material(first, second, texture, (cell, cell), ir_loss=loss)
+
+
+def lacquer(dice: Dice, colours: Sequence[RGB] = _PAINTS) -> Material:
+    first = dice.tint(dice.pick(colours))
+    loss = 0.25 if sum(first) < 0.35 else 0.04
+    gloss = dice.between(0.05, 0.4)
+    return Material(first, _darker(first, 0.8), gloss=gloss, ir_loss=loss)
+
+
+def metal(dice: Dice) -> Material:
+    grey = dice.between(0.04, 0.5)
+    return Material(
+        (grey, grey, grey),
+        (grey, grey, grey),
+        gloss=0.6,
+        ir_loss=dice.between(0.1, 0.4),
+    )
+
+
+def screen() -> Material:
+    dark = (0.018, 0.018, 0.02)
+    return Material(dark, dark, gloss=0.5, ir_loss=0.55)
+
+
+def fronted(material: Material, width: float, height: float) -> Material:
+    """The material with joints between doors or drawers of that size."""
+    return dataclasses.replace(
+        material,
+        texture=TILES,
+        cell=(width, height),
+        second=_darker(material.first, 0.85),
+        band=0.07,
+    )
+
+
+# --- furniture -----------------------------------------------------------------
+
+
+def clutter(dice: Dice, x, y, z, width, depth, count) -> list[Part]:
+    """Small things standing on a surface of that size around (x, y)."""
+    parts = []
+    for _ in range(count):
+        at_x = x + dice.between(-0.42, 0.42) * width
+        at_y = y + dice.between(-0.35, 0.35) * depth
+        paint = lacquer(dice, _BRIGHT)
+        match dice.count(0, 5):
+            case 0:  # mug or bottle
+                size = dice.between(0.06, 0.1)
+                tall = dice.between(0.09, 0.3)
+                parts.append(solid(at_x, at_y, z, size, size, tall, paint, CYLINDER))
+            case 1:  # bowl, fruit, ball
+                size = dice.between(0.09, 0.24)
+                parts.append(
+                    solid(at_x, at_y, z, size, size, size * 0.8, paint, ELLIPSOID)
+                )
+            case 2:  # laptop
+                turn = dice.between(-0.4, 0.4)
+                parts.append(
+                    solid(at_x, at_y, z, 0.34, 0.24, 0.02, metal(dice), yaw=turn)
+                )
+                back = (at_x + 0.12 * math.sin(turn), at_y - 0.12 * math.cos(turn))
+                parts.append(solid(*back, z, 0.34, 0.015, 0.23, screen(), yaw=turn))
+            case _:  # books, boxes, paper
+                parts.append(
+                    solid(
+                        at_x,
+                        at_y,
+                        z,
+                        dice.between(0.1, 0.32),
+                        dice.between(0.1, 0.26),
+                        dice.between(0.01, 0.2),
+                        paint,
+                        yaw=dice.between(-0.8, 0.8),
+                    )
+                )
+    return parts
+
+
+def _legs(width, depth, height, thick, material) -> list[Part]:
+    x, y = width / 2 - thick / 2, depth / 2 - thick / 2
+    return [
+        solid(sx * x, sy * y, 0.0, thick, thick, height, material)
+        for sx in (-1, 1)
+        for sy in (-1, 1)
+    ]
+
+
+def bed(dice: Dice) -> Piece:
+    width, depth = dice.between(0.9, 1.9), dice.between(1.95, 2.15)
+    frame, sheet, cover = wood(dice), lacquer(dice), fabric(dice)
+    top = dice.between(0.42, 0.6)
+    parts = [
+        solid(0, 0, 0.0, width, depth, top - 0.2, frame),
+        solid(0, 0.02, top - 0.2, width - 0.06, depth - 0.08, 0.2, sheet),
+        solid(0, 0.28, top - 0.3, width + 0.03, depth * 0.7, 0.33, cover),
+        solid(0, -depth / 2, 0.0, width, 0.06, dice.between(0.8, 1.2), frame),
+    ]
+    places = (-width / 4, width / 4) if width > 1.3 else (0.0,)
+    pillow = lacquer(dice) if dice.chance(0.6) else fabric(dice)
+    for x in places:
+        y = -depth / 2 + 0.3
+        parts.append(solid(x, y, top - 0.03, 0.58, 0.4, 0.2, pillow, ELLIPSOID))
+    if dice.chance(0.4):
+        parts += clutter(dice, 0, 0.4, top + 0.03, width * 0.7, 0.8, dice.count(1, 2))
+    return Piece(width, depth, parts)
+
+
+def sofa(dice: Dice, width: float | None = None) -> Piece:
+    width = dice.between(1.4, 2.4) if width is None else width
+    depth, arm = dice.between(0.8, 1.0), dice.between(0.12, 0.25)
+    cover = fabric(dice)
+    seat, back = dice.between(0.38, 0.46), dice.between(0.72, 0.92)
+    side = (width - arm) / 2
+    parts = [
+        solid(0, 0.03, 0.06, width, depth - 0.05, seat - 0.06, cover),
+        solid(0, -depth / 2 + 0.13, 0.06, width, 0.26, back - 0.06, cover),
+    ]
+    for x in (-side, side):
+        parts.append(solid(x, 0, 0.0, arm, depth, seat + 0.18, cover))
+    for _ in range(dice.count(0, 2)):
+        x = dice.between(-0.35, 0.35) * width
+        parts.append(
+            solid(x, -depth / 2 + 0.36, seat, 0.42, 0.2, 0.38, fabric(dice), ELLIPSOID)
+        )
+    return Piece(width, depth, parts)
+
+
+def armchair(dice: Dice) -> Piece:
+    return sofa(dice, dice.between(0.75, 0.95))
+
+
+def table(dice: Dice) -> Piece:
+    width, depth = dice.between(0.9, 2.0), dice.between(0.7, 1.0)
+    height, top, leg = dice.between(0.7, 0.78), wood(dice), dice.between(0.04, 0.08)
+    if dice.chance(0.25):
+        width = depth = dice.between(0.8, 1.3)
+        foot = solid(0, 0, 0.0, 0.12, 0.12, height - 0.03, top, CYLINDER)
+        plate = solid(0, 0, height - 0.03, width, width, 0.03, top, CYLINDER)
+        parts = [foot, plate]
+    else:
+        parts = [solid(0, 0, height - 0.04, width, depth, 0.04, top)]
+        parts += _legs(width - 0.1, depth - 0.1, height - 0.04, leg, top)
+    parts += clutter(dice, 0, 0, height, width * 0.8, depth * 0.8, dice.count(0, 5))
+    return Piece(width, depth, parts)
+
+
+def coffee_table(dice: Dice) -> Piece:
+    width, depth, height = (
+        dice.between(0.7, 1.3),
+        dice.between(0.5, 0.7),
+        dice.between(0.38, 0.5),
+    )
+    top = wood(dice)
+    parts = [solid(0, 0, height - 0.05, width, depth, 0.05, top)]
+    if dice.chance(0.3):
+        parts.append(solid(0, 0, 0.0, width - 0.1, depth - 0.1, height - 0.05, top))
+    else:
+        parts += _legs(width, depth, height - 0.05, 0.06, top)
+    return Piece(
+        width,
+        depth,
+        parts + clutter(dice, 0, 0, height, width, depth, dice.count(0, 3)),
+    )
+
+
+def chair(dice: Dice) -> Piece:
+    size, seat, top = (
+        dice.between(0.4, 0.48),
+        dice.between(0.43, 0.48),
+        dice.between(0.8, 1.0),
+    )
+    frame = wood(dice) if dice.chance(0.6) else lacquer(dice, _BRIGHT)
+    cover = frame if dice.chance(0.5) else fabric(dice)
+    back = -size / 2 + 0.02
+    parts = [
+        solid(0, 0, seat - 0.05, size, size, 0.05, cover),
+        solid(0, back, seat + 0.12, size, 0.03, top - seat - 0.12, cover),
+    ]
+    parts += _legs(size, size, seat - 0.04, 0.035, frame)
+    for x in (-size / 2 + 0.02, size / 2 - 0.02):
+        parts.append(solid(x, back, seat, 0.035, 0.035, 0.14, frame))
+    return Piece(size, size, parts)
+
+
+def office_chair(dice: Dice) -> Piece:
+    cover, steel = fabric(dice), metal(dice)
+    parts = [
+        solid(0, 0, 0.0, 0.55, 0.55, 0.06, steel, CYLINDER),
+        solid(0, 0, 0.05, 0.06, 0.06, 0.38, steel, CYLINDER),
+        solid(0, 0, 0.42, 0.5, 0.48, 0.09, cover),
+        solid(0, -0.22, 0.55, 0.46, 0.07, dice.between(0.4, 0.6), cover),
+    ]
+    return Piece(0.55, 0.55, parts)
+
+
+def cupboard(dice: Dice) -> Piece:
+    """Wardrobes, cupboards and chests of drawers."""
+    body = wood(dice) if dice.chance(0.6) else lacquer(dice)
+    if dice.chance(0.5):
+        width, height = dice.between(0.8, 2.0), dice.between(1.7, 2.2)
+        front = fronted(body, width / dice.count(2, 3), height + 0.1)
+        on_top = dice.count(0, 1)
+    else:
+        width, height = dice.between(0.6, 1.5), dice.between(0.7, 1.2)
+        front = fronted(body, width / dice.count(1, 3), height / dice.count(3, 5))
+        on_top = dice.count(1, 4)
+    depth = dice.between(0.4, 0.62)
+    parts = [
+        solid(0, 0, 0.0, width, depth, height, front),
+        solid(0, 0.01, height, width + 0.03, depth + 0.02, 0.025, body),
+    ]
+    if on_top == 4:
+        parts += _lamp(dice, 0.3 * width, 0.0, height + 0.025)
+    parts += clutter(dice, 0, 0, height + 0.025, width * 0.9, depth * 0.7, on_top)
+    return Piece(width, depth, parts)
+
+
+def bookshelf(dice: Dice) -> Piece:
+    width, depth, height = (
+        dice.between(0.7, 1.6),
+        dice.between(0.26, 0.36),
+        dice.between(1.0, 2.1),
+    )
+    body, levels = wood(dice), dice.count(3, 5)
+    step = height / levels
+    row = Material(
+        (0.3, 0.3, 0.3),
+        (0.05, 0.05, 0.05),
+        BOOKS,
+        (dice.between(0.03, 0.08), step),
+        ir_loss=0.12,
+    )
+    inner = solid(0, -0.05, 0.0, width - 0.02, depth - 0.1, height - 0.02, row)
+    parts = [inner]
+    for x in (-width / 2, width / 2):
+        parts.append(solid(x, 0, 0.0, 0.03, depth, height, body))
+    for level in range(levels + 1):
+        parts.append(solid(0, 0, level * step - 0.01, width, depth, 0.03, body))
+    return Piece(width, depth, parts)
+
+
+def desk(dice: Dice) -> Piece:
+    width, depth, height = dice.between(1.1, 1.8), dice.between(0.6, 0.8), 0.73
+    top = wood(dice) if dice.chance(0.6) else lacquer(dice)
+    parts = [solid(0, 0, height - 0.03, width, depth, 0.03, top)]
+    for x in (-width / 2 + 0.03, width / 2 - 0.03):
+        parts.append(solid(x, 0, 0.0, 0.05, depth - 0.05, height - 0.03, top))
+    if dice.chance(0.5):
+        drawers = fronted(top, 0.5, 0.18)
+        parts.append(solid(width / 2 - 0.27, 0, 0.06, 0.42, depth - 0.1, 0.6, drawers))
+    for _ in range(dice.count(0, 2)):
+        x, y = dice.between(-0.3, 0.3) * width, -depth / 2 + 0.18
+        size = dice.between(0.42, 0.62)
+        parts.append(solid(x, y, height, 0.22, 0.16, 0.12, metal(dice)))
+        parts.append(solid(x, y, height + 0.1, size, 0.04, size * 0.62, screen()))
+    if dice.chance(0.4):
+        parts += _lamp(dice, -0.4 * width, -depth / 4, height)
+    parts += clutter(dice, 0, 0.1, height, width, depth, dice.count(1, 5))
+    return Piece(width, depth, parts)
+
+
+def television(dice: Dice) -> Piece:
+    width, depth, height = dice.between(1.1, 1.9), 0.45, dice.between(0.4, 0.65)
+    body = wood(dice) if dice.chance(0.7) else lacquer(dice)
+    size = dice.between(0.8, 1.3)
+    parts = [
+        solid(0, 0, 0.0, width, depth, height, fronted(body, width / 3, height / 2)),
+        solid(0, -0.05, height, size * 0.4, 0.2, 0.05, screen()),
+        solid(0, -0.05, height + 0.04, size, 0.06, size * 0.58, screen()),
+    ]
+    return Piece(
+        width,
+        depth,
+        parts + clutter(dice, 0, 0.12, height, width, 0.2, dice.count(0, 2)),
+    )
+
+
+def _lamp(dice: Dice, x, y, z) -> list[Part]:
+    """A table lamp that stands at (x, y, z)."""
+    glow = dice.between(0.6, 1.6) if dice.chance(0.6) else 0.0
+    shade = Material((0.85, 0.75, 0.55), (0.8, 0.7, 0.5), glow=glow)
+    shape = dice.pick([ELLIPSOID, CYLINDER])
+    return [
+        solid(x, y, z, 0.14, 0.14, 0.02, metal(dice), CYLINDER),
+        solid(x, y, z, 0.03, 0.03, 0.25, metal(dice), CYLINDER),
+        solid(x, y, z + 0.22, 0.3, 0.3, 0.24, shade, shape),
+    ]
+
+
+def nightstand(dice: Dice) -> Piece:
+    width, height = dice.between(0.4, 0.6), dice.between(0.45, 0.65)
+    body = fronted(wood(dice), 1.0, height / 2)
+    parts = [solid(0, 0, 0.0, width, 0.42, height, body)]
+    if dice.chance(0.7):
+        parts += _lamp(dice, 0, -0.05, height)
+    return Piece(
+        width, 0.42, parts + clutter(dice, 0, 0.1, height, width, 0.3, dice.count(0, 2))
+    )
+
+
+def floor_lamp(dice: Dice) -> Piece:
+    height, steel = dice.between(1.4, 1.8), metal(dice)
+    glow = dice.between(0.8, 1.8) if dice.chance(0.6) else 0.0
+    shade = Material((0.85, 0.78, 0.6), (0.8, 0.7, 0.5), glow=glow)
+    parts = [
+        solid(0, 0, 0.0, 0.3, 0.3, 0.03, steel, CYLINDER),
+        solid(0, 0, 0.0, 0.035, 0.035, height, steel, CYLINDER),
+        solid(0, 0, height - 0.2, 0.4, 0.4, 0.3, shade, CYLINDER),
+    ]
+    return Piece(0.4, 0.4, parts)
+
+
+def plant(dice: Dice) -> Piece:
+    size, leaf = dice.between(0.25, 0.4), dice.tint((0.10, 0.28, 0.07), 0.25)
+    green = Material(leaf, _darker(leaf, 0.3), MOTTLED, (0.08, 0.08), ir_loss=0.1)
+    pot = lacquer(dice, _BRIGHT)
+    tall = dice.between(0.5, 0.9)
+    parts = [
+        solid(0, 0, 0.0, size, size, size, pot, CYLINDER),
+        solid(0, 0, size - 0.05, size * 1.6, size * 1.5, tall, green, ELLIPSOID),
+        solid(0.1, 0, size + tall * 0.3, size, size * 1.2, tall, green, ELLIPSOID),
+    ]
+    return Piece(size * 1.6, size * 1.6, parts)
+
+
+def counter(dice: Dice) -> Piece:
+    """A kitchen's row of cupboards, below and above the worktop."""
+    width, depth = dice.between(1.8, 3.2), 0.62
+    body = wood(dice) if dice.chance(0.6) else lacquer(dice)
+    door = dice.between(0.4, 0.6)
+    stone = dataclasses.replace(
+        fabric(dice), texture=MOTTLED, cell=(0.08, 0.08), gloss=0.3
+    )
+    parts = [
+        solid(0, 0, 0.0, width, depth - 0.02, 0.87, fronted(body, door, 0.75)),
+        solid(0, 0.01, 0.87, width, depth + 0.02, 0.04, stone),
+    ]
+    if dice.chance(0.7):
+        upper = fronted(body, door, 0.8)
+        upper = dataclasses.replace(upper, band=0.0)
+        gap = dice.between(0.0, 0.8)
+        x = dice.pick([-1, 1]) * gap / 2
+        parts.append(solid(x, -depth / 2 + 0.17, 1.42, width - gap, 0.34, 0.8, upper))
+    if dice.chance(0.5):  # cooker: dark glass front and top
+        x = dice.between(-0.3, 0.3) * width
+        parts.append(solid(x, 0.03, 0.1, 0.58, depth, 0.74, metal(dice)))
+        parts.append(solid(x, 0.0, 0.9, 0.56, 0.5, 0.02, screen()))
+    parts += clutter(dice, 0, 0.0, 0.91, width, depth * 0.8, dice.count(2, 7))
+    return Piece(width, depth, parts)
+
+
+def fridge(dice: Dice) -> Piece:
+    paint = lacquer(dice, [(0.8, 0.8, 0.8), (0.8, 0.8, 0.8), (0.45, 0.45, 0.46)])
+    height = dice.between(1.5, 1.9)
+    front = fronted(dataclasses.replace(paint, gloss=0.4), 1.0, height * 0.36)
+    return Piece(0.65, 0.65, [solid(0, 0, 0.0, 0.65, 0.65, height, front)])
+
+
+def bathtub(dice: Dice) -> Piece:
+    white = Material((0.82, 0.82, 0.8), (0.7, 0.7, 0.7), gloss=0.5, ir_loss=0.15)
+    width, depth, height = dice.between(1.5, 1.8), 0.75, 0.56
+    parts = [solid(0, 0, 0.0, width, depth, 0.2, white)]
+    for y in (-depth / 2 + 0.05, depth / 2 - 0.05):
+        parts.append(solid(0, y, 0.0, width, 0.1, height, white))
+    for x in (-width / 2 + 0.06, width / 2 - 0.06):
+        parts.append(solid(x, 0, 0.0, 0.12, depth, height, white))
+    return Piece(width, depth, parts)
+
+
+def toilet(dice: Dice) -> Piece:
+    white = Material((0.84, 0.84, 0.82), (0.7, 0.7, 0.7), gloss=0.5, ir_loss=0.1)
+    parts = [
+        solid(0, -0.25, 0.38, 0.38, 0.18, dice.between(0.35, 0.42), white),
+        solid(0, 0.0, 0.0, 0.24, 0.5, 0.38, white),
+        solid(0, 0.08, 0.3, 0.38, 0.52, 0.13, white, ELLIPSOID),
+    ]
+    return Piece(0.4, 0.68, parts)
+
+
+def washstand(dice: Dice) -> Piece:
+    width, body = (
+        dice.between(0.6, 1.5),
+        wood(dice) if dice.chance(0.5) else lacquer(dice),
+    )
+    white = Material((0.84, 0.84, 0.82), (0.7, 0.7, 0.7), gloss=0.5)
+    glass = Material(
+        (0.5, 0.53, 0.55), (0.65, 0.68, 0.7), MOTTLED, (0.5, 0.5), 0.3, 0.6
+    )
+    parts = [
+        solid(0, 0, 0.0, width, 0.5, 0.8, fronted(body, width / 2, 0.7)),
+        solid(0, 0, 0.8, width + 0.04, 0.54, 0.05, white),
+        solid(0, -0.25, 1.1, width * 0.9, 0.03, 0.8, glass),
+        solid(0, 0.05, 0.83, 0.42, 0.34, 0.1, white, ELLIPSOID),
+    ]
+    parts += clutter(dice, 0, 0, 0.85, width, 0.4, dice.count(1, 4))
+    return Piece(width, 0.5, parts)
+
+
+def cartons(dice: Dice) -> Piece:
+    """Boxes on the floor, some of them stacked."""
+    parts = []
+    for x in (-0.25, 0.25):
+        z = 0.0
+        for _ in range(dice.count(1, 2)):
+            tall = dice.between(0.2, 0.45)
+            brown = lacquer(dice, [(0.5, 0.36, 0.2), *_BRIGHT])
+            parts.append(
+                solid(
+                    x,
+                    dice.between(-0.1, 0.1),
+                    z,
+                    dice.between(0.25, 0.45),
+                    dice.between(0.25, 0.45),
+                    tall,
+                    brown,
+                    yaw=dice.between(-0.3, 0.3),
+                )
+            )
+            z += tall
+    return Piece(0.9, 0.6, parts)
+
+
+# --- rooms ---------------------------------------------------------------------
+
+Maker = Callable[[Dice], Piece]
+# What each kind of room holds: pieces against the walls, pieces in the room, both in
+# the order of placing with the chance that each is there; then the range of width
+# and depth in metres.
+_KINDS: list[tuple[list[tuple[Maker, float]], list[tuple[Maker, float]], float, float]]
+_KINDS = [
+    (  # bedroom
+        [
+            (bed, 1.0),
+            (nightstand, 0.9),
+            (cupboard, 0.9),
+            (nightstand, 0.5),
+            (desk, 0.5),
+            (cupboard, 0.5),
+            (bookshelf, 0.4),
+            (armchair, 0.3),
+            (floor_lamp, 0.3),
+        ],
+        [(chair, 0.5), (cartons, 0.3)],
+        2.9,
+        5.2,
+    ),
+    (  # living room
+        [
+            (sofa, 1.0),
+            (television, 0.8),
+            (bookshelf, 0.7),
+            (cupboard, 0.6),
+            (armchair, 0.6),
+            (floor_lamp, 0.6),
+            (plant, 0.6),
+            (sofa, 0.4),
+        ],
+        [(coffee_table, 0.9), (armchair, 0.5), (chair, 0.3)],
+        3.4,
+        7.5,
+    ),
+    (  # kitchen and dining room
+        [
+            (counter, 1.0),
+            (fridge, 0.8),
+            (counter, 0.6),
+            (cupboard, 0.5),
+            (plant, 0.2),
+        ],
+        [(table, 0.8), (chair, 0.9), (chair, 0.8), (chair, 0.7), (chair, 0.4)],
+        2.7,
+        6.0,
+    ),
+    (  # office, study
+        [
+            (desk, 1.0),
+            (bookshelf, 0.8),
+            (desk, 0.6),
+            (cupboard, 0.8),
+            (bookshelf, 0.4),
+            (plant, 0.3),
+            (cartons, 0.3),
+        ],
+        [(office_chair, 0.9), (office_chair, 0.6), (table, 0.4), (chair, 0.5)],
+        2.8,
+        6.5,
+    ),
+    (  # bathroom
+        [(washstand, 1.0), (bathtub, 0.8), (toilet, 0.9), (cupboard, 0.3)],
+        [],
+        2.4,
+        3.4,
+    ),
+    (  # class room, dining hall, shop
+        [
+            (cupboard, 0.9),
+            (bookshelf, 0.9),
+            (bookshelf, 0.7),
+            (cupboard, 0.6),
+            (television, 0.3),
+            (cartons, 0.5),
+        ],
+        [(table, 1.0), (table, 0.9), (table, 0.8)]
+        + [(chair, 0.9), (chair, 0.9), (chair, 0.8), (chair, 0.6), (cartons, 0.4)],
+        4.5,
+        9.5,
+    ),
+]
+_KIND_OF_DRAW = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5)
+
+
+class Room:
+    """A room while it is being furnished."""
+
+    def __init__(self, dice: Dice):
+        self.dice = dice
+        self.parts: list[Part] = []
+        self.taken: list[tuple[float, float, float, float]] = []
+        self.lights: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.kind = dice.pick(_KIND_OF_DRAW)
+        _, _, low, high = _KINDS[self.kind]
+        self.width, self.depth = dice.between(low, high), dice.between(low, high)
+        self.height = dice.between(2.3, 2.9)
+
+    def wall(self, side: int, along: float, away: float) -> tuple[float, float, float]:
+        """x, y and yaw of the place `away` from a wall, facing into the room."""
+        match side:
+            case 0:
+                return along, away, 0.0
+            case 1:
+                return self.width - away, along, math.pi / 2
+            case 2:
+                return self.width - along, self.depth - away, math.pi
+            case _:
+                return away, self.depth - along, -math.pi / 2
+
+    def length(self, side: int) -> float:
+        return self.width if side % 2 == 0 else self.depth
+
+    def put(self, parts: list[Part], x: float, y: float, yaw: float) -> None:
+        """Turn and move parts from a piece's frame into the room."""
+        c, s = math.cos(yaw), math.sin(yaw)
+        for part in parts:
+            px, py, pz = part.centre
+            centre = (x + c * px - s * py, y + s * px + c * py, pz)
+            self.parts.append(
+                dataclasses.replace(part, centre=centre, yaw=part.yaw + yaw)
+            )
+
+    def place(self, piece: Piece, x: float, y: float, yaw: float) -> bool:
+        """Put a piece where the floor is free; False where it is not."""
+        c, s = abs(math.cos(yaw)), abs(math.sin(yaw))
+        half_x = (c * piece.width + s * piece.depth) / 2 + 0.02
+        half_y = (s * piece.width + c * piece.depth) / 2 + 0.02
+        spot = (x - half_x, y - half_y, x + half_x, y + half_y)
+        inside = (
+            spot[0] > -0.03
+            and spot[1] > -0.03
+            and spot[2] < self.width + 0.03
+            and spot[3] < self.depth + 0.03
+        )
+        if not inside or any(_overlap(spot, other) for other in self.taken):
+            return False
+        self.taken.append(spot)
+        self.put(piece.parts, x, y, yaw)
+        return True
+
+    def furnish(self) -> None:
+        at_walls, inside, _, _ = _KINDS[self.kind]
+        dice = self.dice
+        for make, share in at_walls:
+            if dice.chance(share):
+                piece = make(dice)
+                for _ in range(8):
+                    side = dice.count(0, 3)
+                    free = self.length(side) - piece.width
+                    if free < 0.1:
+                        continue
+                    along = piece.width / 2 + 0.04 + (free - 0.08) * dice.between(0, 1)
+                    away = piece.depth / 2 + dice.between(0.03, 0.07)
+                    if self.place(piece, *self.wall(side, along, away)):
+                        break
+        for make, share in inside:
+            if dice.chance(share):
+                piece, turn = make(dice), dice.pick([0.0, 0.0, 0.3, 1.0])
+                for _ in range(8):
+                    x, y = dice.between(0.15, 0.85), dice.between(0.15, 0.85)
+                    yaw = dice.count(0, 3) * math.pi / 2 + turn * dice.between(-1, 1)
+                    if self.place(piece, x * self.width, y * self.depth, yaw):
+                        break
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _hang(room: Room) -> None:
+    """Doors, windows and pictures: flat things on the walls."""
+    dice = room.dice
+    for side in range(4):
+        length = room.length(side)
+        at = 0.25
+        while at < length - 0.5:
+            width = min(dice.between(0.4, 1.6), length - at - 0.1)
+            middle = room.wall(side, at + width / 2, 0.0)
+            draw = dice.between(0, 1)
+            if draw < 0.22 and width > 0.6:
+                room.put(_window(room, side, at + width / 2, width), *middle)
+            elif draw < 0.36 and width > 0.7:
+                room.put(_door(dice), *middle)
+            elif draw < 0.66:
+                room.put(_picture(dice, min(width, 1.0)), *middle)
+            at += width + dice.between(0.2, 1.2)
+
+
+def _window(room: Room, side: int, along: float, width: float) -> list[Part]:
+    dice = room.dice
+    low = dice.between(0.7, 1.0)
+    tall = min(dice.between(1.0, 1.5), room.height - low - 0.15)
+    day = dice.between(0.4, 3.0) if dice.chance(0.7) else 0.0
+    sky = dice.tint((0.75, 0.82, 0.9)) if day else (0.03, 0.03, 0.04)
+    pane = Material(sky, _darker(sky, 0.6), MOTTLED, (0.6, 0.4), 0.3, 0.85, day)
+    frame = lacquer(dice, [(0.8, 0.8, 0.78), *_WOODS])
+    parts = [
+        solid(0, 0, low - 0.06, width + 0.12, 0.05, tall + 0.12, frame),
+        solid(0, 0.0, low, width, 0.06, tall, pane),
+        solid(0, 0.0, low, 0.05, 0.08, tall, frame),
+        solid(0, 0.04, low - 0.06, width + 0.2, 0.16, 0.03, frame),
+    ]
+    if dice.chance(0.5):
+        cloth = dataclasses.replace(fabric(dice), texture=STRIPES, cell=(0.07, 0.07))
+        for x in (-width / 2 - 0.1, width / 2 + 0.1):
+            parts.append(solid(x, 0.06, 0.15, 0.32, 0.08, low + tall, cloth))
+    if day:
+        x, y, yaw = room.wall(side, along, 0.15)
+        facing = np.array([-math.sin(yaw), math.cos(yaw), 0.0])
+        strength = day * width * tall * 2.5
+        room.lights.append(
+            (
+                np.array([x, y, low + tall * 0.6]),
+                strength * np.array([0.9, 1.0, 1.12]),
+                facing,
+            )
+        )
+    return parts
+
+
+def _door(dice: Dice) -> list[Part]:
+    leaf = wood(dice) if dice.chance(0.4) else lacquer(dice)
+    frame = lacquer(dice, [(0.8, 0.8, 0.78), *_WOODS])
+    panel = dataclasses.replace(
+        leaf, first=_darker(leaf.first, 0.85), second=_darker(leaf.first, 0.75)
+    )
+    return [
+        solid(0, 0, 0.0, 0.98, 0.04, 2.08, frame),
+        solid(0, 0, 0.0, 0.84, 0.06, 2.01, leaf),
+        solid(0, 0, 0.25, 0.55, 0.065, 0.65, panel),
+        solid(0, 0, 1.1, 0.55, 0.065, 0.75, panel),
+        solid(0.34, 0.05, 1.0, 0.1, 0.06, 0.03, metal(dice)),
+    ]
+
+
+def _picture(dice: Dice, width: float) -> list[Part]:
+    height = width * dice.between(0.6, 1.3)
+    low = dice.between(1.3, 1.6) - height / 3
+    frame = wood(dice) if dice.chance(0.5) else lacquer(dice, _BRIGHT)
+    art = Material(
+        dice.tint(dice.pick(_BRIGHT)),
+        dice.tint(dice.pick(_PAINTS)),
+        dice.pick([MOTTLED, MOTTLED, MOTTLED, CHECKS, PLAIN, BOOKS]),
+        (width * 0.3, height * 0.3),
+        gloss=dice.between(0.0, 0.5),
+        ir_loss=dice.between(0.0, 0.4),
+    )
+    return [
+        solid(0, 0, low, width, 0.05, height, frame),
+        solid(0, 0, low + 0.04, width - 0.08, 0.056, height - 0.08, art),
+    ]
+
+
+def _rug(room: Room) -> None:
+    dice = room.dice
+    width, depth = dice.between(1.0, 2.4), dice.between(0.8, 1.8)
+    kind = dice.pick([CHECKS, STRIPES, MOTTLED, MOTTLED])
+    cell = dice.between(0.15, 0.5)
+    cloth = Material(
+        dice.tint(dice.pick(_FABRICS)),
+        dice.tint(dice.pick(_FABRICS)),
+        kind,
+        (cell, cell),
+    )
+    x, y = dice.between(0.3, 0.7) * room.width, dice.between(0.3, 0.7) * room.depth
+    piece = [solid(0, 0, 0.0, width, depth, 0.012, cloth)]
+    room.put(piece, x, y, dice.between(-0.2, 0.2))
+
+
+def _light(room: Room) -> None:
+    """Ceiling lamps, and the lamps that keep a room from being black."""
+    dice = room.dice
+    lamps = dice.count(1, 2) if dice.chance(0.75) or not room.lights else 0
+    warm = np.array([1.1, dice.between(0.85, 1.0), dice.between(0.55, 0.95)])
+    for _ in range(lamps):
+        x, y = dice.between(0.3, 0.7) * room.width, dice.between(0.3, 0.7) * room.depth
+        size, drop = dice.between(0.3, 0.5), dice.between(0.06, 0.4)
+        glass = Material((0.9, 0.88, 0.8), (0.9, 0.85, 0.75), glow=dice.between(1, 3))
+        lamp = solid(0, 0, room.height - drop, size, size, 0.14, glass, ELLIPSOID)
+        room.put([lamp], x, y, 0.0)
+        strength = dice.between(2.0, 6.0)
+        where = np.array([x, y, room.height - drop - 0.06])
+        room.lights.append((where, strength * warm, np.zeros(3)))
+    room.lights.sort(key=lambda light: -float(light[1].sum()))
+
+
+def _pillar(room: Room) -> None:
+    """A chimney, a column or the end of a wall, as high as the room."""
+    dice = room.dice
+    paint = lacquer(dice)
+    paint = dataclasses.replace(paint, gloss=0.0, second=(0.8, 0.8, 0.78), band=0.09)
+    width, depth = dice.between(0.3, 1.6), dice.between(0.2, 0.7)
+    body = Piece(width, depth, [solid(0, 0, 0.0, width, depth, room.height, paint)])
+    side = dice.count(0, 3)
+    along = dice.between(0.1, 0.9) * room.length(side)
+    room.place(body, *room.wall(side, along, depth / 2 - 0.01))
+
+
+def _faces(room: Room) -> list[Material]:
+    """The materials of floor, ceiling and the four walls."""
+    dice = room.dice
+    if dice.chance(0.45):
+        base = wood(dice)
+        cell = (dice.between(0.8, 1.6), dice.between(0.08, 0.2))
+        floor = dataclasses.replace(base, cell=cell)
+    elif dice.chance(0.4):
+        first = dice.tint(dice.pick([*_PAINTS, *_WOODS]))
+        size, texture = dice.between(0.2, 0.5), dice.pick([TILES, TILES, CHECKS])
+        second = _darker(first, 0.75 if texture == TILES else 0.35)
+        floor = Material(first, second, texture, (size, size), gloss=0.2, ir_loss=0.06)
+    else:
+        first = dice.tint(dice.pick(_FABRICS[1:]))
+        floor = Material(first, _darker(first, 0.7), MOTTLED, (0.05, 0.05))
+    white = dice.tint((0.82, 0.81, 0.78), 0.05)
+    ceiling = Material(white, _darker(white, 0.95))
+    return [floor, ceiling, *_walls(room)]
+
+
+def _walls(room: Room) -> list[Material]:
+    dice = room.dice
+    paint, other = dice.tint(dice.pick(_PAINTS)), dice.tint(dice.pick(_PAINTS))
+    trim = dice.pick([(0.8, 0.8, 0.78), dice.tint(dice.pick(_WOODS))])
+    tiled = room.kind == 4 or (room.kind == 2 and dice.chance(0.3))
+    papered = dice.chance(0.15)
+    band = dice.pick([0.0, 0.07, 0.09, 0.11, 0.14])
+    walls = []
+    for side in range(4):
+        first = other if side == 0 and dice.chance(0.4) else paint
+        wall = Material(first, trim, band=band, ir_loss=0.02)
+        if tiled:
+            size = dice.between(0.12, 0.3)
+            wall = Material(first, _darker(first, 0.8), TILES, (size, size), 0.3, 0.08)
+        elif papered:
+            size = dice.between(0.08, 0.3)
+            wall = Material(first, _darker(first, 0.8), STRIPES, (size, size))
+        walls.append(wall)
+    return walls
+
+
+# --- camera --------------------------------------------------------------------
+
+
+def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Columns: image right, image down, optical axis. Pitch above 0 looks up."""
+    cp, sp = math.cos(pitch), math.sin(pitch)
+    ahead = np.array([math.cos(yaw) * cp, math.sin(yaw) * cp, sp])
+    right = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
+    down = np.cross(ahead, right)
+    c, s = math.cos(roll), math.sin(roll)
+    return np.stack([c * right + s * down, -s * right + c * down, ahead], axis=1)
+
+
+def _glance(
+    parts: np.ndarray, size: np.ndarray, position: np.ndarray, rotation: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and surface of 9x12 rays; every primitive counts as its box.
+
+    parts: (n, 8) centre, half sizes, cosine and sine of yaw.
+    """
+    v, u = np.meshgrid(
+        np.linspace(-0.96, 0.96, 9) * _VIEW_UP, np.linspace(-0.96, 0.96, 12) * _VIEW_SIDE,
+        indexing="ij",
+    )  # fmt: skip
+    rays = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3) @ rotation.T
+    rays = np.where(np.abs(rays) < 1e-6, 1e-6, rays)
+    walls = np.where(rays > 0, (size - position) / rays, -position / rays)
+    depth, face = walls.min(1), walls.argmin(1)
+    surface = -1 - 2 * face - (rays[np.arange(len(rays)), face] > 0)
+    c, s = parts[:, 6], parts[:, 7]
+    away = position - parts[:, :3]
+    start = np.stack(
+        [c * away[:, 0] + s * away[:, 1], -s * away[:, 0] + c * away[:, 1], away[:, 2]],
+        -1,
+    )
+    along = np.stack(
+        [
+            rays[:, :1] * c + rays[:, 1:2] * s,
+            -rays[:, :1] * s + rays[:, 1:2] * c,
+            np.broadcast_to(rays[:, 2:], (len(rays), len(parts))),
+        ],
+        -1,
+    )
+    inverse = 1.0 / np.where(np.abs(along) < 1e-6, 1e-6, along)
+    middle, reach = -start * inverse, parts[:, 3:6] * np.abs(inverse)
+    near, far = (middle - reach).max(-1), (middle + reach).min(-1)
+    # A camera inside a box sees it at no distance at all.
+    near = np.where((near < far) & (far > 0), np.maximum(near, 0.0), np.inf)
+    first = near.argmin(1)
+    nearest = near[np.arange(len(rays)), first]
+    closer = nearest < depth
+    return np.where(closer, nearest, depth), np.where(closer, first, surface)
+
+
+def _aim(
+    room: Room, parts: np.ndarray, candidates: int = 24
+) -> tuple[np.ndarray, np.ndarray]:
+    """Position and rotation of the camera: of several sensible ones, the one whose
+    median depth comes closest to a draw from the spread that photos of rooms have."""
+    dice, size = room.dice, np.array([room.width, room.depth, room.height])
+    # NYU's labelled frames: per-image medians around 2.7 m, spread 0.31 in the log.
+    wanted = 2.75 * math.exp(dice.normal(0.0, 0.32))
+    best, best_miss = None, math.inf
+    for turn in range(candidates):
+        x = dice.between(0.25, room.width - 0.25)
+        y = dice.between(0.25, room.depth - 0.25)
+        z = min(max(dice.normal(1.35, 0.2), 0.9), 1.75)
+        to = (
+            dice.between(0.15, 0.85) * room.width - x,
+            dice.between(0.15, 0.85) * room.depth - y,
+        )
+        yaw = math.atan2(to[1], to[0]) + dice.normal(0.0, 0.25)
+        pitch = math.radians(min(max(dice.normal(-13.0, 8.0), -38.0), 10.0))
+        roll = math.radians(dice.normal(0.0, 1.8))
+        position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
+        depth, surface = _glance(parts, size, position, rotation)
+        miss = abs(math.log(max(float(np.median(depth)), 0.1) / wanted))
+        miss += _unfit(depth, surface)
+        if miss < best_miss:
+            best, best_miss = (position, rotation), miss
+        if best_miss < 0.06 and turn >= 3:
+            break
+    assert best is not None
+    return best
+
+
+def _unfit(depth: np.ndarray, surface: np.ndarray) -> float:
+    """0 for a view worth a photo; grows where things are in the way."""
+    _, counts = np.unique(surface, return_counts=True)
+    penalty = 4.0 * max(0.0, float((depth < 0.75).mean()) - 0.02)
+    penalty += 20.0 * (float(depth.min()) < 0.35)
+    penalty += 20.0 * (float(np.median(depth)) < 1.05)
+    penalty += 10.0 * max(0.0, counts.max() / counts.sum() - 0.55)
+    return penalty + 0.3 * max(0, 7 - len(counts))
+
+
+# --- the scene -----------------------------------------------------------------
+
+
+def _row(part: Part, dice: Dice) -> list[float]:
+    look = part.material
+    return [
+        *part.centre,
+        *part.half,
+        math.cos(part.yaw),
+        math.sin(part.yaw),
+        part.shape,
+        *look.first,
+        *look.second,
+        look.texture,
+        *look.cell,
+        look.gloss,
+        look.ir_loss,
+        look.glow,
+        look.band,
+        dice.between(0, 50),
+        dice.between(0, 50),
+    ]
+
+
+def _visible_first(
+    rows: np.ndarray, position: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """Rows ordered by how much of the view each may fill; unseen ones come last."""
+    seen = (rows[:, :3] - position) @ rotation
+    radius = np.linalg.norm(rows[:, 3:6], axis=1)
+    depth = np.maximum(seen[:, 2], 0.3)
+    slack = 1.3 * radius
+    inside = (
+        (seen[:, 2] > -radius)
+        & (np.abs(seen[:, 0]) < _VIEW_SIDE * depth + slack)
+        & (np.abs(seen[:, 1]) < _VIEW_UP * depth + slack)
+    )
+    # Two largest half sizes: a rug counts, and so does a leg of a table.
+    extent = np.sort(rows[:, 3:6], axis=1)
+    share = np.sqrt(extent[:, 1] * extent[:, 2]) / depth
+    return rows[np.argsort(-share - 100.0 * inside, kind="stable")]
+
+
+def _table(
+    room: Room, rows: np.ndarray, position: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """The fixed-size table of surfaces: the most visible of each shape, the faces."""
+    blocks = []
+    for shape, count in ((BOX, BOXES), (ELLIPSOID, ELLIPSOIDS), (CYLINDER, CYLINDERS)):
+        chosen = _visible_first(rows[rows[:, 8] == shape], position, rotation)[:count]
+        block = np.zeros((count, rows.shape[1]))
+        # Unused: a speck far below the floor.
+        block[:, 2], block[:, 3:6], block[:, 6], block[:, 16:18] = (
+            -100.0,
+            0.01,
+            1.0,
+            1.0,
+        )
+        block[: len(chosen)] = chosen
+        block[:, 8] = shape
+        blocks.append(block)
+    half = (room.width / 2, room.depth / 2, room.height / 2)
+    faces = [_row(Part(half, half, look, ROOM), room.dice) for look in _faces(room)]
+    return np.concatenate([*blocks, np.array(faces)]).astype(np.float32)
+
+
+def _photo(dice: Dice) -> np.ndarray:
+    """How the camera was set: see `Scene.photo`."""
+    warmth = dice.normal(0.0, 0.1)
+    return np.array(
+        [
+            dice.between(0.13, 0.30),
+            math.exp(warmth),
+            1.0,
+            math.exp(-warmth),
+            dice.between(0.0, 0.35),
+            dice.between(0.002, 0.008),
+            dice.between(0.004, 0.02),
+            dice.between(0.25, 0.6),
+        ],
+        np.float32,
+    )
+
+
+def describe(seed: int, index: int) -> Scene:
+    """The room, its lights and the camera of frame `index` of a seed.
+
+    Depends on (seed, index) alone. Both may be any integers (taken modulo 2^64).
+    """
+    dice = Dice(seed, index)
+    room = Room(dice)
+    if dice.chance(0.3):
+        _pillar(room)
+    room.furnish()
+    _hang(room)
+    if dice.chance(0.45):
+        _rug(room)
+    _light(room)
+    rows = np.array([_row(part, dice) for part in room.parts])
+    position, rotation = _aim(room, rows[:, :8])
+    lights = np.zeros((LIGHTS, 9), np.float32)
+    for row, light in zip(lights, room.lights, strict=False):
+        row[:] = np.concatenate(light)
+    return Scene(
+        surfaces=_table(room, rows, position, rotation),
+        position=position.astype(np.float32),
+        rotation=rotation.astype(np.float32),
+        lights=lights,
+        photo=_photo(dice),
+        salt=np.uint32(dice.between(0, 2**32 - 1)),
+    )
