@@ -1,5 +1,6 @@
 """Schedules, the optimizer, and which parameters it moves."""
 
+import math
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def learning_rate(
     elif schedule == "cosine":
         main = optax.schedules.cosine_decay_schedule(lr, after)
     elif schedule == "step":
-        edges = {after // 2: 0.1, (3 * after) // 4: 0.1}
+        edges = {math.ceil(after / 2): 0.1, math.ceil(3 * after / 4): 0.1}
         main = optax.schedules.piecewise_constant_schedule(lr, edges)
     else:
         raise ValueError(f"schedule {schedule!r}: constant, step or cosine")
@@ -96,7 +97,10 @@ def _labels(params: PyTree) -> PyTree:
 
 
 def _kernels(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: x.ndim >= 2, params)
+    # By name: the bias of an up-convolution has three axes.
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: getattr(path[-1], "key", None) == "kernel", params
+    )
 
 
 def _rule(

@@ -45,7 +45,9 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
         return read(image)
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _to_rgb(ImageOps.exif_transpose(image))
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(
@@ -68,10 +70,10 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+            inside = sorted(p for p in path.iterdir() if is_photo(p))
             if not inside:
                 raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
-            found += sorted(p for p in inside if p.is_file())
+            found += inside
         elif path.exists():
             found.append(path)
         else:
@@ -79,10 +81,17 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def is_photo(path: Path) -> bool:
+    """Whether it is a file with an image's suffix; hidden ones are none."""
+    named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return named and path.is_file()
+
+
 def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, np.float32)
-        if values.max(initial=0) > 255:
+        # Of mode I and F only the values tell whether they have 8 or 16 bits.
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257.0  # 65535 -> 255
         grey = np.clip(np.round(values), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)

@@ -75,21 +75,36 @@ def _has_tensorflow() -> bool:
 
 
 def _by_tf(make: Callable, start: int, stop: int, threads: int) -> Iterator[Any]:
-    """One gather per step, several at a time, in order."""
+    """One gather per step, several at a time, in order.
+
+    What `make` raises is raised here as it was, not as TensorFlow's wrapping of it.
+    """
     import tensorflow as tf
 
     with contextlib.suppress(RuntimeError):  # TensorFlow has begun: too late to hide
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
 
+    failed: list[BaseException] = []
+
+    def noted(step):
+        try:
+            return make(int(step))
+        except BaseException as error:
+            failed.append(error)
+            raise
+
     def gather(step):
-        return tf.numpy_function(
-            lambda k: make(int(k)), [step], (tf.uint8, tf.uint16), stateful=False
-        )
+        return tf.numpy_function(noted, [step], (tf.uint8, tf.uint16), stateful=False)
 
     steps = tf.data.Dataset.range(start, stop)
     batches = steps.map(gather, num_parallel_calls=threads, deterministic=True)
-    return batches.prefetch(AHEAD).as_numpy_iterator()
+    try:
+        yield from batches.prefetch(AHEAD).as_numpy_iterator()
+    except tf.errors.OpError:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def _by_threads(make: Callable, start: int, stop: int, pool: Any) -> Iterator[Any]:

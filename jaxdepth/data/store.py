@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,8 @@ class Store:
         self.depths: tuple[str, ...] = tuple(manifest["depths"])
         self.splits: dict[str, dict[str, list[int]]] = manifest["splits"]
         self.notes: list[str] = manifest["notes"]
+        self._shard: int = manifest["shard"]
+        self._maps: dict[str, np.ndarray] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
@@ -63,17 +65,20 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             version = manifest["version"]
-        except FileNotFoundError:
+            if version != VERSION:
+                raise UserError(
+                    f"{path} is a store of version {version}, this reads {VERSION}: "
+                    "prepare it again"
+                )
+            found = cls(path, manifest)
+            found._check_sizes()
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is not a store: it has no {MANIFEST}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}/{MANIFEST} is damaged: {error}") from None
-        if version != VERSION:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{path} is a store of version {version}, this reads {VERSION}: "
+                f"{path}/{MANIFEST} is damaged ({type(error).__name__}: {error}): "
                 "prepare it again"
-            )
-        found = cls(path, manifest)
-        found._check_sizes()
+            ) from None
         return found
 
     def __len__(self) -> int:
@@ -86,7 +91,7 @@ class Store:
         rows = np.asarray(rows)
         rgb = np.empty((len(rows), *self.size, 3), np.uint8)
         millimetres = np.empty((len(rows), *self.size), np.uint16)
-        shards, within = np.divmod(rows, SHARD)
+        shards, within = np.divmod(rows, self._shard)
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
             rgb[here] = self._map(f"train-{shard:05d}.rgb.npy")[within[here]]
@@ -127,7 +132,8 @@ class Store:
     def check(self) -> None:
         """Compare every shard with its checksum. UserError names the first bad one."""
         for name, known in self.manifest["files"].items():
-            if _sha256(self.path / name) != known["sha256"]:
+            file = self.path / name
+            if not file.is_file() or _sha256(file) != known["sha256"]:
                 raise UserError(f"{self.path}/{name} is damaged: prepare it again")
 
     @functools.cached_property
@@ -139,18 +145,23 @@ class Store:
         }
 
     def _map(self, name: str) -> np.ndarray:
-        return _mapped(self.path / name)
+        # Threads may map a file twice, which does no harm.
+        if name not in self._maps:
+            try:
+                self._maps[name] = np.load(
+                    self.path / name, mmap_mode="r", allow_pickle=False
+                )
+            except (OSError, ValueError, EOFError, SyntaxError):
+                raise UserError(
+                    f"{self.path}/{name} is missing or damaged: prepare it again"
+                ) from None
+        return self._maps[name]
 
     def _check_sizes(self) -> None:
         for name, known in self.manifest["files"].items():
             file = self.path / name
             if not file.is_file() or file.stat().st_size != known["bytes"]:
                 raise UserError(f"{file} is missing or cut short: prepare it again")
-
-
-@functools.lru_cache(maxsize=1024)
-def _mapped(file: Path) -> np.ndarray:
-    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 
 def is_store(path: str | Path) -> bool:
@@ -187,11 +198,11 @@ def prepared(
         **data.fingerprint(),
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    out = cache_dir / f"{data.format}-{size[0]}x{size[1]}-{digest}"
+    out = Path(cache_dir).expanduser() / f"{data.format}-{size[0]}x{size[1]}-{digest}"
     if is_store(out):
         with contextlib.suppress(UserError):  # a damaged one is made again
             return Store.open(out)
-        shutil.rmtree(out)
+        shutil.rmtree(out, ignore_errors=True)
     return write(
         data,
         out,
@@ -235,7 +246,8 @@ def write(
     part: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        part = out.parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
+        part.mkdir()
         _Writer(source, part, size, mask_extremes, max_depth, keep_full).write(progress)
         try:
             os.replace(part, out)
@@ -307,16 +319,17 @@ class _Writer:
 
     def _pack(self, frame: Frame) -> tuple[dict, dict, bool, int]:
         """Arrays at both sizes, whether there is truth, frames left unmasked."""
-        full = {"rgb": frame.rgb}
+        depths = {kind: millimetres(depth) for kind, depth in frame.depths.items()}
+        if not any(depth.any() for depth in depths.values()):
+            return {}, {}, False, 0
+        full = {"rgb": frame.rgb, **depths}
         unmasked = 0
-        for kind, depth in frame.depths.items():
-            full[kind] = millimetres(depth)
-            if kind in self.masked:
-                masked = without_extremes(full[kind], max_mm=self.max_mm)
-                unmasked += masked is None
-                full[kind] = full[kind] if masked is None else masked
+        for kind in self.masked:
+            masked = without_extremes(full[kind], max_mm=self.max_mm)
+            unmasked += masked is None
+            full[kind] = full[kind] if masked is None else masked
         small = {k: _to_size(x, self.size) for k, x in full.items()}
-        return full, small, any(full[k].any() for k in self.kinds), unmasked
+        return full, small, True, unmasked
 
     def _add(self, row: int, full: dict, small: dict, truth: bool, unmasked: int):
         if not truth:
@@ -331,8 +344,9 @@ class _Writer:
         if row in self.full_rows:
             size = full["rgb"].shape[:2]
             self.full.setdefault(size, []).append((place, full))
-            if len(self.full[size]) == FULL_SHARD:
-                self._flush_full(size)
+            # Many sizes share the room that one would have.
+            if sum(map(len, self.full.values())) == FULL_SHARD:
+                self._flush_full(max(self.full, key=lambda s: len(self.full[s])))
 
     def _flush(self) -> None:
         if self.waiting:
@@ -370,8 +384,12 @@ class _Writer:
         if self.masked:
             notes.append(
                 f"each frame's smallest and largest {' and '.join(self.masked)} depth "
-                f"left out (--mask_extremes); not in {self.unmasked} frames that have "
-                "no other"
+                "left out (--mask_extremes)"
+                + (
+                    f"; not in {self.unmasked} that have no other"
+                    if self.unmasked
+                    else ""
+                )
             )
         if source.eight_bit:
             notes.append("depth is 8-bit: steps of some centimetres, extremes kept")
@@ -382,6 +400,7 @@ class _Writer:
             "format": source.format,
             "origin": source.fingerprint(),
             "size": list(self.size),
+            "shard": SHARD,
             "depths": list(self.kinds),
             "unit": "millimetre, 0 = missing",
             "mask_extremes": self.masked,

@@ -19,11 +19,12 @@ SAMPLE = 8
 class Folder:
     """Pairs found by their names.
 
-    A depth file is one whose name, or whose folder's name, says depth, or any .npy;
-    what is left of both names without the words rgb, image, color, depth, ... pairs
-    them: rgb/0001.jpg + depth/0001.png, rgb_00001.jpg + sync_depth_00001.png,
-    7_colors.png + 7_depth.png, a.jpg + a.npy. A sub-folder that holds pairs is their
-    scene.
+    A depth file is any .npy, and a picture whose name says depth or, where its name
+    says nothing, the nearest folder's that says depth or image; what is left of both
+    names without the words rgb, image, color, depth, ... pairs them: rgb/0001.jpg +
+    depth/0001.png, rgb_00001.jpg + sync_depth_00001.png, 7_colors.png + 7_depth.png,
+    a.jpg + a.npy. Where none says anything, a.png is the depth of a.jpg. A sub-folder
+    that holds pairs is their scene.
 
     Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
     1 for npy); 0, negative, NaN and infinite are missing. 8-bit PNG has no usual
@@ -34,6 +35,8 @@ class Folder:
     truths: tuple[str, ...] = ("filled",)
 
     def __init__(self, path: Path, *, depth_scale: float | None = None):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder of images and depth")
         self.path = path
         self.name = path.name or str(path)
         self.depth_scale = depth_scale
@@ -76,14 +79,14 @@ class Folder:
         images: dict[str, Path] = {}
         depths: dict[str, Path] = {}
         for file in sorted(self.path.rglob("*")):
-            suffix = file.suffix.lower()
-            if not file.is_file() or (
-                suffix != ".npy" and suffix not in photos.SUFFIXES
-            ):
+            npy = file.suffix.lower() == ".npy" and file.is_file()
+            if file.name.startswith(".") or not (npy or photos.is_photo(file)):
                 continue
             relative = file.relative_to(self.path)
-            is_depth = suffix == ".npy" or _says(relative, DEPTH_WORDS)
+            is_depth = npy or _is_depth(relative)
             group, key = (depths if is_depth else images), _key(relative)
+            if key in group and _is_depth_of(file, group[key]) and key not in depths:
+                group = depths
             if key in group:
                 raise UserError(
                     f"{self.path}: {group[key].relative_to(self.path)} and {relative} "
@@ -143,13 +146,28 @@ class Folder:
             )
 
 
-def _says(relative: Path, words: tuple[str, ...]) -> bool:
-    """Whether the file's name or a folder of it has one of the words."""
-    parts = [*relative.parts[:-1], relative.stem]
+def _is_depth(relative: Path) -> bool:
+    """By the file's name or, where it says nothing, the nearest folder's that does."""
+    for part in (relative.stem, *reversed(relative.parts[:-1])):
+        if _says(part, DEPTH_WORDS):
+            return True
+        if _says(part, IMAGE_WORDS):
+            return False
+    return False
+
+
+def _is_depth_of(file: Path, image: Path) -> bool:
+    """Whether they are a.png and a.jpg, with nothing in the name to tell them apart."""
+    return (
+        file.with_suffix("") == image.with_suffix("")
+        and file.suffix.lower() == ".png"
+        and image.suffix.lower() in (".jpg", ".jpeg")
+    )
+
+
+def _says(part: str, words: tuple[str, ...]) -> bool:
     return any(
-        re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower())
-        for part in parts
-        for word in words
+        re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower()) for word in words
     )
 
 
@@ -172,9 +190,11 @@ def _scene(key: str) -> str | None:
 def _load_npy(file: Path) -> np.ndarray:
     try:
         values = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise UserError(f"{file} can't be read as npy: {reason}") from None
+    if not isinstance(values, np.ndarray):
+        raise UserError(f"{file} is an npz archive: one npy array is wanted")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     if values.ndim != 2 or values.dtype.kind not in "uif":

@@ -40,8 +40,10 @@ class Labeled:
         try:
             self._count, shapes = self._shapes()
             scenes = self._scenes()
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            self._written = self._written_rows()
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
             raise self._broken(error) from None
+        self._nothing = np.zeros(shapes["depths"][:0:-1], np.float32)
         self.truths = self._truths(shapes)
         indices = self._official_indices()
         self.infos = [
@@ -59,6 +61,10 @@ class Labeled:
         return h5py.File(self.path, "r")
 
     def frame(self, row: int) -> Frame:
+        """Read one frame; one that was never written is black, without any truth."""
+        if self._written is not None and row not in self._written:
+            black = np.zeros((*self._nothing.shape, 3), np.uint8)
+            return Frame(black, **dict.fromkeys(self.truths, self._nothing))
         try:
             rgb = self._file["images"][row].transpose(2, 1, 0)
             depth = {
@@ -99,8 +105,11 @@ class Labeled:
         return Path(f"{self.path}.json")
 
     def _check_signature(self) -> None:
-        with open(self.path, "rb") as file:
-            head = file.read(128)
+        try:
+            with open(self.path, "rb") as file:
+                head = file.read(128)
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}") from None
         if head.startswith(b"MATLAB 5.0"):
             raise UserError(
                 f"{self.path} is a MATLAB v5 file; the labeled set is the v7.3 file "
@@ -138,6 +147,10 @@ class Labeled:
         if len(image) != 4 or image[1] != 3 or not image[0]:
             raise UserError(
                 f"{self.path}: images has shape {image}, not (frames, 3, width, height)"
+            )
+        if self._file["images"].dtype != np.uint8:
+            raise UserError(
+                f"{self.path}: images is {self._file['images'].dtype}, not uint8"
             )
         for field in fields[1:]:
             if shapes[field] != (image[0], *image[2:]):
@@ -177,8 +190,30 @@ class Labeled:
             return ("filled",)
         return ("filled", "raw")
 
+    def _written_rows(self) -> set[int] | None:
+        """Rows whose depth takes space; None where that is not to be known.
+
+        A file may have all 1449 rows and hold a few: the others are not worth reading.
+        """
+        depths = self._file["depths"]
+        if depths.chunks is None:
+            return None
+        rows: set[int] = set()
+        depths.id.chunk_iter(
+            lambda chunk: rows.update(
+                range(chunk.chunk_offset[0], chunk.chunk_offset[0] + depths.chunks[0])
+            )
+        )
+        return rows
+
     def _sample(self) -> list[int]:
-        return sorted({int(r) for r in np.linspace(0, self._count - 1, SAMPLE)})
+        """Some rows from first to last, of those that hold anything."""
+        rows = range(self._count) if self._written is None else sorted(self._written)
+        rows = [row for row in rows if row < self._count]
+        if not rows:
+            return []
+        places = np.linspace(0, len(rows) - 1, SAMPLE).astype(int)
+        return [rows[place] for place in sorted({*places.tolist()})]
 
     def _official_indices(self) -> list[int | None]:
         if self._sidecar.exists():
@@ -219,7 +254,7 @@ class Labeled:
     def _look(self) -> None:
         """Refuse a wrong unit before everything is read."""
         depth = [self.frame(row).depths["filled"] for row in self._sample()]
-        valid = np.concatenate([d[d > 0] for d in depth])
+        valid = np.concatenate([np.zeros(0), *(d[d > 0] for d in depth)])
         if len(valid):
             check_unit(
                 float(np.median(valid)),
