@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -40,6 +40,7 @@ class FrameInfo:
     official_index: int | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Frames by number.
 

@@ -1,0 +1,172 @@
+"""Batches against the store's own rows, by both backends."""
+
+import itertools
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from jaxdepth.data import order, pipeline, store
+from jaxdepth.data.sources import Frame, FrameInfo
+from jaxdepth.errors import UserError
+
+N, ROWS = 23, np.array([22, 3, 5, 7, 11, 13, 17, 19, 2])
+BACKENDS = ["threads", "tf"]
+
+
+class Numbers:
+    """Frame k is colour k, and k + 1 metres filled, half of that raw."""
+
+    name, format, truths, eight_bit = "numbers", "folder", ("filled", "raw"), False
+    notes: list[str] = []  # noqa: RUF012
+    infos = [FrameInfo(str(k)) for k in range(N)]  # noqa: RUF012
+
+    def frame(self, row):
+        depth = np.full((4, 6), row + 1, np.float32)
+        return Frame(np.full((4, 6, 3), row, np.uint8), depth, depth / 2)
+
+    def fingerprint(self):
+        return {}
+
+    def splits(self):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    out = tmp_path_factory.mktemp("pipeline") / "store"
+    return store.write(Numbers(), out, size=(4, 6), mask_extremes="off")
+
+
+def collect(opened, start, stop, *, batch_size=4, **more):
+    if more.get("backend") == "tf":
+        pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
+    options = {"depth": "filled", "seed": 9, **more}
+    with pipeline.batches(
+        opened, ROWS, batch_size=batch_size, start_step=start, stop_step=stop, **options
+    ) as batches:
+        return list(batches)
+
+
+def same(found, expected):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys() == {"rgb", "depth_mm", "position"}
+        for key in a:
+            assert a[key].dtype == b[key].dtype
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_are_the_stores_rows_in_order(opened, backend):
+    found = collect(opened, 0, 7, backend=backend)
+    assert len(found) == 7
+    for step, batch in enumerate(found):
+        rows = ROWS[order.rows_of_step(9, step, 4, len(ROWS))]
+        assert batch["rgb"].shape == (4, 4, 6, 3) and batch["rgb"].dtype == np.uint8
+        assert batch["depth_mm"].dtype == np.uint16
+        assert batch["position"].dtype == np.int32
+        np.testing.assert_array_equal(batch["rgb"][:, 0, 0, 0], rows)
+        np.testing.assert_array_equal(batch["depth_mm"][:, 3, 5], 1000 * (rows + 1))
+        np.testing.assert_array_equal(batch["position"], range(4))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_truth_asked_for_comes(opened, backend):
+    filled, raw = (
+        collect(opened, 0, 2, backend=backend, depth=kind) for kind in ("filled", "raw")
+    )
+    for a, b in zip(filled, raw, strict=True):
+        np.testing.assert_array_equal(a["depth_mm"], 2 * b["depth_mm"])
+
+
+def test_backends_give_equal_batches(opened):
+    by_tf, by_threads = (collect(opened, 3, 30, backend=name) for name in BACKENDS)
+    same(by_tf, by_threads)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", [1, 5, 9])
+def test_starting_anywhere_continues_the_sequence(opened, backend, start):
+    whole = collect(opened, 0, 10, backend="threads")
+    same(collect(opened, start, 10, backend=backend), whole[start:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hosts_bring_their_parts_of_the_same_batches(opened, backend):
+    whole = collect(opened, 0, 5, batch_size=6)
+    parts = [
+        collect(opened, 0, 5, batch_size=6, backend=backend, host=h, hosts=3)
+        for h in range(3)
+    ]
+    joined = [
+        {key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]}
+        for step in range(5)
+    ]
+    same(joined, whole)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_held_in_memory_are_the_same(opened, backend):
+    held = collect(opened, 2, 9, backend=backend, cache="host")
+    same(held, collect(opened, 2, 9, backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_without_steps_has_no_batches(opened, backend):
+    assert collect(opened, 4, 4, backend=backend) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_damaged_shard_is_told_in_one_line(tmp_path, backend):
+    broken = store.write(Numbers(), tmp_path / "s", size=(4, 6))
+    file = broken.path / "train-00000.rgb.npy"
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(UserError, match="missing or damaged") as error:
+        collect(broken, 0, 3, backend=backend)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_leaving_early_does_not_hang(opened, backend):
+    if backend == "tf":
+        pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
+    code = f"""
+        import itertools
+        import numpy as np
+        from jaxdepth.data import pipeline, store
+        opened = store.Store.open({str(opened.path)!r})
+        with pipeline.batches(
+            opened, np.arange({N}), depth="filled", seed=0, batch_size=4,
+            start_step=0, stop_step=10**9, backend={backend!r},
+        ) as batches:
+            print(len(list(itertools.islice(batches, 3))))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr[-2000:]
+
+
+def test_batches_are_made_ahead_but_not_without_end(opened, monkeypatch):
+    made = []
+    gather = opened.gather
+    monkeypatch.setattr(
+        opened, "gather", lambda *a, **k: made.append(1) or gather(*a, **k)
+    )
+    with pipeline.batches(
+        opened, ROWS, depth="filled", seed=0, batch_size=4, start_step=0,
+        stop_step=10**6, backend="threads",
+    ) as batches:  # fmt: skip
+        list(itertools.islice(batches, 3))
+    assert 3 <= len(made) <= 3 + pipeline.AHEAD + 1
+
+
+def test_without_tensorflow_threads_take_over(opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    same(
+        collect(opened, 0, 3, backend="auto"), collect(opened, 0, 3, backend="threads")
+    )
