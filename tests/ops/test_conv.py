@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth.ops import conv as ops
+
+
+def literal_conv(x, kernel, stride, padding):
+    """Cross-correlation, output by output, in float64."""
+    x = np.pad(x, [(0, 0), *padding, (0, 0)])
+    kh, kw = kernel.shape[:2]
+    height = (x.shape[1] - kh) // stride + 1
+    width = (x.shape[2] - kw) // stride + 1
+    y = np.zeros((x.shape[0], height, width, kernel.shape[3]))
+    for i, j in np.ndindex(height, width):
+        window = x[:, stride * i : stride * i + kh, stride * j : stride * j + kw]
+        y[:, i, j] = np.einsum("nabc,abcd->nd", window, kernel)
+    return y
+
+
+CASES = [
+    # kernel, stride, padding given, padding meant
+    ((1, 1), 1, None, ((0, 0), (0, 0))),
+    ((1, 1), 2, None, ((0, 0), (0, 0))),
+    ((3, 3), 1, None, ((1, 1), (1, 1))),
+    ((3, 3), 2, None, ((1, 1), (1, 1))),
+    ((7, 7), 2, None, ((3, 3), (3, 3))),
+    ((3, 3), 2, ((0, 1), (2, 0)), ((0, 1), (2, 0))),
+    ((1, 1), 1, ((1, 0), (0, 1)), ((1, 0), (0, 1))),
+    ((2, 3), 1, ((0, 1), (1, 1)), ((0, 1), (1, 1))),
+]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("size, stride, given, meant", CASES)
+def test_conv2d_equals_the_literal_loop(
+    size, stride, given, meant, backend, monkeypatch
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 7, 8, 3)).astype(np.float32)
+    kernel = rng.normal(size=(*size, 3, 4)).astype(np.float32)
+    expected = literal_conv(x, kernel, stride, meant)
+    got = ops.conv2d(jnp.array(x), jnp.array(kernel), stride=stride, padding=given)
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_as_dot_has_the_convolutions_gradients(stride, monkeypatch):
+    rng = np.random.default_rng(1)
+    x = jnp.array(rng.normal(size=(2, 5, 6, 3)), jnp.float32)
+    kernel = jnp.array(rng.normal(size=(1, 1, 3, 4)), jnp.float32)
+
+    def gradients():
+        return jax.grad(
+            lambda x, k: jnp.sum(jnp.sin(ops.conv2d(x, k, stride=stride))), (0, 1)
+        )(x, kernel)
+
+    as_dot = gradients()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    for one, other in zip(as_dot, gradients(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "backend, primitive", [("cpu", "dot_general"), ("tpu", "conv_general_dilated")]
+)
+def test_pointwise_is_a_dot_on_cpu_alone(backend, primitive, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 1, 2, 3))
+    # A new function each time, for JAX remembers what it has traced.
+    jaxpr = jax.make_jaxpr(lambda x, kernel: ops.conv2d(x, kernel))(x, kernel)
+    assert f" {primitive}[" in str(jaxpr)
+
+
+def test_transposed_conv_equals_the_literal_loop():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 4, 2)).astype(np.float32)
+    # Every entry is spread over 3x3 outputs around its own, weighed by the kernel
+    # turned by 180 degrees; what falls outside is lost.
+    expected = np.zeros((2, 8, 12, 2))
+    for i, j, a, b in np.ndindex(3, 5, 3, 3):
+        expected[:, 2 * i + a, 2 * j + b] += x[:, i, j] @ kernel[2 - a, 2 - b]
+    got = ops.transposed_conv2x(jnp.array(x), jnp.array(kernel))
+    np.testing.assert_allclose(got, expected[:, 1:7, 1:11], atol=1e-5)
+
+
+def test_transposed_conv_equals_pytorch():
+    torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1, 4, 3, 2)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 2, 1)).astype(np.float32)
+    expected = torch.nn.functional.conv_transpose2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2),
+        torch.from_numpy(kernel[::-1, ::-1].copy()).permute(2, 3, 0, 1),
+        stride=2,
+        padding=1,
+        output_padding=1,
+    ).permute(0, 2, 3, 1)
+    got = ops.transposed_conv2x(jnp.array(x), jnp.array(kernel))
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
+def test_layer_stores_kernel_and_bias_in_float32_and_computes_in_its_dtype():
+    layer = ops.Conv(5, (3, 2), use_bias=True, dtype=jnp.bfloat16)
+    x = jnp.ones((1, 6, 6, 4))
+    variables = layer.init(jax.random.key(0), x)
+    shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), variables["params"])
+    assert shapes == {"kernel": ((3, 2, 4, 5), "float32"), "bias": ((5,), "float32")}
+    assert jnp.asarray(layer.apply(variables, x)).dtype == jnp.bfloat16
+
+
+def test_layer_adds_its_bias():
+    layer = ops.Conv(2, (1, 1), use_bias=True)
+    params = {"kernel": jnp.zeros((1, 1, 3, 2)), "bias": jnp.array([1.0, -2.0])}
+    y = layer.apply({"params": params}, jnp.ones((1, 2, 2, 3)))
+    np.testing.assert_array_equal(y, np.broadcast_to([1.0, -2.0], (1, 2, 2, 2)))
+
+
+def test_layer_starts_from_he_normal_over_the_fan_out():
+    layer = ops.Conv(64, (3, 3))
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 32)))
+    deviation = np.std(np.asarray(variables["params"]["kernel"]))
+    assert abs(deviation / (2 / (9 * 64)) ** 0.5 - 1) < 0.02
