@@ -20,6 +20,7 @@ def build_model(
       init_depth: metres that it predicts before training.
       bn_axis: the device axis that batch statistics run over, None for one's own.
     """
+    assert config.dropout != "auto"
     return create_model(
         config.arch,
         layout=config.layout,
@@ -39,7 +40,7 @@ def schedule(config: Config):
     return optim.learning_rate(
         lr=config.lr,
         schedule=config.schedule,
-        steps=config.steps,
+        steps=int(config.steps),
         warmup_steps=config.warmup_steps,
     )
 
@@ -50,7 +51,7 @@ def build_optimizer(config: Config, params: PyTree) -> optax.GradientTransformat
         optimizer=config.optimizer,
         lr=config.lr,
         schedule=config.schedule,
-        steps=config.steps,
+        steps=int(config.steps),
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         decay=config.decay,

@@ -159,8 +159,9 @@ class Checkpoints:
     def _check_shapes(self, step: int, target: PyTree) -> None:
         """Raise UserError where the checkpoint is of another network."""
         try:
-            metadata = self._manager.item_metadata(step)["model"]
-            found = _shapes(metadata)
+            # The manager knows no shapes before the item's first restore.
+            handler = ocp.PyTreeCheckpointHandler()
+            found = _shapes(handler.metadata(self.folder / str(step) / "model"))
         except Exception as error:
             raise Damaged(_first_line(error)) from error
         wanted = _shapes(target)

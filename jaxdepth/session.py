@@ -94,7 +94,9 @@ def run(config: Config, *, command: str) -> int:
         raise
     with writers.log_file(workdir.local / "run.log"):
         try:
-            return _run(session)
+            # Listened to from here on: compiling takes a while, too.
+            with train.StopSignals() as stopping:
+                return _run(session, stopping)
         except Exception:
             logger.debug("the run stopped", exc_info=True)
             raise
@@ -246,7 +248,7 @@ class Scorer:
         return evaluator.entries(scores, data=data.name, split=data.split)
 
 
-def _run(session: Session) -> int:
+def _run(session: Session, stopping: train.StopSignals) -> int:
     config, workdir = session.config, session.workdir
     model = builders.build_model(
         config,
@@ -265,7 +267,7 @@ def _run(session: Session) -> int:
     scorer = Scorer(session, model)
     if "baselines" not in session.results:
         session.results["baselines"] = scorer.baselines()
-    outcome = _train(session, state, model, checkpoints, scorer)
+    outcome = _train(session, state, model, checkpoints, scorer, stopping)
     return _finish(session, outcome, checkpoints, scorer, model)
 
 
@@ -324,6 +326,7 @@ def _train(
     model: Any,
     checkpoints: Checkpoints,
     scorer: Scorer,
+    stopping: train.StopSignals,
 ) -> train.Outcome:
     config, data, workdir = session.config, session.data, session.workdir
     optimizer = builders.build_optimizer(config, state.params)
@@ -365,6 +368,7 @@ def _train(
             learning_rate=builders.schedule(config),
             evaluate=evaluate_now,
             after_log=workdir.sync,
+            stopping=stopping,
         )
         step = int(outcome.state.step)
         if outcome.reason == "non_finite":

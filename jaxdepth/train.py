@@ -1,5 +1,6 @@
 """The loop: take a batch, take a step; log, evaluate and save when it is time."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -95,6 +96,7 @@ def loop(
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[int, TrainState], float | None],
     after_log: Callable[[], None] = lambda: None,
+    stopping: StopSignals | None = None,
 ) -> Outcome:
     """Train from `state.step` to `config.steps`.
 
@@ -107,6 +109,7 @@ def loop(
       learning_rate: step -> rate, for the log.
       evaluate: (step, state) -> RMSE of the first protocol, or None.
       after_log: called after every log line.
+      stopping: signals that are listened to already, None to listen from here on.
 
     Raises MachineError where a checkpoint can't be written.
     """
@@ -116,7 +119,10 @@ def loop(
     skipped = 0.0
     measured: float | None = None
     logs_waiting: list[dict] = []
-    with StopSignals() as stopping, progress(stop, start=start) as bar:
+    with contextlib.ExitStack() as stack:
+        if stopping is None:
+            stopping = stack.enter_context(StopSignals())
+        bar = stack.enter_context(progress(stop, start=start))
         for step in range(start + 1, stop + 1):
             asked = time.perf_counter()
             batch = placement.place_batch(next(batches))

@@ -3,7 +3,6 @@
 from typing import Any
 
 import flax.struct
-import jax
 
 PyTree = Any
 
@@ -19,7 +18,7 @@ class TrainState:
       opt_state: the optimizer's own state.
     """
 
-    step: jax.Array
+    step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

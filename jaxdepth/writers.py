@@ -197,6 +197,8 @@ def log_to_terminal() -> None:
 def log_file(path: Path) -> Iterator[None]:
     """Append everything that this package says to a file, with the time."""
     package = logging.getLogger("jaxdepth")
+    if package.level == logging.NOTSET:
+        package.setLevel(logging.INFO)
     handler = logging.FileHandler(path)
     handler.setLevel(logging.DEBUG)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

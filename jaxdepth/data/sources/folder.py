@@ -189,7 +189,8 @@ def _scene(key: str) -> str | None:
 
 def _load_npy(file: Path) -> np.ndarray:
     try:
-        values = np.load(file, allow_pickle=False)
+        with open(file, "rb") as stream:
+            values = np.load(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{file} can't be read as npy: {reason}") from None

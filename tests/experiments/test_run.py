@@ -1,0 +1,215 @@
+"""Whole runs at a small size: what a user gets, and what mistakes look like."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxdepth
+from experiments import evaluate, predict, run
+from jaxdepth import cli
+from jaxdepth.errors import UserError
+
+TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
+
+
+def train(folder: Path, cache: Path, *flags: str) -> int:
+    return run.command(
+        ["--arch=cnn", *TINY, f"--workdir={folder}", f"--cache_dir={cache}", *flags]
+    )
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert train(folder, cache, "--steps=4", "--eval_every=2") == cli.OK
+    return folder
+
+
+def test_run_leaves_what_the_work_directory_promises(trained):
+    results = json.loads((trained / "results.json").read_text())
+    entries = results["evaluations"]
+    assert [e["step"] for e in entries] == sorted(e["step"] for e in entries)
+    last = entries[-1]
+    assert (last["step"], last["protocol"], last["averaging"]) == (4, "plain", "pooled")
+    assert last["data"] == "rooms" and last["split"] == "own" and last["images"] == 32
+    assert last["size"] == "48x64" and last["truth"] == "raw"
+    assert 0 < last["metrics"]["rmse"] < 20 and 0 <= last["metrics"]["delta1"] <= 1
+    assert set(results["baselines"]) == {"constant", "constant_delta", "mean_map"}
+    assert all(m["rmse"] > 0 for m in results["baselines"].values())
+    assert {"command", "versions", "devices", "images_per_s"} <= set(results)
+    records = [json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    assert {"loss", "learning_rate", "images_per_s"} <= set(records[-1])
+    for name in ("panels/step-0000004.png", "curves.png"):
+        assert min(picture(trained / name).shape[:2]) > 200
+    assert "rmse" in (trained / "run.log").read_text()
+    assert list((trained / "events").iterdir())
+
+
+def test_baselines_agree_with_numpy(trained, cache):
+    from jaxdepth.data import store
+
+    results = json.loads((trained / "results.json").read_text())
+    folder = next(p for p in cache.iterdir() if p.name.startswith("rooms"))
+    rooms = store.Store.open(folder)
+    rows = rooms.splits["own"]
+    train_m = rooms.gather(rows["train"], depth="raw")[1] / 1000
+    truth = np.stack([f["depth"]["raw"] for f in rooms.full_frames(rows["eval"])])
+    valid, there = truth > 0, train_m > 0
+    constant = train_m[there].mean()
+    expected = np.sqrt(np.mean((truth[valid] - constant) ** 2))
+    assert results["baselines"]["constant"]["rmse"] == pytest.approx(expected, rel=1e-5)
+    mean_map = (train_m.sum(0) + (~there).all(0) * constant) / np.maximum(
+        there.sum(0), 1
+    )
+    error = (truth - mean_map)[valid]
+    expected = np.sqrt(np.mean(error**2))
+    assert results["baselines"]["mean_map"]["rmse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_finished_run_goes_on(trained, cache, capsys):
+    before = json.loads((trained / "results.json").read_text())["evaluations"]
+    assert train(trained, cache, "--steps=6", "--eval_every=6") == cli.OK
+    after = json.loads((trained / "results.json").read_text())["evaluations"]
+    assert after[: len(before)] == before and after[-1]["step"] == 6
+    records = [json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records][-2:] == [5, 6]
+
+
+def test_a_used_folder_is_refused(trained, cache):
+    with pytest.raises(UserError, match="--resume=never"):
+        train(trained, cache, "--steps=4", "--resume=never")
+    with pytest.raises(UserError, match="--lr=0.001 there"):
+        train(trained, cache, "--steps=8", "--lr=0.5")
+
+
+def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys):
+    out, table = tmp_path / "scores.json", tmp_path / "images.csv"
+    code = evaluate.command(
+        [
+            f"--checkpoint={trained}",
+            "--step=last",
+            f"--cache_dir={cache}",
+            f"--out={out}",
+            f"--per_image={table}",
+        ]
+    )
+    assert code == cli.OK
+    again = json.loads(out.read_text())["evaluations"][-1]
+    last = json.loads((trained / "results.json").read_text())["evaluations"][-1]
+    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert len(table.read_text().splitlines()) == 33
+    with pytest.raises(UserError, match="exists"):
+        evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
+
+
+def test_predict_any_photo(trained, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("a.jpg", (50, 70, 3)), ("b.png", (301, 200, 3))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(photos / name)
+    (photos / "notes.txt").write_text("no photo")
+    out = tmp_path / "out"
+    argv = [f"--checkpoint={trained}", f"--out={out}", str(photos), "--ply", "--fx=60"]
+    assert predict.command(argv) == cli.OK
+    for name, size in (("a", (50, 70)), ("b", (301, 200))):
+        depth = np.load(out / f"{name}.npy")
+        assert depth.dtype == np.float32 and depth.shape == size and depth.min() > 0
+        stored = picture(out / f"{name}.png")
+        assert np.abs(stored / 1000 - depth).max() <= 0.00051
+        assert (out / f"{name}.ply").stat().st_size > 15 * depth.size
+        assert picture(out / f"{name}_color.png").shape == (*size, 3)
+    one = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
+    np.testing.assert_allclose(one, np.load(out / "a.npy"), rtol=1e-4)
+
+
+def test_predict_refuses_and_skips(trained, tmp_path, capsys):
+    good = tmp_path / "a.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(good)
+    (tmp_path / "sub").mkdir()
+    twin = tmp_path / "sub" / "a.jpg"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(twin)
+    check = f"--checkpoint={trained}"
+    before = good.read_bytes()
+    with pytest.raises(UserError, match="would replace the photo"):
+        predict.command([check, str(good), f"--out={tmp_path}"])
+    with pytest.raises(UserError, match="would both become"):
+        predict.command([check, str(good), str(twin), f"--out={tmp_path / 'o'}"])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(twin.read_bytes()[:200])
+    argv = [check, str(good), str(broken), f"--out={tmp_path / 'o'}"]
+    assert predict.command(argv) == cli.USER
+    assert (tmp_path / "o" / "a.npy").exists() and good.read_bytes() == before
+    with pytest.raises(UserError, match="no such file"):
+        predict.command([check, str(tmp_path / "none.png")])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data=/nowhere/nyu.mat"], "no such file"),
+        (["--split=tune"], "rooms allows"),
+        (["--batch_size=6"], "use a multiple of 8"),
+        (["--arch=cnn", "--layout=fcrn"], "layout of upproj"),
+        (["--recipe=table4_nyu"], "needs --weights"),
+        (["--recipe=table4_imagenet"], "needs --weights"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        run.command([*TINY, "--steps=1", f"--cache_dir={tmp_path / 'c'}", *flags])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
+    copy = tmp_path / "other"
+    copy.mkdir()
+    saved = json.loads((trained / "config.json").read_text())
+    saved["config"]["arch"] = "cnn_trans"
+    (copy / "config.json").write_text(json.dumps(saved))
+    (copy / "checkpoints").symlink_to(trained / "checkpoints")
+    with pytest.raises(UserError, match="of another network"):
+        jaxdepth.load(str(copy))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
+    command += [f"--workdir={folder}", f"--cache_dir={cache}", "--steps=100000"]
+    command += ["--log_every=1", "--eval_every=0", "--save_every=0"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(3)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == cli.PREEMPTED
+    assert "To go on: python -m experiments.run" in said and str(folder) in said
+    assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
