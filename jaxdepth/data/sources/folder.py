@@ -26,9 +26,12 @@ class Folder:
     a.jpg + a.npy. Where none says anything, a.png is the depth of a.jpg. A sub-folder
     that holds pairs is their scene.
 
+    Where no names pair, a .txt or .csv file in the folder may: two columns, image and
+    depth, paths from the folder.
+
     Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
-    1 for npy); 0, negative, NaN and infinite are missing. 8-bit PNG has no usual
-    scale, so it needs one.
+    1 for npy and for floating-point pictures); 0, negative, NaN and infinite are
+    missing. 8-bit PNG has no usual scale, so it needs one.
     """
 
     format = "folder"
@@ -52,13 +55,24 @@ class Folder:
     def frame(self, row: int) -> Frame:
         _, image, depth_file = self.pairs[row]
         rgb = photos.read(image)
-        depth, _ = self._depth(depth_file)
+        depth, eight_bit = self._depth(depth_file)
+        if eight_bit != self.eight_bit:
+            bits = {False: "more", True: "8"}
+            raise UserError(
+                f"{depth_file} has {bits[eight_bit]} bits a pixel and other depth of "
+                f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit both"
+            )
         if depth.shape != rgb.shape[:2]:
             raise UserError(
                 f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
                 f"{depth.shape[0]}x{depth.shape[1]}: image and depth must have one size"
             )
-        return Frame(np.ascontiguousarray(rgb), **{self.truths[0]: depth})
+        filled = self.truths[0] == "filled"
+        return Frame(
+            np.ascontiguousarray(rgb),
+            filled=depth if filled else None,
+            raw=None if filled else depth,
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         files = [f for _, *both in self.pairs for f in both]
@@ -94,6 +108,8 @@ class Folder:
                 )
             group[key] = file
         keys = sorted(images.keys() & depths.keys())
+        if not keys and (listed := self._listed()):
+            return listed
         if not keys:
             raise UserError(
                 f"{self.path} holds no pair of image and depth ({len(images)} images, "
@@ -109,6 +125,17 @@ class Folder:
                 )
         return [(key, images[key], depths[key]) for key in keys]
 
+    def _listed(self) -> list[tuple[str, Path, Path]]:
+        """The pairs of the first list in the folder; none where there is no list."""
+        for file in sorted(self.path.glob("*")):
+            if file.suffix.lower() not in (".txt", ".csv"):
+                continue
+            pairs = _read_list(file)
+            if pairs:
+                self.notes.append(f"pairs as {file.name} lists them")
+                return pairs
+        return []
+
     def _depth(self, file: Path) -> tuple[np.ndarray, bool]:
         """Metres, (H, W) float32, and whether the file had 8 bits."""
         if file.suffix.lower() == ".npy":
@@ -117,7 +144,8 @@ class Folder:
         else:
             values = _load_image(file)
             eight_bit = values.dtype == np.uint8
-            scale = self.depth_scale or 1000.0
+            usual = 1.0 if values.dtype.kind == "f" else 1000.0
+            scale = self.depth_scale or usual
         if eight_bit and self.depth_scale is None:
             raise UserError(
                 f"{file} is 8-bit depth, whose unit is not known: give "
@@ -176,7 +204,7 @@ def _key(relative: Path) -> str:
     words = "|".join((*DEPTH_WORDS, *IMAGE_WORDS))
     parts = []
     for part in (*relative.parts[:-1], relative.stem):
-        bare = re.sub(rf"(?<![a-z])({words})(?![a-z])", "", part.lower())
+        bare = re.sub(rf"(?<![a-z])({words})(?![a-z])", "", part, flags=re.IGNORECASE)
         bare = bare.strip("_-. ")
         if bare:
             parts.append(bare)
@@ -185,6 +213,36 @@ def _key(relative: Path) -> str:
 
 def _scene(key: str) -> str | None:
     return key.rsplit("/", 1)[0] if "/" in key else None
+
+
+def _read_list(file: Path) -> list[tuple[str, Path, Path]]:
+    """Pairs of a two-column list; none where its first line names no two files.
+
+    UserError for a later line that doesn't, and for an image that is listed twice.
+    """
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+    pairs: dict[str, tuple[str, Path, Path]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        columns = line.split(",") if "," in line else line.split()
+        # A leading slash means the folder, too, in the lists that circulate.
+        names = [column.strip().lstrip("/") for column in columns]
+        both = [file.parent / name for name in names]
+        if len(both) != 2 or not all(path.is_file() for path in both):
+            if not pairs:
+                return []
+            raise UserError(
+                f"{file}, line {number}: {line.strip()[:120]!r} does not name an image "
+                "and a depth file"
+            )
+        if names[0] in pairs:
+            raise UserError(f"{file}, line {number}: {names[0]} is listed twice")
+        pairs[names[0]] = (_key(Path(names[0])), both[0], both[1])
+    return list(pairs.values())
 
 
 def _load_npy(file: Path) -> np.ndarray:
