@@ -18,11 +18,14 @@ class Frame:
     Attributes:
       rgb: (H, W, 3) uint8.
       filled, raw: (H, W) float32 metres, 0 = missing; None where there is none.
+      intrinsics: fx, fy, cx, cy in pixels of this frame, pixel centres from 0; None
+        where they are not known.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
     filled: Float[np.ndarray, "h w"] | None = None
     raw: Float[np.ndarray, "h w"] | None = None
+    intrinsics: tuple[float, float, float, float] | None = None
 
     @property
     def depths(self) -> dict[str, np.ndarray]:
@@ -125,6 +128,6 @@ def check_unit(median: float, *, largest: float, where: str, hint: str) -> None:
         )
     if largest < 0.1:
         raise UserError(
-            f"{where}: no depth is above {largest:.3g} m, so its unit is not what was "
-            f"assumed: {hint}"
+            f"{where}: no depth is above {largest:.3g} m (median {median:.2g} m), so "
+            f"its unit is not what was assumed: {hint}"
         )

@@ -15,6 +15,11 @@ from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
 FRAMES = 1449  # of the official file
+# The colour camera, to which images are undistorted and depth is registered, at
+# 480x640: fx, fy, cx, cy in pixels (NYU toolbox, camera_params.m).
+INTRINSICS = (
+    518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465,
+)  # fmt: skip
 SAMPLE = 8  # frames looked at before all are read
 
 
@@ -60,11 +65,16 @@ class Labeled:
     def _file(self) -> Any:
         return h5py.File(self.path, "r")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # An open HDF5 file doesn't travel to another process: it is opened there.
+        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+
     def frame(self, row: int) -> Frame:
         """Read one frame; one that was never written is black, without any truth."""
         if self._written is not None and row not in self._written:
             black = np.zeros((*self._nothing.shape, 3), np.uint8)
-            return Frame(black, **dict.fromkeys(self.truths, self._nothing))
+            raw = self._nothing if "raw" in self.truths else None
+            return Frame(black, filled=self._nothing, raw=raw)
         try:
             rgb = self._file["images"][row].transpose(2, 1, 0)
             depth = {
@@ -77,9 +87,12 @@ class Labeled:
             }  # fmt: skip
         except (OSError, RuntimeError, KeyError) as error:
             raise self._broken(error) from None
+        depth = {k: np.ascontiguousarray(np.maximum(d, 0)) for k, d in depth.items()}
         return Frame(
             np.ascontiguousarray(rgb),
-            **{k: np.ascontiguousarray(np.maximum(d, 0)) for k, d in depth.items()},
+            filled=depth["filled"],
+            raw=depth.get("raw"),
+            intrinsics=INTRINSICS if rgb.shape[:2] == (480, 640) else None,
         )
 
     def fingerprint(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Rooms:
             self._ahead.extend(zip(np.asarray(rgb), np.asarray(depth), strict=True))
         self._next += 1
         rgb, depth = self._ahead.popleft()
-        return Frame(rgb, raw=depth)
+        return Frame(rgb, raw=depth, intrinsics=rooms.intrinsics(self._size))
 
     def fingerprint(self) -> dict[str, Any]:
         return {
