@@ -350,7 +350,7 @@ class _Writer:
         self.waiting.append(small)
         if len(self.waiting) == SHARD:
             self._flush()
-        if True:
+        if row in self.full_rows:
             size = full["rgb"].shape[:2]
             self.full.setdefault(size, []).append((place, full))
             # Many sizes share the room that one would have.
