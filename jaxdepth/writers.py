@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from jaxdepth.errors import MachineError
 from jaxdepth.workdir import METRICS, plain
 
 logger = logging.getLogger(__name__)
@@ -33,20 +36,18 @@ class MetricsWriter:
     Args:
       folder: of the run.
       resume_from: records of later steps, of a run that was cut off, are dropped.
+
+    Raises MachineError where metrics.jsonl can't be written.
     """
 
     def __init__(self, folder: Path, *, resume_from: int = 0):
         self.path = folder / METRICS
-        if self.path.exists():
-            kept = [r for r in read_metrics(folder) if r["step"] <= resume_from]
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(r) + "\n" for r in kept))
-            os.replace(part, self.path)
-        self._lines = open(self.path, "a")  # noqa: SIM115 (closed on exit)
+        self._lines = _lines_until(self.path, resume_from)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from tensorboardX import SummaryWriter
 
+            # Events of dropped records are hidden by the marker of a restart.
             self._events: Any = SummaryWriter(
                 str(folder / "events"), purge_step=resume_from + 1, flush_secs=10
             )
@@ -60,8 +61,11 @@ class MetricsWriter:
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of a logged step; non-finite numbers become null."""
-        self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
         self._scalars("train", step, record)
 
     def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
@@ -72,18 +76,37 @@ class MetricsWriter:
 
     def _scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
         for name, value in values.items():
-            if isinstance(value, int | float):
+            # What is not finite says so in metrics.jsonl, as null.
+            if isinstance(value, int | float) and math.isfinite(value):
                 self._events.add_scalar(f"{prefix}/{name}", value, step)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that was cut off is left out."""
+    """The records of metrics.jsonl; a line that was cut off is left out."""
     path = folder / METRICS
     records = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and "step" in record:
+                records.append(record)
     return records
+
+
+def _lines_until(path: Path, step: int) -> TextIO:
+    """metrics.jsonl, open at its end, with the records up to `step` alone."""
+    try:
+        if path.exists():
+            kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
+            with replacing(path) as file:
+                file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+        return open(path, "a")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> MachineError:
+    return MachineError(f"{path} could not be written: {error.strerror}")
 
 
 class _Bar:
@@ -93,10 +116,13 @@ class _Bar:
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[rate]}"),
+            BarColumn(bar_width=None),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]}left"),
             TimeRemainingColumn(),
             console=console(),
+            expand=True,
+            # Updates come with the log, which may be minutes apart.
+            speed_estimate_period=1800,
         )
         self._progress.start()
         self._task = self._progress.add_task(
@@ -108,7 +134,7 @@ class _Bar:
             self._task,
             completed=step,
             loss=f"{loss:.4f}",
-            rate=f"{images_per_s:.1f} images/s" if images_per_s else "",
+            rate=f"{images_per_s:.1f} images/s  " if images_per_s else "",
         )
 
     def close(self) -> None:
@@ -142,7 +168,10 @@ class _Lines:
         if step <= first:
             return ""
         left = (now - since) / (step - first) * (self._total - step)
-        return f"  left {int(left) // 60}:{int(left) % 60:02d}"
+        minutes, seconds = divmod(round(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}" if hours else f"{minutes}"
+        return f"  left {clock}:{seconds:02d}"
 
     def close(self) -> None:
         pass
@@ -213,16 +242,45 @@ def log_file(path: Path) -> Iterator[None]:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
-    """A table on the terminal; numbers with three places, None as a dash."""
-    table = Table(title=title, title_justify="left")
-    for k, column in enumerate(columns):
-        table.add_column(column, justify="right" if k else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(_cell, row))
+    """A table on the terminal; numbers with three places, None as a dash.
+
+    Where it is narrow the first column wraps, numbers never do. In a pipe there are
+    no frames and nothing is folded.
+    """
     out = console()
     if not out.is_terminal:
-        out = Console(file=sys.stdout, highlight=False, width=110)
+        out.print(_plain_table(title, columns, rows), markup=False, soft_wrap=True)
+        return
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
+    for k, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="right" if k else "left",
+            no_wrap=k > 0,
+            overflow="fold",
+            min_width=len(column) if k else None,
+        )
+    for row in rows:
+        table.add_row(*map(_cell, row))
     out.print(table)
+
+
+def _plain_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> str:
+    """The table as lines of text, columns two spaces apart."""
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    texts = [
+        "  ".join(
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([title, *texts])
 
 
 def _cell(value: Any) -> str:
