@@ -315,7 +315,11 @@ class _Writer:
                 frames = [self.source.frame(row) for row in rows]
                 for row, packed in zip(rows, pool.map(self._pack, frames), strict=True):
                     self._add(row, *packed)
-                self.cameras |= {_intrinsics(frame, self.size) for frame in frames}
+                self.cameras |= {
+                    _intrinsics(frame, self.size)
+                    for row, frame in zip(rows, frames, strict=True)
+                    if row in self.kept[-len(rows) :]
+                }
                 if progress is not None:
                     progress(f"preparing {self.source.name}", rows[-1] + 1, total)
         self._flush()

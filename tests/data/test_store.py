@@ -11,6 +11,7 @@ import pytest
 from jaxdepth.data import store
 from jaxdepth.data.sources import Frame, FrameInfo
 from jaxdepth.errors import MachineError, UserError
+from jaxdepth.ops import resize
 
 SIZE = (12, 16)
 
@@ -143,7 +144,7 @@ def test_extremes_are_removed_when_they_should_be(
 ):
     depth = np.full(SIZE, 3.0, np.float32)
     depth[0, :3], depth[1, :2], depth[2, 0], depth[3, 0] = 0.5, 9.5, 0.0, 12.0
-    shot = Frame(frame(size=SIZE).rgb, **{kind: depth})
+    shot = dataclasses.replace(frame(size=SIZE), **{"filled": None, kind: depth})
     opened = written(
         tmp_path, [shot], kinds=(kind,), mask_extremes=mask, eight_bit=eight_bit
     )
@@ -253,6 +254,46 @@ def test_a_wider_frame_is_cut_about_its_centre(tmp_path):
     np.testing.assert_array_equal(rgb[0], shot.rgb[:, 12:28])
     expected = np.round(shot.depths["filled"][:, 12:28] * 1000)
     np.testing.assert_array_equal(depth[0], expected)
+
+
+def test_intrinsics_follow_the_pixels(tmp_path):
+    # 24x40 is cut to 24x32 about the middle and halved; a point far away stays where
+    # its pixel goes. A frame that is left out has no say.
+    shots = [
+        dataclasses.replace(frame(k, (24, 40)), intrinsics=(50.0, 60.0, 19.0, 11.0))
+        for k in range(3)
+    ]
+    shots[1] = Frame(shots[1].rgb, filled=np.zeros((24, 40), np.float32))
+    camera = written(tmp_path, shots).manifest["intrinsics"]
+    # The centre of pixel 19 is 19.5 - 4 from the cut's edge: 7.75 halved pixels.
+    assert camera == {
+        "size": [12, 16], "fx": 25.0, "fy": 30.0, "cx": 7.25, "cy": 5.25
+    }  # fmt: skip
+    mixed = [shots[0], frame(1)]
+    assert written(tmp_path, mixed, out="m").manifest["intrinsics"] is None
+
+
+def test_a_truth_that_is_not_there_is_told(tmp_path):
+    opened = written(tmp_path, [frame()])
+    with pytest.raises(UserError, match="has no raw depth, but filled") as error:
+        opened.gather([0], depth="raw")
+    one_line(error)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_whole_factors_equal_the_general_way(factor):
+    # The same mean by matrices, of a map with holes and of colours.
+    rng = np.random.default_rng(0)
+    shape = (6 * factor, 8 * factor)
+    metres = rng.integers(0, 9000, shape) * (rng.random(shape) < 0.5)
+    depth = metres.astype(np.uint16)
+    rgb = rng.integers(0, 256, (*shape, 3), np.uint8)
+    mean, valid = resize.masked_area(depth[None].astype(float), depth[None] > 0, (6, 8))
+    found = store._to_size(depth, (6, 8))
+    np.testing.assert_array_equal(found > 0, valid[0])
+    assert np.abs(found - mean[0]).max() <= 0.5 + 1e-6
+    colours = resize.resize_area(rgb[None].astype(float), (6, 8))[0]
+    assert np.abs(store._to_size(rgb, (6, 8)) - colours).max() <= 0.5 + 1e-6
 
 
 def test_numpy_and_json_read_it_without_us(tmp_path):
