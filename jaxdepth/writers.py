@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from jaxdepth.errors import MachineError
 from jaxdepth.workdir import METRICS, plain
@@ -251,8 +252,12 @@ def print_table(
     if not out.is_terminal:
         out.print(_plain_table(title, columns, rows), markup=False, soft_wrap=True)
         return
+    # As Text: in a string, rich takes square brackets for markup.
     table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+        title=Text(title),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
     )
     for k, column in enumerate(columns):
         table.add_column(
@@ -263,7 +268,7 @@ def print_table(
             min_width=len(column) if k else None,
         )
     for row in rows:
-        table.add_row(*map(_cell, row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     out.print(table)
 
 
