@@ -11,6 +11,11 @@ from jaxtyping import Array, Float
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# Entries of an output map up to which, on CPU, the convolution is a matrix product.
+# Forward and gradients of 3x3, 512 channels, in ms there (convolution / product):
+# 2x3 batch 16: 1022 / 17; 3x4 batch 8: 26 / 17; 6x8 batch 8, 256 channels: 15 / 16.
+TINY_MAP = 16
+
 # He et al. 2015, for the backward pass: variance 2 / (k * k * features).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -27,7 +32,8 @@ def conv2d(
 
     On CPU a 1x1 kernel is applied as a dot product over the channels of every
     `stride`-th entry: measured 2 to 5 times faster in the kernel gradient than the
-    convolution that XLA makes of it, and equal.
+    convolution that XLA makes of it, and equal. Outputs of at most `TINY_MAP` entries
+    an image are computed there as a product of patches and kernel.
 
     Args:
       x: feature map.
@@ -49,6 +55,12 @@ def conv2d(
         x = x[:, ::stride, ::stride]
         contract = (((3,), (0,)), ((), ()))
         return lax.dot_general(x, kernel[0, 0], contract, precision=precision)
+    if jax.default_backend() == "cpu":
+        (top, bottom), (left, right) = padding
+        rows = (x.shape[1] + top + bottom - height) // stride + 1
+        columns = (x.shape[2] + left + right - width) // stride + 1
+        if 0 < rows * columns <= TINY_MAP:
+            return _by_patches(x, kernel, stride, padding, (rows, columns), precision)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -57,6 +69,26 @@ def conv2d(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
+
+
+def _by_patches(x, kernel, stride, padding, size, precision):
+    """The convolution as one matrix product of patches and kernel."""
+    height, width, _, features = kernel.shape
+    rows, columns = size
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    taps = [
+        x[
+            :,
+            a : a + stride * (rows - 1) + 1 : stride,
+            b : b + stride * (columns - 1) + 1 : stride,
+        ]
+        for a in range(height)
+        for b in range(width)
+    ]
+    patches = jnp.concatenate(taps, axis=-1)
+    contract = (((3,), (0,)), ((), ()))
+    flat = kernel.reshape(-1, features)
+    return lax.dot_general(patches, flat, contract, precision=precision)
 
 
 def transposed_conv2x(

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.errors import UserError
+from jaxdepth.ops.conv import conv2d
 
 FORMS = ("plain", "dilated", "four", "packed", "rows")
 UNPOOLS = ("zero", "average")
@@ -259,6 +260,8 @@ _COMPACT = {"dilated": _dilated, "four": _four, "packed": _packed, "rows": _rows
 
 
 def _conv(x, kernel, pads, precision, lhs_dilation=None):
+    if lhs_dilation is None:
+        return conv2d(x, kernel, padding=pads, precision=precision)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -124,3 +124,31 @@ def test_layer_starts_from_he_normal_over_the_fan_out():
     variables = layer.init(jax.random.key(0), jnp.ones((1, 4, 4, 32)))
     deviation = np.std(np.asarray(variables["params"]["kernel"]))
     assert abs(deviation / (2 / (9 * 64)) ** 0.5 - 1) < 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (4, 4), (3, 6)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_small_maps_as_a_product_equal_the_convolution(size, stride):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(2, *size, 3)))
+        for shape, pads in (((3, 3), ((1, 1), (1, 1))), ((2, 3), ((0, 1), (1, 1)))):
+            kernel = jnp.asarray(rng.normal(size=(*shape, 3, 4)))
+
+            def plain(x, kernel, pads=pads):
+                return jax.lax.conv_general_dilated(
+                    x,
+                    kernel,
+                    (stride, stride),
+                    pads,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+
+            def ours(x, kernel, pads=pads):
+                return ops.conv2d(x, kernel, stride=stride, padding=pads)
+
+            expected, pull = jax.vjp(plain, x, kernel)
+            found, our_pull = jax.vjp(ours, x, kernel)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+            for a, b in zip(our_pull(found), pull(expected), strict=True):
+                np.testing.assert_allclose(a, b, atol=1e-12)
