@@ -152,8 +152,13 @@ def _split(config: Config, train: store.Store) -> str:
             f"{train.name} has no split of its own: use --split=all with "
             "--eval_data=PATH for the frames to evaluate on"
         )
+    if train.splits.keys() == {"own"}:
+        raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
     have = ", ".join(sorted(set(train.splits) - {"own"}))
-    raise UserError(f"--split={split}: {train.name} allows {have or 'none'}")
+    raise UserError(
+        f"--split={split}: {train.name} allows {have}; --split=all wants "
+        "--eval_data=PATH beside it"
+    )
 
 
 def evaluation_rows(opened: store.Store) -> tuple[np.ndarray, str]:

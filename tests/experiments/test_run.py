@@ -167,7 +167,7 @@ def test_predict_refuses_and_skips(trained, tmp_path, capsys):
     ("flags", "words"),
     [
         (["--data=/nowhere/nyu.mat"], "no such file"),
-        (["--split=tune"], "rooms allows"),
+        (["--split=tune"], "leave --split out"),
         (["--batch_size=6"], "use a multiple of 8"),
         (["--arch=cnn", "--layout=fcrn"], "layout of upproj"),
         (["--recipe=table4_nyu"], "needs --weights"),
