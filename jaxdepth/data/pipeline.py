@@ -3,7 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,12 @@ def batches(
     use_tf = backend == "tf" or (backend == "auto" and _has_tensorflow())
     source = _by_tf(make, start_step, stop_step, threads) if use_tf else None
     if source is not None:
-        yield ({"rgb": a, "depth_mm": b, "position": position} for a, b in source)
+        try:
+            yield ({"rgb": a, "depth_mm": b, "position": position} for a, b in source)
+        finally:
+            # Its threads call Python: left to the interpreter's end, they wait for it
+            # and it for them.
+            source.close()
         return
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         made = _by_threads(make, start_step, stop_step, pool)
@@ -74,7 +79,9 @@ def _has_tensorflow() -> bool:
     return True
 
 
-def _by_tf(make: Callable, start: int, stop: int, threads: int) -> Iterator[Any]:
+def _by_tf(
+    make: Callable, start: int, stop: int, threads: int
+) -> Generator[Any, None, None]:
     """One gather per step, several at a time, in order.
 
     What `make` raises is raised here as it was, not as TensorFlow's wrapping of it.

@@ -134,10 +134,16 @@ def test_leaving_early_does_not_hang(opened, backend):
     if backend == "tf":
         pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
     code = f"""
-        import itertools
+        import itertools, time
         import numpy as np
         from jaxdepth.data import pipeline, store
-        opened = store.Store.open({str(opened.path)!r})
+        opened, gather = store.Store.open({str(opened.path)!r}), store.Store.gather
+
+        def slowly(*given, **named):  # so that some are under way at the end
+            time.sleep(0.1)
+            return gather(opened, *given, **named)
+
+        opened.gather = slowly
         with pipeline.batches(
             opened, np.arange({N}), depth="filled", seed=0, batch_size=4,
             start_step=0, stop_step=10**9, backend={backend!r},
