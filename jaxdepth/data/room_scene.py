@@ -725,8 +725,16 @@ _KINDS = [
             (television, 0.3),
             (cartons, 0.5),
         ],
-        [(table, 1.0), (table, 0.9), (table, 0.8)]
-        + [(chair, 0.9), (chair, 0.9), (chair, 0.8), (chair, 0.6), (cartons, 0.4)],
+        [
+            (table, 1.0),
+            (table, 0.9),
+            (table, 0.8),
+            (chair, 0.9),
+            (chair, 0.9),
+            (chair, 0.8),
+            (chair, 0.6),
+            (cartons, 0.4),
+        ],
         4.5,
         9.5,
     ),
@@ -1010,9 +1018,10 @@ def _glance(
     parts: (n, 8) centre, half sizes, cosine and sine of yaw.
     """
     v, u = np.meshgrid(
-        np.linspace(-0.96, 0.96, 9) * _VIEW_UP, np.linspace(-0.96, 0.96, 12) * _VIEW_SIDE,
+        np.linspace(-0.96, 0.96, 9) * _VIEW_UP,
+        np.linspace(-0.96, 0.96, 12) * _VIEW_SIDE,
         indexing="ij",
-    )  # fmt: skip
+    )
     rays = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3) @ rotation.T
     rays = np.where(np.abs(rays) < 1e-6, 1e-6, rays)
     walls = np.where(rays > 0, (size - position) / rays, -position / rays)
@@ -1194,5 +1203,5 @@ def describe(seed: int, index: int) -> Scene:
         rotation=rotation.astype(np.float32),
         lights=lights,
         photo=_photo(dice),
-        salt=np.uint32(dice.between(0, 2**32 - 1)),
+        salt=np.asarray(dice.between(0, 2**32 - 1), np.uint32),
     )

@@ -605,7 +605,7 @@ def _photograph(
     light = light * (photo[0] / mean) * photo[1:4, None, None]
     if sensor:
         place = jnp.asarray(np.arange(3 * height * width).reshape(3, height, width))
-        noise = _gaussian(scene.salt, place.astype(jnp.int32))
+        noise = _gaussian(jnp.asarray(scene.salt), place.astype(jnp.int32))
         sigma = jnp.sqrt(photo[5] ** 2 + photo[6] ** 2 * light)
         light = light + sigma * noise
     # A shoulder, so that windows and lamps do not end at a hard edge.

@@ -55,7 +55,9 @@ def test_run_leaves_what_the_work_directory_promises(trained):
     assert set(results["baselines"]) == {"constant", "constant_delta", "mean_map"}
     assert all(m["rmse"] > 0 for m in results["baselines"].values())
     assert {"command", "versions", "devices", "images_per_s"} <= set(results)
-    records = [json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records] == [1, 2, 3, 4]
     assert {"loss", "learning_rate", "images_per_s"} <= set(records[-1])
     for name in ("panels/step-0000004.png", "curves.png"):
@@ -90,14 +92,16 @@ def test_a_finished_run_goes_on(trained, cache, capsys):
     assert train(trained, cache, "--steps=6", "--eval_every=6") == cli.OK
     after = json.loads((trained / "results.json").read_text())["evaluations"]
     assert after[: len(before)] == before and after[-1]["step"] == 6
-    records = [json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records][-2:] == [5, 6]
 
 
 def test_a_used_folder_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
-    with pytest.raises(UserError, match="--lr=0.001 there"):
+    with pytest.raises(UserError, match=r"--lr=0\.001 there"):
         train(trained, cache, "--steps=8", "--lr=0.5")
 
 

@@ -1,0 +1,174 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth.errors import UserError
+from jaxdepth.models import ARCHS, create_model, output_size
+
+SIZE = (41, 50)
+SMALL = {
+    "upproj": {
+        "stage_sizes": (1,),
+        "width": 2,
+        "decoder_in": 4,
+        "decoder_features": (3,),
+    },
+    "cnn_fc": {"features": (2, 3, 3, 3, 2), "hidden": 4, "image_size": SIZE},
+    "cnn": {"features": (2, 3, 3, 3, 3, 3, 4)},
+    "cnn_trans": {"features": (2, 3, 3, 3, 3, 3, 4)},
+}
+VARIANTS = [("upproj", "fcrn"), *((arch, "torchvision") for arch in ARCHS)]
+
+
+def small(arch, layout="torchvision", **fields):
+    return create_model(arch, layout=layout, **(SMALL[arch] | fields))
+
+
+@functools.cache
+def started(arch, layout="torchvision"):
+    """A small network's image and variables."""
+    image = np.random.default_rng(0).normal(size=(4, *SIZE, 3)).astype(np.float32)
+    return image, jax.jit(small(arch, layout).init)(jax.random.key(0), image)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("size", [(228, 304), (97, 131), (96, 128), (45, 62)])
+def test_output_size_is_that_of_the_network(arch, size):
+    model = create_model(arch, image_size=size)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    depth, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert depth.shape[1:] == output_size(arch, size)
+
+
+def test_output_sizes_at_the_usual_input():
+    sizes = {arch: output_size(arch, (228, 304)) for arch in ARCHS}
+    assert sizes == {
+        "cnn_fc": (55, 74),
+        "cnn": (57, 76),
+        "cnn_trans": (57, 76),
+        "upproj": (128, 160),
+    }
+
+
+@pytest.mark.parametrize("arch, layout", VARIANTS)
+def test_an_untrained_network_predicts_the_mean_it_was_given(arch, layout):
+    image, variables = started(arch, layout)
+    depth = jax.jit(small(arch, layout).apply)(variables, image)
+    assert depth.dtype == jnp.float32
+    np.testing.assert_allclose(depth, 2.7, atol=0.1)
+    other = small(arch, layout, init_depth=1.3)
+    variables = jax.jit(other.init)(jax.random.key(0), image)
+    np.testing.assert_allclose(jax.jit(other.apply)(variables, image), 1.3, atol=0.1)
+
+
+@pytest.mark.parametrize("arch, layout", VARIANTS)
+def test_hopeless_raw_outputs_stay_finite_with_finite_gradients(arch, layout):
+    image, variables = started(arch, layout)
+    params = dict(variables["params"])
+    params["head"] = params["head"] | {
+        "bias": jnp.full_like(params["head"]["bias"], -200.0)
+    }
+    model = small(arch, layout, dropout=0.0)
+
+    def loss(params):
+        depth, _ = model.apply(
+            variables | {"params": params}, image, train=True, mutable=["batch_stats"]
+        )
+        # What the scale-invariant loss does with tiny predictions.
+        return jnp.log(jnp.maximum(depth, 1e-3)).mean() + (depth**2).mean(), depth
+
+    (_, depth), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert jnp.isfinite(depth).all() and (depth < 1e-3).all()
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_bfloat16_keeps_parameters_statistics_and_depth_in_float32(arch):
+    model = small(arch, dtype=jnp.bfloat16, dropout=0.0)
+    image = jax.ShapeDtypeStruct((2, *SIZE, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    depth, changed = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]),
+        variables,
+        image,
+    )
+    for leaf in jax.tree.leaves((variables, depth, changed)):
+        assert leaf.dtype == jnp.float32
+    text = str(jax.make_jaxpr(model.apply)(*jax.tree.map(_zeros, (variables, image))))
+    assert "bf16" in text
+
+
+def _zeros(leaf):
+    return jnp.zeros(leaf.shape, leaf.dtype)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_collections_are_params_and_batch_stats(arch):
+    _, variables = started(arch)
+    assert set(variables) == {"params", "batch_stats"}
+    assert {"encoder", "head"} <= set(variables["params"])
+
+
+@pytest.mark.parametrize("arch", ["upproj", "cnn"])
+@pytest.mark.parametrize(
+    "freeze, still", [("encoder", ("encoder",)), ("bn_stats", ("encoder", "decoder"))]
+)
+def test_frozen_statistics_stay_and_are_used(arch, freeze, still):
+    image, variables = started(arch)
+    image = image[:2]
+    model = small(arch, freeze=freeze)
+    depth, changed = jax.jit(
+        lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"])
+    )(variables, image)
+    before, after = variables["batch_stats"], changed.get("batch_stats", {})
+    for part in before:
+        same = jax.tree.map(np.array_equal, before[part], after.get(part, before[part]))
+        assert all(jax.tree.leaves(same)) == (part in still)
+    if freeze == "bn_stats":
+        inference = jax.jit(small(arch).apply)(variables, image)
+        np.testing.assert_allclose(depth, inference, rtol=1e-6)
+
+
+def test_shared_statistics_make_devices_equal_to_one_batch():
+    image, variables = started("cnn")
+
+    def train(model, image):
+        return model.apply(variables, image, train=True, mutable=["batch_stats"])
+
+    expected, expected_stats = jax.jit(lambda x: train(small("cnn"), x))(image)
+    model = small("cnn", bn_axis="data")
+    got, stats = jax.pmap(lambda x: train(model, x), axis_name="data")(
+        image.reshape(2, 2, *image.shape[1:])
+    )
+    np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=1e-5)
+    for one, other in zip(
+        jax.tree.leaves(stats), jax.tree.leaves(expected_stats), strict=True
+    ):
+        np.testing.assert_allclose(one[0], other, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(one[0], one[1])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"arch": "resnet"}, "arch=resnet: one of cnn_fc, cnn, cnn_trans, upproj"),
+        ({"layout": "caffe"}, "layout=caffe: one of torchvision, fcrn"),
+        ({"unpool": "max"}, "unpool=max: one of zero, average"),
+        ({"upconv": "fast"}, "upconv=fast: one of auto, plain"),
+        ({"freeze": "head"}, "freeze=head: one of none, encoder, bn_stats"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
+        ({"arch": "cnn", "unpool": "average"}, "belongs to upproj"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        create_model(**arguments)
+
+
+def test_output_size_of_an_unknown_arch():
+    with pytest.raises(UserError, match="one of cnn_fc"):
+        output_size("vgg", (228, 304))

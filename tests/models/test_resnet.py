@@ -1,0 +1,103 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth.models.resnet import ResNet, batch_norm
+
+from . import reference
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_resnet50_has_torchvisions_count_and_laina_s_grid():
+    model = ResNet()
+    image = jax.ShapeDtypeStruct((2, 228, 304, 3), jnp.float32)
+    features, variables = jax.eval_shape(
+        model.init_with_output, jax.random.key(0), image
+    )
+    # torchvision's resnet50 without its classifier.
+    assert count(variables["params"]) == 23_508_032
+    assert features.shape == (2, 8, 10, 2048)
+
+
+def test_stem_bias_adds_64():
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(ResNet(stem_bias=True).init, jax.random.key(0), image)
+    assert count(variables["params"]) == 23_508_096
+
+
+def test_parameter_names():
+    model = ResNet(stage_sizes=(1, 2), width=4)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    block = {"conv1", "bn1", "conv2", "bn2", "conv3", "bn3"}
+    first = block | {"conv_proj", "bn_proj"}
+    assert set(params) == {
+        "conv_init",
+        "bn_init",
+        "stage1_block1",
+        "stage2_block1",
+        "stage2_block2",
+    }
+    assert set(params["stage1_block1"]) == set(params["stage2_block1"]) == first
+    assert set(params["stage2_block2"]) == block
+    assert set(params["conv_init"]) == {"kernel"}
+    assert set(params["bn_init"]) == {"scale", "bias"}
+
+
+@pytest.mark.parametrize("pool_padding", ["torch", "same"])
+@pytest.mark.parametrize("stride_in", ["3x3", "1x1"])
+def test_equals_the_same_network_in_pytorch(stride_in, pool_padding):
+    pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    stages, epsilon = (1, 2), 1e-3
+    model = ResNet(
+        stage_sizes=stages,
+        width=4,
+        stride_in=stride_in,
+        stem_bias=True,
+        pool_padding=pool_padding,
+        epsilon=epsilon,
+    )
+    image = np.random.default_rng(0).normal(size=(2, 36, 44, 3)).astype(np.float32)
+    variables = reference.randomized(jax.jit(model.init)(jax.random.key(0), image))
+    got = jax.jit(model.apply)(variables, image)
+    expected = reference.resnet(
+        image,
+        variables["params"],
+        variables["batch_stats"],
+        stages=stages,
+        first=stride_in == "1x1",
+        same=pool_padding == "same",
+        epsilon=epsilon,
+    ).permute(0, 2, 3, 1)
+    assert model.output_size((36, 44)) == got.shape[1:3]
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 31), (1, 2), (97, 130), (229, 303)])
+def test_output_size_at_odd_sizes(size):
+    model = ResNet(stage_sizes=(1, 1, 1, 1), width=1)
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    features, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert features.shape[1:3] == model.output_size(size)
+
+
+def test_running_statistics_move_by_a_tenth_and_are_biased():
+    norm = batch_norm(train=True, epsilon=0.0, dtype=jnp.float32, axis_name=None)()
+    x = np.random.default_rng(0).normal(3, 2, size=(2, 3, 2, 1)).astype(np.float32)
+    variables = norm.init(jax.random.key(0), x)
+    y, changed = norm.apply(variables, x, mutable=["batch_stats"])
+    stats = changed["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], [0.1 * x.mean()], rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], [0.9 + 0.1 * x.var()], rtol=1e-5)
+    np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-4)
+
+
+def test_scales_start_at_one_in_the_last_of_a_block_too():
+    model = ResNet(stage_sizes=(1,), width=2)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    scale = variables["params"]["stage1_block1"]["bn3"]["scale"]
+    np.testing.assert_array_equal(scale, np.ones(8))

@@ -1,0 +1,142 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth.models import create_model
+from jaxdepth.ops.upconv import FORMS
+
+from . import reference
+
+SMALL = {
+    "stage_sizes": (1, 1),
+    "width": 4,
+    "decoder_in": 6,
+    "decoder_features": (5, 3),
+}
+IMAGE = np.random.default_rng(0).normal(size=(2, 36, 44, 3)).astype(np.float32)
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def start(model):
+    return jax.jit(model.init)(jax.random.key(0), IMAGE)
+
+
+@pytest.mark.parametrize(
+    "layout, parameters, statistics",
+    [
+        # Laina et al.'s published network: 63,572,737 trainable, 63,633,665 in all.
+        ("fcrn", 63_572_737, 60_928),
+        # Without the biases of convolutions that normalisation follows.
+        ("torchvision", 63_563_008 + 1, 60_928),
+    ],
+)
+def test_counts_and_size_of_the_published_network(layout, parameters, statistics):
+    model = create_model("upproj", layout=layout)
+    image = jax.ShapeDtypeStruct((2, 228, 304, 3), jnp.float32)
+    depth, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    assert count(variables["params"]) == parameters
+    assert count(variables["batch_stats"]) == statistics
+    assert (depth.shape, depth.dtype) == ((2, 128, 160), jnp.float32)
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "fcrn"])
+def test_parameter_names_and_shapes(layout):
+    model = create_model("upproj", layout=layout, **SMALL)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert set(params) == {"encoder", "decoder", "head"}
+    assert set(params["decoder"]) == {"conv_in", "bn_in", "up1", "up2"}
+    block = jax.tree.map(lambda p: p.shape, params["decoder"]["up2"])
+    bn = {"scale": (3,), "bias": (3,)}
+    up, conv = {"kernel": (5, 5, 5, 3)}, {"kernel": (3, 3, 3, 3)}
+    if layout == "fcrn":
+        up, conv = up | {"bias": (2, 2, 3)}, conv | {"bias": (3,)}
+    assert block == {
+        "up_main": up,
+        "bn_main": bn,
+        "conv": conv,
+        "bn": bn,
+        "up_side": up,
+        "bn_side": bn,
+    }
+    assert ("bias" in params["decoder"]["conv_in"]) == (layout == "fcrn")
+    head = jax.tree.map(lambda p: p.shape, params["head"])
+    assert head == {"conv": {"kernel": (3, 3, 3, 1)}, "bias": (1,)}
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "fcrn"])
+def test_equals_the_same_network_in_pytorch(layout):
+    torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    model = create_model("upproj", layout=layout, **SMALL)
+    variables = reference.randomized(start(model))
+    published = layout == "fcrn"
+    epsilon = 1e-4 if published else 1e-5
+    params, stats = variables["params"], variables["batch_stats"]
+    x = reference.resnet(
+        IMAGE,
+        params["encoder"],
+        stats["encoder"],
+        stages=SMALL["stage_sizes"],
+        first=published,
+        same=published,
+        epsilon=epsilon,
+    )
+    x = reference.decoder(
+        x,
+        params["decoder"],
+        stats["decoder"],
+        up=reference.up_published if published else reference.up_dense,
+        blocks=2,
+        epsilon=epsilon,
+    )
+    # The head's kernel starts small: larger here, so that it matters.
+    params["head"]["conv"]["kernel"] *= 300
+    params["head"]["bias"][:] = 0.5
+    raw = reference.conv(x, params["head"]["conv"])[:, 0] + 0.5
+    expected = raw.relu() if published else torch.nn.functional.softplus(raw)
+    got = jax.jit(model.apply)(variables, IMAGE)
+    assert np.std(got) > 0.1
+    np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unpool", ["zero", "average"])
+def test_forms_of_the_up_convolution_share_parameters_and_values(unpool):
+    models = [
+        create_model("upproj", layout="fcrn", upconv=form, unpool=unpool, **SMALL)
+        for form in ("auto", *FORMS)
+    ]
+    variables = reference.randomized(start(models[0]))
+    variables["params"]["head"]["bias"][:] = 2.7
+    first, *others = (np.asarray(jax.jit(m.apply)(variables, IMAGE)) for m in models)
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-4)
+
+
+def test_unpooling_matters():
+    zero, average = (
+        create_model("upproj", unpool=unpool, **SMALL) for unpool in ("zero", "average")
+    )
+    variables = start(zero)
+    one, other = (jax.jit(model.apply)(variables, IMAGE) for model in (zero, average))
+    assert not np.allclose(one, other, rtol=1e-6)
+
+
+def test_dropout_is_off_by_default_and_on_when_asked():
+    keys = jax.random.split(jax.random.key(1), 2)
+
+    def trained(**fields):
+        model = create_model("upproj", **fields, **SMALL)
+        apply = jax.jit(
+            lambda v, x: model.apply(
+                v, x, train=True, keys=keys, mutable=["batch_stats"]
+            )[0]
+        )
+        return apply(start(model), IMAGE)
+
+    plain = trained()
+    np.testing.assert_array_equal(plain, trained(dropout=0.0))
+    assert not np.allclose(plain, trained(dropout=0.5), rtol=1e-6)
