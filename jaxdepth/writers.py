@@ -1,6 +1,7 @@
 """What a run writes while it goes: metrics.jsonl, TensorBoard events, log, progress."""
 
 import contextlib
+import importlib
 import json
 import logging
 import math
@@ -28,6 +29,7 @@ from jaxdepth.errors import MachineError
 from jaxdepth.workdir import METRICS, plain
 
 logger = logging.getLogger(__name__)
+EVENTS_EVERY = 10.0  # seconds between writes of buffered events to disk
 PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
 
@@ -44,24 +46,25 @@ class MetricsWriter:
     def __init__(self, folder: Path, *, resume_from: int = 0):
         self.path = folder / METRICS
         self._lines = _lines_until(self.path, resume_from)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from tensorboardX import SummaryWriter
-
-            # Events of dropped records are hidden by the marker of a restart.
-            self._events: Any = SummaryWriter(
-                str(folder / "events"), purge_step=resume_from + 1, flush_secs=10
-            )
+        self._events = _Events(folder / "events", resume_from)
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self._lines.close()
-        self._events.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        for file in (self._lines, self._events):
+            try:
+                file.close()
+            except OSError as error:
+                # What stopped the run comes first; here it is most often the same.
+                if kind is None:
+                    raise _cannot_write(self.path.parent, error) from error
 
     def write(self, step: int, record: dict[str, Any]) -> None:
-        """Append the record of a logged step; non-finite numbers become null."""
+        """Append the record of a logged step; non-finite numbers become null.
+
+        Raises MachineError where storage fails.
+        """
         try:
             self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
             self._lines.flush()
@@ -70,16 +73,65 @@ class MetricsWriter:
         self._scalars("train", step, record)
 
     def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        """Add an entry of results.json to the events."""
+        """Add an entry of results.json to the events. MachineError as for `write`."""
         self._scalars(
             f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"]
         )
 
     def _scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
-        for name, value in values.items():
+        numbers = {
+            f"{prefix}/{name}": float(value)
+            for name, value in values.items()
             # What is not finite says so in metrics.jsonl, as null.
-            if isinstance(value, int | float) and math.isfinite(value):
-                self._events.add_scalar(f"{prefix}/{name}", value, step)
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        try:
+            self._events.write(step, numbers)
+        except OSError as error:
+            raise _cannot_write(self._events.folder, error) from error
+
+
+class _Events:
+    """A TensorBoard event file of scalars, written where it is called.
+
+    tensorboardX's own SummaryWriter hands events to a thread; where storage fails
+    the thread dies and the run then waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
+            scalars = importlib.import_module("tensorboardX.proto.summary_pb2")
+            from tensorboardX.event_file_writer import EventsWriter
+        self.folder, self._summary = folder, scalars.Summary
+        self._flushed = -math.inf
+        try:
+            folder.mkdir(exist_ok=True)
+            # File names count seconds: the step tells two quick restarts apart.
+            self._file = EventsWriter(str(folder / "events"), f".{step}")
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            # TensorBoard hides what an earlier file has from this step on.
+            self._write(step + 1, session_log=start)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        value = [
+            self._summary.Value(tag=name, simple_value=number)
+            for name, number in numbers.items()
+        ]
+        self._write(step, summary=self._summary(value=value))
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), step=step, **content)
+        self._file.write_event(event)
+        if time.monotonic() - self._flushed >= EVENTS_EVERY:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

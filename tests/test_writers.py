@@ -1,12 +1,13 @@
 """What a run writes while it goes, read back by other means."""
 
 import contextlib
-import errno
 import importlib
 import io
 import json
 import logging
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -36,19 +37,26 @@ def lines(folder):
     return [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def events(folder):
-    """(tag, step) -> value of all event files, read by TensorFlow's protocol."""
-    Event = importlib.import_module("tensorboardX.proto.event_pb2").Event
-    found = {}
+def all_events(folder):
+    """What the event files hold: records of TensorFlow's framing, taken apart here."""
+    event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
+    found = []
     for path in sorted((folder / "events").iterdir()):
         data = path.read_bytes()
         while data:  # length (8 bytes), its checksum (4), record, checksum (4)
             length = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + length])
-            for value in event.summary.value:
-                found[value.tag, event.step] = value.simple_value
+            found.append(event_class.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
     return found
+
+
+def events(folder):
+    """(tag, step) -> value of all event files."""
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in all_events(folder)
+        for value in event.summary.value
+    }
 
 
 def test_a_record_is_a_line_at_once(tmp_path):
@@ -109,21 +117,51 @@ def test_a_run_from_the_start_keeps_nothing(tmp_path):
         assert lines(tmp_path) == []
 
 
+def test_a_restart_hides_later_events_of_the_file_before(tmp_path):
+    proto = importlib.import_module("tensorboardX.proto.event_pb2")
+    for resume_from in (0, 10):
+        with writers.MetricsWriter(tmp_path, resume_from=resume_from) as writer:
+            writer.write(resume_from + 10, {"loss": 1.0})
+    starts = [
+        event.step
+        for event in all_events(tmp_path)
+        if event.session_log.status == proto.SessionLog.START
+    ]
+    assert starts == [1, 11]
+    assert set(events(tmp_path)) == {("train/loss", 10), ("train/loss", 20)}
+
+
 def test_no_metrics_no_records(tmp_path):
     assert writers.read_metrics(tmp_path) == []
 
 
-class FullDisk(io.StringIO):
-    def write(self, text):
-        raise OSError(errno.ENOSPC, "No space left on device")
+FULL = """
+import resource, sys
+from pathlib import Path
+from jaxdepth import writers
+from jaxdepth.errors import MachineError
+if sys.argv[2] == "events":
+    writers.EVENTS_EVERY = 0.0
+try:
+    with writers.MetricsWriter(Path(sys.argv[1])) as writer:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
+        for step in range(4000 if sys.argv[2] == "lines" else 30):
+            writer.write(step, {"loss": 1.0} | {f"{k}": 0.5 for k in range(9)})
+except MachineError as error:
+    print(error)
+"""
 
 
-def test_a_full_disk_is_one_line_that_names_the_file(tmp_path):
-    with writers.MetricsWriter(tmp_path) as writer:
-        writer._lines.close()
-        writer._lines = FullDisk()
-        with pytest.raises(MachineError, match=r"metrics\.jsonl.*No space left"):
-            writer.write(1, {"loss": 1.0})
+@pytest.mark.parametrize("which", ["lines", "events", "close"])
+def test_a_full_disk_ends_in_one_line_and_never_hangs(tmp_path, which):
+    # A limit on file sizes stops root as well, which file modes would not.
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), which],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stderr == ""
+    assert "could not be written: File too large" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
