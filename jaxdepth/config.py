@@ -355,10 +355,10 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe({}, "Adam, 20 epochs, augmentation: for NYU on an accelerator."),
     "demo": Recipe(
         {
-            "size": "96x128",
-            "batch_size": 8,
+            "size": "48x64",
+            "batch_size": 32,
             "steps": 130,
-            "rooms": 480,
+            "rooms": 1500,
             "schedule": "cosine",
             "warmup_steps": 10,
             "lr": 1e-3,

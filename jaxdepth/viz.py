@@ -129,51 +129,70 @@ def panel(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Rows of image, truth, prediction and error.
+    """Rows of image, truth, prediction and error, as one PNG.
 
-    Truth and predictions share one scale in metres; errors have their own. Missing
-    truth is grey. Under each row: its RMSE and delta1 over the pixels with truth.
+    Truth and predictions share one scale in metres over all rows; errors have their
+    own, from 0 to their 99th percentile. Missing truth, predictions that are no
+    distance, and errors against missing truth are grey. Under each row: its RMSE and
+    delta1 over the pixels with truth.
+
+    Args:
+      rgb, target, pred: per row; one size within a row. Metres; truth 0 = missing.
+      names: what is written under the images.
     """
     low, high = depth_range(*target, *pred)
-    errors = [
-        np.where(t > 0, np.abs(p - t), np.nan)
-        for p, t in zip(pred, target, strict=True)
-    ]
-    worst = max(
-        float(np.nanpercentile(np.concatenate([*map(np.ravel, errors)]), 99)), 0.1
-    )
+    errors = [_error(p, t) for p, t in zip(pred, target, strict=True)]
+    worst = max(depth_range(*errors)[1], 0.1)
     count = len(rgb)
-    figure = _figure(11, 2.35 * count + 0.8)
+    figure = _figure(11, 2.3 * count + 1.2)
     axes = figure.subplots(count, 4, squeeze=False)
     heads = ("image", "truth", "prediction", "absolute error")
     for k in range(count):
-        there = np.isfinite(errors[k])
         cells = (
             rgb[k],
             colorize(target[k], low, high),
             colorize(pred[k], low, high),
-            colorize(errors[k], 0, worst, valid=there, colours=ERRORS),
+            colorize(errors[k], 0, worst, valid=np.isfinite(errors[k]), colours=ERRORS),
         )
         for axis, cell, head in zip(axes[k], cells, heads, strict=True):
             axis.imshow(cell, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if k == 0:
                 axis.set_title(head, fontsize=10)
-        axes[k][0].set_xlabel(names[k], fontsize=8)
+        axes[k][0].set_xlabel(_plain(names[k]), fontsize=8)
         axes[k][2].set_xlabel(_caption(pred[k], target[k]), fontsize=8)
     _bar(figure, axes[:, :3], COLOURS, low, high, "depth [m]")
     _bar(figure, axes[:, 3:], ERRORS, 0, worst, "error [m]")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain(title), fontsize=12)
+    figure.get_layout_engine().set(h_pad=0.06)
     _save(figure, path)
 
 
+def _plain(text: str) -> str:
+    """Text in which a dollar sign is no mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _truth(target: np.ndarray) -> np.ndarray:
+    return np.isfinite(target) & (target > 0)
+
+
+def _error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """|pred - target| in metres; NaN without truth or without a finite prediction."""
+    there = _truth(target) & np.isfinite(pred)
+    return np.abs(np.where(there, pred, np.nan) - np.where(there, target, np.nan))
+
+
 def _caption(pred: np.ndarray, target: np.ndarray) -> str:
-    there = (target > 0) & (pred > 0)
+    there = _truth(target)
     if not there.any():
         return "no truth"
     p, t = pred[there].astype(np.float64), target[there].astype(np.float64)
-    delta1 = np.mean(np.maximum(p / t, t / p) < 1.25)
-    return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {delta1:.2f}"
+    if not np.isfinite(p).all():
+        return "prediction not finite"
+    # As ratios without a division: what is not above 0 is never near.
+    near = (p < 1.25 * t) & (t < 1.25 * p)
+    return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {near.mean():.2f}"
 
 
 def _bar(figure, axes, colours: str, low: float, high: float, label: str) -> None:
@@ -181,66 +200,102 @@ def _bar(figure, axes, colours: str, low: float, high: float, label: str) -> Non
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
+    # As thick in a picture of eight rows as in one of two.
+    share = 0.12 / (figure.get_figheight() - 1)
     bar = figure.colorbar(
-        scale, ax=axes, location="bottom", aspect=40, fraction=0.04, pad=0.02
+        scale, ax=axes, location="bottom", fraction=share, aspect=40, pad=share
     )
     bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
 
 
 def curves(
     path: Path, records: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]]
 ) -> None:
-    """Training loss over steps, and RMSE and delta1 of the evaluations.
+    """Training loss and learning rate, and RMSE and delta1 of the evaluations, as PNG.
 
     Args:
       records: of metrics.jsonl.
-      entries: the evaluations of results.json; those like the last one are drawn.
+      entries: the evaluations of results.json; those under the last one's protocol and
+        averaging are drawn.
     """
     figure = _figure(10, 4)
-    left, right = figure.subplots(1, 2)
-    points = [(r["step"], r["loss"]) for r in records if r.get("loss") is not None]
-    if points:
-        step, loss = (np.array(x, np.float64) for x in zip(*points, strict=True))
-        left.plot(step, loss, color="0.75", linewidth=1, label="as logged")
-        left.plot(step, _smooth(loss), color="C0", label="smoothed")
-        if loss.min() > 0 and loss.max() / loss.min() > 10:
-            left.set_yscale("log")
-        left.legend(fontsize=8)
-    left.set(xlabel="step", ylabel="training loss")
-    like = [
-        e
-        for e in entries
-        if (e["protocol"], e["averaging"])
-        == (entries[-1]["protocol"], entries[-1]["averaging"])
-    ]
-    _evaluations(right, like)
-    for axis in (left, right):
+    grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+    loss = figure.add_subplot(grid[0, 0])
+    rate = figure.add_subplot(grid[1, 0], sharex=loss)
+    scores = figure.add_subplot(grid[:, 1])
+    _draw_loss(loss, *_series(records, "loss"))
+    rate.plot(*_series(records, "learning_rate"), color="0.4", linewidth=1)
+    rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", scilimits=(-3, 3))
+    rate.set_xlabel("step")
+    rate.set_ylabel("rate", fontsize=9)
+    rate.tick_params(axis="y", labelsize=8)
+    loss.tick_params(labelbottom=False)
+    _draw_evaluations(scores, entries)
+    for axis in (loss, rate, scores):
         axis.grid(alpha=0.3)
     _save(figure, path)
 
 
-def _evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
-    steps = [e["step"] for e in entries]
-    other = axis.twinx()
-    for where, name, colour in ((axis, "rmse", "C3"), (other, "delta1", "C2")):
-        values = [e["metrics"][name] for e in entries]
-        numbers = [np.nan if v is None else v for v in values]
-        where.plot(steps, numbers, "o-", color=colour)
-        where.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
+def _series(
+    records: Sequence[dict[str, Any]], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have a number of that name."""
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    step, value = np.array(points, np.float64).reshape(-1, 2).T
+    return step, value
+
+
+def _draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
+    axis.set_ylabel("training loss")
+    few = len(loss) < 10
+    if few:
+        axis.plot(step, loss, "o-", color="C0")
+    else:
+        axis.plot(step, loss, color="0.75", linewidth=1, label="as logged")
+        axis.plot(step, _smooth(loss), color="C0", label="smoothed")
+        axis.legend(fontsize=8)
+    if len(loss) and loss.min() > 0 and loss.max() / loss.min() > 10:
+        axis.set_yscale("log")
+
+
+def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
+    """RMSE on the left scale, delta1 on the right one, over steps."""
     axis.set_xlabel("step")
-    if entries:
-        last = entries[-1]
-        axis.set_title(
-            f"{last['data']}, {last['split']}: {last['protocol']}, {last['averaging']}",
-            fontsize=9,
-        )
+    axis.margins(x=0.06)
+    if not entries:
+        axis.set_title("no evaluation", fontsize=9)
+        return
+    last, kind = entries[-1], ("protocol", "averaging")
+    like = [e for e in entries if all(e[k] == last[k] for k in kind)]
+    steps = [e["step"] for e in like]
+    other = axis.twinx()
+    for where, name, colour, mark in (
+        (axis, "rmse", "C3", "o-"),
+        (other, "delta1", "C2", "s--"),
+    ):
+        values = [e["metrics"][name] for e in like]
+        numbers = [np.nan if v is None else v for v in values]
+        where.plot(steps, numbers, mark, color=colour, markersize=5)
+        where.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
+        where.tick_params(axis="y", labelcolor=colour)
+    axis.set_title(
+        _plain(
+            f"{last['data']}, {last['split']}: {last['protocol']}, {last['averaging']}"
+        ),
+        fontsize=9,
+    )
 
 
-def _smooth(values: np.ndarray, share: float = 0.9) -> np.ndarray:
-    """Running mean with forgetting, without a bias towards the start."""
-    total = weight = 0.0
-    smoothed = []
-    for value in values:
-        total, weight = share * total + value, share * weight + 1
-        smoothed.append(total / weight)
-    return np.array(smoothed)
+def _smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Gaussian mean over neighbours, `share` of the length wide, cut at the ends."""
+    places = np.arange(len(values))
+    width = max(1.0, share * len(values))
+    radius = int(np.ceil(3 * width))
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        return np.convolve(x, window)[places + radius]
+
+    return spread(values) / spread(np.ones(len(values)))

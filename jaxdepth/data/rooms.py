@@ -664,16 +664,19 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array]:
     height, width = size
     pixels = height * width
-    rays = _rays(scene, size)
-    hit = _trace(scene, rays)
-    surface = _surface(scene, rays, hit)
+    # Barriers: else the compiler fuses stages and computes the earlier ones anew
+    # for each use, at twice the cost on CPU.
+    rays = lax.optimization_barrier(_rays(scene, size))
+    hit = lax.optimization_barrier(_trace(scene, rays))
+    surface = lax.optimization_barrier(_surface(scene, rays, hit))
     length = jnp.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
     look: Vec = (rays[0] / length, rays[1] / length, rays[2] / length)
     n = surface.normal
     facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
     footprint = hit.depth / intrinsics(size)[0] / jnp.sqrt(jnp.maximum(facing, 0.05))
     albedo = _albedo(jnp.asarray(scene.salt, jnp.uint32), surface, footprint)
-    light = jnp.stack(_shade(scene, surface, albedo, look))
+    albedo, look = lax.optimization_barrier((albedo, look))
+    light = lax.optimization_barrier(jnp.stack(_shade(scene, surface, albedo, look)))
     centres = light[:, :pixels].reshape(3, height, width)
     corners = light[:, pixels:].reshape(3, height + 1, width + 1)
     # Quincunx: half the centre, an eighth of each corner. Capped first, so that one

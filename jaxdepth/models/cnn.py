@@ -7,6 +7,7 @@ ReLU follow every convolution but the last.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
@@ -66,9 +67,9 @@ class FCEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool = False
+        self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
-        x = image
+        x = jnp.asarray(image)
         for index, features in enumerate(self.features):
             size, stride, padding = 3, 1, None
             if index == 0:
@@ -138,7 +139,7 @@ class CNNFC(nn.Module):
 
     def __call__(
         self,
-        image: Float[Array, "b h w 3"],
+        image: Float[Array | np.ndarray, "b h w 3"],
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:
@@ -199,9 +200,9 @@ class CNNEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool = False
+        self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
-        x = image
+        x = jnp.asarray(image)
         for index, features in enumerate(self.features):
             x = ConvBlock(
                 features,
@@ -283,7 +284,7 @@ class CNN(nn.Module):
 
     def __call__(
         self,
-        image: Float[Array, "b h w 3"],
+        image: Float[Array | np.ndarray, "b h w 3"],
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -120,9 +121,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, image: Float[Array, "b h w 3"], *, train: bool = False
+        self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
-        x = self._stem(image, train)
+        x = self._stem(jnp.asarray(image), train)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 x = Bottleneck(

@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
@@ -246,7 +247,7 @@ class UpProj(nn.Module):
 
     def __call__(
         self,
-        image: Float[Array, "b h w 3"],
+        image: Float[Array | np.ndarray, "b h w 3"],
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:

@@ -20,7 +20,7 @@ def randomized(variables: Tree, seed: int = 0) -> Tree:
     def fill(path, leaf):
         name = path[-1].key
         if name == "kernel":
-            return np.asarray(leaf)
+            return np.array(leaf)
         if name in ("scale", "var"):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)

@@ -1,0 +1,211 @@
+"""One step on one device and on eight, under jit and under pmap: the same numbers."""
+
+import dataclasses
+import functools
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdepth import sharding, steps
+from jaxdepth.errors import UserError
+from jaxdepth.sharding import AXIS, Placement
+
+BATCH = 16
+# Two images on each of eight devices: the first two devices see no truth at all, the
+# sixth sees it on one of its images.
+EMPTY = (0, 1, 2, 3, 11)
+CASES = {
+    "upproj": {"arch": "upproj", "loss": "si"},
+    "cnn": {
+        "arch": "cnn",
+        "loss": "berhu",
+        "berhu_scope": "batch",
+        "augment": "full",
+        "dropout": 0.3,
+    },
+}
+
+
+def step_and_gradients(spec, state, batch):
+    """A training step whose logs also tell gradient and statistics."""
+    grads, loss, images, stats = steps.gradients(spec, state, batch)
+    new, logs = steps.train_step(spec, state, batch)
+    seen = {"grads": grads, "mean": loss, "count": images, "stats": stats}
+    return new, logs | seen
+
+
+def relative(got, expected):
+    """The largest relative error of any array, in the norm of that array."""
+    return max(
+        jax.tree.leaves(
+            jax.tree.map(
+                lambda a, b: float(
+                    np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b))
+                    / (np.linalg.norm(np.asarray(b, np.float64)) + 1e-30)
+                ),
+                got,
+                expected,
+            )
+        )
+    )
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def batches():
+    return [tiny.batch(BATCH, seed=k, empty=EMPTY) for k in range(10)]
+
+
+def walk(step, placement, state, data):
+    """The logs of each step; the state is placed once and goes through all."""
+    placed, seen = placement.place_state(state), []
+    for batch in data:
+        placed, logs = step(placed, placement.place_batch(batch))
+        seen.append(host(placement.one(logs)))
+    return seen, placement.one(placed)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def alone(request):
+    """(options, fresh state, ten steps on one device without any axis)."""
+    options = CASES[request.param]
+    spec = tiny.spec(**options)
+    state = tiny.state(spec)
+    step = jax.jit(functools.partial(step_and_gradients, spec))
+    placed, seen = state, []
+    for batch in batches():
+        placed, logs = step(placed, batch)
+        seen.append(host(logs))
+    return options, state, seen
+
+
+@pytest.fixture(scope="module", params=["jit", "pmap"])
+def together(request, alone):
+    """Ten steps on eight devices."""
+    options, state, _ = alone
+    spec = tiny.spec(**options, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(request.param)
+    assert len(placement.devices) == 8
+    step = placement.compile(step_and_gradients, spec)
+    return walk(step, placement, state, batches())
+
+
+def test_one_step_is_the_same_on_eight_devices(alone, together):
+    expected, got = alone[2][0], together[0][0]
+    assert expected["count"] == got["count"] == BATCH - len(EMPTY)
+    np.testing.assert_allclose(got["mean"], expected["mean"], rtol=1e-5)
+    assert relative(got["grads"], expected["grads"]) < 1e-5
+    assert relative(got["stats"], expected["stats"]) < 1e-5
+
+
+def test_ten_steps_are_the_same_on_eight_devices(alone, together):
+    expected = [logs["loss"] for logs in alone[2]]
+    np.testing.assert_allclose(
+        [logs["loss"] for logs in together[0]], expected, rtol=1e-5
+    )
+    assert np.ptp(expected) > 0.01
+
+
+def test_the_state_comes_back_in_one_copy(alone, together):
+    state, last = alone[1], together[1]
+    assert int(last.step) == 10
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, last)
+
+
+@pytest.fixture(scope="module")
+def local():
+    """One step with batch statistics per device."""
+    spec = tiny.spec(loss="berhu", axis_name=AXIS, bn_axis=None)
+    state, batch = tiny.state(spec), tiny.batch(BATCH, empty=EMPTY)
+    placement = Placement.over("jit")
+    step = placement.compile(step_and_gradients, spec)
+    return state, batch, walk(step, placement, state, [batch])[0][0]
+
+
+def test_local_statistics_are_those_of_each_device(local):
+    state, batch, got = local
+    alone = jax.jit(functools.partial(steps.gradients, tiny.spec(loss="berhu")))
+    parts = []
+    for k in range(8):
+        part = {name: x[2 * k : 2 * k + 2] for name, x in batch.items()}
+        parts.append(host(alone(state, part)))
+    images = np.array([n for _, _, n, _ in parts], np.float64)
+    share = images / images.sum()
+    assert images.tolist() == [0, 0, 2, 2, 2, 1, 2, 2]
+
+    def mean(weights, trees):
+        return jax.tree.map(
+            lambda *xs: sum(w * x for w, x in zip(weights, xs, strict=True)), *trees
+        )
+
+    assert relative(got["grads"], mean(share, [g for g, *_ in parts])) < 1e-5
+    np.testing.assert_allclose(
+        got["mean"], sum(share * [loss for _, loss, *_ in parts]), rtol=1e-5
+    )
+    assert relative(got["stats"], mean([1 / 8] * 8, [s for *_, s in parts])) < 1e-5
+
+
+def test_local_statistics_are_not_the_global_ones(local):
+    state, batch, got = local
+    together = jax.jit(functools.partial(steps.gradients, tiny.spec(loss="berhu")))
+    grads, *_ = host(together(state, batch))
+    assert relative(got["grads"], grads) > 1e-2
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_fewer_devices_than_there_are(devices):
+    # The place of an image decides its augmentation, whatever device it lands on.
+    spec = tiny.spec(augment="full", dropout=0.3, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over("jit", jax.devices()[:devices])
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(0, 1))
+    step = placement.compile(steps.train_step, spec)
+    seen, _ = walk(step, placement, state, [batch])
+    alone = dataclasses.replace(spec, model=tiny.model(dropout=0.3), axis_name=None)
+    _, expected = steps.train_step(alone, state, batch)
+    np.testing.assert_allclose(seen[0]["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(seen[0]["grad_norm"], expected["grad_norm"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_what_is_placed_comes_back(kind):
+    placement = Placement.over(kind)
+    state = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": np.int32(7)}
+    placed = placement.place_state(state)
+    for leaf in jax.tree.leaves(placed):
+        assert len(leaf.sharding.device_set) == 8
+    back = placement.one(placed)
+    np.testing.assert_array_equal(back["a"], state["a"])
+    assert back["n"] == 7 and back["n"].shape == ()
+    batch = tiny.batch(BATCH)
+    there = placement.place_batch(batch)
+    for name, values in batch.items():
+        shards = sorted(there[name].addressable_shards, key=lambda s: s.device.id)
+        parts = [np.asarray(s.data).reshape(2, *values.shape[1:]) for s in shards]
+        np.testing.assert_array_equal(np.concatenate(parts), values)
+        assert there[name].dtype == values.dtype
+
+
+def test_batches_divide_evenly_or_are_refused():
+    placement = Placement.over("jit")
+    placement.check_batch(16, 2)
+    with pytest.raises(UserError, match="multiple of 16") as told:
+        placement.check_batch(24, 2)
+    assert "--batch_size=24" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_all_devices_unless_some_are_named():
+    assert Placement.over("pmap").devices == tuple(jax.devices())
+    assert Placement.over("jit", jax.devices()[:3]).mesh.devices.shape == (3,)
+    assert sharding.Placement.over("jit").local == jax.local_devices()
+
+
+def test_compiling_warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in ("jit", "pmap"):
+            Placement.over(kind).compile(steps.train_step, tiny.spec(axis_name=AXIS))

@@ -1,0 +1,74 @@
+"""Networks, batches and states that compile in seconds, for several test modules."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import optax
+
+from jaxdepth import steps
+from jaxdepth.models import create_model
+
+SIZE = (19, 38)  # the network's input
+FRAME = (20, 40)  # the training frame that belongs to it
+WIDTHS: dict[str, dict[str, Any]] = {
+    "upproj": {
+        "stage_sizes": (1, 1),
+        "width": 4,
+        "decoder_in": 8,
+        "decoder_features": (6, 4),
+    },
+    "cnn": {"features": (4, 6), "pools": 2},
+    "cnn_fc": {"features": (4, 4), "hidden": 8},
+}
+
+
+def model(arch: str = "cnn", **options: Any):
+    """A network of some thousand weights."""
+    return create_model(arch, image_size=SIZE, **(WIDTHS[arch] | options))
+
+
+def spec(arch: str = "cnn", **options: Any) -> steps.StepSpec:
+    """A step of SGD on the mean squared error; options go to network or step."""
+    fields = {field.name for field in dataclasses.fields(steps.StepSpec)}
+    of_step = {k: v for k, v in options.items() if k in fields}
+    of_model = {k: v for k, v in options.items() if k not in fields}
+    defaults: dict[str, Any] = {
+        "model": model(arch, **of_model),
+        "optimizer": optax.sgd(0.01, momentum=0.9),
+        "loss": "mse",
+        "layout": "torchvision",
+        "image_size": SIZE,
+    }
+    return steps.StepSpec(**(defaults | of_step))
+
+
+def state(spec: steps.StepSpec, *, seed: int = 0):
+    """A fresh state, as NumPy arrays: none of it can be donated by accident."""
+    import jax
+
+    fresh = steps.init_state(
+        spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed
+    )
+    return jax.tree.map(np.asarray, fresh)
+
+
+def batch(count: int, *, seed: int = 0, frame=FRAME, empty: tuple[int, ...] = ()):
+    """Random frames with holes, with truth beyond 10 m, and `empty` ones without any.
+
+    Truth is a smooth slope that differs between images, so that there is something to
+    learn and gradients are no mere noise.
+    """
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (count, *frame, 3)).astype(np.uint8)
+    near, far = rng.uniform(600, 3000, (2, count, 1, 1))
+    depth = near + far * np.linspace(0, 1, frame[0])[None, :, None]
+    depth = np.round(depth * rng.uniform(0.9, 1.1, (count, *frame))).astype(np.uint16)
+    depth[rng.random(depth.shape) < 0.3] = 0
+    depth[rng.random(depth.shape) < 0.05] = 20000
+    depth[list(empty)] = 0
+    return {
+        "rgb": rgb,
+        "depth_mm": depth,
+        "position": np.arange(count, dtype=np.int32),
+    }
