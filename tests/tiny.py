@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,10 +15,10 @@ SIZE = (19, 38)  # the network's input
 FRAME = (20, 40)  # the training frame that belongs to it
 WIDTHS: dict[str, dict[str, Any]] = {
     "upproj": {
-        "stage_sizes": (1, 1),
+        "stage_sizes": (1,),
         "width": 4,
         "decoder_in": 8,
-        "decoder_features": (6, 4),
+        "decoder_features": (4,),
     },
     "cnn": {"features": (4, 6), "pools": 2},
     "cnn_fc": {"features": (4, 4), "hidden": 8},
@@ -28,6 +30,15 @@ def model(arch: str = "cnn", **options: Any):
     return create_model(arch, image_size=SIZE, **(WIDTHS[arch] | options))
 
 
+def keep_gradient() -> optax.GradientTransformation:
+    """Changes nothing; its state is the gradient that passed last."""
+
+    def init(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    return optax.GradientTransformation(init, lambda g, _, params=None: (g, g))
+
+
 def spec(arch: str = "cnn", **options: Any) -> steps.StepSpec:
     """A step of SGD on the mean squared error; options go to network or step."""
     fields = {field.name for field in dataclasses.fields(steps.StepSpec)}
@@ -35,7 +46,7 @@ def spec(arch: str = "cnn", **options: Any) -> steps.StepSpec:
     of_model = {k: v for k, v in options.items() if k not in fields}
     defaults: dict[str, Any] = {
         "model": model(arch, **of_model),
-        "optimizer": optax.sgd(0.01, momentum=0.9),
+        "optimizer": optax.chain(keep_gradient(), optax.sgd(0.01, momentum=0.9)),
         "loss": "mse",
         "layout": "torchvision",
         "image_size": SIZE,
@@ -45,8 +56,6 @@ def spec(arch: str = "cnn", **options: Any) -> steps.StepSpec:
 
 def state(spec: steps.StepSpec, *, seed: int = 0):
     """A fresh state, as NumPy arrays: none of it can be donated by accident."""
-    import jax
-
     fresh = steps.init_state(
         spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed
     )

@@ -25,7 +25,8 @@ def randomized(variables: Tree, seed: int = 0) -> Tree:
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(fill, variables)
+    filled = jax.tree_util.tree_map_with_path(fill, variables)
+    return jax.tree.map(jax.numpy.asarray, filled)
 
 
 def tensor(array) -> Any:

@@ -95,7 +95,7 @@ def test_equals_the_same_network_in_pytorch(layout):
     )
     # The head's kernel starts small: larger here, so that it matters.
     params["head"]["conv"]["kernel"] *= 300
-    params["head"]["bias"][:] = 0.5
+    params["head"]["bias"] = np.full(1, 0.5, np.float32)
     raw = reference.conv(x, params["head"]["conv"])[:, 0] + 0.5
     expected = raw.relu() if published else torch.nn.functional.softplus(raw)
     got = jax.jit(model.apply)(variables, IMAGE)
@@ -110,7 +110,7 @@ def test_forms_of_the_up_convolution_share_parameters_and_values(unpool):
         for form in ("auto", *FORMS)
     ]
     variables = reference.randomized(start(models[0]))
-    variables["params"]["head"]["bias"][:] = 2.7
+    variables["params"]["head"]["bias"] = np.full(1, 2.7, np.float32)
     first, *others = (np.asarray(jax.jit(m.apply)(variables, IMAGE)) for m in models)
     for other in others:
         np.testing.assert_allclose(other, first, rtol=1e-4)
