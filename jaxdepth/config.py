@@ -364,7 +364,7 @@ RECIPES: dict[str, Recipe] = {
             "lr": 1e-3,
             "augment": "none",
         },
-        "Rendered rooms on two CPU cores in under 5 minutes; the choice where there "
+        "Rendered rooms on two CPU cores in some minutes; the choice where there "
         "is neither data nor an accelerator.",
     ),
     "table1_cnn_fc": _paper(

@@ -36,7 +36,10 @@ def keep_gradient() -> optax.GradientTransformation:
     def init(params):
         return jax.tree.map(jnp.zeros_like, params)
 
-    return optax.GradientTransformation(init, lambda g, _, params=None: (g, g))
+    def update(updates, state, params=None):
+        return updates, updates
+
+    return optax.GradientTransformation(init, update)
 
 
 def spec(arch: str = "cnn", **options: Any) -> steps.StepSpec:
