@@ -11,22 +11,30 @@ import numpy as np
 Tree = dict[str, Any]
 
 
-def randomized(variables: Tree, seed: int = 0) -> Tree:
-    """The same tree with parameters and statistics that are nowhere 0 or 1."""
+def variables(model: Any, image: np.ndarray, seed: int = 0) -> Tree:
+    """Random parameters and statistics of a network, of which all make a difference.
+
+    Biases, scales and statistics are nowhere 0 or 1, and the head's kernel is not small
+    as it is in a fresh network.
+    """
     import jax
+    import jax.numpy as jnp
 
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
         name = path[-1].key
         if name == "kernel":
-            return np.array(leaf)
-        if name in ("scale", "var"):
-            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        return rng.normal(scale=0.3, size=leaf.shape).astype(np.float32)
+            deviation = (2 / np.prod(leaf.shape[:-1])) ** 0.5
+            values = rng.normal(scale=deviation, size=leaf.shape)
+        elif name in ("scale", "var"):
+            values = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            values = rng.normal(scale=0.3, size=leaf.shape)
+        return jnp.asarray(values, jnp.float32)
 
-    filled = jax.tree_util.tree_map_with_path(fill, variables)
-    return jax.tree.map(jax.numpy.asarray, filled)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def tensor(array) -> Any:

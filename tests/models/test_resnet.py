@@ -62,7 +62,7 @@ def test_equals_the_same_network_in_pytorch(stride_in, pool_padding):
         epsilon=epsilon,
     )
     image = np.random.default_rng(0).normal(size=(2, 36, 44, 3)).astype(np.float32)
-    variables = reference.randomized(jax.jit(model.init)(jax.random.key(0), image))
+    variables = reference.variables(model, image)
     got = jax.jit(model.apply)(variables, image)
     expected = reference.resnet(
         image,

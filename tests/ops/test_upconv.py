@@ -90,9 +90,7 @@ def test_forms_equal_the_literal_loop_in_value_and_gradients(size, kind, padding
                 )
                 return y, *back(g)
 
-            # Eighty small programs, each run once: compiling well costs the most.
-            quick = {"xla_backend_optimization_level": 0}
-            got = jax.jit(value_and_gradients, compiler_options=quick)(x, kernel, g)
+            got = jax.jit(value_and_gradients)(x, kernel, g)
             for name, one, other in zip(["y", "x", "k"], got, expected, strict=True):
                 message = f"{form} {name}"
                 np.testing.assert_allclose(one, other, atol=1e-12, err_msg=message)
