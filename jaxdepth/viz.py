@@ -161,7 +161,7 @@ def panel(
                 axis.set_title(head, fontsize=10)
         axes[k][0].set_xlabel(_plain(names[k]), fontsize=8)
         axes[k][2].set_xlabel(_caption(pred[k], target[k]), fontsize=8)
-    _bar(figure, axes[:, :3], COLOURS, low, high, "depth [m]")
+    _bar(figure, axes[:, 1:3], COLOURS, low, high, "depth [m]")
     _bar(figure, axes[:, 3:], ERRORS, 0, worst, "error [m]")
     figure.suptitle(_plain(title), fontsize=12)
     figure.get_layout_engine().set(h_pad=0.06)
