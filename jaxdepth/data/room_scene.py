@@ -666,8 +666,8 @@ _KINDS = [
             (floor_lamp, 0.3),
         ],
         [(chair, 0.5), (cartons, 0.3)],
-        2.9,
-        5.2,
+        2.7,
+        7.0,
     ),
     (  # living room
         [
@@ -681,8 +681,8 @@ _KINDS = [
             (sofa, 0.4),
         ],
         [(coffee_table, 0.9), (armchair, 0.5), (chair, 0.3)],
-        3.4,
-        7.5,
+        3.2,
+        11.0,
     ),
     (  # kitchen and dining room
         [
@@ -693,8 +693,8 @@ _KINDS = [
             (plant, 0.2),
         ],
         [(table, 0.8), (chair, 0.9), (chair, 0.8), (chair, 0.7), (chair, 0.4)],
-        2.7,
-        6.0,
+        2.4,
+        9.0,
     ),
     (  # office, study
         [
@@ -707,14 +707,14 @@ _KINDS = [
             (cartons, 0.3),
         ],
         [(office_chair, 0.9), (office_chair, 0.6), (table, 0.4), (chair, 0.5)],
-        2.8,
-        6.5,
+        2.6,
+        9.5,
     ),
     (  # bathroom
         [(washstand, 1.0), (bathtub, 0.8), (toilet, 0.9), (cupboard, 0.3)],
         [],
-        2.4,
-        3.4,
+        1.9,
+        3.6,
     ),
     (  # class room, dining hall, shop
         [
@@ -736,7 +736,7 @@ _KINDS = [
             (cartons, 0.4),
         ],
         4.5,
-        9.5,
+        13.0,
     ),
 ]
 _KIND_OF_DRAW = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5)
@@ -752,7 +752,10 @@ class Room:
         self.lights: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kind = dice.pick(_KIND_OF_DRAW)
         _, _, low, high = _KINDS[self.kind]
-        self.width, self.depth = dice.between(low, high), dice.between(low, high)
+        # Small rooms are the most: the square of a uniform number.
+        self.width, self.depth = (
+            low + (high - low) * dice.between(0, 1) ** 2 for _ in range(2)
+        )
         self.height = dice.between(2.3, 2.9)
 
     def wall(self, side: int, along: float, away: float) -> tuple[float, float, float]:
@@ -1059,18 +1062,18 @@ def _aim(
     median depth comes closest to a draw from the spread that photos of rooms have."""
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
     # NYU's labelled frames: per-image medians around 2.7 m, spread 0.31 in the log.
-    wanted = 2.75 * math.exp(dice.normal(0.0, 0.32))
+    wanted = 2.6 * math.exp(dice.normal(0.0, 0.42))
     best, best_miss = None, math.inf
     for turn in range(candidates):
         x = dice.between(0.25, room.width - 0.25)
         y = dice.between(0.25, room.depth - 0.25)
-        z = min(max(dice.normal(1.35, 0.2), 0.9), 1.75)
+        z = min(max(dice.normal(1.38, 0.14), 0.95), 1.75)
         to = (
             dice.between(0.15, 0.85) * room.width - x,
             dice.between(0.15, 0.85) * room.depth - y,
         )
         yaw = math.atan2(to[1], to[0]) + dice.normal(0.0, 0.25)
-        pitch = math.radians(min(max(dice.normal(-13.0, 8.0), -38.0), 10.0))
+        pitch = math.radians(min(max(dice.normal(-12.0, 5.0), -32.0), 6.0))
         roll = math.radians(dice.normal(0.0, 1.8))
         position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
         depth, surface = _glance(parts, size, position, rotation)

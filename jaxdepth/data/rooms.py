@@ -23,7 +23,7 @@ from jaxdepth.data.room_scene import COLUMNS, Scene
 from jaxdepth.errors import UserError
 
 # Part of a store's key: to be raised by every change of what comes out.
-RENDERER_VERSION = 1
+RENDERER_VERSION = 2
 
 # NYU Depth V2's colour camera at 480x640: fx, fy, cx, cy in pixels.
 NYU_INTRINSICS = (518.86, 519.47, 325.58, 253.74)

@@ -74,9 +74,9 @@ class Bottleneck(nn.Module):
         y = conv(self.width, (3, 3), second, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
         y = conv(4 * self.width, (1, 1), name="conv3")(y)
-        # Its scale starts at one as the others', not at zero: the branch counts from
-        # the start, as in the networks whose weights are read.
-        y = norm(name="bn3")(y)
+        # Its scale starts at zero (Goyal et al. 2017, section 5.1): a block starts as
+        # its shortcut, and fifty layers learn as fast as a few.
+        y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
         if self.project:
             x = conv(4 * self.width, (1, 1), self.stride, name="conv_proj")(x)
             x = norm(name="bn_proj")(x)
@@ -95,7 +95,9 @@ class ResNet(nn.Module):
     `stage{i}_block{j}` (from 1) with `conv1`, `bn1`, `conv2`, `bn2`, `conv3`, `bn3`
     and, in the first block of a stage, `conv_proj`, `bn_proj`.
 
-    Convolutions start from He's normal distribution over the fan out.
+    Convolutions start from He's normal distribution over the fan out, the last scale
+    of each block from zero: with all at one, `upproj` was no better than the mean depth
+    map after a hundred steps.
 
     Attributes:
       stage_sizes: blocks per stage; (3, 4, 6, 3) is ResNet-50.

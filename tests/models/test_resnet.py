@@ -96,8 +96,10 @@ def test_running_statistics_move_by_a_tenth_and_are_biased():
     np.testing.assert_allclose(y, (x - x.mean()) / x.std(), atol=1e-4)
 
 
-def test_scales_start_at_one_in_the_last_of_a_block_too():
+def test_blocks_start_as_their_shortcut():
     model = ResNet(stage_sizes=(1,), width=2)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    scale = variables["params"]["stage1_block1"]["bn3"]["scale"]
-    np.testing.assert_array_equal(scale, np.ones(8))
+    block = variables["params"]["stage1_block1"]
+    np.testing.assert_array_equal(block["bn3"]["scale"], np.zeros(8))
+    for name in ("bn1", "bn2", "bn_proj"):
+        np.testing.assert_array_equal(block[name]["scale"], np.ones_like(block[name]["scale"]))

@@ -1,0 +1,171 @@
+"""The configuration: defaults, recipes, what `auto` becomes, what is refused."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxdepth import losses, optim
+from jaxdepth import config as config_lib
+from jaxdepth.config import RECIPES, Config
+from jaxdepth.errors import UserError
+from jaxdepth.models import ARCHS, LAYOUTS
+from jaxdepth.ops.upconv import FORMS, UNPOOLS
+from jaxdepth.protocols import PROTOCOLS
+
+
+@pytest.mark.parametrize(
+    ("flag", "table"),
+    [
+        ("arch", ARCHS),
+        ("layout", LAYOUTS),
+        ("loss", losses.LOSSES),
+        ("unpool", UNPOOLS),
+        ("upconv", ("auto", *FORMS)),
+        ("protocol", ("auto", *PROTOCOLS, "all")),
+    ],
+)
+def test_choices_are_those_of_the_tables(flag, table):
+    assert set(config_lib.choices(flag) or ()) == set(table)
+
+
+@pytest.mark.parametrize("name", config_lib.choices("optimizer") or ())
+def test_every_optimizer_exists(name):
+    optim.make_optimizer(params={"a": 0.0}, optimizer=name)
+
+
+@pytest.mark.parametrize(
+    ("size", "frame"),
+    [((228, 304), (240, 320)), ((114, 152), (120, 160)), ((48, 64), (51, 67))],
+)
+def test_training_frame(size, frame):
+    assert config_lib.training_frame(size) == frame
+
+
+@given(st.integers(1, 99999), st.integers(1, 99999))
+def test_sizes_are_read_as_written(height, width):
+    assert config_lib.parse_size(f"{height}x{width}") == (height, width)
+
+
+@pytest.mark.parametrize("text", ["228", "228x", "0x3", "228X304", "1.5x2", "-2x4", ""])
+def test_other_sizes_are_refused(text):
+    with pytest.raises(UserError, match="HEIGHTxWIDTH"):
+        config_lib.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"lr": 0.0}, "above 0"),
+        ({"lr": float("nan")}, "above 0"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"si_lambda": 1.5}, "at most 1"),
+        ({"dropout": 1.0}, "below 1"),
+        ({"max_depth": 100.0}, "at most 65.535"),
+        ({"steps": 3, "epochs": 1.0}, "one of the two"),
+        ({"init": "imagenet"}, "needs --weights"),
+        ({"weights": "x.npz"}, "without --init"),
+        ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
+        ({"arch": "cnn", "unpool": "average"}, "belongs to upproj"),
+        ({"split": "all"}, "leave --split out"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flags, words):
+    with pytest.raises(UserError, match=words):
+        Config(**flags)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("arch", "upprj", r"did you mean upproj\?"),
+        ("loss", "l1", "one of mse, si, berhu"),
+    ],
+)
+def test_unknown_choices_are_refused(flag, value, words):
+    config = Config()
+    object.__setattr__(config, flag, value)  # past the checker of annotations
+    with pytest.raises(UserError, match=words):
+        config_lib.validate(config)
+
+
+def test_demo_is_the_choice_for_rooms_on_cpu_alone():
+    demo = RECIPES["demo"].flags
+    here = config_lib.resolve(Config(), platform="cpu")
+    assert (here.size, here.batch_size) == (demo["size"], demo["batch_size"])
+    assert (here.steps, here.rooms) == (demo["steps"], demo["rooms"])
+    assert here.precision == "f32"
+    there = config_lib.resolve(Config(), platform="gpu")
+    assert (there.size, there.batch_size, there.steps) == ("228x304", 32, "auto")
+    assert there.precision == "bf16"
+    nyu = config_lib.resolve(Config(data="nyu.mat"), platform="cpu")
+    assert (nyu.size, nyu.batch_size, nyu.steps) == ("228x304", 32, "auto")
+
+
+def test_flags_win_over_auto():
+    given_ = Config(size="64x96", batch_size=2, rooms=5, epochs=3.0, dropout=0.25)
+    here = config_lib.resolve(given_, platform="cpu")
+    assert (here.size, here.batch_size, here.rooms) == ("64x96", 2, 5)
+    assert (here.steps, here.dropout) == ("auto", 0.25)
+
+
+@pytest.mark.parametrize(("arch", "dropout"), [("cnn_fc", 0.5), ("upproj", 0.0)])
+def test_dropout_follows_the_arch(arch, dropout):
+    assert config_lib.resolve(Config(arch=arch), platform="tpu").dropout == dropout
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"), [({}, 25), ({"epochs": 0.5}, 1), ({"steps": 7}, 7)]
+)
+def test_steps_follow_from_epochs(flags, steps):
+    settled = config_lib.settle_steps(Config(batch_size=8, **flags), train_images=10)
+    assert settled.steps == steps and settled.epochs is None
+    assert isinstance(settled.log_every, int) and isinstance(settled.save_every, int)
+    assert settled.eval_every == max(1, -(-steps // 5))
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_recipes_are_valid_and_say_what_they_are(name):
+    flags = dict(RECIPES[name].flags)
+    if "init" in flags:
+        with pytest.raises(UserError, match="needs --weights"):
+            Config(**flags)
+        flags["weights"] = "x.npz"
+    Config(**flags)
+    assert len(RECIPES[name].doc) > 30
+
+
+def test_rows_of_the_paper_that_are_one_run_are_one_recipe():
+    assert RECIPES["table1_cnn"] is RECIPES["table2_si"]
+    assert RECIPES["table1_upproj"] is RECIPES["table4_imagenet"]
+
+
+def test_unknown_recipes_are_answered_with_the_nearest():
+    with pytest.raises(UserError, match="did you mean table1_cnn"):
+        config_lib.recipe_named("table1_cn")
+
+
+def test_json_and_back():
+    config = config_lib.resolve(Config(arch="cnn", lr=0.01), platform="cpu")
+    text = json.dumps(config_lib.to_json(config))
+    assert config_lib.from_json(config_lib.loads(text, where="here")) == config
+
+
+def test_json_of_another_version_is_refused():
+    with pytest.raises(UserError, match="speed, which this version"):
+        config_lib.from_json(config_lib.to_json(Config()) | {"speed": 1})
+    for text in ("{", "[]"):
+        with pytest.raises(UserError, match=r"run/config\.json"):
+            config_lib.loads(text, where="run/config.json")
+
+
+def test_every_flag_is_explained():
+    source = config_lib.__file__
+    with open(source) as file:
+        text = file.read()
+    for field in dataclasses.fields(Config):
+        declared = text.index(f"\n    {field.name}: ")
+        after = text[declared:].split("\n    ", 3)
+        assert '"""' in text[declared : declared + 250], (field.name, after)
