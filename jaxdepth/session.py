@@ -84,15 +84,9 @@ def run(config: Config, *, command: str) -> int:
     config = config_lib.resolve(config, platform=jax.default_backend())
     placement = sharding.Placement.over(config.parallel)
     config = _settle_batch(config, placement)
-    workdir = workdir_lib.choose(config)
-    named = config.workdir is not None
-    try:
-        session = _open(config, workdir, placement, command=command)
-    except BaseException:
-        if not named:
-            workdir_lib.discard_if_empty(workdir)
-        raise
-    with writers.log_file(workdir.local / "run.log"):
+    with writers.log_file() as begin_log:
+        session = _open_or_take_back(config, placement, command=command)
+        begin_log(session.workdir.local / "run.log")
         try:
             # Listened to from here on: compiling takes a while, too.
             with train.StopSignals() as stopping:
@@ -101,7 +95,20 @@ def run(config: Config, *, command: str) -> int:
             logger.debug("the run stopped", exc_info=True)
             raise
         finally:
-            workdir.sync()
+            session.workdir.sync()
+
+
+def _open_or_take_back(
+    config: Config, placement: sharding.Placement, *, command: str
+) -> Session:
+    """`_open` in the folder that the flags ask for; on failure none is left behind."""
+    workdir = workdir_lib.choose(config)
+    try:
+        return _open(config, workdir, placement, command=command)
+    except BaseException:
+        if config.workdir is None:
+            workdir_lib.discard_if_empty(workdir)
+        raise
 
 
 def _settle_batch(config: Config, placement: sharding.Placement) -> Config:

@@ -4,12 +4,13 @@ import contextlib
 import importlib
 import json
 import logging
+import logging.handlers
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -269,27 +270,46 @@ class _TerminalHandler(logging.Handler):
 def log_to_terminal() -> None:
     """Show what this package says: plain lines on stdout, warnings on stderr."""
     package = logging.getLogger("jaxdepth")
-    package.setLevel(logging.INFO)
+    package.setLevel(logging.DEBUG)  # for the log file, which keeps tracebacks
     package.propagate = False
     if not any(isinstance(h, _TerminalHandler) for h in package.handlers):
-        package.addHandler(_TerminalHandler())
+        handler = _TerminalHandler()
+        handler.setLevel(logging.INFO)
+        package.addHandler(handler)
 
 
 @contextlib.contextmanager
-def log_file(path: Path) -> Iterator[None]:
-    """Append everything that this package says to a file, with the time."""
+def log_file() -> Iterator[Callable[[Path], None]]:
+    """Append everything that this package says to a file, with the time.
+
+    Yields: a function that opens the file. What was said before that, while its folder
+    was still to be made, is written first.
+    """
     package = logging.getLogger("jaxdepth")
     if package.level == logging.NOTSET:
         package.setLevel(logging.INFO)
-    handler = logging.FileHandler(path)
-    handler.setLevel(logging.DEBUG)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    package.addHandler(handler)
-    try:
-        yield
-    finally:
-        package.removeHandler(handler)
-        handler.close()
+    waiting = logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
+    package.addHandler(waiting)
+
+    def begin(path: Path) -> None:
+        handler = logging.FileHandler(path)
+        layout = "%(asctime)s %(levelname)s %(message)s"
+        handler.setFormatter(logging.Formatter(layout))
+        waiting.setTarget(handler)
+        waiting.flush()
+        package.removeHandler(waiting)
+        package.addHandler(handler)
+        stack.callback(handler.close)
+        stack.callback(package.removeHandler, handler)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            yield begin
+        finally:
+            # Without the target: what nobody asked to keep is not written on closing.
+            waiting.setTarget(None)
+            package.removeHandler(waiting)
+            waiting.close()
 
 
 def print_table(

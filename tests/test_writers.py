@@ -295,12 +295,18 @@ def test_log_file_appends_with_the_time(tmp_path):
     logger = logging.getLogger("jaxdepth.somewhere")
     with said():
         for text in ("first", "second"):
-            with writers.log_file(path):
+            with writers.log_file() as begin:
+                logger.info("before " + text)
+                begin(path)
                 logger.info(text)
         logger.info("after")
+        with writers.log_file():
+            logger.info("never begun")
     written = path.read_text().splitlines()
     assert [line.split(" ", 3)[2:] for line in written] == [
+        ["INFO", "before first"],
         ["INFO", "first"],
+        ["INFO", "before second"],
         ["INFO", "second"],
     ]
 
