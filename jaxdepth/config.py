@@ -296,6 +296,10 @@ def _validate_pairs(config: Config) -> None:
         )
     if config.weights and config.init == "random":
         raise UserError("--weights without --init: say --init=imagenet or --init=nyu")
+    if config.init != "random" and config.arch != "upproj":
+        raise UserError(
+            f"--init={config.init}: weights for upproj, {config.arch} has no ResNet-50"
+        )
     if config.layout == "fcrn" and config.arch != "upproj":
         raise UserError(f"--layout=fcrn is a layout of upproj, not of {config.arch}")
     if config.unpool == "average" and config.arch != "upproj":

@@ -32,6 +32,7 @@ from jaxdepth.config import Config
 from jaxdepth.data import pipeline
 from jaxdepth.errors import UserError
 from jaxdepth.train_state import TrainState
+from jaxdepth.weights import files, start
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Session:
     Attributes:
       config: settled, nothing is `auto` any more.
       results: what results.json will hold, growing.
+      weights: what --weights holds.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class Session:
     baselines: baselines_lib.Baselines
     placement: sharding.Placement
     results: dict[str, Any]
+    weights: files.Weights | None = None
 
     @property
     def protocols(self) -> tuple[protocols.Protocol, ...]:
@@ -84,8 +87,11 @@ def run(config: Config, *, command: str) -> int:
     config = config_lib.resolve(config, platform=jax.default_backend())
     placement = sharding.Placement.over(config.parallel)
     config = _settle_batch(config, placement)
+    # Before anything that takes long.
+    weights = files.read(config.weights) if config.weights is not None else None
     with writers.log_file() as begin_log:
         session = _open_or_take_back(config, placement, command=command)
+        session.weights = weights
         begin_log(session.workdir.local / "run.log")
         try:
             # Listened to from here on: compiling takes a while, too.
@@ -268,6 +274,14 @@ def _run(session: Session, stopping: train.StopSignals) -> int:
         image_size=config.image_size,
         seed=config.seed,
     )
+    if session.weights is not None:
+        state = start.start_from(
+            state,
+            session.weights,
+            init=config.init,
+            layout=config.layout,
+            where=str(config.weights),
+        )
     checkpoints = Checkpoints(workdir.checkpoints)
     state = _starting_state(session, checkpoints, state)
     _say_start(session, state)

@@ -174,6 +174,12 @@ _PAINTS: list[RGB] = [
     (0.75, 0.70, 0.62),
     (0.80, 0.74, 0.58),
 ]
+_STONES: list[RGB] = [
+    (0.42, 0.40, 0.37),
+    (0.33, 0.31, 0.29),
+    (0.46, 0.37, 0.28),
+    (0.38, 0.25, 0.20),
+]
 _FABRICS: list[RGB] = [
     (0.10, 0.11, 0.16),
     (0.30, 0.22, 0.16),
@@ -967,12 +973,12 @@ def _faces(room: Room) -> list[Material]:
         cell = (dice.between(0.8, 1.6), dice.between(0.08, 0.2))
         floor = dataclasses.replace(base, cell=cell)
     elif dice.chance(0.4):
-        first = dice.tint(dice.pick([*_PAINTS, *_WOODS]))
+        first = dice.tint(dice.pick([*_STONES, *_WOODS]))
         size, texture = dice.between(0.2, 0.5), dice.pick([TILES, TILES, CHECKS])
         second = _darker(first, 0.75 if texture == TILES else 0.35)
         floor = Material(first, second, texture, (size, size), gloss=0.2, ir_loss=0.06)
     else:
-        first = dice.tint(dice.pick(_FABRICS[1:]))
+        first = _darker(dice.tint(dice.pick(_FABRICS[1:])), 0.75)
         floor = Material(first, _darker(first, 0.7), MOTTLED, (0.05, 0.05))
     white = dice.tint((0.82, 0.81, 0.78), 0.05)
     ceiling = Material(white, _darker(white, 0.95))
@@ -981,7 +987,7 @@ def _faces(room: Room) -> list[Material]:
 
 def _walls(room: Room) -> list[Material]:
     dice = room.dice
-    paint, other = dice.tint(dice.pick(_PAINTS)), dice.tint(dice.pick(_PAINTS))
+    paint, other = (dice.tint(dice.pick(_PAINTS), 0.07) for _ in range(2))
     trim = dice.pick([(0.8, 0.8, 0.78), dice.tint(dice.pick(_WOODS))])
     tiled = room.kind == 4 or (room.kind == 2 and dice.chance(0.3))
     papered = dice.chance(0.15)
@@ -1062,19 +1068,19 @@ def _aim(
     median depth comes closest to a draw from the spread that photos of rooms have."""
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
     # NYU's labelled frames: per-image medians around 2.7 m, spread 0.31 in the log.
-    wanted = 2.6 * math.exp(dice.normal(0.0, 0.42))
+    wanted = 2.6 * math.exp(dice.normal(0.0, 0.45))
     best, best_miss = None, math.inf
     for turn in range(candidates):
         x = dice.between(0.25, room.width - 0.25)
         y = dice.between(0.25, room.depth - 0.25)
-        z = min(max(dice.normal(1.38, 0.14), 0.95), 1.75)
+        z = min(max(dice.normal(1.4, 0.1), 1.0), 1.75)
         to = (
             dice.between(0.15, 0.85) * room.width - x,
             dice.between(0.15, 0.85) * room.depth - y,
         )
         yaw = math.atan2(to[1], to[0]) + dice.normal(0.0, 0.25)
-        pitch = math.radians(min(max(dice.normal(-12.0, 5.0), -32.0), 6.0))
-        roll = math.radians(dice.normal(0.0, 1.8))
+        pitch = math.radians(min(max(dice.normal(-11.0, 4.5), -32.0), 6.0))
+        roll = math.radians(dice.normal(0.0, 1.4))
         position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
         depth, surface = _glance(parts, size, position, rotation)
         miss = abs(math.log(max(float(np.median(depth)), 0.1) / wanted))
@@ -1165,16 +1171,16 @@ def _table(
 
 def _photo(dice: Dice) -> np.ndarray:
     """How the camera was set: see `Scene.photo`."""
-    warmth = dice.normal(0.0, 0.1)
+    warmth = dice.normal(0.0, 0.06)
     return np.array(
         [
-            dice.between(0.13, 0.30),
+            dice.between(0.15, 0.27),
             math.exp(warmth),
             1.0,
             math.exp(-warmth),
-            dice.between(0.0, 0.35),
-            dice.between(0.002, 0.008),
-            dice.between(0.004, 0.02),
+            dice.between(0.0, 0.25),
+            dice.between(0.002, 0.006),
+            dice.between(0.004, 0.014),
             dice.between(0.25, 0.6),
         ],
         np.float32,

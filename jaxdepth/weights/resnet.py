@@ -1,0 +1,140 @@
+"""torchvision's ResNet-50 checkpoints: found in a file, checked, converted, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdepth.errors import UserError
+from jaxdepth.models.resnet import ResNet
+from jaxdepth.weights import files, tables, torchfile
+
+CLASSES = 1000
+# Of torchvision's own files; they are not ours to ship.
+LICENCE = (
+    "torchvision's weights are published under BSD-3-Clause; trained on ImageNet, whose "
+    "terms allow non-commercial research. Other files: see their origin."
+)
+# Under what name a checkpoint keeps its state dict.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every array of our ResNet-50 encoder, by path, and of the classifier."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(ResNet().init, jax.random.key(0), image)
+    nested = {name: {"encoder": tree} for name, tree in variables.items()}
+    found = {path: tuple(x.shape) for path, x in flatten(nested).items()}
+    return found | {
+        "params/fc/kernel": (2048, CLASSES),
+        "params/fc/bias": (CLASSES,),
+    }
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to `a/b/c` paths."""
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    return {
+        path: leaf
+        for name, branch in tree.items()
+        for path, leaf in flatten(branch, f"{prefix}/{name}" if prefix else name).items()
+    }
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a `.pth` or `.safetensors` file under torchvision's plain names.
+
+    Unwraps `{"state_dict": ...}` and the like, and strips what stands before every
+    name of the network (`module.`, `backbone.`).
+
+    Raises UserError where there is none in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file")
+    if torchfile.is_torch_file(path):
+        arrays = _state_dict(torchfile.read(path))
+    else:
+        arrays = files.read_safetensors(path)[0]
+    if not arrays:
+        raise UserError(f"{path} holds no state dict: no names with arrays")
+    return _without_prefix(arrays)
+
+
+def _state_dict(content: Any) -> dict[str, np.ndarray]:
+    """The first mapping with arrays, at the top or where checkpoints keep it."""
+    if not isinstance(content, Mapping):
+        return {}
+    arrays = {
+        str(name): value
+        for name, value in content.items()
+        if isinstance(value, np.ndarray)
+    }
+    if any(array.ndim == 4 for array in arrays.values()):
+        return arrays
+    for name in _WRAPPERS:
+        found = _state_dict(content.get(name))
+        if found:
+            return found
+    return {}
+
+
+def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    stems = [
+        name[: -len("conv1.weight")]
+        for name, array in arrays.items()
+        if (name == "conv1.weight" or name.endswith(".conv1.weight"))
+        and array.shape[1:] == (3, 7, 7)
+    ]
+    if len(stems) != 1 or not stems[0]:
+        return arrays
+    prefix = stems[0]
+    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """Our arrays of a state dict, or what keeps them from being made."""
+
+    arrays: dict[str, np.ndarray]
+    mismatch: tables.Mismatch
+
+
+def convert(state_dict: Mapping[str, np.ndarray]) -> Converted:
+    """Our encoder, and the classifier where there is one, of torchvision's arrays."""
+    entries = tables.resnet()
+    head = tables.classifier()
+    if any(entry.theirs in state_dict for entry in head):
+        entries = entries + head
+    expected = shapes()
+    head_shape = state_dict.get("fc.weight")
+    if head_shape is not None and head_shape.ndim == 2:
+        # Any number of classes: it is kept for the way back alone.
+        expected["params/fc/kernel"] = (2048, head_shape.shape[0])
+        expected["params/fc/bias"] = (head_shape.shape[0],)
+    mismatch = tables.compare(
+        entries,
+        state_dict,
+        expected,
+        ignored=lambda name: name.endswith("num_batches_tracked"),
+    )
+    arrays = {} if mismatch else tables.to_ours(entries, state_dict)
+    return Converted(arrays, mismatch)
+
+
+def to_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """torchvision's state dict of our encoder: float32, `num_batches_tracked` zero."""
+    entries = tables.resnet()
+    if "params/fc/kernel" in arrays:
+        entries = entries + tables.classifier()
+    found = tables.to_theirs(entries, arrays)
+    for name in list(found):
+        if name.endswith(".running_var"):
+            counter = name.replace("running_var", "num_batches_tracked")
+            found[counter] = np.zeros((), np.int64)
+    return found

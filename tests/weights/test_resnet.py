@@ -1,0 +1,236 @@
+"""torchvision's ResNet-50: converted, compared with PyTorch, and back."""
+
+import lzma
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from jaxdepth.errors import UserError
+from jaxdepth.models.resnet import Bottleneck, ResNet
+from jaxdepth.weights import resnet
+
+from . import torch_files, torch_resnet
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@pytest.fixture(scope="module")
+def random_weights():
+    return torch_resnet.random_state_dict(0)
+
+
+@pytest.fixture(scope="module")
+def real_weights(shared_data, tmp_path_factory):
+    packed = shared_data / "resnet50_imagenet" / "resnet50_imagenet_pqf.safetensors.xz"
+    if not packed.exists():
+        pytest.skip("no real ResNet-50 weights here")
+    path = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
+    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    arrays = resnet.read_state_dict(path)
+    return {name: x.astype(np.float32) for name, x in arrays.items()}
+
+
+def variables(state_dict):
+    converted = resnet.convert(state_dict)
+    assert not converted.mismatch
+    tree = flax.traverse_util.unflatten_dict(
+        {tuple(path.split("/")): x for path, x in converted.arrays.items()}
+    )
+    network = {
+        "params": tree["params"]["encoder"],
+        "batch_stats": tree["batch_stats"]["encoder"],
+    }
+    return network, tree["params"].get("fc")
+
+
+@jax.jit
+def evaluated(network, image):
+    return apply(network, image, train=False)
+
+
+@jax.jit
+def trained(network, image):
+    return apply(network, image, train=True)
+
+
+def apply(network, image, *, train):
+    with jax.default_matmul_precision("highest"):
+        y, changed = ResNet().apply(
+            network,
+            image,
+            train=train,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, Bottleneck),
+        )
+    last = [f"stage{s}_block{b}" for s, b in enumerate(torch_resnet.STAGES, start=1)]
+    stages = [changed["intermediates"][name]["__call__"][0] for name in last]
+    return y, stages, changed["batch_stats"]
+
+
+def assert_close(got, wanted, tolerance=1e-4):
+    scale = np.abs(wanted).max()
+    assert np.abs(np.asarray(got) - wanted).max() <= tolerance * scale
+
+
+def assert_parity(state_dict, size, *, train):
+    network, _ = variables(state_dict)
+    image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    got, stages, stats = (trained if train else evaluated)(network, image)
+    outputs, _, their_stats = torch_resnet.forward(
+        state_dict, image.transpose(0, 3, 1, 2), train=train
+    )
+    for mine, theirs in zip(stages, outputs, strict=True):
+        assert_close(mine, theirs)
+    assert_close(got, outputs[-1])
+    if train:
+        flat = resnet.flatten({"batch_stats": {"encoder": stats}})
+        flat |= resnet.flatten({"params": {"encoder": network["params"]}})
+        back = resnet.to_state_dict(flat)
+        for name, wanted in their_stats.items():
+            assert_close(back[name], wanted)
+
+
+SIZES = [(224, 224), (228, 304), (97, 131)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_stage_equals_pytorch_s(random_weights, size, train):
+    pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    assert_parity(random_weights, size, train=train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_stage_of_the_real_weights_equals_pytorch_s(real_weights, size, train):
+    pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    assert_parity(real_weights, size, train=train)
+
+
+def logits_of(state_dict, rgb):
+    network, fc = variables(state_dict)
+    assert fc is not None
+    image = (rgb.astype(np.float32) / 255 - MEAN) / STD
+    features = np.asarray(evaluated(network, jnp.asarray(image))[0])
+    return features.mean((1, 2)) @ fc["kernel"] + fc["bias"], image
+
+
+@pytest.mark.slow
+def test_logits_of_the_real_weights(real_weights, shared_data):
+    stored = np.load(shared_data / "resnet50_imagenet" / "reference_logits.npz")
+    got, _ = logits_of(real_weights, stored["images_uint8_nhwc"])
+    assert_close(got, stored["logits_float32"])
+    labels = stored["labels"]
+    assert (got.argmax(1) == labels)[labels >= 0].mean() > 0.5
+
+
+@pytest.mark.slow
+def test_logits_on_real_frames_equal_pytorch_s(real_weights, shared_data):
+    pytest.importorskip("torch", reason="parity with PyTorch needs torch")
+    frames = sorted((shared_data / "nyu_train" / "rgb").glob("*.jpg"))[:32]
+    rgb = []
+    for path in frames:
+        with Image.open(path) as picture:
+            rgb.append(np.asarray(picture.resize((304, 228))))
+    for k in range(0, 32, 8):
+        got, image = logits_of(real_weights, np.stack(rgb[k : k + 8]))
+        _, wanted, _ = torch_resnet.forward(real_weights, image.transpose(0, 3, 1, 2))
+        assert_close(got, wanted)
+
+
+def test_there_and_back_value_for_value(random_weights):
+    converted = resnet.convert(random_weights)
+    assert not converted.mismatch
+    # 320 arrays less the 53 counters.
+    assert len(converted.arrays) == 267
+    back = resnet.to_state_dict(converted.arrays)
+    assert set(back) == set(random_weights)
+    for name, x in random_weights.items():
+        wanted = np.zeros_like(x) if name.endswith("num_batches_tracked") else x
+        assert back[name].dtype == x.dtype and back[name].shape == x.shape
+        np.testing.assert_array_equal(back[name], wanted)
+
+
+def without(arrays, *endings):
+    return {k: v for k, v in arrays.items() if not k.endswith(endings)}
+
+
+def test_fc_and_counters_may_be_absent(random_weights):
+    assert not resnet.convert(without(random_weights, "num_batches_tracked")).mismatch
+    converted = resnet.convert(without(random_weights, "fc.weight", "fc.bias"))
+    assert not converted.mismatch and len(converted.arrays) == 265
+    other = random_weights | {
+        "fc.weight": np.zeros((10, 2048), np.float32),
+        "fc.bias": np.zeros(10, np.float32),
+    }
+    assert not resnet.convert(other).mismatch
+
+
+def test_all_that_is_wrong_is_listed(random_weights):
+    wrong = without(random_weights, "layer2.0.bn1.bias", "fc.bias")
+    wrong |= {
+        "layer3.0.conv2.weight": np.zeros((256, 256, 1, 1), np.float32),
+        "bn1.weight": np.zeros((64, 1), np.float32),
+        "extra.weight": np.zeros(3, np.float32),
+    }
+    mismatch = resnet.convert(wrong).mismatch
+    assert mismatch.missing == ("layer2.0.bn1.bias", "fc.bias")
+    assert mismatch.unexpected == ("extra.weight",)
+    assert len(mismatch.misshapen) == 2
+    assert "expected (256, 256, 3, 3)" in "\n".join(mismatch.lines())
+    assert "2 missing" in mismatch.summary()
+
+
+def test_values_that_are_not_finite_are_refused(random_weights):
+    bad = dict(random_weights)
+    bad["bn1.running_var"] = np.full(64, np.nan, np.float32)
+    with pytest.raises(UserError, match=r"bn1\.running_var holds values"):
+        resnet.convert(bad)
+
+
+SMALL = {
+    "conv1.weight": np.ones((64, 3, 7, 7), np.float32),
+    "bn1.weight": np.ones(64, np.float32),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
+def test_wrapped_and_prefixed_state_dicts(tmp_path, legacy, wrapper, prefix):
+    arrays = {prefix + name: x for name, x in SMALL.items()}
+    path = torch_files.save(
+        tmp_path / "x.pth",
+        arrays,
+        legacy=legacy,
+        wrap=lambda d: d if wrapper is None else {"epoch": 3, wrapper: d},
+    )
+    got = resnet.read_state_dict(path)
+    assert set(got) == set(SMALL)
+    np.testing.assert_array_equal(got["conv1.weight"], SMALL["conv1.weight"])
+
+
+def test_safetensors_in_half_precision(tmp_path):
+    path = tmp_path / "x.safetensors"
+    halves = {f"module.{k}": v.astype(np.float16) for k, v in SMALL.items()}
+    safetensors.numpy.save_file(halves, path)
+    assert set(resnet.read_state_dict(path)) == set(SMALL)
+
+
+def test_files_without_a_state_dict_are_refused(tmp_path):
+    path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"epoch": 1})
+    with pytest.raises(UserError, match="holds no state dict"):
+        resnet.read_state_dict(path)
+    with pytest.raises(UserError, match="no such file"):
+        resnet.read_state_dict(tmp_path / "none.pth")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        resnet.read_state_dict(tmp_path / "text")
