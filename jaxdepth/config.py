@@ -33,8 +33,9 @@ class Config:
     convolution, or ResNet-50 with up-projection blocks."""
     loss: Literal["mse", "si", "berhu"] = "si"
     """Mean squared, scale-invariant or berHu."""
-    layout: Literal["torchvision", "fcrn"] = "torchvision"
-    """Details of the network: torchvision's ResNet-50, or the published FCRN."""
+    layout: Literal["torchvision", "fcrn", "fcrn_make3d"] = "torchvision"
+    """Details of the network: torchvision's ResNet-50, the published FCRN, or its
+    Make3D variant."""
     unpool: Literal["zero", "average"] = "zero"
     """What an up-projection puts between two entries: zeros, or their average."""
     upconv: Literal["auto", "plain", "dilated", "four", "packed", "rows"] = "auto"
@@ -300,8 +301,10 @@ def _validate_pairs(config: Config) -> None:
         raise UserError(
             f"--init={config.init}: weights for upproj, {config.arch} has no ResNet-50"
         )
-    if config.layout == "fcrn" and config.arch != "upproj":
-        raise UserError(f"--layout=fcrn is a layout of upproj, not of {config.arch}")
+    if config.layout != "torchvision" and config.arch != "upproj":
+        raise UserError(
+            f"--layout={config.layout} is a layout of upproj, not of {config.arch}"
+        )
     if config.unpool == "average" and config.arch != "upproj":
         raise UserError(f"--unpool=average belongs to upproj: {config.arch} has none")
     if config.split == "all" and config.data == "rooms":

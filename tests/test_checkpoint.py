@@ -71,7 +71,9 @@ def test_a_step_saved_twice_is_kept_as_it_was(tmp_path, fresh):
 
 
 def largest_file(folder):
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
@@ -122,7 +124,7 @@ def test_full_storage_names_the_last_good_checkpoint(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(MachineError, match="No space left.*step 1 in"):
+    with pytest.raises(MachineError, match=r"No space left.*step 1 in"):
         checkpoints.save(2, numbered(2))
 
 

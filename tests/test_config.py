@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdepth import losses, optim
 from jaxdepth import config as config_lib
+from jaxdepth import losses, optim
 from jaxdepth.config import RECIPES, Config
 from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, LAYOUTS

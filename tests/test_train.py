@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,10 +37,12 @@ def batches(start: int):
         step += 1
 
 
-def go(folder, stop: int, *, state=None, lr=0.01, feed=None, kind="jit", **flags) -> Run:
+def go(
+    folder, stop: int, *, state=None, lr=0.01, feed=None, kind="jit", **flags
+) -> Run:
     """Train the tiny network to `stop`; every step is logged."""
-    flags = {"log_every": 1, "eval_every": 0, "save_every": 0} | flags
-    config = Config(steps=stop, batch_size=BATCH, **flags)
+    options: dict[str, Any] = {"log_every": 1, "eval_every": 0, "save_every": 0}
+    config = Config(steps=stop, batch_size=BATCH, **(options | flags))
     spec = tiny.spec(
         optimizer=optax.sgd(lr),
         axis_name=AXIS,

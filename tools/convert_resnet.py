@@ -128,7 +128,8 @@ def fetch(url: str, path: Path) -> Path:
     wanted = path.stem.rpartition("-")[2]
     if not digest.hexdigest().startswith(wanted):
         raise UserError(
-            f"{url}: its sha256 is {digest.hexdigest()}, which should begin with {wanted}"
+            f"{url}: its sha256 is {digest.hexdigest()}, "
+            f"which should begin with {wanted}"
         )
     return path
 

@@ -74,6 +74,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+# Trained on Make3D as 5x5 convolutions of unpooled maps (FCRN's authors).
+LAYOUTS["fcrn_make3d"] = dataclasses.replace(
+    LAYOUTS["fcrn"], padding_side="bottom_right"
+)
+
+
 def layout_named(name: str | Layout) -> Layout:
     """The layout of that name, or UserError; a `Layout` passes through."""
     if isinstance(name, Layout):

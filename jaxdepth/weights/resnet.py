@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50 checkpoints: found in a file, checked, converted, and back."""
+"""torchvision's ResNet-50 checkpoints: found, checked, converted, and back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from jaxdepth.weights import files, tables, torchfile
 CLASSES = 1000
 # Of torchvision's own files; they are not ours to ship.
 LICENCE = (
-    "torchvision's weights are published under BSD-3-Clause; trained on ImageNet, whose "
-    "terms allow non-commercial research. Other files: see their origin."
+    "torchvision's weights are published under BSD-3-Clause; trained on ImageNet, "
+    "whose terms allow non-commercial research. Other files: see their origin."
 )
 # Under what name a checkpoint keeps its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
@@ -42,7 +42,9 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {
         path: leaf
         for name, branch in tree.items()
-        for path, leaf in flatten(branch, f"{prefix}/{name}" if prefix else name).items()
+        for path, leaf in flatten(
+            branch, f"{prefix}/{name}" if prefix else name
+        ).items()
     }
 
 
@@ -123,7 +125,7 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> Converted:
         expected,
         ignored=lambda name: name.endswith("num_batches_tracked"),
     )
-    arrays = {} if mismatch else tables.to_ours(entries, state_dict)
+    arrays = {} if mismatch else tables.to_ours(entries, state_dict, expected)
     return Converted(arrays, mismatch)
 
 

@@ -31,11 +31,23 @@ _RANK = {"conv": 4, "dense": 2}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One array: its foreign name, its path with us, and the kind of change."""
+    """One foreign array: its name, our path, and the kind of change.
+
+    `phase` (row, column) is of a part: the taps of our 5x5 kernel, or the entry of our
+    (2, 2, features) bias, that make up one output phase of an up-convolution.
+    """
 
     theirs: str
     ours: str
     kind: str = "same"
+    phase: tuple[int, int] | None = None
+
+    def part(self, ours: np.ndarray) -> np.ndarray:
+        """What of our array this is: a view."""
+        if self.phase is None:
+            return ours
+        row, column = self.phase
+        return ours[row, column] if ours.ndim == 3 else ours[row::2, column::2]
 
 
 # PyTorch's names of a layer and ours, per kind of layer.
@@ -83,17 +95,88 @@ def resnet(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
     layers = list(_RESNET_STEM)
     for stage, blocks in enumerate(stage_sizes, start=1):
         for block in range(blocks):
+            names = {"s": stage, "a": block, "b": block + 1}
             patterns = _RESNET_BLOCK + (_RESNET_FIRST if block == 0 else ())
             layers += [
-                tuple(p.format(s=stage, a=block, b=block + 1) for p in pattern)
-                for pattern in patterns
-            ]  # pyright: ignore[reportAssignmentType]
+                (theirs.format(**names), ours.format(**names), kind)
+                for theirs, ours, kind in patterns
+            ]
     return list(_expand(layers, "encoder/"))
 
 
 def classifier() -> list[Entry]:
     """The fully connected layer of torchvision's ResNet, which we keep unused."""
     return list(_expand([("fc", "fc", "dense")], ""))
+
+
+# The published network: layer names of its dictionary (FCRN of Laina et al. 2016, the
+# TensorFlow code), ours, kind. Its kernels are HWIO already.
+_FCRN_LAYERS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "conv": (("weights", "params", "kernel"),),
+    "bias": (("biases", "params", "bias"),),
+    "norm": (
+        ("scale", "params", "scale"),
+        ("offset", "params", "bias"),
+        ("mean", "batch_stats", "mean"),
+        ("variance", "batch_stats", "var"),
+    ),
+}
+_FCRN_ENDS = (
+    ("conv1", "encoder/conv_init", ("conv", "bias")),
+    ("bn_conv1", "encoder/bn_init", ("norm",)),
+    ("layer1", "decoder/conv_in", ("conv", "bias")),
+    ("layer1_BN", "decoder/bn_in", ("norm",)),
+)
+_FCRN_BLOCK = (
+    ("res{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/conv{j}", ("conv",)),
+    ("bn{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/bn{j}", ("norm",)),
+)
+_FCRN_FIRST = (
+    ("res{s}a_branch1", "encoder/stage{t}_block1/conv_proj", ("conv",)),
+    ("bn{s}a_branch1", "encoder/stage{t}_block1/bn_proj", ("norm",)),
+)
+_FCRN_UP = (
+    ("layer{id}_br1_BN", "decoder/up{n}/bn_main", ("norm",)),
+    ("layer{id}_Conv", "decoder/up{n}/conv", ("conv", "bias")),
+    ("layer{id}_BN", "decoder/up{n}/bn", ("norm",)),
+    ("layer{id}_br2_BN", "decoder/up{n}/bn_side", ("norm",)),
+)
+# Which output phase each of its four small convolutions makes: (row, column).
+_FCRN_PHASES = {"A": (0, 0), "B": (1, 0), "C": (0, 1), "D": (1, 1)}
+
+
+def fcrn(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
+    """The published network's dictionary, as `layer/array`, and our `upproj`."""
+    layers = list(_FCRN_ENDS)
+    for stage, blocks in enumerate(stage_sizes, start=1):
+        names = {"s": stage + 1, "t": stage}
+        layers += [(a.format(**names), b.format(**names), k) for a, b, k in _FCRN_FIRST]
+        for block in range(blocks):
+            for j, k in enumerate("abc", start=1):
+                names |= {"x": "abcdefgh"[block], "b": block + 1, "j": j, "k": k}
+                layers += [
+                    (a.format(**names), b.format(**names), kinds)
+                    for a, b, kinds in _FCRN_BLOCK
+                ]
+    ups = [("2x", 1), ("4x", 2), ("8x", 3), ("16x", 4)]
+    for id_, n in ups:
+        layers += [(a.format(id=id_), b.format(n=n), k) for a, b, k in _FCRN_UP]
+    entries = [
+        Entry(f"{theirs}/{array}", f"{collection}/{ours}/{name}")
+        for theirs, ours, kinds in layers
+        for kind in kinds
+        for array, collection, name in _FCRN_LAYERS[kind]
+    ]
+    for id_, n in ups:
+        for branch, ours in (("br1", "up_main"), ("br2", "up_side")):
+            for letter, phase in _FCRN_PHASES.items():
+                layer = f"layer{id_}_{branch}_Conv{letter}"
+                path = f"params/decoder/up{n}/{ours}"
+                entries.append(Entry(f"{layer}/weights", f"{path}/kernel", phase=phase))
+                entries.append(Entry(f"{layer}/biases", f"{path}/bias", phase=phase))
+    entries.append(Entry("ConvPred/weights", "params/head/conv/kernel"))
+    entries.append(Entry("ConvPred/biases", "params/head/bias"))
+    return entries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +228,13 @@ def compare(
     for entry in entries:
         if entry.theirs not in theirs:
             continue
-        array, wanted = theirs[entry.theirs], shapes[entry.ours]
+        array = theirs[entry.theirs]
+        wanted = entry.part(np.empty(shapes[entry.ours], np.uint8)).shape
         rank = _RANK.get(entry.kind, array.ndim)
         got = (
-            TRANSFORMS[entry.kind][0](array).shape if array.ndim == rank else array.shape
+            TRANSFORMS[entry.kind][0](array).shape
+            if array.ndim == rank
+            else array.shape
         )
         if array.ndim != rank or got != wanted:
             their_form = TRANSFORMS[entry.kind][1](np.empty(wanted, np.uint8)).shape
@@ -162,25 +248,28 @@ def compare(
     )
 
 
-def to_ours(entries: Iterable[Entry], theirs: Arrays) -> dict[str, np.ndarray]:
+def to_ours(
+    entries: Iterable[Entry], theirs: Arrays, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
     """Our arrays by path, float32, of foreign ones that `compare` found right.
 
     Raises UserError where a value is not finite.
     """
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for entry in entries:
-        array = TRANSFORMS[entry.kind][0](theirs[entry.theirs]).astype(np.float32)
+        array = TRANSFORMS[entry.kind][0](theirs[entry.theirs])
         if not np.isfinite(array).all():
             raise UserError(f"{entry.theirs} holds values that are not finite")
-        found[entry.ours] = np.ascontiguousarray(array)
+        if entry.ours not in found:
+            found[entry.ours] = np.empty(shapes[entry.ours], np.float32)
+        entry.part(found[entry.ours])[...] = array
     return found
 
 
 def to_theirs(entries: Iterable[Entry], ours: Arrays) -> dict[str, np.ndarray]:
     """The way back: foreign names and shapes, float32."""
-    return {
-        entry.theirs: np.ascontiguousarray(
-            TRANSFORMS[entry.kind][1](np.asarray(ours[entry.ours], np.float32))
-        )
-        for entry in entries
-    }
+    found = {}
+    for entry in entries:
+        part = entry.part(np.asarray(ours[entry.ours], np.float32))
+        found[entry.theirs] = np.ascontiguousarray(TRANSFORMS[entry.kind][1](part))
+    return found

@@ -218,7 +218,9 @@ def _read_legacy(file: io.BufferedIOBase, where: str) -> Any:
         # No more than there is, whatever the count says.
         content[key] = file.read(size) if 0 <= size <= _rest(file) else b""
         if len(head) != 8 or len(content[key]) != size:
-            raise UserError(f"{where} is damaged (it ends too early): download it again")
+            raise UserError(
+                f"{where} is damaged (it ends too early): download it again"
+            )
     return _resolve(found, content.__getitem__, order, where)
 
 
@@ -233,9 +235,7 @@ def _item_size(code: str) -> int:
     return 2 if code == "bf16" else np.dtype(code).itemsize
 
 
-def _resolve(
-    tree: Any, content: Callable[[str], bytes], order: str, where: str
-) -> Any:
+def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str) -> Any:
     """The tree with arrays in place of tensors; each storage is decoded once."""
     decoded: dict[tuple[str, str], np.ndarray] = {}
 

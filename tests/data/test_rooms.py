@@ -27,9 +27,7 @@ def test_a_frame_depends_on_seed_and_index_alone(some):
 def test_batches_change_nothing(some):
     told = []
     parts = list(
-        rooms.generate(
-            3, 7, SIZE, start=2, batch=3, progress=lambda *x: told.append(x)
-        )
+        rooms.generate(3, 7, SIZE, start=2, batch=3, progress=lambda *x: told.append(x))
     )
     assert [len(rgb) for rgb, _ in parts] == [3, 3, 1]
     assert told == [(3, 7), (6, 7), (7, 7)]
@@ -101,7 +99,9 @@ def test_depth_of_one_box_against_a_literal_loop():
     empty = np.asarray(rooms.render_scene(scene, SIZE, sensor=False)[1])
     depth = np.asarray(rooms.render_scene(with_box, SIZE, sensor=False)[1], np.float64)
     fx, fy, cx, cy = rooms.intrinsics(SIZE)
-    turn = np.array([[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    turn = np.array(
+        [[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]
+    )
     start = turn @ (scene.position - ahead)
     seen = 0
     for row in range(SIZE[0]):

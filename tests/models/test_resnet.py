@@ -102,4 +102,6 @@ def test_blocks_start_as_their_shortcut():
     block = variables["params"]["stage1_block1"]
     np.testing.assert_array_equal(block["bn3"]["scale"], np.zeros(8))
     for name in ("bn1", "bn2", "bn_proj"):
-        np.testing.assert_array_equal(block[name]["scale"], np.ones_like(block[name]["scale"]))
+        np.testing.assert_array_equal(
+            block[name]["scale"], np.ones_like(block[name]["scale"])
+        )

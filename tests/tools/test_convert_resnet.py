@@ -105,7 +105,8 @@ def test_training_starts_from_converted_weights(converted, tmp_path):
     weights = files.read(converted)
     encoder = network.variables["params"]["encoder"]
     np.testing.assert_array_equal(
-        encoder["conv_init"]["kernel"], weights.arrays["params/encoder/conv_init/kernel"]
+        encoder["conv_init"]["kernel"],
+        weights.arrays["params/encoder/conv_init/kernel"],
     )
     with pytest.raises(UserError, match="no such file"):
         run.command([*flags, "--weights=none.safetensors"])

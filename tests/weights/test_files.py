@@ -19,8 +19,15 @@ def fresh():
 
 def some(state, **fields) -> files.Weights:
     """Weights whose every number is 2, of the state's whole network."""
-    arrays = {k: np.full(x.shape, 2, np.float32) for k, x in flatten(state.variables).items()}
-    defaults = {"init": "imagenet", "origin": "a test", "sha256": "0", "licence": "none"}
+    arrays = {
+        k: np.full(x.shape, 2, np.float32) for k, x in flatten(state.variables).items()
+    }
+    defaults = {
+        "init": "imagenet",
+        "origin": "a test",
+        "sha256": "0",
+        "licence": "none",
+    }
     return files.Weights.of_layout(arrays, "torchvision", **(defaults | fields))
 
 
@@ -58,7 +65,8 @@ def test_other_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("init", "parts"), [("imagenet", {"encoder"}), ("nyu", {"encoder", "decoder", "head"})]
+    ("init", "parts"),
+    [("imagenet", {"encoder"}), ("nyu", {"encoder", "decoder", "head"})],
 )
 def test_what_starts_from_weights(init, parts):
     state = fresh()
@@ -77,7 +85,7 @@ def test_a_kept_classifier_is_left_out():
     state = fresh()
     weights = some(state)
     extra = {"params/fc/kernel": np.zeros((8, 3), np.float32)}
-    weights = dataclasses.replace(weights, arrays=weights.arrays | extra)
+    weights = dataclasses.replace(weights, arrays={**weights.arrays, **extra})
     start.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
 
 

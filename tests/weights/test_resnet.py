@@ -2,12 +2,12 @@
 
 import lzma
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import traverse_util
 from PIL import Image
 
 from jaxdepth.errors import UserError
@@ -39,7 +39,7 @@ def real_weights(shared_data, tmp_path_factory):
 def variables(state_dict):
     converted = resnet.convert(state_dict)
     assert not converted.mismatch
-    tree = flax.traverse_util.unflatten_dict(
+    tree = traverse_util.unflatten_dict(
         {tuple(path.split("/")): x for path, x in converted.arrays.items()}
     )
     network = {

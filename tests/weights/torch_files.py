@@ -6,6 +6,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,11 @@ class Call:
         self.function, self.args = function, args
 
 
-class Writer(pickle._Pickler):  # the Python one: globals are written by name
+# The Python one, whose opcodes can be written by hand.
+_Pickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Writer(_Pickler):
     def persistent_id(self, obj):
         return obj.pid if isinstance(obj, Stored) else None
 

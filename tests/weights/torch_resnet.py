@@ -12,7 +12,9 @@ def random_state_dict(seed: int, *, classes: int = 1000) -> dict[str, np.ndarray
 
     def conv(name, out, cin, k):
         scale = np.sqrt(2 / (cin * k * k))
-        found[f"{name}.weight"] = (rng.normal(size=(out, cin, k, k)) * scale).astype("f4")
+        found[f"{name}.weight"] = (rng.normal(size=(out, cin, k, k)) * scale).astype(
+            "f4"
+        )
 
     def norm(name, width, gain=1.0):
         found[f"{name}.weight"] = (gain * rng.uniform(0.5, 1.5, width)).astype("f4")
