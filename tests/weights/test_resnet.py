@@ -89,6 +89,7 @@ def assert_parity(state_dict, size, *, train):
         assert_close(mine, theirs)
     assert_close(got, outputs[-1])
     if train:
+        stats = jax.tree.map(np.asarray, stats)
         flat = resnet.flatten({"batch_stats": {"encoder": stats}})
         flat |= resnet.flatten({"params": {"encoder": network["params"]}})
         back = resnet.to_state_dict(flat)
