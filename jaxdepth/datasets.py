@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxdepth.config import Config
 from jaxdepth.data import order, store
+from jaxdepth.data.sources import ReadOptions
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.errors import UserError
 
@@ -62,7 +63,7 @@ def open_store(
         cache_dir=Path(config.cache_dir).expanduser(),
         size=config.frame_size,
         data_format=config.data_format,
-        depth_scale=config.depth_scale,
+        options=ReadOptions(depth_scale=config.depth_scale),
         mask_extremes=config.mask_extremes,
         max_depth=config.max_depth,
         keep_full=keep_full,

@@ -57,7 +57,7 @@ class Session:
     baselines: baselines_lib.Baselines
     placement: sharding.Placement
     results: dict[str, Any]
-    weights: files.Weights | None = None
+    weights: files.Weights | None
 
     @property
     def protocols(self) -> tuple[protocols.Protocol, ...]:
@@ -90,8 +90,7 @@ def run(config: Config, *, command: str) -> int:
     # Before anything that takes long.
     weights = files.read(config.weights) if config.weights is not None else None
     with writers.log_file() as begin_log:
-        session = _open_or_take_back(config, placement, command=command)
-        session.weights = weights
+        session = _open_or_take_back(config, placement, weights, command=command)
         begin_log(session.workdir.local / "run.log")
         try:
             # Listened to from here on: compiling takes a while, too.
@@ -105,12 +104,16 @@ def run(config: Config, *, command: str) -> int:
 
 
 def _open_or_take_back(
-    config: Config, placement: sharding.Placement, *, command: str
+    config: Config,
+    placement: sharding.Placement,
+    weights: files.Weights | None,
+    *,
+    command: str,
 ) -> Session:
     """`_open` in the folder that the flags ask for; on failure none is left behind."""
     workdir = workdir_lib.choose(config)
     try:
-        return _open(config, workdir, placement, command=command)
+        return _open(config, workdir, placement, weights, command=command)
     except BaseException:
         if config.workdir is None:
             workdir_lib.discard_if_empty(workdir)
@@ -124,7 +127,12 @@ def _settle_batch(config: Config, placement: sharding.Placement) -> Config:
 
 
 def _open(
-    config: Config, workdir: WorkDir, placement: sharding.Placement, *, command: str
+    config: Config,
+    workdir: WorkDir,
+    placement: sharding.Placement,
+    weights: files.Weights | None,
+    *,
+    command: str,
 ) -> Session:
     """Open data, settle what depends on them, and create the work directory."""
     _introduce(config, workdir)
@@ -162,7 +170,7 @@ def _open(
         **workdir_lib.environment(),
     }
     workdir.write_json(workdir_lib.CONFIG, record)
-    return Session(config, command, workdir, data, fitted, placement, results)
+    return Session(config, command, workdir, data, fitted, placement, results, weights)
 
 
 def _split_flag(data: datasets.Data) -> Any:

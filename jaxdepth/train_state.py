@@ -3,6 +3,7 @@
 from typing import Any
 
 import flax.struct
+from flax import traverse_util
 
 PyTree = Any
 
@@ -27,3 +28,8 @@ class TrainState:
     def variables(self) -> dict[str, PyTree]:
         """What `model.apply` takes."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def flatten(tree: PyTree) -> dict[str, Any]:
+    """Nested dicts as one, by paths `a/b/c`."""
+    return dict(traverse_util.flatten_dict(tree, sep="/"))

@@ -21,8 +21,10 @@ import tyro
 if __package__ in (None, ""):  # run as a file: python tools/convert_fcrn.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import jaxdepth
 from jaxdepth import cli, writers
 from jaxdepth.errors import UserError
+from jaxdepth.train_state import flatten
 from jaxdepth.weights import fcrn, files
 
 logger = logging.getLogger("jaxdepth.tools")
@@ -47,22 +49,16 @@ def command(argv: Sequence[str]) -> int:
     if len(config.files) != 2:
         raise UserError(f"give CHECKPOINT OUT: {len(config.files)} names were given")
     source, out = config.files[0], Path(config.files[1])
-    if out.exists():
-        raise UserError(f"{out} exists already and is not overwritten: name another")
+    files.refuse_existing(out)
     return _back(source, out) if config.reverse else _convert(source, out, config)
 
 
 def _convert(source: str, out: Path, config: ConvertConfig) -> int:
     converted = fcrn.convert(fcrn.read(source))
-    if converted.mismatch:
-        for line in converted.mismatch.lines():
-            logger.info("%s", line)
-        raise UserError(
-            f"{source} is not the published network: {converted.mismatch.summary()}"
-        )
+    arrays = converted.checked(source, "the published network")
     path = Path(source)
     weights = files.Weights.of_layout(
-        converted.arrays,
+        arrays,
         "fcrn" if config.padding_side == "top_left" else "fcrn_make3d",
         init="nyu",
         origin=path.name,
@@ -80,9 +76,6 @@ def _convert(source: str, out: Path, config: ConvertConfig) -> int:
 
 def _back(source: str, out: Path) -> int:
     if Path(source).is_dir():
-        import jaxdepth
-        from jaxdepth.weights.resnet import flatten
-
         network = jaxdepth.load(source)
         layout = network.config.layout
         arrays = {k: np.asarray(x) for k, x in flatten(network.variables).items()}

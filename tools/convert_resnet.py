@@ -1,8 +1,8 @@
 """torchvision's ResNet-50 to weights for `--init=imagenet`, and back.
 
-    python -m tools.convert_resnet resnet50.pth resnet50.safetensors
-    python -m tools.convert_resnet --download=IMAGENET1K_V1 resnet50.safetensors
-    python -m tools.convert_resnet --reverse resnet50.safetensors torch.safetensors
+    python tools/convert_resnet.py resnet50.pth resnet50.safetensors
+    python tools/convert_resnet.py --download=IMAGENET1K_V1 resnet50.safetensors
+    python tools/convert_resnet.py --reverse resnet50.safetensors torch.safetensors
 
 Reads `.pth` of old and new PyTorch without PyTorch and without running code in it.
 """
@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import safetensors.numpy
 import tyro
 
 if __package__ in (None, ""):  # run as a file: python tools/convert_resnet.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxdepth import cli
+from jaxdepth import cli, writers
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet
 
@@ -59,8 +60,7 @@ def command(argv: Sequence[str]) -> int:
     if config.reverse and config.download:
         raise UserError("--reverse and --download: give one of the two")
     out = Path(config.files[-1])
-    if out.exists():
-        raise UserError(f"{out} exists already and is not overwritten: name another")
+    files.refuse_existing(out)
     if config.reverse:
         return _back(Path(config.files[0]), out)
     if config.download is None:
@@ -73,14 +73,9 @@ def command(argv: Sequence[str]) -> int:
 
 def _convert(path: Path, out: Path, *, origin: str) -> int:
     converted = resnet.convert(resnet.read_state_dict(path))
-    if converted.mismatch:
-        for line in converted.mismatch.lines():
-            logger.info("%s", line)
-        raise UserError(
-            f"{path} is not torchvision's ResNet-50: {converted.mismatch.summary()}"
-        )
+    arrays = converted.checked(str(path), "torchvision's ResNet-50")
     weights = files.Weights.of_layout(
-        converted.arrays,
+        arrays,
         "torchvision",
         init="imagenet",
         origin=origin,
@@ -88,11 +83,11 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
         licence=resnet.LICENCE,
     )
     files.write(out, weights)
-    count = sum(a.size for p, a in converted.arrays.items() if "/encoder/" in p)
+    count = sum(a.size for p, a in arrays.items() if "/encoder/" in p)
     logger.info(
         "%s: %d arrays, %d numbers in the encoder; sha256 of the source %s",
         out,
-        len(converted.arrays),
+        len(arrays),
         count,
         weights.sha256,
     )
@@ -101,10 +96,6 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
 
 
 def _back(path: Path, out: Path) -> int:
-    import safetensors.numpy
-
-    from jaxdepth import writers
-
     weights = files.read(path)
     if weights.layout != "torchvision":
         raise UserError(f"{path} is of layout {weights.layout}, not of torchvision's")

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
-from jaxdepth.data.sources import Frame, Source, open_source
+from jaxdepth.data.sources import Frame, ReadOptions, Source, open_source
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.ops import resize
 
@@ -181,7 +181,7 @@ def prepared(
     cache_dir: Path,
     size: tuple[int, int],
     data_format: str = "auto",
-    depth_scale: float | None = None,
+    options: ReadOptions | None = None,
     mask_extremes: str = "auto",
     max_depth: float = 10.0,
     keep_full: str = "auto",
@@ -194,7 +194,7 @@ def prepared(
     if isinstance(data, str):
         if is_store(data):
             return Store.open(data)
-        data = open_source(data, data_format=data_format, depth_scale=depth_scale)
+        data = open_source(data, data_format=data_format, options=options)
     key = {
         "version": VERSION,
         "format": data.format,

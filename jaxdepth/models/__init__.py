@@ -60,7 +60,7 @@ def create_model(
 
     Args:
       arch: name in `ARCHS`.
-      layout: name in `LAYOUTS`; "fcrn" is of upproj alone.
+      layout: name in `LAYOUTS`; all but "torchvision" are of upproj alone.
       unpool: "zero" or "average"; upproj alone unpools.
       upconv: form of the up-convolution; other networks have none and ignore it.
       dropout: share dropped before the last layer while training; None: 0.5 in

@@ -44,6 +44,20 @@ class Layout:
     rgb_std: tuple[float, float, float]
 
 
+# The published network of Laina et al. 2016 (TensorFlow, trained on NYU): raw colours
+# go in, its first batch normalisation absorbs their scale.
+_FCRN = Layout(
+    stride_in="1x1",
+    stem_bias=True,
+    bn_epsilon=1e-4,
+    pool_padding="same",
+    up_bias=True,
+    padding_side="top_left",
+    head="relu",
+    rgb_mean=(0.0, 0.0, 0.0),
+    rgb_std=(1.0, 1.0, 1.0),
+)
+
 LAYOUTS: dict[str, Layout] = {
     # ImageNet mean and deviation of torchvision, (0.485, 0.456, 0.406) and
     # (0.229, 0.224, 0.225), times 255.
@@ -58,26 +72,10 @@ LAYOUTS: dict[str, Layout] = {
         rgb_mean=(123.675, 116.28, 103.53),
         rgb_std=(58.395, 57.12, 57.375),
     ),
-    # The published network of Laina et al. 2016 (TensorFlow, trained on NYU): raw
-    # colours go in, its first batch normalisation absorbs their scale.
-    "fcrn": Layout(
-        stride_in="1x1",
-        stem_bias=True,
-        bn_epsilon=1e-4,
-        pool_padding="same",
-        up_bias=True,
-        padding_side="top_left",
-        head="relu",
-        rgb_mean=(0.0, 0.0, 0.0),
-        rgb_std=(1.0, 1.0, 1.0),
-    ),
+    "fcrn": _FCRN,
+    # Trained on Make3D as 5x5 convolutions of unpooled maps, by the same authors.
+    "fcrn_make3d": dataclasses.replace(_FCRN, padding_side="bottom_right"),
 }
-
-
-# Trained on Make3D as 5x5 convolutions of unpooled maps (FCRN's authors).
-LAYOUTS["fcrn_make3d"] = dataclasses.replace(
-    LAYOUTS["fcrn"], padding_side="bottom_right"
-)
 
 
 def layout_named(name: str | Layout) -> Layout:

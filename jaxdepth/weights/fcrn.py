@@ -15,8 +15,8 @@ import numpy as np
 
 from jaxdepth.errors import UserError
 from jaxdepth.models import create_model
+from jaxdepth.train_state import flatten
 from jaxdepth.weights import pickles, tables
-from jaxdepth.weights.resnet import Converted, flatten
 
 LICENCE = (
     "The published network's code is under a BSD licence; its weights were trained on "
@@ -24,12 +24,13 @@ LICENCE = (
 )
 
 
-def shapes(layout: str = "fcrn") -> dict[str, tuple[int, ...]]:
-    """Shape of every array of our `upproj` in that layout, by path."""
+def shapes() -> dict[str, tuple[int, ...]]:
+    """Shape of every array of our `upproj` in layout `fcrn`, by path."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    model = create_model("upproj", layout=layout)
+    model = create_model("upproj", layout="fcrn")
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return {path: tuple(x.shape) for path, x in flatten(variables).items()}
+    flat = flatten(variables)
+    return {path: tuple(x.shape) for path, x in flat.items()}
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
@@ -40,7 +41,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises UserError where it is neither, is damaged, or names more than data.
     """
     path = Path(path)
-    if path.is_file() and path.read_bytes()[:6] == np.lib.format.MAGIC_PREFIX:
+    if path.is_file() and _starts_as_npy(path):
         return _from_dictionary(read_npy(path), path)
     prefix = path.with_suffix("") if _is_part(path) else path
     if prefix.with_name(prefix.name + ".index").exists():
@@ -50,6 +51,11 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     raise UserError(
         f"{path} is neither a .npy file nor a TensorFlow checkpoint (give its prefix)"
     )
+
+
+def _starts_as_npy(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(6) == np.lib.format.MAGIC_PREFIX
 
 
 def _is_part(path: Path) -> bool:
@@ -185,12 +191,9 @@ def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def convert(theirs: Mapping[str, np.ndarray]) -> Converted:
+def convert(theirs: Mapping[str, np.ndarray]) -> tables.Converted:
     """Our arrays of the published ones, or what keeps them from being made."""
-    entries, expected = tables.fcrn(), shapes()
-    mismatch = tables.compare(entries, theirs, expected)
-    arrays = {} if mismatch else tables.to_ours(entries, theirs, expected)
-    return Converted(arrays, mismatch)
+    return tables.convert(tables.fcrn(), theirs, shapes())
 
 
 def to_dictionary(

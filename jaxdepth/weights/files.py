@@ -65,11 +65,16 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def refuse_existing(path: Path) -> None:
+    """UserError where something of that name is there."""
+    if path.exists():
+        raise UserError(f"{path} exists already and is not overwritten: name another")
+
+
 def write(path: str | Path, weights: Weights) -> None:
     """Write converted weights; UserError where the file exists already."""
     path = Path(path)
-    if path.exists():
-        raise UserError(f"{path} exists already and is not overwritten: name another")
+    refuse_existing(path)
     fields = dataclasses.asdict(dataclasses.replace(weights, arrays={}))
     fields.pop("arrays")
     metadata = {key: json.dumps(value) for key, value in fields.items()}

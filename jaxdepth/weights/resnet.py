@@ -1,6 +1,5 @@
 """torchvision's ResNet-50 checkpoints: found, checked, converted, and back."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxdepth.errors import UserError
 from jaxdepth.models.resnet import ResNet
+from jaxdepth.train_state import flatten
 from jaxdepth.weights import files, tables, torchfile
 
 CLASSES = 1000
@@ -28,23 +28,10 @@ def shapes() -> dict[str, tuple[int, ...]]:
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(ResNet().init, jax.random.key(0), image)
     nested = {name: {"encoder": tree} for name, tree in variables.items()}
-    found = {path: tuple(x.shape) for path, x in flatten(nested).items()}
-    return found | {
+    flat = flatten(nested)
+    return {path: tuple(x.shape) for path, x in flat.items()} | {
         "params/fc/kernel": (2048, CLASSES),
         "params/fc/bias": (CLASSES,),
-    }
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to `a/b/c` paths."""
-    if not isinstance(tree, Mapping):
-        return {prefix: tree}
-    return {
-        path: leaf
-        for name, branch in tree.items()
-        for path, leaf in flatten(
-            branch, f"{prefix}/{name}" if prefix else name
-        ).items()
     }
 
 
@@ -99,15 +86,7 @@ def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
-@dataclasses.dataclass(frozen=True)
-class Converted:
-    """Our arrays of a state dict, or what keeps them from being made."""
-
-    arrays: dict[str, np.ndarray]
-    mismatch: tables.Mismatch
-
-
-def convert(state_dict: Mapping[str, np.ndarray]) -> Converted:
+def convert(state_dict: Mapping[str, np.ndarray]) -> tables.Converted:
     """Our encoder, and the classifier where there is one, of torchvision's arrays."""
     entries = tables.resnet()
     head = tables.classifier()
@@ -119,14 +98,12 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> Converted:
         # Any number of classes: it is kept for the way back alone.
         expected["params/fc/kernel"] = (2048, head_shape.shape[0])
         expected["params/fc/bias"] = (head_shape.shape[0],)
-    mismatch = tables.compare(
+    return tables.convert(
         entries,
         state_dict,
         expected,
         ignored=lambda name: name.endswith("num_batches_tracked"),
     )
-    arrays = {} if mismatch else tables.to_ours(entries, state_dict, expected)
-    return Converted(arrays, mismatch)
 
 
 def to_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,15 +2,14 @@
 
 import dataclasses
 
-import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from jaxdepth.errors import UserError
 from jaxdepth.models.layouts import layout_named
-from jaxdepth.train_state import TrainState
+from jaxdepth.train_state import PyTree, TrainState, flatten
 from jaxdepth.weights.files import Weights
-from jaxdepth.weights.resnet import flatten
-from jaxdepth.weights.tables import Mismatch
+from jaxdepth.weights.tables import Entry, compare
 
 _PARTS = {"imagenet": ("encoder",), "nyu": ("encoder", "decoder", "head")}
 
@@ -36,31 +35,22 @@ def start_from(
     _check_layout(weights, layout, where)
     parts = _PARTS[init]
     mine = {
-        path: x
+        path: tuple(x.shape)
         for path, x in flatten(state.variables).items()
         if path.split("/")[1] in parts
     }
     theirs = {
         path: x for path, x in weights.arrays.items() if path.split("/")[1] in parts
     }
-    mismatch = Mismatch(
-        missing=tuple(sorted(set(mine) - set(theirs))),
-        unexpected=tuple(sorted(set(theirs) - set(mine))),
-        misshapen=tuple(
-            f"{path} {theirs[path].shape}, expected {tuple(mine[path].shape)}"
-            for path in sorted(set(mine) & set(theirs))
-            if theirs[path].shape != tuple(mine[path].shape)
-        ),
-    )
+    same = [Entry(path, path) for path in sorted(mine)]
+    mismatch = compare(same, theirs, mine)
     if mismatch:
         raise UserError(f"{where} is of another network: {mismatch.summary()}")
 
-    def replaced(collection: str, tree):
-        def one(path, x):
-            name = "/".join([collection, *(key.key for key in path)])
-            return np.asarray(theirs[name], np.float32) if name in theirs else x
-
-        return jax.tree_util.tree_map_with_path(one, tree)
+    def replaced(collection: str, tree: PyTree) -> PyTree:
+        flat = flatten(tree)
+        new = {k: theirs.get(f"{collection}/{k}", x) for k, x in flat.items()}
+        return unflatten_dict(new, sep="/")
 
     return dataclasses.replace(
         state,

@@ -5,12 +5,14 @@ expanded to one `Entry` per array; conversion in either direction reads the entr
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxdepth.errors import UserError
 
+logger = logging.getLogger(__name__)
 Arrays = Mapping[str, np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -273,3 +275,37 @@ def to_theirs(entries: Iterable[Entry], ours: Arrays) -> dict[str, np.ndarray]:
         part = entry.part(np.asarray(ours[entry.ours], np.float32))
         found[entry.theirs] = np.ascontiguousarray(TRANSFORMS[entry.kind][1](part))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """Our arrays of a foreign file, or what keeps them from being made."""
+
+    arrays: dict[str, np.ndarray]
+    mismatch: Mismatch
+
+    def checked(self, where: str, what: str) -> dict[str, np.ndarray]:
+        """The arrays; else everything that is wrong is said, and UserError raised.
+
+        Args:
+          where: the file.
+          what: the network that it should be of.
+        """
+        if self.mismatch:
+            for line in self.mismatch.lines():
+                logger.info("%s", line)
+            raise UserError(f"{where} is not {what}: {self.mismatch.summary()}")
+        return self.arrays
+
+
+def convert(
+    entries: Iterable[Entry],
+    theirs: Arrays,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    ignored: Callable[[str], bool] = lambda name: False,
+) -> Converted:
+    """`compare`, then `to_ours` where nothing differs."""
+    entries = list(entries)
+    mismatch = compare(entries, theirs, shapes, ignored=ignored)
+    return Converted({} if mismatch else to_ours(entries, theirs, shapes), mismatch)

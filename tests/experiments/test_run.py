@@ -102,7 +102,7 @@ def test_a_finished_run_goes_on(trained, cache, capsys):
 def test_a_used_folder_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
-    with pytest.raises(UserError, match=r"--lr=0\.001 there"):
+    with pytest.raises(UserError, match=r"--lr=0\.0006 there, 0\.5 here"):
         train(trained, cache, "--steps=8", "--lr=0.5")
 
 

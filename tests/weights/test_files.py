@@ -8,8 +8,8 @@ import pytest
 import safetensors.numpy
 
 from jaxdepth.errors import UserError
+from jaxdepth.train_state import flatten
 from jaxdepth.weights import files, start
-from jaxdepth.weights.resnet import flatten
 from tests import tiny
 
 
@@ -90,14 +90,14 @@ def test_a_kept_classifier_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "words"),
+    ("change", "words"),
     [
-        ({"init": "nyu"}, {}, "weights for --init=nyu, not for --init=imagenet"),
-        ({"layout": "fcrn"}, {}, "give --layout=fcrn"),
-        ({"rgb_mean": (0.0, 0.0, 0.0)}, {}, "normalised by rgb_mean"),
+        ({"init": "nyu"}, "weights for --init=nyu, not for --init=imagenet"),
+        ({"layout": "fcrn"}, "give --layout=fcrn"),
+        ({"rgb_mean": (0.0, 0.0, 0.0)}, "normalised by rgb_mean"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change, options, words):
+def test_weights_that_do_not_fit_are_refused(change, words):
     state = fresh()
     weights = dataclasses.replace(some(state), **change)
     with pytest.raises(UserError, match=words):

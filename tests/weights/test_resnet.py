@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxdepth.errors import UserError
 from jaxdepth.models.resnet import Bottleneck, ResNet
+from jaxdepth.train_state import flatten
 from jaxdepth.weights import resnet
 
 from . import torch_files, torch_resnet
@@ -90,8 +91,11 @@ def assert_parity(state_dict, size, *, train):
     assert_close(got, outputs[-1])
     if train:
         stats = jax.tree.map(np.asarray, stats)
-        flat = resnet.flatten({"batch_stats": {"encoder": stats}})
-        flat |= resnet.flatten({"params": {"encoder": network["params"]}})
+        tree = {
+            "batch_stats": {"encoder": stats},
+            "params": {"encoder": network["params"]},
+        }
+        flat = flatten(tree)
         back = resnet.to_state_dict(flat)
         for name, wanted in their_stats.items():
             assert_close(back[name], wanted)
@@ -103,17 +107,10 @@ SIZES = [(224, 224), (228, 304), (97, 131)]
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("size", SIZES)
-def test_every_stage_equals_pytorch_s(random_weights, size, train):
+@pytest.mark.parametrize("which", ["random_weights", "real_weights"])
+def test_every_stage_equals_pytorch_s(request, which, size, train):
     pytest.importorskip("torch", reason="parity with PyTorch needs torch")
-    assert_parity(random_weights, size, train=train)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("size", SIZES)
-def test_every_stage_of_the_real_weights_equals_pytorch_s(real_weights, size, train):
-    pytest.importorskip("torch", reason="parity with PyTorch needs torch")
-    assert_parity(real_weights, size, train=train)
+    assert_parity(request.getfixturevalue(which), size, train=train)
 
 
 def logits_of(state_dict, rgb):

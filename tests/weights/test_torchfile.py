@@ -67,10 +67,6 @@ def test_files_of_pytorch_itself(tmp_path, legacy):
     np.testing.assert_array_equal(got["parameter"], base[0].numpy())
 
 
-def evil(marker) -> torch_files.Call:
-    return torch_files.Call(torch_files.Named("os", "system"), f"touch {marker}")
-
-
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     "name",

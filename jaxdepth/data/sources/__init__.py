@@ -1,14 +1,18 @@
 """Data of any format as frames. One file per format; `open_source` recognises them."""
 
 import dataclasses
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxdepth.errors import UserError
+
+
+class BrokenFrame(UserError):
+    """Files of one frame that can't be read, named with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +68,11 @@ class Source(Protocol):
     notes: list[str]
 
     def frame(self, row: int) -> Frame:
-        """Read one frame. UserError where it is broken."""
+        """Read one frame.
+
+        Raises BrokenFrame where its files can't be read, which a store may leave out;
+        another UserError where something is wrong with the data as a whole.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
@@ -76,43 +84,74 @@ class Source(Protocol):
         ...
 
 
-def _labeled(path: Path, depth_scale: float | None) -> Source:
-    from jaxdepth.data.sources import labeled
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """What a user may say about how data are read. Each format takes some of it.
 
-    if depth_scale is not None:
-        raise UserError("--depth_scale: a labeled .mat holds metres; leave it out")
-    return labeled.Labeled(path)
+    Attributes:
+      depth_scale: stored units per metre, where depth is stored in other units.
+      every: of a recorded sequence, one frame out of so many.
+      doubles: "drop" leaves out frames of a raw dump whose image is matched by more
+        than one depth map (the paper, section 4), "keep" keeps them.
+      max_gap: largest time in seconds between image and depth of a raw dump.
+      variant: release of the NYU toolbox whose projection is followed, "B" or "A".
+      fill: how holes in projected raw depth are filled, as the toolbox does.
+    """
+
+    depth_scale: float | None = None
+    every: int = 1
+    doubles: Literal["drop", "keep"] = "drop"
+    max_gap: float | None = None
+    variant: Literal["B", "A"] = "B"
+    fill: Literal["none", "colorization", "cross_bf"] = "none"
 
 
-def _folder(path: Path, depth_scale: float | None) -> Source:
-    from jaxdepth.data.sources import folder
-
-    return folder.Folder(path, depth_scale=depth_scale)
-
-
-FORMATS: dict[str, Callable[[Path, float | None], Source]] = {
-    "nyu_labeled": _labeled,
-    "folder": _folder,
+# In the order in which they are asked whether they know the data. Each is a module
+# here with `recognises(path) -> bool`, quick and without errors; `source_of(path,
+# options) -> Source`; and `TAKES`, the options that it has a use for.
+FORMATS: dict[str, str] = {
+    "nyu_labeled": "labeled",
+    "folder": "folder",
 }
 
 
 def open_source(
-    path: str | Path, *, data_format: str = "auto", depth_scale: float | None = None
+    path: str | Path,
+    *,
+    data_format: str = "auto",
+    options: ReadOptions | None = None,
 ) -> Source:
     """Open data, whose content tells what they are unless `data_format` does.
 
-    Args:
-      depth_scale: stored units per metre, for depth that is stored in other units.
-
-    Raises: UserError where there is nothing, or nothing of a known format.
+    Raises: UserError where there is nothing, nothing of a known format, or an option
+      was given that the format has no use for.
     """
-    path = Path(path).expanduser()
+    path, options = Path(path).expanduser(), options or ReadOptions()
     if not path.exists():
         raise UserError(f"--data={path}: there is no such file or folder")
-    if data_format != "auto":
-        return FORMATS[data_format](path, depth_scale)
-    # A file is taken for a labeled one: its reader says what it is instead.
-    return FORMATS["folder" if path.is_dir() else "nyu_labeled"](path, depth_scale)
+    if data_format == "auto":
+        data_format = _recognised(path)
+    module = _module(data_format)
+    for field in dataclasses.fields(options):
+        given = getattr(options, field.name)
+        if given != field.default and field.name not in module.TAKES:
+            raise UserError(
+                f"--{field.name}={given}: data of format {data_format} have no use "
+                "for it; leave it out"
+            )
+    return module.source_of(path, options)
+
+
+def _recognised(path: Path) -> str:
+    for name in FORMATS:
+        if _module(name).recognises(path):
+            return name
+    # Their readers say what it is instead.
+    return "folder" if path.is_dir() else "nyu_labeled"
+
+
+def _module(data_format: str) -> Any:
+    return importlib.import_module(f"{__name__}.{FORMATS[data_format]}")
 
 
 def check_unit(median: float, *, largest: float, where: str, hint: str) -> None:

@@ -8,12 +8,22 @@ import numpy as np
 from PIL import Image
 
 from jaxdepth import photos
-from jaxdepth.data.sources import Frame, FrameInfo, check_unit
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, check_unit
 from jaxdepth.errors import UserError
 
 DEPTH_WORDS = ("sync_depth", "depths", "depth8", "depth", "gt", "disp")
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
 SAMPLE = 8
+TAKES = frozenset({"depth_scale"})
+
+
+def recognises(path: Path) -> bool:
+    """Any folder: the last format to be asked."""
+    return path.is_dir()
+
+
+def source_of(path: Path, options: ReadOptions) -> "Folder":
+    return Folder(path, depth_scale=options.depth_scale)
 
 
 class Folder:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from jaxdepth.data import splits
-from jaxdepth.data.sources import Frame, FrameInfo, check_unit
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, check_unit
 from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,16 @@ INTRINSICS = (
     518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465,
 )  # fmt: skip
 SAMPLE = 8  # frames looked at before all are read
+TAKES: frozenset[str] = frozenset()
+
+
+def recognises(path: Path) -> bool:
+    """An HDF5 file, or one that is named as MATLAB's are."""
+    return path.is_file() and (path.suffix == ".mat" or _is_hdf5(path))
+
+
+def source_of(path: Path, options: ReadOptions) -> "Labeled":
+    return Labeled(path)
 
 
 class Labeled:
@@ -128,11 +138,7 @@ class Labeled:
                 f"{self.path} is a MATLAB v5 file; the labeled set is the v7.3 file "
                 "nyu_depth_v2_labeled.mat (2.97 GB)"
             )
-        try:
-            hdf5 = h5py.is_hdf5(self.path)
-        except OSError:
-            hdf5 = False
-        if not hdf5:
+        if not _is_hdf5(self.path):
             raise UserError(
                 f"{self.path} is not a MATLAB v7.3 (HDF5) file, nor a folder or a "
                 "store: give nyu_depth_v2_labeled.mat"
@@ -275,6 +281,13 @@ class Labeled:
                 where=str(self.path),
                 hint="a labeled .mat holds metres; convert it",
             )
+
+
+def _is_hdf5(path: Path) -> bool:
+    try:
+        return h5py.is_hdf5(path)
+    except OSError:
+        return False
 
 
 def _scene(index: int | None) -> str | None:

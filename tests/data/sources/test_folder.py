@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.data import store
-from jaxdepth.data.sources import open_source
+from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.errors import UserError
 
 H, W = 6, 8
@@ -111,7 +111,7 @@ def test_depth_is_the_stored_value_by_the_scale(tmp_path, name, stored, given, m
         np.save(tmp_path / name, stored)
     else:
         Image.fromarray(stored).save(tmp_path / name)
-    source = open_source(tmp_path, depth_scale=given)
+    source = open_source(tmp_path, options=ReadOptions(depth_scale=given))
     np.testing.assert_allclose(source.frame(0).depths["filled"], metres, rtol=1e-6)
     assert source.eight_bit == (stored.dtype == np.uint8)
 
@@ -134,7 +134,7 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
     values[0], values[1] = 0, 200
     Image.fromarray(values).save(tmp_path / "a_depth.png")
     refused(tmp_path, "8-bit depth.*--depth_scale", tmp_path / "a_depth.png")
-    source = open_source(tmp_path, depth_scale=25.5)
+    source = open_source(tmp_path, options=ReadOptions(depth_scale=25.5))
     assert source.eight_bit and source.truths == ("raw",)
     opened = store.write(source, tmp_path.with_name("store8"), size=(H, W))
     found = opened.gather([0], depth="raw")[1][0]
@@ -187,7 +187,13 @@ def test_two_files_for_one_frame_are_told(tmp_path):
 def test_a_wrong_unit_is_told(tmp_path, metres, scale, match):
     image(tmp_path, "a.jpg")
     np.save(tmp_path / "a.npy", np.full((H, W), 2000.0))
-    refused(tmp_path, match, tmp_path, "--depth_scale", depth_scale=scale)
+    refused(
+        tmp_path,
+        match,
+        tmp_path,
+        "--depth_scale",
+        options=ReadOptions(depth_scale=scale),
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1"])
@@ -257,7 +263,10 @@ def test_changed_files_have_another_fingerprint(tmp_path):
     depth(tmp_path, "a_depth.png")
     first = open_source(tmp_path).fingerprint()
     assert open_source(tmp_path).fingerprint() == first
-    assert open_source(tmp_path, depth_scale=500.0).fingerprint() != first
+    assert (
+        open_source(tmp_path, options=ReadOptions(depth_scale=500.0)).fingerprint()
+        != first
+    )
     depth(tmp_path, "a_depth.png", size=(H, W + 9))
     assert open_source(tmp_path).fingerprint() != first
 
@@ -290,7 +299,7 @@ def test_the_real_tum_frames(shared_data, tmp_path):
         for kind, file in (("rgb", rgb), ("depth", metres)):
             (tmp_path / kind).mkdir(exist_ok=True)
             shutil.copy(root / file, tmp_path / kind / f"{k}.png")
-    source = open_source(tmp_path, depth_scale=5000)
+    source = open_source(tmp_path, options=ReadOptions(depth_scale=5000))
     raw = source.frame(0).depths["raw"]
     assert raw[raw > 0].min() > 0.7 and raw.max() < 2.1
     assert (raw == 0).mean() == pytest.approx(0.17, abs=0.03)

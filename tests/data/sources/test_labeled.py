@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.data import splits, store
-from jaxdepth.data.sources import open_source
+from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.errors import UserError
 
 W, H = 8, 6
@@ -276,8 +276,8 @@ def test_a_wrong_unit_is_told(tmp_path, factor, match):
 
 def test_a_depth_scale_makes_no_sense(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
-    with pytest.raises(UserError, match="holds metres"):
-        open_source(path, depth_scale=1000)
+    with pytest.raises(UserError, match="no use for it"):
+        open_source(path, options=ReadOptions(depth_scale=1000.0))
 
 
 def test_what_is_not_there_is_told(tmp_path):
