@@ -76,8 +76,9 @@ class Config:
     """Input of the network, HEIGHTxWIDTH; auto: 228x304."""
     augment: Literal["none", "full"] = "full"
     """Random scale, rotation, crop, flip and colour while training, or none."""
-    cache: Literal["none", "host"] = "none"
-    """Keep the training frames in memory."""
+    cache: Literal["none", "host", "device"] = "none"
+    """Keep the training frames in the host's memory, or on the accelerators, spread
+    over them: no input from the host then, and the same batches."""
     cache_dir: str = "~/.cache/jaxdepth"
     """Where rendered rooms and prepared data are kept."""
 

@@ -29,7 +29,7 @@ from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.config import Config
-from jaxdepth.data import pipeline
+from jaxdepth.data import pipeline, table
 from jaxdepth.errors import UserError
 from jaxdepth.train_state import TrainState
 from jaxdepth.weights import files, start
@@ -390,7 +390,7 @@ def _train(
             config,
             state,
             batches,
-            step_fn=session.placement.compile(steps.train_step, spec),
+            step_fn=_step_fn(session, spec),
             placement=session.placement,
             checkpoints=checkpoints,
             writer=writer,
@@ -409,6 +409,34 @@ def _train(
         checkpoints.save(step, outcome.state, rmse=rmse)
         checkpoints.wait()
     return outcome
+
+
+def _step_fn(session: Session, spec: steps.StepSpec) -> Any:
+    """The compiled step, on batches from the host or on a table on the devices."""
+    placement, data = session.placement, session.data
+    if session.config.cache != "device":
+        return placement.compile(steps.train_step, spec)
+    part = table.reader(
+        data.train, data.train_rows, depth=data.depth, devices=len(placement.devices)
+    )
+    try:
+        placed = jax.block_until_ready(placement.place_table(part))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"--cache=device: {len(data.train_rows)} frames of {data.train.size} do "
+            "not fit into the devices' memory: use --cache=host or none"
+        ) from None
+    held = sum(x.addressable_shards[0].data.nbytes for x in placed.values())
+    logger.info(
+        "%d training frames lie on the devices: %.1f MiB on each",
+        len(data.train_rows),
+        held / 2**20,
+    )
+    return placement.compile(
+        steps.train_step_on_table, spec, data.train.size, table=placed
+    )
 
 
 def _finish(

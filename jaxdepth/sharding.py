@@ -57,27 +57,33 @@ class Placement:
                 f"devices x --accumulate={accumulate}: use a multiple of {parts}"
             )
 
-    def compile(self, step: Callable, spec: Any) -> Callable:
-        """`step(spec, state, batch)` as (placed state, placed batch) -> the same.
+    def compile(
+        self, step: Callable, *settled: Any, table: PyTree | None = None
+    ) -> Callable:
+        """`step(*settled, state, batch)` as (placed state, placed batch) -> the same.
 
-        The state's memory is reused. Logs come back replicated.
+        The state's memory is reused. Logs come back replicated. With a table of
+        `place_table`, each device's part of it is the step's last argument.
         """
-        bound = functools.partial(step, spec)
+        bound = functools.partial(step, *settled)
+        more = () if table is None else (table,)
         if self.kind == "pmap":
-            return jax.pmap(
+            run = jax.pmap(
                 bound, axis_name=AXIS, donate_argnums=0, devices=self.devices
             )
+            return lambda state, batch: run(state, batch, *more)
         # Inside shard_map the step sees one device's part, as under pmap. Its own
         # psums make the results equal everywhere, which check_vma cannot see through
         # collectives in the differentiated batch normalisation.
         sharded = jax.shard_map(
             bound,
             mesh=self.mesh,
-            in_specs=(P(), P(AXIS)),
+            in_specs=(P(), P(AXIS), *(P(AXIS) for _ in more)),
             out_specs=(P(), P()),
             check_vma=False,
         )
-        return jax.jit(sharded, donate_argnums=0)
+        run = jax.jit(sharded, donate_argnums=0)
+        return lambda state, batch: run(state, batch, *more)
 
     def place_state(self, state: PyTree) -> PyTree:
         """Copy a host's state to every device."""
@@ -102,6 +108,34 @@ class Placement:
             k: jax.make_array_from_process_local_data(sharding, v)
             for k, v in batch.items()
         }
+
+    def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
+        """Lay a table over all devices: `part(k)` is what device number k holds.
+
+        Parts have one shape. Each host makes those of its own devices, one at a time.
+        """
+        local = set(self.local)
+        parts = [
+            jax.device_put(part(k), device)
+            for k, device in enumerate(self.devices)
+            if device in local
+        ]
+        if self.kind == "pmap":
+            stacked = [jax.tree.map(lambda x: x[None], p) for p in parts]
+            return self._assembled(stacked, Mesh(np.array(self.local), (AXIS,)))
+        return self._assembled(parts, self.mesh)
+
+    @staticmethod
+    def _assembled(parts: list[PyTree], mesh: Mesh) -> PyTree:
+        """One array of each leaf, whose first axis runs over the mesh."""
+
+        def join(*leaves: jax.Array) -> jax.Array:
+            rows, *shape = leaves[0].shape
+            return jax.make_array_from_single_device_arrays(
+                (rows * mesh.size, *shape), NamedSharding(mesh, P(AXIS)), list(leaves)
+            )
+
+        return jax.tree.map(join, *parts)
 
     def one(self, tree: PyTree) -> PyTree:
         """One copy of what every device holds: the state as `place_state` took it."""

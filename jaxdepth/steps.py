@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
 from jaxdepth import losses
 from jaxdepth.config import training_frame
-from jaxdepth.data import augment
+from jaxdepth.data import augment, table
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
 from jaxdepth.train_state import PyTree, TrainState
@@ -203,6 +203,24 @@ def train_step(
         "skipped": skipped,
     }
     return new, logs
+
+
+def train_step_on_table(
+    spec: StepSpec,
+    frame: tuple[int, int],
+    state: TrainState,
+    batch: Batch,
+    frames: table.Table,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` on frames that lie on the devices.
+
+    Args:
+      frame: (height, width) of the frames.
+      batch: `rows` (b,) int32, places in the table, and `position` (b,) int32.
+      frames: this device's part of the table, see `data.table`.
+    """
+    found = table.gather(frames, batch["rows"], frame=frame, axis_name=spec.axis_name)
+    return train_step(spec, state, {**found, "position": batch["position"]})
 
 
 def init_state(

@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from jaxdepth import steps
+from jaxdepth.data import table
 from jaxdepth.errors import UserError
 from jaxdepth.sharding import AXIS, Placement
 
@@ -109,6 +110,68 @@ def test_the_state_comes_back_in_one_copy(alone, together):
     state, last = alone[1], together[1]
     assert int(last.step) == 10
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, last)
+
+
+class Frames:
+    """What `table.reader` needs of a store: 21 frames in memory."""
+
+    size = tiny.FRAME
+
+    def __init__(self):
+        self.all = tiny.batch(21, seed=5, empty=(4, 9))
+
+    def gather(self, rows, *, depth):
+        assert depth == "filled"
+        return self.all["rgb"][rows], self.all["depth_mm"][rows]
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_frames_on_the_devices_are_the_same_batches(kind, devices):
+    placement = Placement.over(kind, jax.devices()[:devices])
+    frames, held = Frames(), np.array([*range(20, 3, -1), 2, 0])
+    part = table.reader(frames, held, depth="filled", devices=devices)
+    placed = placement.place_table(part)
+    assert len(placed["rgb"].sharding.device_set) == devices
+    places = np.array([18, 0, 0, 7, 3, 11, 12, 5], np.int32)  # on any device, twice
+
+    def look(axis_name, state, batch, frames):
+        found = table.gather(
+            frames, batch["rows"], frame=tiny.FRAME, axis_name=axis_name
+        )
+        return state, jax.tree.map(
+            lambda x: jax.lax.all_gather(x, axis_name, tiled=True), found
+        )
+
+    step = placement.compile(look, AXIS, table=placed)
+    state = placement.place_state({"n": np.zeros(())})
+    found = placement.one(step(state, placement.place_batch({"rows": places}))[1])
+    for name, values in frames.all.items():
+        if name != "position":
+            np.testing.assert_array_equal(found[name], values[held[places]])
+            assert found[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_a_step_on_a_table_is_the_step_on_its_frames(kind):
+    spec = tiny.spec(augment="full", bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(kind)
+    frames, rows = Frames(), np.arange(16, dtype=np.int32)[::-1].copy()
+    rgb, depth_mm = frames.gather(rows, depth="filled")
+    position = np.arange(16, dtype=np.int32)
+    state = tiny.state(spec)
+    expected, _ = walk(
+        placement.compile(steps.train_step, spec),
+        placement,
+        state,
+        [{"rgb": rgb, "depth_mm": depth_mm, "position": position}],
+    )
+    part = table.reader(frames, np.arange(21), depth="filled", devices=8)
+    placed = placement.place_table(part)
+    step = placement.compile(steps.train_step_on_table, spec, tiny.FRAME, table=placed)
+    got, _ = walk(step, placement, state, [{"rows": rows, "position": position}])
+    np.testing.assert_allclose(got[0][0]["loss"], expected[0][0]["loss"], rtol=1e-6)
+    assert relative(got[0][1], expected[0][1]) < 1e-5
 
 
 @pytest.fixture(scope="module")

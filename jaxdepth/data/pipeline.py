@@ -37,18 +37,30 @@ def batches(
       rows: the store's rows that train.
       depth: "filled" or "raw".
       batch_size: global; `host` of `hosts` gets its slice.
-      cache: "host" reads all rows into memory first.
+      cache: "host" reads all rows into memory first; with "device" the frames lie on
+        the accelerators (`data.table`), and batches name them alone.
       backend: "tf", "threads", or "auto": tf.data where TensorFlow can be imported.
 
     Yields an iterator of `rgb` (b,h,w,3) uint8, `depth_mm` (b,h,w) uint16 and
-    `position` (b,) int32, each image's place in the global batch.
+    `position` (b,) int32, each image's place in the global batch. With
+    cache="device": `rows` (b,) int32, places in `rows`, and `position`.
     """
     part = order.host_slice(batch_size, host, hosts)
     position = np.arange(batch_size, dtype=np.int32)[part]
+
+    def places_of(step: int) -> np.ndarray:
+        return order.rows_of_step(seed, step, batch_size, len(rows))[part]
+
+    if cache == "device":
+        yield (
+            {"rows": places_of(step).astype(np.int32), "position": position}
+            for step in range(start_step, stop_step)
+        )
+        return
     held = store.gather(rows, depth=depth) if cache == "host" else None
 
     def make(step: int) -> tuple[np.ndarray, np.ndarray]:
-        places = order.rows_of_step(seed, step, batch_size, len(rows))[part]
+        places = places_of(step)
         if held is not None:
             return held[0][places], held[1][places]
         return store.gather(rows[places], depth=depth)

@@ -73,6 +73,17 @@ def test_batches_are_the_stores_rows_in_order(opened, backend):
         np.testing.assert_array_equal(batch["position"], range(4))
 
 
+def test_frames_on_the_devices_are_named_alone(opened):
+    named = collect(opened, 3, 9, cache="device", host=1, hosts=2)
+    frames = collect(opened, 3, 9, backend="threads", host=1, hosts=2)
+    for a, b in zip(named, frames, strict=True):
+        assert a.keys() == {"rows", "position"} and a["rows"].dtype == np.int32
+        rgb, depth_mm = opened.gather(ROWS[a["rows"]], depth="filled")
+        np.testing.assert_array_equal(rgb, b["rgb"])
+        np.testing.assert_array_equal(depth_mm, b["depth_mm"])
+        np.testing.assert_array_equal(a["position"], b["position"])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_truth_asked_for_comes(opened, backend):
     filled, raw = (
