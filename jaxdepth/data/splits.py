@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -40,6 +41,24 @@ def parts() -> dict[str, str]:
             found[scene] = part
             count += frames[scene]
     return found | dict.fromkeys(names, "train")
+
+
+def scene_of_folder(name: str) -> str:
+    """The labeled set's scene that a raw folder belongs to.
+
+    Raw folders carry a letter, which the labeled set's names do not: basement_0001a
+    and basement_0001b are of basement_0001.
+    """
+    return re.sub(r"(?<=\d)[a-z]$", "", name)
+
+
+def is_test_scene(name: str) -> bool:
+    """Whether a raw folder, or a scene, is one that the official test frames show.
+
+    BTS's list of training folders has such: bookstore_0001d to bookstore_0001j, while
+    test frames 84-91 and 117-119 are of bookstore_0001.
+    """
+    return parts().get(scene_of_folder(name)) == "test"
 
 
 def by_official_frames(

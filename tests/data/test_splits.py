@@ -74,6 +74,35 @@ def test_other_data_have_no_official_split():
     assert splits.by_official_frames([None], [None]) is None
 
 
+@pytest.mark.parametrize(
+    ("folder", "scene"),
+    [
+        ("basement_0001a", "basement_0001"),
+        ("basement_0001", "basement_0001"),
+        ("nyu_office_0", "nyu_office_0"),
+        ("study", "study"),
+        ("", ""),
+    ],
+)
+def test_a_raw_folders_letter_is_no_part_of_its_scene(folder, scene):
+    assert splits.scene_of_folder(folder) == scene
+
+
+def test_test_scenes_are_known_by_folder_and_by_scene():
+    known = splits.official()
+    assert all(splits.is_test_scene(known["scenes"][i - 1]) for i in known["test"])
+    assert not any(splits.is_test_scene(known["scenes"][i - 1]) for i in known["train"])
+    assert splits.is_test_scene("bookstore_0001d")
+    assert not splits.is_test_scene("my_room_0001a")
+
+
+def test_the_folders_that_bts_trains_on_show_one_test_scene(shared_data):
+    listed = (shared_data / "nyu_splits" / "train_scenes.txt").read_text().split()
+    assert len(listed) == 284
+    shown = [name for name in listed if splits.is_test_scene(name)]
+    assert shown == [f"bookstore_0001{letter}" for letter in "defghij"]
+
+
 def test_lists_equal_the_published_ones(shared_data):
     published = json.loads((shared_data / "nyu_splits" / "splits.json").read_text())
     known = splits.official()
