@@ -120,6 +120,8 @@ class Config:
     """Batch statistics over the whole batch, or per device."""
     accumulate: int = 1
     """Split each batch into so many parts, one after another, to save memory."""
+    steps_per_call: int = 1
+    """Steps that the devices take in one call, without the host between them."""
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or the step is skipped."""
     seed: int = 0
@@ -237,6 +239,7 @@ _BOUNDS: tuple[tuple[str, float, bool], ...] = (
     ("rooms", 1, True),
     ("train_images", 1, True),
     ("accumulate", 1, True),
+    ("steps_per_call", 1, True),
     ("lr", 0, False),
     ("weight_decay", 0, True),
     ("warmup_steps", 0, True),
@@ -469,15 +472,29 @@ def settle_steps(config: Config, *, train_images: int) -> Config:
         epochs = 20.0 if config.epochs is None else config.epochs
         assert config.batch_size != "auto"
         steps = max(1, math.ceil(epochs * train_images / config.batch_size))
+    at_once = config.steps_per_call
+
+    def whole_calls(count: int) -> int:
+        return at_once * math.ceil(count / at_once)
+
+    if config.steps == "auto":
+        steps = whole_calls(steps)
     values: dict[str, Any] = {"steps": steps, "epochs": None}
     if config.eval_every == "auto":
-        values["eval_every"] = max(1, math.ceil(steps / 5))
+        values["eval_every"] = whole_calls(max(1, math.ceil(steps / 5)))
     if config.log_every == "auto":
-        values["log_every"] = max(1, min(50, steps // 50))
+        values["log_every"] = whole_calls(max(1, min(50, steps // 50)))
     evaluations = values.get("eval_every", config.eval_every)
     if config.save_every == "auto":
         values["save_every"] = evaluations
-    return dataclasses.replace(config, **values)
+    settled = dataclasses.replace(config, **values)
+    for name in ("steps", "log_every", "eval_every", "save_every"):
+        if getattr(settled, name) % at_once:
+            raise UserError(
+                f"--{name}={getattr(settled, name)}: must be a multiple of "
+                f"--steps_per_call={at_once}"
+            )
+    return settled
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -414,8 +414,9 @@ def _train(
 def _step_fn(session: Session, spec: steps.StepSpec) -> Any:
     """The compiled step, on batches from the host or on a table on the devices."""
     placement, data = session.placement, session.data
+    stacked = session.config.steps_per_call > 1
     if session.config.cache != "device":
-        return placement.compile(steps.train_step, spec)
+        return placement.compile(steps.train_step, spec, stacked=stacked)
     part = table.reader(
         data.train, data.train_rows, depth=data.depth, devices=len(placement.devices)
     )
@@ -435,7 +436,11 @@ def _step_fn(session: Session, spec: steps.StepSpec) -> Any:
         held / 2**20,
     )
     return placement.compile(
-        steps.train_step_on_table, spec, data.train.size, table=placed
+        steps.train_step_on_table,
+        spec,
+        data.train.size,
+        table=placed,
+        stacked=stacked,
     )
 
 

@@ -58,15 +58,26 @@ class Placement:
             )
 
     def compile(
-        self, step: Callable, *settled: Any, table: PyTree | None = None
+        self,
+        step: Callable,
+        *settled: Any,
+        table: PyTree | None = None,
+        stacked: bool = False,
     ) -> Callable:
         """`step(*settled, state, batch)` as (placed state, placed batch) -> the same.
 
-        The state's memory is reused. Logs come back replicated. With a table of
-        `place_table`, each device's part of it is the step's last argument.
+        The state's memory is reused. Logs come back replicated.
+
+        Args:
+          table: of `place_table`; each device's part of it is the step's last argument.
+          stacked: take as many steps as the batch's first axis is long, in one call,
+            and return the logs of all of them.
         """
         bound = functools.partial(step, *settled)
+        if stacked:
+            bound = functools.partial(_many, bound)
         more = () if table is None else (table,)
+        batches = P(None, AXIS) if stacked else P(AXIS)
         if self.kind == "pmap":
             run = jax.pmap(
                 bound, axis_name=AXIS, donate_argnums=0, devices=self.devices
@@ -78,7 +89,7 @@ class Placement:
         sharded = jax.shard_map(
             bound,
             mesh=self.mesh,
-            in_specs=(P(), P(AXIS), *(P(AXIS) for _ in more)),
+            in_specs=(P(), batches, *(P(AXIS) for _ in more)),
             out_specs=(P(), P()),
             check_vma=False,
         )
@@ -97,13 +108,24 @@ class Placement:
             return _split_over(stacked, self.local)
         return jax.device_put(state, NamedSharding(self.mesh, P()))
 
-    def place_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Send this host's part of a batch to its devices."""
+    def place_batch(
+        self, batch: dict[str, np.ndarray], *, stacked: bool = False
+    ) -> dict[str, jax.Array]:
+        """Send this host's part of a batch to its devices.
+
+        `stacked`: its first axis counts the steps of one call.
+        """
         if self.kind == "pmap":
             n = len(self.local)
-            parts = {k: v.reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+
+            def split(x: np.ndarray) -> np.ndarray:
+                if not stacked:
+                    return x.reshape(n, -1, *x.shape[1:])
+                return x.reshape(len(x), n, -1, *x.shape[2:]).swapaxes(0, 1)
+
+            parts = {k: split(v) for k, v in batch.items()}
             return _split_over(parts, self.local)
-        sharding = NamedSharding(self.mesh, P(AXIS))
+        sharding = NamedSharding(self.mesh, P(None, AXIS) if stacked else P(AXIS))
         return {
             k: jax.make_array_from_process_local_data(sharding, v)
             for k, v in batch.items()
@@ -144,6 +166,11 @@ class Placement:
                 lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree
             )
         return tree
+
+
+def _many(step: Callable, state: PyTree, batches: PyTree, *table: PyTree):
+    """One step after another on the device; the last state, and all logs."""
+    return jax.lax.scan(lambda s, batch: step(s, batch, *table), state, batches)
 
 
 def _split_over(tree: PyTree, devices: list[Device]) -> PyTree:

@@ -104,7 +104,7 @@ def loop(
       config: settled; `steps`, `log_every`, `eval_every`, `save_every` are numbers.
       state: one copy, on the host or one device.
       batches: this host's part of the batches from `state.step` on.
-      step_fn: of `Placement.compile`.
+      step_fn: of `Placement.compile`, stacked where `config.steps_per_call` is above 1.
       checkpoints, writer: where the run is written down.
       learning_rate: step -> rate, for the log.
       evaluate: (step, state) -> RMSE of the first protocol, or None.
@@ -113,7 +113,7 @@ def loop(
 
     Raises MachineError where a checkpoint can't be written.
     """
-    start, stop = int(state.step), int(config.steps)
+    start, stop, at_once = int(state.step), int(config.steps), config.steps_per_call
     placed = placement.place_state(state)
     clock, total = _Clock(), _Clock()
     skipped = 0.0
@@ -123,22 +123,24 @@ def loop(
         if stopping is None:
             stopping = stack.enter_context(StopSignals())
         bar = stack.enter_context(progress(stop, start=start))
-        for step in range(start + 1, stop + 1):
+        for step in range(start + at_once, stop + 1, at_once):
             asked = time.perf_counter()
-            batch = placement.place_batch(next(batches))
+            batch = _place(placement, batches, at_once)
             waited = time.perf_counter() - asked
             clock.waited += waited
             placed, logs = step_fn(placed, batch)
             logs_waiting.append(logs)
-            clock.images += int(config.batch_size)
-            total.images += int(config.batch_size)
-            if step == start + 1:
+            clock.images += at_once * int(config.batch_size)
+            total.images += at_once * int(config.batch_size)
+            first = step == start + at_once
+            if first:
                 jax.block_until_ready(logs)
-                logger.info("first step done after %.1f s", total.seconds)
+                what = f"first {at_once} steps" if at_once > 1 else "first step"
+                logger.info("%s done after %.1f s", what, total.seconds)
                 clock.restart()
                 total.restart()
             ending = step == stop or stopping.reason is not None
-            if step % int(config.log_every) == 0 or ending or step == start + 1:
+            if step % int(config.log_every) == 0 or ending or first:
                 record, bad = _record(
                     step, logs_waiting, clock, learning_rate, placement
                 )
@@ -170,6 +172,15 @@ def loop(
     return Outcome(state, reason, measured, int(skipped))
 
 
+def _place(placement: Placement, batches: Iterator[dict], at_once: int) -> dict:
+    """The next batch on the devices, or the next few of one call."""
+    if at_once == 1:
+        return placement.place_batch(next(batches))
+    several = [next(batches) for _ in range(at_once)]
+    stacked = {k: np.stack([batch[k] for batch in several]) for k in several[0]}
+    return placement.place_batch(stacked, stacked=True)
+
+
 def _leave_out(total: _Clock, clock: _Clock, since: float) -> None:
     """Time spent on evaluation and saving is not training time."""
     lost = time.perf_counter() - since
@@ -181,10 +192,11 @@ def _record(
     step: int, waiting: list[dict], clock: _Clock, learning_rate: Callable, placement
 ) -> tuple[dict[str, Any], bool]:
     """What is logged of the steps since the last line; whether one was not finite."""
-    fetched = [
-        {k: float(np.asarray(v).flat[0]) for k, v in placement.one(logs).items()}
-        for logs in waiting
-    ]
+    fetched = []
+    for logs in waiting:
+        columns = {k: np.ravel(v).tolist() for k, v in placement.one(logs).items()}
+        steps = zip(*columns.values(), strict=True)
+        fetched += [dict(zip(columns, values, strict=True)) for values in steps]
     losses = [row["loss"] for row in fetched]
     finite = [x for x in losses if math.isfinite(x)]
     bad = any(row["skipped"] for row in fetched)

@@ -126,6 +126,17 @@ def test_steps_follow_from_epochs(flags, steps):
     assert settled.eval_every == max(1, -(-steps // 5))
 
 
+def test_calls_of_several_steps_end_where_something_happens():
+    several = Config(batch_size=8, steps_per_call=4)
+    settled = config_lib.settle_steps(several, train_images=10)
+    names = ("steps", "log_every", "eval_every", "save_every")
+    assert [getattr(settled, name) for name in names] == [28, 4, 8, 8]
+    for flags in ({"steps": 7}, {"log_every": 3}, {"eval_every": 9}):
+        wrong = dataclasses.replace(several, **flags)
+        with pytest.raises(UserError, match="multiple of --steps_per_call=4"):
+            config_lib.settle_steps(wrong, train_images=10)
+
+
 @pytest.mark.parametrize("name", sorted(RECIPES))
 def test_recipes_are_valid_and_say_what_they_are(name):
     flags = dict(RECIPES[name].flags)

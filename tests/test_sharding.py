@@ -10,6 +10,7 @@ import tiny
 
 from jaxdepth import steps
 from jaxdepth.data import table
+from jaxdepth.data.store import Store
 from jaxdepth.errors import UserError
 from jaxdepth.sharding import AXIS, Placement
 
@@ -112,8 +113,8 @@ def test_the_state_comes_back_in_one_copy(alone, together):
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, last)
 
 
-class Frames:
-    """What `table.reader` needs of a store: 21 frames in memory."""
+class Frames(Store):
+    """A store of 21 frames in memory."""
 
     size = tiny.FRAME
 

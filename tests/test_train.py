@@ -63,7 +63,9 @@ def go(
             config,
             state,
             feed if feed is not None else batches(int(state.step)),
-            step_fn=placement.compile(steps.train_step, spec),
+            step_fn=placement.compile(
+                steps.train_step, spec, stacked=config.steps_per_call > 1
+            ),
             placement=placement,
             checkpoints=checkpoints,
             writer=writer,
@@ -96,6 +98,19 @@ def test_stopping_and_going_on_changes_nothing(tmp_path, kind):
     )
     losses = [r["loss"] for r in whole.records]
     assert [r["loss"] for r in second.records] == losses and len(losses) == 4
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_steps_of_one_call_are_the_same_steps(tmp_path, kind):
+    single = go(tmp_path / "single", 6, kind=kind, log_every=3)
+    several = go(
+        tmp_path / "several", 6, kind=kind, log_every=3, save_every=3, steps_per_call=3
+    )
+    assert [r["step"] for r in several.records] == [3, 6]
+    for ours, theirs in zip(several.records[1:], single.records[2:], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["images"] == theirs["images"] == 3 * BATCH
+    assert int(several.outcome.state.step) == 6 and several.saved == [3]
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):
