@@ -1,7 +1,10 @@
 """Data of any format as frames. One file per format; `open_source` recognises them."""
 
+import contextlib
+import contextvars
 import dataclasses
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -154,12 +157,27 @@ def _module(data_format: str) -> Any:
     return importlib.import_module(f"{__name__}.{FORMATS[data_format]}")
 
 
+_ANY_UNIT = contextvars.ContextVar("any_unit", default=False)
+
+
+@contextlib.contextmanager
+def any_unit() -> Iterator[None]:
+    """Within it no unit is refused: for a look at what is wrong with data."""
+    token = _ANY_UNIT.set(True)
+    try:
+        yield
+    finally:
+        _ANY_UNIT.reset(token)
+
+
 def check_unit(median: float, *, largest: float, where: str, hint: str) -> None:
-    """UserError for depth that can't be metres.
+    """UserError for depth that can't be metres, but within `any_unit`.
 
     Args:
       median, largest: over valid pixels of a sample, metres.
     """
+    if _ANY_UNIT.get():
+        return
     if median > 100:
         raise UserError(
             f"{where}: the median depth would be {median:.0f} m, so its unit is not "
