@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
+
+from jaxdepth.ops import platform
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -51,11 +52,11 @@ def conv2d(
         row, column = (height - 1) // 2, (width - 1) // 2
         padding = ((row, row), (column, column))
     pointwise = (height, width) == (1, 1) and padding == ((0, 0), (0, 0))
-    if pointwise and jax.default_backend() == "cpu":
+    if pointwise and platform.current() == "cpu":
         x = x[:, ::stride, ::stride]
         contract = (((3,), (0,)), ((), ()))
         return lax.dot_general(x, kernel[0, 0], contract, precision=precision)
-    if jax.default_backend() == "cpu":
+    if platform.current() == "cpu":
         (top, bottom), (left, right) = padding
         rows = (x.shape[1] + top + bottom - height) // stride + 1
         columns = (x.shape[2] + left + right - width) // stride + 1

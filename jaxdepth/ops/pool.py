@@ -1,9 +1,10 @@
 """Max-pooling."""
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+from jaxdepth.ops import platform
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -27,7 +28,7 @@ def max_pool(
     Returns: i = (h + top + bottom - size) // 2 + 1, and j likewise.
     """
     lowest = -jnp.inf
-    if jax.default_backend() != "cpu":
+    if platform.current() != "cpu":
         window, strides = (1, size, size, 1), (1, 2, 2, 1)
         pads = ((0, 0), *padding, (0, 0))
         return lax.reduce_window(x, lowest, lax.max, window, strides, pads)

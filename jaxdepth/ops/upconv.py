@@ -6,12 +6,12 @@ cost alone. Normalisation, biases and the second branch are the caller's.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.errors import UserError
+from jaxdepth.ops import platform
 from jaxdepth.ops.conv import conv2d
 
 FORMS = ("plain", "dilated", "four", "packed", "rows")
@@ -85,7 +85,7 @@ def upconv(
     convolution with `lhs_dilation=2` (25 / 49); `four` convolves each output phase
     by its own taps (25 / 49) and interleaves; `packed` is one convolution to 4 cout
     channels and depth to space (36 / 64); `rows` one for even and one for odd rows
-    to 2 cout channels each (30 / 56). `auto`: `default_form` of JAX's backend.
+    to 2 cout channels each (30 / 56). `auto`: `default_form` of the platform.
 
     Args:
       x: feature map, any height and width.
@@ -100,7 +100,7 @@ def upconv(
     Source: Laina et al. 2016, section 3.2; the four phases: their figure 3.
     """
     if form == "auto":
-        form = default_form(jax.default_backend())
+        form = default_form(platform.current())
     _check("upconv", form, FORMS)
     _check("unpool", unpool, UNPOOLS)
     _check("padding_side", padding_side, PADDING_SIDES)
