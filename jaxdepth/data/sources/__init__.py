@@ -114,6 +114,7 @@ class ReadOptions:
 # options) -> Source`; and `TAKES`, the options that it has a use for.
 FORMATS: dict[str, str] = {
     "nyu_labeled": "labeled",
+    "nyu_raw": "nyu_raw",
     "folder": "folder",
 }
 

@@ -1,0 +1,382 @@
+"""Raw dumps: real files through the toolbox, and every way a dump can be damaged."""
+
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.data import fill, splits, store, toolbox
+from jaxdepth.data.sources import (
+    BrokenFrame,
+    ReadOptions,
+    labeled,
+    nyu_raw,
+    open_source,
+)
+from jaxdepth.errors import UserError
+
+SCENE = "basement_0001a"
+P5, P6 = b"P5 640 480 65535\n", b"P6 640 480 255\n"
+WALL = np.full((480, 640), 800, "<u2")
+WALL[:, 300:340] = 2047
+
+
+def depth_name(time, ticks=7):
+    return f"d-{1316653580 + time:.6f}-{ticks}.pgm"
+
+
+def rgb_name(time, ticks=7):
+    return f"r-{1316653580 + time:.6f}-{ticks}.ppm"
+
+
+def write_scene(folder, depth_times, rgb_times, *, disparity=WALL):
+    """A scene's folder as the recorder leaves it."""
+    folder.mkdir(parents=True)
+    for time in depth_times:
+        (folder / depth_name(time)).write_bytes(P5 + disparity.tobytes())
+    for time in rgb_times:
+        (folder / rgb_name(time)).write_bytes(P6 + bytes(480 * 640 * 3))
+    (folder / "INDEX.txt").write_text("\n".join(os.listdir(folder)))
+    return folder
+
+
+def write_empty(folder, depth_times, rgb_times):
+    """A scene's files without content: enough for what is told from names."""
+    folder.mkdir(parents=True)
+    for time in depth_times:
+        (folder / depth_name(time)).touch()
+    for time in rgb_times:
+        (folder / rgb_name(time)).touch()
+    return folder
+
+
+def millimetres(depth):
+    """As a store rounds metres."""
+    return np.round(depth.astype(np.float64) * 1000)
+
+
+def names(source):
+    return [info.name for info in source.infos]
+
+
+def times(source):
+    return [toolbox.seconds(info.name) - 1316653580 for info in source.infos]
+
+
+@pytest.fixture
+def dump(shared_data):
+    return shared_data / "raw_kinect"
+
+
+def test_a_real_frame_is_the_toolbox_s_own(dump, shared_data):
+    source = open_source(dump)
+    assert isinstance(source, nyu_raw.NyuRaw)
+    assert names(source) == [f"{SCENE}/d-1316653580.471513-1316138413"]
+    assert source.infos[0].scene == SCENE
+    assert source.truths == ("raw",) and source.name == "raw_kinect"
+    frame = source.frame(0)
+    assert frame.raw is not None and frame.filled is None
+    reference = shared_data / "sync_png16" / SCENE
+    with Image.open(reference / "sync_depth_00000.png") as image:
+        np.testing.assert_array_equal(millimetres(frame.raw), image)
+    with Image.open(reference / "rgb_00000.jpg") as image:
+        assert np.abs(frame.rgb - np.asarray(image, float)).mean() < 4.4
+    assert frame.intrinsics == labeled.INTRINSICS
+    np.testing.assert_allclose(
+        labeled.INTRINSICS, (518.857901, 519.469611, 325.582449, 253.736166), 1e-8
+    )
+
+
+def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
+    opened = store.write(
+        open_source(dump), tmp_path / "s", size=(480, 640), mask_extremes="off"
+    )
+    _, depth = opened.gather([0], depth="raw")
+    with Image.open(shared_data / "sync_png16" / SCENE / "sync_depth_00000.png") as png:
+        np.testing.assert_array_equal(depth[0], png)
+    assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.857901)
+
+
+def test_one_scene_s_folder_is_a_dump_too(dump):
+    assert names(open_source(dump / SCENE)) == names(open_source(dump))
+
+
+@pytest.mark.parametrize("method", ["colorization", "cross_bf"])
+def test_filled_depth_comes_beside_the_raw_one(dump, method, monkeypatch):
+    assert nyu_raw.FILLS[method] is getattr(fill, f"fill_depth_{method}")
+    given = []
+    monkeypatch.setitem(
+        nyu_raw.FILLS, method, lambda *both: given.extend(both) or both[1] + 0.5
+    )
+    source = open_source(dump, options=ReadOptions(fill=method))
+    assert source.truths == ("filled", "raw")
+    frame = source.frame(0)
+    disparity = nyu_raw.read_depth(next((dump / SCENE).glob("d-*")))
+    rgb = nyu_raw.read_rgb(next((dump / SCENE).glob("r-*")))
+    depth, rgb = toolbox.project_depth_map(disparity, rgb)
+    np.testing.assert_array_equal(given[0], rgb)
+    np.testing.assert_array_equal(given[1], depth)
+    np.testing.assert_array_equal(frame.filled, (depth + 0.5).astype(np.float32))
+    np.testing.assert_array_equal(frame.raw, open_source(dump).frame(0).raw)
+
+
+def test_a_filled_frame_has_depth_where_the_raw_one_has_none(dump):
+    frame = open_source(dump, options=ReadOptions(fill="cross_bf")).frame(0)
+    assert frame.raw is not None and frame.filled is not None
+    assert (frame.filled > 0).mean() > 0.95 > 0.75 > (frame.raw > 0).mean()
+
+
+def test_the_older_variant_is_offered(dump):
+    newer = open_source(dump).frame(0).raw
+    older = open_source(dump, options=ReadOptions(variant="A")).frame(0).raw
+    assert 0 < (newer != older).mean() < 0.02
+
+
+def test_scenes_are_found_below_the_folder_in_the_order_of_their_names(tmp_path):
+    write_empty(tmp_path / "basements" / "basement_0001b", [0], [0])
+    write_empty(tmp_path / "basements" / "basement_0001a", [0.5, 0.25], [0.25, 0.5])
+    write_empty(tmp_path / "attic_0001", [1], [1])
+    (tmp_path / "basements" / "README.txt").touch()
+    source = open_source(tmp_path)
+    assert [info.scene for info in source.infos] == [
+        "attic_0001", "basement_0001a", "basement_0001a", "basement_0001b",
+    ]  # fmt: skip
+    assert times(source) == [1, 0.25, 0.5, 0]
+
+
+def test_a_folder_without_raw_depth_is_no_dump(tmp_path, shared_data):
+    assert not nyu_raw.recognises(tmp_path / "none")
+    (tmp_path / "r-1.0-2.ppm").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "d-notes.txt").touch()
+    assert not nyu_raw.recognises(tmp_path)
+    assert not nyu_raw.recognises(tmp_path / "r-1.0-2.ppm")
+    for other in ("sync_png16", "tum_rgbd", "nyu_train"):
+        assert not nyu_raw.recognises(shared_data / other)
+    with pytest.raises(UserError, match="holds no raw frame"):
+        open_source(tmp_path, data_format="nyu_raw")
+
+
+def test_frames_whose_image_serves_two_are_left_out_and_counted(tmp_path):
+    write_empty(tmp_path / SCENE, [0, 0.125, 0.5, 0.75, 1], [0, 0.5, 0.75])
+    source = open_source(tmp_path)
+    assert times(source) == [0.5]
+    assert any("4 of 5 frames left out" in note for note in source.notes)
+    source = open_source(tmp_path, options=ReadOptions(doubles="keep"))
+    assert times(source) == [0, 0.125, 0.5, 0.75, 1] and source.notes == []
+
+
+def test_a_gap_too_wide_leaves_a_frame_out(tmp_path):
+    write_empty(tmp_path / SCENE, [0, 1, 2], [0.125, 1.25, 2])
+    source = open_source(tmp_path, options=ReadOptions(max_gap=0.125))
+    assert times(source) == [0, 2]
+    assert any("1 of 3 frames left out" in note for note in source.notes)
+    assert times(open_source(tmp_path)) == [0, 1, 2]
+
+
+def test_doubles_are_told_before_gaps_are(tmp_path):
+    # The far one of two frames of one image: without it the other is no double.
+    write_empty(tmp_path / SCENE, [0, 1, 5], [0, 5])
+    source = open_source(tmp_path, options=ReadOptions(max_gap=0.5))
+    assert times(source) == [5]
+
+
+def test_every_seventh_frame_of_what_is_left_of_each_scene(tmp_path):
+    grid = [k / 4 for k in range(20)]
+    doubled = sorted([*grid, 0.0625])
+    write_empty(tmp_path / "a_0001", doubled, grid)
+    write_empty(tmp_path / "b_0001", grid[:9], grid)
+    source = open_source(tmp_path, options=ReadOptions(every=7))
+    found = [
+        (info.scene, t) for info, t in zip(source.infos, times(source), strict=True)
+    ]
+    assert found == [
+        ("a_0001", 0.25), ("a_0001", 2), ("a_0001", 3.75),
+        ("b_0001", 0), ("b_0001", 1.75),
+    ]  # fmt: skip
+
+
+def test_nothing_left_is_told_with_the_reason(tmp_path):
+    write_empty(tmp_path / SCENE, [0, 0.1], [0])
+    with pytest.raises(UserError, match=r"holds no raw frame.*2 of 2 frames left out"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match="--every=0"):
+        open_source(tmp_path, options=ReadOptions(every=0))
+
+
+def test_a_scene_without_images_is_left_out_with_a_note(tmp_path):
+    write_empty(tmp_path / "a_0001", [0], [])
+    write_empty(tmp_path / "b_0001", [0], [0])
+    source = open_source(tmp_path)
+    assert [info.scene for info in source.infos] == ["b_0001"]
+    assert any("a_0001 left out: 1 depth map" in note for note in source.notes)
+
+
+def test_a_scale_makes_no_sense(tmp_path):
+    write_empty(tmp_path / SCENE, [0], [0])
+    with pytest.raises(UserError, match="no use for it"):
+        open_source(tmp_path, options=ReadOptions(depth_scale=1000.0))
+
+
+CONTENT = P5 + WALL.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"P5", "does not begin with P5 640 480 65535"),
+        (b"not a picture at all\n" * 30000, "does not begin with"),
+        (b"P5 320 240 65535\n" + CONTENT[17:], "does not begin with"),
+        (b"P2" + CONTENT[2:], "does not begin with"),
+        (CONTENT[:-1], "cut short: 614416 bytes of 614417"),
+        (CONTENT[:17], "cut short"),
+        (CONTENT + b"\n", "too long"),
+        (P5 + WALL.astype(">u2").tobytes(), "no disparity of 11 bits"),
+    ],
+)
+def test_broken_depth_is_named_with_the_reason(tmp_path, content, reason):
+    folder = write_scene(tmp_path / SCENE, [0, 1], [0, 1])
+    source = open_source(tmp_path)
+    file = folder / depth_name(0)
+    file.write_bytes(content)
+    with pytest.raises(BrokenFrame, match=reason) as error:
+        source.frame(0)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+    assert source.frame(1).raw is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (CONTENT, "does not begin with P6 640 480 255"),
+        (P6 + bytes(480 * 640 * 3 - 5), "cut short: 921610 bytes of 921615"),
+        (P6 + bytes(480 * 640 * 3 + 1), "too long"),
+    ],
+)
+def test_broken_colours_are_named_with_the_reason(tmp_path, content, reason):
+    folder = write_scene(tmp_path / SCENE, [0], [0])
+    file = folder / rgb_name(0)
+    file.write_bytes(content)
+    with pytest.raises(BrokenFrame, match=reason) as error:
+        open_source(tmp_path).frame(0)
+    assert str(file) in str(error.value)
+
+
+def test_a_file_that_went_away_is_a_broken_frame(tmp_path):
+    folder = write_scene(tmp_path / SCENE, [0], [0])
+    source = open_source(tmp_path)
+    before = source.fingerprint()
+    (folder / depth_name(0)).unlink()
+    with pytest.raises(BrokenFrame, match="can't be read"):
+        source.frame(0)
+    assert source.fingerprint() != before
+
+
+def test_a_frame_without_any_reading_has_no_depth(tmp_path):
+    write_scene(tmp_path / SCENE, [0], [0], disparity=np.full_like(WALL, 2047))
+    frame = open_source(tmp_path).frame(0)
+    assert frame.raw is not None and not frame.raw.any()
+    filled = open_source(tmp_path, options=ReadOptions(fill="colorization")).frame(0)
+    assert filled.filled is not None and not filled.filled.any()
+
+
+def test_depth_is_little_endian(tmp_path):
+    file = tmp_path / depth_name(0)
+    disparity = np.arange(480 * 640).reshape(480, 640) % 2048
+    file.write_bytes(P5 + disparity.astype("<u2").tobytes())
+    np.testing.assert_array_equal(nyu_raw.read_depth(file), disparity)
+
+
+def test_accelerometer_records_are_read(tmp_path):
+    file = tmp_path / "a-1316653580.000000-7.dump"
+    # As a C compiler lays it out: three int16, an int8, a byte of nothing, an int32.
+    file.write_bytes(struct.pack("<hhh", -12, 819, 40) + b"\xf6\xff\4\0\0\0")
+    assert nyu_raw.read_accel(file).tolist() == [-12, 819, 40, -10]
+    for content in (b"", bytes(11), bytes(16)):
+        file.write_bytes(content)
+        with pytest.raises(BrokenFrame, match="not 12"):
+            nyu_raw.read_accel(file)
+
+
+def test_a_source_travels_to_another_process(dump):
+    source = open_source(dump)
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.infos == source.infos and copy.fingerprint() == source.fingerprint()
+    np.testing.assert_array_equal(copy.frame(0).raw, source.frame(0).raw)
+
+
+def test_the_fingerprint_follows_files_and_options_without_reading(tmp_path):
+    folder = write_empty(tmp_path / SCENE, [0, 1], [0, 1])  # nothing to be read
+    first = open_source(tmp_path).fingerprint()
+    assert open_source(tmp_path).fingerprint() == first
+    options = [
+        ReadOptions(every=2), ReadOptions(doubles="keep"), ReadOptions(max_gap=0.5),
+        ReadOptions(variant="A"), ReadOptions(fill="cross_bf"),
+    ]  # fmt: skip
+    found = [open_source(tmp_path, options=o).fingerprint() for o in options]
+    os.utime(folder / rgb_name(1), (1, 1))
+    found.append(open_source(tmp_path).fingerprint())
+    (folder / depth_name(0)).write_bytes(b"other")
+    found.append(open_source(tmp_path).fingerprint())
+    write_empty(tmp_path / "b_0001", [0], [0])
+    found.append(open_source(tmp_path).fingerprint())
+    assert len({str(f) for f in [first, *found]}) == len(found) + 1
+
+
+def scenes_of(part):
+    return sorted(scene for scene, p in splits.parts().items() if p == part)
+
+
+def test_scenes_decide_what_trains_and_a_test_scene_never_does(tmp_path):
+    tune, report = scenes_of("tune")[0], scenes_of("report")[0]
+    train, test = scenes_of("train")[0], scenes_of("test")[0]
+    folders = [f"{train}a", f"{train}b", tune, f"{report}c", test, "bookstore_0001d",
+               "nyu_office_0"]  # fmt: skip
+    for folder in folders:
+        write_empty(tmp_path / folder, [0], [0])
+    source = open_source(tmp_path)
+    scene = [info.scene for info in source.infos]
+
+    def of(split, part):
+        return sorted(str(scene[row]) for row in source.splits()[split][part])
+
+    kept = sorted([f"{train}a", f"{train}b", "nyu_office_0"])
+    assert of("official", "train") == sorted([*kept, tune, f"{report}c"])
+    assert of("official", "eval") == sorted([test, "bookstore_0001d"])
+    assert of("tune", "train") == of("report", "train") == kept
+    assert of("tune", "eval") == [tune] and of("report", "eval") == [f"{report}c"]
+    assert of("all", "train") == sorted(folders) and of("all", "eval") == []
+    assert any("2 folders of official test scenes" in n for n in source.notes)
+    assert any(
+        "1 folder of no labeled scene" in n and "nyu_office_0" in n
+        for n in source.notes
+    )
+
+
+def test_bts_s_training_folders_keep_the_test_scenes_out(shared_data, tmp_path):
+    listed = (shared_data / "nyu_splits" / "train_scenes.txt").read_text().split()
+    for folder in listed:
+        write_empty(tmp_path / folder, [0], [0])
+    source = open_source(tmp_path)
+    scene = [info.scene for info in source.infos]
+    evaluated = {scene[row] for row in source.splits()["official"]["eval"]}
+    assert evaluated == {f"bookstore_0001{letter}" for letter in "defghij"}
+    trained = {scene[row] for row in source.splits()["official"]["train"]}
+    assert trained == set(listed) - evaluated
+
+
+def test_training_scenes_alone_are_a_training_set(dump):
+    found = open_source(dump).splits()
+    assert found["official"] == {"train": [0], "eval": []}
+
+
+def test_a_recording_of_one_s_own_has_no_official_split(tmp_path):
+    write_empty(tmp_path / "my_room", [0, 1], [0, 1])
+    source = open_source(tmp_path)
+    assert source.splits() == {"all": {"train": [0, 1], "eval": []}}
+    assert source.notes == []
