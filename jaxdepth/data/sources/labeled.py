@@ -9,17 +9,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jaxdepth.data import splits
+from jaxdepth.data import splits, toolbox
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, check_unit
 from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
 FRAMES = 1449  # of the official file
 # The colour camera, to which images are undistorted and depth is registered, at
-# 480x640: fx, fy, cx, cy in pixels (NYU toolbox, camera_params.m).
-INTRINSICS = (
-    518.85790117450188, 519.46961112127485, 325.58244941119034, 253.73616633400465,
-)  # fmt: skip
+# 480x640: fx, fy, cx, cy in pixels.
+INTRINSICS = toolbox.RGB_CAMERA.intrinsics
 SAMPLE = 8  # frames looked at before all are read
 TAKES: frozenset[str] = frozenset()
 
