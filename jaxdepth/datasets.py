@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from jaxdepth.config import Config
-from jaxdepth.data import order, store
+from jaxdepth.data import order, packing, store
 from jaxdepth.data.sources import ReadOptions
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
+MAX_SQUEEZE = 0.05  # share by which a frame's aspect may change: sizes are rounded
 CHUNK = 64  # frames gathered at a time where all of them are read
 
 
@@ -58,7 +59,7 @@ def open_store(
 
     `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
     """
-    return store.prepared(
+    return packing.prepared(
         path,
         cache_dir=Path(config.cache_dir).expanduser(),
         size=config.frame_size,
@@ -80,7 +81,7 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> store.Sto
         evaluation=max(32, count // 10),
         size=config.frame_size,
     )
-    return store.prepared(
+    return packing.prepared(
         source,
         cache_dir=Path(config.cache_dir).expanduser(),
         size=config.frame_size,
@@ -101,6 +102,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         train = open_rooms(config, progress=progress)
     else:
         train = open_store(config, config.data, progress=progress)
+        _check_size(config, train)
     split = _split(config, train)
     rows = train.splits[split]
     train_rows = np.asarray(rows["train"])
@@ -137,6 +139,28 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         depth=depth,
         notes=(*train.notes, *notes),
     )
+
+
+def _check_size(config: Config, train: store.Store) -> None:
+    """UserError where stored frames would have to grow, or to be squeezed.
+
+    Larger ones of the same shape are shrunk in the step.
+    """
+    (height, width), (rows, columns) = train.size, config.frame_size
+    ways = (
+        f"train with --size={19 * height // 20}x{19 * width // 20}, or prepare it "
+        f"again with --size={rows}x{columns}"
+    )
+    if height < rows or width < columns:
+        raise UserError(
+            f"{train.name} holds frames of {height}x{width}, smaller than the "
+            f"{rows}x{columns} that --size={config.size} is cropped from: {ways}"
+        )
+    if abs(height * columns / (width * rows) - 1) > MAX_SQUEEZE:
+        raise UserError(
+            f"{train.name} holds frames of {height}x{width}, whose shape is not that "
+            f"of --size={config.size}: {ways}"
+        )
 
 
 def _split(config: Config, train: store.Store) -> str:

@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run as a file: python tools/benchmark.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxdepth import cli, writers
-from jaxdepth.data import pipeline, store, toolbox
+from jaxdepth.data import packing, pipeline, store, toolbox
 from jaxdepth.data.sources import Frame, FrameInfo
 from jaxdepth.errors import UserError
 
@@ -174,7 +174,7 @@ def opened_store(config: DataConfig) -> Iterator[store.Store]:
         return
     with tempfile.TemporaryDirectory() as folder:
         noise = Noise(config.frames, (240, 320))
-        yield store.write(noise, Path(folder) / "noise", keep_full="none")
+        yield packing.write(noise, Path(folder) / "noise", keep_full="none")
 
 
 def data(config: DataConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxdepth.data import order, pipeline, store
+from jaxdepth.data import order, packing, pipeline
 from jaxdepth.data.sources import Frame, FrameInfo
 from jaxdepth.errors import UserError
 
@@ -37,7 +37,7 @@ class Numbers:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     out = tmp_path_factory.mktemp("pipeline") / "store"
-    return store.write(Numbers(), out, size=(4, 6), mask_extremes="off")
+    return packing.write(Numbers(), out, size=(4, 6), mask_extremes="off")
 
 
 def collect(opened, start, stop, *, batch_size=4, **more):
@@ -132,7 +132,7 @@ def test_a_run_without_steps_has_no_batches(opened, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_damaged_shard_is_told_in_one_line(tmp_path, backend):
-    broken = store.write(Numbers(), tmp_path / "s", size=(4, 6))
+    broken = packing.write(Numbers(), tmp_path / "s", size=(4, 6))
     file = broken.path / "train-00000.rgb.npy"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(UserError, match="missing or damaged") as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import store
+from jaxdepth.data import packing
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.errors import UserError
 
@@ -136,7 +136,7 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
     refused(tmp_path, "8-bit depth.*--depth_scale", tmp_path / "a_depth.png")
     source = open_source(tmp_path, options=ReadOptions(depth_scale=25.5))
     assert source.eight_bit and source.truths == ("raw",)
-    opened = store.write(source, tmp_path.with_name("store8"), size=(H, W))
+    opened = packing.write(source, tmp_path.with_name("store8"), size=(H, W))
     found = opened.gather([0], depth="raw")[1][0]
     np.testing.assert_array_equal(found, np.round(values / 25.5 * 1000))
 
@@ -284,7 +284,7 @@ def test_the_real_synchronised_frames(shared_data, tmp_path):
         np.testing.assert_allclose(raw, np.asarray(stored) / 1000, rtol=1e-6)
     assert (raw == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert raw.max() == pytest.approx(8.3, abs=0.1)
-    opened = store.write(source, tmp_path / "s", size=(24, 32))
+    opened = packing.write(source, tmp_path / "s", size=(24, 32))
     assert len(opened) == 3 and opened.manifest["mask_extremes"] == ["raw"]
 
 

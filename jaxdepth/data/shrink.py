@@ -1,0 +1,106 @@
+"""One frame as a store keeps it: whole millimetres, at the training size.
+
+Arrays in, arrays out; what is read and where it goes is `packing.py`'s.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt16
+
+from jaxdepth.data.sources import Frame
+from jaxdepth.ops import resize
+
+
+def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
+    """Metres to whole millimetres; what uint16 can't hold, or is not there, is 0."""
+    scaled = np.round(np.asarray(depth, np.float64) * 1000)
+    good = np.isfinite(scaled) & (scaled > 0) & (scaled <= 65535)
+    return np.where(good, scaled, 0).astype(np.uint16)
+
+
+def without_extremes(depth_mm: np.ndarray, *, max_mm: int) -> np.ndarray | None:
+    """The frame without the pixels that equal its own smallest or largest valid one.
+
+    None where nothing would be left.
+    """
+    valid = (depth_mm > 0) & (depth_mm <= max_mm)
+    if not valid.any():
+        return None
+    low, high = depth_mm[valid].min(), depth_mm[valid].max()
+    kept = np.where(valid & ((depth_mm == low) | (depth_mm == high)), 0, depth_mm)
+    return kept if (kept[valid] > 0).any() else None
+
+
+def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Cover `size` and cut to its aspect about the centre; keeps the dtype.
+
+    Colours, (h, w, 3), by area mean, or bilinearly where they grow; depth, (h, w), by
+    the mean over valid area, or the nearest where it grows: never across holes.
+    """
+    if array.shape[:2] == size:
+        return array
+    array = _cut_to_aspect(array, size)
+    factors = {old / new for old, new in zip(array.shape[:2], size, strict=True)}
+    if len(factors) == 1 and (factor := factors.pop()).is_integer():
+        return _shrink_by(array, int(factor))
+    array = array[None]
+    if array.ndim == 4:
+        shrunk = min(array.shape[1], size[0]), min(array.shape[2], size[1])
+        small = resize.resize_area(array.astype(np.float32), shrunk)
+        small = resize.resize_bilinear(small, size)
+        return np.floor(np.asarray(small[0]) + 0.5).clip(0, 255).astype(np.uint8)
+    if array.shape[1] < size[0] or array.shape[2] < size[1]:
+        rows, columns = (
+            (np.arange(n) * old) // n
+            for n, old in zip(size, array.shape[1:], strict=True)
+        )
+        return array[0][np.ix_(rows, columns)]
+    depth, valid = resize.masked_area(array.astype(np.float32), array > 0, size)
+    return np.where(valid, np.round(depth), 0)[0].astype(np.uint16)
+
+
+def intrinsics(frame: Frame, size: tuple[int, int]) -> tuple[float, ...] | None:
+    """The frame's fx, fy, cx, cy after `to_size`, pixels; None where not known."""
+    if frame.intrinsics is None:
+        return None
+    fx, fy, cx, cy = frame.intrinsics
+    top, left, rows, columns = _box(frame.rgb.shape[:2], size)
+    sy, sx = size[0] / rows, size[1] / columns
+    # A pixel's centre, not its corner, has the whole number.
+    return (
+        fx * sx, fy * sy,
+        (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5,
+    )  # fmt: skip
+
+
+def _shrink_by(array: np.ndarray, factor: int) -> np.ndarray:
+    """What `to_size` does for a whole factor, in integers: several times faster."""
+    blocks = [array[i::factor, j::factor] for i in range(factor) for j in range(factor)]
+    total = np.zeros(blocks[0].shape, np.uint32)
+    for block in blocks:
+        total += block
+    if array.ndim == 3:
+        area = factor * factor
+        return ((2 * total + area) // (2 * area)).astype(np.uint8)
+    valid = np.zeros(total.shape, np.uint32)
+    for block in blocks:
+        valid += block > 0
+    return np.round(total / np.maximum(valid, 1)).astype(np.uint16)
+
+
+def _cut_to_aspect(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    top, left, rows, columns = _box(array.shape[:2], size)
+    return array[top : top + rows, left : left + columns]
+
+
+def _box(shape: Sequence[int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the largest middle part with `size`'s aspect."""
+    height, width = shape
+    scale = min(height / size[0], width / size[1])
+    rows = min(height, max(1, round(size[0] * scale)))
+    columns = min(width, max(1, round(size[1] * scale)))
+    # One pixel of rounding is no reason to cut.
+    rows = height if height - rows <= 1 else rows
+    columns = width if width - columns <= 1 else columns
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
