@@ -41,18 +41,20 @@ def told(url: str) -> Iterator[None]:
         yield
     except (UserError, MachineError):
         raise
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{url}: there is no such file, folder or bucket ({error})"
-        ) from None
-    except PermissionError as error:
-        raise UserError(f"{url}: access is refused ({error})") from None
-    except (ImportError, ValueError) as error:
-        # No gcsfs for gs://, a protocol that nobody knows.
-        raise UserError(f"{url} can't be opened: {error}") from None
     except Exception as error:  # each library has kinds of its own
-        kind = type(error).__name__
-        raise MachineError(f"{url}: the transfer failed ({kind}: {error})") from error
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, FileNotFoundError):
+            line = f"{url}: there is no such file, folder or bucket ({reason})"
+        elif isinstance(error, PermissionError):
+            line = f"{url}: access is refused ({reason})"
+        elif isinstance(error, ImportError | ValueError):
+            # No gcsfs for gs://, a protocol that nobody knows.
+            line = f"{url} can't be opened: {reason}"
+        else:
+            kind = type(error).__name__
+            line = f"{url}: the transfer failed ({kind}: {reason})"
+            raise MachineError(line) from error
+        raise UserError(line) from error
 
 
 def manifest_at(url: str) -> dict[str, Any] | None:
