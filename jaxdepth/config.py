@@ -51,7 +51,10 @@ class Config:
     data: str = "rooms"
     """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
     folder of image and depth pairs."""
-    data_format: Literal["auto", "nyu_labeled", "nyu_raw", "folder"] = "auto"
+    data_format: Literal[
+        "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth",
+        "tum", "folder",
+    ] = "auto"  # fmt: skip
     """What --data is, where its content should not decide."""
     depth_scale: float | None = None
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
@@ -174,7 +177,10 @@ class EvaluateConfig:
     """best, last or the number of a step."""
     data: str | None = None
     """rooms, or a path as for training; default: what the run evaluated on."""
-    data_format: Literal["auto", "nyu_labeled", "nyu_raw", "folder"] = "auto"
+    data_format: Literal[
+        "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth",
+        "tum", "folder",
+    ] = "auto"  # fmt: skip
     """What --data is, where its content should not decide."""
     depth_scale: float | None = None
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from jaxdepth import config as config_lib
 from jaxdepth import losses, optim
-from jaxdepth.config import RECIPES, Config
+from jaxdepth.config import RECIPES, Config, EvaluateConfig
+from jaxdepth.data.sources import FORMATS
 from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, LAYOUTS
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
@@ -25,10 +27,17 @@ from jaxdepth.protocols import PROTOCOLS
         ("unpool", UNPOOLS),
         ("upconv", ("auto", *FORMS)),
         ("protocol", ("auto", *PROTOCOLS, "all")),
+        ("data_format", ("auto", *FORMATS)),
     ],
 )
 def test_choices_are_those_of_the_tables(flag, table):
     assert set(config_lib.choices(flag) or ()) == set(table)
+
+
+@pytest.mark.parametrize("flag", ["data_format", "split", "protocol"])
+def test_evaluation_offers_what_training_does(flag):
+    offered = get_args(get_type_hints(EvaluateConfig)[flag])
+    assert set(offered) == set(config_lib.choices(flag) or ())
 
 
 @pytest.mark.parametrize("name", config_lib.choices("optimizer") or ())

@@ -53,12 +53,12 @@ def scene_of_folder(name: str) -> str:
 
 
 def is_test_scene(name: str) -> bool:
-    """Whether a raw folder, or a scene, is one that the official test frames show.
+    """Whether a raw folder (or its path) is of a scene that official test frames show.
 
     BTS's list of training folders has such: bookstore_0001d to bookstore_0001j, while
     test frames 84-91 and 117-119 are of bookstore_0001.
     """
-    return parts().get(scene_of_folder(name)) == "test"
+    return parts().get(scene_of_folder(name.rsplit("/", 1)[-1])) == "test"
 
 
 def by_official_frames(
@@ -89,3 +89,47 @@ def by_official_frames(
         "tune": {"train": rows("train"), "eval": rows("tune")},
         "report": {"train": rows("train"), "eval": rows("report")},
     }
+
+
+def from_lists(
+    train: Sequence[int],
+    evaluation: Sequence[int],
+    *,
+    scenes: Sequence[str | None],
+    indices: Sequence[int | None],
+    official_test: bool | None = None,
+) -> dict[str, dict[str, list[int]]]:
+    """Splits of data that say themselves what trains and what evaluates.
+
+    Args:
+      train, evaluation: rows.
+      scenes: each row's raw folder or scene, or None.
+      indices: each row's official index, from 1, or None.
+      official_test: whether official test frames evaluate; None: by their indices.
+
+    Returns: "official", where nothing but official test frames evaluates, or else
+    "own"; and "all", in which every row trains. But in "all", rows of test scenes don't
+    train.
+    """
+    if official_test is None:
+        test = set(official()["test"])
+        official_test = all(indices[row] in test for row in evaluation)
+    known = official_test and len(evaluation) > 0
+    kept = [row for row in train if not is_test_scene(scenes[row] or "")]
+    return {
+        "official" if known else "own": {"train": kept, "eval": list(evaluation)},
+        "all": {"train": list(range(len(indices))), "eval": []},
+    }
+
+
+def test_scene_notes(train: Sequence[int], scenes: Sequence[str | None]) -> list[str]:
+    """What the user should read of rows that `from_lists` keeps from training."""
+    shown = [scenes[row] for row in train if is_test_scene(scenes[row] or "")]
+    if not shown:
+        return []
+    names = sorted({str(name) for name in shown})
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return [
+        f"{len(shown)} frames of {names[0]}{more} don't train: the official test set "
+        "shows that scene"
+    ]

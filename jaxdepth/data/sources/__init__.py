@@ -115,6 +115,11 @@ class ReadOptions:
 FORMATS: dict[str, str] = {
     "nyu_labeled": "labeled",
     "nyu_raw": "nyu_raw",
+    "tfds": "tfds",
+    "fastdepth": "fastdepth",
+    "bts": "bts",
+    "densedepth": "densedepth",
+    "tum": "tum",
     "folder": "folder",
 }
 

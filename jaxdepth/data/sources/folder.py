@@ -2,18 +2,17 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from jaxdepth import photos
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, check_unit
+from jaxdepth.data import splits
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
 from jaxdepth.errors import UserError
 
 DEPTH_WORDS = ("sync_depth", "depths", "depth8", "depth", "gt", "disp")
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
-SAMPLE = 8
 TAKES = frozenset({"depth_scale"})
 
 
@@ -24,6 +23,15 @@ def recognises(path: Path) -> bool:
 
 def source_of(path: Path, options: ReadOptions) -> "Folder":
     return Folder(path, depth_scale=options.depth_scale)
+
+
+class Pair(NamedTuple):
+    """The files of one frame, and what their names have in common."""
+
+    key: str
+    image: Path
+    depth: Path
+    filled: Path | None = None
 
 
 class Folder:
@@ -37,7 +45,9 @@ class Folder:
     that holds pairs is their scene.
 
     Where no names pair, a .txt or .csv file in the folder may: two columns, image and
-    depth, paths from the folder.
+    depth, paths from the folder. A list of three columns, image, depth as measured
+    and depth filled (Marigold's), says more than names do and is taken before them;
+    where its folders and numbers are the labeled set's, frames are official ones.
 
     Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
     1 for npy and for floating-point pictures); 0, negative, NaN and infinite are
@@ -54,52 +64,58 @@ class Folder:
         self.name = path.name or str(path)
         self.depth_scale = depth_scale
         self.notes: list[str] = []
-        self.pairs = self._find()
+        self.pairs = self._listed(3) or self._find()
         self.eight_bit = False
+        self._official = _official_indices(self.pairs)
         self.infos = [
-            FrameInfo(str(image.relative_to(path)), _scene(key))
-            for key, image, _ in self.pairs
+            FrameInfo(
+                str(pair.image.relative_to(path)),
+                pair.image.parent.name if index else _scene(pair.key),
+                index,
+            )
+            for pair, index in zip(self.pairs, self._official, strict=True)
         ]
         self._look()
 
     def frame(self, row: int) -> Frame:
-        _, image, depth_file = self.pairs[row]
-        rgb = photos.read(image)
-        depth, eight_bit = self._depth(depth_file)
-        if eight_bit != self.eight_bit:
-            bits = {False: "more", True: "8"}
-            raise UserError(
-                f"{depth_file} has {bits[eight_bit]} bits a pixel and other depth of "
-                f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit both"
-            )
-        if depth.shape != rgb.shape[:2]:
-            raise UserError(
-                f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
-                f"{depth.shape[0]}x{depth.shape[1]}: image and depth must have one size"
-            )
-        filled = self.truths[0] == "filled"
-        return Frame(
-            np.ascontiguousarray(rgb),
-            filled=depth if filled else None,
-            raw=None if filled else depth,
-        )
+        pair = self.pairs[row]
+        rgb = files.read_rgb(pair.image)
+        depths = {}
+        for kind, file in self._depth_files(pair).items():
+            depths[kind], eight_bit = self._depth(file)
+            if eight_bit != self.eight_bit:
+                bits = {False: "more", True: "8"}
+                raise UserError(
+                    f"{file} has {bits[eight_bit]} bits a pixel and other depth of "
+                    f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
+                    "both"
+                )
+            files.check_same_size(rgb, depths[kind], pair.image, file)
+        return Frame(rgb, **depths)
 
     def fingerprint(self) -> dict[str, Any]:
-        files = [f for _, *both in self.pairs for f in both]
-        stats = [file.stat() for file in files]
+        every = [f for pair in self.pairs for f in pair[1:] if f is not None]
         return {
             "path": str(self.path.resolve()),
-            "files": [str(f.relative_to(self.path)) for f in files],
-            "bytes": [s.st_size for s in stats],
-            "changed": [s.st_mtime_ns for s in stats],
             "depth_scale": self.depth_scale,
+            **files.stamp(every),
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        return {"all": {"train": list(range(len(self.pairs))), "eval": []}}
+        found = None
+        if None not in self._official:
+            scenes = [info.scene for info in self.infos]
+            found = splits.by_official_frames(self._official, scenes)
+        everything = {"train": list(range(len(self.pairs))), "eval": []}
+        return {**(found or {}), "all": everything}
 
-    def _find(self) -> list[tuple[str, Path, Path]]:
-        """(key, image, depth) of every pair, by name. UserError where there is none."""
+    def _depth_files(self, pair: Pair) -> dict[str, Path]:
+        if pair.filled is None:
+            return {self.truths[0]: pair.depth}
+        return {"filled": pair.filled, "raw": pair.depth}
+
+    def _find(self) -> list[Pair]:
+        """Every pair, in the order of keys. UserError where there is none."""
         images: dict[str, Path] = {}
         depths: dict[str, Path] = {}
         for file in sorted(self.path.rglob("*")):
@@ -118,7 +134,7 @@ class Folder:
                 )
             group[key] = file
         keys = sorted(images.keys() & depths.keys())
-        if not keys and (listed := self._listed()):
+        if not keys and (listed := self._listed(2)):
             return listed
         if not keys:
             raise UserError(
@@ -133,14 +149,14 @@ class Folder:
                 self.notes.append(
                     f"{len(alone)} {what} without a partner left out, first {first}"
                 )
-        return [(key, images[key], depths[key]) for key in keys]
+        return [Pair(key, images[key], depths[key]) for key in keys]
 
-    def _listed(self) -> list[tuple[str, Path, Path]]:
-        """The pairs of the first list in the folder; none where there is no list."""
+    def _listed(self, columns: int) -> list[Pair]:
+        """Frames of the folder's first list of so many columns; none without one."""
         for file in sorted(self.path.glob("*")):
             if file.suffix.lower() not in (".txt", ".csv"):
                 continue
-            pairs = _read_list(file)
+            pairs = _read_pairs(file, columns)
             if pairs:
                 self.notes.append(f"pairs as {file.name} lists them")
                 return pairs
@@ -148,40 +164,33 @@ class Folder:
 
     def _depth(self, file: Path) -> tuple[np.ndarray, bool]:
         """Metres, (H, W) float32, and whether the file had 8 bits."""
-        if file.suffix.lower() == ".npy":
-            values, scale = _load_npy(file), self.depth_scale or 1.0
-            eight_bit = values.dtype == np.uint8
-        else:
-            values = _load_image(file)
-            eight_bit = values.dtype == np.uint8
-            usual = 1.0 if values.dtype.kind == "f" else 1000.0
-            scale = self.depth_scale or usual
+        values = files.read_depth(file)
+        eight_bit = values.dtype == np.uint8
+        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
+        scale = self.depth_scale or (1.0 if npy else 1000.0)
         if eight_bit and self.depth_scale is None:
             raise UserError(
                 f"{file} is 8-bit depth, whose unit is not known: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 where 255 stands for 10 m)"
             )
-        metres = values.astype(np.float64) / scale
-        good = np.isfinite(metres) & (metres > 0)
-        return np.where(good, metres, 0).astype(np.float32), eight_bit
+        return files.to_metres(values, scale), eight_bit
 
     def _look(self) -> None:
         """Unit, holes and bits of a sample, before everything is read."""
-        rows = sorted({int(r) for r in np.linspace(0, len(self.pairs) - 1, SAMPLE)})
-        sample = [self._depth(self.pairs[row][2]) for row in rows]
-        self.eight_bit = any(eight for _, eight in sample)
-        holes = np.mean([np.mean(depth == 0) for depth, _ in sample])
-        # Filled maps have no holes; a sensor's have some percent at least.
-        if holes > 0.001:
-            self.truths = ("raw",)
-        valid = np.concatenate([depth[depth > 0] for depth, _ in sample])
-        if len(valid):
-            check_unit(
-                float(np.median(valid)),
-                largest=float(valid.max()),
-                where=str(self.path),
-                hint="give --depth_scale=UNITS_PER_METRE",
-            )
+        seen = files.sample(
+            lambda pair: [self._depth(f) for f in pair[2:] if f is not None], self.pairs
+        )
+        self.eight_bit = any(eight for both in seen for _, eight in both)
+        depths = [both[0][0] for both in seen]
+        if any(pair.filled for pair in self.pairs):
+            self.truths = ("filled", "raw")
+        else:
+            self.truths = (files.kind_of(depths),)
+        files.check_metres(
+            depths,
+            where=str(self.path),
+            hint="give --depth_scale=UNITS_PER_METRE",
+        )
 
 
 def _is_depth(relative: Path) -> bool:
@@ -221,67 +230,46 @@ def _key(relative: Path) -> str:
     return "/".join(parts)
 
 
+def _official_indices(pairs: list[Pair]) -> list[int | None]:
+    """kitchen_0004/rgb_0001.png is official frame 1 where that is of kitchen_0004.
+
+    Of lists with filled depth alone, and None for all where one doesn't fit.
+    """
+    scenes = splits.official()["scenes"]
+    found: list[int | None] = []
+    for pair in pairs:
+        digits = re.search(r"(\d+)$", pair.image.stem)
+        index = int(digits[1]) if digits else 0
+        fits = 0 < index <= len(scenes) and scenes[index - 1] == pair.image.parent.name
+        if pair.filled is None or not fits:
+            return [None] * len(pairs)
+        found.append(index)
+    return found
+
+
 def _scene(key: str) -> str | None:
     return key.rsplit("/", 1)[0] if "/" in key else None
 
 
-def _read_list(file: Path) -> list[tuple[str, Path, Path]]:
-    """Pairs of a two-column list; none where its first line names no two files.
+def _read_pairs(file: Path, columns: int) -> list[Pair]:
+    """Frames of a list of so many columns; none where its first line names no files.
 
     UserError for a later line that doesn't, and for an image that is listed twice.
     """
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
+    if not files.peek_list(file):
         return []
-    pairs: dict[str, tuple[str, Path, Path]] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        columns = line.split(",") if "," in line else line.split()
-        # A leading slash means the folder, too, in the lists that circulate.
-        names = [column.strip().lstrip("/") for column in columns]
-        both = [file.parent / name for name in names]
-        if len(both) != 2 or not all(path.is_file() for path in both):
-            if not pairs:
+    frames: dict[str, Pair] = {}
+    for number, names in files.read_list(file):
+        paths = [files.in_folder(file.parent, name) for name in names]
+        if len(names) != columns or not all(map(files.is_file, paths)):
+            if not frames:
                 return []
             raise UserError(
-                f"{file}, line {number}: {line.strip()[:120]!r} does not name an image "
-                "and a depth file"
+                f"{file}, line {number}: {' '.join(names)[:120]!r} does not name an "
+                f"image and {'a depth file' if columns == 2 else 'two depth files'}"
             )
-        if names[0] in pairs:
-            raise UserError(f"{file}, line {number}: {names[0]} is listed twice")
-        pairs[names[0]] = (_key(Path(names[0])), both[0], both[1])
-    return list(pairs.values())
-
-
-def _load_npy(file: Path) -> np.ndarray:
-    try:
-        with open(file, "rb") as stream:
-            values = np.load(stream, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"{file} can't be read as npy: {reason}") from None
-    if not isinstance(values, np.ndarray):
-        raise UserError(f"{file} is an npz archive: one npy array is wanted")
-    if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
-        values = values[0] if values.shape[0] == 1 else values[..., 0]
-    if values.ndim != 2 or values.dtype.kind not in "uif":
-        raise UserError(
-            f"{file} has shape {values.shape} of {values.dtype}: one depth map (H, W) "
-            "is wanted"
-        )
-    return values
-
-
-def _load_image(file: Path) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            mode, values = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{file} can't be read as an image: {error}") from None
-    if values.ndim != 2 or mode in ("P", "1"):
-        raise UserError(
-            f"{file} is a colour picture (mode {mode}): depth is one channel, 16-bit"
-        )
-    return values
+        image = names[0].lstrip("/")
+        if image in frames:
+            raise UserError(f"{file}, line {number}: {image} is listed twice")
+        frames[image] = Pair(_key(Path(image)), *paths)
+    return list(frames.values())

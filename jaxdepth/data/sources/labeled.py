@@ -10,7 +10,13 @@ import h5py
 import numpy as np
 
 from jaxdepth.data import splits, toolbox
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, check_unit
+from jaxdepth.data.sources import (
+    BrokenFrame,
+    Frame,
+    FrameInfo,
+    ReadOptions,
+    files,
+)
 from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,7 +24,6 @@ FRAMES = 1449  # of the official file
 # The colour camera, to which images are undistorted and depth is registered, at
 # 480x640: fx, fy, cx, cy in pixels.
 INTRINSICS = toolbox.RGB_CAMERA.intrinsics
-SAMPLE = 8  # frames looked at before all are read
 TAKES: frozenset[str] = frozenset()
 
 
@@ -29,6 +34,11 @@ def recognises(path: Path) -> bool:
 
 def source_of(path: Path, options: ReadOptions) -> "Labeled":
     return Labeled(path)
+
+
+def camera_of(shape: tuple[int, ...]) -> tuple[float, float, float, float] | None:
+    """NYU's colour camera, for frames at its own size; None at another."""
+    return INTRINSICS if shape[:2] == (480, 640) else None
 
 
 class Labeled:
@@ -54,7 +64,9 @@ class Labeled:
             self._count, shapes = self._shapes()
             scenes = self._scenes()
             self._written = self._written_rows()
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # HDF5 raises what it meets in damaged bytes
             raise self._broken(error) from None
         self._nothing = np.zeros(shapes["depths"][:0:-1], np.float32)
         self.truths = self._truths(shapes)
@@ -83,25 +95,23 @@ class Labeled:
             black = np.zeros((*self._nothing.shape, 3), np.uint8)
             raw = self._nothing if "raw" in self.truths else None
             return Frame(black, filled=self._nothing, raw=raw)
+        fields = {"filled": "depths", "raw": "rawDepths"}
+        rgb = np.ascontiguousarray(self._row("images", row).transpose(2, 1, 0))
+        depth = {
+            kind: np.ascontiguousarray(files.to_metres(self._row(fields[kind], row).T))
+            for kind in self.truths
+        }
+        return Frame(rgb, **depth, intrinsics=camera_of(rgb.shape))
+
+    def _row(self, field: str, row: int) -> np.ndarray:
+        """One frame's part of a field, as stored. BrokenFrame where it is damaged."""
         try:
-            rgb = self._file["images"][row].transpose(2, 1, 0)
-            depth = {
-                kind: np.nan_to_num(
-                    self._file[field][row].T.astype(np.float32),
-                    nan=0.0, posinf=0.0, neginf=0.0,
-                )
-                for kind, field in (("filled", "depths"), ("raw", "rawDepths"))
-                if kind in self.truths
-            }  # fmt: skip
-        except (OSError, RuntimeError, KeyError) as error:
-            raise self._broken(error) from None
-        depth = {k: np.ascontiguousarray(np.maximum(d, 0)) for k, d in depth.items()}
-        return Frame(
-            np.ascontiguousarray(rgb),
-            filled=depth["filled"],
-            raw=depth.get("raw"),
-            intrinsics=INTRINSICS if rgb.shape[:2] == (480, 640) else None,
-        )
+            return self._file[field][row]
+        except Exception as error:  # HDF5 raises what it meets in damaged bytes
+            raise BrokenFrame(
+                f"{self.path}, row {row} of {field} can't be read "
+                f"({files.reason_of(error)}): it is damaged; download it again"
+            ) from None
 
     def fingerprint(self) -> dict[str, Any]:
         stat = self.path.stat()
@@ -143,22 +153,21 @@ class Labeled:
             )
 
     def _broken(self, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:160].strip("'\"")
         return UserError(
-            f"{self.path} can't be read ({reason}): it is truncated or damaged; "
-            "download it again"
+            f"{self.path} can't be read ({files.reason_of(error)}): it is truncated or "
+            "damaged; download it again"
         )
 
     def _shapes(self) -> tuple[int, dict[str, tuple[int, ...]]]:
         """How many frames, and the shapes of the fields. UserError where wrong."""
-        for field in ("images", "depths"):
+        fields = [f for f in ("images", "depths", "rawDepths") if f in self._file]
+        for field in sorted({"images", "depths", *fields}):
             if not isinstance(self._file.get(field), h5py.Dataset):
                 have = ", ".join(sorted(self._file)[:8]) or "nothing"
                 raise UserError(
                     f"{self.path} has no dataset {field} (it has {have}): give "
                     "nyu_depth_v2_labeled.mat"
                 )
-        fields = [f for f in ("images", "depths", "rawDepths") if f in self._file]
         shapes = {field: self._file[field].shape for field in fields}
         image = shapes["images"]
         if len(image) != 4 or image[1] != 3 or not image[0]:
@@ -170,6 +179,10 @@ class Labeled:
                 f"{self.path}: images is {self._file['images'].dtype}, not uint8"
             )
         for field in fields[1:]:
+            if self._file[field].dtype.kind not in "uif":
+                raise UserError(
+                    f"{self.path}: {field} is {self._file[field].dtype}, not metres"
+                )
             if shapes[field] != (image[0], *image[2:]):
                 raise UserError(
                     f"{self.path}: {field} has shape {shapes[field]} and images "
@@ -191,11 +204,11 @@ class Labeled:
             self.notes.append(f"{self.name} has no rawDepths: filled depth alone")
             return ("filled",)
         same = seen = 0
-        for row in self._sample():
-            try:
-                raw, filled = self._file["rawDepths"][row], self._file["depths"][row]
-            except (OSError, RuntimeError) as error:
-                raise self._broken(error) from None
+        for raw, filled in files.sample(
+            lambda row: (self._row("rawDepths", row), self._row("depths", row)),
+            self._rows_with_depth(),
+        ):
+            raw, filled = files.to_metres(raw), files.to_metres(filled)
             there = raw > 0
             seen += int(there.sum())
             same += int((raw[there] == filled[there]).sum())
@@ -223,14 +236,9 @@ class Labeled:
         )
         return rows
 
-    def _sample(self) -> list[int]:
-        """Some rows from first to last, of those that hold anything."""
+    def _rows_with_depth(self) -> list[int]:
         rows = range(self._count) if self._written is None else sorted(self._written)
-        rows = [row for row in rows if row < self._count]
-        if not rows:
-            return []
-        places = np.linspace(0, len(rows) - 1, SAMPLE).astype(int)
-        return [rows[place] for place in sorted({*places.tolist()})]
+        return [row for row in rows if row < self._count]
 
     def _official_indices(self) -> list[int | None]:
         if self._sidecar.exists():
@@ -270,15 +278,14 @@ class Labeled:
 
     def _look(self) -> None:
         """Refuse a wrong unit before everything is read."""
-        depth = [self.frame(row).depths["filled"] for row in self._sample()]
-        valid = np.concatenate([np.zeros(0), *(d[d > 0] for d in depth)])
-        if len(valid):
-            check_unit(
-                float(np.median(valid)),
-                largest=float(valid.max()),
-                where=str(self.path),
-                hint="a labeled .mat holds metres; convert it",
-            )
+        files.check_metres(
+            files.sample(
+                lambda row: files.to_metres(self._row("depths", row)),
+                self._rows_with_depth(),
+            ),
+            where=str(self.path),
+            hint="a labeled .mat holds metres; convert it",
+        )
 
 
 def _is_hdf5(path: Path) -> bool:

@@ -292,7 +292,7 @@ def test_the_real_tum_frames(shared_data, tmp_path):
     # Their names are times that differ within a pair: refused as they are, read once
     # renamed by the list that comes with them.
     root = shared_data / "tum_rgbd"
-    refused(root, "holds no pair", "4 images, 4 depth files")
+    refused(root, "holds no pair", "4 images, 4 depth files", data_format="folder")
     lines = (root / "associations.txt").read_text().splitlines()
     for k, line in enumerate(x for x in lines if x and not x.startswith("#")):
         _, rgb, _, metres = line.split()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.sources import ReadOptions, folder, labeled, open_source
+from jaxdepth.data.sources import ReadOptions, files, labeled, open_source
 from jaxdepth.errors import UserError
 
 RGB = np.full((12, 16, 3), 9, np.uint8)
@@ -78,10 +78,10 @@ def test_names_may_differ_in_case_alone(tmp_path):
 
 
 def test_depth_of_8_and_16_bits_is_not_mixed(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "SAMPLE", 1)
+    monkeypatch.setattr(files, "SAMPLE", 1)
     eight = np.full((12, 16), 50, np.uint8)
-    files = {f"rgb/{k}.jpg": RGB for k in range(2)}
-    save(tmp_path, files | {"depth/0.png": MM, "depth/1.png": eight})
+    images = {f"rgb/{k}.jpg": RGB for k in range(2)}
+    save(tmp_path, images | {"depth/0.png": MM, "depth/1.png": eight})
     source = open_source(tmp_path, options=ReadOptions(depth_scale=1000.0))
     assert "1.png" in error_of(lambda: source.frame(1))
 

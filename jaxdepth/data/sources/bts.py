@@ -1,0 +1,212 @@
+"""Lists of BTS, AdaBins and ZoeDepth: lines "rgb depth focal", depth 16-bit PNG."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdepth import photos
+from jaxdepth.data import splits
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.errors import UserError
+
+FOCAL = 518.8579  # pixels, of every line of the NYU lists
+# Where the authors' instructions put what the lists name, below the data's folder.
+BELOW = ("", "sync", "official_splits/test", "train", "test")
+TAKES = frozenset({"depth_scale"})
+
+
+def recognises(path: Path) -> bool:
+    """A list, or a folder that holds one."""
+    return bool(_lists(path))
+
+
+def source_of(path: Path, options: ReadOptions) -> "Bts":
+    return Bts(path, depth_scale=options.depth_scale)
+
+
+class Line(NamedTuple):
+    """One frame of a list."""
+
+    name: str
+    image: Path
+    depth: Path
+    focal: float
+
+
+class Bts:
+    """The frames of one list, or of a training and a test list in one folder.
+
+    What they name lies in the list's folder or one above it, or there in sync/,
+    official_splits/test/, train/ or test/. A list with test, val or eval in its name
+    evaluates, any other one trains. Lines without depth ("None", in KITTI's lists) are
+    left out and counted.
+
+    Depth in metres is the stored value / `depth_scale` (default 1000; KITTI: 256), as
+    measured: 0 = missing. The scene is the image's folder. Where every image of the
+    test list lies in the folder of its scene's type, bathroom/rgb_00045.jpg, they are
+    official frames, which these names count from 0.
+    """
+
+    format = "bts"
+    truths: tuple[str, ...] = ("raw",)
+    eight_bit = False
+
+    def __init__(self, path: Path, *, depth_scale: float | None = None):
+        self.path = path
+        self.name = path.name or str(path)
+        self.depth_scale = depth_scale or 1000.0
+        self.notes: list[str] = []
+        train, evaluation = self._read()
+        self.lines = train + evaluation
+        self._train = range(len(train))
+        self._evaluation = range(len(train), len(self.lines))
+        indices = [None] * len(train) + _official_indices(evaluation)
+        self.infos = [
+            FrameInfo(line.name, _scene(line, index), index)
+            for line, index in zip(self.lines, indices, strict=True)
+        ]
+        scenes = [info.scene for info in self.infos]
+        self.notes += splits.test_scene_notes(self._train, scenes)
+        files.check_metres(
+            files.sample(lambda line: self._depth(line.depth), self.lines),
+            where=str(path),
+            hint="give --depth_scale=UNITS_PER_METRE",
+        )
+
+    def frame(self, row: int) -> Frame:
+        line = self.lines[row]
+        rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
+        files.check_same_size(rgb, depth, line.image, line.depth)
+        nyu = abs(line.focal - FOCAL) < 0.01
+        camera = labeled.camera_of(rgb.shape) if nyu else None
+        return Frame(rgb, raw=depth, intrinsics=camera)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path.resolve()),
+            "depth_scale": self.depth_scale,
+            "parts": [len(self._train), len(self._evaluation)],
+            **files.stamp(f for line in self.lines for f in (line.image, line.depth)),
+        }
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        return splits.from_lists(
+            self._train,
+            self._evaluation,
+            scenes=[info.scene for info in self.infos],
+            indices=[info.official_index for info in self.infos],
+        )
+
+    def _read(self) -> tuple[list[Line], list[Line]]:
+        """Lines that train, lines that evaluate."""
+        found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
+        if not found:
+            raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
+        parts: dict[bool, tuple[Path, list[Line]]] = {}
+        for file in found:
+            lines = self._lines(file, alone=len(found) == 1)
+            tests = re.search(r"test|val|eval", file.stem.lower()) is not None
+            if lines and tests in parts:
+                raise UserError(
+                    f"{parts[tests][0]} and {file} both list frames to "
+                    f"{'evaluate' if tests else 'train'} on: give one of them as --data"
+                )
+            if lines:
+                parts[tests] = file, lines
+        if not parts:
+            raise UserError(f"{self.path}: {'; '.join(self.notes)}")
+        nothing = self.path, []
+        return parts.get(False, nothing)[1], parts.get(True, nothing)[1]
+
+    def _lines(self, file: Path, *, alone: bool) -> list[Line]:
+        """The frames of a list; none, and a note, where its files are not there."""
+        rows, without = [], 0
+        for number, columns in files.read_list(file):
+            if not _is_line(columns):
+                raise UserError(
+                    f'{file}, line {number}: "rgb depth focal" is wanted, not '
+                    f"{' '.join(columns)[:120]!r}"
+                )
+            without += columns[1] == "None"
+            if columns[1] != "None":
+                rows.append(columns)
+        if without:
+            self.notes.append(f"{without} lines of {file.name} without depth left out")
+        if not rows:
+            raise UserError(f"{file} lists no frame with depth")
+        root = files.find_root(file.parent, [row[0] for row in rows], BELOW)
+        if root is None:
+            told = (
+                f"none of what {file.name} lists is there, such as {rows[0][0]}: it "
+                f"was looked for in {file.parent.absolute()}, in every folder above "
+                f"it, and there in {', '.join(BELOW[1:])}"
+            )
+            if alone:
+                raise UserError(told)
+            self.notes.append(told)
+            return []
+        return [
+            Line(
+                rgb.lstrip("/"),
+                files.in_folder(root, rgb),
+                files.in_folder(root, depth),
+                float(focal),
+            )
+            for rgb, depth, focal in rows
+        ]
+
+    def _depth(self, file: Path) -> Any:
+        values = files.read_depth(file)
+        if values.dtype.itemsize == 1:
+            raise UserError(f"{file} is 8-bit depth: these lists have 16-bit PNG")
+        return files.to_metres(values, self.depth_scale)
+
+
+def _lists(path: Path) -> list[Path]:
+    """The lists at a path, by their first lines. Never raises."""
+    try:
+        among = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    except OSError:
+        return []
+    return [file for file in among if _is_list(files.peek_list(file))]
+
+
+def _is_list(lines: Sequence[Sequence[str]]) -> bool:
+    return bool(lines) and all(map(_is_line, lines))
+
+
+def _is_line(columns: Sequence[str]) -> bool:
+    """Whether these are an image, a depth file or None, and a focal length."""
+    if len(columns) != 3:
+        return False
+    rgb, depth, focal = columns
+    try:
+        usable = 0 < float(focal) < 1e5
+    except ValueError:
+        return False
+    named = all(name.lower().endswith(photos.SUFFIXES) for name in (rgb, depth))
+    return usable and (named or (depth == "None" and bool(rgb)))
+
+
+def _official_indices(lines: list[Line]) -> list[int | None]:
+    """Of a test list whose folders are scene types; None for all where one isn't."""
+    known = splits.official()
+    found: list[int | None] = []
+    for line in lines:
+        digits = re.fullmatch(r"rgb_(\d+)", line.image.stem)
+        index = int(digits[1]) + 1 if digits else 0
+        if index not in known["test"]:
+            return [None] * len(lines)
+        kind = re.sub(r"_\d+$", "", known["scenes"][index - 1])
+        if line.image.parent.name != kind:
+            return [None] * len(lines)
+        found.append(index)
+    return found
+
+
+def _scene(line: Line, index: int | None) -> str | None:
+    if index is not None:
+        return splits.official()["scenes"][index - 1]
+    parent = Path(line.name).parent
+    return None if parent == Path(".") else str(parent)

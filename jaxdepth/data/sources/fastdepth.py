@@ -1,0 +1,152 @@
+"""FastDepth's and sparse-to-dense's HDF5: one file a frame, {train,val}/SCENE/N.h5."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from jaxdepth.data import splits
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.errors import UserError
+
+PARTS = ("train", "val")
+# Of every training scene, kept back by FastDepth's loader (dataloaders/nyu.py).
+HOLD_OUT = ("00001.h5", "00201.h5")
+LARGEST = 1 << 26  # pixels; damaged sizes would fill the memory
+OFFICIAL = "official"  # the folder of the labeled set's frames
+TAKES: frozenset[str] = frozenset()
+
+
+def recognises(path: Path) -> bool:
+    """A folder, or its nyudepthv2/, with HDF5 files in train/ or val/."""
+    return _root(path) is not None
+
+
+def source_of(path: Path, options: ReadOptions) -> "FastDepth":
+    return FastDepth(path)
+
+
+class FastDepth:
+    """Frames of train/ and val/, each with or without folders of scenes.
+
+    A file holds `rgb` (3,H,W) uint8 and `depth` (H,W) metres, filled in the authors'
+    files; where a sample has holes, it is as measured. Files 00001.h5 and 00201.h5 of
+    the training scenes don't train. val/official/ has the test frames under their
+    official index.
+    """
+
+    format = "fastdepth"
+    truths: tuple[str, ...]
+    eight_bit = False
+
+    def __init__(self, path: Path):
+        root = _root(path)
+        if root is None:
+            raise UserError(f"{path} holds no HDF5 files in train/ or val/")
+        self.path = root
+        self.name = path.name or str(path)
+        self.notes: list[str] = []
+        train, evaluation = (_files(root / part) for part in PARTS)
+        self.files = train + evaluation
+        self._evaluation = range(len(train), len(self.files))
+        indices = [None] * len(train) + _official_indices(evaluation)
+        self.infos = [
+            FrameInfo(str(file.relative_to(root)), _scene(file, index), index)
+            for file, index in zip(self.files, indices, strict=True)
+        ]
+        self._train = [k for k, file in enumerate(train) if file.name not in HOLD_OUT]
+        if held := len(train) - len(self._train):
+            self.notes.append(
+                f"{held} frames named {' or '.join(HOLD_OUT)} don't train: FastDepth "
+                "holds them out"
+            )
+        scenes = [info.scene for info in self.infos]
+        self.notes += splits.test_scene_notes(self._train, scenes)
+        depths = files.sample(lambda file: _read(file)[1], self.files)
+        self.truths = (files.kind_of(depths),)
+        files.check_metres(
+            depths, where=str(root), hint="these files hold metres; convert them"
+        )
+
+    def frame(self, row: int) -> Frame:
+        rgb, depth = _read(self.files[row])
+        camera = labeled.camera_of(rgb.shape)
+        if self.truths[0] == "filled":
+            return Frame(rgb, filled=depth, intrinsics=camera)
+        return Frame(rgb, raw=depth, intrinsics=camera)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"path": str(self.path.resolve()), **files.stamp(self.files)}
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        return splits.from_lists(
+            self._train,
+            self._evaluation,
+            scenes=[info.scene for info in self.infos],
+            indices=[info.official_index for info in self.infos],
+        )
+
+
+def _root(path: Path) -> Path | None:
+    """The folder that has train/ or val/ with HDF5 files. Never raises."""
+    for root in (path, path / "nyudepthv2"):
+        for part in PARTS:
+            for pattern in (f"{part}/*.h5", f"{part}/*/*.h5"):
+                try:
+                    if next(root.glob(pattern), None) is not None:
+                        return root
+                except OSError:
+                    continue
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    found = [*folder.glob("*.h5"), *folder.glob("*/*.h5")]
+    return sorted(file for file in found if not file.name.startswith("."))
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """RGB (H,W,3) and metres (H,W). BrokenFrame for what can't be read as such."""
+    try:
+        with h5py.File(file, "r") as stored:
+            rgb, depth = (_dataset(stored, name) for name in ("rgb", "depth"))
+            shapes = rgb.shape, depth.shape
+            if len(rgb.shape) != 3 or rgb.shape != (3, *depth.shape):
+                raise ValueError(f"rgb has shape {shapes[0]} and depth {shapes[1]}")
+            if rgb.dtype != np.uint8 or depth.dtype.kind != "f":
+                raise ValueError(f"rgb is {rgb.dtype} and depth {depth.dtype}")
+            if not 0 < math.prod(depth.shape) <= LARGEST:
+                raise ValueError(f"depth has shape {shapes[1]}")
+            return (
+                np.ascontiguousarray(rgb[()].transpose(1, 2, 0)),
+                files.to_metres(depth[()]),
+            )
+    except Exception as error:  # HDF5 raises what it meets in damaged bytes
+        raise files.broken(file, "HDF5 of rgb and depth", error) from None
+
+
+def _dataset(stored: h5py.File, name: str) -> h5py.Dataset:
+    found = stored.get(name)
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"it has no dataset {name}")
+    return found
+
+
+def _official_indices(evaluation: list[Path]) -> list[int | None]:
+    """The numbers of val/official/, all of them test frames; else None for all."""
+    test = set(splits.official()["test"])
+    found: list[int | None] = []
+    for file in evaluation:
+        index = int(file.stem) if file.stem.isdecimal() else 0
+        if file.parent.name != OFFICIAL or index not in test:
+            return [None] * len(evaluation)
+        found.append(index)
+    return found
+
+
+def _scene(file: Path, index: int | None) -> str | None:
+    if index is not None:
+        return splits.official()["scenes"][index - 1]
+    return None if file.parent.name in (*PARTS, OFFICIAL) else file.parent.name

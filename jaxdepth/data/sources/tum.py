@@ -1,0 +1,204 @@
+"""One sequence of TUM RGB-D: lists of times and files, depth 16-bit PNG."""
+
+import bisect
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
+from jaxdepth.errors import UserError
+
+SCALE = 5000.0  # stored units per metre
+MAX_GAP = 0.02  # seconds between an image and its depth (associate.py's default)
+ASSOCIATIONS = "associations.txt"
+SIZE = (480, 640)
+# fx, fy, cx, cy of the colour cameras at that size, by freiburg number: the benchmark's
+# page on file formats.
+CAMERAS = {
+    "1": (517.306408, 516.469215, 318.643040, 255.313989),
+    "2": (520.908620, 521.007327, 325.141442, 249.701764),
+    "3": (535.4, 539.2, 320.1, 247.6),
+}
+TAKES = frozenset({"every", "depth_scale"})
+
+
+def recognises(path: Path) -> bool:
+    """A folder with the data set's lists, or with their association."""
+    if _is_list(path / ASSOCIATIONS, 4):
+        return True
+    return all(_is_list(path / name, 2) for name in ("rgb.txt", "depth.txt"))
+
+
+def source_of(path: Path, options: ReadOptions) -> "Tum":
+    return Tum(path, every=options.every, depth_scale=options.depth_scale)
+
+
+class Match(NamedTuple):
+    """An image and the depth map that was recorded with it, as the lists name them."""
+
+    image: str
+    depth: str
+
+
+class Tum:
+    """The frames of a sequence, in the order of time; depth as measured, 0 = missing.
+
+    Image and depth are matched by associations.txt (time image time depth) where there
+    is one, or else from rgb.txt and depth.txt as `associate` does. Of the matches,
+    `every` so many are taken.
+
+    Depth in metres is the stored value / `depth_scale` (default 5000), registered to
+    the image. The camera is known by the freiburg number in the folder's name or in
+    the lists' comments.
+    """
+
+    format = "tum"
+    truths: tuple[str, ...] = ("raw",)
+    eight_bit = False
+
+    def __init__(self, path: Path, *, every: int = 1, depth_scale: float | None = None):
+        if every < 1:
+            raise UserError(f"--every={every}: must be at least 1")
+        self.path = path
+        self.name = path.name or str(path)
+        self.every = every
+        self.depth_scale = depth_scale or SCALE
+        self.notes: list[str] = []
+        self.matches = self._matches()[::every]
+        self.infos = [FrameInfo(match.image, self.name) for match in self.matches]
+        self._camera = CAMERAS.get(_freiburg(path))
+        files.check_metres(
+            files.sample(self._depth, self.matches),
+            where=str(path),
+            hint="give --depth_scale=UNITS_PER_METRE",
+        )
+
+    def frame(self, row: int) -> Frame:
+        match = self.matches[row]
+        image = files.in_folder(self.path, match.image)
+        rgb, depth = files.read_rgb(image), self._depth(match)
+        files.check_same_size(
+            rgb, depth, image, files.in_folder(self.path, match.depth)
+        )
+        camera = self._camera if rgb.shape[:2] == SIZE else None
+        return Frame(rgb, raw=depth, intrinsics=camera)
+
+    def fingerprint(self) -> dict[str, Any]:
+        named = (files.in_folder(self.path, name) for m in self.matches for name in m)
+        return {
+            "path": str(self.path.resolve()),
+            "every": self.every,
+            "depth_scale": self.depth_scale,
+            **files.stamp(named),
+        }
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        return {"all": {"train": list(range(len(self.matches))), "eval": []}}
+
+    def _matches(self) -> list[Match]:
+        """Every image with its depth, by time; notes how. UserError without any."""
+        listed = self.path / ASSOCIATIONS
+        if files.is_file(listed):
+            self.notes.append(f"image and depth matched as {ASSOCIATIONS} says")
+            return [Match(rgb, depth) for _, rgb, _, depth in _rows(listed, 4)]
+        rgb, depth = (_rows(self.path / name, 2) for name in ("rgb.txt", "depth.txt"))
+        pairs = associate([time for time, _ in rgb], [time for time, _ in depth])
+        if not pairs:
+            raise UserError(
+                f"{self.path}: no image of rgb.txt is within {MAX_GAP} s of a depth "
+                "map of depth.txt"
+            )
+        alone = len(rgb) - len(pairs)
+        if alone:
+            self.notes.append(
+                f"{alone} of {len(rgb)} images left out: no depth within {MAX_GAP} s"
+            )
+        return [Match(rgb[i][1], depth[j][1]) for i, j in pairs]
+
+    def _depth(self, match: Match) -> Any:
+        file = files.in_folder(self.path, match.depth)
+        values = files.read_depth(file)
+        if values.dtype.itemsize == 1:
+            raise UserError(f"{file} is 8-bit depth: TUM RGB-D has 16-bit PNG")
+        return files.to_metres(values, self.depth_scale)
+
+
+def associate(
+    first: Sequence[float], second: Sequence[float], max_gap: float = MAX_GAP
+) -> list[tuple[int, int]]:
+    """Places of matching times, by time.
+
+    All pairs less than `max_gap` seconds apart, the closest first, are taken where
+    neither time was taken before.
+
+    Source: associate.py of the TUM RGB-D tools.
+    """
+    order = sorted(range(len(second)), key=second.__getitem__)
+    times = [second[j] for j in order]
+    near = []
+    for i, time in enumerate(first):
+        begin = bisect.bisect_left(times, time - max_gap)
+        end = bisect.bisect_right(times, time + max_gap)
+        for j in order[begin:end]:
+            gap = abs(time - second[j])
+            if gap < max_gap:
+                near.append((gap, time, second[j], i, j))
+    taken: list[tuple[int, int]] = []
+    seen_first: set[int] = set()
+    seen_second: set[int] = set()
+    for *_, i, j in sorted(near):
+        if i not in seen_first and j not in seen_second:
+            seen_first.add(i)
+            seen_second.add(j)
+            taken.append((i, j))
+    return sorted(taken, key=lambda pair: (first[pair[0]], second[pair[1]]))
+
+
+def _is_list(file: Path, columns: int) -> bool:
+    lines = files.peek_list(file)
+    return bool(lines) and _times(lines[0], columns) is not None
+
+
+def _times(names: Sequence[str], columns: int) -> list[float] | None:
+    """The times in a line "time file ..."; None where it is no such line."""
+    if len(names) != columns:
+        return None
+    try:
+        times = [float(text) for text in names[::2]]
+    except ValueError:
+        return None
+    return times if all(map(math.isfinite, times)) else None
+
+
+def _rows(file: Path, columns: int) -> list[Any]:
+    """(time, file, ...) of a list's lines. UserError for a line that is no such."""
+    found = []
+    for number, names in files.read_list(file):
+        times = _times(names, columns)
+        if times is None:
+            wanted = " ".join(["time file"] * (columns // 2))
+            raise UserError(
+                f'{file}, line {number}: "{wanted}" is wanted, not '
+                f"{' '.join(names)[:120]!r}"
+            )
+        found.append([x for pair in zip(times, names[1::2], strict=True) for x in pair])
+    if not found:
+        raise UserError(f"{file} lists no frame")
+    return found
+
+
+def _freiburg(path: Path) -> str:
+    """The number of the camera; "" where nothing tells it."""
+    comments = []
+    for name in ("rgb.txt", "depth.txt"):
+        try:
+            head = (path / name).read_text(errors="replace")[:1000]
+        except OSError:
+            continue
+        comments += [line for line in head.splitlines() if line.startswith("#")]
+    for text in (path.absolute().name, *comments):
+        if found := re.search(r"freiburg(\d)|(?<![a-z])fr(\d)(?!\d)", text):
+            return found[1] or found[2]
+    return ""
