@@ -17,6 +17,11 @@ from jaxdepth.errors import UserError
 
 Auto = Literal["auto"]
 Size = tuple[int, int]
+# The formats of data.sources, and what their content says.
+DataFormat = Literal[
+    "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth", "tum",
+    "folder",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +56,7 @@ class Config:
     data: str = "rooms"
     """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
     folder of image and depth pairs."""
-    data_format: Literal[
-        "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth",
-        "tum", "folder",
-    ] = "auto"  # fmt: skip
+    data_format: DataFormat = "auto"
     """What --data is, where its content should not decide."""
     depth_scale: float | None = None
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
@@ -177,10 +179,7 @@ class EvaluateConfig:
     """best, last or the number of a step."""
     data: str | None = None
     """rooms, or a path as for training; default: what the run evaluated on."""
-    data_format: Literal[
-        "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth",
-        "tum", "folder",
-    ] = "auto"  # fmt: skip
+    data_format: DataFormat = "auto"
     """What --data is, where its content should not decide."""
     depth_scale: float | None = None
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
@@ -253,6 +252,9 @@ _BOUNDS: tuple[tuple[str, float, bool], ...] = (
     ("encoder_lr_factor", 0, True),
     ("depth_scale", 0, False),
     ("max_depth", 0, False),
+    ("every", 1, True),
+    ("max_gap", 0, False),
+    ("workers", 0, True),
     ("log_every", 1, True),
     ("eval_every", 0, True),
     ("save_every", 0, True),

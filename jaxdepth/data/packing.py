@@ -239,6 +239,11 @@ class Job:
         place.finish(manifest)
         return manifest
 
+    def try_row(self, row: int) -> Packed:
+        """Read and pack one frame, to see what it takes and what comes."""
+        packer = self._packer()
+        return packer.pack(row, packer.read(row))
+
     def _packer(self) -> frames.Packer:
         return frames.Packer(
             source=self.source,

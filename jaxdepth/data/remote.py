@@ -123,10 +123,10 @@ def _fetch(
     with told(url):
         system, root = _opened(url)
 
-    def get(name: str) -> int:
+    def get(name: str) -> None:
         known, file = files[name], folder / name
         if file.is_file() and sha256(file) == known["sha256"]:
-            return known["bytes"]
+            return
         part = folder / f".{name}"
         with told(f"{url}/{name}"):
             system.get_file(f"{root}/{name}", str(part))
@@ -134,22 +134,21 @@ def _fetch(
             part.unlink()
             raise UserError(f"{url}/{name} is damaged: prepare it again")
         part.rename(file)
-        return known["bytes"]
 
-    done, total = 0, sum(known["bytes"] for known in files.values())
-    for size in _by_threads(get, list(files)):
-        done += size
+    mib = sum(known["bytes"] for known in files.values()) / 2**20
+    for done, _ in enumerate(_by_threads(get, list(files)), 1):
         if progress is not None:
-            progress(f"copying {url} (MiB)", done >> 20, max(1, total >> 20))
+            progress(f"copying {mib:.0f} MiB from {url}, files", done, len(files))
 
 
-def _by_threads(act: Callable[[str], int], names: list[str]) -> Iterator[int]:
-    """What `act` gives for each name, as it comes; the first error ends it."""
+def _by_threads(act: Callable[[str], None], names: list[str]) -> Iterator[None]:
+    """Act on each name, several at a time, and yield after each; an error ends it."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         waiting = [pool.submit(act, name) for name in names]
         try:
             for future in concurrent.futures.as_completed(waiting):
-                yield future.result()
+                future.result()
+                yield
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -209,13 +208,13 @@ class Remote:
         return found
 
     def keep(self, number: int, record: Record) -> None:
-        def put(name: str) -> int:
+        def put(name: str) -> None:
             with told(f"{self.url}/{name}"):
                 self._system.put_file(str(self.folder / name), f"{self._root}/{name}")
             (self.folder / name).unlink()
-            return 1
 
-        list(_by_threads(put, list(record.files)))
+        for _ in _by_threads(put, list(record.files)):
+            pass
         with told(self.url):
             self._system.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
             self._system.pipe_file(
