@@ -44,7 +44,7 @@ def fill_depth_colorization(
     if not known.any():
         return np.zeros(depth.shape)
     farthest = depth[known].max()
-    told = np.where(known, alpha * np.minimum(depth / farthest, 1), 0.0)
+    told = np.where(known, alpha * depth / farthest, 0.0)
     order = _dissected(depth.shape)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))

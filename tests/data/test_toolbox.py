@@ -320,6 +320,20 @@ def test_masked_undistortion_averages_over_what_was_read():
     assert found[104, 210] == 0
 
 
+def test_weights_are_divided_by_their_sum_where_all_four_count_too():
+    # It decides whether a wall at disparity 600 is seen: its mean may be a bit less.
+    v, u = np.mgrid[:H, :W].astype(float)
+    x, y = toolbox.undistortion_source(u, v, DEPTH_CAMERA)
+    ax, ay = x - np.floor(x), y - np.floor(y)
+    w1, w2, w3, w4 = (1 - ay) * (1 - ax), (1 - ay) * ax, ay * (1 - ax), ay * ax
+    s = w1 + w2 + w3 + w4
+    expected = w1 / s * 600 + w2 / s * 600 + w3 / s * 600 + w4 / s * 600
+    wall = np.full((H, W), 600, np.uint16)
+    found = toolbox.undistort_depth(wall, DEPTH_CAMERA, np.zeros((H, W), bool))
+    np.testing.assert_array_equal(found < 600, expected < 600)
+    assert 0 < (found < 600).mean() < 1
+
+
 def test_masked_undistortion_is_zero_outside():
     ones = np.full((H, W), 700.0)
     noise = np.zeros((H, W), bool)

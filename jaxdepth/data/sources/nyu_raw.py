@@ -1,7 +1,6 @@
 """A raw dump of NYU Depth V2: one folder per scene, as the recorder wrote it."""
 
 import dataclasses
-import hashlib
 import os
 import re
 import struct
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8, UInt16
 
 from jaxdepth.data import fill, splits, toolbox
-from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions
+from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions, files
 from jaxdepth.errors import UserError
 
 TAKES = frozenset({"every", "doubles", "max_gap", "variant", "fill"})
@@ -64,19 +63,19 @@ class NyuRaw:
         if self.options.every < 1:
             raise UserError(f"--every={self.options.every}: must be at least 1")
         self.path = path
-        self.name = path.resolve().name
+        self.name = files.name_of(path)
         self.truths = ("raw",) if self.options.fill == "none" else ("filled", "raw")
         self.notes: list[str] = []
-        self._files = self._find()
+        self._frames = self._find()
         self.infos = [
-            FrameInfo(f"{scene}/{Path(files.depth).stem}", scene)
-            for files in self._files
-            for scene in [os.path.basename(files.folder)]
+            FrameInfo(f"{scene}/{Path(frame.depth).stem}", scene)
+            for frame in self._frames
+            for scene in [os.path.basename(frame.folder)]
         ]
         self._splits = self._split()
 
     def frame(self, row: int) -> Frame:
-        folder, depth_name, rgb_name = self._files[row]
+        folder, depth_name, rgb_name = self._frames[row]
         disparity = read_depth(Path(folder, depth_name))
         rgb = read_rgb(Path(folder, rgb_name))
         depth, rgb = toolbox.project_depth_map(
@@ -94,17 +93,15 @@ class NyuRaw:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Names, sizes and times of the frames' files in one hash; no file is read."""
-        digest = hashlib.sha256()
-        for folder, *names in self._files:
-            for name in names:
-                digest.update(f"{folder}/{name} {_stamp(folder, name)}\n".encode())
         taken = dataclasses.asdict(self.options)
         return {
             "path": str(self.path.resolve()),
-            "frames": len(self._files),
-            "files": digest.hexdigest(),
             **{name: taken[name] for name in sorted(TAKES)},
+            **files.stamp(
+                Path(frame.folder, name)
+                for frame in self._frames
+                for name in (frame.depth, frame.rgb)
+            ),
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
@@ -244,7 +241,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BrokenFrame(f"{path} can't be read: {error.strerror}") from None
+        raise files.broken(path, "a raw frame", error.strerror or error) from None
 
 
 def _scene_folders(path: Path, levels: int = LEVELS) -> Iterator[Path]:
@@ -266,11 +263,3 @@ def _scene_folders(path: Path, levels: int = LEVELS) -> Iterator[Path]:
         return
     for name in sorted(folders):
         yield from _scene_folders(path / name, levels - 1)
-
-
-def _stamp(folder: str, name: str) -> tuple[int, int]:
-    try:
-        stat = os.stat(os.path.join(folder, name))
-    except OSError:  # `frame` says so
-        return -1, 0
-    return stat.st_size, stat.st_mtime_ns

@@ -1,14 +1,18 @@
 """Raw dumps: real files through the toolbox, and every way a dump can be damaged."""
 
+import dataclasses
 import os
 import pickle
+import shutil
 import struct
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import fill, splits, store, toolbox
+from jaxdepth import datasets
+from jaxdepth.config import Config
+from jaxdepth.data import fill, packing, splits, toolbox
 from jaxdepth.data.sources import (
     BrokenFrame,
     ReadOptions,
@@ -91,7 +95,7 @@ def test_a_real_frame_is_the_toolbox_s_own(dump, shared_data):
 
 
 def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
-    opened = store.write(
+    opened = packing.write(
         open_source(dump), tmp_path / "s", size=(480, 640), mask_extremes="off"
     )
     _, depth = opened.gather([0], depth="raw")
@@ -373,6 +377,18 @@ def test_bts_s_training_folders_keep_the_test_scenes_out(shared_data, tmp_path):
 def test_training_scenes_alone_are_a_training_set(dump):
     found = open_source(dump).splits()
     assert found["official"] == {"train": [0], "eval": []}
+
+
+def test_training_scenes_train_where_other_data_evaluate(dump, tmp_path):
+    config = Config(data=str(dump), size="60x80", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="--eval_data"):
+        datasets.open_data(config)
+    test_scene = tmp_path / "held_out" / f"{scenes_of('test')[0]}b"
+    shutil.copytree(dump / SCENE, test_scene)
+    config = dataclasses.replace(config, eval_data=str(test_scene.parent))
+    data = datasets.open_data(config)
+    assert data.train_rows.tolist() == data.eval_rows.tolist() == [0]
+    assert data.name == "held_out" and data.nyu and data.depth == "raw"
 
 
 def test_a_recording_of_one_s_own_has_no_official_split(tmp_path):
