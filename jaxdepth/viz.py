@@ -1,7 +1,7 @@
 """Pictures: depth as colour, panels, curves; depth as PNG, point clouds as PLY."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +299,80 @@ def _smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
         return np.convolve(x, window)[places + radius]
 
     return spread(values) / spread(np.ones(len(values)))
+
+
+def contact_sheet(
+    path: Path,
+    *,
+    rgb: Sequence[UInt8[np.ndarray, "h w 3"]],
+    depth: Sequence[Float[np.ndarray, "h w"]],
+    names: Sequence[str],
+    title: str,
+) -> None:
+    """Images and their depth side by side, three pairs in a row, as one PNG.
+
+    Depth is metres, 0 = missing, which is grey; all of it has one scale.
+    """
+    low, high = depth_range(*depth)
+    rows = max(1, -(-len(rgb) // 3))
+    figure = _figure(13, 1.85 * rows + 1.2)
+    axes = figure.subplots(rows, 6, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for k, (image, truth, name) in enumerate(zip(rgb, depth, names, strict=True)):
+        left, right = axes[k // 3][2 * (k % 3) :][:2]
+        left.imshow(image, interpolation="nearest")
+        right.imshow(colorize(truth, low, high), interpolation="nearest")
+        left.set_title(_plain(_end(name, 34)), fontsize=7, loc="left", pad=2)
+    _bar(figure, axes, COLOURS, low, high, "depth [m]")
+    figure.suptitle(_plain(title), fontsize=12)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    _save(figure, path)
+
+
+def _end(text: str, most: int) -> str:
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def statistics(
+    path: Path,
+    *,
+    depth: Float[np.ndarray, "n"],
+    missing: Mapping[str, Sequence[float]],
+    surface: Float[np.ndarray, "k k"] | None,
+    reach: int,
+    title: str,
+) -> None:
+    """Histograms of depth and of missing pixels, and the map of shifts, as one PNG.
+
+    Args:
+      depth: sampled, metres, all > 0.
+      missing: by kind of truth, the share of missing pixels of each frame.
+      surface: how well depth fits the image when it is shifted by up to `reach`
+        pixels up to down and left to right; None where nothing was compared.
+    """
+    figure = _figure(12, 3.8)
+    depths, holes, shifts = figure.subplots(1, 3, width_ratios=(2, 1.3, 1))
+    if len(depth):
+        top, median = float(np.percentile(depth, 99.9)), float(np.median(depth))
+        weights = np.full(len(depth), 100 / len(depth))
+        depths.hist(depth, bins=100, range=(0, top), weights=weights, color="C0")
+        depths.axvline(median, color="C3", label=f"median {median:.3g} m")
+        depths.legend(fontsize=8)
+    depths.set(xlabel="depth [m]", ylabel="pixels [%]")
+    shares = {kind: 100 * np.asarray(s) for kind, s in missing.items()}
+    if any(map(len, shares.values())):
+        holes.hist(list(shares.values()), bins=20, range=(0, 100), label=list(shares))
+        holes.legend(fontsize=8)
+    holes.set(xlabel="missing pixels [%]", ylabel="frames")
+    if surface is None:
+        shifts.set_axis_off()
+    else:
+        end = reach * len(surface) / (len(surface) - 1)  # of the outer cells
+        extent = (-end, end, end, -end)
+        shifts.imshow(surface, extent=extent, cmap=ERRORS, vmin=min(0, surface.min()))
+        shifts.plot(0, 0, "+", color="white", markersize=12)
+        shifts.set(xlabel="depth shifted right [pixels]", ylabel="down [pixels]")
+        shifts.set_title(f"edges in common, at best {surface.max():.2f}", fontsize=9)
+    figure.suptitle(_plain(title), fontsize=12)
+    _save(figure, path)

@@ -301,3 +301,53 @@ def test_real_frames_make_a_panel(tmp_path, shared_data, drawn):
         names=["frame 3"], title="shifted by a quarter of a metre",
     )  # fmt: skip
     assert drawn[0].axes[2].get_xlabel().startswith("rmse 0.25 m, delta1 ")
+
+
+def test_contact_sheet_shows_pairs_under_one_scale(tmp_path, drawn):
+    shown = scenes(4)
+    depth = shown["target"]
+    depth[2][:10] = 0
+    names = ["first", "a" * 60 + "/end.jpg", "$x$", "last"]
+    viz.contact_sheet(
+        tmp_path / "s.png", rgb=shown["rgb"], depth=depth, names=names, title="four"
+    )
+    cells = images(drawn[0])
+    low, high = viz.depth_range(*depth)
+    assert len(cells) == 8
+    for k in range(4):
+        np.testing.assert_array_equal(cells[2 * k], shown["rgb"][k])
+        expected = viz.colorize(depth[k], low, high)
+        np.testing.assert_array_equal(cells[2 * k + 1], expected)
+    titles = [axis.get_title("left") for axis in drawn[0].axes]
+    titles = [title for title in titles if title]
+    assert titles[0] == "first" and titles[2] == r"\$x\$"
+    assert titles[1].endswith("a/end.jpg") and len(titles[1]) == 34
+    assert "depth [m]" in [axis.get_xlabel() for axis in drawn[0].axes]
+    assert read_png(tmp_path / "s.png").shape[1] == 1430
+
+
+def test_statistics_are_shares_of_pixels_and_numbers_of_frames(tmp_path, drawn):
+    depth = np.repeat(np.array([1, 2, 3, 90], np.float32), (300, 600, 99, 1))
+    surface = np.zeros((5, 5))
+    surface[2, 3] = 0.3  # a cell of 2 pixels to the right
+    viz.statistics(
+        tmp_path / "s.png", depth=depth, missing={"raw": [0.0, 0.5, 0.52]},
+        surface=surface, reach=4, title="$",
+    )  # fmt: skip
+    depths, holes, shifts = drawn[0].axes
+    heights = sorted(bar.get_height() for bar in depths.patches)[-3:]
+    np.testing.assert_allclose(heights, [9.9, 30, 60], rtol=1e-6)
+    assert depths.patches[-1].get_x() < 4  # one pixel does not stretch the picture
+    assert "median 2 m" in depths.get_legend().get_texts()[0].get_text()
+    assert sorted(bar.get_height() for bar in holes.patches)[-2:] == [1, 2]
+    image = shifts.images[0]
+    assert image.get_extent() == [-5, 5, 5, -5] and "0.30" in shifts.get_title()
+    assert read_png(tmp_path / "s.png").shape[1] == 1320
+
+
+def test_statistics_of_nothing(tmp_path, drawn):
+    viz.statistics(
+        tmp_path / "s.png", depth=np.zeros(0, np.float32), missing={"raw": []},
+        surface=None, reach=4, title="",
+    )  # fmt: skip
+    assert not any(axis.patches for axis in drawn[0].axes)
