@@ -1,0 +1,40 @@
+"""A store's frames as a source."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.data.sources import Frame, FrameInfo
+from jaxdepth.data.store import Store
+
+
+class Stored:
+    """Each frame at its full size where that was kept, else at the training size."""
+
+    format = "store"
+    eight_bit = False
+
+    def __init__(self, opened: Store):
+        self.store, self.name, self.notes = opened, opened.name, opened.notes
+        self.truths = opened.depths
+        self.infos = [
+            FrameInfo(info["name"], info["scene"], info["official_index"])
+            for info in opened.manifest["frames"]
+        ]
+
+    def frame(self, row: int) -> Frame:
+        if self.store.has_full(row):
+            full = next(self.store.full_frames([row]))
+            return Frame(full["rgb"], **full["depth"])
+        depths = {}
+        rgb = np.empty(0)
+        for kind in self.truths:
+            rgb, millimetres = self.store.gather([row], depth=kind)
+            depths[kind] = (millimetres[0] / 1000).astype(np.float32)
+        return Frame(rgb[0], **depths)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"path": str(self.store.path.resolve())}
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        return self.store.splits
