@@ -54,7 +54,7 @@ class Bts:
 
     def __init__(self, path: Path, *, depth_scale: float | None = None):
         self.path = path
-        self.name = path.name or str(path)
+        self.name = files.name_of(path)
         self.depth_scale = depth_scale or 1000.0
         self.notes: list[str] = []
         train, evaluation = self._read()

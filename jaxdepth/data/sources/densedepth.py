@@ -50,7 +50,7 @@ class DenseDepth:
 
     def __init__(self, path: Path):
         self.path = path
-        self.name = path.name or str(path)
+        self.name = files.name_of(path)
         found = _lists(path)
         if not found:
             raise UserError(f"{path} holds neither of {' and '.join(LISTS)}")

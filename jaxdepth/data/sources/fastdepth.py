@@ -46,7 +46,7 @@ class FastDepth:
         if root is None:
             raise UserError(f"{path} holds no HDF5 files in train/ or val/")
         self.path = root
-        self.name = path.name or str(path)
+        self.name = files.name_of(path)
         self.notes: list[str] = []
         train, evaluation = (_files(root / part) for part in PARTS)
         self.files = train + evaluation

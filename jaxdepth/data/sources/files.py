@@ -51,6 +51,11 @@ def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"
         return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
 
 
+def name_of(path: Path) -> str:
+    """What results call data that lie there."""
+    return path.absolute().name or str(path)
+
+
 def check_same_size(
     rgb: np.ndarray, depth: np.ndarray, image: Path, depth_file: Path
 ) -> None:

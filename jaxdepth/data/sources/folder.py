@@ -61,7 +61,7 @@ class Folder:
         if not path.is_dir():
             raise UserError(f"{path} is not a folder of images and depth")
         self.path = path
-        self.name = path.name or str(path)
+        self.name = files.name_of(path)
         self.depth_scale = depth_scale
         self.notes: list[str] = []
         self.pairs = self._listed(3) or self._find()

@@ -62,7 +62,7 @@ class Tum:
         if every < 1:
             raise UserError(f"--every={every}: must be at least 1")
         self.path = path
-        self.name = path.name or str(path)
+        self.name = files.name_of(path)
         self.every = every
         self.depth_scale = depth_scale or SCALE
         self.notes: list[str] = []

@@ -1,0 +1,233 @@
+"""Lists of BTS, AdaBins and ZoeDepth, written as they circulate, and real frames."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.data import splits, toolbox
+from jaxdepth.data.sources import BrokenFrame, ReadOptions, open_source
+from jaxdepth.errors import UserError
+from tests.data.sources import made
+
+TRAIN = "nyudepthv2_train_files_with_gt.txt"
+TEST = "nyudepthv2_test_files_with_gt.txt"
+FOCAL = "518.8579"
+
+
+def train_line(scene, number):
+    stem = f"/{scene}/{{}}_{number:05d}"
+    return f"{stem.format('rgb')}.jpg {stem.format('sync_depth')}.png {FOCAL}"
+
+
+def official_line(index):
+    """A line of the test list: the folder of the scene's type, numbers from 0."""
+    kind = splits.official()["scenes"][index - 1].rsplit("_", 1)[0]
+    stem = f"{kind}/{{}}_{index - 1:05d}"
+    return f"{stem.format('rgb')}.jpg {stem.format('sync_depth')}.png {FOCAL}"
+
+
+def write(root, lines, **more):
+    """The files of lines: frame k has colour 10 k and depth k + 1 m."""
+    for k, line in enumerate(lines):
+        rgb, metres, _ = line.split()
+        made.image(root, rgb.lstrip("/"), 10 * k, **more)
+        if metres != "None":
+            made.depth(root, metres.lstrip("/"), 1000 * (k + 1), **more)
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A training list of two scenes and a test list, files beside them."""
+    train = [
+        train_line("kitchen_0028b", 45),
+        train_line("kitchen_0028b", 0),
+        train_line("nyu_office_0", 3),
+    ]
+    test = [official_line(index) for index in splits.official()["test"][:2]]
+    write(tmp_path, train + test)
+    made.text(tmp_path, TRAIN, "\n".join(train) + "\n")
+    made.text(tmp_path, TEST, "\n".join(test))  # the last line doesn't end
+    return tmp_path
+
+
+def test_both_lists_of_a_folder(both):
+    source = open_source(both)
+    assert source.format == "bts" and source.truths == ("raw",) and source.notes == []
+    assert [info.scene for info in source.infos[:3]] == [
+        "kitchen_0028b", "kitchen_0028b", "nyu_office_0"
+    ]  # fmt: skip
+    assert source.infos[0].name == "kitchen_0028b/rgb_00045.jpg"
+    indices = splits.official()["test"][:2]
+    assert [info.official_index for info in source.infos] == [None] * 3 + indices
+    assert source.infos[3].scene == splits.official()["scenes"][indices[0] - 1]
+    for row in range(5):
+        frame = source.frame(row)
+        assert abs(int(frame.rgb[0, 0, 0]) - 10 * row) <= 2  # JPEG
+        assert frame.raw is not None and frame.filled is None
+        np.testing.assert_array_equal(frame.raw, np.float32(row + 1))
+        assert frame.intrinsics is None  # not NYU's size
+    assert source.splits() == {
+        "official": {"train": [0, 1, 2], "eval": [3, 4]},
+        "all": {"train": [0, 1, 2, 3, 4], "eval": []},
+    }
+    made.same_elsewhere(source)
+
+
+def test_the_real_synchronised_frames_by_a_list(shared_data, tmp_path):
+    scene = "basement_0001a"
+    shutil.copytree(shared_data / "sync_png16" / scene, tmp_path / "sync" / scene)
+    lines = [train_line(scene, number) for number in (0, 50, 100)]
+    listed = made.text(tmp_path, f"lists/{TRAIN}", "\n".join(lines))
+    source = open_source(listed)  # what it names is in the sync/ beside its folder
+    assert [info.scene for info in source.infos] == [scene] * 3
+    frame = source.frame(1)
+    with Image.open(tmp_path / "sync" / scene / "sync_depth_00050.png") as stored:
+        expected = np.asarray(stored) / 1000
+    assert frame.raw is not None
+    np.testing.assert_allclose(frame.raw, expected, rtol=1e-6)
+    assert (frame.raw == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert frame.intrinsics == toolbox.RGB_CAMERA.intrinsics
+    assert source.splits()["own"] == {"train": [0, 1, 2], "eval": []}
+
+
+@pytest.mark.parametrize("where", ["", "sync", "train", "a/b"])
+def test_what_a_list_names_is_found(tmp_path, where):
+    line = train_line("kitchen_0028b", 1)
+    inner = "" if where == "a/b" else where
+    write(tmp_path / inner, [line])
+    folder = "a/b/" if where == "a/b" else ""
+    source = open_source(made.text(tmp_path, f"{folder}{TRAIN}", line))
+    assert source.frame(0).rgb.shape == (*made.SIZE, 3)
+
+
+def test_test_frames_are_found_where_the_authors_put_them(tmp_path):
+    index = splits.official()["test"][0]
+    write(tmp_path / "official_splits" / "test", [official_line(index)])
+    made.text(tmp_path, TEST, official_line(index))
+    source = open_source(tmp_path)
+    assert source.splits()["official"] == {"train": [], "eval": [0]}
+
+
+def test_where_nothing_is_found_it_is_said(tmp_path):
+    listed = made.text(tmp_path, TRAIN, train_line("kitchen_0028b", 1))
+    parts = ("none of what", "/kitchen_0028b/rgb_00001.jpg", tmp_path, "above", "sync")
+    made.refused(listed, *parts)
+    made.refused(tmp_path, *parts)
+
+
+def test_scenes_of_the_test_set_do_not_train(tmp_path):
+    scenes = ["bookstore_0001d", "kitchen_0028b", "bookstore_0001j"]
+    lines = [train_line(scene, 1) for scene in scenes]
+    write(tmp_path, lines)
+    source = open_source(made.text(tmp_path, TRAIN, "\n".join(lines)))
+    assert source.splits() == {
+        "own": {"train": [1], "eval": []},
+        "all": {"train": [0, 1, 2], "eval": []},
+    }
+    (note,) = source.notes
+    assert note.startswith("2 frames of bookstore_0001d and 1 more don't train")
+
+
+def test_lines_without_depth_are_counted(tmp_path):
+    lines = [
+        train_line("a", 1),
+        f"a/rgb_2.jpg None {FOCAL}",
+        f"a/rgb_3.jpg None {FOCAL}",
+    ]
+    write(tmp_path, lines)
+    listed = made.text(tmp_path, TRAIN, "\n".join(lines))
+    source = open_source(listed)
+    assert len(source.infos) == 1
+    assert source.notes == [f"2 lines of {TRAIN} without depth left out"]
+    listed.write_text("\n".join(lines[1:]))
+    made.refused(listed, "lists no frame with depth")
+
+
+def test_frames_that_are_not_of_the_test_set_have_no_index(tmp_path):
+    train, test = splits.official()["train"][0], splits.official()["test"][:2]
+    for name, lines in {
+        "a training frame": [official_line(test[0]), official_line(train)],
+        "another folder": [official_line(test[0]), train_line("attic", test[1] - 1)],
+    }.items():
+        root = tmp_path / name
+        write(root, lines)
+        made.text(root, TEST, "\n".join(lines))
+        source = open_source(root)
+        assert [info.official_index for info in source.infos] == [None, None]
+        assert source.splits()["own"]["eval"] == [0, 1]
+
+
+def test_a_frame_that_cannot_be_read_leaves_the_others(both):
+    (both / "kitchen_0028b" / "sync_depth_00000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (both / "nyu_office_0" / "rgb_00003.jpg").unlink()
+    broken = made.broken_rows(open_source(both))
+    assert broken.keys() == {1, 2}
+    assert "cut short" in broken[1] and "sync_depth_00000.png" in broken[1]
+    assert "rgb_00003.jpg" in broken[2]
+
+
+def test_two_sizes_are_no_broken_frame(tmp_path):
+    line = train_line("a", 1)
+    write(tmp_path, [line])
+    made.depth(tmp_path, line.split()[1].lstrip("/"), size=(7, 8))
+    source = open_source(made.text(tmp_path, TRAIN, line))
+    with pytest.raises(UserError, match="one size") as error:
+        source.frame(0)
+    assert not isinstance(error.value, BrokenFrame)
+
+
+def test_wrong_lists_are_told(both):
+    for line in ("a.jpg b.png", "a.jpg b.png x", "a.jpg b.png 0", "a b.png 5", "a"):
+        text = f"{train_line('kitchen_0028b', 45)}\n{line}\n"
+        made.text(both, TRAIN, text)
+        made.refused(both / TRAIN, f"{TRAIN}, line 2", data_format="bts")
+    (both / TRAIN).write_bytes(b"\xff\xfe\0")
+    made.refused(both / TRAIN, "not text", data_format="bts")
+    made.refused(both / "kitchen_0028b", "holds no list", data_format="bts")
+
+
+def test_two_lists_for_one_purpose_are_told(both):
+    shutil.copy(both / TRAIN, both / f"dense_{TRAIN}")
+    made.refused(both, TRAIN, f"dense_{TRAIN}", "give one of them")
+
+
+def test_lists_of_other_data_in_the_folder_are_left_out(both):
+    kitti = "2011/image_02/data/05.png 2011/proj_depth/05.png 721.5377\n"
+    made.text(both, "eigen_train_files_with_gt.txt", kitti)
+    source = open_source(both)
+    assert len(source.infos) == 5
+    assert any("eigen_train" in note and "none of" in note for note in source.notes)
+
+
+def test_other_lists_are_not_of_this_format(tmp_path):
+    made.image(tmp_path, "a.jpg")
+    made.depth(tmp_path, "b.png")
+    made.text(tmp_path, "list.txt", "a.jpg b.png\n")
+    assert open_source(tmp_path).format == "folder"
+    made.text(tmp_path, "list.txt", "a.jpg b.png b.png\n")
+    assert open_source(tmp_path).format == "folder"
+
+
+def test_other_scales_and_wrong_ones(tmp_path):
+    line = "a/5.png a/depth/5.png 721.5377"  # as of KITTI, whose unit is m / 256
+    made.image(tmp_path, "a/5.png", size=(480, 640))
+    made.depth(tmp_path, "a/depth/5.png", 256 * 40, size=(480, 640))
+    listed = made.text(tmp_path, "train.txt", line)
+    frame = open_source(listed, options=ReadOptions(depth_scale=256.0)).frame(0)
+    np.testing.assert_array_equal(frame.raw, np.float32(40))
+    assert frame.intrinsics is None  # another camera's focal length
+    made.depth(tmp_path, "a/depth/5.png", 65000, size=(480, 640))
+    made.refused(
+        listed, "--depth_scale", listed, options=ReadOptions(depth_scale=256.0)
+    )
+    made.depth(tmp_path, "a/depth/5.png", 200, (480, 640), np.uint8)
+    made.refused(listed, "8-bit depth")
+
+
+def test_changed_files_have_another_fingerprint(both):
+    first = open_source(both).fingerprint()
+    assert open_source(both).fingerprint() == first
+    made.image(both, "kitchen_0028b/rgb_00000.jpg", size=(60, 80))
+    assert open_source(both).fingerprint() != first

@@ -1,0 +1,175 @@
+"""Image and depth files: checksums, numbers, lists, and where lists' names lead."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from jaxdepth.data.sources import BrokenFrame, files
+from jaxdepth.errors import UserError
+from tests.data.sources import made
+
+
+def chunks(content):
+    """(kind, place of the data, length) of a PNG's chunks."""
+    place, found = 8, []
+    while place < len(content):
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        found.append((content[place + 4 : place + 8], place + 8, length))
+        place += length + 12
+    return found
+
+
+@pytest.mark.parametrize("real", ["rgb", "depth"])
+def test_any_flipped_bit_of_a_real_png_is_told(shared_data, tmp_path, real):
+    original = sorted((shared_data / "tum_rgbd" / real).iterdir())[0]
+    content, path = original.read_bytes(), tmp_path / "a.png"
+    read = files.read_rgb if real == "rgb" else files.read_depth
+    rng = np.random.default_rng(0)
+    places = [*range(8, 60), *rng.integers(8, len(content), 25).tolist()]
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises(BrokenFrame, match=r"a\.png can't be read as an image"):
+            read(path)
+
+
+def test_a_png_whose_pixels_fit_no_checksum_is_told(tmp_path):
+    # The data themselves decode: Pillow alone reads this without a word.
+    path = made.depth(tmp_path, "a.png", np.arange(48).reshape(6, 8) + 500)
+    content = bytearray(path.read_bytes())
+    (place, length), = (c[1:] for c in chunks(content) if c[0] == b"IDAT")  # fmt: skip
+    content[place + length] ^= 1
+    path.write_bytes(content)
+    with Image.open(path) as image:
+        assert np.asarray(image).max() == 547
+    with pytest.raises(BrokenFrame, match="the checksum of its b'IDAT' is wrong"):
+        files.read_depth(path)
+
+
+def test_a_png_without_its_end_is_told(tmp_path):
+    path = made.depth(tmp_path, "a.png", 2000)
+    content = path.read_bytes()
+    for end in (len(content) - 12, len(content) - 1, len(content) // 2, 9):
+        path.write_bytes(content[:end])
+        with pytest.raises(BrokenFrame, match="cut short"):
+            files.read_depth(path)
+
+
+def test_what_follows_a_png_is_no_matter(tmp_path):
+    path = made.depth(tmp_path, "a.png", 2000)
+    path.write_bytes(path.read_bytes() + b"more")
+    assert (files.read_depth(path) == 2000).all()
+
+
+def test_private_chunks_are_no_matter(tmp_path):
+    path = made.depth(tmp_path, "a.png", 2000)
+    content, body = path.read_bytes(), b"juNkanything"
+    chunk = struct.pack(">I", 8) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(content[:33] + chunk + content[33:])
+    assert (files.read_depth(path) == 2000).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.npy"])
+def test_what_is_no_file_is_a_broken_frame(tmp_path, name):
+    for path in (tmp_path / name, tmp_path / f"\0{name}", tmp_path / f"d/{name}"):
+        if path.parent.name == "d":
+            path.mkdir(parents=True)
+        with pytest.raises(BrokenFrame, match=name):
+            files.read_depth(path)
+        if name != "a.npy":
+            with pytest.raises(BrokenFrame, match=name):
+                files.read_rgb(path)
+
+
+def test_a_header_that_promises_too_much_is_a_broken_frame(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((2, 3)))
+    path.write_bytes(path.read_bytes().replace(b"(2, 3), }   ", b"(2, 3000000)}"))
+    with pytest.raises(BrokenFrame, match="npy"):
+        files.read_depth(path)
+
+
+WRONG_NUMBERS = [np.nan, -np.nan, np.inf, -np.inf, -1.0, 0.0, 1e300, 1e-300]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1, 1000.0])
+def test_what_is_no_positive_number_is_missing(dtype, scale):
+    with np.errstate(all="ignore"):
+        values = np.array([[2.5, *WRONG_NUMBERS]]).astype(dtype)
+    found = files.to_metres(values, scale)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, [[np.float32(2.5 / scale), *[0] * 8]])
+
+
+@example(bytes.fromhex("0000a07f") * 8)  # a signalling NaN
+@given(st.binary(min_size=32, max_size=32))
+def test_no_bits_make_depth_that_is_none(content):
+    for dtype in (np.float16, np.float32, np.float64):
+        found = files.to_metres(np.frombuffer(content, dtype)[None])
+        assert np.isfinite(found).all() and (found >= 0).all()
+
+
+@given(st.integers(1, 65535), st.sampled_from([1000.0, 5000.0, 256.0, 25.5]))
+def test_whole_numbers_are_divided_in_double(stored, scale):
+    found = files.to_metres(np.array([[stored]], np.uint16), scale)
+    assert found[0, 0] == np.float32(stored / scale)
+
+
+def test_lists_are_read_by_line(tmp_path):
+    path = made.text(tmp_path, "a.txt", "# x\n\n a b\t c\n  # y\nd e,f\n")
+    assert files.read_list(path) == [(3, ["a", "b", "c"]), (5, ["d e", "f"])]
+    with pytest.raises(UserError, match="can't be read"):
+        files.read_list(tmp_path / "none.txt")
+
+
+def test_peeking_never_raises(tmp_path):
+    assert files.peek_list(tmp_path) == []
+    assert files.peek_list(tmp_path / "none") == []
+    path = tmp_path / "a"
+    path.write_bytes(b"\xff\xfe\0\1")
+    assert files.peek_list(path) == []
+    path.write_text("a b\n" * 9999)
+    assert files.peek_list(path, 2) == [["a", "b"]] * 2
+    path.write_bytes(b"\xc3\xa9" * 9999)  # a letter may be cut in two
+    assert len(files.peek_list(path)) == 1
+
+
+def test_the_root_is_the_nearest_that_has_the_files(tmp_path):
+    start = tmp_path / "a" / "b"
+    start.mkdir(parents=True)
+    made.text(tmp_path, "k/1.jpg", "")
+    assert files.find_root(start, ["/k/1.jpg"]) == tmp_path
+    made.text(tmp_path / "a", "sync/k/1.jpg", "")
+    assert files.find_root(start, ["k/1.jpg"], ("", "sync")) == tmp_path / "a" / "sync"
+    made.text(start, "k/1.jpg", "")
+    assert files.find_root(start, ["k/1.jpg"], ("", "sync")) == start
+    assert files.find_root(start, ["k/none.jpg", "\0"]) is None
+    assert files.find_root(start, []) is None
+
+
+def test_a_sample_passes_over_broken_frames():
+    def read(row):
+        if row % 3:
+            raise BrokenFrame(f"row {row}")
+        return row
+
+    assert files.sample(read, range(4)) == [0, 3]
+    assert files.sample(read, []) == []
+    with pytest.raises(UserError, match=r"no frame could be read.*row 1"):
+        files.sample(read, [1, 2])
+
+
+def test_files_that_are_not_there_are_part_of_the_stamp(tmp_path):
+    path = tmp_path / "a"
+    before = files.stamp([path, Path("x\0")])
+    path.write_text("")
+    assert files.stamp([path, Path("x\0")]) != before
+    assert before["files"] == 2

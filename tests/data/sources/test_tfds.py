@@ -1,0 +1,244 @@
+"""TFDS's nyu_depth_v2, prepared by its own builder from files of FastDepth's form."""
+
+import concurrent.futures
+import importlib.resources
+import json
+import multiprocessing
+import shutil
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from jaxdepth.data import splits, toolbox
+from jaxdepth.data.sources import open_source, tfds
+from tests.data.sources import made
+
+tensorflow_datasets = pytest.importorskip("tensorflow_datasets")
+pytest.importorskip("tensorflow")
+
+COUNTS = {"train": 5, "val": 2}
+SHARDS = 2  # of each split
+
+
+def content(part, k):
+    """Image (H, W, 3) and depth, a float16 has, of one file."""
+    y, x = np.mgrid[:480, :640]
+    rgb = np.stack([y // 2, x // 3, np.full_like(x, 20 * k + 100 * (part == "val"))])
+    depth = (1 + k + x / 640 + (part == "val") * 0.5).astype(np.float16)
+    return rgb.astype(np.uint8).transpose(1, 2, 0), depth.astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["tfrecord", "array_record"])
+def prepared(request, tmp_path_factory):
+    """The folder that TFDS keeps data in, written by it."""
+    download = tmp_path_factory.mktemp("download")
+    for part, count in COUNTS.items():
+        for k in range(count):
+            folder = download / "nyudepthv2" / part / "scene"
+            folder.mkdir(parents=True, exist_ok=True)
+            rgb, depth = content(part, k)
+            with h5py.File(folder / f"{k:05d}.h5", "w") as file:
+                file["rgb"], file["depth"] = rgb.transpose(2, 0, 1), depth
+    root = tmp_path_factory.mktemp("tensorflow_datasets")
+    manager = tensorflow_datasets.download.DownloadManager
+    with pytest.MonkeyPatch.context() as patch:
+        # TFDS wants the backport, which it doesn't install, of what Python has.
+        patch.setitem(sys.modules, "importlib_resources", importlib.resources)
+        patch.setattr(manager, "download_and_extract", lambda *_: str(download))
+        patch.setattr(
+            tensorflow_datasets.core.utils.gcs_utils, "gcs_dataset_info_files",
+            lambda _: None,
+        )  # fmt: skip
+        builder = tensorflow_datasets.builder(
+            "nyu_depth_v2", data_dir=str(root), file_format=request.param
+        )
+        builder.download_and_prepare(
+            download_config=tensorflow_datasets.download.DownloadConfig(
+                num_shards=SHARDS, try_download_gcs=False
+            )
+        )
+    return root
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    shutil.copytree(prepared / "nyu_depth_v2", tmp_path / "nyu_depth_v2")
+    return tmp_path / "nyu_depth_v2" / "0.0.1"
+
+
+def number(rgb):
+    """Which file a frame is of: ("train" | "val", k)."""
+    blue = int(rgb[0, 0, 2])
+    return ("val", (blue - 100) // 20) if blue >= 100 else ("train", blue // 20)
+
+
+def content_of(frame):
+    return content(*number(frame.rgb))
+
+
+@pytest.mark.parametrize("inside", ["", "nyu_depth_v2", "nyu_depth_v2/0.0.1"])
+def test_every_frame_is_what_was_prepared(prepared, inside):
+    source = open_source(prepared / inside)
+    assert source.format == "tfds" and source.truths == ("filled",)
+    assert source.name == "nyu_depth_v2 0.0.1"
+    assert [info.name for info in source.infos] == [
+        *(f"train {k:05d}" for k in range(5)), "validation 00000", "validation 00001"
+    ]  # fmt: skip
+    seen = []
+    for row in range(7):
+        frame = source.frame(row)
+        seen.append(number(frame.rgb))
+        rgb, depth = content(*seen[-1])
+        np.testing.assert_array_equal(frame.rgb, rgb)
+        assert frame.filled is not None and frame.filled.dtype == np.float32
+        np.testing.assert_array_equal(frame.filled, depth)
+        assert frame.intrinsics == toolbox.RGB_CAMERA.intrinsics
+    assert sorted(seen[:5]) == [("train", k) for k in range(5)]
+    assert sorted(seen[5:]) == [("val", k) for k in range(2)]
+    assert source.splits() == {
+        "own": {"train": [0, 1, 2, 3, 4], "eval": [5, 6]},
+        "all": {"train": [0, 1, 2, 3, 4, 5, 6], "eval": []},
+    }
+    (note,) = source.notes
+    assert "no scene" in note
+
+
+def test_the_order_is_that_of_tfds(prepared):
+    source = open_source(prepared)
+    assert isinstance(source, tfds.Tfds)
+    builder = tensorflow_datasets.builder_from_directory(source.path)
+    for part, rows in (("train", range(5)), ("validation", range(5, 7))):
+        if builder.info.file_format.value == "tfrecord":
+            theirs = list(builder.as_dataset(split=part).as_numpy_iterator())
+        else:
+            theirs = list(builder.as_data_source(part))
+        for row, other in zip(rows, theirs, strict=True):
+            np.testing.assert_array_equal(source.frame(row).rgb, other["image"])
+
+
+def test_rows_are_read_in_any_order(prepared):
+    source = open_source(prepared)
+    numbers = [number(source.frame(row).rgb) for row in range(7)]
+    for row in (6, 0, 3, 3, 5, 2, 6, 1):
+        assert number(source.frame(row).rgb) == numbers[row]
+    made.same_elsewhere(source)
+
+
+@pytest.mark.slow
+def test_processes_read_from_any_row(prepared, request):
+    if "array_record" in request.node.name:
+        pytest.skip("two processes that start TensorFlow are enough")
+    source = open_source(prepared)
+    mine = [number(source.frame(row).rgb) for row in range(7)]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        theirs = list(pool.map(source.frame, range(7), chunksize=4))
+    assert [number(frame.rgb) for frame in theirs] == mine
+
+
+def test_a_record_is_reached_without_reading_those_before_it(copied, monkeypatch):
+    source = open_source(copied)
+    assert isinstance(source, tfds.Tfds)
+    if not source._record_files[0].name.count("tfrecord"):
+        pytest.skip("ArrayRecord has an index of its own")
+    read = []
+    real = tfds._TfRecords.read
+    monkeypatch.setattr(
+        tfds._TfRecords, "read", lambda me, k: read.append(k) or real(me, k)
+    )
+    file = source._record_files[0]
+    offsets = tfds._offsets(file)
+    assert offsets[0] == 0 and len(offsets) >= 2
+    source.frame(len(offsets) - 1)
+    assert read == [len(offsets) - 1]
+    # What lies before it is not even looked at.
+    content = bytearray(file.read_bytes())
+    content[16 : offsets[-1]] = bytes(offsets[-1] - 16)
+    file.write_bytes(content)
+    assert made.broken_rows(open_source(copied)).keys() == set(range(len(offsets) - 1))
+
+
+def test_a_flipped_bit_breaks_its_frame(copied):
+    source = open_source(copied)
+    assert isinstance(source, tfds.Tfds)
+    file, count = source._record_files[0], source._ends[0]
+    content, rng = file.read_bytes(), np.random.default_rng(0)
+    told = 0
+    for place in rng.integers(len(content), size=12):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << rng.integers(8)
+        file.write_bytes(flipped)
+        damaged = open_source(copied)
+        broken = made.broken_rows(damaged)
+        assert broken.keys() <= set(range(count))
+        assert all(file.name in said for said in broken.values())
+        # A bit of the padding changes nothing; none changes a frame.
+        for row in set(range(count)) - broken.keys():
+            rgb, depth = content_of(damaged.frame(row))
+            np.testing.assert_array_equal(damaged.frame(row).rgb, rgb)
+            np.testing.assert_array_equal(damaged.frame(row).filled, depth)
+        told += bool(broken)
+    assert told > 0
+
+
+def test_a_cut_breaks_the_frames_behind_it(copied):
+    source = open_source(copied)
+    assert isinstance(source, tfds.Tfds)
+    file, count = source._record_files[0], source._ends[0]
+    content = file.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"text\n" * 99):
+        file.write_bytes(damaged)
+        broken = made.broken_rows(open_source(copied))
+        assert count - 1 in broken and broken.keys() <= set(range(count))
+    file.unlink()
+    assert made.broken_rows(open_source(copied)).keys() == set(range(count))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damaged", ["", "[]", "{", '{"name": "nyu_depth_v2"}'])
+def test_damaged_descriptions_are_told(copied, name, damaged):
+    (copied / name).write_text(damaged)
+    made.refused(copied, copied, data_format="tfds")
+
+
+def test_other_features_are_told(copied):
+    path = copied / "features.json"
+    text = path.read_text()
+    for old, new in (('"depth"', '"depth_map"'), ("float16", "int32"), ("640", "64")):
+        path.write_text(text.replace(old, new, 1))
+        made.refused(copied, "image (H, W, 3) uint8 and depth")
+
+
+def test_654_frames_of_validation_are_the_official_test_set(copied):
+    path = copied / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        if split["name"] == "validation":
+            split["shardLengths"] = ["2", "652"]
+    path.write_text(json.dumps(info))
+    found = open_source(copied).splits()
+    assert len(found["official"]["eval"]) == len(splits.official()["test"]) == 654
+    assert found["official"]["train"] == [0, 1, 2, 3, 4]
+
+
+def test_other_data_sets_of_tfds_are_not_recognised(copied, tmp_path):
+    info = copied / "dataset_info.json"
+    info.write_text(info.read_text().replace('"nyu_depth_v2"', '"mnist"'))
+    made.refused(copied, "holds no nyu_depth_v2", data_format="tfds")
+    assert not tfds.recognises(tmp_path)
+
+
+def test_without_tensorflow_it_is_said(copied, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    made.refused(copied, "TensorFlow", "install")
+
+
+def test_changed_files_have_another_fingerprint(copied):
+    first = open_source(copied)
+    assert isinstance(first, tfds.Tfds)
+    before = first.fingerprint()
+    assert open_source(copied).fingerprint() == before
+    first._record_files[-1].unlink()
+    assert open_source(copied).fingerprint() != before
