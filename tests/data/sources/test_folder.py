@@ -274,6 +274,7 @@ def test_changed_files_have_another_fingerprint(tmp_path):
 def test_the_real_synchronised_frames(shared_data, tmp_path):
     root = shared_data / "sync_png16"
     source = open_source(root)
+    assert source.format == "folder"
     assert [info.name for info in source.infos] == [
         f"basement_0001a/rgb_{k}.jpg" for k in ("00000", "00050", "00100")
     ]

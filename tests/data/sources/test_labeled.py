@@ -13,6 +13,7 @@ from PIL import Image
 from jaxdepth.data import packing, splits
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.errors import UserError
+from tests.data.sources import made
 
 W, H = 8, 6
 TRAIN_SCENES = ["kitchen_0003", "office_0004"]
@@ -226,6 +227,33 @@ def test_damage_anywhere_is_told_or_read(tmp_path):
             assert "\n" not in str(error)
 
 
+def test_a_damaged_row_leaves_the_others(tmp_path):
+    plain, fields = write_mat(tmp_path / "plain.mat")
+    path = tmp_path / "a.mat"
+    with h5py.File(path, "w") as file:
+        for name, value in fields.items():
+            chunks = (1, *value.shape[1:])
+            file.create_dataset(name, data=value, chunks=chunks, compression="gzip")
+        chunk = file["depths"].id.get_chunk_info(2)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 255  # gzip has a checksum
+    path.write_bytes(content)
+    source = open_source(path)
+    broken = made.broken_rows(source)
+    assert broken.keys() == {2}
+    assert str(path) in broken[2] and "row 2 of depths" in broken[2]
+    np.testing.assert_array_equal(
+        source.frame(3).depths["filled"], open_source(plain).frame(3).depths["filled"]
+    )
+
+
+def test_a_field_that_is_no_dataset_is_named(tmp_path):
+    path, _ = write_mat(tmp_path / "a.mat", drop=("rawDepths",))
+    with h5py.File(path, "a") as file:
+        file["rawDepths"] = np.dtype("f4")
+    refused(path, "no dataset rawDepths")
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [
@@ -258,6 +286,7 @@ def test_a_missing_dataset_is_named(tmp_path, field):
         ({"depths": np.ones((3, W, H), np.float32),
           "images": np.zeros((4, 3, W, H), np.uint8)}, "depths has shape"),
         ({"rawDepths": np.ones((4, W, H - 1), np.float32)}, "rawDepths has shape"),
+        ({"depths": np.full((4, W, H), b"a")}, "not metres"),
     ],
 )  # fmt: skip
 def test_wrong_shapes_and_types_are_told(tmp_path, fields, match):

@@ -7,8 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.sources import ReadOptions, files, labeled, open_source
+from jaxdepth.data import splits
+from jaxdepth.data.sources import (
+    BrokenFrame,
+    ReadOptions,
+    files,
+    labeled,
+    open_source,
+)
 from jaxdepth.errors import UserError
+from tests.data.sources import made
 
 RGB = np.full((12, 16, 3), 9, np.uint8)
 MM = np.full((12, 16), 2500, np.uint16)
@@ -58,6 +66,82 @@ def test_a_wrong_list_is_told(tmp_path, second, part):
 def test_text_that_lists_nothing_is_no_list(tmp_path):
     save(tmp_path, {"a.jpg": RGB, "b.png": MM, "readme.txt": "two words\n"})
     assert "no pair" in error_of(lambda: open_source(tmp_path))
+
+
+def marigold_line(index, scene=None):
+    scene = scene or splits.official()["scenes"][index - 1]
+    return " ".join(
+        f"test/{scene}/{kind}_{index:04d}.png" for kind in ("rgb", "depth", "filled")
+    )
+
+
+def marigold(root, lines):
+    """Frames of three files each: depth of 2.5 m with holes, and without."""
+    holed = MM.copy()
+    holed[:3] = 0
+    for line in lines:
+        pictures = (RGB, holed, MM)
+        save(root, dict(zip(line.split(), pictures, strict=True)))
+    return save(root, {"filename_list_test.txt": "\n".join(lines)})
+
+
+def test_three_columns_are_both_truths_of_official_frames(tmp_path):
+    indices = [splits.official()["test"][0], splits.official()["train"][0]]
+    lines = [marigold_line(index) for index in indices]
+    source = open_source(marigold(tmp_path, lines))
+    assert source.format == "folder" and source.truths == ("filled", "raw")
+    assert [info.official_index for info in source.infos] == indices
+    assert [info.scene for info in source.infos] == [
+        splits.official()["scenes"][index - 1] for index in indices
+    ]
+    for row in range(2):
+        frame = source.frame(row)
+        assert frame.filled is not None and frame.raw is not None
+        np.testing.assert_array_equal(frame.filled, np.float32(2.5))
+        np.testing.assert_array_equal(frame.raw[:3], 0)
+        np.testing.assert_array_equal(frame.raw[3:], np.float32(2.5))
+    assert source.splits()["official"] == {"train": [1], "eval": [0]}
+    assert source.splits()["all"]["train"] == [0, 1]
+    made.same_elsewhere(source)
+
+
+def test_three_columns_of_other_scenes_have_no_index(tmp_path):
+    index = splits.official()["test"][0]
+    lines = [marigold_line(index), marigold_line(index + 1, "my_room")]
+    source = open_source(marigold(tmp_path, lines))
+    assert source.truths == ("filled", "raw")
+    assert [info.official_index for info in source.infos] == [None, None]
+    assert source.splits().keys() == {"all"}
+
+
+def test_three_columns_with_a_wrong_line_are_told(tmp_path):
+    marigold(tmp_path, [marigold_line(1)])
+    listed = tmp_path / "filename_list_test.txt"
+    listed.write_text(f"{marigold_line(1)}\n{marigold_line(2)}\n")
+    told = error_of(lambda: open_source(tmp_path))
+    assert "line 2" in told and "two depth files" in told
+
+
+def test_a_frame_that_cannot_be_read_leaves_the_others(tmp_path):
+    files_of = {f"rgb/{k}.png": RGB for k in range(4)}
+    save(tmp_path, files_of | {f"depth/{k}.png": MM for k in range(4)})
+    (tmp_path / "depth/0.png").write_bytes(b"")
+    (tmp_path / "rgb/2.png").write_text("words")
+    broken = made.broken_rows(open_source(tmp_path))
+    assert broken.keys() == {0, 2}
+    assert "depth/0.png" in broken[0] and "rgb/2.png" in broken[2]
+
+
+def test_what_is_wrong_with_all_of_it_is_no_broken_frame(tmp_path):
+    eight = np.full((12, 16), 50, np.uint8)
+    images = {"rgb/0.png": RGB, "rgb/1.png": RGB}
+    for second in (MM[:5], eight):
+        save(tmp_path, images | {"depth/0.png": MM, "depth/1.png": second})
+        source = open_source(tmp_path, options=ReadOptions(depth_scale=1000.0))
+        with pytest.raises(UserError) as error:
+            for row in range(2):
+                source.frame(row)
+        assert not isinstance(error.value, BrokenFrame)
 
 
 def test_floating_point_pictures_hold_metres(tmp_path):
