@@ -117,7 +117,8 @@ class NyuRaw:
         """The files of every frame, and notes on what is left out."""
         found: list[_Files] = []
         doubles = apart = total = 0
-        for folder in _scene_folders(self.path):
+        # "." has no name to call a scene by.
+        for folder in _scene_folders(Path(os.path.abspath(self.path))):
             matches = self._matched(folder)
             total += len(matches)
             if self.options.doubles == "drop":
@@ -154,9 +155,7 @@ class NyuRaw:
             [name for name in names if NAMES[kind].fullmatch(name)] for kind in "dra"
         )
         if not rgb:
-            self.notes.append(
-                f"{folder.name} left out: {len(depth)} depth maps and no image"
-            )
+            self.notes.append(f"{folder.name} left out, as it holds no image")
             return []
         return toolbox.synchronise(depth, rgb, accel)
 

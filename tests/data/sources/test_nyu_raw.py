@@ -104,8 +104,11 @@ def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
     assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.857901)
 
 
-def test_one_scene_s_folder_is_a_dump_too(dump):
+def test_one_scene_s_folder_is_a_dump_too(dump, monkeypatch):
     assert names(open_source(dump / SCENE)) == names(open_source(dump))
+    monkeypatch.chdir(dump / SCENE)
+    assert names(open_source(".")) == names(open_source(dump))
+    assert open_source(".").name == SCENE
 
 
 @pytest.mark.parametrize("method", ["colorization", "cross_bf"])
@@ -216,7 +219,7 @@ def test_a_scene_without_images_is_left_out_with_a_note(tmp_path):
     write_empty(tmp_path / "b_0001", [0], [0])
     source = open_source(tmp_path)
     assert [info.scene for info in source.infos] == ["b_0001"]
-    assert any("a_0001 left out: 1 depth map" in note for note in source.notes)
+    assert any("a_0001 left out, as it holds no image" in note for note in source.notes)
 
 
 def test_a_scale_makes_no_sense(tmp_path):
