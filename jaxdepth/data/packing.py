@@ -157,11 +157,11 @@ class Job:
 
     def finished(self, out: str | Path) -> dict[str, Any] | None:
         """The manifest of the store that this job made at a path or URL, if it did."""
-        if remote.is_remote(str(out)):
-            found = remote.manifest_at(str(out))
-        else:
-            found = None
-            with contextlib.suppress(UserError):
+        found = None
+        with contextlib.suppress(UserError):  # what is wrong there is told later on
+            if remote.is_remote(str(out)):
+                found = remote.manifest_at(str(out))
+            else:
                 found = Store.open(out).manifest
         return found if found is not None and found.get("key") == self.key else None
 
@@ -363,9 +363,15 @@ def _make_way(out: Path, *, replace: bool) -> None:
     """UserError where something is at `out`, unless that is to be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not replace:
-        raise UserError(f"{out} exists and is not empty: name another folder")
-    shutil.rmtree(out)
+    if replace:
+        shutil.rmtree(out)
+        return
+    try:
+        Store.open(out)
+        why = "it is a store of other data or with other options"
+    except UserError as error:
+        why = str(error).removesuffix(": prepare it again")
+    raise UserError(f"{out} exists and is not empty ({why}): name another folder")
 
 
 def _nothing_left(total: int, broken: list[dict[str, str]]) -> str:

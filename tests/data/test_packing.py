@@ -126,14 +126,18 @@ def test_a_full_disk_is_the_machines_fault(tmp_path, monkeypatch):
 
 def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path):
     (tmp_path / "s").mkdir()
-    written(tmp_path, [frame()])  # an empty one is not in the way
-    before = sorted((tmp_path / "s").iterdir())
-    with pytest.raises(UserError, match="exists and is not empty") as error:
+    opened = written(tmp_path, [frame()])  # an empty one is not in the way
+    before = contents(opened.path)
+    with pytest.raises(UserError, match=r"s exists and is not empty \(it is a store of "
+                       "other data") as error:  # fmt: skip
         written(tmp_path, [frame(1)])
     one_line(error)
-    assert sorted((tmp_path / "s").iterdir()) == before
+    assert contents(opened.path) == before
+    (opened.path / "train-00000.rgb.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is not empty \(.*rgb.npy is missing or cut"):
+        written(tmp_path, [frame()])
     (tmp_path / "f").write_text("mine")
-    with pytest.raises(UserError, match="exists"):
+    with pytest.raises(UserError, match=r"f exists .* is not a store"):
         written(tmp_path, [frame()], out="f")
     assert (tmp_path / "f").read_text() == "mine"
 
