@@ -217,9 +217,9 @@ class _Walk:
         self.values: list[np.ndarray] = []
         self.others = self._read_others(source)
 
-    def _read_others(self, source: Source) -> dict[int, alignment.Edges]:
+    def _read_others(self, source: Source) -> list[alignment.Edges]:
         """Edges of some frames, with whose depth each image is compared, too."""
-        others = {}
+        others = []
         for k in _spread(len(self.found.rows), 9):
             row = self.found.rows[k]
             try:
@@ -228,7 +228,7 @@ class _Walk:
                 continue
             depth = next(iter(frame.depths.values()))
             if (edges := alignment.edges_of(frame.rgb, depth)) is not None:
-                others[row] = edges
+                others.append(edges)
         return others
 
     def add(self, row: int, frame: Frame) -> None:
@@ -242,13 +242,12 @@ class _Walk:
         )
         if len(valid):
             edges = alignment.edges_of(frame.rgb, depth)
-            others = [e for other, e in self.others.items() if other != row]
             look = dataclasses.replace(
                 look,
                 low=float(valid.min()),
                 median=float(np.median(valid)),
                 high=float(valid.max()),
-                pair=alignment.compare(edges, others) if edges else None,
+                pair=alignment.compare(edges, self.others) if edges else None,
             )
             # An odd stride takes from every column.
             self.values.append(valid[:: max(1, len(valid) // max(1, self.each)) | 1])

@@ -145,14 +145,16 @@ def test_mirrored_depth(real, tmp_path):
 
 
 def test_some_mirrored_depth(real, tmp_path):
-    wrong = (3, 11, 20)
+    wrong = (3, 20)
     found = examined(real.write(tmp_path, lambda k, m: m[:, ::-1] if k in wrong else m))
     assert only(found, "alignment", "ok")
     told = only(found, "frames whose depth does not fit")
-    assert "3 of 24" in told
+    assert "2 of 24" in told
     for k in wrong:
         assert f"rgb/{real.names[k]}.jpg (mirrored)" in told
-    assert [s.name[:9] for s in found.shown[:4]].count("mirrored:") == 3
+    names = [shown.name for shown in found.shown]
+    assert [name[:9] for name in names[:3]].count("mirrored:") == 2
+    assert len({name.split(": ")[-1] for name in names}) == 2 + doctor.SHOWN
 
 
 def test_shifted_depth(real, tmp_path):
@@ -232,6 +234,7 @@ def changed(source: Memory, edit) -> Memory:
 def test_painted_scenes_are_clean():
     found = look_at(painted_source(split=halves()))
     assert {line.level for line in findings.of(found)} == {"ok"}
+    assert found.verdict is not None and "other frames" in found.verdict.scores
     numbers = doctor.numbers(found)
     assert numbers["splits"] == {"own": {"train": 10, "eval": 10}}
     assert numbers["sizes"] == {"96x128": 20} and numbers["looked_at"] == 20
@@ -273,6 +276,13 @@ def test_wrong_units_are_guessed(stored_as, read_as, unit, scale):
     (told,) = [x for x in of(found, "unit") if "ok" not in x[:7]]
     assert f"look like {unit}:" in told and f"--depth_scale={scale}" in told
     assert not of(found, "unit", "ok")
+
+
+def test_codes_of_8_bits_are_whole_and_small():
+    codes = "8-bit codes of which 255 is 10 m"
+    assert findings.guess_unit(64, whole=True, largest=255) == codes
+    assert findings.guess_unit(64, whole=False, largest=255) == "centimetres"
+    assert findings.guess_unit(64, whole=True, largest=256) == "centimetres"
 
 
 @pytest.mark.parametrize("median", [0.7, 2.5, 7.5])

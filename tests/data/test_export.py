@@ -64,8 +64,8 @@ NAMES = [
     ("kitchen_0001a/rgb_00045.jpg", "kitchen_0001a", "kitchen_0001a/00045"),
     ("frame 0003", "living_room_0004", "living_room_0004/frame_0003"),
     ("test/00001_colors.png", None, "test/00001"),
-    ("A.png", None, "A"),
-    ("a.jpg", None, "a_00005"),
+    ("a.png", None, "a"),
+    ("A.jpg", None, "A_00005"),
     ("../up: 1.5", "image", "up_1.5"),
     ("depth", None, "00007"),
 ]
