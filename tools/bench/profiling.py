@@ -1,0 +1,114 @@
+"""A profiler's trace, and the operations that cost the most, without TensorBoard."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxdepth import writers
+from jaxdepth.errors import MachineError
+from tools.bench.ours import Compiled
+from tools.bench.report import Report
+from tools.bench.timing import Contestant
+
+CALLS = 3
+TOP = 10
+# "%fusion.3 = f32[...] fusion(...), ..., metadata={op_name="jit(f)/net/conv" ...}"
+_INSTRUCTION = re.compile(
+    r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"', re.MULTILINE
+)
+# What jax puts around the names of modules: "jit(whole)/jit(main)/transpose(jvp(Net))".
+_WRAPPERS = re.compile(
+    r"^(jit|pjit|shmap_body|jvp|transpose|vmap|while|body|closed_call)\b"
+)
+# Kernels of a GPU are on its streams, operations of a TPU on a line of their own.
+_TPU_LINE, _GPU_LINE = "XLA Ops", "Stream"
+
+
+def show(
+    folder: Path, contestant: Contestant, compiled: Compiled, report: Report
+) -> None:
+    """Trace some calls into `folder` and print the ten costliest operations."""
+    file = trace(folder, contestant)
+    times = operations(file)
+    total = sum(times.values())
+    if not total:
+        report.say(f"profile: {file} holds no operation of the device")
+        return
+    names = modules(compiled.text()) if compiled.text else {}
+    costliest = sorted(times.items(), key=lambda item: -item[1])[:TOP]
+    rows = [
+        {
+            "operation": name,
+            "part": names.get(name, "-"),
+            "ms": 1e3 * seconds / CALLS,
+            "share": seconds / total,
+        }
+        for name, seconds in costliest
+    ]
+    report.facts["profile"] = {
+        "trace": str(file),
+        "ms in all": 1e3 * total / CALLS,
+        "costliest": rows,
+    }
+    writers.print_table(
+        f"the ten costliest of {len(times)} operations, ms a call; "
+        f"{1e3 * total / CALLS:.1f} ms in all, over all threads or streams",
+        ("operation", "part of the network", "ms", "share"),
+        [tuple(row.values()) for row in rows],
+    )
+    report.say(f"trace: {file}")
+
+
+def trace(folder: Path, contestant: Contestant) -> Path:
+    """Profile some calls; returns the file of the trace."""
+    before = set(folder.rglob("*.xplane.pb"))
+    with jax.profiler.trace(str(folder)):
+        for _ in range(CALLS):
+            last = contestant.call()
+        contestant.wait(last)
+    new = set(folder.rglob("*.xplane.pb")) - before
+    if not new:
+        raise MachineError(f"the profiler left no trace in {folder}")
+    return new.pop()
+
+
+def operations(file: Path) -> dict[str, float]:
+    """Seconds of each operation, over all threads or streams and calls."""
+    data = jax.profiler.ProfileData.from_file(str(file))
+    planes = [p for p in data.planes if p.name.startswith("/device:")]
+    found: dict[str, float] = defaultdict(float)
+    for plane in planes:
+        lines = list(plane.lines)
+        named = [line for line in lines if line.name == _TPU_LINE]
+        for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op", event.name)
+                found[str(operation)] += event.duration_ns / 1e9
+    return dict(found) if found else _on_host(data)
+
+
+def _on_host(data: Any) -> dict[str, float]:
+    """On CPU operations are events of the host's threads, which name themselves."""
+    found: dict[str, float] = defaultdict(float)
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation is not None:
+                    found[str(operation)] += event.duration_ns / 1e9
+    return dict(found)
+
+
+def modules(text: str) -> dict[str, str]:
+    """Operation -> the part of the network it belongs to, from a compiled program."""
+    return {name: _part(path) for name, path in _INSTRUCTION.findall(text)}
+
+
+def _part(path: str) -> str:
+    """jit(f)/transpose(jvp(UpProj))/decoder/up4/conv/dot -> decoder/up4/conv/dot, '."""
+    backward = "transpose(" in path
+    words = [w for w in path.split("/") if not _WRAPPERS.match(w)]
+    return "/".join(words) + (" (gradient)" if backward else "")
