@@ -1,8 +1,11 @@
 """A source of frames in memory, which other processes can import."""
 
 import dataclasses
+import multiprocessing
+import os
 import time
 
+import jax
 import numpy as np
 
 from jaxdepth.data import packing
@@ -44,6 +47,8 @@ class Memory:
         ]
 
     def frame(self, row):
+        if multiprocessing.parent_process() is not None:
+            assert jax.config.jax_platforms == "cpu"  # pyright: ignore
         if self.stop_at is not None and row == self.stop_at[0]:
             raise self.stop_at[1]
         if row in self.broken:
@@ -62,6 +67,15 @@ class Memory:
         return self.split or {
             "all": {"train": list(range(len(self.frames))), "eval": []}
         }
+
+
+class Deadly(Memory):
+    """Ends the process that reads its fourth frame, as who takes too much memory."""
+
+    def frame(self, row):
+        if row == 3 and multiprocessing.parent_process() is not None:
+            os._exit(1)
+        return super().frame(row)
 
 
 def frame(seed=0, size=(24, 32), kinds=("filled",), holes=0.2):

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import errno
-import multiprocessing
 import os
 import resource
 import signal
@@ -371,6 +370,7 @@ def run(code: str, *argv) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
         start_new_session=True,
     )
 
@@ -432,16 +432,19 @@ def test_processes_write_what_one_writes_and_a_kill_costs_a_shard(
 def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
     process = run(
         """
-        import sys
+        import sys, time
         from jaxdepth import cli
         from jaxdepth.data import packing
         from tests.data.memory import SIZE, Memory, frame
 
+        def slowly(what, done, total):  # so that the others wait for work
+            print(done, flush=True)
+            time.sleep(0.02)
+
         def command(argv):
             packing.SHARD = 4
-            source = Memory([frame(k) for k in range(2000)], seconds=0.01)
-            packing.write(source, argv[0], size=SIZE, workers=2,
-                          progress=lambda what, done, total: print(done, flush=True))
+            source = Memory([frame(k) for k in range(2000)])
+            packing.write(source, argv[0], size=SIZE, workers=2, progress=slowly)
 
         cli.main(command)
         """,
@@ -459,13 +462,6 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
     assert len(list((part / "records").iterdir())) >= 5
 
 
-class Deadly(Memory):
-    def frame(self, row):
-        if row == 3 and multiprocessing.parent_process() is not None:
-            os._exit(1)  # as the kernel ends who takes too much memory
-        return super().frame(row)
-
-
 @pytest.mark.slow
 def test_a_process_that_dies_is_the_machines_fault(tmp_path):
     process = run(
@@ -473,8 +469,7 @@ def test_a_process_that_dies_is_the_machines_fault(tmp_path):
         import sys
         from jaxdepth import cli
         from jaxdepth.data import packing
-        from tests.data.memory import SIZE, frame
-        from tests.data.test_packing import Deadly
+        from tests.data.memory import SIZE, Deadly, frame
 
         cli.main(lambda argv: packing.write(
             Deadly([frame(k) for k in range(8)]), argv[0], size=SIZE, workers=2))
