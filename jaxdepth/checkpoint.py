@@ -125,8 +125,8 @@ class Checkpoints:
 
         Raises UserError where it is damaged, or of another network.
         """
-        self._check_shapes(step, target)
         try:
+            self._check_shapes(step, target)
             return self._restore(step, {"model": target})["model"]
         except Damaged as error:
             others = [s for s in self.steps() if s != step]

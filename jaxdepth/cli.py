@@ -94,6 +94,8 @@ def _check_flags(cls: type, argv: Sequence[str]) -> None:
             continue
         key, equals, value = word.partition("=")
         name = key[2:].replace("-", "_")
+        if name.startswith("no_") and hints.get(name[3:]) is bool and not equals:
+            continue
         if name not in names:
             hint = nearest(name, names).replace("mean ", "mean --")
             raise UserError(f"unknown flag {key}{hint} (--help lists them all)")

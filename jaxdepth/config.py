@@ -124,9 +124,11 @@ class Config:
     bn: Literal["global", "local"] = "global"
     """Batch statistics over the whole batch, or per device."""
     accumulate: int = 1
-    """Split each batch into so many parts, one after another, to save memory."""
+    """Split each batch into so many parts, one after another, to save memory. Batch
+    statistics, and berHu's batch scope, are then of each part."""
     steps_per_call: int = 1
-    """Steps that the devices take in one call, without the host between them."""
+    """Steps that the devices take in one call, without the host between them; logs,
+    evaluations and checkpoints come after whole calls."""
     on_nan: Literal["stop", "skip"] = "stop"
     """A loss that is not finite stops the run, or the step is skipped."""
     seed: int = 0
@@ -187,13 +189,17 @@ class EvaluateConfig:
     """Whose evaluation frames to take; all: every frame; auto: as the run did, or
     what the data offer."""
     protocol: Literal["auto", "laina", "eigen", "densedepth", "plain", "all"] = "auto"
-    """How predictions are scored; auto: laina for NYU, plain otherwise."""
+    """How predictions are scored; auto: as the run did on its own data, else laina
+    for NYU and plain otherwise."""
     flip_average: Literal["auto", "on", "off"] = "auto"
-    """Average with the mirrored image's prediction; auto: as the protocol says."""
-    densedepth_rel: Literal["truth", "pred"] = "truth"
-    """Denominator of abs_rel in protocol densedepth; pred: what its code did."""
-    max_depth: float = 10.0
-    """Truth beyond this many metres does not count under plain."""
+    """Average with the mirrored image's prediction; auto: as the run did, which is
+    as the protocol says unless it was told otherwise."""
+    densedepth_rel: Literal["auto", "truth", "pred"] = "auto"
+    """Denominator of abs_rel in protocol densedepth; pred: what its code did; auto:
+    as the run did."""
+    max_depth: float | None = None
+    """Truth beyond this many metres does not count under plain; default: as the run
+    did."""
     batch_size: int = 8
     """Images at a time."""
     cache_dir: str = "~/.cache/jaxdepth"
@@ -284,9 +290,13 @@ def validate_bounds(config: Any) -> None:
         if value is None or value == "auto":
             continue
         inside = value >= low if included else value > low
-        if not (inside and math.isfinite(value)):
+        if not math.isfinite(value):
+            raise UserError(f"--{name}={value}: must be a finite number")
+        if not inside:
             word = "at least" if included else "above"
             raise UserError(f"--{name}={value}: must be {word} {low:g}")
+    if (seed := getattr(config, "seed", 0)) >= 2**32:
+        raise UserError(f"--seed={seed}: must be below 2^32")
 
 
 def _validate_pairs(config: Config) -> None:
@@ -489,20 +499,20 @@ def settle_steps(config: Config, *, train_images: int) -> Config:
         steps = whole_calls(steps)
     values: dict[str, Any] = {"steps": steps, "epochs": None}
     if config.eval_every == "auto":
-        values["eval_every"] = whole_calls(max(1, math.ceil(steps / 5)))
+        values["eval_every"] = max(1, math.ceil(steps / 5))
     if config.log_every == "auto":
-        values["log_every"] = whole_calls(max(1, min(50, steps // 50)))
+        values["log_every"] = max(1, min(50, steps // 50))
     evaluations = values.get("eval_every", config.eval_every)
     if config.save_every == "auto":
         values["save_every"] = evaluations
-    settled = dataclasses.replace(config, **values)
-    for name in ("steps", "log_every", "eval_every", "save_every"):
-        if getattr(settled, name) % at_once:
-            raise UserError(
-                f"--{name}={getattr(settled, name)}: must be a multiple of "
-                f"--steps_per_call={at_once}"
-            )
-    return settled
+    for name in ("log_every", "eval_every", "save_every"):
+        values[name] = whole_calls(values.get(name, getattr(config, name)))
+    if steps % at_once:
+        raise UserError(
+            f"--steps={steps} is no multiple of --steps_per_call={at_once}: give "
+            f"--steps={whole_calls(steps)}"
+        )
+    return dataclasses.replace(config, **values)
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxdepth.config import Config
 from jaxdepth.data import order, packing, store
-from jaxdepth.data.sources import ReadOptions
+from jaxdepth.data.remote import is_remote
+from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.errors import UserError
 
@@ -27,7 +28,8 @@ class Data:
       name: what results call the evaluation data.
       train, train_rows: the store, and which of its frames train.
       evaluation, eval_rows: likewise for evaluation; often the same store.
-      split: "official", "tune", "report", "all" or "own".
+      split: whose frames train: "official", "tune", "report", "all" or "own".
+      eval_split: whose frames evaluate; another one where they are other data.
       nyu: whether official NYU frames are evaluated.
       depth: which truth trains, "filled" or "raw".
       notes: lines that the user should read.
@@ -39,6 +41,7 @@ class Data:
     evaluation: store.Store
     eval_rows: np.ndarray
     split: str
+    eval_split: str
     nyu: bool
     depth: str
     notes: tuple[str, ...] = ()
@@ -72,6 +75,22 @@ def open_store(
     )
 
 
+def open_other(
+    config: Config, path: str, *, progress: Callable | None = None
+) -> store.Store:
+    """Data that evaluate alone: all frames kept at full size.
+
+    What the flags say of the training data's format is not said of these; a scale of
+    depth holds for both where these have a use for one.
+    """
+    packed = is_remote(path) or store.is_store(path)
+    scale = config.depth_scale
+    if packed or not takes(path, "depth_scale"):
+        scale = None
+    config = dataclasses.replace(config, data_format="auto", depth_scale=scale)
+    return open_store(config, path, keep_full="all", progress=progress)
+
+
 def open_rooms(config: Config, *, progress: Callable | None = None) -> store.Store:
     """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
     count = int(config.rooms)
@@ -103,15 +122,14 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     else:
         train = open_store(config, config.data, progress=progress)
         _check_size(config, train)
-    split = _split(config, train)
-    rows = train.splits[split]
-    train_rows = np.asarray(rows["train"])
-    evaluation, eval_rows, name = train, np.asarray(rows["eval"]), train.name
-    if config.eval_data is not None:
-        evaluation = open_store(
-            config, config.eval_data, keep_full="all", progress=progress
-        )
-        eval_rows, name = evaluation_rows(evaluation)[0], evaluation.name
+    split = own_split(config, train)
+    train_rows = np.asarray(train.splits[split]["train"])
+    if config.eval_data is None:
+        evaluation, eval_split = train, split
+        eval_rows = np.asarray(train.splits[split]["eval"])
+    else:
+        evaluation = open_other(config, config.eval_data, progress=progress)
+        eval_rows, eval_split = evaluation_rows(evaluation)
     if len(eval_rows) == 0:
         raise UserError(
             f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
@@ -127,15 +145,15 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
             order.first_in_seed_order(config.seed, len(train_rows), config.train_images)
         ]
     depth, notes = _depth(config, train)
-    nyu = split in ("official", "tune", "report") or "official" in evaluation.splits
     return Data(
-        name=name,
+        name=evaluation.name,
         train=train,
         train_rows=train_rows,
         evaluation=evaluation,
         eval_rows=eval_rows,
         split=split,
-        nyu=nyu,
+        eval_split=eval_split,
+        nyu="official" in evaluation.splits,
         depth=depth,
         notes=(*train.notes, *notes),
     )
@@ -163,7 +181,8 @@ def _check_size(config: Config, train: store.Store) -> None:
         )
 
 
-def _split(config: Config, train: store.Store) -> str:
+def own_split(config: Config, train: store.Store) -> str:
+    """The split of the training data that --split names. UserError for another."""
     if config.split != "auto":
         split = config.split
     elif "official" in train.splits and "own" not in train.splits:

@@ -9,25 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth import datasets, evaluate, predict, session, writers
+from jaxdepth import datasets, evaluate, predict, presenting, session, writers
 from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data import store
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.workdir import plain
 
 logger = logging.getLogger(__name__)
+# Flags that win over the run's own where they are given.
+_GIVEN = (
+    "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
+    "depth_scale",
+)  # fmt: skip
 
 
 def run(config: EvaluateConfig) -> int:
     """Score, print, and write what was asked for; returns the exit code."""
     for flag in ("out", "per_image"):
-        path = getattr(config, flag)
-        if path is not None and Path(path).exists():
-            raise UserError(f"--{flag}={path} exists: name another file")
+        if (path := getattr(config, flag)) is not None:
+            writers.check_new_file(path, flag=flag)
     predictor = predict.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)
-    opened, rows, split = _frames(flags, trained, given=config.data is not None)
+    opened, rows, split = _frames(flags, trained, split=config.split)
     truth = flags.depth if flags.depth in opened.depths else opened.depths[0]
     nyu = "official" in opened.splits
     scored = evaluate.Evaluator(
@@ -58,7 +62,7 @@ def run(config: EvaluateConfig) -> int:
         {"step": predictor.step, **entry}
         for entry in scored.entries(scores, data=opened.name, split=split)
     ]
-    session.show_table(entries)
+    presenting.show_table(entries)
     for entry in entries[::2]:
         for note in entry["notes"]:
             logger.info("note: %s: %s", entry["protocol"], note)
@@ -67,62 +71,65 @@ def run(config: EvaluateConfig) -> int:
 
 
 def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
-    """The run's own flags with this command's in their places."""
-    values: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in (
-            "data_format", "depth_scale", "protocol", "flip_average",
-            "densedepth_rel", "max_depth", "cache_dir", "split",
-        )
-    }  # fmt: skip
-    if config.data is not None:
-        values |= {"data": config.data, "eval_data": None}
-    else:
-        # The run's own data: read as the run read them.
-        values |= {
-            "data_format": trained.data_format,
-            "depth_scale": trained.depth_scale,
-        }
-        if config.split == "auto":
-            values["split"] = trained.split
-    if values.get("data", trained.data) == "rooms" and values["split"] == "all":
-        values["split"] = "auto"
+    """The run's own flags with this command's in their places.
+
+    Its own data, named again or not, are read as the run read them.
+    """
+    given = {name: getattr(config, name) for name in _GIVEN}
+    values: dict[str, Any] = {"cache_dir": config.cache_dir}
+    if config.data is not None and config.data != trained.data:
+        values |= {"data": config.data, "eval_data": None, "split": "auto"}
+        values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
+        if config.data == "rooms":  # the network saw none: as few as there can be
+            values["rooms"] = 1
+    elif config.data is not None:
+        values["eval_data"] = None
+    values |= {k: v for k, v in given.items() if v not in ("auto", None)}
     return dataclasses.replace(trained, **values)
 
 
 def _frames(
-    flags: Config, trained: Config, *, given: bool
+    flags: Config, trained: Config, *, split: str
 ) -> tuple[store.Store, np.ndarray, str]:
-    """The store, the rows to score, and what results call their split."""
-    if flags.data == "rooms":
-        opened = datasets.open_rooms(
-            dataclasses.replace(flags, rooms=32 if trained.rooms == "auto" else
-                                trained.rooms),
-            progress=writers.Counter(),
-        )  # fmt: skip
-        return opened, np.asarray(opened.splits["own"]["eval"]), "own"
-    path = flags.data if given or flags.eval_data is None else flags.eval_data
-    keep = "all" if flags.split == "all" or path != trained.data else "auto"
-    opened = datasets.open_store(
-        flags, path, keep_full=keep, progress=writers.Counter()
-    )
-    if flags.split not in ("auto", "all"):
-        if flags.split not in opened.splits:
+    """The store, the rows to score, and what results call their split.
+
+    Args:
+      flags: whose `eval_data`, or else `data`, are scored.
+      split: as the flag has it.
+    """
+    counter = writers.Counter()
+    own = flags.eval_data is None and flags.data == trained.data
+    # Of data that all trained there is no other part to take.
+    own = own and trained.split != "all"
+    if flags.data == "rooms" and flags.eval_data is None:
+        if split != "auto":
+            raise UserError(f"--split={split}: rooms have their own; leave --split out")
+        opened = datasets.open_rooms(flags, progress=counter)
+    elif flags.eval_data is not None:
+        opened = datasets.open_other(flags, flags.eval_data, progress=counter)
+    else:
+        keep = "auto" if own and split != "all" else "all"
+        opened = datasets.open_store(
+            flags, flags.data, keep_full=keep, progress=counter
+        )
+    if split == "all":
+        rows = np.arange(len(opened))
+    elif split != "auto":
+        if split not in opened.splits:
             have = ", ".join(sorted(opened.splits))
-            raise UserError(f"--split={flags.split}: {opened.name} allows {have}")
-        rows = np.asarray(opened.splits[flags.split]["eval"])
-        split = flags.split
-    elif flags.split == "all":
-        rows, split = np.arange(len(opened)), "all"
+            raise UserError(f"--split={split}: {opened.name} allows {have}")
+        rows = np.asarray(opened.splits[split]["eval"])
+    elif own:
+        split = datasets.own_split(trained, opened)
+        rows = np.asarray(opened.splits[split]["eval"])
     else:
         rows, split = datasets.evaluation_rows(opened)
-    rows = rows.astype(int)
     if not len(rows):
         raise UserError(
             f"--split={split} of {opened.name} has no frame to evaluate: name another, "
             "or --split=all"
         )
-    return opened, rows, split
+    return opened, rows.astype(int), split
 
 
 def _write(config: EvaluateConfig, entries: list[dict], scores: Any) -> None:
@@ -132,9 +139,14 @@ def _write(config: EvaluateConfig, entries: list[dict], scores: Any) -> None:
             with writers.replacing(Path(config.out)) as file:
                 file.write(text.encode() + b"\n")
         if config.per_image is not None:
+            said = {entry["protocol"]: entry for entry in entries}
             rows = [
-                {"protocol": name, **row}
-                for name, found in scores.items()
+                {
+                    "protocol": title,
+                    **{k: said[title][k] for k in ("data", "split", "truth", "size")},
+                    **row,
+                }
+                for title, found in zip(said, reversed(scores.values()), strict=True)
                 for row in found.table()
             ]
             with open(config.per_image, "x", newline="") as file:

@@ -1,6 +1,7 @@
 """From photos of any size to depth in metres."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jaxdepth.errors import UserError
 from jaxdepth.ops import resize
 from jaxdepth.train_state import PyTree
 
-# Wider or taller photos would be stretched beyond what any network was trained on.
+# Longer photos go in squeezed to this: a pixel's row would need a mile of input.
 MAX_ASPECT = 8
 
 
@@ -48,11 +49,16 @@ class Predictor:
         return self.forward(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) at which a photo enters the network: its height is that of
-        the training frame, its aspect is kept; `cnn_fc` has one size alone."""
+        """(height, width) at which a photo enters the network.
+
+        Its height is that of the training frame and its aspect is kept, up to 8 to 1;
+        `cnn_fc` has one size alone.
+        """
         if self.config.arch == "cnn_fc":
             return self.config.image_size
-        return protocols.whole_frame_size(photo, self.config.image_size)
+        height, width = protocols.whole_frame_size(photo, self.config.image_size)
+        least = -(-height // MAX_ASPECT)
+        return height, min(max(width, least), MAX_ASPECT * height)
 
     def predict(self, image: Any) -> Float[np.ndarray, "h w"]:
         """Depth of one photo.
@@ -82,16 +88,7 @@ class Predictor:
         if waiting:
             yield from self._batch(waiting, batch_size)
 
-    def check(self, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-        """UserError where a photo can't be predicted: longer than 8 to 1."""
-        height, width = rgb.shape[:2]
-        if max(height, width) > MAX_ASPECT * min(height, width):
-            raise UserError(
-                f"a photo of {height}x{width} is too long: at most {MAX_ASPECT} to 1"
-            )
-
     def _shrink(self, rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
-        self.check(rgb)
         size = self.input_size((rgb.shape[0], rgb.shape[1]))
         return np.asarray(protocols.resize_input(rgb[None].astype(np.float32), size)[0])
 
@@ -107,7 +104,7 @@ class Predictor:
             yield np.asarray(resize.resize_bilinear(one[None], size)[0], np.float32)
 
 
-def load(name: str, *, step: str | int = "best") -> Predictor:
+def load(name: str | Path, *, step: str | int = "best") -> Predictor:
     """A `Predictor` of a run.
 
     Args:
@@ -123,7 +120,8 @@ def load(name: str, *, step: str | int = "best") -> Predictor:
     saved = here.read_json(workdir.CONFIG)
     config = config_lib.from_json(saved["config"])
     checkpoints = Checkpoints(here.checkpoints, read_only=True)
-    chosen = choose_step(checkpoints, config, step)
+    split = saved.get("data", {}).get("eval_split", config.split)
+    chosen = choose_step(checkpoints, split, step)
     model = build_model(config)
     image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -133,12 +131,16 @@ def load(name: str, *, step: str | int = "best") -> Predictor:
     )
 
 
-def choose_step(checkpoints: Checkpoints, config: Config, step: str | int) -> int:
-    """The step that `best`, `last` or a number names. UserError where there is none."""
+def choose_step(checkpoints: Checkpoints, eval_split: str, step: str | int) -> int:
+    """The step that `best`, `last` or a number names. UserError where there is none.
+
+    `best` of a run that was evaluated on `eval_split` "official" or "report" is its
+    last: choosing by those sets would be cheating.
+    """
     steps_there = checkpoints.steps()
     if not steps_there:
         raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
-    if step == "last" or (step == "best" and config.split in ("official", "report")):
+    if step == "last" or (step == "best" and eval_split in ("official", "report")):
         return steps_there[-1]
     if step == "best":
         best = checkpoints.best_step()

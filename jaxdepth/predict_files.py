@@ -96,7 +96,6 @@ def _predictions(
         for path in paths:
             try:
                 rgb = photos.read(path)
-                predictor.check(rgb)
             except UserError as error:
                 reason = str(error)
                 broken.append(reason if str(path) in reason else f"{path}: {reason}")
@@ -116,10 +115,10 @@ def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
     for path in paths:
         for suffix in suffixes:
             result = (out / f"{path.stem}{suffix}").resolve()
-            if result in sources:
+            if result in sources or _is_foreign(result, out / f"{path.stem}.npy"):
                 raise UserError(
-                    f"{result.name} would replace the photo {result}: name another "
-                    "--out"
+                    f"{result.name} would replace {result}, which no prediction "
+                    "left there: name another --out"
                 )
             if result in owner:
                 raise UserError(
@@ -127,6 +126,14 @@ def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
                     f"{out}: predict them apart"
                 )
             owner[result] = path
+
+
+def _is_foreign(result: Path, depth: Path) -> bool:
+    """Whether a file is there that no earlier prediction of this name left.
+
+    Those left their depth beside all else.
+    """
+    return result.exists() and not depth.exists()
 
 
 def _write(

@@ -5,11 +5,12 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import re
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from jaxdepth import baselines as baselines_lib
 from jaxdepth import (
@@ -17,12 +18,11 @@ from jaxdepth import (
     cli,
     datasets,
     evaluate,
-    predict,
+    presenting,
     protocols,
     sharding,
     steps,
     train,
-    viz,
     writers,
 )
 from jaxdepth import config as config_lib
@@ -30,13 +30,12 @@ from jaxdepth import workdir as workdir_lib
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline, table
-from jaxdepth.errors import UserError
+from jaxdepth.errors import MachineError, UserError
 from jaxdepth.train_state import TrainState
 from jaxdepth.weights import files, start
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
-PANEL_ROWS = 4
 EVAL_BATCH = 8
 
 
@@ -89,35 +88,42 @@ def run(config: Config, *, command: str) -> int:
     config = _settle_batch(config, placement)
     # Before anything that takes long.
     weights = files.read(config.weights) if config.weights is not None else None
-    with writers.log_file() as begin_log:
-        session = _open_or_take_back(config, placement, weights, command=command)
-        begin_log(session.workdir.local / "run.log")
+    with writers.log_file() as begin_log, train.StopSignals() as stopping:
+        workdir = workdir_lib.choose(config)
         try:
-            # Listened to from here on: compiling takes a while, too.
-            with train.StopSignals() as stopping:
-                return _run(session, stopping)
-        except Exception:
+            # What the user may have got wrong comes out before anything is written.
+            session = _open(config, workdir, placement, weights, command=command)
+            model, state = _get_ready(session)
+            _claim(session)
+        except BaseException:
+            if config.workdir is None:
+                workdir_lib.discard_if_empty(workdir)
+            raise
+        begin_log(workdir.local / "run.log")
+        ready = Ready(model, state, Checkpoints(workdir.checkpoints))
+        try:
+            return _run(session, ready, stopping)
+        except Exception as error:
             logger.debug("the run stopped", exc_info=True)
+            if isinstance(error, OSError | MachineError):
+                raise _with_last_checkpoint(error, ready.checkpoints) from error
             raise
         finally:
-            session.workdir.sync()
+            workdir.sync()
 
 
-def _open_or_take_back(
-    config: Config,
-    placement: sharding.Placement,
-    weights: files.Weights | None,
-    *,
-    command: str,
-) -> Session:
-    """`_open` in the folder that the flags ask for; on failure none is left behind."""
-    workdir = workdir_lib.choose(config)
-    try:
-        return _open(config, workdir, placement, weights, command=command)
-    except BaseException:
-        if config.workdir is None:
-            workdir_lib.discard_if_empty(workdir)
-        raise
+def _with_last_checkpoint(
+    error: OSError | MachineError, checkpoints: Checkpoints
+) -> MachineError:
+    """The failure in one line that says from where to go on."""
+    what = str(error)
+    if isinstance(error, OSError):
+        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+    if "last good checkpoint" in what:
+        return MachineError(what)
+    steps = checkpoints.steps()
+    last = f"step {steps[-1]} in {checkpoints.folder}" if steps else "none"
+    return MachineError(f"{what}; last good checkpoint: {last}")
 
 
 def _settle_batch(config: Config, placement: sharding.Placement) -> Config:
@@ -134,7 +140,7 @@ def _open(
     *,
     command: str,
 ) -> Session:
-    """Open data, settle what depends on them, and create the work directory."""
+    """Open data, and settle what depends on them."""
     _introduce(config, workdir)
     data = datasets.open_data(config, progress=writers.Counter())
     config = config_lib.settle_steps(config, train_images=len(data.train_rows))
@@ -155,22 +161,34 @@ def _open(
         ),
         max_depth=config.max_depth,
     )
-    workdir.create()
+    opened = Session(
+        config, command, workdir, data, fitted, placement, results, weights
+    )
+    for protocol in opened.protocols:
+        for size in data.evaluation.full_sizes(data.eval_rows):
+            protocols.check_frame(protocol, size)
+    return opened
+
+
+def _claim(session: Session) -> None:
+    """Make the work directory this run's."""
+    data = session.data
     record = {
-        "config": config_lib.to_json(config),
-        "command": command,
-        "training_mean": fitted.constant,
+        "config": config_lib.to_json(session.config),
+        "command": session.command,
+        "training_mean": session.baselines.constant,
         "data": {
             "name": data.name,
             "split": data.split,
+            "eval_split": data.eval_split,
             "train_images": len(data.train_rows),
             "eval_images": len(data.eval_rows),
             "depth": data.depth,
         },
         **workdir_lib.environment(),
     }
-    workdir.write_json(workdir_lib.CONFIG, record)
-    return Session(config, command, workdir, data, fitted, placement, results, weights)
+    session.workdir.create()
+    session.workdir.write_json(workdir_lib.CONFIG, record)
 
 
 def _split_flag(data: datasets.Data) -> Any:
@@ -266,11 +284,21 @@ class Scorer:
 
     def _entries(self, evaluator: evaluate.Evaluator, scores: Any) -> list[dict]:
         data = self.session.data
-        return evaluator.entries(scores, data=data.name, split=data.split)
+        return evaluator.entries(scores, data=data.name, split=data.eval_split)
 
 
-def _run(session: Session, stopping: train.StopSignals) -> int:
-    config, workdir = session.config, session.workdir
+@dataclasses.dataclass
+class Ready:
+    """What a run begins with, on the host."""
+
+    model: Any
+    state: TrainState
+    checkpoints: Checkpoints
+
+
+def _get_ready(session: Session) -> tuple[Any, TrainState]:
+    """The network, and the state that training begins, or goes on, with."""
+    config = session.config
     model = builders.build_model(
         config,
         init_depth=session.baselines.constant,
@@ -290,26 +318,34 @@ def _run(session: Session, stopping: train.StopSignals) -> int:
             layout=config.layout,
             where=str(config.weights),
         )
-    checkpoints = Checkpoints(workdir.checkpoints)
-    state = _starting_state(session, checkpoints, state)
-    _say_start(session, state)
-    scorer = Scorer(session, model)
+    return model, _starting_state(session, state)
+
+
+def _run(session: Session, ready: Ready, stopping: train.StopSignals) -> int:
+    _say_start(session, ready.state)
+    scorer = Scorer(session, ready.model)
     if "baselines" not in session.results:
         session.results["baselines"] = scorer.baselines()
-    outcome = _train(session, state, model, checkpoints, scorer, stopping)
-    return _finish(session, outcome, checkpoints, scorer, model)
+    outcome = _train(session, ready, scorer, stopping)
+    return _finish(session, outcome, ready)
 
 
-def _starting_state(
-    session: Session, checkpoints: Checkpoints, fresh: TrainState
-) -> TrainState:
+def _starting_state(session: Session, fresh: TrainState) -> TrainState:
     """The fresh state, or the newest one of this run or of the run to go on from."""
     config, workdir = session.config, session.workdir
-    state = train.resumed(
-        checkpoints, fresh, steps=int(config.steps), where=workdir.name
-    )
+    state = fresh
+    if epath.Path(workdir.checkpoints).exists():
+        own = Checkpoints(workdir.checkpoints, read_only=True)
+        if own.steps() and not workdir.used():
+            raise UserError(
+                f"{workdir.name} holds checkpoints of a run whose {workdir_lib.CONFIG} "
+                "is gone: name another --workdir"
+            )
+        state = train.resumed(own, fresh, steps=int(config.steps), where=workdir.name)
     if int(state.step) == 0 and config.resume not in ("auto", "never"):
         other = WorkDir.open(config.resume)
+        saved = config_lib.from_json(other.read_json(workdir_lib.CONFIG)["config"])
+        workdir_lib.refuse_other_network(saved, config, where=config.resume)
         before = Checkpoints(other.checkpoints, read_only=True)
         state = train.resumed(
             before, fresh, steps=int(config.steps), where=config.resume
@@ -350,16 +386,12 @@ def _say_start(session: Session, state: TrainState) -> None:
 
 
 def _train(
-    session: Session,
-    state: TrainState,
-    model: Any,
-    checkpoints: Checkpoints,
-    scorer: Scorer,
-    stopping: train.StopSignals,
+    session: Session, ready: Ready, scorer: Scorer, stopping: train.StopSignals
 ) -> train.Outcome:
     config, data, workdir = session.config, session.data, session.workdir
+    state, checkpoints = ready.state, ready.checkpoints
     optimizer = builders.build_optimizer(config, state.params)
-    spec = builders.build_spec(config, model, optimizer, axis_name=sharding.AXIS)
+    spec = builders.build_spec(config, ready.model, optimizer, axis_name=sharding.AXIS)
     start = int(state.step)
 
     def evaluate_now(step: int, state: TrainState) -> float | None:
@@ -367,7 +399,7 @@ def _train(
         session.results["evaluations"] += entries
         workdir.write_json(workdir_lib.RESULTS, session.results)
         shown = entries[-1]
-        logger.info("step %d: %s", step, summary(shown))
+        logger.info("step %d: %s", step, presenting.summary(shown))
         writer.write_evaluation(step, shown)
         return shown["metrics"]["rmse"]
 
@@ -444,15 +476,10 @@ def _step_fn(session: Session, spec: steps.StepSpec) -> Any:
     )
 
 
-def _finish(
-    session: Session,
-    outcome: train.Outcome,
-    checkpoints: Checkpoints,
-    scorer: Scorer,
-    model: Any,
-) -> int:
+def _finish(session: Session, outcome: train.Outcome, ready: Ready) -> int:
     """Write and show the results, or say how to go on; returns the exit code."""
     workdir, step = session.workdir, int(outcome.state.step)
+    checkpoints = ready.checkpoints
     if outcome.reason == "non_finite":
         checkpoints.wait()
         saved = checkpoints.steps()
@@ -468,105 +495,24 @@ def _finish(
         logger.info("%s at step %d, saved. To go on: %s", outcome.reason, step, command)
         code = cli.PREEMPTED if outcome.reason == "preempted" else cli.INTERRUPTED
         return code
-    session.results |= {
-        "images_per_s": outcome.images_per_s,
-        "skipped_steps": outcome.skipped,
-        "command": session.command,
-        **workdir_lib.environment(),
-    }
-    workdir.write_json(workdir_lib.RESULTS, session.results)
-    _show(session, outcome.state, model)
+    if outcome.images_per_s is not None or "command" not in session.results:
+        session.results |= {
+            "images_per_s": outcome.images_per_s,
+            "skipped_steps": outcome.skipped,
+            "bn": session.config.bn,
+            "command": session.command,
+            **workdir_lib.environment(),
+        }
+        workdir.write_json(workdir_lib.RESULTS, session.results)
+    presenting.show(
+        session.config, workdir, session.data, session.results, outcome.state
+    )
     checkpoints.close()
     return cli.OK
 
 
 def _command_to_go_on(session: Session) -> str:
-    command = session.command
+    command = re.sub(r" --resume[= ]never\b", "", session.command)
     if session.config.workdir is None:
         command += f" --workdir={session.workdir.name}"
     return command
-
-
-def summary(entry: dict[str, Any]) -> str:
-    """One line: the metrics people look at, with the protocol that they belong to."""
-    m = entry["metrics"]
-    values = ", ".join(
-        f"{name} {m[name]:.3f}" if m[name] is not None else f"{name} undefined"
-        for name in ("delta1", "abs_rel", "rmse")
-    )
-    return f"{values} ({entry['protocol']}, {entry['averaging']}, {entry['truth']})"
-
-
-COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
-
-
-def show_table(
-    entries: Sequence[dict[str, Any]],
-    baselines: dict[str, dict[str, float | None]] | None = None,
-) -> None:
-    """The numbers on the terminal, with what they were measured by."""
-    shown = entries[-1]
-    rows = [
-        (f"{e['protocol']}, {e['averaging']}", *(e["metrics"][c] for c in COLUMNS))
-        for e in reversed(entries)
-    ]
-    for name, m in (baselines or {}).items():
-        label = f"{name} ({shown['protocol']}, {shown['averaging']})"
-        rows.append((label, *(m[c] for c in COLUMNS)))
-    truth = ", ".join(sorted({e["truth"] for e in entries}))
-    title = (
-        f"{shown['data']}, split {shown['split']}, {shown['images']} images, truth "
-        f"{truth}, trained at {shown['size']}; rmse in metres"
-    )
-    writers.print_table(title, ("protocol, averaging", *COLUMNS), rows)
-
-
-def _show(session: Session, state: TrainState, model: Any) -> None:
-    """Panel picture, curves, and the table on the terminal."""
-    config, workdir, data = session.config, session.workdir, session.data
-    last = session.results["evaluations"][-1]
-    entries = [e for e in session.results["evaluations"] if e["step"] == last["step"]]
-    predictor = predict.Predictor(config, state.variables)
-    rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
-    frames = list(data.evaluation.full_frames(rows))
-    kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
-    truth = [
-        next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
-        for f in frames
-    ]
-    step = int(state.step)
-    panel = workdir.local / "panels" / f"step-{step:07d}.png"
-    viz.panel(
-        panel,
-        rgb=[f["rgb"] for f in frames],
-        target=truth,
-        pred=[predictor.predict(f["rgb"]) for f in frames],
-        names=[f["name"] for f in frames],
-        title=f"{config.arch}, {config.loss}, step {step} - {data.name}, {data.split}",
-    )
-    records = writers.read_metrics(workdir.local)
-    viz.curves(workdir.local / "curves.png", records, session.results["evaluations"])
-    show_table(entries, session.results["baselines"])
-    better = min(
-        (m["rmse"] for m in session.results["baselines"].values() if m["rmse"]),
-        default=None,
-    )
-    rmse = last["metrics"]["rmse"]
-    if better and rmse:
-        logger.info(
-            "RMSE %.3f m is %.2f of the better baseline's %.3f m (%s, %s)",
-            rmse,
-            rmse / better,
-            better,
-            last["protocol"],
-            last["averaging"],
-        )
-    logger.info("pictures: %s, %s", panel, workdir.local / "curves.png")
-    logger.info(
-        "use it: python -m experiments.predict --checkpoint=%s PHOTO", workdir.name
-    )
-
-
-def spread(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` places of `count`, evenly apart."""
-    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

@@ -140,7 +140,12 @@ def loop(
                 clock.restart()
                 total.restart()
             ending = step == stop or stopping.reason is not None
-            if step % int(config.log_every) == 0 or ending or first:
+            evaluating = not ending and _is_time(config.eval_every, step)
+            saving = not ending and _is_time(config.save_every, step)
+            logging_now = ending or first or _is_time(config.log_every, step)
+            # A state after a step that was not finite is neither scored nor saved.
+            looking = evaluating or saving
+            if logging_now or (looking and _not_finite(logs_waiting, placement)):
                 record, bad = _record(
                     step, logs_waiting, clock, learning_rate, placement
                 )
@@ -157,11 +162,11 @@ def loop(
             if total.images:
                 measured = total.images / max(total.seconds, 1e-9)
             rmse = None
-            if not ending and config.eval_every and step % int(config.eval_every) == 0:
+            if evaluating:
                 paused = time.perf_counter()
                 rmse = evaluate(step, placement.one(placed))
                 _leave_out(total, clock, paused)
-            if not ending and config.save_every and step % int(config.save_every) == 0:
+            if saving:
                 paused = time.perf_counter()
                 checkpoints.save(step, placement.one(placed), rmse=rmse)
                 _leave_out(total, clock, paused)
@@ -170,6 +175,15 @@ def loop(
     state = placement.one(placed)
     reason = "done" if int(state.step) >= stop else stopping.reason or "done"
     return Outcome(state, reason, measured, int(skipped))
+
+
+def _is_time(every: int | str, step: int) -> bool:
+    return bool(every) and step % int(every) == 0
+
+
+def _not_finite(waiting: list[dict], placement: Placement) -> bool:
+    """Whether one of the steps since the last log line was not finite."""
+    return any(np.any(placement.one(logs)["skipped"]) for logs in waiting)
 
 
 def _place(placement: Placement, batches: Iterator[dict], at_once: int) -> dict:

@@ -41,8 +41,9 @@ class WorkDir:
     remote: str | None = None
 
     @classmethod
-    def open(cls, name: str) -> "WorkDir":
+    def open(cls, name: str | Path) -> "WorkDir":
         """The work directory of that name; nothing is created for a local one."""
+        name = str(name)
         if "://" not in name:
             return cls(name, Path(name).expanduser())
         local = Path(tempfile.mkdtemp(prefix="jaxdepth-"))
@@ -160,8 +161,8 @@ def discard_if_empty(workdir: WorkDir) -> None:
 # What may differ between the run that stopped and the one that goes on.
 _FREE = {
     "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
-    "protocol", "flip_average", "densedepth_rel", "on_nan", "parallel", "accumulate",
-    "upconv", "cache", "cache_dir", "recipe", "precision", "eval_data",
+    "on_nan", "parallel", "accumulate", "steps_per_call", "upconv", "cache",
+    "cache_dir", "recipe", "precision",
 }  # fmt: skip
 
 
@@ -179,6 +180,16 @@ def refuse_changes(before: Config, now: Config, *, where: str) -> None:
             f"{where} holds a run with other flags ({'; '.join(pairs)}): name another "
             "--workdir, or give the same flags to go on"
         )
+
+
+def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
+    """UserError where a run to go on from trained something else, of equal shapes."""
+    for name in ("arch", "layout", "unpool"):
+        there, here = getattr(before, name), getattr(now, name)
+        if there != here:
+            raise UserError(
+                f"--resume={where} is of --{name}={there}, this is --{name}={here}"
+            )
 
 
 def environment() -> dict[str, Any]:

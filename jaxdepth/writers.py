@@ -26,7 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from jaxdepth.errors import MachineError
+from jaxdepth.errors import MachineError, UserError
 from jaxdepth.workdir import METRICS, plain
 
 logger = logging.getLogger(__name__)
@@ -385,6 +385,15 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def check_new_file(path: str | Path, *, flag: str) -> None:
+    """UserError where a file that a flag asks for could not be made at its end."""
+    path = Path(path).expanduser()
+    if path.exists():
+        raise UserError(f"--{flag}={path} exists: name another file")
+    if not path.parent.is_dir():
+        raise UserError(f"--{flag}={path}: there is no folder {path.parent}")
 
 
 @contextlib.contextmanager

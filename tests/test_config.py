@@ -140,10 +140,12 @@ def test_calls_of_several_steps_end_where_something_happens():
     settled = config_lib.settle_steps(several, train_images=10)
     names = ("steps", "log_every", "eval_every", "save_every")
     assert [getattr(settled, name) for name in names] == [28, 4, 8, 8]
-    for flags in ({"steps": 7}, {"log_every": 3}, {"eval_every": 9}):
-        wrong = dataclasses.replace(several, **flags)
-        with pytest.raises(UserError, match="multiple of --steps_per_call=4"):
-            config_lib.settle_steps(wrong, train_images=10)
+    given = dataclasses.replace(several, log_every=3, eval_every=9, save_every=0)
+    settled = config_lib.settle_steps(given, train_images=10)
+    assert [getattr(settled, name) for name in names] == [28, 4, 12, 0]
+    wrong = dataclasses.replace(several, steps=7)
+    with pytest.raises(UserError, match="--steps=7 is no multiple.*--steps=8"):
+        config_lib.settle_steps(wrong, train_images=10)
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -118,6 +118,13 @@ class Store:
                 "scene": info["scene"],
             }
 
+    def full_sizes(self, rows: Sequence[int] | np.ndarray) -> set[tuple[int, int]]:
+        """The sizes of these rows' frames, of those that are kept at their own."""
+        places = (self._full_places.get(row) for row in np.asarray(rows).tolist())
+        stems = {place[0] for place in places if place is not None}
+        shapes = (self._map(f"{stem}.rgb.npy").shape for stem in stems)
+        return {(height, width) for _, height, width, _ in shapes}
+
     def has_full(self, row: int) -> bool:
         """Whether the row is there at its own size."""
         return row in self._full_places

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.errors import UserError
@@ -105,7 +106,9 @@ class CNNFC(nn.Module):
 
     The paper fixes the counts, which are those of the coarse network of Eigen et al.
     2014 and so fix the layers, batch normalisation after every convolution, and the
-    dropout of 0.5. The softplus head and He initialisation are ours.
+    dropout of 0.5. Its text says six convolutions, its counts leave five. It resizes
+    the output to the size of the truth; ours brings the truth to the output. The
+    softplus head and He initialisation are ours.
 
     Names: `encoder/block{i}/{conv,bn}`, `decoder/{kernel,bias}` (4096),
     `head/kernel`, `head/bias`.
@@ -154,6 +157,8 @@ class CNNFC(nn.Module):
                 f"{given[1]}: resize the image, or build the network for that size"
             )
         x = self.encoder(image, train=train and self.freeze == "none")
+        if self.freeze == "encoder":  # it needs no backward pass
+            x = lax.stop_gradient(x)
         x = nn.relu(self.decoder(x.reshape(x.shape[0], -1)))
         x = drop(x, keys, rate=self.dropout, train=train)
         raw = self.head(x).reshape(-1, *self.output_size(self.image_size))
@@ -290,6 +295,8 @@ class CNN(nn.Module):
     ) -> Float[Array, "b i j"]:
         """Depth in metres, float32; arguments as in `upproj.UpProj`."""
         x = self.encoder(image, train=train and self.freeze == "none")
+        if self.freeze == "encoder":  # it needs no backward pass
+            x = lax.stop_gradient(x)
         height, width = x.shape[1:3]
         if self.transposed:
             x = max_pool_up(x)

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
@@ -260,6 +261,8 @@ class UpProj(nn.Module):
           keys: one typed PRNG key per image, needed for dropout alone.
         """
         x = self.encoder(image, train=train and self.freeze == "none")
+        if self.freeze == "encoder":  # it needs no backward pass
+            x = lax.stop_gradient(x)
         x = self.decoder(x, train=train and self.freeze != "bn_stats")
         x = drop(x, keys, rate=self.dropout, train=train)
         return depth_from_raw(self.head(x), self.layout.head)

@@ -15,6 +15,7 @@ from PIL import Image
 import jaxdepth
 from experiments import evaluate, predict, run
 from jaxdepth import cli
+from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.errors import UserError
 
 TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
@@ -99,6 +100,48 @@ def test_a_finished_run_goes_on(trained, cache, capsys):
     assert [r["step"] for r in records][-2:] == [5, 6]
 
 
+def test_mistakes_change_nothing_of_a_run(trained, cache):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="more than --steps=2"):
+        train(trained, cache, "--steps=2")
+    with pytest.raises(UserError, match="--protocol=auto there, eigen here"):
+        train(trained, cache, "--steps=8", "--protocol=eigen")
+    assert before == {
+        p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()
+    }
+
+
+def test_a_folder_of_the_user_s_survives_his_mistakes(cache, tmp_path):
+    (tmp_path / "kept").write_text("here")
+    with pytest.raises(UserError):
+        train(tmp_path, cache, "--steps=1", "--resume=/nowhere")
+    # The corrected command works, and its results are those of a first try.
+    assert train(tmp_path, cache, "--steps=1") == cli.OK
+    assert (tmp_path / "kept").read_text() == "here"
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
+    # Logged every 50 steps, saved at each: what is saved must be looked at.
+    flags = ["--lr=1e30", "--steps=30", "--log_every=50", "--save_every=1"]
+    assert train(tmp_path / "run", cache, *flags, "--eval_every=0") == cli.NON_FINITE
+    assert "loss is not finite" in caplog.text
+    saved = Checkpoints(str(tmp_path / "run" / "checkpoints"), read_only=True).steps()
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert records[-1]["loss"] is None and max(saved, default=0) < records[-1]["step"]
+
+
+def test_going_on_from_another_run(trained, cache, tmp_path):
+    flags = ["--steps=6", f"--resume={trained}", "--eval_every=0"]
+    assert train(tmp_path / "next", cache, *flags) == cli.OK
+    records = (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in records] == [5, 6]
+    with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
+        train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
+
+
 def test_a_used_folder_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
@@ -155,8 +198,12 @@ def test_predict_refuses_and_skips(trained, tmp_path, capsys):
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(twin)
     check = f"--checkpoint={trained}"
     before = good.read_bytes()
-    with pytest.raises(UserError, match="would replace the photo"):
+    with pytest.raises(UserError, match=r"a\.png would replace"):
         predict.command([check, str(good), f"--out={tmp_path}"])
+    other = tmp_path / "a.jpg"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(other)
+    with pytest.raises(UserError, match=r"a\.png would replace"):
+        predict.command([check, str(other), f"--out={tmp_path}"])
     with pytest.raises(UserError, match="would both become"):
         predict.command([check, str(good), str(twin), f"--out={tmp_path / 'o'}"])
     broken = tmp_path / "broken.jpg"
@@ -168,9 +215,18 @@ def test_predict_refuses_and_skips(trained, tmp_path, capsys):
         predict.command([check, str(tmp_path / "none.png")])
 
 
+def test_any_shape_of_photo_is_predicted(trained):
+    network = jaxdepth.load(trained)  # a path will do for a name
+    for size in ((1, 1), (3, 90), (200, 2)):
+        depth = network.predict(np.zeros((*size, 3), np.uint8))
+        assert depth.shape == size and np.isfinite(depth).all() and depth.min() > 0
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--protocol=all"], "is defined on frames of 480x640"),
+        (["--resume=/nowhere"], "no such|not the work directory"),
         (["--data=/nowhere/nyu.mat"], "no such file"),
         (["--split=tune"], "leave --split out"),
         (["--batch_size=6"], "use a multiple of 8"),

@@ -151,6 +151,12 @@ def open_source(
     return module.source_of(path, options)
 
 
+def takes(path: str | Path, option: str) -> bool:
+    """Whether the data at `path` have a use for a field of `ReadOptions`."""
+    path = Path(path).expanduser()
+    return path.exists() and option in _module(_recognised(path)).TAKES
+
+
 def _recognised(path: Path) -> str:
     for name in FORMATS:
         if _module(name).recognises(path):

@@ -1,0 +1,114 @@
+"""What a run and an evaluation show at their end: one line, table, pictures."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdepth import predict, viz, writers
+from jaxdepth.config import Config
+from jaxdepth.datasets import Data
+from jaxdepth.train_state import TrainState
+from jaxdepth.workdir import WorkDir
+
+logger = logging.getLogger(__name__)
+PANEL_ROWS = 4
+
+
+def summary(entry: dict[str, Any]) -> str:
+    """One line: the metrics people look at, with the protocol that they belong to."""
+    m = entry["metrics"]
+    values = ", ".join(
+        f"{name} {m[name]:.3f}" if m[name] is not None else f"{name} undefined"
+        for name in ("delta1", "abs_rel", "rmse")
+    )
+    return f"{values} ({measured_by(entry)})"
+
+
+def measured_by(entry: dict[str, Any]) -> str:
+    """What a number of results.json was measured by, without which it says little."""
+    return (
+        f"{entry['protocol']}, {entry['averaging']}, {entry['truth']} truth, "
+        f"{entry['data']}, split {entry['split']}, trained at {entry['size']}"
+    )
+
+
+COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+
+
+def show_table(
+    entries: Sequence[dict[str, Any]],
+    baselines: dict[str, dict[str, float | None]] | None = None,
+) -> None:
+    """The numbers on the terminal, with what they were measured by."""
+    shown = entries[-1]
+    rows = [
+        (f"{e['protocol']}, {e['averaging']}", *(e["metrics"][c] for c in COLUMNS))
+        for e in reversed(entries)
+    ]
+    for name, m in (baselines or {}).items():
+        label = f"{name} ({shown['protocol']}, {shown['averaging']})"
+        rows.append((label, *(m[c] for c in COLUMNS)))
+    truth = ", ".join(sorted({e["truth"] for e in entries}))
+    title = (
+        f"{shown['data']}, split {shown['split']}, {shown['images']} images, truth "
+        f"{truth}, trained at {shown['size']}; rmse in metres"
+    )
+    writers.print_table(title, ("protocol, averaging", *COLUMNS), rows)
+
+
+def show(
+    config: Config,
+    workdir: WorkDir,
+    data: Data,
+    results: dict[str, Any],
+    state: TrainState,
+) -> None:
+    """Panel picture, curves, and the table on the terminal, of a run that is done."""
+    last = results["evaluations"][-1]
+    entries = [e for e in results["evaluations"] if e["step"] == last["step"]]
+    predictor = predict.Predictor(config, state.variables)
+    rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
+    frames = list(data.evaluation.full_frames(rows))
+    kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
+    truth = [
+        next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
+        for f in frames
+    ]
+    step = int(state.step)
+    panel = workdir.local / "panels" / f"step-{step:07d}.png"
+    viz.panel(
+        panel,
+        rgb=[f["rgb"] for f in frames],
+        target=truth,
+        pred=[predictor.predict(f["rgb"]) for f in frames],
+        names=[f["name"] for f in frames],
+        title=f"{config.arch}, {config.loss}, step {step} - {data.name}, "
+        f"{data.eval_split}",
+    )
+    records = writers.read_metrics(workdir.local)
+    viz.curves(workdir.local / "curves.png", records, results["evaluations"])
+    show_table(entries, results["baselines"])
+    better = min(
+        (m["rmse"] for m in results["baselines"].values() if m["rmse"]),
+        default=None,
+    )
+    rmse = last["metrics"]["rmse"]
+    if better and rmse:
+        logger.info(
+            "RMSE %.3f m is %.2f of the better baseline's %.3f m (%s)",
+            rmse,
+            rmse / better,
+            better,
+            measured_by(last),
+        )
+    logger.info("pictures: %s, %s", panel, workdir.local / "curves.png")
+    logger.info(
+        "use it: python -m experiments.predict --checkpoint=%s PHOTO", workdir.name
+    )
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Up to `wanted` places of `count`, evenly apart."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

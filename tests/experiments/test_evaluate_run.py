@@ -1,0 +1,87 @@
+"""What `experiments.evaluate` scores: the run's own evaluation set, or other data."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import evaluate, run
+from jaxdepth import cli
+from jaxdepth.errors import UserError
+
+
+def pairs(folder, count, *, seed, scale=1000):
+    """A folder of image and depth pairs, depth 16-bit."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for k in range(count):
+        rgb = rng.integers(0, 256, (24, 32, 3), np.uint8)
+        depth = rng.uniform(1, 4, (24, 32)) * scale
+        Image.fromarray(rgb).save(folder / f"{k}_rgb.png")
+        Image.fromarray(depth.astype(np.uint16)).save(folder / f"{k}_depth.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A run on one folder that was evaluated on another, whose depth has its scale."""
+    root = tmp_path_factory.mktemp("evaluate")
+    flags = [
+        "--arch=cnn", "--size=19x38", "--batch_size=8", "--steps=2", "--augment=none",
+        f"--data={pairs(root / 'train', 8, seed=0, scale=5000)}", "--split=all",
+        f"--eval_data={pairs(root / 'other', 5, seed=1, scale=5000)}",
+        "--depth_scale=5000", "--max_depth=3", f"--workdir={root / 'run'}",
+        f"--cache_dir={root / 'cache'}",
+    ]  # fmt: skip
+    assert run.command(flags) == cli.OK
+    return root
+
+
+def scores(root, *flags):
+    out = root / f"{len(list(root.iterdir()))}.json"
+    command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
+    assert evaluate.command([*command, f"--out={out}", *flags]) == cli.OK
+    return json.loads(out.read_text())["evaluations"][-1]
+
+
+def test_results_name_the_data_that_evaluated(there):
+    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
+    assert (last["data"], last["split"], last["images"]) == ("other", "all", 5)
+    saved = json.loads((there / "run" / "config.json").read_text())["data"]
+    assert (saved["split"], saved["eval_split"]) == ("all", "all")
+
+
+def test_without_flags_the_run_s_own_number_comes_again(there):
+    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
+    again = scores(there, "--step=last")
+    for key in ("data", "split", "images", "protocol", "size", "truth"):
+        assert again[key] == last[key]
+    # Truth beyond 3 m does not count here either.
+    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    farther = scores(there, "--step=last", "--max_depth=10")
+    assert farther["metrics"]["rmse"] > again["metrics"]["rmse"]
+
+
+def test_the_training_data_are_read_as_the_run_read_them(there):
+    found = scores(there, f"--data={there / 'train'}")
+    assert (found["data"], found["split"], found["images"]) == ("train", "all", 8)
+    assert found["metrics"]["rmse"] < 4  # metres, not five times as many
+
+
+def test_other_data_are_recognised_anew(there):
+    found = scores(there, f"--data={pairs(there / 'third', 3, seed=2)}")
+    assert (found["data"], found["images"]) == ("third", 3)
+    assert found["metrics"]["rmse"] < 4
+
+
+def test_mistakes_come_out_before_the_work(there, capsys):
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    for flags, words in (
+        ([f"--out={there / 'no' / 'x.json'}"], "there is no folder"),
+        ([f"--per_image={there / 'run' / 'config.json'}"], "exists"),
+        (["--data=rooms", "--split=tune"], "rooms have their own"),
+        (["--split=tune"], "allows all"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.command([*command, *flags])
