@@ -5,6 +5,7 @@ that a damaged checkpoint is noticed and the one before it is taken.
 """
 
 import logging
+import re
 import zlib
 from typing import Any
 
@@ -26,11 +27,13 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str, *, read_only: bool = False):
-        # Orbax tells of every save and of every option it derives.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax tells of every save and of every option it derives, and of failures
+        # before it raises them.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = epath.Path(folder)
         self.read_only = read_only
         self._saved_rmse: dict[int, float | None] = {}
+        self._underway: int | None = None
         options = ocp.CheckpointManagerOptions(
             create=not read_only,
             read_only=read_only,
@@ -53,6 +56,8 @@ class Checkpoints:
 
         Raises MachineError where storage fails, now or in the save before.
         """
+        # First: a failure of the save before is that step's, not this one's.
+        self.wait()
         if step in self._manager.all_steps():
             return
         if jax.process_count() == 1:
@@ -77,6 +82,7 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failure(step, error) from error
+        self._underway = step
         self._saved_rmse[step] = rmse
         self._prune()
 
@@ -85,7 +91,21 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(None, error) from error
+            raise self._failure(self._underway, error) from error
+
+    def last_good(self, *, failed: int | None = None) -> str:
+        """ "last good checkpoint: ...", the newest one that is whole on the disk.
+
+        Args:
+          failed: a step whose save is known to have failed.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception:  # it was raised before, or another failure comes first
+            failed = self._underway
+        good = [step for step in self.steps() if step != failed]
+        last = f"step {good[-1]} in {self.folder}" if good else "none"
+        return f"last good checkpoint: {last}"
 
     def close(self) -> None:
         self.wait()
@@ -194,11 +214,9 @@ class Checkpoints:
 
     def _failure(self, step: int | None, error: Exception) -> MachineError:
         what = "checkpoint" if step is None else f"checkpoint of step {step}"
-        good = [s for s in self.steps() if s != step]
-        last = f"step {good[-1]} in {self.folder}" if good else "none"
         return MachineError(
-            f"{what} could not be written to {self.folder} ({_first_line(error)}); "
-            f"last good checkpoint: {last}"
+            f"{what} could not be written to {self.folder} ({_reason(error)}); "
+            f"{self.last_good(failed=step)}"
         )
 
 
@@ -240,6 +258,12 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 def _differing(a: dict[str, int], b: dict[str, int]) -> str:
     names = sorted(k for k in a | b if a.get(k) != b.get(k))
     return names[0] if names else ""
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where an error of storage holds it."""
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

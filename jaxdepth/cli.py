@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Sequence
 
@@ -142,6 +143,10 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     Ctrl-C, or one outside training, leaves with 130.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.raiseExceptions = False  # a log that can't be written stops nothing
+    # What fails on a thread is raised again where its result is waited for, and what
+    # fails while objects go follows from that.
+    threading.excepthook = sys.unraisablehook = _note_aside
     writers.log_to_terminal()
     quiet_libraries()
     try:
@@ -165,9 +170,13 @@ def _say(line: str, code: int) -> int:
     return code
 
 
+def _note_aside(failed: typing.Any) -> None:
+    logging.getLogger("jaxdepth").debug("aside, failed: %r", failed.exc_value)
+
+
 def quiet_libraries() -> None:
     """Keep what TensorFlow and absl say on import away from the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("absl", "tensorflow", "jax._src.xla_bridge"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)

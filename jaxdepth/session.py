@@ -121,9 +121,7 @@ def _with_last_checkpoint(
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
     if "last good checkpoint" in what:
         return MachineError(what)
-    steps = checkpoints.steps()
-    last = f"step {steps[-1]} in {checkpoints.folder}" if steps else "none"
-    return MachineError(f"{what}; last good checkpoint: {last}")
+    return MachineError(f"{what}; {checkpoints.last_good()}")
 
 
 def _settle_batch(config: Config, placement: sharding.Placement) -> Config:
@@ -481,13 +479,11 @@ def _finish(session: Session, outcome: train.Outcome, ready: Ready) -> int:
     workdir, step = session.workdir, int(outcome.state.step)
     checkpoints = ready.checkpoints
     if outcome.reason == "non_finite":
-        checkpoints.wait()
-        saved = checkpoints.steps()
         logger.error(
-            "stopped: the loss is not finite near step %d; last good checkpoint: %s. "
-            "Lower --lr, or use --on_nan=skip",
+            "stopped: the loss is not finite near step %d; %s. Lower --lr, or use "
+            "--on_nan=skip",
             step,
-            f"step {saved[-1]} in {workdir.name}" if saved else "none",
+            checkpoints.last_good(),
         )
         return cli.NON_FINITE
     if outcome.reason in ("preempted", "interrupted"):

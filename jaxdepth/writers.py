@@ -320,7 +320,7 @@ def log_file() -> Iterator[Callable[[Path], None]]:
         waiting.flush()
         package.removeHandler(waiting)
         package.addHandler(handler)
-        stack.callback(handler.close)
+        stack.callback(_close_quietly, handler)
         stack.callback(package.removeHandler, handler)
 
     with contextlib.ExitStack() as stack:
@@ -331,6 +331,12 @@ def log_file() -> Iterator[Callable[[Path], None]]:
             waiting.setTarget(None)
             package.removeHandler(waiting)
             waiting.close()
+
+
+def _close_quietly(handler: logging.Handler) -> None:
+    """On a full disk the end of the log is lost; whatever else is lost says so."""
+    with contextlib.suppress(OSError):
+        handler.close()
 
 
 def print_table(

@@ -13,7 +13,7 @@ from jaxdepth.predict import choose_step
 class Saved(Checkpoints):
     """Checkpoints of three steps, the second the best."""
 
-    def __init__(self, steps=(10, 20, 30), best=20):
+    def __init__(self, steps=(10, 20, 30), best: int | None = 20):
         self.folder, self._steps, self._best = "here", list(steps), best
 
     def steps(self):

@@ -255,6 +255,28 @@ def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [(60, "checkpoint of step 2 could not be written"), (2, "results.json could not")],
+)
+def test_full_storage_is_one_line(trained, cache, tmp_path, blocks, words):
+    # No file may grow past so many KiB; root is not spared, as it is by file modes.
+    command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
+    command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
+    command += ["--save_every=2", "--eval_every=3"]
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == cli.MACHINE
+    assert words in done.stderr and "last good checkpoint: none" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
