@@ -323,7 +323,7 @@ def contact_sheet(
         left, right = axes[k // 3][2 * (k % 3) :][:2]
         left.imshow(image, interpolation="nearest")
         right.imshow(colorize(truth, low, high), interpolation="nearest")
-        left.set_title(_plain(_end(name, 34)), fontsize=7, loc="left", pad=2)
+        left.set_title(_plain(_end(name, 60)), fontsize=7, loc="left", pad=2)
     _bar(figure, axes, COLOURS, low, high, "depth [m]")
     figure.suptitle(_plain(title), fontsize=12)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxdepth.data import alignment, duplicates, store
+from jaxdepth.data import alignment, duplicates, splits, store
 from jaxdepth.data.sources import Frame, ReadOptions, Source, any_unit, open_source
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.errors import UserError
@@ -23,6 +23,9 @@ VALUES = 4_000_000  # depths kept for the histogram, over all frames
 SHOWN = 12  # frames of a contact sheet, and as many that stand out
 SHOWN_PIXELS = 320  # of their longer side, about
 GUESSED_SCALE = 25.5  # of 8-bit depth without --depth_scale: 255 is 10 m
+# Names of folders that say on which side of a split their frames are.
+TRAIN = {"train", "training"}
+EVAL = {"test", "testing", "val", "valid", "validation", "eval"}
 Progress = Callable[[str, int, int], None]
 
 
@@ -308,11 +311,18 @@ def sides(source: Source) -> dict[str, dict[str, list[int]]]:
     parts: dict[str, list[int]] = {"train": [], "eval": []}
     for row, info in enumerate(source.infos):
         words = {word.lower() for word in Path(info.name).parts[:-1]}
-        if words & {"train", "training"}:
+        if words & TRAIN:
             parts["train"].append(row)
-        elif words & {"test", "testing", "val", "valid", "validation", "eval"}:
+        elif words & EVAL:
             parts["eval"].append(row)
     return {"by folder": parts} if all(parts.values()) else {}
+
+
+def scene_of(source: Source, row: int) -> str | None:
+    """The row's scene without folders that say its side, and a raw folder's letter."""
+    parts = Path(source.infos[row].scene or "").parts
+    bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
+    return splits.scene_of_folder(bare) or None
 
 
 def _prints_of_all(opened: store.Store, progress: Progress | None) -> duplicates.Prints:
@@ -330,7 +340,7 @@ def _prints_of_all(opened: store.Store, progress: Progress | None) -> duplicates
 
 def _copies(
     prints: duplicates.Prints,
-    splits: dict[str, dict[str, list[int]]],
+    both_sides: dict[str, dict[str, list[int]]],
     total: int,
     progress: Progress | None,
 ) -> dict[str | None, list[tuple[int, int]]]:
@@ -340,7 +350,7 @@ def _copies(
 
     across: dict[str | None, list[tuple[int, int]]] = {
         name: prints.copies(split["eval"], split["train"], told)
-        for name, split in splits.items()
+        for name, split in both_sides.items()
     }
     return {**across, None: prints.copies(range(total), None, told)}
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdepth.data import alignment, splits
-from jaxdepth.data.doctor import Examination, sides
+from jaxdepth.data.doctor import Examination, scene_of, sides
 from jaxdepth.data.sources.stored import Stored
 
 Level = Literal["problem", "warning", "ok"]
@@ -383,7 +383,7 @@ def _scenes(found: Examination) -> Iterator[Finding]:
     for split, parts in sides(found.source).items():
         both = sorted(set(parts["train"]) & set(parts["eval"]))
         scenes = [
-            {splits.scene_of_folder(s) for row in parts[p] if (s := infos[row].scene)}
+            {s for row in parts[p] if (s := scene_of(found.source, row))}
             for p in ("train", "eval")
         ]
         common = sorted(scenes[0] & scenes[1])
@@ -412,15 +412,20 @@ def _test_scenes(found: Examination) -> Iterator[Finding]:
     infos = found.source.infos
     train = {row for parts in found.source.splits().values() for row in parts["train"]}
     # The labeled set's own frames have their side in the official split.
-    scenes = {infos[row].scene for row in train if infos[row].official_index is None}
-    shown = sorted(s for s in scenes if s and splits.is_test_scene(s))
+    scenes: dict[str, set[str]] = {}
+    for row in train:
+        folder, scene = infos[row].scene, scene_of(found.source, row)
+        if infos[row].official_index is None and folder and scene:
+            scenes.setdefault(scene, set()).add(folder)
+    shown = [scene for scene in scenes if splits.is_test_scene(scene)]
+    folders = sorted(folder for scene in shown for folder in scenes[scene])
     if shown:
         yield Finding(
             # Nothing but test scenes is most likely there to evaluate on.
             "problem" if len(shown) < len(scenes) else "warning",
             "official test scenes",
             f"{len(shown)} of {len(scenes)} scenes that train are in NYU's test set: "
-            f"{_list(shown)}",
+            f"{_list(folders)}",
             "leave them out, or never evaluate on the official test frames",
         )
 

@@ -134,6 +134,7 @@ def test_frames_and_scenes_on_both_sides(real, tmp_path):
     found = examined(tmp_path)
     split = of(found, "split by folder", "problem")
     assert any("3 images that evaluate are copies" in line for line in split)
+    assert any("1 scenes are on both sides: kitchen_0001:" in line for line in split)
     first = f"test/kitchen_0001b/rgb/{real.names[3]}.jpg"
     assert any(f"{first} = train/kitchen" in line for line in split)
 
@@ -396,18 +397,19 @@ def test_copies_on_both_sides_and_within():
 
 
 @pytest.mark.parametrize(
-    ("first", "level"), [("bookstore_0001d", "problem"), (None, None)]
+    ("first", "level"),
+    [("bookstore_0001d", "problem"), ("train/bookstore_0001d", "problem"), ("", "")],
 )
 def test_folders_of_official_test_scenes(first, level):
     source = painted_source(4)
     scenes = [first or "kitchen_0052", "kitchen_0052", "kitchen_0053", None]
     source.infos = [FrameInfo(f"f{k}", scene) for k, scene in enumerate(scenes)]
     told = of(look_at(source), "official test scenes")
-    if level is None:
+    if not level:
         assert told == []
         return
     (line,) = told
-    assert line.startswith(level) and "bookstore_0001d" in line
+    assert line.startswith(level) and f"{first}:" in line
 
 
 def test_nothing_but_test_scenes_is_there_to_evaluate_on():
