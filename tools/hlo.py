@@ -1,0 +1,515 @@
+"""What the text of an optimised HLO module says: cycles, loops, collectives, places.
+
+The TPU compiler writes an estimate of cycles beside each instruction of its schedule,
+JAX the scopes and the source lines that it came from. Text in, numbers out, no JAX.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+_ARRAY = re.compile(
+    r"\b(pred|bf16|[su]\d+|f\d+\w*|c\d+)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?"
+)
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|body|condition|to_apply|branch_computations|called_computations|"
+    r"true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
+)
+_OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
+_FRAME = re.compile(r"\bstack_frame_id=(\d+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_INDEX = re.compile(r"\bindex=(\d+)")
+_FIELD = re.compile(r"(\w+)=(\d+)")
+
+SILENT = 1_000_000  # bytes moved above which a missing estimate is worth a word
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+# Where an instruction outside every module comes from, by a part of its source path or
+# by its function, the innermost frame first.
+SOURCES = {
+    "to_training_frame": "input",
+    "normalize": "input",
+    "/data/table.py": "input",
+    "/data/augment.py": "augment",
+    "/losses.py": "loss",
+    "/ops/resize.py": "loss",
+    "/optax/": "optimizer",
+    "/jaxdepth/optim.py": "optimizer",
+    "gradients": "gradient sums",
+    "train_step": "optimizer",
+}
+
+
+# What moves nothing, or what the instruction that it belongs to has counted already.
+STILL = (
+    "parameter",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "constant",
+    "while",
+    "conditional",
+    "call",
+    "custom-call",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array in a shape, `bf16[128,160,64]{0,2,1:T(8,128)(2,1)}`.
+
+    Attributes:
+      dtype, shape: as written.
+      order: axes, the innermost first; empty where none is written.
+      tile: that the innermost axes are padded to, the outermost of them first.
+      on_chip: whether it lies in the core's own memory.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...] = ()
+    tile: tuple[int, ...] = ()
+    on_chip: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """Without padding."""
+        return math.prod(self.shape) * _bits(self.dtype) // 8
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of the chip's memory that reading or writing it whole moves."""
+        if self.on_chip:
+            return 0
+        sizes = [self.shape[axis] for axis in self.order] or list(self.shape)
+        for k, multiple in enumerate(reversed(self.tile)):
+            if k < len(sizes):
+                sizes[k] = -(-sizes[k] // multiple) * multiple
+        return math.prod(sizes) * _bits(self.dtype) // 8
+
+
+def _bits(dtype: str) -> int:
+    return 8 if dtype == "pred" else max(8, int(re.sub(r"^\D+(\d+).*$", r"\1", dtype)))
+
+
+def arrays_of(shape: str) -> list[Array]:
+    """The arrays of a shape, or of a tuple of them."""
+    found = []
+    for dtype, dims, order, rest in _ARRAY.findall(shape):
+        tile = _TILE.search(rest)
+        found.append(
+            Array(
+                dtype,
+                _integers(dims),
+                _integers(order),
+                _integers(tile[1]) if tile else (),
+                on_chip=bool(re.search(r"S\([1-9]", rest)),
+            )
+        )
+    return found
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(",") if n)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+      name: its name in the text.
+      opcode: "fusion", "copy", "all-reduce", ...
+      shape: of the result, with its memory layout.
+      operands: names of other instructions.
+      calls: computations that it names: a fusion's, a loop's body.
+      op_name: JAX's scopes and primitive, "" where none is written.
+      frame: number of the stack frame, 0 where none is written.
+      cycles: the compiler's estimate, 0 where it gives none.
+      index: which part of a tuple it takes, -1 if none.
+      value: of an integer constant, -1 for everything else.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    operands: tuple[str, ...]
+    calls: tuple[str, ...]
+    op_name: str
+    frame: int
+    cycles: int
+    index: int
+    value: int
+
+    @property
+    def arrays(self) -> list[Array]:
+        """The arrays of the result."""
+        return arrays_of(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Whose work an instruction is.
+
+    Attributes:
+      module: path of Flax modules, as "encoder/stage1_block1/conv1"; outside every
+        module a word of `SOURCES`, or "".
+      gradient: whether it belongs to the backward pass.
+    """
+
+    module: str
+    gradient: bool
+
+    @property
+    def group(self) -> str:
+        """The part of the network: stem, pool, stage1, up4, head, or as in `module`."""
+        first, _, rest = self.module.partition("/")
+        if first not in ("encoder", "decoder"):
+            return first or "other"
+        part = rest.partition("/")[0]
+        if part in ("conv_init", "bn_init"):
+            return "stem"
+        if self.module == "encoder":
+            return "pool"
+        if part in ("conv_in", "bn_in"):
+            return "decoder in"
+        return re.sub(r"(?<=\w)_block\d+$", "", part) or first
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled module.
+
+    Attributes:
+      entry: name of the computation that is run.
+      computations: name -> instructions, in the order of the schedule.
+      frames: stack frame -> (source path, function), the innermost first.
+    """
+
+    entry: str
+    computations: Mapping[str, Sequence[Instruction]]
+    frames: Mapping[int, Sequence[tuple[str, str]]]
+
+    def executed(self) -> Iterator[tuple[Instruction, int]]:
+        """Each instruction of the schedule and how often it runs in one call.
+
+        Loops count as often as they turn; of a branch, all sides count.
+        """
+        yield from self._executed(self.entry, 1)
+
+    def _executed(self, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
+        for instruction in self.computations.get(name, ()):
+            yield instruction, times
+            if instruction.opcode in ("while", "call", "conditional", "async-start"):
+                turns = self._turns(instruction)
+                for called in instruction.calls:
+                    yield from self._executed(called, times * turns)
+
+    def _turns(self, instruction: Instruction) -> int:
+        """How often a loop that counts up from 0 turns: the bound in its condition."""
+        if instruction.opcode != "while":
+            return 1
+        constants = [
+            inner.value
+            for called in instruction.calls
+            if self._decides(called)
+            for inner in self.computations[called]
+            if inner.value >= 0
+        ]
+        return constants[0] if len(constants) == 1 else 1
+
+    def _decides(self, name: str) -> bool:
+        """Whether a computation is the condition of a loop: its result is a truth."""
+        inner = self.computations.get(name, ())
+        return bool(inner) and inner[-1].shape.startswith("pred[]")
+
+    def place(self, instruction: Instruction) -> Place:
+        """Whose work it is: by its own scopes, or by those of what it fuses."""
+        op_name, frame = instruction.op_name, instruction.frame
+        if not op_name:
+            op_name, frame = self._inner(instruction)
+        found = place_of(op_name)
+        if found.module:
+            return found
+        for path, function in self.frames.get(frame, ()):
+            for key, module in SOURCES.items():
+                if key == function or ("/" in key and key in path):
+                    return Place(module, found.gradient)
+        return found
+
+    def _inner(self, instruction: Instruction) -> tuple[str, int]:
+        """The commonest scopes in the computations that an instruction calls."""
+        names = collections.Counter(
+            (inner.op_name, inner.frame)
+            for called in instruction.calls
+            for inner in self.computations.get(called, ())
+            if inner.op_name
+        )
+        return names.most_common(1)[0][0] if names else ("", 0)
+
+
+def parse(text: str) -> Module:
+    """Read `compiled.as_text()`."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            current = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and (match := _LINE.match(line)):
+            current.append(_instruction(match[1], match[2]))
+    return Module(entry, computations, _frames(text))
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    shape, rest = _until(text, " ")
+    opcode, _, rest = rest.partition("(")
+    operands, attributes = _until(rest, ")")
+    calls = [n for part in _CALLED.findall(attributes) for n in _NAME.findall(part)]
+    op_name, frame = _OP_NAME.search(attributes), _FRAME.search(attributes)
+    cycles, index = _CYCLES.search(attributes), _INDEX.search(attributes)
+    return Instruction(
+        name=name,
+        opcode=opcode,
+        shape=shape,
+        operands=tuple(_NAME.findall(operands)),
+        calls=tuple(calls),
+        op_name=op_name[1] if op_name else "",
+        frame=int(frame[1]) if frame else 0,
+        cycles=int(cycles[1]) if cycles else 0,
+        index=int(index[1]) if index else -1,
+        value=int(operands) if opcode == "constant" and operands.isdigit() else -1,
+    )
+
+
+def _until(text: str, end: str) -> tuple[str, str]:
+    """Split at the first `end` that stands outside all brackets."""
+    depth = 0
+    for k, character in enumerate(text):
+        if character == end and depth == 0:
+            return text[:k], text[k + 1 :]
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+    return text, ""
+
+
+def _frames(text: str) -> dict[int, list[tuple[str, str]]]:
+    """Stack frames from the four tables at the head of the text."""
+    names = {
+        table: dict(re.findall(r'^(\d+) "(.*)"$', _table(text, table), re.M))
+        for table in ("FileNames", "FunctionNames")
+    }
+    places: dict[str, tuple[str, str]] = {}
+    for number, fields in _rows(_table(text, "FileLocations")):
+        file = names["FileNames"].get(fields["file_name_id"], "")
+        function = names["FunctionNames"].get(fields["function_name_id"], "")
+        places[number] = (file, function)
+    rows = dict(_rows(_table(text, "StackFrames")))
+    # Parents are written one too high, so that the outermost frame can have none: 0.
+    parents = {n: str(int(row["parent_frame_id"]) - 1) for n, row in rows.items()}
+    own = {n: places.get(row["file_location_id"], ("", "")) for n, row in rows.items()}
+    frames: dict[int, list[tuple[str, str]]] = {}
+    for number in rows:
+        stack, frame = [], number
+        while frame in rows:
+            stack.append(own[frame])
+            frame = parents[frame]
+        frames[int(number)] = stack
+    return frames
+
+
+def _table(text: str, name: str) -> str:
+    match = re.search(rf"^{name}\n(.*?)\n\n", text, re.M | re.S)
+    return match[1] + "\n" if match else ""
+
+
+def _rows(table: str) -> Iterator[tuple[str, dict[str, str]]]:
+    for number, fields in re.findall(r"^(\d+) \{(.*)\}$", table, re.M):
+        yield number, dict(_FIELD.findall(fields))
+
+
+def place_of(op_name: str) -> Place:
+    """The modules and the pass in a name such as
+
+    `jit(step)/shard_map/transpose(jvp(UpProj))/decoder/up4/conv/conv_general_dilated`.
+
+    What precedes the differentiated network is JAX's; the last word is the primitive.
+    """
+    words = _words(op_name)
+    at = [k for k, word in enumerate(words) if "jvp(" in word]
+    if not at:
+        return Place("", False)
+    modules = [word for word in words[at[0] + 1 : -1] if not _is_jaxs(word)]
+    return Place("/".join(modules), any("transpose(" in word for word in words))
+
+
+def _words(op_name: str) -> list[str]:
+    """Split at slashes outside brackets."""
+    words, rest = [], op_name
+    while rest:
+        word, rest = _until(rest, "/")
+        words.append(word)
+    return words
+
+
+def _is_jaxs(word: str) -> bool:
+    """Whether JAX, not Flax, put a word into a path: `jit(relu)`, `checkpoint`."""
+    known = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
+    return "(" in word or word in known or word[:1].isupper()
+
+
+def traffic(module: Module) -> dict[str, int]:
+    """Bytes that each instruction of the schedule moves from and to memory, once.
+
+    Operands and results count whole, tiles filled up; what lies in the core's own
+    memory does not. For one block that gave 0.99 of what the compiler says.
+    """
+    shapes = {
+        i.name: i.arrays
+        for instructions in module.computations.values()
+        for i in instructions
+    }
+    moved = {}
+    for instruction, _ in module.executed():
+        opcode, results = instruction.opcode, shapes[instruction.name]
+        read = [a for name in instruction.operands for a in shapes.get(name, [])]
+        if opcode in STILL or opcode.endswith("-done"):
+            continue
+        if opcode == "copy-start":  # (where to, where from, context)
+            results = results[:1]
+        elif opcode == "slice-start":  # ((where from), where to, ...)
+            results = read = results[1:2]
+        moved[instruction.name] = sum(a.traffic for a in [*results, *read])
+    return moved
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What one call takes, by place and by instruction.
+
+    Attributes:
+      cycles: estimated, of everything.
+      traffic: bytes from and to memory, see `traffic`.
+      groups: part of the network -> {"forward", "gradient"} in cycles and "traffic",
+        the costliest first.
+      costliest: instructions, the costliest first.
+      unestimated: instructions that the compiler gives no estimate for although they
+        move a lot, that with most bytes first; exchanges are not among them.
+    """
+
+    cycles: int
+    traffic: int
+    groups: dict[str, dict[str, int]]
+    costliest: list[dict[str, Any]]
+    unestimated: list[dict[str, Any]]
+
+
+def work(module: Module, *, count: int = 10) -> Work:
+    """Add up the estimates; `count` instructions of either list."""
+    moved = traffic(module)
+    nothing = {"forward": 0, "gradient": 0, "traffic": 0}
+    groups: dict[str, dict[str, int]] = {}
+    found, silent = [], []
+    for instruction, times in module.executed():
+        bytes_moved = times * moved.get(instruction.name, 0)
+        if not instruction.cycles and not bytes_moved:
+            continue
+        place = module.place(instruction)
+        cycles = times * instruction.cycles
+        group = groups.setdefault(place.group, dict(nothing))
+        direction = "gradient" if place.gradient else "forward"
+        group[direction] += cycles
+        group["traffic"] += bytes_moved
+        row = {
+            "cycles": cycles,
+            "traffic": bytes_moved,
+            "times": times,
+            "module": place.module or place.group,
+            "pass": direction,
+            "primitive": _words(instruction.op_name)[-1] if instruction.op_name else "",
+            "name": instruction.name,
+            "opcode": instruction.opcode,
+            "shape": instruction.shape,
+        }
+        opcode = instruction.opcode
+        exchange = opcode.startswith((*COLLECTIVES, "copy-start", "slice-start"))
+        if cycles:
+            found.append(row)
+        elif bytes_moved >= SILENT and not exchange:
+            silent.append(row)
+    ordered = sorted(groups.items(), key=lambda entry: -_cycles(entry[1]))
+    return Work(
+        cycles=sum(row["cycles"] for row in found),
+        traffic=sum(group["traffic"] for group in groups.values()),
+        groups=dict(ordered),
+        costliest=sorted(found, key=lambda row: -row["cycles"])[:count],
+        unestimated=sorted(silent, key=lambda row: -row["traffic"])[:count],
+    )
+
+
+def _cycles(group: Mapping[str, int]) -> int:
+    return group["forward"] + group["gradient"]
+
+
+def collectives(module: Module) -> list[dict[str, Any]]:
+    """What devices exchange in one call: kind, purpose, count, and bytes of each chip.
+
+    The compiler joins exchanges into one instruction. It counts once, for what most of
+    its bytes serve; bytes count for what they serve themselves.
+    """
+    parts = {
+        (i.operands[0], i.index): i
+        for instructions in module.computations.values()
+        for i in instructions
+        if i.opcode == "get-tuple-element" and i.operands
+    }
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    sizes: collections.Counter[tuple[str, str]] = collections.Counter()
+    for instruction, times in module.executed():
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        mine: collections.Counter[str] = collections.Counter()
+        for k, array in enumerate(instruction.arrays):
+            part = parts.get((instruction.name, k), instruction)
+            mine[_purpose(module.place(part), array.shape)] += array.bytes
+        for purpose, size in mine.items():
+            sizes[kind, purpose] += size * times
+        if mine:
+            counts[kind, mine.most_common(1)[0][0]] += times
+    return [
+        {
+            "kind": kind,
+            "purpose": purpose,
+            "count": counts[kind, purpose],
+            "bytes": size,
+        }
+        for (kind, purpose), size in sizes.most_common()
+    ]
+
+
+def _purpose(place: Place, shape: tuple[int, ...]) -> str:
+    if place.group == "input":
+        return "frames of the batch"
+    if not shape:
+        return "loss and counts"
+    if place.module in SOURCES.values() or not place.module:
+        return "gradients, running statistics"
+    return "statistics' gradients" if place.gradient else "batch statistics"
