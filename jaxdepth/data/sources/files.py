@@ -188,7 +188,7 @@ def is_file(path: Path) -> bool:
     """`Path.is_file`, False where the name is none that a file can have."""
     try:
         return path.is_file()
-    except (OSError, ValueError):
+    except OSError:
         return False
 
 

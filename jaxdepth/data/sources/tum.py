@@ -63,7 +63,6 @@ class Tum:
             raise UserError(f"--every={every}: must be at least 1")
         self.path = path
         self.name = files.name_of(path)
-        self.every = every
         self.depth_scale = depth_scale or SCALE
         self.notes: list[str] = []
         self.matches = self._matches()[::every]
@@ -89,7 +88,6 @@ class Tum:
         named = (files.in_folder(self.path, name) for m in self.matches for name in m)
         return {
             "path": str(self.path.resolve()),
-            "every": self.every,
             "depth_scale": self.depth_scale,
             **files.stamp(named),
         }

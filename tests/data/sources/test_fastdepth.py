@@ -128,6 +128,17 @@ def test_files_of_another_form_are_broken_frames(tmp_path, field, content):
     assert broken.keys() == {1} and str(path) in broken[1]
 
 
+@pytest.mark.parametrize("size", [(0, W), (1 << 14, 1 << 13)])
+def test_sizes_that_no_frame_has_are_broken_frames(tmp_path, size):
+    write(tmp_path, "train/a/00002.h5")
+    path = tmp_path / "train/a/00003.h5"
+    with h5py.File(path, "w") as file:  # as damage may make them: nothing is stored
+        file.create_dataset("rgb", (3, *size), np.uint8, maxshape=(3, None, None))
+        file.create_dataset("depth", size, np.float32, maxshape=(None, None))
+    broken = made.broken_rows(open_source(tmp_path))
+    assert broken.keys() == {1} and f"shape {size}" in broken[1]
+
+
 def test_damaged_files_are_broken_frames(shared_data, tmp_path):
     root = shutil.copytree(
         shared_data / "h5_fastdepth", tmp_path / "h5", copy_function=shutil.copy
