@@ -48,7 +48,8 @@ class InspectConfig:
     depth_scale: float | None = None
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     json: str | None = None
-    """A file for the findings and all numbers; an existing one is replaced."""
+    """A file for the findings and all numbers; an existing one is not
+    overwritten."""
     export: str | None = None
     """An empty or new folder that all frames are written to: rgb/NAME.png, and
     depth/NAME.png in millimetres."""
@@ -65,6 +66,8 @@ class InspectConfig:
 def command(argv: Sequence[str]) -> int:
     """Inspect as the flags say; findings are no failure."""
     config = cli.parse(InspectConfig, argv, prog=PROG)
+    if config.json:
+        writers.check_new_file(config.json, flag="json")
     options = ReadOptions(depth_scale=config.depth_scale)
     opened = doctor.open_data(
         config.data, data_format=config.data_format, options=options

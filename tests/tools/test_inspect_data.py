@@ -116,8 +116,11 @@ def test_pictures_that_can_not_be_written(pairs, tmp_path, said):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(MachineError, match="could not be written"):
         inspect(pairs, f"--out={tmp_path / 'file' / 'o'}")
-    with pytest.raises(MachineError, match="could not be written"):
-        inspect(pairs, f"--out={tmp_path / 'o'}", f"--json={tmp_path / 'no' / 'x'}")
+    with pytest.raises(UserError, match="there is no folder"):
+        inspect(pairs, f"--json={tmp_path / 'no' / 'x'}")
+    with pytest.raises(UserError, match="exists"):
+        inspect(pairs, f"--json={tmp_path / 'file'}")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_as_a_program(pairs, tmp_path):
