@@ -115,7 +115,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path) -> None:
     held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=110)
+    figure.savefig(held, format=path.suffix[1:], dpi=110)
     with writers.replacing(path) as file:
         file.write(held.getvalue())
 
@@ -238,6 +238,45 @@ def curves(
     _save(figure, path)
 
 
+def compare(
+    paths: Sequence[Path],
+    runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
+) -> None:
+    """Runs on common axes: training loss, RMSE and delta1 over steps.
+
+    Args:
+      paths: .png or .svg files.
+      runs: name -> records of metrics.jsonl and evaluations of results.json, of which
+        those under its last one's protocol and averaging are drawn.
+    """
+    figure = _figure(11, 3.6)
+    loss, rmse, delta = figure.subplots(1, 3)
+    for k, (name, (records, entries)) in enumerate(runs.items()):
+        step, values = _series(records, "loss")
+        loss.plot(step, _smooth(values), color=f"C{k}", label=_plain(name))
+        like = last_kind(entries)
+        steps = [e["step"] for e in like]
+        for axis, metric in ((rmse, "rmse"), (delta, "delta1")):
+            values = [e["metrics"][metric] for e in like]
+            numbers = [np.nan if v is None else v for v in values]
+            axis.plot(steps, numbers, "o-", color=f"C{k}", markersize=4)
+    loss.set_ylabel("training loss, smoothed")
+    rmse.set_ylabel("rmse [m]")
+    delta.set_ylabel("delta1")
+    loss.legend(fontsize=8)
+    for axis in (loss, rmse, delta):
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    for path in paths:
+        _save(figure, path)
+
+
+def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations under the protocol and averaging of the last one."""
+    kind = ("protocol", "averaging", "data", "split")
+    return [e for e in entries if all(e.get(k) == entries[-1].get(k) for k in kind)]
+
+
 def _series(
     records: Sequence[dict[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -267,8 +306,7 @@ def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
     if not entries:
         axis.set_title("no evaluation", fontsize=9)
         return
-    last, kind = entries[-1], ("protocol", "averaging")
-    like = [e for e in entries if all(e[k] == last[k] for k in kind)]
+    last, like = entries[-1], last_kind(entries)
     steps = [e["step"] for e in like]
     other = axis.twinx()
     for where, name, colour, mark in (

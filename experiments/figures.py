@@ -1,0 +1,18 @@
+"""Figures of finished runs: `python -m experiments.figures --figure=5 RUN RUN`."""
+
+from collections.abc import Sequence
+
+from jaxdepth import cli
+
+PROG = "python -m experiments.figures"
+
+
+def command(argv: Sequence[str]) -> int:
+    """Draw as the flags say; returns the exit code."""
+    from jaxdepth import figures
+
+    return figures.run(cli.parse(figures.FiguresConfig, argv, prog=PROG))
+
+
+if __name__ == "__main__":
+    cli.main(command)
