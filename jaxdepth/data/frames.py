@@ -5,11 +5,14 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import typing
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from jaxdepth.data import shrink
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.errors import MachineError, UserError
 
+T = typing.TypeVar("T")
 Arrays = dict[str, np.ndarray]
 AHEAD = 4  # frames per worker that wait, packed, for their turn
 
@@ -99,13 +103,14 @@ class Packer:
 
 
 def in_order(
-    packer: Packer, rows: Iterable[int], *, workers: int
+    packer: Packer, rows: Iterable[int], *, workers: int, scratch: Path
 ) -> Generator[Packed, None, None]:
     """The packed frames of `rows`, one after another; few of them wait in memory.
 
     Args:
       workers: processes that read and pack. With less than two, frames are read here,
         one after another, and packed on threads.
+      scratch: a folder for what processes have packed.
 
     Raises what `Packer.read` does, and MachineError where a process dies.
     """
@@ -120,8 +125,9 @@ def in_order(
     )
     try:
         with _one_thread_each():
-            there = (pool.submit(_work, row) for row in rows)
-            yield from _windowed(there, AHEAD * workers)
+            there = (pool.submit(_work, row, scratch) for row in rows)
+            for file in _windowed(there, AHEAD * workers):
+                yield _taken(file)
     except BrokenProcessPool:
         raise MachineError(
             f"a process that reads {packer.source.name} died, perhaps for want of "
@@ -129,11 +135,13 @@ def in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+        for file in scratch.glob(".packed-*"):
+            file.unlink(missing_ok=True)
 
 
-def _windowed(futures: Iterable[Future[Packed]], ahead: int) -> Iterator[Packed]:
+def _windowed(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
     """Results in order; no more than `ahead` futures are taken before their turn."""
-    waiting: collections.deque[Future[Packed]] = collections.deque()
+    waiting: collections.deque[Future[T]] = collections.deque()
     for future in futures:
         waiting.append(future)
         if len(waiting) > ahead:
@@ -181,6 +189,21 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(row: int) -> Packed:
+def _work(row: int, scratch: Path) -> Path:
+    """Pack a frame into a file.
+
+    A worker that is killed while megabytes of it are in a pipe would leave its reader
+    waiting for the rest for ever.
+    """
     assert _packer is not None
-    return _packer.pack(row, _packer.read(row))
+    file = scratch / f".packed-{row}"
+    with open(file, "wb") as stream:
+        pickle.dump(_packer.pack(row, _packer.read(row)), stream, protocol=5)
+    return file
+
+
+def _taken(file: Path) -> Packed:
+    with open(file, "rb") as stream:
+        packed = pickle.load(stream)
+    file.unlink()
+    return packed

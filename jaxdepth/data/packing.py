@@ -222,7 +222,7 @@ class Job:
             logger.info("going on: %d of %d frames were packed before", done, total)
         rows = (row for number in todo for row in blocks[number])
         with contextlib.closing(
-            frames.in_order(self._packer(), rows, workers=workers)
+            frames.in_order(self._packer(), rows, workers=workers, scratch=place.folder)
         ) as packed:
             for number in todo:
                 block = _Block(number, place.folder, self.source.truths)

@@ -348,7 +348,7 @@ def test_progress_counts_to_the_end(tmp_path):
     assert seen == [(k, 20) for k in range(21)]
 
 
-def test_few_frames_wait_in_memory():
+def test_few_frames_wait_in_memory(tmp_path):
     class Counted(Memory):
         given = most = 0
 
@@ -358,7 +358,8 @@ def test_few_frames_wait_in_memory():
 
     source = Counted([frame(k) for k in range(40)])
     packer = packing.Job(source, packing.Packing(SIZE))._packer()
-    for k, _ in enumerate(frames_lib.in_order(packer, range(40), workers=0)):
+    packed = frames_lib.in_order(packer, range(40), workers=0, scratch=tmp_path)
+    for k, _ in enumerate(packed):
         source.given = k + 1
     assert source.most <= frames_lib.AHEAD + 1
 
@@ -443,7 +444,7 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
 
         def command(argv):
             packing.SHARD = 4
-            source = Memory([frame(k) for k in range(2000)])
+            source = Memory([frame(size=(600, 800))] * 500)
             packing.write(source, argv[0], size=SIZE, workers=2, progress=slowly)
 
         cli.main(command)
