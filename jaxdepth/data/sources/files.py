@@ -1,5 +1,6 @@
 """What several formats share: image and depth files, lists of them, units, stamps."""
 
+import errno
 import hashlib
 import struct
 import warnings
@@ -17,12 +18,18 @@ from jaxdepth.data.sources import BrokenFrame, check_unit
 from jaxdepth.errors import UserError
 
 SAMPLE = 8  # frames looked at before all are read
+OF_THE_MACHINE = frozenset(
+    {
+        errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE,
+        errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
+    }
+)  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 T = TypeVar("T")
 
 
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB. BrokenFrame where it can't be read."""
+    """An image file as RGB. BrokenFrame where it can't be read; see `broken`."""
     _check_png(file)
     try:
         return np.ascontiguousarray(photos.read(file))
@@ -68,8 +75,15 @@ def check_same_size(
 
 
 def broken(file: Path, what: str, error: object) -> BrokenFrame:
-    """One line: which file can't be read as what, and why."""
-    return BrokenFrame(f"{file} can't be read as {what}: {reason_of(error)}")
+    """One line: which file can't be read as what, and why.
+
+    An OSError of the machine's is raised as it is: frames whose storage went away
+    are not broken.
+    """
+    if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+        raise error
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return BrokenFrame(f"{file} can't be read as {what}: {reason_of(said)}")
 
 
 def reason_of(error: object) -> str:
@@ -196,13 +210,10 @@ def _check_png(file: Path) -> None:
     """BrokenFrame for a PNG with a wrong checksum: Pillow skips those of the pixels."""
     try:
         with open(file, "rb") as stream:
-            magic = stream.read(len(PNG))
-            content = memoryview(magic + stream.read() if magic == PNG else b"")
+            content = memoryview(stream.read())
     except (OSError, ValueError) as error:
-        raise broken(
-            file, "an image", getattr(error, "strerror", "") or error
-        ) from None
-    if not content:
+        raise broken(file, "an image", error) from None
+    if content[: len(PNG)] != PNG:
         return
     place, kind = len(PNG), b""
     while kind != b"IEND":

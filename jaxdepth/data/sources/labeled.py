@@ -10,13 +10,7 @@ import h5py
 import numpy as np
 
 from jaxdepth.data import splits, toolbox
-from jaxdepth.data.sources import (
-    BrokenFrame,
-    Frame,
-    FrameInfo,
-    ReadOptions,
-    files,
-)
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
 from jaxdepth.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -108,10 +102,7 @@ class Labeled:
         try:
             return self._file[field][row]
         except Exception as error:  # HDF5 raises what it meets in damaged bytes
-            raise BrokenFrame(
-                f"{self.path}, row {row} of {field} can't be read "
-                f"({files.reason_of(error)}): it is damaged; download it again"
-            ) from None
+            raise files.broken(self.path, f"row {row} of {field}", error) from None
 
     def fingerprint(self) -> dict[str, Any]:
         stat = self.path.stat()

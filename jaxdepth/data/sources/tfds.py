@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxdepth.data import splits
-from jaxdepth.data.sources import (
-    BrokenFrame,
-    Frame,
-    FrameInfo,
-    ReadOptions,
-    files,
-    labeled,
-)
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
 from jaxdepth.errors import UserError
 
 NAME = "nyu_depth_v2"
@@ -160,9 +153,7 @@ class Tfds:
             example = self._builder.info.features.deserialize_example(record)
             return example["image"].numpy(), example["depth"].numpy()
         except Exception as error:  # of TensorFlow, TFDS, or the records' library
-            raise BrokenFrame(
-                f"{file}, record {place} can't be read: {files.reason_of(error)}"
-            ) from None
+            raise files.broken(file, f"record {place}", error) from None
 
     def _reader_of(self, file: Path) -> Any:
         """The reader of one file. The last is kept: rows mostly ascend."""

@@ -1,5 +1,6 @@
 """FastDepth's HDF5 files: the real pixels, and every way a file can be wrong."""
 
+import errno
 import shutil
 
 import h5py
@@ -151,6 +152,17 @@ def test_damaged_files_are_broken_frames(shared_data, tmp_path):
         path.write_bytes(damaged)
         broken = made.broken_rows(open_source(root))
         assert broken.keys() == {1} and str(path) in broken[1]
+
+
+def test_storage_that_fails_breaks_no_frame(both, monkeypatch):
+    source = open_source(both)
+
+    def fail(*_):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(h5py, "File", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        source.frame(0)
 
 
 def test_where_all_are_broken_it_is_said(tmp_path):

@@ -1,5 +1,6 @@
 """Image and depth files: checksums, numbers, lists, and where lists' names lead."""
 
+import errno
 import struct
 import zlib
 from pathlib import Path
@@ -86,6 +87,22 @@ def test_what_is_no_file_is_a_broken_frame(tmp_path, name):
         if name != "a.npy":
             with pytest.raises(BrokenFrame, match=name):
                 files.read_rgb(path)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_storage_that_fails_breaks_no_frame(tmp_path, monkeypatch, code):
+    def fail(*_):
+        raise OSError(code, "storage fails")
+
+    made.depth(tmp_path, "a.png")
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    monkeypatch.setattr(files, "open", fail, raising=False)
+    for read, name in (
+        (files.read_rgb, "a.png"), (files.read_depth, "a.png"),
+        (files.read_depth, "a.npy"),
+    ):  # fmt: skip
+        with pytest.raises(OSError, match="storage fails"):
+            read(tmp_path / name)
 
 
 def test_a_header_that_promises_too_much_is_a_broken_frame(tmp_path):
