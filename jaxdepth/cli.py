@@ -59,7 +59,7 @@ def parse_config(
     given = flag_value(argv, "recipe")
     if given == "help":
         for name, entry in RECIPES.items():
-            print(f"{name:16} {entry.doc}")
+            print(f"{name:16} {entry.doc}\n{' ':16} {entry.command(name)}")
         raise SystemExit(OK)
     _check_flags(Config, argv)
     asks_help = {"-h", "--help"} & set(argv)

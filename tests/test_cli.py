@@ -80,7 +80,8 @@ def test_recipe_help_lists_them_all(capsys):
         read("--recipe=help")
     assert stop.value.code == cli.OK
     said = capsys.readouterr().out
-    assert all(name in said for name in RECIPES)
+    assert all(f"--recipe={name}" in said for name in RECIPES)
+    assert "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in said
 
 
 def test_photos_are_named_without_a_flag():
