@@ -20,7 +20,7 @@ from jaxdepth.errors import UserError
 SAMPLE = 8  # frames looked at before all are read
 OF_THE_MACHINE = frozenset(
     {
-        errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE,
+        errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE,
         errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
     }
 )  # fmt: skip
