@@ -211,12 +211,3 @@ def _allow_open_files(count: int) -> None:
     if soft != resource.RLIM_INFINITY and count > soft // 4 and wanted > soft:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def __getattr__(name: str) -> Any:
-    # Callers move to `packing`.
-    if name in ("write", "prepared"):
-        from jaxdepth.data import packing
-
-        return getattr(packing, name)
-    raise AttributeError(name)

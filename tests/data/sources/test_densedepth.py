@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxdepth.data import splits, store
+from jaxdepth.data import packing, splits
 from jaxdepth.data.sources import BrokenFrame, open_source
 from jaxdepth.errors import UserError
 from tests.data.sources import made
@@ -94,7 +94,7 @@ def test_a_store_keeps_the_extremes_of_codes(both, tmp_path, mask):
     codes = np.full(made.SIZE, 100)
     codes[0], codes[1] = 40, 200
     made.depth(both, "data/nyu2_train/kitchen_0028b_out/1.png", codes, dtype=np.uint8)
-    opened = store.write(
+    opened = packing.write(
         open_source(both), tmp_path / "s", size=made.SIZE, mask_extremes=mask
     )
     found = opened.gather([1], depth="filled")[1][0]
