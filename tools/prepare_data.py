@@ -268,17 +268,23 @@ def _list(what: str, names: list[str]) -> None:
 
 
 def training_command(manifest: dict[str, Any], out: str) -> str:
-    """The command that trains on the store; PATH stands for what it lacks."""
-    words = ["python", "-m", "experiments.run", f"--data={out}"]
-    height, width = manifest["size"]
+    """The command that trains on the store, or evaluates on it where none of it trains.
+
+    PATH stands for the data that it lacks.
+    """
+    run = ["python", "-m", "experiments.run"]
+    words, (height, width) = [f"--data={out}"], manifest["size"]
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
-    splits = manifest["splits"] if manifest["full"] else {}
     for name in ("own", "official", "tune"):
-        if name in splits and splits[name]["eval"]:
-            words += ["--split=tune"] if name == "tune" else []
-            return shlex.join(words)
-    return shlex.join([*words, "--split=all", "--eval_data=PATH"])
+        rows = manifest["splits"].get(name)
+        if rows is None or not rows["eval"] or not manifest["full"]:
+            continue
+        if not rows["train"]:
+            return shlex.join([*run, "--data=PATH", f"--eval_data={out}"])
+        words += ["--split=tune"] if name == "tune" else []
+        return shlex.join([*run, *words])
+    return shlex.join([*run, *words, "--split=all", "--eval_data=PATH"])
 
 
 if __name__ == "__main__":

@@ -163,22 +163,28 @@ def test_processes_are_taken_where_reading_is_slow(monkeypatch):
 
 
 COMMANDS = [
-    ({"own": 3, "all": 0}, (240, 320), "--data=s"),
-    ({"official": 3, "tune": 3}, (240, 320), "--data=s"),
-    ({"official": 0, "tune": 3}, (120, 160), "--data=s --size=114x152 --split=tune"),
-    ({"all": 0}, (240, 320), "--data=s --split=all --eval_data=PATH"),
-]
+    # split -> frames that train and that evaluate, stored size, flags
+    ({"own": (9, 3), "all": (9, 0)}, (240, 320), "--data=s"),
+    ({"official": (9, 3), "tune": (8, 1)}, (240, 320), "--data=s"),
+    ({"official": (9, 0), "tune": (6, 3)}, (120, 160),
+     "--data=s --size=114x152 --split=tune"),
+    ({"all": (9, 0)}, (240, 320), "--data=s --split=all --eval_data=PATH"),
+    ({"own": (0, 9), "all": (9, 0)}, (120, 160), "--data=PATH --eval_data=s"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("splits", "size", "words"), COMMANDS)
-def test_the_command_that_trains(splits, size, words):
+@pytest.mark.parametrize(("splits", "size", "flags"), COMMANDS)
+def test_the_command_that_trains(splits, size, flags):
     manifest = {
         "size": size,
         "full": {"full-00000-0": [0]},
-        "splits": {k: {"train": [0], "eval": [0] * n} for k, n in splits.items()},
+        "splits": {
+            name: {"train": [0] * train, "eval": [0] * evaluated}
+            for name, (train, evaluated) in splits.items()
+        },
     }
     told = prepare_data.training_command(manifest, "s")
-    assert told == f"python -m experiments.run {words}"
+    assert told == f"python -m experiments.run {flags}"
 
 
 def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
