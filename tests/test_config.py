@@ -69,7 +69,7 @@ def test_other_sizes_are_refused(text):
     [
         ({"lr": 0.0}, "above 0"),
         ({"lr": float("nan")}, "a finite number"),
-        ({"seed": 2**32}, "below 2^32"),
+        ({"seed": 2**32}, "must be below 2.32"),
         ({"batch_size": 0}, "at least 1"),
         ({"si_lambda": 1.5}, "at most 1"),
         ({"dropout": 1.0}, "below 1"),
