@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, UInt8, UInt16
 
+VERSION = 1  # of what comes out; a store made by another one is made again
 SIZE = (480, 640)
 MAX_DEPTH = 10.0  # metres; farther is stored as this
 NO_READING = 2047

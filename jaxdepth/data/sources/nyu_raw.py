@@ -96,6 +96,7 @@ class NyuRaw:
         taken = dataclasses.asdict(self.options)
         return {
             "path": str(self.path.resolve()),
+            "toolbox": toolbox.VERSION,
             **{name: taken[name] for name in sorted(TAKES)},
             **files.stamp(
                 Path(frame.folder, name)
