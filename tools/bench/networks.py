@@ -94,15 +94,36 @@ def _race(
     peak, of = machine.peak_memory()
     tried = ", with all batches tried" if settings.batch_size == "best" else ""
     memory = {f"peak memory of the {of}{tried} [MiB]": peak / 2**20}
-    times = timing.race(
-        [found.contestant, *_peers(settings, batch, report, found.facts.parameters)],
-        repeats=settings.repeats,
-        seconds=settings.seconds,
-    )
+    with contextlib.ExitStack() as stack:
+        others = []
+        for words, changed in settings.variants().items():
+            size, devices = settings.image_size, settings.chosen_devices()
+            other = stack.enter_context(subject(changed, batch, size, devices))
+            others.append(_also(other.contestant, found.contestant, words))
+        others += _peers(settings, batch, report, found.facts.parameters)
+        times = timing.race(
+            [found.contestant, *others],
+            repeats=settings.repeats,
+            seconds=settings.seconds,
+        )
     if settings.profile is not None:
         folder = Path(settings.profile)
         profiling.show(folder, found.contestant, found.facts.compiled, report)
     return times, memory
+
+
+def _also(other: Contestant, ours: Contestant, words: str) -> Contestant:
+    """Under its own name, and of as many images a call: --steps_per_call may differ."""
+    times = ours.images / other.images
+    if times < 1 or times != int(times):
+        raise UserError(f"--beside={words}: at most as many steps in a call as without")
+
+    def call():
+        return [other.call() for _ in range(int(times))][-1]
+
+    return dataclasses.replace(
+        other, name=f"{other.name}, {words}", call=call, images=ours.images
+    )
 
 
 def prepare(settings: NetworkSettings) -> None:
@@ -125,9 +146,11 @@ def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
     """What is measured, on what, in one line."""
     config = settings.config(batch, settings.image_size)
     what = "inference"
-    details = [config.precision, f"upconv {config.upconv}"]
-    if config.arch != "upproj":
-        details = details[:1]
+    details = [config.precision]
+    if config.precision == "f32" and jax.default_backend() == "gpu":
+        details += [f"TF32 {settings.tf32}"]
+    if config.arch == "upproj":
+        details += [f"upconv {config.upconv}", f"layout {config.layout}"]
     if isinstance(settings, TrainSettings):
         what = "training"
         details += [f"loss {config.loss}", config.optimizer, f"frames: {config.cache}"]
@@ -206,8 +229,11 @@ def _show_times(title: str, times: Found, images: int, report: Report) -> None:
     if len(times) == 1:
         return
     ratios = timing.ratios(times, ours.NAME)
-    faster = timing.fastest(times, [name for name in times if name != ours.NAME])
     report.show(f"{title}: times as fast, turn by turn", ratios, "ratio")
+    peers = [name for name in times if not name.startswith(ours.NAME)]
+    if not peers:
+        return
+    faster = timing.fastest(times, peers)
     values = ratios[f"{ours.NAME} / {faster}"]
     report.say(
         f"against the faster peer, {faster}: {np.median(values):.2f} times as fast "

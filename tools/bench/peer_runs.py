@@ -66,7 +66,10 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
     where = f"CPU, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         where = f"{torch.cuda.get_device_name()}, TF32 {settings.tf32} here and in JAX"
-    report.say(f"peers: PyTorch {torch.__version__} on {where}, cudnn.benchmark on")
+    report.say(
+        f"peers: PyTorch {torch.__version__} on {where}; cudnn.benchmark on, frames on "
+        "the device, no augmentation"
+    )
 
 
 def device() -> torch.device:

@@ -12,6 +12,7 @@ from jaxdepth.models import create_model
 
 Size = tuple[int, int]
 PEERS = ("plain", "tuned")
+VARIED = ("upconv", "unpool", "precision", "layout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,9 @@ class NetworkSettings:
     """Compile the peers by torch.compile; those that take too long run as they are."""
     compile_limit: float = 120.0
     """Seconds for torch.compile, each peer."""
+    beside: str = ""
+    """The same with other flags in the same turns, as in upconv=dilated: several by
+    commas, each of several flags by +, as in bn=local+cache=host,augment=full."""
     growth: Literal["none", "batch", "size", "devices"] = "none"
     """Instead of one point, a row of them, and how far from linear the times grow."""
     points: str = "auto"
@@ -79,11 +83,15 @@ class NetworkSettings:
                 raise UserError(f"--{name}={value}: must be at least {least}")
         if isinstance(self.batch_size, int) and self.batch_size < 1:
             raise UserError(f"--batch_size={self.batch_size}: must be at least 1")
+        forms = config_lib.choices("upconv") or ()
+        if self.upconv not in forms:
+            raise UserError(f"--upconv={self.upconv}: one of {', '.join(forms)}")
         config_lib.parse_size(self.size)
         self._config(1, self.image_size)
         self._check_peer()
-        if self.growth != "none" and self.profile is not None:
-            raise UserError("--profile is of one point: leave --growth out")
+        self.variants()
+        if self.growth != "none" and (self.profile is not None or self.beside):
+            raise UserError("--profile and --beside are of one point, not of --growth")
         if self.points != "auto" and self.growth == "none":
             raise UserError("--points belongs to --growth=batch, size or devices")
         if self.growth == "batch" and self.batch_size != "auto":
@@ -147,6 +155,24 @@ class NetworkSettings:
 
     def _of_training(self) -> dict[str, Any]:
         return {}
+
+    def variants(self) -> dict[str, Any]:
+        """What --beside asks for: its own words, and these settings so changed."""
+        words = self.beside.split(",") if self.beside else []
+        return {word: self._changed(word) for word in words}
+
+    def _changed(self, word: str) -> Any:
+        values: dict[str, Any] = {}
+        for flag in word.split("+"):
+            name, _, value = flag.partition("=")
+            if name not in self._of_training() and name not in VARIED:
+                known = ", ".join((*VARIED, *self._of_training()))
+                raise UserError(f"--beside={self.beside}: {name} is none of {known}")
+            whole = isinstance(getattr(self, name), int)
+            if whole and not value.isdecimal():
+                raise UserError(f"--beside={self.beside}: {name} is a whole number")
+            values[name] = int(value) if whole else value
+        return dataclasses.replace(self, **values, beside="")
 
     def fixed_batch(self) -> int:
         """The batch, where it is not searched for."""
