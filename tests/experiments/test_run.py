@@ -134,10 +134,11 @@ def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
 
 
 def test_going_on_from_another_run(trained, cache, tmp_path):
-    flags = ["--steps=6", f"--resume={trained}", "--eval_every=0"]
+    there = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    flags = [f"--steps={there + 2}", f"--resume={trained}", "--eval_every=0"]
     assert train(tmp_path / "next", cache, *flags) == cli.OK
     records = (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in records] == [5, 6]
+    assert [json.loads(line)["step"] for line in records] == [there + 1, there + 2]
     with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
 
