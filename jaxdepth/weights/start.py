@@ -1,12 +1,14 @@
 """Weights into a fresh state: what `--init` and `--weights` do."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from jaxdepth.errors import UserError
-from jaxdepth.models.layouts import layout_named
+from jaxdepth.models.layouts import LAYOUTS, layout_named
 from jaxdepth.train_state import PyTree, TrainState, flatten
 from jaxdepth.weights.files import Weights
 from jaxdepth.weights.tables import Entry, compare
@@ -37,11 +39,9 @@ def start_from(
     mine = {
         path: tuple(x.shape)
         for path, x in flatten(state.variables).items()
-        if path.split("/")[1] in parts
+        if _part(path) in parts
     }
-    theirs = {
-        path: x for path, x in weights.arrays.items() if path.split("/")[1] in parts
-    }
+    theirs = {path: x for path, x in weights.arrays.items() if _part(path) in parts}
     same = [Entry(path, path) for path in sorted(mine)]
     mismatch = compare(same, theirs, mine)
     if mismatch:
@@ -59,17 +59,35 @@ def start_from(
     )
 
 
+def _part(path: str) -> str:
+    """Which part of a network `params/encoder/...` is of."""
+    return path.split("/")[1] if "/" in path else ""
+
+
 def _check_layout(weights: Weights, layout: str, where: str) -> None:
+    wanted = dataclasses.asdict(layout_named(layout))
+    if weights.layout not in LAYOUTS:
+        raise UserError(f"{where} is of layout {weights.layout}, which is not known")
     if weights.layout != layout:
+        theirs = dataclasses.asdict(LAYOUTS[weights.layout])
         raise UserError(
-            f"{where} is of layout {weights.layout}, and --layout={layout} was asked "
-            f"for: give --layout={weights.layout}"
+            f"{where} is of layout {weights.layout}, which differs from "
+            f"--layout={layout} ({_differences(theirs, wanted)}): "
+            f"give --layout={weights.layout}"
         )
-    settings = layout_named(layout)
     for name in ("rgb_mean", "rgb_std"):
-        theirs, ours = getattr(weights, name), getattr(settings, name)
-        if not np.allclose(theirs, ours, rtol=1e-6):
+        theirs, ours = getattr(weights, name), wanted[name]
+        if len(theirs) != len(ours) or not np.allclose(theirs, ours, rtol=1e-6):
             raise UserError(
                 f"{where} wants its input normalised by {name} {theirs}, layout "
                 f"{layout} by {ours}"
             )
+
+
+def _differences(theirs: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What of two layouts differs, field by field."""
+    return ", ".join(
+        f"{name} {theirs[name]} and not {wanted[name]}"
+        for name in wanted
+        if theirs[name] != wanted[name]
+    )

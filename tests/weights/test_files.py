@@ -1,18 +1,25 @@
 """Converted weights on disk, and into a state."""
 
 import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import struct
 
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
-from jaxdepth.errors import UserError
+from jaxdepth.errors import MachineError, UserError
 from jaxdepth.train_state import flatten
 from jaxdepth.weights import files, start
 from tests import tiny
 
 
+@functools.cache
 def fresh():
     return tiny.state(tiny.spec("upproj"))
 
@@ -64,6 +71,88 @@ def test_other_files_are_refused(tmp_path):
         files.read(path)
 
 
+@pytest.mark.parametrize("value", ["3", "[1, 2]", '"ab"', "{", "[[1], 2, 3]"])
+@pytest.mark.parametrize("name", ["rgb_mean", "layout", "init"])
+def test_damaged_metadata_are_one_line(tmp_path, name, value):
+    path = tmp_path / "w.safetensors"
+    files.write(path, some(fresh()))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    safetensors.numpy.save_file(
+        {"a": np.zeros(3, np.float32)}, path, metadata | {name: value}
+    )
+    try:
+        weights = files.read(path)
+    except UserError as error:
+        assert "metadata are damaged" in str(error)
+    else:  # a word, or numbers: where it is used
+        with pytest.raises(UserError):
+            start.start_from(
+                fresh(), weights, init="imagenet", layout="torchvision", where="w"
+            )
+
+
+def raw(path, dtype: str, data: bytes, count: int):
+    """A safetensors file of one array whose type NumPy may not have."""
+    header = {"a": {"dtype": dtype, "shape": [count], "data_offsets": [0, len(data)]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_bfloat16_becomes_float32_and_float8_is_refused(tmp_path):
+    path = raw(tmp_path / "w", "BF16", b"\x80\x3f\x20\xc0", 2)
+    arrays, _ = files.read_safetensors(path)
+    assert arrays["a"].dtype == np.float32
+    np.testing.assert_array_equal(arrays["a"], [1, -2.5])
+    raw(path, "F8_E4M3", b"\x00\x01", 2)
+    with pytest.raises(UserError, match="a is of type F8_E4M3"):
+        files.read_safetensors(path)
+
+
+def test_a_header_of_another_length_is_refused(tmp_path):
+    path = raw(tmp_path / "w", "F32", bytes(8), 2)
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    for wrong in (0, length - 1, length + 1, length + 100, 1 << 40):
+        path.write_bytes(struct.pack("<Q", wrong) + content[8:])
+        with pytest.raises(UserError, match="not a whole safetensors file"):
+            files.read_safetensors(path)
+
+
+def test_the_home_is_found_behind_a_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files.write(tmp_path / "w.safetensors", some(fresh()))
+    assert files.read("~/w.safetensors").init == "imagenet"
+    assert files.output("~/out.npy", ".npy") == tmp_path / "out.npy"
+    with pytest.raises(UserError, match="is a folder"):
+        files.read("~/")
+
+
+def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(UserError, match="not overwritten"):
+        files.output(str(tmp_path / "a.pth"), ".pth")
+    with pytest.raises(UserError, match=r"no folder .*none"):
+        files.output(str(tmp_path / "none" / "b.pth"), ".pth")
+    with pytest.raises(UserError, match=r"ends in \.pth or \.pt"):
+        files.output(str(tmp_path / "b.npy"), ".pth", ".pt")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(MachineError, match="could not be written: No space"):
+        files.write(tmp_path / "w.safetensors", some(fresh()))
+
+
+def test_a_checksum_of_several_files_is_that_of_all_of_them(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    wanted = hashlib.sha256(b"onetwo").hexdigest()
+    assert files.sha256(tmp_path / "a", tmp_path / "b") == wanted
+
+
 @pytest.mark.parametrize(
     ("init", "parts"),
     [("imagenet", {"encoder"}), ("nyu", {"encoder", "decoder", "head"})],
@@ -89,11 +178,28 @@ def test_a_kept_classifier_is_left_out():
     start.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
 
 
+def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
+    state = fresh()
+    weights = some(state)
+    weights = dataclasses.replace(
+        weights, arrays={**weights.arrays, "bare": np.zeros(1, np.float32)}
+    )
+    start.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"init": "nyu"}, "weights for --init=nyu, not for --init=imagenet"),
         ({"layout": "fcrn"}, "give --layout=fcrn"),
+        ({"layout": "fcrn"}, "stride_in 1x1 and not 3x3, stem_bias True and not False"),
+        ({"layout": "fcrn"}, "bn_epsilon 0.0001 and not 1e-05"),
+        (
+            {"layout": "fcrn"},
+            r"padding_side top_left and .* rgb_mean \(0.0, 0.0, 0.0\)",
+        ),
+        ({"layout": "other"}, "layout other, which is not known"),
+        ({"rgb_std": (1.0, 1.0)}, "normalised by rgb_std"),
         ({"rgb_mean": (0.0, 0.0, 0.0)}, "normalised by rgb_mean"),
     ],
 )
