@@ -6,6 +6,7 @@ pickles of before. Both keep tensors as (storage, offset, size, stride).
 
 import collections
 import dataclasses
+import functools
 import io
 import math
 import struct
@@ -13,15 +14,16 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from jaxdepth.errors import UserError
-from jaxdepth.weights import pickles
+from jaxdepth.weights import numpy_pickles, pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
+_ZIP = b"PK\x03\x04"
 # Names of storages in torch; bfloat16 is read as uint16 and widened.
 _STORAGES = {
     "FloatStorage": "f4",
@@ -35,6 +37,8 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "b1",
     "UntypedStorage": "u1",
+    "ComplexFloatStorage": "c8",
+    "ComplexDoubleStorage": "c16",
 }
 _DTYPES = {
     "float32": "f4",
@@ -47,7 +51,24 @@ _DTYPES = {
     "int8": "i1",
     "uint8": "u1",
     "bool": "b1",
+    "complex64": "c8",
+    "complex128": "c16",
 }
+# What may lie beside the weights: tensors of kinds that no weights here have, and
+# names that mean nothing without torch.
+_UNREAD = {
+    "torch": (
+        "device", "strided", "sparse_coo", "uint16", "uint32", "uint64",
+        "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
+        "quint8", "qint8", "qint32",
+    ),
+    "torch._utils": (
+        "_rebuild_tensor_v3", "_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor",
+        "_rebuild_qtensor", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass",
+        "_rebuild_meta_tensor_no_storage",
+    ),
+    "torch.serialization": ("_get_layout",),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +80,17 @@ class _Kind:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A storage that a tensor refers to; its bytes may not be there yet."""
+    """A storage that a tensor refers to; its bytes may not be there yet.
+
+    `code` is None for an element type that NumPy has not.
+    """
 
     key: str
-    code: str
+    code: str | None
     count: int
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Tensor:
     storage: _Storage
     offset: int
@@ -77,16 +101,6 @@ class _Tensor:
         """Attributes of a tensor's own are of no use here."""
 
 
-class _Ignored:
-    """Stands for what has no meaning without torch; takes anything, does nothing."""
-
-    def __init__(self, *_: Any):
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
 class _Dict(collections.OrderedDict):
     """A state dict; the `_metadata` attribute that torch adds is dropped."""
 
@@ -94,6 +108,7 @@ class _Dict(collections.OrderedDict):
         pass
 
 
+@pickles.Builder
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickles.Forbidden("a tensor without a storage")
@@ -103,19 +118,38 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Ten
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+@pickles.Builder
+def _first(data: Any, *_: Any) -> Any:
+    """A parameter, or a TPU's tensor: its data come first."""
     return data
+
+
+@pickles.Builder
+def _rebuild_from_type(build: Any, _kind: Any, args: Any, _state: Any) -> Any:
+    """A tensor of a subclass, or with attributes: the plain tensor."""
+    if not isinstance(build, pickles.Builder):
+        return None
+    return build(*args)
 
 
 def _allowed() -> Mapping[tuple[str, str], Any]:
     names: dict[tuple[str, str], Any] = {
+        **pickles.PLAIN,
+        **numpy_pickles.ALLOWED,
         ("collections", "OrderedDict"): _Dict,
         ("torch._utils", "_rebuild_tensor"): _rebuild,
         ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
-        ("torch._utils", "_rebuild_parameter"): _parameter,
+        ("torch._utils", "_rebuild_parameter"): _first,
+        ("torch._utils", "_rebuild_parameter_with_state"): _first,
+        ("torch._utils", "_rebuild_device_tensor_from_numpy"): _first,
+        ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
         ("torch", "Size"): tuple,
-        ("torch", "device"): _Ignored,
-        ("torch.nn.parameter", "Parameter"): _parameter,
+        ("torch.nn.parameter", "Parameter"): _first,
+    }
+    names |= {
+        (module, name): pickles.stand_in(module, name)
+        for module, unread in _UNREAD.items()
+        for name in unread
     }
     names |= {("torch", name): _Kind(code) for name, code in _STORAGES.items()}
     names |= {("torch.storage", k): _Kind(v) for k, v in _STORAGES.items()}
@@ -123,108 +157,137 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
     return names
 
 
+def _storage(pid: Any, where: str) -> Any:
+    """What a persistent id stands for."""
+    if pid[0] == "module":  # a class with its source text, in whole pickled networks
+        return pid[1]
+    _, kind, key, _, count = pid[:5]
+    if len(pid) > 5 and pid[5] is not None:
+        raise UserError(
+            f"{where} holds views of storages, as PyTorch before 0.4 wrote them: load "
+            "it and save it again with a newer one"
+        )
+    return _Storage(str(key), getattr(kind, "code", None), int(count))
+
+
 def is_torch_file(path: Path) -> bool:
-    """Whether it looks like one: a zip archive, or a pickle of protocol 2 or more."""
+    """Whether it looks like one: a zip archive, a pickle of protocol 2 or more, or
+    the tar archive of PyTorch's first years."""
     with open(path, "rb") as file:
-        head = file.read(4)
-    return head.startswith(b"PK\x03\x04") or head[:1] == b"\x80"
+        head = file.read(512)
+    pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    return head.startswith(_ZIP) or pickled or _is_tar(head)
+
+
+def _is_tar(head: bytes) -> bool:
+    return head[257:262] == b"ustar"
 
 
 def read(path: str | Path) -> Any:
     """What was saved: dicts, lists and numbers, with NumPy arrays for tensors.
 
     float16 and float64 stay as they are; bfloat16 becomes float32, which holds it.
+    Whatever is of another class is a `pickles.StandIn`, which knows its name alone.
 
     Raises UserError where the file is absent, damaged, or names more than data.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a checkpoint file")
     try:
         with open(path, "rb") as file:
-            archive = zipfile.is_zipfile(file)
-            file.seek(0)
-            return (_read_zip if archive else _read_legacy)(file, str(path))
+            return _read(file, str(path))
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a checkpoint file") from None
+    except PermissionError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except Exception as error:  # from zipfile, struct, NumPy, ...
+        raise pickles.damaged(str(path), error) from None
 
 
-def _read_zip(file: io.BufferedIOBase, where: str) -> Any:
-    try:
-        archive = zipfile.ZipFile(file)
-        names = archive.namelist()
-        pickled = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
-        if len(pickled) != 1:
-            raise UserError(f"{where} is a zip archive, but not one of torch.save")
-        root = pickled[0][: -len("data.pkl")]
-        if f"{root}constants.pkl" in names or any(
-            n.startswith(f"{root}code/") for n in names
-        ):
-            raise UserError(
-                f"{where} is a TorchScript archive, a program: save its state_dict"
-            )
-        order = "little"
-        if f"{root}byteorder" in names:
-            order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
-
-        def storage(pid: Any) -> _Storage:
-            _, kind, key, _, count = pid
-            return _Storage(str(key), kind.code, int(count))
-
-        unpickler = pickles.DataUnpickler(
-            io.BytesIO(archive.read(pickled[0])), _allowed(), persistent=storage
-        )
-        found = pickles.load(unpickler, where=where)
-
-        def content(key: str) -> bytes:
-            return archive.read(f"{root}data/{key}")
-
-        return _resolve(found, content, order, where)
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError) as error:
-        raise UserError(
-            f"{where} is damaged ({str(error)[:120]}): download it again"
-        ) from None
-
-
-def _read_legacy(file: io.BufferedIOBase, where: str) -> Any:
-    def unpickle(persistent: Callable | None = None) -> Any:
-        unpickler = pickles.DataUnpickler(file, _allowed(), persistent=persistent)
-        return pickles.load(unpickler, where=where)
-
-    if file.read(1) != b"\x80":
-        raise UserError(f"{where} is no checkpoint of PyTorch (neither zip nor pickle)")
+def _read(file: BinaryIO, where: str) -> Any:
+    head = file.read(512)
     file.seek(0)
-    if unpickle() != _MAGIC or unpickle() != _PROTOCOL:
+    if head.startswith(_ZIP):
+        return _read_zip(file, where)
+    if _is_tar(head):
+        raise UserError(
+            f"{where} is a tar archive, as PyTorch before 0.1.10 wrote: load it and "
+            "save it again with a newer one"
+        )
+    if head[:1] != b"\x80":
+        raise UserError(f"{where} is no checkpoint of PyTorch (neither zip nor pickle)")
+    return _read_legacy(file, where)
+
+
+def _read_zip(file: BinaryIO, where: str) -> Any:
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    pickled = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
+    if len(pickled) != 1:
+        raise UserError(f"{where} is a zip archive, but not one of torch.save")
+    root = pickled[0][: -len("data.pkl")]
+    if f"{root}constants.pkl" in names or any(
+        n.startswith(f"{root}code/") for n in names
+    ):
+        raise UserError(
+            f"{where} is a TorchScript archive, a program: save its state_dict"
+        )
+    order = "little"
+    if f"{root}byteorder" in names:
+        order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
+    content = io.BytesIO(archive.read(pickled[0]))
+    found = _unpickle(content, where, functools.partial(_storage, where=where))
+    return _resolve(found, lambda key: archive.read(f"{root}data/{key}"), order, where)
+
+
+def _unpickle(file: Any, where: str, persistent: Callable | None = None) -> Any:
+    """The next pickle. Python 2's byte strings are taken as latin1, which fits all."""
+    unpickler = pickles.DataUnpickler(
+        file, _allowed(), persistent=persistent, encoding="latin1"
+    )
+    return pickles.load(unpickler, where=where)
+
+
+def _read_legacy(file: BinaryIO, where: str) -> Any:
+    if _unpickle(file, where) != _MAGIC or _unpickle(file, where) != _PROTOCOL:
         raise UserError(f"{where} is a pickle, but not one of torch.save")
-    system = unpickle()
+    system = _unpickle(file, where)
     order = "little" if system.get("little_endian", True) else "big"
-    kinds: dict[str, _Storage] = {}
+    storages: dict[str, _Storage] = {}
 
-    def storage(pid: Any) -> _Storage:
-        _, kind, key, _, count = pid[:5]
-        if len(pid) > 5 and pid[5] is not None:
-            raise pickles.Forbidden("a view of a storage, of torch before 0.4")
-        kinds[str(key)] = _Storage(str(key), kind.code, int(count))
-        return kinds[str(key)]
+    def storage(pid: Any) -> Any:
+        found = _storage(pid, where)
+        if isinstance(found, _Storage):
+            storages[found.key] = found
+        return found
 
-    found = unpickle(storage)
+    found = _unpickle(file, where, storage)
     content: dict[str, bytes] = {}
-    for key in map(str, unpickle()):
-        if key not in kinds:
+    for key in map(str, _unpickle(file, where)):
+        if key not in storages:
             raise UserError(f"{where} is damaged: storage {key} belongs to no tensor")
-        head = file.read(8)
-        (count,) = struct.unpack("<q" if order == "little" else ">q", head.ljust(8))
-        size = count * _item_size(kinds[key].code)
-        # No more than there is, whatever the count says.
-        content[key] = file.read(size) if 0 <= size <= _rest(file) else b""
-        if len(head) != 8 or len(content[key]) != size:
-            raise UserError(
-                f"{where} is damaged (it ends too early): download it again"
-            )
+        content[key] = _legacy_storage(file, storages[key], order, where)
     return _resolve(found, content.__getitem__, order, where)
 
 
-def _rest(file: io.BufferedIOBase) -> int:
+def _legacy_storage(file: BinaryIO, storage: _Storage, order: str, where: str) -> bytes:
+    """The bytes of the next storage: its count, then its entries."""
+    if storage.code is None:
+        raise UserError(f"{where} holds entries of a type that is not read here")
+    head = file.read(8)
+    (count,) = struct.unpack("<q" if order == "little" else ">q", head.ljust(8))
+    size = count * _item_size(storage.code)
+    # No more than there is, whatever the count says.
+    content = file.read(size) if 0 <= size <= _rest(file) else b""
+    if len(head) != 8 or len(content) != size:
+        raise UserError(f"{where} is damaged (it ends too early): download it again")
+    return content
+
+
+def _rest(file: BinaryIO) -> int:
     here = file.tell()
     end = file.seek(0, io.SEEK_END)
     file.seek(here)
@@ -238,24 +301,31 @@ def _item_size(code: str) -> int:
 def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str) -> Any:
     """The tree with arrays in place of tensors; each storage is decoded once."""
     decoded: dict[tuple[str, str], np.ndarray] = {}
+    done: dict[int, Any] = {}  # by id: what is shared is walked once
 
-    def array(tensor: _Tensor) -> np.ndarray:
-        storage = tensor.storage
-        if (storage.key, storage.code) not in decoded:
-            decoded[storage.key, storage.code] = _decode(
-                content(storage.key), storage.code, order
-            )
-        flat = decoded[storage.key, storage.code]
-        return _strided(flat, tensor)
+    def array(tensor: _Tensor) -> Any:
+        key, code = tensor.storage.key, tensor.storage.code
+        if code is None:
+            return pickles.StandIn()
+        if (key, code) not in decoded:
+            decoded[key, code] = _decode(content(key), code, order)
+        return _strided(decoded[key, code], tensor)
 
-    def walk(node: Any) -> Any:
+    def made(node: Any) -> Any:
         if isinstance(node, _Tensor):
             return array(node)
+        if isinstance(node, numpy_pickles.Array):
+            return walk(node.value)
         if isinstance(node, Mapping):
             return {key: walk(value) for key, value in node.items()}
-        if isinstance(node, list | tuple):
+        if isinstance(node, list | tuple | set | frozenset):
             return [walk(value) for value in node]
         return node
+
+    def walk(node: Any) -> Any:
+        if id(node) not in done:
+            done[id(node)] = made(node)
+        return done[id(node)]
 
     try:
         return walk(tree)
@@ -278,7 +348,11 @@ def _decode(data: bytes, code: str, order: str) -> np.ndarray:
 
 
 def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    """The tensor's own entries, copied; ValueError where they lie outside."""
+    """The tensor's own entries, copied; ValueError where they lie outside.
+
+    An expanded tensor, with more entries than its storage, stays a view: a few bytes
+    may claim any size.
+    """
     if len(tensor.size) != len(tensor.stride):
         raise ValueError("a tensor has as many strides as axes")
     if math.prod(tensor.size) == 0:
@@ -286,10 +360,10 @@ def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
     last = tensor.offset + sum(
         (n - 1) * step for n, step in zip(tensor.size, tensor.stride, strict=True)
     )
-    if last >= flat.size or math.prod(tensor.size) > flat.size:
+    if last >= flat.size:
         raise ValueError("a tensor reaches beyond its storage")
     steps = tuple(step * flat.itemsize for step in tensor.stride)
     view = np.lib.stride_tricks.as_strided(
         flat[tensor.offset :], tensor.size, steps, writeable=False
     )
-    return np.array(view)
+    return view if math.prod(tensor.size) > flat.size else np.array(view)

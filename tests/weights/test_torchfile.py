@@ -1,7 +1,15 @@
 """Checkpoint files of PyTorch, read without it and without running code."""
 
+import argparse
+import collections
+import datetime
+import io
 import os
+import pathlib
 import pickle
+import re
+import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -68,14 +76,151 @@ def test_files_of_pytorch_itself(tmp_path, legacy):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
+def test_expanded_and_shared_tensors_of_pytorch_itself(tmp_path, legacy):
+    torch = pytest.importorskip("torch", reason="writes files with PyTorch")
+    path = tmp_path / "x.pth"
+    base = torch.arange(6, dtype=torch.float32)
+    content = {
+        "expanded": base[:3].expand(4, 3),
+        "scalar": torch.tensor(2.0).expand(2, 2),
+        "head": base[:2],
+        "tail": base[2:],
+        "same": base,
+        "bf16": base.to(torch.bfloat16)[1:],
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    got = torchfile.read(path)
+    for name, x in content.items():
+        np.testing.assert_array_equal(got[name], x.float().numpy())
+        assert got[name].dtype == np.float32
+
+
+def test_an_expanded_tensor_costs_nothing_however_large_it_claims_to_be(tmp_path):
+    tree, _ = torch_files.tensors({"a": np.ones(1, np.float32)}, legacy=False)
+    tree["a"].args = (tree["a"].args[0], 0, (1 << 40,), (0,), False, {})
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", torch_files.dumps(tree))
+        archive.writestr("x/data/0", np.ones(1, np.float32).tobytes())
+    assert torchfile.read(path)["a"].shape == (1 << 40,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_where_a_tensor_lay_does_not_matter(tmp_path, legacy):
+    arrays = some_arrays()
+    halves = {"bf16": np.array([0x3F80, 0xC020], np.uint16)}
+    path = torch_files.save(
+        tmp_path / "x.pth", arrays | halves, legacy=legacy, location="cuda:0"
+    )
+    wanted = {"bf16": np.array([1, -2.5], np.float32)}
+    assert_same(torchfile.read(path), arrays | wanted)
+
+
+class Meter(dict):
+    """A dict of a class of their own."""
+
+
+def as_training_scripts_keep_it(state_dict):
+    return {
+        "epoch": np.int64(3),
+        "best_acc1": np.float64(76.5),
+        "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("x")),
+        "classes": {"a", "b"},
+        "frozen": frozenset({1}),
+        "meters": collections.defaultdict(list, {"loss": [1.0]}),
+        "meter": Meter(a=1),
+        "milestones": collections.Counter([30, 30]),
+        "mean": np.array([1.5, 2.5]),
+        "names": np.array(["a", "b"]),
+        "when": datetime.datetime(2020, 1, 1),
+        "optimizer": {"state": {0: {"step": 4}}, "param_groups": [{"params": [0]}]},
+        "state_dict": state_dict,
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_scripts_keep_beside_weights_is_no_hindrance(tmp_path, legacy):
+    path = torch_files.save(
+        tmp_path / "x.pth",
+        some_arrays(),
+        legacy=legacy,
+        wrap=as_training_scripts_keep_it,
+    )
+    got = torchfile.read(path)
+    assert_same(got["state_dict"], some_arrays())
+    assert (got["epoch"], got["best_acc1"]) == (3, 76.5)
+    assert got["meters"] == {"loss": [1.0]}
+    np.testing.assert_array_equal(got["mean"], [1.5, 2.5])
+    assert got["args"].what == "argparse.Namespace"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_training_checkpoints_of_pytorch_itself(tmp_path, legacy):
+    torch = pytest.importorskip("torch", reason="writes files with PyTorch")
+    path = tmp_path / "x.pth"
+    module = torch.nn.Conv2d(3, 4, 3)
+    optimizer = torch.optim.Adam(module.parameters())
+    module(torch.zeros(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    content = as_training_scripts_keep_it(module.state_dict())
+    content |= {
+        "optimizer": optimizer.state_dict(),
+        "best_acc1": torch.tensor(76.5),
+        "device": torch.device("cpu"),
+        "dtype": torch.complex64,
+        "sparse": torch.eye(2).to_sparse(),
+        "random": torch.get_rng_state(),
+        "model": module,
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    got = torchfile.read(path)
+    wanted = {k: v.numpy() for k, v in module.state_dict().items()}
+    assert_same(got["state_dict"], wanted)
+    assert got["best_acc1"] == 76.5
+    assert got["model"].what == "torch.nn.modules.conv.Conv2d"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_classes_that_are_not_known_are_never_imported(tmp_path, legacy, monkeypatch):
+    (tmp_path / "evil_package.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = torch_files.Call(torch_files.Named("evil_package", "Settings"), {"a": 1})
+    kept = torch_files.Build(kept, {"b": 2})
+    path = torch_files.save(
+        tmp_path / "x.pth",
+        some_arrays(),
+        legacy=legacy,
+        wrap=lambda d: {"args": kept, "state_dict": d},
+    )
+    got = torchfile.read(path)
+    assert_same(got["state_dict"], some_arrays())
+    assert got["args"].what == "evil_package.Settings" and not vars(got["args"])
+    assert "evil_package" not in sys.modules
+
+
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     "name",
     [
         ("os", "system"),
+        ("posix", "system"),
+        ("subprocess", "Popen"),
         ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("builtins", "getattr"),
+        ("builtins", "__import__"),
+        ("builtins", "set.__init__"),
+        ("runpy", "run_path"),
+        ("importlib", "import_module"),
+        ("types", "FunctionType"),
+        ("functools", "partial"),
         ("torch", "load"),
+        ("torch", "hub.load"),
         ("torch._utils", "os.system"),
+        ("torch._utils", "_import_dotted_name"),
         ("numpy", "load"),
+        ("anything", "function"),
+        ("anything", "Outer.function"),
     ],
 )
 def test_what_is_not_data_is_refused_and_does_not_run(tmp_path, legacy, name):
@@ -84,9 +229,25 @@ def test_what_is_not_data_is_refused_and_does_not_run(tmp_path, legacy, name):
     path = torch_files.save(
         tmp_path / "x.pth", some_arrays(), legacy=legacy, wrap=lambda d: {"a": call}
     )
-    with pytest.raises(UserError, match=rf"{name[0]}\.{name[1]}, which is not data"):
+    words = re.escape(f"{name[0]}.{name[1]}, which is not data")
+    with pytest.raises(UserError, match=words):
         torchfile.read(path)
     assert not marker.exists()
+
+
+def test_python_2_s_name_of_the_builtins_is_refused_too(tmp_path):
+    call = torch_files.Call(torch_files.Named("__builtin__", "eval"), "1")
+    path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"a": call})
+    with pytest.raises(UserError, match=r"builtins\.eval, which is not data"):
+        torchfile.read(path)
+
+
+def test_a_pickle_can_t_change_the_functions_it_calls(tmp_path):
+    rebuild = torch_files.Named("torch._utils", "_rebuild_tensor_v2")
+    change = torch_files.Build(rebuild, (None, {"__defaults__": (1, 2)}))
+    path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"a": change})
+    with pytest.raises(UserError, match="a function whose attributes are set"):
+        torchfile.read(path)
 
 
 def test_a_bare_pickle_is_refused_before_its_payload(tmp_path):
@@ -145,4 +306,30 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
         archive.writestr("m/data.pkl", torch_files.dumps({}))
         archive.writestr("m/code/m.py", "")
     with pytest.raises(UserError, match="TorchScript archive, a program"):
+        torchfile.read(path)
+
+
+def test_half_an_archive_is_damaged(tmp_path):
+    path = torch_files.save(tmp_path / "x.pth", some_arrays())
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        torchfile.read(path)
+
+
+def test_files_of_pytorch_s_first_years_are_named(tmp_path):
+    path = tmp_path / "x.pth"
+    with tarfile.open(path, "w") as archive:
+        for name in ("sys_info", "storages", "tensors", "pickle"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    assert torchfile.is_torch_file(path)
+    with pytest.raises(UserError, match=r"tar archive, as PyTorch before 0\.1\.10"):
+        torchfile.read(path)
+    tree, _ = torch_files.tensors({"a": np.zeros(8, np.float32)}, legacy=True)
+    pid = tree["a"].args[0].pid
+    tree["a"].args[0].pid = (*pid[:5], ("1", 2, 3))
+    system = {"little_endian": True}
+    parts = (0x1950A86A20F9469CFC6C, 1001, system, tree, ["0"])
+    path.write_bytes(b"".join(map(torch_files.dumps, parts)))
+    with pytest.raises(UserError, match=r"x\.pth holds views .* before 0\.4"):
         torchfile.read(path)

@@ -15,6 +15,7 @@ NAMES = {
     "f8": "DoubleStorage",
     "f2": "HalfStorage",
     "i8": "LongStorage",
+    "u2": "BFloat16Storage",  # their upper halves
 }
 
 
@@ -30,6 +31,13 @@ class Stored:
 
     def __init__(self, pid):
         self.pid = pid
+
+
+class Build:
+    """Pickles as an object whose attributes are set after it was made."""
+
+    def __init__(self, obj, state):
+        self.obj, self.state = obj, state
 
 
 class Call:
@@ -56,6 +64,11 @@ class Writer(_Pickler):
             self.save(obj.args)
             self.write(pickle.REDUCE)
             return None
+        if isinstance(obj, Build):
+            self.save(obj.obj)
+            self.save(obj.state)
+            self.write(pickle.BUILD)
+            return None
         return super().save(obj, save_persistent_id)
 
 
@@ -65,14 +78,14 @@ def dumps(obj) -> bytes:
     return file.getvalue()
 
 
-def tensors(arrays: dict, *, legacy: bool):
+def tensors(arrays: dict, *, legacy: bool, location: str = "cpu"):
     """The pickled form of a dict of arrays, and the storages it refers to."""
     out, storages = collections.OrderedDict(), {}
     for k, (name, x) in enumerate(arrays.items()):
         x = np.asarray(x)
         storages[str(k)] = np.ascontiguousarray(x)
         kind = Named("torch", NAMES[x.dtype.str[1:]])
-        pid = ("storage", kind, str(k), "cpu", x.size) + ((None,) if legacy else ())
+        pid = ("storage", kind, str(k), location, x.size) + ((None,) if legacy else ())
         stride = tuple(s // x.itemsize for s in np.ascontiguousarray(x).strides)
         out[name] = Call(
             Named("torch._utils", "_rebuild_tensor_v2"),
@@ -86,9 +99,11 @@ def tensors(arrays: dict, *, legacy: bool):
     return out, storages
 
 
-def save(path: Path, arrays: dict, *, legacy=False, wrap=lambda d: d) -> Path:
+def save(
+    path: Path, arrays: dict, *, legacy=False, wrap=lambda d: d, location="cpu"
+) -> Path:
     """A checkpoint of that format; `wrap` puts the state dict where it likes."""
-    tree, storages = tensors(arrays, legacy=legacy)
+    tree, storages = tensors(arrays, legacy=legacy, location=location)
     if not legacy:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("archive/data.pkl", dumps(wrap(tree)))
