@@ -1,14 +1,21 @@
-"""torchvision's ResNet-50 to weights for `--init=imagenet`, and back.
+"""torchvision's ResNet-50 to weights for `--init=imagenet`; our networks to PyTorch.
 
     python tools/convert_resnet.py resnet50.pth resnet50.safetensors
     python tools/convert_resnet.py --download=IMAGENET1K_V1 resnet50.safetensors
-    python tools/convert_resnet.py --reverse resnet50.safetensors torch.safetensors
+    python tools/convert_resnet.py --reverse runs/upproj-berhu-001 upproj.pth
 
 Reads `.pth` of old and new PyTorch without PyTorch and without running code in it.
+
+--reverse takes a run's work directory, or converted weights, of any layout of upproj,
+and writes a PyTorch state dict, as `.pth` (`torch.load` reads it with
+weights_only=True) or `.safetensors`. The encoder has torchvision's names, so that
+`resnet50().load_state_dict(state_dict, strict=False)` takes it; decoder and head have
+those of `jaxdepth/weights/tables.py`, whose comment tells their operations.
 """
 
 import dataclasses
 import hashlib
+import json
 import logging
 import sys
 import tempfile
@@ -18,15 +25,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import safetensors.numpy
 import tyro
 
 if __package__ in (None, ""):  # run as a file: python tools/convert_resnet.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxdepth import cli, writers
+from jaxdepth import cli
 from jaxdepth.errors import MachineError, UserError
-from jaxdepth.weights import files, resnet
+from jaxdepth.models.layouts import layout_named
+from jaxdepth.weights import files, resnet, torchwriter, trained
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "python tools/convert_resnet.py"
@@ -40,14 +47,19 @@ DOWNLOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Convert torchvision's ResNet-50 for --init=imagenet, or back with --reverse."""
+    """Convert torchvision's ResNet-50 for --init=imagenet, or upproj to PyTorch with
+    --reverse."""
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """CHECKPOINT OUT, or OUT alone with --download."""
+    """CHECKPOINT OUT, or OUT alone with --download; with --reverse a run's work
+    directory or converted weights, and OUT. OUT ends in .safetensors, or with
+    --reverse in .pth."""
     download: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] | None = None
     """Fetch torchvision's file, and check its checksum, in place of CHECKPOINT."""
     reverse: bool = False
-    """From converted weights to a state dict with torchvision's names."""
+    """From a run or converted weights to a PyTorch state dict."""
+    step: str = "best"
+    """Of a work directory: best, last or a number."""
 
 
 def command(argv: Sequence[str]) -> int:
@@ -59,12 +71,13 @@ def command(argv: Sequence[str]) -> int:
         raise UserError(f"give {names}: {len(config.files)} names were given")
     if config.reverse and config.download:
         raise UserError("--reverse and --download: give one of the two")
-    out = Path(config.files[-1])
-    files.refuse_existing(out)
+    suffixes = (".safetensors", ".pth", ".pt") if config.reverse else (".safetensors",)
+    out = files.output(config.files[-1], *suffixes)
     if config.reverse:
-        return _back(Path(config.files[0]), out)
+        return _back(config.files[0], out, step=config.step)
     if config.download is None:
-        return _convert(Path(config.files[0]), out, origin=Path(config.files[0]).name)
+        path = files.expanded(config.files[0])
+        return _convert(path, out, origin=path.name)
     with tempfile.TemporaryDirectory() as folder:
         name = DOWNLOADS[config.download]
         fetched = fetch(SITE + name, Path(folder) / name)
@@ -95,14 +108,28 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
     return cli.OK
 
 
-def _back(path: Path, out: Path) -> int:
-    weights = files.read(path)
-    if weights.layout != "torchvision":
-        raise UserError(f"{path} is of layout {weights.layout}, not of torchvision's")
-    state_dict = resnet.to_state_dict(weights.arrays)
-    with writers.replacing(out) as file:
-        file.write(safetensors.numpy.save(state_dict, {"format": "pt"}))
-    logger.info("%s: %d arrays with torchvision's names", out, len(state_dict))
+def _back(source: str, out: Path, *, step: str) -> int:
+    network = trained.read(source, step=step)
+    state_dict = resnet.to_state_dict(network.arrays, where=source)
+    meaning = dataclasses.asdict(layout_named(network.layout))
+    meaning |= {"unpool": network.unpool}
+    if out.suffix == ".safetensors":
+        metadata = {key: json.dumps(value) for key, value in meaning.items()}
+        names = {"origin": network.origin, "layout": network.layout}
+        files.write_safetensors(out, state_dict, {"format": "pt", **names, **metadata})
+    else:
+        with files.writing(out) as file:
+            torchwriter.write(file, state_dict)
+    whole = any(name.startswith("decoder.") for name in state_dict)
+    logger.info(
+        "%s: %d arrays of %s, of %s",
+        out,
+        len(state_dict),
+        "the whole network" if whole else "the encoder",
+        network.origin,
+    )
+    details = ", ".join(f"{key} {value}" for key, value in meaning.items())
+    logger.info("layout %s: %s", network.layout, details)
     return cli.OK
 
 

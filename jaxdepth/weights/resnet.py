@@ -1,5 +1,7 @@
-"""torchvision's ResNet-50 checkpoints: found, checked, converted, and back."""
+"""torchvision's ResNet-50 checkpoints: found, checked, converted; ours as PyTorch's."""
 
+import collections
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from jaxdepth.errors import UserError
 from jaxdepth.models.resnet import ResNet
 from jaxdepth.train_state import flatten
-from jaxdepth.weights import files, tables, torchfile
+from jaxdepth.weights import files, pickles, tables, torchfile
 
 CLASSES = 1000
 # Of torchvision's own files; they are not ours to ship.
@@ -43,34 +45,51 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
     Raises UserError where there is none in it.
     """
-    path = Path(path)
+    path = files.expanded(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a checkpoint file")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    if torchfile.is_torch_file(path):
-        arrays = _state_dict(torchfile.read(path))
+    if not files.is_safetensors(path) and torchfile.is_torch_file(path):
+        content = torchfile.read(path)
+        arrays = _state_dict(content)
+        _refuse_objects(content, arrays, path)
     else:
-        arrays = files.read_safetensors(path)[0]
+        arrays, metadata = files.read_safetensors(path)
+        if metadata.get("format") == files.FORMAT:
+            raise UserError(f"{path} is converted already: use it, with --weights")
     if not arrays:
         raise UserError(f"{path} holds no state dict: no names with arrays")
     return _without_prefix(arrays)
 
 
 def _state_dict(content: Any) -> dict[str, np.ndarray]:
-    """The first mapping with arrays, at the top or where checkpoints keep it."""
+    """The first mapping with arrays where checkpoints keep it, or else at the top."""
     if not isinstance(content, Mapping):
         return {}
+    for name in _WRAPPERS:
+        found = _state_dict(content.get(name))
+        if found:
+            return found
     arrays = {
         str(name): value
         for name, value in content.items()
         if isinstance(value, np.ndarray)
     }
-    if any(array.ndim == 4 for array in arrays.values()):
-        return arrays
-    for name in _WRAPPERS:
-        found = _state_dict(content.get(name))
-        if found:
-            return found
-    return {}
+    return arrays if any(array.ndim == 4 for array in arrays.values()) else {}
+
+
+def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
+    """UserError where a whole network was pickled and its state dict was not."""
+    kept = [content]
+    if isinstance(content, Mapping):
+        kept = [content.get(name) for name in _WRAPPERS]
+    for found in kept:
+        if not arrays and isinstance(found, pickles.StandIn):
+            raise UserError(
+                f"{path} holds a whole {found.what}, which only its own program can "
+                "load: save its state_dict"
+            )
 
 
 def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -106,14 +125,46 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tables.Converted:
     )
 
 
-def to_state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """torchvision's state dict of our encoder: float32, `num_batches_tracked` zero."""
-    entries = tables.resnet()
-    if "params/fc/kernel" in arrays:
-        entries = entries + tables.classifier()
+def to_state_dict(
+    arrays: Mapping[str, np.ndarray], *, where: str = "the network"
+) -> dict[str, np.ndarray]:
+    """PyTorch's state dict of what there is of `upproj`, float32.
+
+    The encoder has torchvision's names, with the classifier where it was kept; names
+    of decoder and head are those of `tables.decoder`. `num_batches_tracked` is zero.
+
+    Raises UserError, naming `where`, where the arrays are not those of an `upproj`.
+    """
+    entries = _entries_of(arrays)
+    known = {entry.ours for entry in entries}
+    missing, more = sorted(known - set(arrays)), sorted(set(arrays) - known)
+    if missing or more:
+        mismatch = tables.Mismatch(tuple(missing), tuple(more), ())
+        raise UserError(f"{where} is no upproj: {mismatch.summary()}")
     found = tables.to_theirs(entries, arrays)
     for name in list(found):
         if name.endswith(".running_var"):
             counter = name.replace("running_var", "num_batches_tracked")
             found[counter] = np.zeros((), np.int64)
     return found
+
+
+def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[tables.Entry]:
+    """The table of a network with as many stages, blocks and parts as there are."""
+    blocks = {
+        (int(match[1]), int(match[2]))
+        for path in arrays
+        if (match := re.match(r"params/encoder/stage(\d+)_block(\d+)/", path))
+    }
+    stages = collections.Counter(stage for stage, _ in blocks)
+    sizes = [stages[stage] for stage in sorted(stages)]
+    entries = tables.resnet(sizes, bias="params/encoder/conv_init/bias" in arrays)
+    if "params/fc/kernel" in arrays:
+        entries += tables.classifier()
+    ups = {
+        path.split("/")[2] for path in arrays if path.startswith("params/decoder/up")
+    }
+    if ups:
+        bias = "params/decoder/conv_in/bias" in arrays
+        entries += tables.decoder(len(ups), bias=bias)
+    return entries

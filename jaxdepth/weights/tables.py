@@ -27,8 +27,10 @@ TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     # PyTorch's OIHW to HWIO.
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     "dense": (lambda x: x.T, lambda x: x.T),
+    # (features, 2, 2) to (2, 2, features): a bias per phase of an up-convolution.
+    "phases": (lambda x: x.transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)),
 }
-_RANK = {"conv": 4, "dense": 2}
+_RANK = {"conv": 4, "dense": 2, "phases": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Entry:
 _TORCH_LAYERS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "conv": (("weight", "params", "kernel", "conv"),),
     "bias": (("bias", "params", "bias", "same"),),
+    "phases": (("bias", "params", "bias", "phases"),),
     "dense": (
         ("weight", "params", "kernel", "dense"),
         ("bias", "params", "bias", "same"),
@@ -81,6 +84,38 @@ _RESNET_FIRST = (
     ("layer{s}.{a}.downsample.1", "stage{s}_block{b}/bn_proj", "norm"),
 )
 
+# What stands behind the encoder in PyTorch: our own names, as no other network has
+# them, written with dots. As modules: `decoder.conv_in` is a 1x1 convolution, `up1` to
+# `up4` hold batch normalisations, a 3x3 `conv` and the 5x5 kernels of two
+# up-convolutions, `head` is a 3x3 convolution to one channel. An up-convolution with
+# padding_side "bottom_right" is, in PyTorch's words,
+#
+#     u = torch.zeros(b, c, 2 * h, 2 * w);  u[:, :, ::2, ::2] = x
+#     y = F.conv2d(u, weight, padding=2) + bias.repeat(1, h, w)
+#
+# ("top_left": y[2i + 1] is what y[2i - 1] is there, in rows and in columns). Biases are
+# there in layouts that have them.
+_TORCH_ENDS = (
+    ("decoder.conv_in", "decoder/conv_in", "conv"),
+    ("decoder.bn_in", "decoder/bn_in", "norm"),
+    ("head", "head/conv", "conv"),
+    ("head", "head", "bias"),
+)
+_TORCH_UP = (
+    ("decoder.up{n}.up_main", "decoder/up{n}/up_main", "conv"),
+    ("decoder.up{n}.bn_main", "decoder/up{n}/bn_main", "norm"),
+    ("decoder.up{n}.conv", "decoder/up{n}/conv", "conv"),
+    ("decoder.up{n}.bn", "decoder/up{n}/bn", "norm"),
+    ("decoder.up{n}.up_side", "decoder/up{n}/up_side", "conv"),
+    ("decoder.up{n}.bn_side", "decoder/up{n}/bn_side", "norm"),
+)
+_TORCH_BIASES = (("decoder.conv_in", "decoder/conv_in", "bias"),)
+_TORCH_UP_BIASES = (
+    ("decoder.up{n}.up_main", "decoder/up{n}/up_main", "phases"),
+    ("decoder.up{n}.conv", "decoder/up{n}/conv", "bias"),
+    ("decoder.up{n}.up_side", "decoder/up{n}/up_side", "phases"),
+)
+
 
 def _expand(layers: Iterable[tuple[str, str, str]], prefix: str) -> Iterator[Entry]:
     for theirs, ours, kind in layers:
@@ -92,9 +127,16 @@ def _expand(layers: Iterable[tuple[str, str, str]], prefix: str) -> Iterator[Ent
             )
 
 
-def resnet(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
-    """torchvision's ResNet and our encoder; `classifier()` is its last layer."""
+def resnet(
+    stage_sizes: Sequence[int] = (3, 4, 6, 3), *, bias: bool = False
+) -> list[Entry]:
+    """torchvision's ResNet and our encoder; `classifier()` is its last layer.
+
+    `bias`: of the first convolution, which torchvision's has not.
+    """
     layers = list(_RESNET_STEM)
+    if bias:
+        layers.append(("conv1", "conv_init", "bias"))
     for stage, blocks in enumerate(stage_sizes, start=1):
         for block in range(blocks):
             names = {"s": stage, "a": block, "b": block + 1}
@@ -109,6 +151,22 @@ def resnet(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
 def classifier() -> list[Entry]:
     """The fully connected layer of torchvision's ResNet, which we keep unused."""
     return list(_expand([("fc", "fc", "dense")], ""))
+
+
+def decoder(ups: int = 4, *, bias: bool = False) -> list[Entry]:
+    """Decoder and head of `upproj` in PyTorch, under our names, and ours.
+
+    Args:
+      ups: how many up-projections there are.
+      bias: of the convolutions before a batch normalisation.
+    """
+    layers = list(_TORCH_ENDS + (_TORCH_BIASES if bias else ()))
+    for n in range(1, ups + 1):
+        layers += [
+            (theirs.format(n=n), ours.format(n=n), kind)
+            for theirs, ours, kind in _TORCH_UP + (_TORCH_UP_BIASES if bias else ())
+        ]
+    return list(_expand(layers, ""))
 
 
 # The published network: layer names of its dictionary (FCRN of Laina et al. 2016, the
@@ -255,11 +313,15 @@ def to_ours(
 ) -> dict[str, np.ndarray]:
     """Our arrays by path, float32, of foreign ones that `compare` found right.
 
-    Raises UserError where a value is not finite.
+    Raises UserError where a value is not finite in float32, or no float at all.
     """
     found: dict[str, np.ndarray] = {}
     for entry in entries:
-        array = TRANSFORMS[entry.kind][0](theirs[entry.theirs])
+        array = theirs[entry.theirs]
+        if array.dtype.kind != "f":
+            raise UserError(f"{entry.theirs} holds {array.dtype}, not weights")
+        with np.errstate(over="ignore"):
+            array = TRANSFORMS[entry.kind][0](array).astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{entry.theirs} holds values that are not finite")
         if entry.ours not in found:
@@ -269,9 +331,15 @@ def to_ours(
 
 
 def to_theirs(entries: Iterable[Entry], ours: Arrays) -> dict[str, np.ndarray]:
-    """The way back: foreign names and shapes, float32."""
+    """The way back: foreign names and shapes, float32.
+
+    Raises UserError where one of ours has not as many axes as its kind.
+    """
     found = {}
     for entry in entries:
+        axes = ours[entry.ours].ndim
+        if axes != _RANK.get(entry.kind, axes):
+            raise UserError(f"{entry.ours} has {axes} axes, not those of its kind")
         part = entry.part(np.asarray(ours[entry.ours], np.float32))
         found[entry.theirs] = np.ascontiguousarray(TRANSFORMS[entry.kind][1](part))
     return found

@@ -11,9 +11,10 @@ from flax import traverse_util
 from PIL import Image
 
 from jaxdepth.errors import UserError
+from jaxdepth.models import LAYOUTS, create_model
 from jaxdepth.models.resnet import Bottleneck, ResNet
 from jaxdepth.train_state import flatten
-from jaxdepth.weights import resnet
+from jaxdepth.weights import resnet, tables
 
 from . import torch_files, torch_resnet
 
@@ -223,6 +224,49 @@ def test_safetensors_in_half_precision(tmp_path):
     assert set(resnet.read_state_dict(path)) == set(SMALL)
 
 
+def test_a_header_that_begins_as_a_pickle_does(tmp_path):
+    """Its length is the first byte: 128 is that of a pickle as well."""
+    path = tmp_path / "x.safetensors"
+    for length in (128, 640):
+        text = (
+            b'{"conv1.weight":{"dtype":"F32","shape":[1,3,1,1],"data_offsets":[0,12]}}'
+        )
+        header = text.ljust(length)
+        path.write_bytes(length.to_bytes(8, "little") + header + bytes(12))
+        assert path.read_bytes()[:1] == b"\x80"
+        assert list(resnet.read_state_dict(path)) == ["conv1.weight"]
+
+
+def test_arrays_beside_the_state_dict_are_not_taken_for_it(tmp_path):
+    path = torch_files.save(
+        tmp_path / "x.pth",
+        SMALL | {"batch": np.zeros((1, 3, 4, 4), np.float32)},
+        wrap=lambda d: {"batch": d.pop("batch"), "state_dict": d},
+    )
+    assert set(resnet.read_state_dict(path)) == set(SMALL)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_whole_networks_are_refused_by_name(tmp_path, legacy):
+    path = tmp_path / "x.pth"
+    network = torch_files.Call(torch_files.Named("their.models", "ResNet"))
+    for wrap in (lambda _: network, lambda _: {"model": network, "epoch": 1}):
+        torch_files.save(path, {}, legacy=legacy, wrap=wrap)
+        with pytest.raises(
+            UserError, match=r"whole their\.models\.ResNet, .*state_dict"
+        ):
+            resnet.read_state_dict(path)
+
+
+def test_integers_are_no_weights(random_weights):
+    bad = random_weights | {"bn1.bias": np.ones(64, np.int8)}
+    with pytest.raises(UserError, match=r"bn1\.bias holds int8, not weights"):
+        resnet.convert(bad)
+    large = random_weights | {"bn1.bias": np.full(64, 1e300)}
+    with pytest.raises(UserError, match=r"bn1\.bias holds values that are not finite"):
+        resnet.convert(large)
+
+
 def test_files_without_a_state_dict_are_refused(tmp_path):
     path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"epoch": 1})
     with pytest.raises(UserError, match="holds no state dict"):
@@ -232,3 +276,72 @@ def test_files_without_a_state_dict_are_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         resnet.read_state_dict(tmp_path / "text")
+
+
+def small_network(layout):
+    """A small `upproj` with lively weights, its sizes, and its variables."""
+    sizes = {
+        "stage_sizes": (1, 2),
+        "width": 4,
+        "decoder_in": 6,
+        "decoder_features": (5, 3),
+    }
+    model = create_model("upproj", layout=layout, **sizes)
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = flatten(jax.eval_shape(model.init, jax.random.key(0), image))
+    rng = np.random.default_rng(5)
+    arrays = {
+        path: rng.uniform(0.5, 1.5, x.shape).astype("f4")
+        if path.endswith(("scale", "var"))
+        else (rng.normal(size=x.shape) * (2 / np.prod(x.shape[:-1])) ** 0.5).astype(
+            "f4"
+        )
+        for path, x in shapes.items()
+    }
+    arrays["params/head/bias"] += 1
+    return model, sizes, arrays
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(32, 48), (37, 55)])
+def test_a_plain_pytorch_network_takes_ours_over(layout, size):
+    torch = pytest.importorskip("torch", reason="a network in PyTorch")
+    from . import torch_upproj
+
+    model, sizes, arrays = small_network(layout)
+    theirs = torch_upproj.UpProj(LAYOUTS[layout], **sizes).eval()
+    state_dict = resnet.to_state_dict(arrays)
+    theirs.load_state_dict({k: torch.tensor(x) for k, x in state_dict.items()})
+    image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
+    variables = traverse_util.unflatten_dict(arrays, sep="/")
+    with jax.default_matmul_precision("highest"):
+        got = np.asarray(jax.jit(model.apply)(variables, image))
+    assert got.shape == wanted.shape and got.std() > 0.01
+    assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_array_of_ours_is_there_and_comes_back(layout):
+    _, _, arrays = small_network(layout)
+    bias = layout != "torchvision"
+    entries = tables.resnet((1, 2), bias=bias) + tables.decoder(2, bias=bias)
+    shapes = {path: x.shape for path, x in arrays.items()}
+    state_dict = resnet.to_state_dict(arrays)
+    again = tables.convert(
+        entries, state_dict, shapes, ignored=lambda n: n.endswith("num_batches_tracked")
+    )
+    assert not again.mismatch and set(again.arrays) == set(arrays)
+    for path, x in arrays.items():
+        np.testing.assert_array_equal(again.arrays[path], x)
+
+
+def test_arrays_of_another_network_are_not_written():
+    _, _, arrays = small_network("torchvision")
+    del arrays["params/decoder/bn_in/scale"]
+    arrays["params/more/kernel"] = np.zeros(3, np.float32)
+    with pytest.raises(
+        UserError, match=r"1 missing .*bn_in/scale.*1 unexpected .*more"
+    ):
+        resnet.to_state_dict(arrays)
