@@ -21,11 +21,9 @@ import tyro
 if __package__ in (None, ""):  # run as a file: python tools/convert_fcrn.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jaxdepth
-from jaxdepth import cli, writers
+from jaxdepth import cli
 from jaxdepth.errors import UserError
-from jaxdepth.train_state import flatten
-from jaxdepth.weights import fcrn, files
+from jaxdepth.weights import fcrn, files, trained
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "python tools/convert_fcrn.py"
@@ -36,11 +34,15 @@ class ConvertConfig:
     """Convert the published NYU network for --init=nyu, or back with --reverse."""
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """CHECKPOINT OUT: a .npy file or a TensorFlow checkpoint's prefix, and a name."""
+    """CHECKPOINT OUT: a .npy file or a TensorFlow checkpoint (its prefix, or its
+    folder), and OUT.safetensors; with --reverse converted weights or a run's work
+    directory, and OUT.npy."""
     reverse: bool = False
     """From converted weights, or a run's work directory, to the published .npy."""
     padding_side: Literal["top_left", "bottom_right"] = "top_left"
     """Where its up-convolutions pad: top_left for NYU, bottom_right for Make3D."""
+    step: str = "best"
+    """Of a work directory: best, last or a number."""
 
 
 def command(argv: Sequence[str]) -> int:
@@ -48,45 +50,57 @@ def command(argv: Sequence[str]) -> int:
     config = cli.parse(ConvertConfig, argv, prog=PROG)
     if len(config.files) != 2:
         raise UserError(f"give CHECKPOINT OUT: {len(config.files)} names were given")
-    source, out = config.files[0], Path(config.files[1])
-    files.refuse_existing(out)
-    return _back(source, out) if config.reverse else _convert(source, out, config)
+    source = config.files[0]
+    out = files.output(config.files[1], ".npy" if config.reverse else ".safetensors")
+    if config.reverse:
+        return _back(source, out, step=config.step)
+    return _convert(source, out, padding_side=config.padding_side)
 
 
-def _convert(source: str, out: Path, config: ConvertConfig) -> int:
+def _convert(source: str, out: Path, *, padding_side: str) -> int:
+    parts = fcrn.parts(source)
     converted = fcrn.convert(fcrn.read(source))
     arrays = converted.checked(source, "the published network")
-    path = Path(source)
     weights = files.Weights.of_layout(
         arrays,
-        "fcrn" if config.padding_side == "top_left" else "fcrn_make3d",
+        "fcrn" if padding_side == "top_left" else "fcrn_make3d",
         init="nyu",
-        origin=path.name,
-        sha256=files.sha256(path) if path.is_file() else "of several files, not taken",
+        # The checksum is of these files, one after the other.
+        origin=" + ".join(part.name for part in parts),
+        sha256=files.sha256(*parts),
         licence=fcrn.LICENCE,
     )
     files.write(out, weights)
     parameters = sum(
         x.size for name, x in weights.arrays.items() if name.startswith("params/")
     )
-    logger.info("%s: %d arrays, %d parameters", out, len(weights.arrays), parameters)
+    logger.info(
+        "%s: %d arrays, %d parameters; sha256 of %s %s",
+        out,
+        len(weights.arrays),
+        parameters,
+        weights.origin,
+        weights.sha256,
+    )
     logger.info("use it: --init=nyu --layout=%s --weights=%s", weights.layout, out)
     return cli.OK
 
 
-def _back(source: str, out: Path) -> int:
-    if Path(source).is_dir():
-        network = jaxdepth.load(source)
-        layout = network.config.layout
-        arrays = {k: np.asarray(x) for k, x in flatten(network.variables).items()}
-    else:
-        weights = files.read(source)
-        layout, arrays = weights.layout, dict(weights.arrays)
-    missing = sorted(set(fcrn.shapes()) - set(arrays))
-    if not layout.startswith("fcrn") or missing:
-        raise UserError(f"{source} is of layout {layout}, not of a whole fcrn network")
-    content = np.array(fcrn.to_dictionary(arrays), dtype=object)
-    with writers.replacing(out) as file:
+def _back(source: str, out: Path, *, step: str) -> int:
+    network = trained.read(source, step=step)
+    found = {path: x.shape for path, x in network.arrays.items()}
+    whole = fcrn.shapes().items() <= found.items()
+    if not network.layout.startswith("fcrn") or not whole:
+        raise UserError(
+            f"{source} is of layout {network.layout}, not of a whole fcrn network"
+        )
+    if network.unpool != "zero":
+        raise UserError(
+            f"{source} is of --unpool={network.unpool}, which the published form can't "
+            "say: it unpools by zeros"
+        )
+    content = np.array(fcrn.to_dictionary(network.arrays), dtype=object)
+    with files.writing(out) as file:
         np.lib.format.write_array(file, content, version=(1, 0), allow_pickle=True)
     logger.info("%s: the published form, %d layers", out, len(content.item()))
     return cli.OK

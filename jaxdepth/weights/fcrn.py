@@ -4,10 +4,14 @@ Two forms: `NYU_ResNet-UpProj.npy`, a Python 2 pickle of layer name -> array nam
 array inside a .npy file, and the TensorFlow checkpoint with variables `layer/array`.
 """
 
-import dataclasses
-from collections.abc import Mapping
+import glob
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +20,16 @@ import numpy as np
 from jaxdepth.errors import UserError
 from jaxdepth.models import create_model
 from jaxdepth.train_state import flatten
-from jaxdepth.weights import pickles, tables
+from jaxdepth.weights import files, numpy_pickles, pickles, tables
 
+logger = logging.getLogger(__name__)
 LICENCE = (
     "The published network's code is under a BSD licence; its weights were trained on "
     "NYU Depth V2 and ImageNet, whose terms allow research."
 )
+_ALLOWED = {**pickles.PLAIN, **numpy_pickles.ALLOWED}
+_ARRAYS = {entry.theirs.split("/")[1] for entry in tables.fcrn()}
+_TABLE_END = bytes.fromhex("57fb808b247547db")  # TensorFlow's kTableMagicNumber
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -36,21 +44,71 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """`layer/array` -> array, from the .npy file or a TensorFlow checkpoint.
 
-    A checkpoint is named by its prefix, or by any of its files.
-
     Raises UserError where it is neither, is damaged, or names more than data.
     """
-    path = Path(path)
+    path = files.expanded(path)
     if path.is_file() and _starts_as_npy(path):
         return _from_dictionary(read_npy(path), path)
+    return read_checkpoint(_prefix(path))
+
+
+def parts(path: str | Path) -> list[Path]:
+    """The files that hold what `read` reads; a checkpoint's index comes first."""
+    path = files.expanded(path)
+    if path.is_file() and _starts_as_npy(path):
+        return [path]
+    prefix = _prefix(path)
+    shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
+    return [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
+
+
+def _prefix(path: Path) -> Path:
+    """A checkpoint's prefix from itself, from any of its files, or from its folder.
+
+    The one file of a checkpoint of version 1 is its own prefix.
+    """
+    if path.is_dir():
+        return _newest(path)
     prefix = path.with_suffix("") if _is_part(path) else path
-    if prefix.with_name(prefix.name + ".index").exists():
-        return read_checkpoint(prefix)
+    if _index(prefix).exists() or (path.is_file() and _is_table(path)):
+        return prefix
     if not path.exists():
         raise UserError(f"{path}: there is no such file, nor {path.name}.index")
     raise UserError(
         f"{path} is neither a .npy file nor a TensorFlow checkpoint (give its prefix)"
     )
+
+
+def _newest(folder: Path) -> Path:
+    """The prefix that the folder's `checkpoint` file names, or the only one there."""
+    state = folder / "checkpoint"
+    if state.is_file():
+        text = state.read_text(errors="replace")
+        named = re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE)
+        # Written with the folder that it was in then.
+        if named and _index(found := folder / Path(named[1]).name).exists():
+            return found
+    found = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    if len(found) == 1:
+        return found[0]
+    several = ", ".join(prefix.name for prefix in found[:3])
+    raise UserError(
+        f"{folder} holds several checkpoints ({several}): name one"
+        if found
+        else f"{folder} holds no TensorFlow checkpoint: no file ends in .index"
+    )
+
+
+def _index(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".index")
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file ends as TensorFlow's tables do, a checkpoint of version 1 too."""
+    with open(path, "rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(max(size - 8, 0))
+        return file.read() == _TABLE_END
 
 
 def _starts_as_npy(path: Path) -> bool:
@@ -63,7 +121,7 @@ def _is_part(path: Path) -> bool:
 
 
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
-    """Variables of a TensorFlow checkpoint; the optimizer's are left out."""
+    """Variables of a TensorFlow checkpoint; others than weights are left out, noted."""
     try:
         import tensorflow as tf
     except ImportError:
@@ -72,99 +130,35 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
         ) from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        names = [n for n in reader.get_variable_to_shape_map() if n.count("/") == 1]
-        found = {name: reader.get_tensor(name) for name in names}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        line = str(error).splitlines()[0][:120]
-        raise UserError(f"{prefix} is damaged ({line}): download it again") from None
-    known = {entry.theirs.split("/")[1] for entry in tables.fcrn()}
-    return {n: np.asarray(x) for n, x in found.items() if n.split("/")[1] in known}
+        names = sorted(reader.get_variable_to_shape_map())
+        kept = [name for name in names if _is_weight(name)]
+        found = {name: np.asarray(reader.get_tensor(name)) for name in kept}
+    except Exception as error:  # TensorFlow's, and what it makes of damaged names
+        raise pickles.damaged(str(prefix), error) from None
+    _note_left_out(prefix, [name for name in names if name not in found])
+    return found
 
 
-@dataclasses.dataclass
-class _DType:
-    """A NumPy dtype of numbers, or of objects, while it is unpickled."""
-
-    name: str
-    order: Literal["<", ">"] = "<"
-
-    def __setstate__(self, state: Any) -> None:
-        if state[1] in ("<", ">"):
-            self.order = state[1]
-
-    def build(self) -> np.dtype | None:
-        """None for objects. Anything but plain numbers is refused."""
-        if self.name.startswith("O"):
-            return None
-        if self.name not in ("f2", "f4", "f8", "i4", "i8", "u1"):
-            raise pickles.Forbidden(f"dtype {self.name}")
-        return np.dtype(self.name).newbyteorder(self.order)
+def _is_weight(name: str) -> bool:
+    """Whether it is `layer/array`, of this network or of another; an optimizer's slots
+    (`conv1/weights/Adam`) and counters (`global_step`) are not."""
+    layer, _, array = name.partition("/")
+    return bool(layer) and array in _ARRAYS
 
 
-class _Array:
-    """A NumPy array while it is unpickled: `value` is it, or the list of objects."""
-
-    value: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _DType):
-            raise pickles.Forbidden("an array without a dtype")
-        kind = dtype.build()
-        if kind is None:
-            self.value = data
-            return
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        order = "F" if fortran else "C"
-        flat = np.frombuffer(raw, kind).astype(kind.newbyteorder("="))
-        self.value = flat.reshape(shape, order=order)
-
-
-def _array(*_: Any) -> _Array:
-    return _Array()
-
-
-def _dtype(name: Any, *_: Any) -> _DType:
-    return _DType(str(name))
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if encoding != "latin1" or not isinstance(text, str):
-        raise pickles.Forbidden(f"encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _scalar(dtype: Any, raw: Any = b"") -> Any:
-    data = raw.encode("latin1") if isinstance(raw, str) else raw
-    return np.frombuffer(data, dtype.build())[0]
-
-
-_ALLOWED: Mapping[tuple[str, str], Any] = {
-    **pickles.PLAIN,
-    **{
-        (f"numpy.{core}.multiarray", name): value
-        for core in ("core", "_core")
-        for name, value in (("_reconstruct", _array), ("scalar", _scalar))
-    },
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes for Python 2
-}
+def _note_left_out(path: Path, names: Sequence[str]) -> None:
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        logger.info(
+            "%s: left out, as no weights: %s%s", path, ", ".join(names[:3]), more
+        )
 
 
 def read_npy(path: Path) -> Any:
     """The object inside a .npy file of one pickled object, read as data alone."""
     where = str(path)
     with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            reader = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, _, dtype = reader(file)
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{where} is damaged ({error})") from None
+        shape, dtype = _npy_header(file, where)
         if dtype != np.dtype(object) or shape != ():
             raise UserError(
                 f"{where} holds an array of {dtype} {shape}, not the dictionary of the "
@@ -172,23 +166,49 @@ def read_npy(path: Path) -> Any:
             )
         unpickler = pickles.DataUnpickler(file, _ALLOWED, encoding="latin1")
         found = pickles.load(unpickler, where=where)
-    inner = found.value if isinstance(found, _Array) else None
+    inner = found.value if isinstance(found, numpy_pickles.Array) else None
     if not isinstance(inner, list) or len(inner) != 1:
         raise UserError(f"{where} is damaged: one object was expected in it")
     return inner[0]
 
 
+def _npy_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+            version = np.lib.format.read_magic(file)
+            reader = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = reader(file)
+    except Exception as error:  # a damaged header raises what Python's parser does
+        raise pickles.damaged(where, error) from None
+    return shape, dtype
+
+
 def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
-    found = {}
-    if isinstance(content, Mapping):
-        for layer, arrays in content.items():
-            for name, array in arrays.items() if isinstance(arrays, Mapping) else ():
-                value = array.value if isinstance(array, _Array) else None
-                if isinstance(value, np.ndarray):
-                    found[f"{layer}/{name}"] = value
+    """Every array of the dictionary as `layer/array`; the rest is left out, noted."""
+    found, left_out = {}, []
+    for name, entry in _entries(content):
+        value = entry.value if isinstance(entry, numpy_pickles.Array) else None
+        if isinstance(value, np.ndarray):
+            found[name] = value
+        else:
+            left_out.append(name)
     if not found:
         raise UserError(f"{path} holds no dictionary of layers with arrays")
+    _note_left_out(path, left_out)
     return found
+
+
+def _entries(content: Any) -> Iterator[tuple[str, Any]]:
+    for layer, arrays in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(arrays, Mapping):
+            yield str(layer), arrays
+            continue
+        for name, array in arrays.items():
+            yield f"{layer}/{name}", array
 
 
 def convert(theirs: Mapping[str, np.ndarray]) -> tables.Converted:

@@ -1,5 +1,6 @@
 """The published NYU network: read from its own formats, compared, and back."""
 
+import hashlib
 import pickle
 
 import jax
@@ -9,10 +10,10 @@ from flax import traverse_util
 
 from jaxdepth.errors import UserError
 from jaxdepth.models import create_model
-from jaxdepth.weights import fcrn
+from jaxdepth.weights import fcrn, files, trained
 from tools import convert_fcrn
 
-from . import fcrn_files
+from . import damage, fcrn_files
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,124 @@ def test_tensorflow_checkpoints(tmp_path, dictionary):
         fcrn.read(prefix)
 
 
+SMALL = {
+    "conv1/weights": np.arange(4, dtype=np.float32),
+    "extra/biases": np.ones(2, np.float32),
+    "global_step": np.int64(3),
+    "conv1/weights/Adam": np.zeros(2, np.float32),
+}
+
+
+def write_checkpoint(prefix, *, version=2):
+    tf = pytest.importorskip("tensorflow", reason="writes a TensorFlow checkpoint")
+    names, tensors = list(SMALL), [tf.constant(x) for x in SMALL.values()]
+    if version == 1:
+        tf.raw_ops.Save(filename=str(prefix), tensor_names=names, data=tensors)
+    else:
+        tf.raw_ops.SaveV2(
+            prefix=str(prefix),
+            tensor_names=names,
+            shape_and_slices=[""] * len(names),
+            tensors=tensors,
+        )
+    return prefix
+
+
+def state_file(prefix):
+    """As TensorFlow writes it: with the folder of the machine it was written on."""
+    text = f'model_checkpoint_path: "/gone/{prefix.name}"\n'
+    prefix.with_name("checkpoint").write_text(
+        text + 'all_model_checkpoint_paths: "/gone/other"\n'
+    )
+
+
+@pytest.mark.slow
+def test_what_is_no_weight_in_a_checkpoint_is_left_out_and_said(tmp_path, caplog):
+    for version in (1, 2):
+        prefix = write_checkpoint(tmp_path / f"v{version}.ckpt", version=version)
+        caplog.clear()
+        with caplog.at_level("INFO", logger="jaxdepth"):
+            got = fcrn.read(prefix)
+        # Of another network, but weights: compared, and listed as unexpected.
+        assert set(got) == {"conv1/weights", "extra/biases"}
+        np.testing.assert_array_equal(got["conv1/weights"], SMALL["conv1/weights"])
+        assert "left out, as no weights: conv1/weights/Adam, global_step" in caplog.text
+    assert "extra/biases" in fcrn.convert(got).mismatch.unexpected
+
+
+@pytest.mark.slow
+def test_a_folder_that_holds_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="holds no TensorFlow checkpoint"):
+        fcrn.read(tmp_path)
+    first = write_checkpoint(tmp_path / "a.ckpt")
+    assert set(fcrn.read(tmp_path)) == {"conv1/weights", "extra/biases"}
+    write_checkpoint(tmp_path / "b.ckpt")
+    with pytest.raises(UserError, match=r"several checkpoints \(a\.ckpt, b\.ckpt\)"):
+        fcrn.read(tmp_path)
+    state_file(first)
+    index, data = fcrn.parts(tmp_path)
+    assert index.name == "a.ckpt.index" and data.name == "a.ckpt.data-00000-of-00001"
+    assert fcrn.parts(first) == fcrn.parts(data) == [index, data]
+    data.unlink()
+    with pytest.raises(UserError, match="is damaged"):
+        fcrn.read(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["v2.index", "v2.data-00000-of-00001", "v1"])
+def test_damaged_checkpoints_are_one_line(tmp_path, which):
+    for version in (1, 2):
+        write_checkpoint(tmp_path / f"v{version}", version=version)
+    content, rng = (tmp_path / which).read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        (tmp_path / which).write_bytes(damage.changed(content, rng))
+        try:
+            fcrn.read(tmp_path / which)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_checkpoint_and_its_checksum(tmp_path, dictionary):
+    tf = pytest.importorskip("tensorflow", reason="writes a TensorFlow checkpoint")
+    arrays = flat(dictionary)
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "net.ckpt"),
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=[tf.constant(x) for x in arrays.values()],
+    )
+    out = tmp_path / "nyu.safetensors"
+    assert convert_fcrn.command([str(tmp_path), str(out)]) == 0
+    weights = files.read(out)
+    names = ("net.ckpt.index", "net.ckpt.data-00000-of-00001")
+    assert weights.origin == " + ".join(names)
+    content = b"".join((tmp_path / name).read_bytes() for name in names)
+    assert weights.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_layers_of_no_use_in_the_dictionary_are_listed(tmp_path, caplog):
+    arrays = {"weights": np.zeros((7, 7, 3, 64), "f4"), "comment": "of no use"}
+    content = {"conv1": arrays, "extra": {"weights": np.zeros(3, "f4")}}
+    content |= {"bare": np.zeros(2, "f4"), "epoch": "3"}
+    with caplog.at_level("INFO", logger="jaxdepth"):
+        got = fcrn.read(fcrn_files.save(tmp_path / "x.npy", content))
+    assert fcrn.convert(got).mismatch.unexpected == ("bare", "extra/weights")
+    assert "left out, as no weights: conv1/comment, epoch" in caplog.text
+
+
+@pytest.mark.parametrize("header", [b"{'descr': 'O", b"{'shape': (", b"(" * 90, b"\\"])
+def test_a_damaged_header_is_one_line(tmp_path, header):
+    path = fcrn_files.write_npy(tmp_path / "x.npy", b"")
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + header.ljust(len(content) - 11) + b"\n")
+    with pytest.raises(UserError, match="damaged"):
+        fcrn.read(path)
+
+
 @pytest.mark.slow
 def test_the_command_there_and_back(npy, dictionary, tmp_path):
     ours, back = tmp_path / "nyu.safetensors", tmp_path / "back.npy"
@@ -112,6 +231,28 @@ def test_the_command_there_and_back(npy, dictionary, tmp_path):
     assert set(fcrn.read(back)) == set(flat(dictionary))
     with pytest.raises(UserError, match="not overwritten"):
         convert_fcrn.command([str(npy), str(ours)])
+
+
+def test_mistakes_are_said_before_the_work(tmp_path, npy, monkeypatch):
+    def worked(*_):
+        raise AssertionError("the file was read")
+
+    monkeypatch.setattr(fcrn, "read", worked)
+    with pytest.raises(UserError, match="no folder"):
+        convert_fcrn.command([str(npy), str(tmp_path / "none" / "x.safetensors")])
+    with pytest.raises(UserError, match=r"ends in \.safetensors"):
+        convert_fcrn.command([str(npy), str(tmp_path / "x.pth")])
+    with pytest.raises(UserError, match=r"ends in \.npy"):
+        convert_fcrn.command(["--reverse", "x", str(tmp_path / "x.pth")])
+
+
+def test_average_unpooling_has_no_published_form(tmp_path, monkeypatch):
+    one = np.zeros((), np.float32)
+    arrays = {path: np.broadcast_to(one, n) for path, n in fcrn.shapes().items()}
+    network = trained.Network(arrays, "fcrn", "average", "a run")
+    monkeypatch.setattr(trained, "read", lambda source, step: network)
+    with pytest.raises(UserError, match="--unpool=average, which the published form"):
+        convert_fcrn.command(["--reverse", "x", str(tmp_path / "x.npy")])
 
 
 def test_all_that_is_wrong_is_listed(dictionary, tmp_path):

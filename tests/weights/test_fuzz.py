@@ -1,0 +1,70 @@
+"""Damaged files of every format: read, or refused in one line, and nothing else."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from jaxdepth.errors import UserError
+from jaxdepth.weights import fcrn, files, resnet, torchfile
+
+from . import damage, fcrn_files, torch_files
+
+ARRAYS = {
+    "conv1.weight": np.arange(2 * 3 * 49, dtype=np.float32).reshape(2, 3, 7, 7),
+    "bn1.weight": np.ones(2, np.float16),
+    "bn1.num_batches_tracked": np.array(7, np.int64),
+}
+
+
+def checkpoint(path, *, legacy):
+    def wrap(d):
+        beside = {"best": np.float64(1.5), "classes": {1, 2}, "mean": np.zeros(3)}
+        return {"epoch": 3, **beside, "state_dict": collections.OrderedDict(d)}
+
+    return torch_files.save(path, ARRAYS, legacy=legacy, wrap=wrap)
+
+
+def converted(path):
+    files.write(
+        path,
+        files.Weights.of_layout(
+            ARRAYS, "torchvision", init="imagenet", origin="x", sha256="", licence=""
+        ),
+    )
+    return path
+
+
+def dictionary(path):
+    arrays = {"weights": np.zeros((1, 2, 3, 4), "f4"), "biases": np.ones(4, "f4")}
+    return fcrn_files.save(path, {"conv1": arrays, "layer1": dict(arrays)})
+
+
+FORMATS = {
+    "zip": (lambda path: checkpoint(path, legacy=False), torchfile.read),
+    "legacy": (lambda path: checkpoint(path, legacy=True), torchfile.read),
+    "state dict": (
+        lambda path: checkpoint(path, legacy=False),
+        resnet.read_state_dict,
+    ),
+    "safetensors": (converted, resnet.read_state_dict),
+    "weights": (converted, files.read),
+    "npy": (dictionary, fcrn.read),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damage_is_one_line_or_nothing(name, tmp_path):
+    write, read = FORMATS[name]
+    content = write(tmp_path / "whole").read_bytes()
+    path = tmp_path / "damaged"
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(500):
+        path.write_bytes(damage.changed(content, rng))
+        try:
+            read(path)
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 400
+    assert refused > 100
