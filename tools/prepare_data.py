@@ -67,7 +67,7 @@ class PrepareConfig:
     """Metres; farther truth is none for --mask_extremes."""
     keep_full: Literal["auto", "all", "none"] = "auto"
     """Frames kept at full size, too, to evaluate on; auto: those that a split
-    evaluates on, or all where no split does."""
+    evaluates on, or where none does all of up to 1000."""
     workers: int | Auto = "auto"
     """Processes that read and pack; auto: one per CPU where that is quicker than
     reading here, which 0 does."""

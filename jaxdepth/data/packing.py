@@ -27,6 +27,9 @@ from jaxdepth.errors import MachineError, UserError
 logger = logging.getLogger(__name__)
 SHARD = 128  # frames of the source that one training shard is made of
 FULL_SHARD = 64
+# Frames that may be a set to evaluate on, where no split says so: a raw dump or a list
+# of training frames is larger, and takes 1.5 MB a frame.
+FULL_AT_MOST = 1000
 Progress = Callable[[str, int, int], None]
 
 
@@ -41,7 +44,8 @@ class Packing:
         Never of 8-bit truth, nor where nothing would be left.
       max_depth: metres; farther truth is no truth for `mask_extremes`.
       keep_full: "auto" keeps full-size copies of frames that a split evaluates on,
-        and of all where no split does; "all" of all; "none" of none.
+        and, where no split does, of all of up to `FULL_AT_MOST`; "all" of all; "none"
+        of none.
       skip_wrong: leave out and list every frame that the source refuses, not only
         those whose files can't be read.
     """
@@ -150,9 +154,11 @@ class Job:
     def _full_rows(self) -> frozenset[int]:
         if self.packing.keep_full == "none":
             return frozenset()
+        total = len(self.source.infos)
         wanted = {row for rows in self.splits.values() for row in rows["eval"]}
-        if self.packing.keep_full == "all" or not wanted:
-            return frozenset(range(len(self.source.infos)))
+        few = not wanted and total <= FULL_AT_MOST
+        if self.packing.keep_full == "all" or few:
+            return frozenset(range(total))
         return frozenset(wanted)
 
     def finished(self, out: str | Path) -> dict[str, Any] | None:

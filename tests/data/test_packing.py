@@ -66,6 +66,15 @@ def test_keep_full_all_keeps_all(tmp_path):
     assert all(opened.has_full(row) for row in range(3))
 
 
+@pytest.mark.parametrize(("most", "kept"), [(3, True), (2, False)])
+def test_without_a_split_few_frames_are_kept_and_many_are_not(
+    tmp_path, monkeypatch, most, kept
+):
+    monkeypatch.setattr(packing, "FULL_AT_MOST", most)
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    assert [opened.has_full(row) for row in range(3)] == [kept] * 3
+
+
 EXTREMES = [
     # kind, mask_extremes, eight_bit, removed
     ("raw", "auto", False, True),
