@@ -104,7 +104,7 @@ class Store:
             if row not in where:
                 raise UserError(
                     f"{self.path} keeps no full-size copy of {info['name']}: prepare "
-                    "it again with all frames kept"
+                    "it again with --keep_full=all"
                 )
             stem, place = where[row]
             yield {
