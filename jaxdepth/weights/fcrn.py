@@ -164,8 +164,7 @@ def read_npy(path: Path) -> Any:
                 f"{where} holds an array of {dtype} {shape}, not the dictionary of the "
                 "published network"
             )
-        unpickler = pickles.DataUnpickler(file, _ALLOWED, encoding="latin1")
-        found = pickles.load(unpickler, where=where)
+        found = pickles.load(file, _ALLOWED, where=where)
     inner = found.value if isinstance(found, numpy_pickles.Array) else None
     if not isinstance(inner, list) or len(inner) != 1:
         raise UserError(f"{where} is damaged: one object was expected in it")

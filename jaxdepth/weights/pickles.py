@@ -7,8 +7,8 @@ stand-ins: never imported, they know their name and forget what they are given.
 """
 
 import collections
-import io
 import pickle
+import pickletools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -118,18 +118,17 @@ class DataUnpickler(pickle.Unpickler):
       file: opened for reading bytes.
       allowed: (module, name) -> what stands for it.
       persistent: what a persistent id stands for, where the format has them.
-      encoding: of the byte strings of Python 2.
     """
 
     def __init__(
         self,
-        file: io.BufferedIOBase,
+        file: Any,
         allowed: Mapping[tuple[str, str], Any],
         *,
         persistent: Callable[[Any], Any] | None = None,
-        encoding: str = "ASCII",
     ):
-        super().__init__(file, encoding=encoding)
+        # Byte strings of Python 2 are taken as latin1, which fits all bytes.
+        super().__init__(file, encoding="latin1")
         self._allowed = allowed
         self._persistent = persistent
 
@@ -147,10 +146,23 @@ class DataUnpickler(pickle.Unpickler):
         return self._persistent(pid)
 
 
-def load(unpickler: DataUnpickler, *, where: str) -> Any:
-    """The next object. UserError where it names more than data, or is damaged."""
+def load(
+    file: Any,
+    allowed: Mapping[tuple[str, str], Any],
+    *,
+    where: str,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The next object. UserError where it names more than data, or is damaged.
+
+    Args:
+      file: opened for reading bytes, at a pickle; it is left behind it.
+      allowed, persistent: as in `DataUnpickler`.
+      where: the file's name, for messages.
+    """
     try:
-        return unpickler.load()
+        _check_sizes(file)
+        return DataUnpickler(file, allowed, persistent=persistent).load()
     except Forbidden as error:
         raise UserError(
             f"{where} wants to use {error}, which is not data: it was not read, as "
@@ -160,6 +172,19 @@ def load(unpickler: DataUnpickler, *, where: str) -> Any:
         raise
     except Exception as error:  # damaged pickles raise almost anything
         raise damaged(where, error) from None
+
+
+def _check_sizes(file: Any) -> None:
+    """ValueError where the next pickle claims more than the file holds.
+
+    Python's unpickler believes in any length, and in any place in its memo, and
+    allocates it: four changed bytes can cost 64 GB.
+    """
+    start = file.tell()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "LONG_BINPUT") and not argument <= count:
+            raise ValueError(f"place {argument} of a memo of {count} at most")
+    file.seek(start)
 
 
 def damaged(where: str, error: Exception) -> UserError:

@@ -239,22 +239,16 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
     if f"{root}byteorder" in names:
         order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
     content = io.BytesIO(archive.read(pickled[0]))
-    found = _unpickle(content, where, functools.partial(_storage, where=where))
+    storage = functools.partial(_storage, where=where)
+    found = pickles.load(content, _allowed(), where=where, persistent=storage)
     return _resolve(found, lambda key: archive.read(f"{root}data/{key}"), order, where)
 
 
-def _unpickle(file: Any, where: str, persistent: Callable | None = None) -> Any:
-    """The next pickle. Python 2's byte strings are taken as latin1, which fits all."""
-    unpickler = pickles.DataUnpickler(
-        file, _allowed(), persistent=persistent, encoding="latin1"
-    )
-    return pickles.load(unpickler, where=where)
-
-
 def _read_legacy(file: BinaryIO, where: str) -> Any:
-    if _unpickle(file, where) != _MAGIC or _unpickle(file, where) != _PROTOCOL:
+    unpickle = functools.partial(pickles.load, file, _allowed(), where=where)
+    if unpickle() != _MAGIC or unpickle() != _PROTOCOL:
         raise UserError(f"{where} is a pickle, but not one of torch.save")
-    system = _unpickle(file, where)
+    system = unpickle()
     order = "little" if system.get("little_endian", True) else "big"
     storages: dict[str, _Storage] = {}
 
@@ -264,9 +258,9 @@ def _read_legacy(file: BinaryIO, where: str) -> Any:
             storages[found.key] = found
         return found
 
-    found = _unpickle(file, where, storage)
+    found = unpickle(persistent=storage)
     content: dict[str, bytes] = {}
-    for key in map(str, _unpickle(file, where)):
+    for key in map(str, unpickle()):
         if key not in storages:
             raise UserError(f"{where} is damaged: storage {key} belongs to no tensor")
         content[key] = _legacy_storage(file, storages[key], order, where)

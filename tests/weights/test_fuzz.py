@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxdepth.errors import UserError
 from jaxdepth.weights import fcrn, files, resnet, torchfile
@@ -35,6 +36,11 @@ def converted(path):
     return path
 
 
+def plain_safetensors(path):
+    safetensors.numpy.save_file(ARRAYS, path)
+    return path
+
+
 def dictionary(path):
     arrays = {"weights": np.zeros((1, 2, 3, 4), "f4"), "biases": np.ones(4, "f4")}
     return fcrn_files.save(path, {"conv1": arrays, "layer1": dict(arrays)})
@@ -47,7 +53,7 @@ FORMATS = {
         lambda path: checkpoint(path, legacy=False),
         resnet.read_state_dict,
     ),
-    "safetensors": (converted, resnet.read_state_dict),
+    "safetensors": (plain_safetensors, resnet.read_state_dict),
     "weights": (converted, files.read),
     "npy": (dictionary, fcrn.read),
 }

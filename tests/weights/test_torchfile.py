@@ -242,6 +242,18 @@ def test_python_2_s_name_of_the_builtins_is_refused_too(tmp_path):
         torchfile.read(path)
 
 
+def test_a_memo_larger_than_the_file_is_refused(tmp_path):
+    """Python allocates it: at the largest index that is 64 GB."""
+    content = (
+        pickle.dumps([1], protocol=2)[:-1] + b"r" + (1 << 20).to_bytes(4, "little")
+    )
+    path = tmp_path / "x.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", content + b".")
+    with pytest.raises(UserError, match="place 1048576 of a memo"):
+        torchfile.read(path)
+
+
 def test_a_pickle_can_t_change_the_functions_it_calls(tmp_path):
     rebuild = torch_files.Named("torch._utils", "_rebuild_tensor_v2")
     change = torch_files.Build(rebuild, (None, {"__defaults__": (1, 2)}))
