@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import json
 import re
 import sys
@@ -190,11 +191,11 @@ def test_multiplications_of_the_whole_network(options, gmac):
 
 
 def test_multiplications_by_hand():
-    # 8x12: 3x3 to 4 channels, pooled, 3x3 to 6 at 4x6, pooled to 2x3 and again to 1x2;
-    # the transposed one meets 9 taps from each of its entries.
+    # 16x24: 3x3 to 4 channels, pooled, 3x3 to 6 at 8x12, pooled to 4x6 and again to
+    # 2x3; the transposed one meets 9 taps from each of its entries.
     model = create_model("cnn_trans", features=(4, 6), pools=2)
-    expected = 8 * 12 * 9 * 3 * 4 + 4 * 6 * 9 * 4 * 6 + 1 * 2 * 9 * 6
-    assert macs.per_image(model, (8, 12)) == expected
+    expected = 16 * 24 * 9 * 3 * 4 + 8 * 12 * 9 * 4 * 6 + 2 * 3 * 9 * 6
+    assert macs.per_image(model, (16, 24)) == expected
     # The first convolution, 11x11 of stride 4, gives 8x8; pools give 4x4, 2x2 and 1x1.
     model = create_model("cnn_fc", image_size=(39, 39), features=(2, 3, 4), hidden=5)
     convolutions = 64 * 121 * 3 * 2 + 16 * 25 * 2 * 3 + 4 * 9 * 3 * 4
@@ -284,9 +285,18 @@ def test_variants_race_in_the_same_turns(tmp_path):
     names += ["jaxdepth, augment=full+optimizer=sgd"]
     assert [row["what"] for row in times] == names
     assert [r["what"] for r in ratios] == [f"jaxdepth / {name}" for name in names[1:]]
-    # Two calls of one step stand beside one call of two.
     pairs = zip(times[1]["values"], times[0]["values"], strict=True)
     assert ratios[0]["values"] == pytest.approx([a / b for a, b in pairs])
+
+
+def test_calls_of_fewer_steps_are_repeated():
+    one, log = counting()
+    two = timing.Contestant("two", int, int, images=4)
+    also = networks._also(dataclasses.replace(one, images=2), two, "words")
+    assert (also.name, also.images) == ("it, words", 4)
+    assert also.call() == 2 and log == ["it", "it"]
+    with pytest.raises(UserError, match="at most as many steps in a call"):
+        networks._also(two, dataclasses.replace(one, images=2), "words")
 
 
 def test_what_was_found_before_a_failure_is_written(tmp_path):
@@ -364,19 +374,36 @@ def test_growth_over_sizes_and_devices():
         growth._place(settings, 16, there)
 
 
-def test_profile_names_the_costliest_operations(tmp_path):
+def test_profile_names_the_costliest_operations(tmp_path, capsys):
     file = tmp_path / "p.json"
     words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=1", "--frames=8"]
     words += [f"--profile={tmp_path / 'trace'}", f"--json={file}"]
     assert benchmark.command(["train", *words]) == 0
     profile = json.loads(file.read_text())["facts"]["profile"]
     rows = profile["costliest"]
-    assert len(rows) == profiling.TOP
+    assert profiling.TOP < len(rows) <= profiling.KEPT
+    # The table has ten, after the title and its columns.
+    printed = capsys.readouterr().out
+    table = printed[printed.index("the ten costliest") :].splitlines()
+    assert [line.split()[0] for line in table[2:12]] == [
+        row["operation"] for row in rows[:10]
+    ]
+    assert table[12].startswith("trace: ")
     shares = [row["share"] for row in rows]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     assert rows[0]["ms"] == pytest.approx(profile["ms in all"] * shares[0])
     assert any("encoder/block" in row["part"] for row in rows)
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_profiler_that_fails_costs_nothing_else(tmp_path, monkeypatch):
+    def no(*_, **__):
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(jax.profiler, "trace", no)
+    found = report.Report()
+    profiling.show(tmp_path, counting()[0], ours.Compiled(0.0), found)
+    assert found.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
 
 
 def test_operations_are_named_by_modules():

@@ -211,6 +211,26 @@ def test_a_plan_keeps_what_was_reached_in_time(tmp_path, monkeypatch, capsys):
         plan.run(settings)
 
 
+def test_parts_may_use_what_earlier_ones_left(tmp_path, monkeypatch):
+    now, limits = [100.0], []
+    takes = {"train": 1.0, "train_peers": 5.0, "infer": 2.0, "upconv": 4.0}
+
+    def run(words, limit, *_, **__):
+        limits.append(limit)
+        now[0] += list(takes.values())[len(limits) - 1]
+        return {}
+
+    monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(plan, "GPU_PARTS", PARTS)
+    monkeypatch.setattr(plan, "_run", run)
+    plan.run(GpuSettings(out=str(tmp_path), minutes=13 / 60))
+    # 3; 2 and the 2 left over; 2, of which 1 is gone already; 4 and 1 more; then 1,
+    # which is too little for a part of 60.
+    assert limits == pytest.approx([3.0, 4.0, 1.0, 3.0])
+    late = json.loads((tmp_path / "gpu.json").read_text())["parts"]["late"]
+    assert late == {"stopped": "not reached: time was up"}
+
+
 PARTS = (
     Part("train", "train --batch_size=best", 3.0),
     Part("train_peers", "train --batch_size={best}", 2.0),

@@ -29,6 +29,7 @@ GRACE = 15.0  # seconds that a part has to write what it found, once its time is
 SHOWN = ("images/s", "frames/s", "ratio")
 FACTS = ("TFLOP/s", "share of the matrix product", "share of the copy, by XLA's bytes")
 BEST = "{best}"  # the batch that the part named `train` found
+SCRATCH = "{scratch}"  # a folder that is taken away at the end
 
 
 class Part(NamedTuple):
@@ -44,7 +45,11 @@ _GPU = "--arch=upproj --size=228x304 --precision=bf16"
 # their programs compiled.
 GPU_PARTS = (
     Part("train", f"train {_GPU} --batch_size=best --search_s=90 --frames=1024", 140),
-    Part("train_peers", f"train {_GPU} --batch_size={BEST} --peer=torch", 90),
+    Part(
+        "train_peers",
+        f"train {_GPU} --batch_size={BEST} --peer=torch --profile={SCRATCH}/trace",
+        90,
+    ),
     Part("infer", f"infer {_GPU} --batch_size=128 --peer=torch", 80),
     Part("train_host", f"train {_GPU} --batch_size={BEST} --beside=cache=host", 60),
     Part(
@@ -164,7 +169,8 @@ def _words(
     """The words of a part's command."""
     found = documents.get("train", {}).get("facts", {}).get("search", {})
     best = str(found.get("best", 2 if settings.dry_run else 128))
-    words = shlex.split(part.words.replace(BEST, best))
+    text = part.words.replace(BEST, best).replace(SCRATCH, str(scratch))
+    words = shlex.split(text)
     if settings.peer == "none":
         words = [word for word in words if not word.startswith(("--peer", "--torch"))]
     if settings.dry_run:
