@@ -182,7 +182,7 @@ def _check_sizes(file: Any) -> None:
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in ("PUT", "LONG_BINPUT") and not argument <= count:
+        if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
             raise ValueError(f"place {argument} of a memo of {count} at most")
     file.seek(start)
 
