@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import typing
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -129,6 +130,9 @@ def in_order(
             for file in _windowed(there, AHEAD * workers):
                 yield _taken(file)
     except BrokenProcessPool:
+        # A worker that Ctrl-C found while it still imported is gone before our own
+        # interrupt comes, which is what to say then.
+        time.sleep(0.2)
         raise MachineError(
             f"a process that reads {packer.source.name} died, perhaps for want of "
             f"memory: use fewer than {workers} workers"
@@ -175,8 +179,8 @@ def _start_worker(packer: Packer) -> None:
 
     # Its accelerator is the training run's, here or on a neighbour's terminal.
     jax.config.update("jax_platforms", "cpu")
-    # Ctrl-C reaches all processes of a terminal: workers end without a word.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Ctrl-C reaches all processes of a terminal: the parent ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _packer = packer
 
