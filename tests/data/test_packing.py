@@ -382,6 +382,8 @@ def run(code: str, *argv) -> subprocess.Popen:
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
         start_new_session=True,
+        # What a shell starts in the background ignores SIGINT, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

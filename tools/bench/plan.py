@@ -201,6 +201,7 @@ def _run(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
         )
         reason = None
         try:
@@ -214,6 +215,11 @@ def _run(
             raise
     document = json.loads(result.read_text()) if result.exists() else {}
     return document | ({"stopped": reason} if reason else {})
+
+
+def _hear_interrupts() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would its parts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _stop(process: subprocess.Popen) -> None:
