@@ -370,9 +370,9 @@ def _words(op_name: str) -> list[str]:
 
 
 def _is_jaxs(word: str) -> bool:
-    """Whether JAX, not Flax, put a word into a path: `jit(relu)`, `checkpoint`."""
+    """Whether a word names no module: `jit(relu)`, `checkpoint`, `encoder._stem`."""
     known = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
-    return "(" in word or word in known or word[:1].isupper()
+    return "(" in word or "." in word or word in known or word[:1].isupper()
 
 
 def traffic(module: Module) -> dict[str, int]:

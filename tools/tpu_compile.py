@@ -67,9 +67,12 @@ class CompileConfig(Config):
     """Images per step over all chips; auto: 128 on each; best: the most that fit."""
     block: str | None = None
     """Compile this part alone, forward and gradients: stem, stage1, up4, head, or
-    the path of a module, as in encoder/stage1_block1."""
+    the path of a module, as in encoder/stage1_block1; augment: the way there."""
     frames: int = 795
     """Training frames on the devices under --cache=device."""
+    xla: str | None = None
+    """Options of the compiler, NAME=VALUE,NAME=VALUE: what LIBTPU_INIT_ARGS holds
+    where a TPU runs."""
     json: str | None = None
     """A file for the numbers; an existing one is not overwritten."""
     hlo: str | None = None
@@ -156,9 +159,12 @@ def compiled(config: CompileConfig, target: Target) -> tuple[Any, float]:
             lowered = tpu_lower.lower_step(config, placement, frames=config.frames)
         else:
             lowered = tpu_lower.lower_block(config, placement, block=config.block)
+    options: Any = parse_options(config.xla)
     try:
-        return lowered.compile(), time.monotonic() - began
+        return lowered.compile(options), time.monotonic() - began
     except jax.errors.JaxRuntimeError as error:
+        if config.xla is not None and "INVALID_ARGUMENT" in str(error):
+            raise UserError(f"--xla={config.xla}: {error}") from None
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sizes = re.findall(r"\d[\d.]*[GMK]\b", str(error))
@@ -166,6 +172,17 @@ def compiled(config: CompileConfig, target: Target) -> tuple[Any, float]:
             f"--batch_size={config.batch_size}: {' of '.join(sizes[:2])} memory of a "
             f"chip of {target.slice.name}; --batch_size=best finds the most that fit"
         ) from None
+
+
+def parse_options(text: str | None) -> dict[str, str]:
+    """`a=1,b=2` as a dict; UserError on anything else."""
+    options = {}
+    for pair in text.split(",") if text else ():
+        name, equals, value = pair.removeprefix("--").partition("=")
+        if not (name and equals):
+            raise UserError(f"--xla={text}: NAME=VALUE,NAME=VALUE")
+        options[name] = value
+    return options
 
 
 def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
@@ -280,9 +297,12 @@ def search(
 
 
 def foretold(used: dict[str, float], per_chip: int) -> int:
-    """How many images would fill the memory, if temporaries grow with their number."""
-    fixed = used["used"] - used["temporaries"]
-    return int(per_chip * (used["available"] - fixed) / used["temporaries"])
+    """How many images would fill the memory, if temporaries grow with their number.
+
+    At most 16 times as many: small blocks keep everything in the core's own memory.
+    """
+    room = used["available"] - used["used"] + used["temporaries"]
+    return int(per_chip * min(16.0, room / max(1.0, used["temporaries"])))
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -18,7 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdepth import builders, sharding, steps
 from jaxdepth.config import Config
+from jaxdepth.data import augment
 from jaxdepth.errors import UserError
+from jaxdepth.models import normalize
 
 
 def lower_step(
@@ -162,7 +164,7 @@ def chosen(parts: Sequence[Part], name: str) -> list[Part]:
     found = exact or named or stage
     if not found:
         words = [re.sub(r"_block\d+$", "", part.path[-1]) for part in near]
-        known = ", ".join(dict.fromkeys(["stem", *words]))
+        known = ", ".join(dict.fromkeys(["augment", "stem", *words]))
         raise UserError(f"--block={name}: one of {known}, or the path of a module")
     return found
 
@@ -176,6 +178,8 @@ def lower_block(
     is computed unless the input is the image.
     """
     placement = dataclasses.replace(placement, kind="jit")
+    if block == "augment":
+        return _lower_augment(config, placement)
     parts = chosen(parts_of(config), block)
     variables = [
         jax.eval_shape(
@@ -202,6 +206,26 @@ def lower_block(
         _laid(y, placement, split),
     )
     return jax.jit(run).lower(*arguments)
+
+
+def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.Lowered:
+    """From stored frames to the network's input and the truth."""
+
+    def run(batch):
+        keys = augment.example_keys(config.seed, 0, batch["position"])
+        image, depth = augment.augment(
+            batch["rgb"],
+            batch["depth_mm"],
+            keys,
+            size=config.image_size,
+            policy=config.augment,
+        )
+        return normalize(image, config.layout), depth
+
+    split = P(sharding.AXIS)
+    run = jax.shard_map(run, mesh=placement.mesh, in_specs=split, out_specs=split)
+    plain = dataclasses.replace(config, steps_per_call=1, cache="none")
+    return jax.jit(run).lower(_laid(_batch(plain), placement, split))
 
 
 def _on_axis(module: nn.Module, axis: str | None) -> nn.Module:

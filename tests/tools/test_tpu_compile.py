@@ -126,7 +126,7 @@ def test_blocks_are_found_with_their_inputs():
     assert deep.x.shape == (4, 16, 24, 128)
     (stem,) = tpu_lower.chosen(parts, "stem")
     assert stem.x.shape == (4, 64, 96, 3)
-    with pytest.raises(UserError, match=r"one of stem, encoder, .*stage4, .*up4, head"):
+    with pytest.raises(UserError, match=r"one of augment, stem, .*stage4, .*up4, head"):
         tpu_lower.chosen(parts, "up5")
 
 
@@ -140,6 +140,22 @@ def test_blocks_give_gradients_of_parameters_and_input():
     assert of_input.shape == (8, 12, 16, 32)
     first = tpu_lower.lower_block(config, placement, block="block1")
     assert first.out_info[1] == ()  # nobody wants the gradient of the image
+
+
+def test_augmentation_is_a_block_of_its_own():
+    placement = sharding.Placement.over("jit", jax.devices()[:2])
+    lowered = tpu_lower.lower_block(settled(*SMALL), placement, block="augment")
+    image, depth = lowered.out_info
+    assert (image.shape, depth.shape) == ((8, 24, 32, 3), (8, 24, 32))
+    (batch,), _ = lowered.args_info
+    assert batch["rgb"].shape == (8, 25, 34, 3)  # the frame that it is cropped from
+
+
+def test_options_of_the_compiler():
+    assert tpu_compile.parse_options(None) == {}
+    assert tpu_compile.parse_options("--a=1,b=x") == {"a": "1", "b": "x"}
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        tpu_compile.parse_options("a")
 
 
 def report_of(per_chip: int, *, used: float, flops: float = 1e9) -> dict[str, Any]:
@@ -189,6 +205,10 @@ def test_the_search_needs_few_compilations(gib_per_image, redone_from, best, tri
     assert searched(gib_per_image, redone_from) == (best, tried)
 
 
+def test_the_search_never_goes_far_beyond_what_was_compiled():
+    assert searched(0.0) == (16 * 128, [128, 16 * 128])
+
+
 def test_where_nothing_fits_the_search_says_so():
     with pytest.raises(UserError, match="no image fits"):
         searched(17.0)
@@ -196,7 +216,7 @@ def test_where_nothing_fits_the_search_says_so():
 
 def test_what_does_not_fit_is_one_line(monkeypatch):
     class Lowered:
-        def compile(self):
+        def compile(self, options):
             raise jax.errors.JaxRuntimeError(
                 "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
                 "required (40.00G) exceeds available HBM (15.75G)."
