@@ -57,8 +57,10 @@ def command(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS) if argv else ""
         raise UserError(f"say what to measure: {PROG} {'|'.join(COMMANDS)}{hint}")
-    # With peers beside us, a GPU's memory isn't all ours. Before JAX begins.
+    # Before JAX begins: take a GPU's memory as it is needed, for peers need some, too,
+    # and then as much as there is.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
     chosen = COMMANDS[argv[0]]
     settings = cli.parse(found(chosen.settings), argv[1:], prog=f"{PROG} {argv[0]}")
     measure(settings, found(chosen.run))

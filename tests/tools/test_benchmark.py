@@ -408,14 +408,20 @@ def test_a_profiler_that_fails_costs_nothing_else(tmp_path, monkeypatch):
 
 def test_operations_are_named_by_modules():
     text = """
-  %fusion.3 = f32[2]{0} fusion(%a), metadata={op_name="jit(f)/shmap_body/up/dot" id=1}
-  ROOT %add.1 = f32[] add(%a), metadata={op_name="jit(f)/transpose(jvp(N))/up/conv"}
-  %plain = f32[] add(%a, %b)
+%inside (p: f32[2]) -> f32[2] {
+  ROOT %n = f32[2] negate(%p), metadata={op_name="jit(f)/jvp(Net)/up/bn/neg"}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %fusion.3 = f32[2] fusion(%a), calls=%inside
+  %forward = f32[2] dot(%a), metadata={op_name="jit(f)/Net/up/conv/dot_general"}
+  %plain = f32[2] add(%a, %b)
+  ROOT %add.1 = f32[2] add(%a), metadata={op_name="jit(f)/transpose(jvp(N))/up/conv"}
+}
 """
-    assert profiling.modules(text) == {
-        "fusion.3": "up/dot",
-        "add.1": "up/conv (gradient)",
-    }
+    found = profiling.modules(text)
+    assert found["fusion.3"] == "up/bn" and found["plain"] == "-"
+    assert found["add.1"] == "up (gradient)" and found["forward"] == "up/conv"
 
 
 def test_a_busy_machine_is_noticed(monkeypatch):
@@ -459,7 +465,8 @@ def test_mistakes_are_one_line(words, message):
     assert "\n" not in str(error.value)
 
 
-def test_peers_without_pytorch(monkeypatch):
+@pytest.mark.parametrize("words", [("infer", "--arch=cnn", *TINY), ("upconv",)])
+def test_peers_without_pytorch(words, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
-        benchmark.command(["infer", "--arch=cnn", *TINY, "--peer=torch"])
+        benchmark.command([*words, "--peer=torch"])

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxdepth import builders, steps
+from jaxdepth.errors import UserError
 from jaxdepth.train_state import flatten
 from tests import tiny
 from tests.models import reference
@@ -210,6 +211,19 @@ def test_compilation_that_takes_too_long_is_given_up(monkeypatch):
     (line,) = report.facts["notes"]
     assert "torch.compile failed (took more than 0.2 s)" in line
     assert one.step().shape == (1, 12, 16)
+
+
+def test_peers_run_where_jax_does(monkeypatch):
+    assert peer_runs.device().type == "cpu"
+    peer_runs.check_device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(UserError, match="JAX runs on a TPU, which this PyTorch"):
+        peer_runs.check_device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="JAX runs on a GPU"):
+        peer_runs.check_device()
+    assert peer_runs.device().type == "cuda"
 
 
 def test_peers_see_what_training_sees():

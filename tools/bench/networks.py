@@ -112,9 +112,9 @@ def _race(
     return times, memory
 
 
-def _also(other: Contestant, ours: Contestant, words: str) -> Contestant:
+def _also(other: Contestant, first: Contestant, words: str) -> Contestant:
     """Under its own name, and of as many images a call: --steps_per_call may differ."""
-    times = ours.images / other.images
+    times = first.images / other.images
     if times < 1 or times != int(times):
         raise UserError(f"--beside={words}: at most as many steps in a call as without")
 
@@ -122,17 +122,14 @@ def _also(other: Contestant, ours: Contestant, words: str) -> Contestant:
         return [other.call() for _ in range(int(times))][-1]
 
     return dataclasses.replace(
-        other, name=f"{other.name}, {words}", call=call, images=ours.images
+        other, name=f"{other.name}, {words}", call=call, images=first.images
     )
 
 
 def prepare(settings: NetworkSettings) -> None:
     """What must be settled before the devices are first used. UserError."""
     if settings.peer == "torch":
-        try:
-            import torch  # noqa: F401
-        except ImportError:
-            raise UserError(TORCH_MISSING) from None
+        check_torch()
     growth.simulate_devices(settings)
     if settings.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", settings.compile_cache)
@@ -140,6 +137,14 @@ def prepare(settings: NetworkSettings) -> None:
     if jax.default_backend() == "gpu":
         precision = "tensorfloat32" if settings.tf32 == "on" else "highest"
         jax.config.update("jax_default_matmul_precision", precision)
+
+
+def check_torch() -> None:
+    """UserError where PyTorch is not installed."""
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise UserError(TORCH_MISSING) from None
 
 
 def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
@@ -206,7 +211,7 @@ def rates(
         ),
         "temporary memory [MiB]": _over(compiled.temporary, 2**20),
         "arguments [MiB]": _over(compiled.arguments, 2**20),
-        "compile [s]": compiled.seconds,
+        f"compile{', cached' if settings.compile_cache else ''} [s]": compiled.seconds,
     }
 
 

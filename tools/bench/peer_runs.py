@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 
 from jaxdepth.config import Config
 from jaxdepth.data.augment import crop_offsets
+from jaxdepth.errors import UserError
 from jaxdepth.losses import MIN_PRED
 from jaxdepth.models import LAYOUTS
 from jaxdepth.models.layouts import Layout
@@ -58,13 +60,17 @@ def peers(settings: NetworkSettings) -> list[Peer]:
 
 
 def prepare(settings: NetworkSettings, report: Report) -> None:
-    """Settle what holds for all of PyTorch, and say what that is."""
+    """Settle what holds for all of PyTorch, and say what that is.
+
+    UserError where JAX has an accelerator and PyTorch none.
+    """
+    check_device()
     on = settings.tf32 == "on"
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
     torch.backends.cudnn.benchmark = True
     where = f"CPU, {torch.get_num_threads()} threads"
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         where = f"{torch.cuda.get_device_name()}, TF32 {settings.tf32} here and in JAX"
     report.say(
         f"peers: PyTorch {torch.__version__} on {where}; cudnn.benchmark on, frames on "
@@ -73,11 +79,22 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where JAX runs, too."""
+    return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
+
+
+def check_device() -> None:
+    """UserError where JAX has an accelerator that PyTorch can't use."""
+    platform = jax.default_backend()
+    if platform != "cpu" and not (platform == "gpu" and torch.cuda.is_available()):
+        raise UserError(
+            f"--peer=torch: JAX runs on a {platform.upper()}, which this PyTorch "
+            f"({torch.__version__}) can't use"
+        )
 
 
 def synchronize(_: Any = None) -> None:
-    if torch.cuda.is_available():
+    if device().type == "cuda":
         torch.cuda.synchronize()
 
 

@@ -58,6 +58,11 @@ GPU_PARTS = (
         "--peer=torch",
         90,
     ),
+    Part(
+        "train_forms",
+        f"train {_GPU} --batch_size={BEST} --beside=upconv=dilated,upconv=packed",
+        150,
+    ),
     Part("infer_best", f"infer {_GPU} --batch_size=best --search_s=40", 60),
     Part(
         "train_compiled",

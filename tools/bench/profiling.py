@@ -9,19 +9,16 @@ import jax
 
 from jaxdepth import writers
 from jaxdepth.errors import MachineError
+from tools import hlo
 from tools.bench.ours import Compiled
 from tools.bench.report import Report
 from tools.bench.timing import Contestant
 
 CALLS = 3
 TOP, KEPT = 10, 40  # operations that are printed, and kept for JSON
-# "%fusion.3 = f32[...] fusion(...), ..., metadata={op_name="jit(f)/net/conv" ...}"
-_INSTRUCTION = re.compile(
-    r'^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{[^}]*op_name="([^"]*)"', re.MULTILINE
-)
-# What jax puts around the names of modules: "jit(whole)/jit(main)/transpose(jvp(Net))".
+# What JAX puts around the names of modules in a program without gradients.
 _WRAPPERS = re.compile(
-    r"^(jit|pjit|shmap_body|jvp|transpose|vmap|while|body|closed_call)\b"
+    r"^(jit|pjit|vmap|while|body|closed_call|shard_map)\b|[.(]|^[A-Z]"
 )
 # Kernels of a GPU are on its streams, operations of a TPU on a line of their own.
 _TPU_LINE, _GPU_LINE = "XLA Ops", "Stream"
@@ -112,11 +109,22 @@ def _on_host(data: Any) -> dict[str, float]:
 
 def modules(text: str) -> dict[str, str]:
     """Operation -> the part of the network it belongs to, from a compiled program."""
-    return {name: _part(path) for name, path in _INSTRUCTION.findall(text)}
+    module = hlo.parse(text)
+    return {
+        instruction.name: _part(module, instruction)
+        for instructions in module.computations.values()
+        for instruction in instructions
+    }
 
 
-def _part(path: str) -> str:
-    """jit(f)/transpose(jvp(UpProj))/decoder/up4/conv/dot -> decoder/up4/conv/dot, '."""
-    backward = "transpose(" in path
-    words = [w for w in path.split("/") if not _WRAPPERS.match(w)]
-    return "/".join(words) + (" (gradient)" if backward else "")
+def _part(module: hlo.Module, instruction: hlo.Instruction) -> str:
+    """As decoder/up4/conv (gradient); "-" where nothing says."""
+    place = module.place(instruction)
+    path = place.module or _path(instruction.op_name)
+    return path + " (gradient)" if path and place.gradient else path or "-"
+
+
+def _path(op_name: str) -> str:
+    """jit(forward)/UpProj/decoder/up4/conv/dot_general -> decoder/up4/conv."""
+    words = op_name.split("/")[:-1]
+    return "/".join(word for word in words if not _WRAPPERS.search(word))

@@ -15,7 +15,7 @@ from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, output_size
 from jaxdepth.ops import conv
 from jaxdepth.ops.upconv import FORMS, upconv
-from tools.bench import timing
+from tools.bench import networks, timing
 from tools.bench.report import Report, device_name, number
 from tools.bench.timing import Contestant
 
@@ -110,6 +110,11 @@ def run(settings: UpconvSettings, report: Report) -> None:
         f"operators in {settings.precision}, batch {settings.batch_size}, on "
         f"{device_name()}; auto is {_auto()}"
     )
+    if settings.peer == "torch":
+        networks.check_torch()
+        from tools.bench import peer_runs
+
+        peer_runs.check_device()
     for part in settings.parts.split(","):
         makers = {"upconv": up_cases, "pointwise": pointwise_cases}
         for case in makers.get(part, transposed_cases)(settings):
