@@ -195,22 +195,29 @@ def test_a_peer_that_does_not_fit_is_left_out(monkeypatch):
 
 
 def test_compilation_that_takes_too_long_is_given_up(monkeypatch):
-    def compile_slowly(model, mode):
-        def run(x):
-            time.sleep(60)
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", compile_slowly)
-    settings = settings_of(InferSettings, "cnn", torch_compile=True)
-    one = peer_runs.Predictor(settings, 1, peer_runs.peers(settings)[0])
+    settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
+    settings = dataclasses.replace(settings, compile_limit=0.2)
+    count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
+    monkeypatch.setattr(torch, "compile", lambda model, mode: lambda x: time.sleep(60))
     report, began = Report(), time.monotonic()
-    peer_runs.compiled(one, 0.2, "plain", report, train=False)
+    (eager,) = peer_runs.contestants(settings, 1, report, count)
     assert time.monotonic() - began < 30
-    assert one.run is one.model
-    (line,) = report.facts["notes"]
-    assert "torch.compile failed (took more than 0.2 s)" in line
-    assert one.step().shape == (1, 12, 16)
+    assert report.facts["notes"][-1] == (
+        "torch plain: not compiled (took more than 0.2 s)"
+    )
+    assert eager.name == "torch plain" and eager.call().shape == (1, 12, 16)
+
+
+def test_compiled_peers_race_beside_eager_ones(monkeypatch):
+    settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
+    count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, mode: lambda x: model(x) + 100.0
+    )
+    both = peer_runs.contestants(settings, 1, Report(), count)
+    assert [c.name for c in both] == ["torch plain", "torch plain, compiled (default)"]
+    eager, compiled, again = both[0].call(), both[1].call(), both[0].call()
+    assert compiled.min() >= 100 > max(eager.max(), again.max())
 
 
 def test_peers_run_where_jax_does(monkeypatch):

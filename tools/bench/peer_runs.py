@@ -7,9 +7,7 @@ step also counts frames, sums over devices and takes the gradient's norm, for th
 
 import contextlib
 import dataclasses
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +21,7 @@ from jaxdepth.losses import MIN_PRED
 from jaxdepth.models import LAYOUTS
 from jaxdepth.models.layouts import Layout
 from jaxdepth.ops.resize import area_matrix
-from tools.bench import noise, peer_models
+from tools.bench import noise, peer_compile, peer_models
 from tools.bench.machine import is_out_of_memory
 from tools.bench.report import Report
 from tools.bench.settings import NetworkSettings, Size, TrainSettings
@@ -186,7 +184,27 @@ def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
     return kinds[config.optimizer](model.parameters(), **options)
 
 
-class Trainer:
+class _Runner:
+    """A network, and how it is called."""
+
+    model: torch.nn.Module
+    run: Callable[[Tensor], Tensor]
+
+    def step(self) -> Tensor:
+        """One call, on other frames each time."""
+        raise NotImplementedError
+
+    def by(self, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        """`step` with the network called in that way."""
+
+        def call() -> Tensor:
+            self.run = run
+            return self.step()
+
+        return call
+
+
+class Trainer(_Runner):
     """One peer's training step."""
 
     def __init__(self, settings: TrainSettings, batch_size: int, peer: Peer):
@@ -197,7 +215,7 @@ class Trainer:
         self.inputs, self.batches = Inputs(config, peer, out), None
         self.frames = settings.frames
         self.optimizer = optimizer_of(config, self.model, peer.fused)
-        self.run: Callable[[Tensor], Tensor] = self.model
+        self.run = self.model
 
     def loss(self, rgb: Tensor, depth_mm: Tensor) -> Tensor:
         """Of a batch of frames; the graph for its gradient is kept."""
@@ -217,7 +235,7 @@ class Trainer:
         return loss.detach()
 
 
-class Predictor:
+class Predictor(_Runner):
     """One peer's forward pass."""
 
     def __init__(self, settings: NetworkSettings, batch_size: int, peer: Peer):
@@ -226,7 +244,7 @@ class Predictor:
         self.model = _model(config, peer, settings.widths).eval()
         out = _output_size(self.model, config, peer)
         self.inputs = Inputs(config, peer, out)
-        self.run: Callable[[Tensor], Tensor] = self.model
+        self.run = self.model
         shape = (POOL, batch_size, *config.image_size, 3)
         pool = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self.images = [torch.tensor(one, device=device()) for one in pool]
@@ -273,7 +291,6 @@ def contestants(
     Raises: RuntimeError where a peer hasn't as many parameters as ours.
     """
     prepare(settings, report)
-    train = isinstance(settings, TrainSettings)
     found = []
     for peer in peers(settings):
         one = (
@@ -292,50 +309,13 @@ def contestants(
                 raise
             report.say(f"{peer.name}: left out, its memory does not suffice")
             continue
+        ways = {peer.name: one.run}
         if settings.torch_compile:
-            compiled(one, settings.compile_limit, peer.name, report, train=train)
-        found.append(Contestant(peer.name, one.step, synchronize, batch_size))
+            ways |= peer_compile.compiled(
+                one, peer.name, limit=settings.compile_limit, report=report
+            )
+        found += [
+            Contestant(name, one.by(run), synchronize, batch_size)
+            for name, run in ways.items()
+        ]
     return found
-
-
-def compiled(
-    one: Trainer | Predictor, limit: float, name: str, report: Report, *, train: bool
-) -> None:
-    """Run by torch.compile from here on, or as before where that fails or takes long.
-
-    The first step compiles. It is interrupted by a signal, for which this must be the
-    main thread.
-    """
-    eager = one.run
-    # For inference the launches of small kernels count, which a CUDA graph takes away.
-    mode = "default" if train or device().type == "cpu" else "reduce-overhead"
-    one.run = torch.compile(one.model, mode=mode)
-    try:
-        with time_limit(limit):
-            one.step()
-            synchronize()
-        report.say(f"{name}: torch.compile, mode {mode}")
-    except Exception as error:  # whatever the compiler does not like
-        torch._dynamo.reset()
-        one.run = eager
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        report.say(f"{name}: eager, since torch.compile failed ({reason})")
-
-
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread once so much time has passed."""
-    if threading.current_thread() is not threading.main_thread():
-        raise TimeoutError("not in the main thread, where alone it can be stopped")
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"took more than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    # Again and again: a library may catch it and go on.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -88,7 +88,7 @@ CPU_PARTS = (
         )
         for what in ("train", "infer")
     ),
-    Part("upconv", "upconv --batch_size=4 --peer=torch --forms=auto,plain,four", 300),
+    Part("upconv", "upconv --batch_size=4 --peer=torch", 700),
 )
 _DRY = {
     "train": "--size=32x48 --thin=16 --frames=8 --max_batch=2 --repeats=2 --seconds=0",

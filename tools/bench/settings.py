@@ -53,9 +53,9 @@ class NetworkSettings:
     peer_up: Literal["transposed", "phases"] = "transposed"
     """How the tuned peer computes up-convolutions."""
     torch_compile: bool = False
-    """Compile the peers by torch.compile; those that take too long run as they are."""
+    """Race the peers a second time, as torch.compile makes them."""
     compile_limit: float = 120.0
-    """Seconds for torch.compile, each peer."""
+    """Seconds for torch.compile, each peer; what takes longer is left out."""
     beside: str = ""
     """The same with other flags in the same turns, as in upconv=dilated: several by
     commas, each of several flags by +, as in bn=local+cache=host,augment=full."""
