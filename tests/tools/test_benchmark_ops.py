@@ -131,11 +131,13 @@ def test_data_rates(tmp_path):
     words = ["--frames=8", "--batch_size=2", "--seconds=0.01", "--repeats=1"]
     benchmark.command(["data", *words, f"--json={file}"])
     found = json.loads(file.read_text())
-    assert [t["unit"] for t in found["tables"]] == ["frames/s", "images/s"]
+    assert [t["unit"] for t in found["tables"]] == ["frames/s", "images/s", "%"]
     names = [row["what"] for row in found["tables"][1]["rows"]]
     kinds = [(a, b) for a in ("tf", "threads") for b in ("none", "host")]
     assert names == [f"{backend}, cache {cache}" for backend, cache in kinds]
     assert all(r["median"] > 0 for t in found["tables"] for r in t["rows"])
+    (waited,) = found["tables"][2]["rows"]
+    assert waited["what"] == "cnn" and waited["median"] < 100
 
 
 def test_random_frames_lie_as_tables_do():

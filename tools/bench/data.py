@@ -3,15 +3,21 @@
 import contextlib
 import dataclasses
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 
+from jaxdepth import config as config_lib
+from jaxdepth import steps
+from jaxdepth.config import Config
 from jaxdepth.data import pipeline, toolbox
 from jaxdepth.data.store import Store
-from tools.bench import noise
+from jaxdepth.sharding import Placement
+from tools.bench import noise, ours
 from tools.bench.report import Report
 from tools.bench.timing import alternate, rate
 
@@ -28,6 +34,8 @@ class DataSettings:
     """Images in a batch."""
     frames: int = 1024
     """Random frames at 240x320 where no store is given."""
+    arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "cnn"
+    """Network whose training waits for the batches."""
     seconds: float = 3.0
     """How long each measurement runs."""
     repeats: int = 5
@@ -43,6 +51,7 @@ def run(settings: DataSettings, report: Report) -> None:
     projection(settings, report)
     with opened_store(settings) as opened:
         batches(settings, opened, report)
+        waiting(settings, opened, report)
 
 
 def raw_frame(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -109,6 +118,45 @@ def batches(settings: DataSettings, opened: Store, report: Report) -> None:
         alternate(things, settings.repeats),
         "images/s",
     )
+
+
+def waiting(settings: DataSettings, opened: Store, report: Report) -> None:
+    """Share of the time of training on the store that goes by waiting for input."""
+    height, width = opened.size
+    size = f"{19 * height // 20}x{19 * width // 20}"
+    config = Config(arch=settings.arch, size=size, batch_size=settings.batch_size)
+    config = config_lib.resolve(config, platform=jax.default_backend())
+    config = config_lib.settle_steps(config, train_images=len(opened))
+    devices = jax.devices()
+    whole = settings.batch_size % len(devices) == 0
+    placement = Placement.over("jit", devices if whole else devices[:1])
+    _, spec, state = ours.training(config, {})
+    step = placement.compile(steps.train_step, spec)
+    held = {"state": placement.place_state(state)}
+
+    def share() -> float:
+        waited, logs = 0.0, None
+        with pipeline.batches(
+            opened,
+            np.arange(len(opened)),
+            depth=opened.depths[0],
+            seed=0,
+            batch_size=settings.batch_size,
+            start_step=0,
+            stop_step=10**9,
+        ) as source:
+            began = time.perf_counter()
+            while logs is None or time.perf_counter() - began < settings.seconds:
+                asked = time.perf_counter()
+                batch = placement.place_batch(next(source))
+                waited += time.perf_counter() - asked
+                held["state"], logs = step(held["state"], batch)
+                jax.block_until_ready(logs)
+            return 100 * waited / (time.perf_counter() - began)
+
+    found = alternate({settings.arch: share}, settings.repeats)
+    title = f"training at {size}, batch {settings.batch_size}: time waiting for input"
+    report.show(title, found, "%")
 
 
 @contextlib.contextmanager

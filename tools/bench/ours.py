@@ -102,7 +102,7 @@ def trainer(
     config = settings.config(batch_size, image_size)
     placement = Placement.over(config.parallel, devices)
     placement.check_batch(batch_size, config.accumulate)
-    model, spec, state = _training(config, settings.widths)
+    model, spec, state = training(config, settings.widths)
     placed = placement.place_state(state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     with _feed(settings, config, placement) as (table, next_batch):
@@ -123,7 +123,7 @@ def trainer(
             holder.clear()
 
 
-def _training(config: Config, widths: dict[str, Any]):
+def training(config: Config, widths: dict[str, Any]):
     """Network, step and fresh state of a configuration."""
     axis = AXIS if config.bn == "global" else None
     model = builders.build_model(config, bn_axis=axis).clone(**widths)
