@@ -374,16 +374,16 @@ def test_few_frames_wait_in_memory(tmp_path):
 
 
 def run(code: str, *argv) -> subprocess.Popen:
+    # What a shell starts in the background ignores SIGINT, and so would this.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, argv)],
+        [sys.executable, "-c", heard + textwrap.dedent(code), *map(str, argv)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
         start_new_session=True,
-        # What a shell starts in the background ignores SIGINT, and so would this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -13,8 +13,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -200,14 +201,14 @@ def _run(
     command = [sys.executable, str(SCRIPT), *words, f"--json={result}"]
     with open(log, "a") as file:
         print(f"+ {shlex.join(command)}", file=file, flush=True)
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=_hear_interrupts,
-        )
+        with _hearing_interrupts():
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
         reason = None
         try:
             code = process.wait(limit)
@@ -222,9 +223,19 @@ def _run(
     return document | ({"stopped": reason} if reason else {})
 
 
-def _hear_interrupts() -> None:
+@contextlib.contextmanager
+def _hearing_interrupts() -> Iterator[None]:
     """What a shell starts in the background ignores SIGINT, and so would its parts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT)
+    ignored = before is signal.SIG_IGN
+    if ignored and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+    else:
+        yield
 
 
 def _stop(process: subprocess.Popen) -> None:
