@@ -54,40 +54,38 @@ def run(settings: NetworkSettings, report: Report, subject: Callable) -> None:
       subject: context manager of `networks`.
     """
     there = jax.devices()
-    times: timing.Found = {}
-    rows, first = [], None
+    rows: list[list[Any]] = []
+    first: tuple[float, float] | None = None
     for point in points(settings):
         batch, size, devices = _place(settings, point, there)
         try:
             with subject(settings, batch, size, devices) as found:
-                seconds = timing.race(
-                    [found.contestant],
-                    repeats=settings.repeats,
-                    seconds=settings.seconds,
-                )[found.contestant.name]
-                compiled, images = found.facts.compiled, found.contestant.images
+                seconds = _seconds(settings, found.contestant)
+                memory, images = found.facts.compiled.temporary, found.contestant.images
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             report.say(f"{_name(point)}: does not fit into memory, left out")
             continue
-        time = float(np.median(seconds))
-        work = _work(settings.growth, point)
+        milliseconds = {_name(point): [1e3 * t for t in seconds]}
+        report.keep(f"a step by {settings.growth}", milliseconds, "ms")
+        time, work = float(np.median(seconds)), _work(settings.growth, point)
         first = first or (time, work)
         # 1: as much more time as work; below: cheaper than that.
         linear = time / first[0] / (work / first[1])
-        memory = compiled.temporary and compiled.temporary / 2**20
+        memory = memory and memory / 2**20
         rows.append([_name(point), batch, 1e3 * time, images / time, linear, memory])
-        times[_name(point)] = [1e3 * t for t in seconds]
-    if not rows:
-        return
-    report.show(f"a step by {settings.growth}", times, "ms")
-    keys = COLUMNS[1:]
-    report.facts["growth"] = {
-        row[0]: dict(zip(keys, row[1:], strict=True)) for row in rows
-    }
-    shown = [[number(cell) if cell is not None else None for cell in r] for r in rows]
+        # After each point: the larger ones may take longer than anybody waits.
+        report.facts["growth"] = {
+            row[0]: dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in rows
+        }
+    shown = [[number(cell) for cell in row] for row in rows]
     writers.print_table(_title(settings), COLUMNS, shown)
+
+
+def _seconds(settings: NetworkSettings, one: timing.Contestant) -> list[float]:
+    found = timing.race([one], repeats=settings.repeats, seconds=settings.seconds)
+    return found[one.name]
 
 
 def _title(settings: NetworkSettings) -> str:
