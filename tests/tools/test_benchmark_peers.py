@@ -84,7 +84,7 @@ def our_gradients(settings, variables, batch):
 @pytest.mark.parametrize(
     ("arch", "loss", "name"),
     [
-        ("upproj", "si", "tuned"),
+        pytest.param("upproj", "si", "tuned", marks=pytest.mark.slow),
         ("cnn", "mse", "plain"),
         ("cnn_trans", "berhu", "tuned"),
         ("cnn_fc", "si", "plain"),
