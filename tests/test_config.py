@@ -145,7 +145,7 @@ def test_calls_of_several_steps_end_where_something_happens():
     settled = config_lib.settle_steps(given, train_images=10)
     assert [getattr(settled, name) for name in names] == [28, 4, 12, 0]
     wrong = dataclasses.replace(several, steps=7)
-    with pytest.raises(UserError, match="--steps=7 is no multiple.*--steps=8"):
+    with pytest.raises(UserError, match=r"--steps=7 is no multiple.*--steps=8"):
         config_lib.settle_steps(wrong, train_images=10)
 
 
