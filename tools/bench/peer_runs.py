@@ -5,6 +5,7 @@ normalisation, truth brought to the output's size, loss, gradients, Adam with L2
 step also counts frames, sums over devices and takes the gradient's norm, for the log.
 """
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -184,15 +185,15 @@ def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
     return kinds[config.optimizer](model.parameters(), **options)
 
 
-class _Runner:
+class _Runner(abc.ABC):
     """A network, and how it is called."""
 
     model: torch.nn.Module
     run: Callable[[Tensor], Tensor]
 
+    @abc.abstractmethod
     def step(self) -> Tensor:
         """One call, on other frames each time."""
-        raise NotImplementedError
 
     def by(self, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         """`step` with the network called in that way."""
