@@ -23,6 +23,7 @@ from jaxdepth import (
     sharding,
     steps,
     train,
+    validation,
     writers,
 )
 from jaxdepth import config as config_lib
@@ -258,12 +259,24 @@ class Scorer:
         self._maps = evaluate.Evaluator(
             evaluate.predict_map, session.protocols[:1], **options
         )
+        self._loss = validation.ValidationLoss(
+            config,
+            model,
+            session.data,
+            devices=session.placement.local,
+            batch_size=EVAL_BATCH,
+        )
 
     def network(self, step: int, state: TrainState) -> list[dict[str, Any]]:
-        """Entries of results.json for this step, the one to look at last."""
+        """Entries of results.json for this step, the one to look at last.
+
+        `loss` beside their metrics is the training loss on the evaluation frames.
+        """
         scores = self._network(state.variables, self.session.data.frames())
+        loss = self._loss(state.variables)
         return [
-            {"step": step, **entry} for entry in self._entries(self._network, scores)
+            {"step": step, **entry, "loss": loss}
+            for entry in self._entries(self._network, scores)
         ]
 
     def baselines(self) -> dict[str, dict[str, float | None]]:

@@ -166,6 +166,35 @@ def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
     return jax.lax.scan(add, start, parts)[0]
 
 
+def validation_sums(
+    spec: StepSpec, variables: PyTree, batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss that `train_step` takes, with running statistics and nothing random.
+
+    Args:
+      variables: parameters and batch statistics.
+      batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
+        store, 0 = missing.
+
+    Returns: the sum of the images' losses, and how many images have truth.
+    """
+    frame = training_frame(spec.image_size)
+    rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
+    keys = jax.random.split(jax.random.key(0), len(rgb))
+    image, depth = augment.augment(rgb, depth_mm, keys, size=spec.image_size)
+    pred = predict(spec.model, variables, image, layout=spec.layout)
+    valid = valid_depth(depth, max_depth=spec.max_depth)
+    target, valid = resize.masked_area(depth, valid, pred.shape[1:3])
+    return losses.loss_sums(
+        spec.loss,
+        pred,
+        target,
+        valid=valid,
+        si_lambda=spec.si_lambda,
+        berhu_scope=spec.berhu_scope,
+    )
+
+
 def train_step(
     spec: StepSpec, state: TrainState, batch: Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:

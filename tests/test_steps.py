@@ -63,14 +63,14 @@ def targets(depth_mm, shape):
     return total / np.maximum(area, 1e-12), area > 1e-9
 
 
-def plain_loss(model, params, batch_stats, batch):
+def plain_loss(model, params, batch_stats, batch, train=True):
     """Mean over images with truth of the mean squared error, the way one writes it."""
     crop = batch["rgb"][:, 0:19, 1:39]  # the centre of 20x40: (1, 2) // 2 cut off
     image = jnp.asarray((crop - MEAN) / DEVIATION, jnp.float32)
     pred, _ = model.apply(
         {"params": params, "batch_stats": batch_stats},
         image,
-        train=True,
+        train=train,
         mutable=["batch_stats"],
     )
     truth, valid = targets(batch["depth_mm"][:, 0:19, 1:39], pred.shape[1:])
@@ -92,6 +92,22 @@ def test_gradients_are_those_of_the_loss_written_out():
     assert images == 3
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     close(got, grads)
+
+
+def test_validation_takes_the_same_loss_with_running_statistics():
+    spec = tiny.spec(augment="full")
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(2,))
+    state = jax.tree.map(jnp.asarray, state)
+    expected = plain_loss(
+        spec.model, state.params, state.batch_stats, batch, train=False
+    )
+    training = plain_loss(spec.model, state.params, state.batch_stats, batch)
+    total, images = jax.jit(functools.partial(steps.validation_sums, spec))(
+        state.variables, batch
+    )
+    assert images == 3
+    np.testing.assert_allclose(total / images, expected, rtol=1e-5)
+    assert abs(total / images - training) > 1e-4  # tells the two apart
 
 
 def test_truth_beyond_max_depth_is_no_truth():

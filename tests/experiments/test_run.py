@@ -53,6 +53,7 @@ def test_run_leaves_what_the_work_directory_promises(trained):
     assert last["data"] == "rooms" and last["split"] == "own" and last["images"] == 32
     assert last["size"] == "48x64" and last["truth"] == "raw"
     assert 0 < last["metrics"]["rmse"] < 20 and 0 <= last["metrics"]["delta1"] <= 1
+    assert all(0 < e["loss"] < 10 for e in entries)
     assert set(results["baselines"]) == {"constant", "constant_delta", "mean_map"}
     assert all(m["rmse"] > 0 for m in results["baselines"].values())
     assert {"command", "versions", "devices", "images_per_s"} <= set(results)
