@@ -184,7 +184,8 @@ def validation_sums(
     image, depth = augment.augment(rgb, depth_mm, keys, size=spec.image_size)
     pred = predict(spec.model, variables, image, layout=spec.layout)
     valid = valid_depth(depth, max_depth=spec.max_depth)
-    target, valid = resize.masked_area(depth, valid, pred.shape[1:3])
+    height, width = pred.shape[1:3]
+    target, valid = resize.masked_area(depth, valid, (height, width))
     return losses.loss_sums(
         spec.loss,
         pred,
