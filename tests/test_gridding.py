@@ -63,10 +63,11 @@ def test_spectrum_is_the_transform_written_out():
 @pytest.mark.parametrize("period", [2, 4])
 def test_a_grid_stands_out_at_its_own_period(period):
     smooth = gridding.gridding(room(), period)
-    gridded = gridding.gridding(room() + 0.2 * grid(period), period)
+    added = 0.05 * period**2 * grid(period)  # as strong in the mean for both
+    gridded = gridding.gridding(room() + added, period)
     assert smooth.prominence < 5 < 50 < gridded.prominence
     assert gridded.share > 20 * smooth.share
-    twice = gridding.gridding(room() + 0.4 * grid(period), period)
+    twice = gridding.gridding(room() + 2 * added, period)
     assert twice.prominence == pytest.approx(4 * gridded.prominence, rel=0.1)
 
 
