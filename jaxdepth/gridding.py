@@ -62,7 +62,7 @@ def gridding(depth: Float[np.ndarray, "h w"], period: int) -> Gridding:
         near = _NEAR - 1
         _mark(around, order, (near, near), as_=False)
     total = float(power.sum())
-    if total <= 0:
+    if np.ptp(depth) == 0:  # what is left is rounding
         return Gridding(0.0, 1.0)
     floor = np.finfo(float).eps * total / power.size
     prominence = power[peaks].mean() / max(power[around].mean(), floor)
