@@ -14,6 +14,7 @@ from jaxdepth import writers
 COLOURS = "magma_r"  # near is bright, far is dark; uniform to the eye
 ERRORS = "viridis"
 MISSING = (128, 128, 128)
+MAKER = "jaxdepth"
 
 
 def depth_range(*depths: Float[np.ndarray, "..."]) -> tuple[float, float]:
@@ -103,7 +104,7 @@ def write_ply(
         file.write("\n".join(lines).encode() + points.tobytes())
 
 
-def _figure(width: float, height: float) -> Any:
+def canvas(width: float, height: float) -> Any:
     """A figure without pyplot, hence without a display or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -113,11 +114,24 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> None:
-    held = io.BytesIO()
-    figure.savefig(held, format=path.suffix[1:], dpi=110)
+def save(figure: Any, path: Path) -> None:
+    """Write a figure whole or not at all, as the path's suffix says: .png or .svg."""
     with writers.replacing(path) as file:
-        file.write(held.getvalue())
+        file.write(rendered(figure, path.suffix[1:]))
+
+
+def rendered(figure: Any, form: str) -> bytes:
+    """A figure as "png" or "svg", without a date: equal figures are equal bytes.
+
+    The file says that this package made it, so that it may be replaced by another.
+    """
+    import matplotlib
+
+    about = {"png": {"Software": MAKER}, "svg": {"Creator": MAKER, "Date": None}}
+    held = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": MAKER}):
+        figure.savefig(held, format=form, dpi=110, metadata=about[form])
+    return held.getvalue()
 
 
 def panel(
@@ -144,7 +158,7 @@ def panel(
     errors = [_error(p, t) for p, t in zip(pred, target, strict=True)]
     worst = max(depth_range(*errors)[1], 0.1)
     count = len(rgb)
-    figure = _figure(11, 2.3 * count + 1.2)
+    figure = canvas(11, 2.3 * count + 1.2)
     axes = figure.subplots(count, 4, squeeze=False)
     heads = ("image", "truth", "prediction", "absolute error")
     for k in range(count):
@@ -159,16 +173,16 @@ def panel(
             axis.set(xticks=[], yticks=[])
             if k == 0:
                 axis.set_title(head, fontsize=10)
-        axes[k][0].set_xlabel(_plain(names[k]), fontsize=8)
-        axes[k][2].set_xlabel(_caption(pred[k], target[k]), fontsize=8)
-    _bar(figure, axes[:, 1:3], COLOURS, low, high, "depth [m]")
-    _bar(figure, axes[:, 3:], ERRORS, 0, worst, "error [m]")
-    figure.suptitle(_plain(title), fontsize=12)
+        axes[k][0].set_xlabel(plain_text(names[k]), fontsize=8)
+        axes[k][2].set_xlabel(caption(pred[k], target[k]), fontsize=8)
+    colour_bar(figure, axes[:, 1:3], COLOURS, low, high, "depth [m]")
+    colour_bar(figure, axes[:, 3:], ERRORS, 0, worst, "error [m]")
+    figure.suptitle(plain_text(title), fontsize=12)
     figure.get_layout_engine().set(h_pad=0.06)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text in which a dollar sign is no mathematics."""
     return text.replace("$", r"\$")
 
@@ -183,7 +197,8 @@ def _error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.abs(np.where(there, pred, np.nan) - np.where(there, target, np.nan))
 
 
-def _caption(pred: np.ndarray, target: np.ndarray) -> str:
+def caption(pred: np.ndarray, target: np.ndarray) -> str:
+    """RMSE and delta1 of one image over the pixels with truth, in words."""
     there = _truth(target)
     if not there.any():
         return "no truth"
@@ -195,13 +210,14 @@ def _caption(pred: np.ndarray, target: np.ndarray) -> str:
     return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {near.mean():.2f}"
 
 
-def _bar(figure, axes, colours: str, low: float, high: float, label: str) -> None:
+def colour_bar(figure, axes, colours: str, low: float, high: float, label: str) -> None:
+    """A scale of `low` to `high` under these axes."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
     # As thick in a picture of eight rows as in one of two.
-    share = 0.12 / (figure.get_figheight() - 1)
+    share = 0.12 / (figure.bbox.height / figure.dpi - 1)
     bar = figure.colorbar(
         scale, ax=axes, location="bottom", fraction=share, aspect=40, pad=share
     )
@@ -219,13 +235,13 @@ def curves(
       entries: the evaluations of results.json; those under the last one's protocol and
         averaging are drawn.
     """
-    figure = _figure(10, 4)
+    figure = canvas(10, 4)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
     loss = figure.add_subplot(grid[0, 0])
     rate = figure.add_subplot(grid[1, 0], sharex=loss)
     scores = figure.add_subplot(grid[:, 1])
-    _draw_loss(loss, *_series(records, "loss"))
-    rate.plot(*_series(records, "learning_rate"), color="0.4", linewidth=1)
+    draw_loss(loss, *series(records, "loss"))
+    rate.plot(*series(records, "learning_rate"), color="0.4", linewidth=1)
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", scilimits=(-3, 3))
     rate.set_xlabel("step")
@@ -235,40 +251,7 @@ def curves(
     _draw_evaluations(scores, entries)
     for axis in (loss, rate, scores):
         axis.grid(alpha=0.3)
-    _save(figure, path)
-
-
-def compare(
-    paths: Sequence[Path],
-    runs: Mapping[str, tuple[Sequence[dict[str, Any]], Sequence[dict[str, Any]]]],
-) -> None:
-    """Runs on common axes: training loss, RMSE and delta1 over steps.
-
-    Args:
-      paths: .png or .svg files.
-      runs: name -> records of metrics.jsonl and evaluations of results.json, of which
-        those under its last one's protocol and averaging are drawn.
-    """
-    figure = _figure(11, 3.6)
-    loss, rmse, delta = figure.subplots(1, 3)
-    for k, (name, (records, entries)) in enumerate(runs.items()):
-        step, values = _series(records, "loss")
-        loss.plot(step, _smooth(values), color=f"C{k}", label=_plain(name))
-        like = last_kind(entries)
-        steps = [e["step"] for e in like]
-        for axis, metric in ((rmse, "rmse"), (delta, "delta1")):
-            values = [e["metrics"][metric] for e in like]
-            numbers = [np.nan if v is None else v for v in values]
-            axis.plot(steps, numbers, "o-", color=f"C{k}", markersize=4)
-    loss.set_ylabel("training loss, smoothed")
-    rmse.set_ylabel("rmse [m]")
-    delta.set_ylabel("delta1")
-    loss.legend(fontsize=8)
-    for axis in (loss, rmse, delta):
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    for path in paths:
-        _save(figure, path)
+    save(figure, path)
 
 
 def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -277,7 +260,7 @@ def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [e for e in entries if all(e.get(k) == entries[-1].get(k) for k in kind)]
 
 
-def _series(
+def series(
     records: Sequence[dict[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the records that have a number of that name."""
@@ -286,14 +269,15 @@ def _series(
     return step, value
 
 
-def _draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
+def draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
+    """Training loss as logged and smoothed; logarithmic where it falls tenfold."""
     axis.set_ylabel("training loss")
     few = len(loss) < 10
     if few:
         axis.plot(step, loss, "o-", color="C0")
     else:
         axis.plot(step, loss, color="0.75", linewidth=1, label="as logged")
-        axis.plot(step, _smooth(loss), color="C0", label="smoothed")
+        axis.plot(step, smooth(loss), color="C0", label="smoothed")
         axis.legend(fontsize=8)
     if len(loss) and loss.min() > 0 and loss.max() / loss.min() > 10:
         axis.set_yscale("log")
@@ -319,14 +303,14 @@ def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
         where.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
         where.tick_params(axis="y", labelcolor=colour)
     axis.set_title(
-        _plain(
+        plain_text(
             f"{last['data']}, {last['split']}: {last['protocol']}, {last['averaging']}"
         ),
         fontsize=9,
     )
 
 
-def _smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     """Gaussian mean over neighbours, `share` of the length wide, cut at the ends."""
     places = np.arange(len(values))
     width = max(1.0, share * len(values))
@@ -353,7 +337,7 @@ def contact_sheet(
     """
     low, high = depth_range(*depth)
     rows = max(1, -(-len(rgb) // 3))
-    figure = _figure(13, 1.85 * rows + 1.2)
+    figure = canvas(13, 1.85 * rows + 1.2)
     axes = figure.subplots(rows, 6, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -361,14 +345,15 @@ def contact_sheet(
         left, right = axes[k // 3][2 * (k % 3) :][:2]
         left.imshow(image, interpolation="nearest")
         right.imshow(colorize(truth, low, high), interpolation="nearest")
-        left.set_title(_plain(_end(name, 60)), fontsize=7, loc="left", pad=2)
-    _bar(figure, axes, COLOURS, low, high, "depth [m]")
-    figure.suptitle(_plain(title), fontsize=12)
+        left.set_title(plain_text(end(name, 60)), fontsize=7, loc="left", pad=2)
+    colour_bar(figure, axes, COLOURS, low, high, "depth [m]")
+    figure.suptitle(plain_text(title), fontsize=12)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _end(text: str, most: int) -> str:
+def end(text: str, most: int) -> str:
+    """Text of at most so many characters: its end, where it is longer."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
@@ -389,7 +374,7 @@ def statistics(
       surface: how well depth fits the image when it is shifted by up to `reach`
         pixels up to down and left to right; None where nothing was compared.
     """
-    figure = _figure(12, 3.8)
+    figure = canvas(12, 3.8)
     depths, holes, shifts = figure.subplots(1, 3, width_ratios=(2, 1.3, 1))
     if len(depth):
         top, median = float(np.percentile(depth, 99.9)), float(np.median(depth))
@@ -412,5 +397,5 @@ def statistics(
         shifts.plot(0, 0, "+", color="white", markersize=12)
         shifts.set(xlabel="depth shifted right [pixels]", ylabel="down [pixels]")
         shifts.set_title(f"edges in common, at best {surface.max():.2f}", fontsize=9)
-    figure.suptitle(_plain(title), fontsize=12)
-    _save(figure, path)
+    figure.suptitle(plain_text(title), fontsize=12)
+    save(figure, path)

@@ -402,6 +402,25 @@ def check_new_file(path: str | Path, *, flag: str) -> None:
         raise UserError(f"--{flag}={path}: there is no folder {path.parent}")
 
 
+def check_ours(path: Path, mark: str, *, flag: str) -> None:
+    """UserError where a file is in the way that does not begin with our mark.
+
+    The mark is looked for in the first 4096 bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            ours = mark.encode() in file.read(4096)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--{flag}: {path}: {error.strerror}") from None
+    if not ours:
+        raise UserError(
+            f"{path} is there and was not written by this command: name another "
+            f"--{flag}"
+        )
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Any]:
     """A binary file that takes the place of `path` once it is whole."""

@@ -170,13 +170,13 @@ def scenes(count: int, size=(30, 40)):
 def drawn(monkeypatch):
     """The figures that are saved, in order."""
     figures = []
-    save = viz._save
+    save = viz.save
 
     def keep(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(viz, "_save", keep)
+    monkeypatch.setattr(viz, "save", keep)
     return figures
 
 
@@ -284,11 +284,11 @@ def test_curves_of_next_to_nothing(tmp_path, drawn, records):
 
 
 def test_smoothing_keeps_a_level_and_a_slope_and_lowers_noise():
-    np.testing.assert_allclose(viz._smooth(np.full(50, 3.0)), 3.0)
+    np.testing.assert_allclose(viz.smooth(np.full(50, 3.0)), 3.0)
     slope = np.arange(400.0)
-    np.testing.assert_allclose(viz._smooth(slope)[50:-50], slope[50:-50])
+    np.testing.assert_allclose(viz.smooth(slope)[50:-50], slope[50:-50])
     noise = np.random.default_rng(0).normal(size=400)
-    assert viz._smooth(noise).std() < 0.35
+    assert viz.smooth(noise).std() < 0.35
 
 
 def test_real_frames_make_a_panel(tmp_path, shared_data, drawn):

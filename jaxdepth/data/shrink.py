@@ -74,6 +74,19 @@ def intrinsics(frame: Frame, size: tuple[int, int]) -> tuple[float, ...] | None:
     )  # fmt: skip
 
 
+def frame_intrinsics(
+    camera: Sequence[float], size: tuple[int, int], frame_size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy of a frame, from what `intrinsics` made of them at `size`."""
+    fx, fy, cx, cy = camera
+    top, left, rows, columns = _box(frame_size, size)
+    sy, sx = rows / size[0], columns / size[1]
+    return (
+        fx * sx, fy * sy,
+        (cx + 0.5) * sx - 0.5 + left, (cy + 0.5) * sy - 0.5 + top,
+    )  # fmt: skip
+
+
 def _shrink_by(array: np.ndarray, factor: int) -> np.ndarray:
     """What `to_size` does for a whole factor, in integers: several times faster."""
     blocks = [array[i::factor, j::factor] for i in range(factor) for j in range(factor)]

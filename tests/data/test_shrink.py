@@ -56,6 +56,8 @@ def test_intrinsics_follow_the_pixels(shape):
     assert at == pytest.approx(cx, abs=0.02)
     step = np.diff(small).mean()  # source pixels in one of the small frame
     assert found[0] == pytest.approx(fx / step, rel=1e-3)
+    back = shrink.frame_intrinsics(found, (12, 16), shape)
+    assert back == pytest.approx((fx, fy, cx, cy))
 
 
 def test_unsuited_truth_is_missing():
