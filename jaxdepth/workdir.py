@@ -11,7 +11,7 @@ import os
 import platform as platform_module
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -166,15 +166,23 @@ _FREE = {
 }  # fmt: skip
 
 
-def refuse_changes(before: Config, now: Config, *, where: str) -> None:
-    """UserError where a resumed run would not be the same experiment."""
-    pairs = [
+def differences(before: Config, now: Config, *, but: Collection[str] = ()) -> list[str]:
+    """ "--lr=0.1 there, 0.2 here" for each flag that makes another experiment.
+
+    `but` names flags that a run may change when it goes on, but not here.
+    """
+    return [
         f"--{field.name}={getattr(before, field.name)} there, "
         f"{getattr(now, field.name)} here"
         for field in dataclasses.fields(Config)
-        if field.name not in _FREE
+        if (field.name not in _FREE or field.name in but)
         and getattr(before, field.name) != getattr(now, field.name)
     ]
+
+
+def refuse_changes(before: Config, now: Config, *, where: str) -> None:
+    """UserError where a resumed run would not be the same experiment."""
+    pairs = differences(before, now)
     if pairs:
         raise UserError(
             f"{where} holds a run with other flags ({'; '.join(pairs)}): name another "
