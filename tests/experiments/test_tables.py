@@ -1,0 +1,32 @@
+"""The smallest whole table: three networks that train, and their numbers."""
+
+import json
+
+import pytest
+
+from experiments import tables
+from jaxdepth import cli
+
+
+@pytest.mark.slow
+def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    flags = ["--table=2", "--scale=smoke", f"--workdir={tmp_path / 't'}"]
+    flags += [f"--cache_dir={tmp_path / 'c'}", "--size=19x38", "--steps=2"]
+    assert tables.command(flags) == cli.OK
+    found = json.loads((tmp_path / "t" / "tables.json").read_text())
+    (table,) = found["tables"]
+    assert table["measured_by"].startswith("plain, pooled, raw truth, rooms")
+    for row in table["rows"]:
+        (seed,) = row["seeds"]
+        results = tmp_path / "t" / seed["workdir"] / "results.json"
+        last = json.loads(results.read_text())["evaluations"][-1]
+        assert row["status"] == "done" and last["step"] == 2
+        assert row["mean"]["rmse"] == last["metrics"]["rmse"] > 0
+        assert row["flags"]["train_images"] == 32
+    said = capsys.readouterr().out
+    assert "Table 2, losses on cnn (scale smoke)" in said and "mean_map of 32" in said
+    # A second call reads what is there; one of another table runs what is missing.
+    before = (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text()
+    assert tables.command(flags) == cli.OK
+    assert (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text() == before
