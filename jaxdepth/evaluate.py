@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxdepth import metrics, protocols
+from jaxdepth import metrics, parts, protocols
 from jaxdepth.config import training_frame
 from jaxdepth.errors import UserError
 from jaxdepth.protocols import Protocol, Size
@@ -37,29 +37,36 @@ class Scores:
 
     Attributes:
       sums: one row per image.
+      parts: likewise for each of `parts.PARTS`, by name.
       names: the images' names, in the order of `sums`.
+      scenes: the scene of each, None where it is not known.
       truths: kinds of truth used, "filled" or "raw".
       sizes: frame sizes seen.
     """
 
     sums: metrics.Sums = dataclasses.field(default_factory=metrics.Sums)
+    parts: dict[str, metrics.Sums] = dataclasses.field(
+        default_factory=lambda: {name: metrics.Sums() for name in parts.PARTS}
+    )
     names: list[str] = dataclasses.field(default_factory=list)
+    scenes: list[str | None] = dataclasses.field(default_factory=list)
     truths: set[str] = dataclasses.field(default_factory=set)
     sizes: set[Size] = dataclasses.field(default_factory=set)
 
     def merge(self, other: "Scores") -> None:
         """Add another part of the set: of another host, say."""
         self.sums.merge(other.sums)
+        for name, sums in self.parts.items():
+            sums.merge(other.parts[name])
         self.names += other.names
+        self.scenes += other.scenes
         self.truths |= other.truths
         self.sizes |= other.sizes
 
     def table(self) -> list[dict[str, Any]]:
-        """One dict per image: `name`, `pixels`, the metrics, the counted pixels."""
-        rows = self.sums.per_image()
-        return [
-            {"name": name} | row for name, row in zip(self.names, rows, strict=True)
-        ]
+        """One dict per image: `name`, `scene`, `pixels`, metrics, counted pixels."""
+        rows = zip(self.names, self.scenes, self.sums.per_image(), strict=True)
+        return [{"name": name, "scene": scene} | row for name, scene, row in rows]
 
 
 @dataclasses.dataclass
@@ -144,13 +151,18 @@ class Evaluator:
         self._check(scores)
         for found in scores.values():
             # Batches of several sizes come back out of order.
-            found.sums = found.sums.select(np.argsort(places))
+            order = np.argsort(places)
+            found.sums = found.sums.select(order)
+            found.parts = {k: x.select(order) for k, x in found.parts.items()}
         return scores
 
     def _rows(
         self, variables: PyTree, rgb: jax.Array, truth: tuple[jax.Array, ...]
-    ) -> dict[str, dict[str, jax.Array]]:
-        """Row sums of a batch by protocol name; `truth` in the protocols' order."""
+    ) -> dict[str, dict[str, dict[str, jax.Array]]]:
+        """Row sums of a batch, of each part by protocol name.
+
+        `truth` is in the protocols' order.
+        """
         outputs: dict[tuple[str, bool], jax.Array] = {}
 
         def predict(protocol: Protocol, mirrored: bool) -> jax.Array:
@@ -173,10 +185,10 @@ class Evaluator:
             outs = [protocols.network_output(protocol, pred) for pred in raw]
             pred = outs[0] if len(outs) == 1 else 0.5 * (outs[0] + outs[1])
             # A clamp may hide these from the metrics, never from the counts.
-            lost = sum(jnp.sum(~jnp.isfinite(pred), axis=2) for pred in raw)
-            rows[protocol.name] = protocols.score(protocol, pred, target) | {
-                "nonfinite_outputs": lost
-            }
+            lost = jnp.sum(~jnp.isfinite(jnp.stack(raw)), axis=(0, 3))
+            found = protocols.score_parts(protocol, pred, target)
+            found[protocols.WHOLE]["nonfinite_outputs"] = lost
+            rows[protocol.name] = found
         return rows
 
     def _batches(
@@ -203,6 +215,7 @@ class Evaluator:
         size = frame["rgb"].shape[:2]
         protocols.check_frame(protocol, size)
         found.names.append(frame["name"])
+        found.scenes.append(frame.get("scene"))
         found.sizes.add(size)
         wanted = self._wanted(protocol)
         other = "raw" if wanted == "filled" else "filled"
@@ -241,8 +254,10 @@ class Evaluator:
     ) -> None:
         rows = jax.device_get(rows)
         counted = np.arange(self.batch_size) < len(bucket.places)
-        for name, sums in rows.items():
-            scores[name].sums.update(sums, counted=counted)
+        for name, found in rows.items():
+            scores[name].sums.update(found.pop(protocols.WHOLE), counted=counted)
+            for part, sums in found.items():
+                scores[name].parts[part].update(sums, counted=counted)
         places += bucket.places
         if progress is not None:
             progress(len(places))
@@ -264,7 +279,8 @@ class Evaluator:
         Each has `protocol`, `averaging`, `truth` (filled, raw, or both), `data`,
         `split`, `size` (of the network's input), `frame_size`, `images` (with truth),
         `metrics` (None where undefined), `counts` (pixels and images that explain
-        them), `flip_average`, `abs_rel_over`, and `notes`, what a reader must know.
+        them), `flip_average`, `abs_rel_over`, `notes`, what a reader must know, and
+        `parts`: for each of `parts.PARTS`, its `pixels`, `images` and `metrics`.
 
         The very last entry is the first protocol's, in the averaging it names. Nothing
         of a number is left out: the step is all that the caller adds.
@@ -276,11 +292,12 @@ class Evaluator:
             named = protocol.averaging
             for averaging in sorted(metrics.AVERAGINGS, key=lambda a, n=named: a == n):
                 values = scores[protocol.name].sums.compute(averaging)
+                parts_of = _parts(scores[protocol.name], averaging)
                 found.append(
                     {"protocol": entry["protocol"], "averaging": averaging}
                     | {"data": data, "split": split}
                     | entry
-                    | {"metrics": values}
+                    | {"metrics": values, "parts": parts_of}
                 )
         return found
 
@@ -334,6 +351,18 @@ class Evaluator:
                 f"are null: {counts['nonpositive']}"
             )
         return notes
+
+
+def _parts(found: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
+    """Results of each part, as entries hold them."""
+    return {
+        name: {
+            "pixels": sums.counts["pixels"],
+            "images": sums.images,
+            "metrics": sums.compute(averaging),
+        }
+        for name, sums in found.parts.items()
+    }
 
 
 @dataclasses.dataclass

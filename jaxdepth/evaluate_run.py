@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth import datasets, evaluate, predict, presenting, session, writers
+from jaxdepth import (
+    bootstrap,
+    datasets,
+    evaluate,
+    metrics,
+    predict,
+    presenting,
+    protocols,
+    session,
+    writers,
+)
 from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data import store
 from jaxdepth.errors import MachineError, UserError
@@ -23,20 +33,51 @@ _GIVEN = (
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A network's scores.
+
+    Attributes:
+      entries: as in results.json, with `step` and, in the averaging that each
+        protocol names, `interval` of `bootstrap.of_one`.
+      scores: sums per image, by protocol name.
+      protocols: the first one's number is shown first.
+    """
+
+    entries: list[dict[str, Any]]
+    scores: dict[str, evaluate.Scores]
+    protocols: tuple[protocols.Protocol, ...]
+
+
 def run(config: EvaluateConfig) -> int:
     """Score, print, and write what was asked for; returns the exit code."""
     for flag in ("out", "per_image"):
         if (path := getattr(config, flag)) is not None:
             writers.check_new_file(path, flag=flag)
+    scored = score(config)
+    presenting.show_table(scored.entries)
+    for entry in reversed(scored.entries):
+        if "interval" in entry:
+            presenting.show_parts(entry)
+            presenting.show_interval(entry)
+    for entry in scored.entries[::2]:
+        for note in entry["notes"]:
+            logger.info("note: %s: %s", entry["protocol"], note)
+    _write(config, scored.entries, scored.scores)
+    return 0
+
+
+def score(config: EvaluateConfig) -> Scored:
+    """Load a network and the data, and score it on them."""
     predictor = predict.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)
     opened, rows, split = _frames(flags, trained, split=config.split)
     truth = flags.depth if flags.depth in opened.depths else opened.depths[0]
-    nyu = "official" in opened.splits
-    scored = evaluate.Evaluator(
+    chosen = session.chosen_protocols(flags, nyu="official" in opened.splits)
+    evaluator = evaluate.Evaluator(
         predictor.forward,
-        session.chosen_protocols(flags, nyu=nyu),
+        chosen,
         image_size=trained.image_size,
         arch_fixed=trained.arch == "cnn_fc",
         given_truth=truth,
@@ -53,21 +94,26 @@ def run(config: EvaluateConfig) -> int:
         len(rows),
     )
     counter = writers.Counter()
-    scores = scored(
+    scores = evaluator(
         predictor.variables,
         opened.full_frames(rows),
         progress=lambda done: counter("evaluating", done, len(rows)),
     )
     entries = [
         {"step": predictor.step, **entry}
-        for entry in scored.entries(scores, data=opened.name, split=split)
+        for entry in evaluator.entries(scores, data=opened.name, split=split)
     ]
-    presenting.show_table(entries)
-    for entry in entries[::2]:
-        for note in entry["notes"]:
-            logger.info("note: %s: %s", entry["protocol"], note)
-    _write(config, entries, scores)
-    return 0
+    # Two entries a protocol, the named averaging second, the first protocol last.
+    for protocol, entry in zip(reversed(chosen), entries[1::2], strict=True):
+        entry["interval"] = _interval(scores[protocol.name], entry["averaging"])
+    return Scored(entries, scores, chosen)
+
+
+def _interval(found: evaluate.Scores, averaging: metrics.Averaging) -> dict[str, Any]:
+    """Over scenes where they are known, else over images."""
+    by_scene = bootstrap.over_scenes(found.sums, found.scenes)
+    how = by_scene or bootstrap.over_images(found.sums)
+    return bootstrap.of_one(found.sums, averaging, how)
 
 
 def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:

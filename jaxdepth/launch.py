@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -50,7 +50,7 @@ def launch(argv: Sequence[str], *, environment: Mapping[str, str]) -> Ended:
         return Ended(code, killed or last, signals.received)
 
 
-def _copy(lines: IO[str]) -> str:
+def _copy(lines: Iterable[str]) -> str:
     """Put lines on stderr as they come; returns the last one with a word in it."""
     last = ""
     for line in lines:

@@ -58,39 +58,64 @@ def row_sums(
     Returns: float32 sums by name. `log_m2` is about the row's own mean of log pred -
       log target, so that a constant factor does not drown its spread.
     """
+    return part_sums(pred, target, valid=valid, parts={"all": valid}, rel=rel)["all"]
+
+
+def part_sums(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    parts: Mapping[str, Bool[Array, "b h w"]],
+    rel: Rel = "truth",
+) -> dict[str, dict[str, Float[Array, "b h"]]]:
+    """`row_sums` of several parts of the valid pixels, which may overlap.
+
+    Args:
+      pred, target, valid, rel: as in `row_sums`.
+      parts: name -> mask; what is not `valid` counts in none.
+    """
+    errors = _errors(pred, target, valid=valid, rel=rel)
+    return {name: _totals(errors, valid & mask) for name, mask in parts.items()}
+
+
+def _errors(
+    pred: Array, target: Array, *, valid: Array, rel: Rel
+) -> dict[str, Float[Array, "b h w"]]:
+    """What is summed, for each pixel; finite where not `valid`."""
     pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
     finite = jnp.abs(pred) <= _HUGE  # False for NaN
     positive = finite & (pred >= _TINY)
     t = jnp.where(valid, target, 1.0)
     p = jnp.where(valid & finite, pred, t)
     p_log = jnp.where(valid & positive, pred, t)
-
-    def total(x: Array) -> Array:
-        return jnp.sum(jnp.where(valid, x, 0.0), axis=2, dtype=jnp.float32)
-
     error, log_diff = p - t, jnp.log(p_log) - jnp.log(t)
     ratio = jnp.maximum(p_log / t, t / p_log)
-    count, log_sum = total(jnp.ones_like(t)), total(log_diff)
-    log_mean = (log_sum / jnp.maximum(count, 1.0))[:, :, None]
-    deltas = {
-        f"delta{k}": total((positive & (ratio < 1.25**k)).astype(jnp.float32))
-        for k in (1, 2, 3)
-    }
-    return deltas | {
-        "count": count,
-        "abs_rel": total(jnp.abs(error) / (t if rel == "truth" else p_log)),
-        "sq_rel": total(jnp.square(error) / t),
-        "sq": total(jnp.square(error)),
-        "log_abs": total(jnp.abs(log_diff)),
-        "log_sum": log_sum,
-        "log_m2": total(jnp.square(log_diff - log_mean)),
-        "nonpositive": total((finite & ~positive).astype(jnp.float32)),
-        "nonfinite": total((~finite).astype(jnp.float32)),
+    found = {f"delta{k}": positive & (ratio < 1.25**k) for k in (1, 2, 3)}
+    found |= {
+        "count": jnp.ones_like(t),
+        "abs_rel": jnp.abs(error) / (t if rel == "truth" else p_log),
+        "sq_rel": jnp.square(error) / t,
+        "sq": jnp.square(error),
+        "log_abs": jnp.abs(log_diff),
+        "log_sum": log_diff,
+        "nonpositive": finite & ~positive,
+        "nonfinite": ~finite,
         # Where the prediction is the denominator, one <= 0 spoils abs_rel as well.
-        "rel_undefined": total(
-            (finite & ~positive & (rel == "pred")).astype(jnp.float32)
-        ),
+        "rel_undefined": finite & ~positive & (rel == "pred"),
     }
+    return {name: x.astype(jnp.float32) for name, x in found.items()}
+
+
+def _totals(
+    errors: Mapping[str, Float[Array, "b h w"]], mask: Bool[Array, "b h w"]
+) -> dict[str, Float[Array, "b h"]]:
+    def total(x: Array) -> Array:
+        return jnp.sum(jnp.where(mask, x, 0.0), axis=2, dtype=jnp.float32)
+
+    sums = {name: total(x) for name, x in errors.items()}
+    mean = (sums["log_sum"] / jnp.maximum(sums["count"], 1.0))[:, :, None]
+    return sums | {"log_m2": total(jnp.square(errors["log_sum"] - mean))}
 
 
 class Sums:
@@ -189,16 +214,15 @@ class Sums:
         some = np.flatnonzero(table["count"])
         if not len(some):
             return dict.fromkeys(METRICS)
-        values = _values({k: x[some] for k, x in table.items()})
-        return {k: _finite(_mean(x)) for k, x in values.items()}
+        found = values({k: x[some] for k, x in table.items()})
+        return {k: _finite(_mean(x)) for k, x in found.items()}
 
     def per_image(self) -> list[dict[str, float | None]]:
         """For each image in order: `pixels`, the metrics, and the counted pixels."""
         if not len(self):
             return []
         table = self.table
-        values = _values(table)
-        columns = {"pixels": table["count"], **values}
+        columns = {"pixels": table["count"], **values(table)}
         columns |= {k: table[k] for k in _COUNTS}
         return [
             {k: _finite(x[i]) for k, x in columns.items()} for i in range(len(self))
@@ -219,8 +243,8 @@ _SUMMED = (
 )
 
 
-def _values(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The metrics of each row of a table; NaN where undefined."""
+def values(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The metrics of each row of a table of sums; NaN where undefined."""
     count = np.where(table["count"] > 0, table["count"], np.nan)
     mean = {k: table[k] / count for k in _SUMMED}
     finite = np.where(table["nonfinite"] > 0, np.nan, 1.0)

@@ -58,6 +58,33 @@ def show_table(
     writers.print_table(title, ("protocol, averaging", *COLUMNS), rows)
 
 
+def show_parts(entry: dict[str, Any]) -> None:
+    """Errors by distance and near edges of depth, on the terminal."""
+    total = max(entry["counts"]["pixels"], 1)
+    rows = [
+        (name, part["pixels"] / total, *(part["metrics"][c] for c in COLUMNS))
+        for name, part in entry["parts"].items()
+    ]
+    title = f"by distance and near edges: {measured_by(entry)}; rmse in metres"
+    writers.print_table(title, ("part", "share of pixels", *COLUMNS), rows)
+
+
+def show_interval(entry: dict[str, Any]) -> None:
+    """How sure the numbers are, on the terminal."""
+    found = entry["interval"]
+    bounds = {c: found["metrics"][c] or (None, None) for c in COLUMNS}
+    rows = [
+        (name, *(bounds[c][k] for c in COLUMNS))
+        for k, name in enumerate(("from", "to"))
+    ]
+    rows.insert(1, ("value", *(entry["metrics"][c] for c in COLUMNS)))
+    title = (
+        f"{found['level']:.0%} interval, bootstrap over {found['units']} "
+        f"{found['unit']}s, {found['resamples']} resamples: {measured_by(entry)}"
+    )
+    writers.print_table(title, ("", *COLUMNS), rows)
+
+
 def show(
     config: Config,
     workdir: WorkDir,
@@ -90,6 +117,8 @@ def show(
     records = writers.read_metrics(workdir.local)
     viz.curves(workdir.local / "curves.png", records, results["evaluations"])
     show_table(entries, results["baselines"])
+    if "parts" in last:  # not in results of versions before
+        show_parts(last)
     better = min(
         (m["rmse"] for m in results["baselines"].values() if m["rmse"]),
         default=None,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxdepth import metrics
+from jaxdepth import metrics, parts
 from jaxdepth.config import training_frame
 from jaxdepth.errors import UserError
 from jaxdepth.ops import resize
@@ -20,6 +20,7 @@ from jaxdepth.ops import resize
 Size = tuple[int, int]
 
 NYU_FRAME: Size = (480, 640)
+WHOLE = "all"  # beside the names of `parts.PARTS`
 
 # Of a NYU frame at half its size, 240x320: rows, then columns. Laina et al. 2016.
 LAINA_ROWS, LAINA_COLUMNS = slice(6, 234), slice(8, 312)
@@ -318,9 +319,23 @@ def score(
       truth does not count).
     Raises: UserError where the protocol needs 480x640 frames.
     """
+    return score_parts(protocol, pred, target)[WHOLE]
+
+
+def score_parts(
+    protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b i j"]
+) -> dict[str, dict[str, Float[Array, "b r"]]]:
+    """`score` as `WHOLE`, and the row sums of each of `parts.masks`."""
     frame_size = (target.shape[1], target.shape[2])
     check_frame(protocol, frame_size)
     full = full_prediction(protocol, pred, frame_size)
     full, target, valid = score_inputs(protocol, full, target)
-    rows = metrics.row_sums(full, target, valid=valid, rel=protocol.rel)
-    return rows | {"unscored": jnp.sum(~valid, axis=2, dtype=jnp.float32)}
+    rows = metrics.part_sums(
+        full,
+        target,
+        valid=valid,
+        parts={WHOLE: valid, **parts.masks(target, frame_height=frame_size[0])},
+        rel=protocol.rel,
+    )
+    rows[WHOLE]["unscored"] = jnp.sum(~valid, axis=2, dtype=jnp.float32)
+    return rows

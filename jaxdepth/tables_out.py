@@ -25,7 +25,8 @@
           workdir: str                  relative to this file's folder
           status, reason                as above
           evaluation: {...} | null      last entry of its results.json: the final model
-          curve: [{step, metrics}]      that protocol and averaging, in ascending steps
+          curve: [{step, metrics, loss}]  that protocol and averaging; ascending steps;
+                                        loss: the training loss on those images, or null
           baselines: {constant, constant_delta, mean_map} | null
           images_per_s, command, versions, devices
         ]
@@ -157,7 +158,7 @@ def _seed(job: Job) -> dict[str, Any]:
         "flags": {k: config[k] for k in _SHOWN if k in config} | images,
         "evaluation": entries[-1] if job.status == DONE else None,
         "curve": [
-            {"step": e["step"], "metrics": e["metrics"]}
+            {"step": e["step"], "metrics": e["metrics"], "loss": e.get("loss")}
             for e in (viz.last_kind(entries) if entries else ())
         ],
         "baselines": results.get("baselines"),

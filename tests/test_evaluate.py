@@ -255,6 +255,7 @@ def test_frames_without_truth_are_counted():
     assert entry["notes"] == ["frames without truth: 1"]
     assert full.tables["plain"][1] == {
         "name": "60-1",
+        "scene": None,
         "pixels": 0,
         **dict.fromkeys(METRICS),
         "nonpositive": 0,
@@ -357,3 +358,40 @@ def test_scores_of_two_parts_merge():
     first.merge(evaluator(VARIABLES, frames[2:])["plain"])
     assert first.table() == whole.table()
     assert first.sums.compute("pooled") == whole.sums.compute("pooled")
+
+
+def test_errors_by_distance_and_near_edges_merge():
+    frames = [
+        frame | {"scene": scene}
+        for frame, scene in zip(make_frames(4), ("k", "k", "b", None), strict=True)
+    ]
+    evaluator = evaluate.Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=3
+    )
+    whole = evaluator(VARIABLES, frames)
+    assert whole["plain"].scenes == ["k", "k", "b", None]
+    merged = evaluator(VARIABLES, frames[:1])["plain"]
+    merged.merge(evaluator(VARIABLES, frames[1:])["plain"])
+    entry = evaluator.entries(whole, data="d", split="s")[-1]
+    parted = evaluator.entries({"plain": merged}, data="d", split="s")[-1]
+    assert entry["parts"] == parted["parts"] and merged.scenes[1:] == ["k", "b", None]
+    # Truth is noise, so that edges are everywhere; distances against NumPy.
+    assert entry["parts"]["near edges"]["pixels"] == entry["counts"]["pixels"]
+    assert entry["parts"]["away from edges"]["metrics"]["rmse"] is None
+    truth = np.stack([f["depth"]["filled"] for f in frames]).astype(np.float64)
+    pred = []
+    for frame in frames:
+        x = protocols.network_input(
+            protocols.PROTOCOLS["plain"], jnp.asarray(frame["rgb"])[None], SIZE
+        )
+        out = toy_network(VARIABLES, x)
+        pred.append(
+            protocols.full_prediction(protocols.PROTOCOLS["plain"], out, (60, 90))
+        )
+    error = np.concatenate(pred).astype(np.float64) - truth
+    for low, high in ((0, 2), (2, 4), (4, 6), (6, 10)):
+        inside = (truth > low) & (truth <= high)
+        found = entry["parts"][f"{low}-{high} m"]
+        assert found["pixels"] == inside.sum() and found["images"] == 4
+        rmse = np.sqrt(np.mean(error[inside] ** 2))
+        assert found["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)

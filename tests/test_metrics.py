@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdepth.metrics import AVERAGINGS, METRICS, Sums, row_sums
+from jaxdepth.metrics import AVERAGINGS, METRICS, Sums, part_sums, row_sums
 
 SHAPE = (4, 6, 9)
 
@@ -247,3 +247,18 @@ def test_invalid_pixels_reach_nothing(seed):
         valid,
     )
     assert other.per_image() == sums_of(pred, target, valid).per_image()
+
+
+def test_parts_are_the_sums_of_their_pixels():
+    pred, target, valid = random_batch(3)
+    pred[0, 0, :2], pred[1, 2, 3] = -1, np.nan
+    rng = np.random.default_rng(4)
+    masks = {name: rng.random(SHAPE) < 0.5 for name in ("a", "b")}
+    found = jax.jit(part_sums)(pred, target, valid=valid, parts=masks)
+    for name, mask in masks.items():
+        expected = _row_sums(pred, target, valid=valid & mask)
+        assert found[name].keys() == expected.keys()
+        for key, x in expected.items():
+            np.testing.assert_allclose(
+                found[name][key], x, rtol=1e-6, atol=1e-6, err_msg=key
+            )

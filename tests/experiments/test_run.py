@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import jaxdepth
-from experiments import evaluate, predict, run
+from experiments import compare, evaluate, predict, run
 from jaxdepth import cli
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.errors import UserError
@@ -167,8 +167,29 @@ def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys
     last = json.loads((trained / "results.json").read_text())["evaluations"][-1]
     assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
     assert len(table.read_text().splitlines()) == 33
+    assert again["parts"].keys() == last["parts"].keys()
+    # Rooms are no scenes: the interval is over images, and holds the number.
+    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
+    low, high = again["interval"]["metrics"]["rmse"]
+    assert low < again["metrics"]["rmse"] < high
+    said = capsys.readouterr().out
+    assert "near edges" in said and "bootstrap over 32 images" in said
     with pytest.raises(UserError, match="exists"):
         evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
+
+
+def test_compare_scores_both_runs_on_the_same_images(trained, cache, tmp_path, capsys):
+    flags = [f"--cache_dir={cache}", "--resamples=50"]
+    out = tmp_path / "pair.json"
+    argv = [str(trained), str(trained), f"--out={out}", *flags]
+    assert compare.command(argv) == cli.OK
+    (found,) = json.loads(out.read_text())["comparisons"]
+    assert (found["unit"], found["units"], found["split"]) == ("image", 32, "own")
+    rmse = found["metrics"]["rmse"]
+    assert rmse["a"] == rmse["b"] and rmse["a_better"] == 0.5
+    assert "A better in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists"):
+        compare.command(argv)
 
 
 def test_predict_any_photo(trained, tmp_path, capsys):

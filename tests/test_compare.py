@@ -1,0 +1,80 @@
+"""What two runs must have in common to be compared, and what is reported."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth import compare, evaluate, evaluate_run, metrics, protocols
+from jaxdepth.errors import UserError
+
+
+def scored(noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), **entry):
+    """A run's scores on three images of random depth."""
+    rng = np.random.default_rng(0)
+    target = rng.uniform(1, 6, (3, 4, 5)).astype(np.float32)
+    error = rng.normal(0, noise, target.shape).astype(np.float32)
+    sums = metrics.Sums()
+    sums.update(
+        metrics.row_sums(
+            jnp.asarray(target * np.exp(error)),
+            jnp.asarray(target),
+            valid=jnp.ones(target.shape, bool),
+        )
+    )
+    found = evaluate.Scores(sums=sums, names=list(names), scenes=list(scenes))
+    same = {
+        "protocol": "plain", "averaging": "pooled", "truth": "raw", "data": "d",
+        "split": "s", "size": "19x38", "frame_size": "4x5", "images": 3,
+        "flip_average": False, "abs_rel_over": "truth",
+    }  # fmt: skip
+    entries = [same | {"averaging": "per_image"} | entry, same | entry]
+    plain = protocols.choose("plain")
+    return evaluate_run.Scored(entries, {"plain": found}, plain)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"protocol": "laina"}, "protocol is plain for A and laina for B"),
+        ({"split": "t"}, "split is s for A and t for B"),
+        ({"truth": "filled"}, "truth is raw for A and filled for B"),
+        ({"flip_average": True}, "flip_average is False for A and True for B"),
+        ({"names": ("a", "c", "b")}, "on other images"),
+    ],
+)
+def test_what_differs_is_refused(other, words):
+    with pytest.raises(UserError, match=words):
+        compare.refuse_different(scored(0.1), scored(0.1, **other))
+    compare.refuse_different(scored(0.1), scored(0.2, size="57x76"))
+
+
+def test_other_pixels_are_refused():
+    a, b = scored(0.1), scored(0.1)
+    table = b.scores["plain"].sums.table
+    table["count"][1] -= 1
+    with pytest.raises(UserError, match="other pixels"):
+        compare.refuse_different(a, b)
+
+
+def test_over_images_and_over_scenes():
+    config = compare.CompareConfig(("a", "b"), resamples=500, seed=2)
+    a, b = (scored(noise).scores["plain"] for noise in (0.05, 0.3))
+    images, scenes = compare.compare(a, b, "pooled", config)
+    assert (images["unit"], images["units"]) == ("image", 3)
+    assert (scenes["unit"], scenes["units"]) == ("scene", 2)
+    for found in (images, scenes):
+        assert found["resamples"] == 500 and found["seed"] == 2
+        rmse = found["metrics"]["rmse"]
+        assert rmse["a_better"] == 1 and rmse["interval"][1] < 0
+        assert rmse["difference"] == rmse["a"] - rmse["b"]
+    unknown = dataclasses.replace(a, scenes=[None] * 3)
+    assert len(compare.compare(unknown, b, "pooled", config)) == 1
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="two work directories"):
+        compare.run(compare.CompareConfig(("a",)))
+    with pytest.raises(UserError, match="--resamples=0"):
+        compare.CompareConfig(("a", "b"), resamples=0)
