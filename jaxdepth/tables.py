@@ -225,12 +225,12 @@ def _job(
     folder = PurePosixPath(run) / f"seed-{seed}"
     name = f"{config.workdir.rstrip('/')}/{folder}"
     values = {"recipe": about.recipe} | own | dict(about.flags) | dict(flags)
-    absent = about.init != "random" and about.init not in weights
-    if about.init in weights:
-        values["weights"] = weights[about.init]
+    file = weights.get(about.init) or _weights_there(name)
+    if about.init != "random" and file is not None:
+        values["weights"] = file
     values |= {"seed": seed, "workdir": name}
     job = Job(run, seed, folder, name, [f"--{k}={v}" for k, v in values.items()])
-    if absent:
+    if about.init != "random" and file is None:
         job.status = ABSENT
         job.reason = f"no weights for --init={about.init} (--weights=FILE)"
         return job
@@ -240,6 +240,14 @@ def _job(
     else:
         job.reason = "not run yet"
     return job
+
+
+def _weights_there(name: str) -> str | None:
+    """The weights that a run there was made with: it need not be told them again."""
+    here = WorkDir.open(name)
+    return (
+        here.read_json(workdir_lib.CONFIG)["config"]["weights"] if here.used() else None
+    )
 
 
 def finished(here: WorkDir, wanted: Config) -> bool:

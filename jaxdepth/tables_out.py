@@ -91,7 +91,7 @@ def collect(
             "scale": scale,
             "command": command,
             "seeds": sorted({job.seed for job in jobs}),
-            "notes": [paper.SHARED, paper.ABS_REL],
+            "notes": list(paper.NOTES),
             "tables": [_table(name, runs) for name in names],
         }
     )
@@ -240,25 +240,28 @@ class Text:
 
 
 COLUMNS = (
-    "row", "delta1", "paper", "rmse", "paper", "abs_rel", "images", "steps", "batch",
-    "lr", "seeds",
+    "row", "delta1", "paper", "rmse", "paper", "abs_rel", "train images", "steps",
+    "batch", "lr", "seeds",
 )  # fmt: skip
 
 
-def texts(table: dict[str, Any], *, scale: str) -> list[Text]:
-    """The table, and the course of its rows where it has one."""
+def texts(found: dict[str, Any], table: dict[str, Any]) -> list[Text]:
+    """One of the tables of tables.json, and the course of its rows where it has one."""
     name = f"Table {table['table']}, {table['title']}"
+    seeds = f"seed {found['seeds'][0]}"
+    if len(found["seeds"]) > 1:
+        numbers = ", ".join(map(str, found["seeds"]))
+        seeds = f"seeds {numbers}: mean ± standard deviation"
     title = (
-        f"{name} (scale {scale}): {table['measured_by'] or 'nothing is measured yet'}; "
-        "rmse in metres; mean ± standard deviation where there are several seeds"
+        f"{name} (scale {found['scale']}): "
+        f"{table['measured_by'] or 'nothing is measured yet'}; rmse in metres; {seeds}"
     )
     rows = [_cells(row) for row in table["rows"]]
     for base in table["baselines"]:
-        made = f"{base['name']} of {base['train_images']} training images"
         values = [_number(base, k) for k in ("delta1", "rmse", "abs_rel")]
-        cells = (made, values[0], "", values[1], "", values[2])
+        cells = (base["name"], values[0], "", values[1], "", values[2])
         rows.append((*cells, str(base["train_images"]), *[""] * 4))
-    found = [Text(title, COLUMNS, rows)]
+    shown = [Text(title, COLUMNS, rows)]
     if table["curve"]:
         labels = {row["run"]: row["label"] for row in table["rows"]}
         runs = list(table["curve"][0]["rmse"])
@@ -267,8 +270,8 @@ def texts(table: dict[str, Any], *, scale: str) -> list[Text]:
             for point in table["curve"]
         ]
         columns = ("step", *(labels[run] for run in runs))
-        found.append(Text(f"{name}: rmse in metres over the steps", columns, lines))
-    return found
+        shown.append(Text(f"{name}: rmse in metres over the steps", columns, lines))
+    return shown
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -306,7 +309,7 @@ def _plain(value: float | None) -> str:
 def show(found: dict[str, Any]) -> None:
     """All tables on the terminal, with what must be known beside them."""
     for table in found["tables"]:
-        for text in texts(table, scale=found["scale"]):
+        for text in texts(found, table):
             writers.print_table(text.title, text.columns, text.rows)
             writers.console().print()
     for note in found["notes"]:
@@ -317,7 +320,7 @@ def markdown(found: dict[str, Any]) -> str:
     """All tables as Markdown."""
     parts = [f"`{found['command']}`", *found["notes"]]
     for table in found["tables"]:
-        for text in texts(table, scale=found["scale"]):
+        for text in texts(found, table):
             parts += [f"**{text.title}**", _markdown(text)]
     return "\n\n".join(parts) + "\n"
 

@@ -128,6 +128,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     assert four["curve"][0]["rmse"] == {"upproj_random": pytest.approx(untrained)}
     said = capsys.readouterr().out
     number = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    assert "seeds 3, 4: mean" in said
     assert number in said and "1.220" in said and "81 images" in said
     assert "[absent: no weights" in said and "truth near zero" in said
     text = (tmp_path / "tables.md").read_text()
@@ -237,6 +238,9 @@ def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
     assert [f["layout"] for f in flags] == ["torchvision", "fcrn", "torchvision"]
     # The paper's 500 images for 20 epochs in batches of 8.
     assert all((f["train_images"], f["steps"]) == (500, 1250) for f in flags)
+    # Finished runs need not be told their weights again.
+    _, runs, found = tabulate(tmp_path / "t", table="4", scale="paper")
+    assert not runs.started and found["tables"][0]["rows"][1]["status"] == "done"
     one = str(tmp_path / "nyu.safetensors")
     with pytest.raises(UserError, match="both are for --init=nyu"):
         tabulate(tmp_path / "u", f"--weights={one},{one}")
