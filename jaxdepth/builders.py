@@ -38,7 +38,7 @@ def build_model(
 def schedule(config: Config):
     """Step -> learning rate."""
     return optim.learning_rate(
-        lr=config.lr,
+        lr=config.peak_lr,
         schedule=config.schedule,
         steps=int(config.steps),
         warmup_steps=config.warmup_steps,
@@ -49,7 +49,7 @@ def build_optimizer(config: Config, params: PyTree) -> optax.GradientTransformat
     """The optimizer that a settled configuration describes."""
     return optim.make_optimizer(
         optimizer=config.optimizer,
-        lr=config.lr,
+        lr=config.peak_lr,
         schedule=config.schedule,
         steps=int(config.steps),
         warmup_steps=config.warmup_steps,
@@ -82,6 +82,7 @@ def build_spec(
         berhu_scope=config.berhu_scope,
         seed=config.seed,
         accumulate=config.accumulate,
+        average=config.average,
         skip_non_finite=config.on_nan == "skip",
         axis_name=axis_name,
     )

@@ -64,8 +64,7 @@ class Checkpoints:
             # A copy: on CPU Orbax would read, in the background, memory that the next
             # step was given to reuse.
             state = jax.tree.map(np.array, state)
-        model = {"params": state.params, "batch_stats": state.batch_stats}
-        optimizer = {"opt_state": _as_lists(state.opt_state), "step": state.step}
+        model, optimizer = state.variables, _beside_model(state)
         checks = {
             "rmse": rmse,
             "model": checksums(model),
@@ -121,8 +120,7 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            model = {"params": target.params, "batch_stats": target.batch_stats}
-            optimizer = {"opt_state": _as_lists(target.opt_state), "step": target.step}
+            model, optimizer = target.variables, _beside_model(target)
             try:
                 self._check_shapes(step, model)
                 got = self._restore(step, {"model": model, "optimizer": optimizer})
@@ -134,7 +132,10 @@ class Checkpoints:
                 jax.tree.leaves(got["optimizer"]["opt_state"]),
             )
             return TrainState(
-                step=got["optimizer"]["step"], opt_state=opt_state, **got["model"]
+                step=got["optimizer"]["step"],
+                opt_state=opt_state,
+                average=None if target.average is None else got["model"],
+                **got["optimizer"].get("network", got["model"]),
             )
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged: start anew")
@@ -238,6 +239,15 @@ def _host(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = leaf.addressable_data(0)
     return np.asarray(leaf)
+
+
+def _beside_model(state: TrainState) -> dict[str, PyTree]:
+    """What training needs beside the network to use.
+
+    Where that is an average, this holds the network that the next step starts from.
+    """
+    beside = {"opt_state": _as_lists(state.opt_state), "step": state.step}
+    return beside if state.average is None else beside | {"network": state.network}
 
 
 def _as_lists(opt_state: PyTree) -> list:

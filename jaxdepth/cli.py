@@ -67,11 +67,14 @@ def parse_config(
     if given is None and not asks_help:
         name = default_recipe(flag_value(argv, "data") or "rooms")
     flags = dict(recipe_named(name).flags)
-    # --steps and --epochs name one thing: the one given beside the recipe wins, and
-    # what fits the recipe's own number of steps goes with it.
-    if flag_value(argv, "steps") or flag_value(argv, "epochs"):
-        length = ("steps", "epochs", "eval_every")
-        flags = {k: v for k, v in flags.items() if k not in length}
+    # Steps and epochs name one thing: the one given beside the recipe wins, and what
+    # fits the recipe's own number of steps goes with it.
+    for pair, more in (
+        (("steps", "epochs"), ("eval_every",)),
+        (("warmup_steps", "warmup_epochs"), ()),
+    ):
+        if any(flag_value(argv, key) for key in pair):
+            flags = {k: v for k, v in flags.items() if k not in (*pair, *more)}
     preset = [f"--{key}={value}" for key, value in flags.items()]
     rest = [f"--recipe={name}"] if given is None else []
     return parse(Config, preset + rest + argv, prog=prog)

@@ -36,8 +36,9 @@ class Config:
     arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "upproj"
     """The network: CNN with fully connected layers, pure CNN, CNN with a transposed
     convolution, or ResNet-50 with up-projection blocks."""
-    loss: Literal["mse", "si", "berhu"] = "si"
-    """Mean squared, scale-invariant or berHu."""
+    loss: Literal["mse", "si", "berhu", "si_grad", "si_berhu"] = "si"
+    """Mean squared, scale-invariant or berHu; scale-invariant with gradient matching,
+    or with berHu."""
     layout: Literal["torchvision", "fcrn", "fcrn_make3d"] = "torchvision"
     """Details of the network: torchvision's ResNet-50, the published FCRN, or its
     Make3D variant."""
@@ -79,8 +80,9 @@ class Config:
     """Train on the first so many images in the order of the seed."""
     size: str = "auto"
     """Input of the network, HEIGHTxWIDTH; auto: 228x304."""
-    augment: Literal["none", "full"] = "full"
-    """Random scale, rotation, crop, flip and colour while training, or none."""
+    augment: Literal["none", "flip", "mild", "full"] = "full"
+    """Random views while training. full: scale 1 to 1.5, rotation, crop, flip and
+    colour; mild: scale about 1; flip: crop, flip and colour; or none."""
     cache: Literal["none", "host", "device"] = "none"
     """Keep the training frames in the host's memory, or on the accelerators, spread
     over them: no input from the host then, and the same batches."""
@@ -98,10 +100,15 @@ class Config:
     """adam adds L2 to the gradient as the paper does, adamw decays apart from it."""
     lr: float = 1e-3
     """Learning rate."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    lr_batch: int | None = None
+    """The batch size that --lr is for: the rate grows in proportion with
+    --batch_size. Default: --lr is the rate."""
+    schedule: Literal["constant", "step", "thirds", "cosine"] = "constant"
     """Course of the learning rate."""
     warmup_steps: int = 0
     """Steps of linear increase at the start."""
+    warmup_epochs: float | None = None
+    """The same in passes over the training images."""
     weight_decay: float = 1e-4
     """L2 penalty."""
     decay: Literal["kernels", "all"] = "kernels"
@@ -117,6 +124,9 @@ class Config:
     """What training leaves as it is: the encoder, or all batch statistics."""
     encoder_lr_factor: float = 1.0
     """Factor on the learning rate of the encoder."""
+    average: float = 0.0
+    """Decay of a running average of parameters and batch statistics, which then is
+    what is evaluated, saved and used: 0.99 looks back 100 steps; 0: none."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
     """Arithmetic of the network; auto: bf16 on accelerators, f32 on CPU."""
     parallel: Literal["jit", "pmap"] = "jit"
@@ -164,6 +174,11 @@ class Config:
     def image_size(self) -> Size:
         """(height, width) of the network's input; only once `size` is resolved."""
         return parse_size(self.size)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at its highest; only once `batch_size` is resolved."""
+        return self.lr * int(self.batch_size) / (self.lr_batch or int(self.batch_size))
 
     @property
     def frame_size(self) -> Size:
@@ -253,7 +268,10 @@ _BOUNDS: tuple[tuple[str, float, bool], ...] = (
     ("steps_per_call", 1, True),
     ("lr", 0, False),
     ("weight_decay", 0, True),
+    ("lr_batch", 1, True),
     ("warmup_steps", 0, True),
+    ("warmup_epochs", 0, True),
+    ("average", 0, True),
     ("clip_norm", 0, False),
     ("encoder_lr_factor", 0, True),
     ("depth_scale", 0, False),
@@ -306,12 +324,16 @@ def _validate_pairs(config: Config) -> None:
         raise UserError(f"--si_lambda={config.si_lambda}: must be at most 1")
     if config.dropout != "auto" and config.dropout >= 1:
         raise UserError(f"--dropout={config.dropout}: must be below 1")
+    if config.average >= 1:
+        raise UserError(f"--average={config.average}: must be below 1")
     if config.max_depth > 65.535:
         raise UserError(
             f"--max_depth={config.max_depth}: at most 65.535 m, what uint16 mm hold"
         )
     if config.steps != "auto" and config.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")
+    if config.warmup_steps and config.warmup_epochs is not None:
+        raise UserError("--warmup_steps and --warmup_epochs: give one of the two")
     if config.init != "random" and not config.weights:
         raise UserError(
             f"--init={config.init} needs --weights=FILE, the converted weights "
@@ -454,6 +476,64 @@ _TABLE4_IMAGENET = _paper(
 )
 RECIPES["table1_upproj"] = RECIPES["table4_imagenet"] = _TABLE4_IMAGENET
 
+# Laina et al. 2016, from the paper and its authors' answers about their code.
+_FCRN: dict[str, Any] = {
+    "arch": "upproj",
+    "init": "imagenet",
+    "loss": "berhu",
+    "berhu_scope": "batch",
+    "optimizer": "sgd",
+    "lr": 0.01,
+    "schedule": "thirds",
+    "weight_decay": 5e-4,
+    "decay": "all",
+    "dropout": 0.5,
+    "augment": "full",
+    "epochs": 20.0,
+    "batch_size": 16,
+}
+RECIPES["fcrn"] = Recipe(
+    _FCRN,
+    "Laina et al. 2016: berHu over the batch, SGD with momentum, 0.01 halved after a "
+    "third of 20 epochs and a tenth after two thirds, batch 16. Theirs: 12,000 images "
+    "of the raw dump, delta1 0.811, RMSE 0.573 m. In layout torchvision: that is what "
+    "ImageNet weights are there for. Cost and result here: not measured.",
+)
+RECIPES["fcrn_large_batch"] = Recipe(
+    _FCRN
+    | {
+        "batch_size": 256,
+        "lr_batch": 16,
+        "warmup_epochs": 2.0,
+        "decay": "kernels",
+        "bn": "local",
+        "cache": "device",
+    },
+    "fcrn on a pod: batch 256 or any other --batch_size, the rate in proportion to it "
+    "(0.16 at 256) after two epochs of warm-up, no decay of biases and batch "
+    "normalisation (Goyal et al. 2017), statistics per device (16 images and more on "
+    "each), bf16, frames on the devices. Cost and result: not measured.",
+)
+RECIPES["labeled"] = Recipe(
+    {
+        "arch": "upproj",
+        "init": "imagenet",
+        "loss": "si_berhu",
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        "encoder_lr_factor": 0.3,
+        "schedule": "cosine",
+        "warmup_epochs": 2.0,
+        "weight_decay": 0.01,
+        "average": 0.99,
+        "augment": "mild",
+        "epochs": 60.0,
+        "batch_size": 16,
+        "flip_average": "on",
+    },
+    "The labeled training images alone, from an ImageNet encoder.",
+)
+
 
 def recipe_named(name: str) -> Recipe:
     """The recipe, or UserError with the nearest name."""
@@ -492,12 +572,16 @@ def resolve(config: Config, *, platform: str) -> Config:
 
 
 def settle_steps(config: Config, *, train_images: int) -> Config:
-    """Fill in what `auto` leaves to the number of training images."""
-    steps = config.steps
+    """Fill in what `auto`, and epochs, leave to the number of training images."""
+    steps, warmup_steps = config.steps, config.warmup_steps
+    assert config.batch_size != "auto"
     if steps == "auto":
         epochs = 20.0 if config.epochs is None else config.epochs
-        assert config.batch_size != "auto"
         steps = max(1, math.ceil(epochs * train_images / config.batch_size))
+    if config.warmup_epochs is not None:
+        warmup_steps = math.ceil(
+            config.warmup_epochs * train_images / config.batch_size
+        )
     at_once = config.steps_per_call
 
     def whole_calls(count: int) -> int:
@@ -506,6 +590,7 @@ def settle_steps(config: Config, *, train_images: int) -> Config:
     if config.steps == "auto":
         steps = whole_calls(steps)
     values: dict[str, Any] = {"steps": steps, "epochs": None}
+    values |= {"warmup_steps": warmup_steps, "warmup_epochs": None}
     if config.eval_every == "auto":
         values["eval_every"] = max(1, math.ceil(steps / 5))
     if config.log_every == "auto":

@@ -1,4 +1,4 @@
-"""The three training losses over valid pixels, and the table of them.
+"""The training losses over valid pixels, and the table of them.
 
 Each image is averaged over its own valid pixels, then the images that have one are
 averaged. An image without a valid pixel adds nothing, to the gradient either. All
@@ -101,11 +101,62 @@ def berhu(
     return _mean(*sums)
 
 
+def si_grad(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    si_lambda: float = 0.5,
+) -> Float[Array, ""]:
+    """Scale-invariant error, and edges where the truth has them: `si` + 0.5 gradient.
+
+        gradient = sum over every 1st, 2nd, 4th and 8th pixel of
+            (sum |d[i+1, j] - d[i, j]| + sum |d[i, j+1] - d[i, j]|) / n,
+
+    d as in `si`, over neighbours that are both valid among the n valid pixels taken.
+
+    Args and returns are those of `si`.
+    Source: Li and Snavely 2018 (MegaDepth), equations 2 and 3, without the ordinal
+      term.
+    """
+    sums = loss_sums("si_grad", pred, target, valid=valid, si_lambda=si_lambda)
+    return _mean(*sums)
+
+
+def si_berhu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+    si_lambda: float = 0.5,
+    berhu_scope: BerhuScope = "image",
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """`si` + 0.5 / m of `berhu`: relative errors, and those in metres.
+
+    Args and returns are those of the two. Our own sum of them.
+    """
+    sums = loss_sums(
+        "si_berhu",
+        pred,
+        target,
+        valid=valid,
+        si_lambda=si_lambda,
+        berhu_scope=berhu_scope,
+        axis_name=axis_name,
+    )
+    return _mean(*sums)
+
+
 LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
     "mse": mse,
     "si": si,
     "berhu": berhu,
+    "si_grad": si_grad,
+    "si_berhu": si_berhu,
 }
+# What is added to `si`, by half.
+_SI_AND_HALF = {"si_grad": "gradient", "si_berhu": "berhu"}
 
 
 def loss_sums(
@@ -131,16 +182,28 @@ def loss_sums(
     # gradient as 0 * NaN.
     pred = jnp.where(valid, pred.astype(jnp.float32), 1.0)
     target = jnp.where(valid, target.astype(jnp.float32), 1.0)
-    if name == "mse":
-        images = _masked_mean(jnp.square(pred - target), valid)
-    elif name == "si":
-        images = _si(pred, target, valid, si_lambda)
-    elif name == "berhu":
-        images = _berhu(pred, target, valid, berhu_scope, axis_name)
-    else:
+
+    def term(name: str) -> Float[Array, "b"]:
+        if name == "mse":
+            return _masked_mean(jnp.square(pred - target), valid)
+        if name == "si":
+            return _si(pred, target, valid, si_lambda)
+        if name == "gradient":
+            return _gradient(pred, target, valid)
+        return _berhu(pred, target, valid, berhu_scope, axis_name)
+
+    if name not in LOSSES:
         raise KeyError(f"no loss {name!r}: one of {', '.join(LOSSES)}")
+    more = _SI_AND_HALF.get(name)
+    images = term(name) if more is None else term("si") + 0.5 * term(more)
     counted = jnp.any(valid, axis=(1, 2))
     return jnp.sum(images), jnp.sum(counted, dtype=jnp.float32)
+
+
+def _log_diff(
+    pred: Float[Array, "b h w"], target: Float[Array, "b h w"]
+) -> Float[Array, "b h w"]:
+    return jnp.log(jnp.maximum(pred, MIN_PRED)) - jnp.log(target)
 
 
 def _si(
@@ -149,11 +212,32 @@ def _si(
     valid: Bool[Array, "b h w"],
     si_lambda: float,
 ) -> Float[Array, "b"]:
-    log_diff = jnp.log(jnp.maximum(pred, MIN_PRED)) - jnp.log(target)
+    log_diff = _log_diff(pred, target)
     mean = _masked_mean(log_diff, valid)
     # mean(d^2) - s mean(d)^2 = var(d) + (1 - s) mean(d)^2, without the cancellation.
     variance = _masked_mean(jnp.square(log_diff - mean[:, None, None]), valid)
     return variance + (1 - si_lambda) * jnp.square(mean)
+
+
+def _gradient(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, "b"]:
+    log_diff = _log_diff(pred, target)
+    total = jnp.zeros(len(pred))
+    for apart in (1, 2, 4, 8):
+        d, v = log_diff[:, ::apart, ::apart], valid[:, ::apart, ::apart]
+        down = _size(d[:, 1:] - d[:, :-1]) * (v[:, 1:] & v[:, :-1])
+        across = _size(d[:, :, 1:] - d[:, :, :-1]) * (v[:, :, 1:] & v[:, :, :-1])
+        steps = jnp.sum(down, axis=(1, 2)) + jnp.sum(across, axis=(1, 2))
+        total += steps / jnp.maximum(jnp.sum(v, axis=(1, 2), dtype=jnp.float32), 1.0)
+    return total
+
+
+def _size(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+    """|x|, with the gradient 0 at 0, where jnp.abs has 1."""
+    return x * lax.stop_gradient(jnp.sign(x))
 
 
 def _berhu(
@@ -163,9 +247,7 @@ def _berhu(
     scope: BerhuScope,
     axis_name: str | None,
 ) -> Float[Array, "b"]:
-    diff = pred - target
-    # |diff|, with the gradient 0 at 0, where jnp.abs has 1. 0 where not valid.
-    error = diff * lax.stop_gradient(jnp.sign(diff))
+    error = _size(pred - target)  # 0 where not valid
     # Stopped before the maximum over devices, which has no gradient rule.
     fixed = lax.stop_gradient(error)
     if scope == "image":

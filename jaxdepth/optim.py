@@ -9,6 +9,12 @@ import optax
 
 PyTree = Any
 
+# After what share of the steps the rate falls, and by what factor.
+_FALLS = {
+    "step": {1 / 2: 0.1, 3 / 4: 0.1},
+    "thirds": {1 / 3: 0.5, 2 / 3: 0.2},
+}
+
 
 def learning_rate(
     *, lr: float, schedule: str, steps: int, warmup_steps: int = 0
@@ -16,19 +22,21 @@ def learning_rate(
     """Step (from 0) -> learning rate.
 
     constant: `lr`; step: `lr`, a tenth of it after half of the steps, a hundredth
-    after three quarters; cosine: from `lr` to 0 at `steps`. Before that it rises in
-    equal parts over `warmup_steps`, the first step taking the first part.
+    after three quarters; thirds: half of it after a third of the steps, a tenth after
+    two thirds (after Laina et al. 2016); cosine: from `lr` to 0 at `steps`. Before
+    that it rises in equal parts over `warmup_steps`, the first step taking the first
+    part.
     """
     after = max(1, steps - warmup_steps)
     if schedule == "constant":
         main = optax.schedules.constant_schedule(lr)
     elif schedule == "cosine":
         main = optax.schedules.cosine_decay_schedule(lr, after)
-    elif schedule == "step":
-        edges = {math.ceil(after / 2): 0.1, math.ceil(3 * after / 4): 0.1}
+    elif schedule in _FALLS:
+        edges = {math.ceil(share * after): by for share, by in _FALLS[schedule].items()}
         main = optax.schedules.piecewise_constant_schedule(lr, edges)
     else:
-        raise ValueError(f"schedule {schedule!r}: constant, step or cosine")
+        raise ValueError(f"schedule {schedule!r}: constant, step, thirds or cosine")
     if not warmup_steps:
         return main
 

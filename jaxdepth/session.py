@@ -220,7 +220,7 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
         config.recipe,
         config.size,
         config.batch_size,
-        config.lr,
+        config.peak_lr,
         config.optimizer,
         config.precision,
     )
@@ -329,6 +329,8 @@ def _get_ready(session: Session) -> tuple[Any, TrainState]:
             layout=config.layout,
             where=str(config.weights),
         )
+    if config.average:
+        state = state.start_average()
     return model, _starting_state(session, state)
 
 

@@ -18,7 +18,7 @@ from jaxdepth.config import training_frame
 from jaxdepth.data import augment, table
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
-from jaxdepth.train_state import PyTree, TrainState
+from jaxdepth.train_state import PyTree, TrainState, follow
 
 Batch = dict[str, jax.Array]
 
@@ -33,10 +33,11 @@ class StepSpec:
       loss: name in `losses.LOSSES`, with `si_lambda` and `berhu_scope`.
       layout: whose input normalisation applies.
       image_size: (height, width) of the crop that the network sees.
-      augment: "none" or "full".
+      augment: name in `augment.POLICIES`.
       max_depth: metres beyond which truth does not count.
       seed: of augmentation and dropout.
       accumulate: microbatches per step, one after another.
+      average: decay of the running average of the network, 0 for none.
       skip_non_finite: leave the state as it is where loss or gradient is not finite.
       axis_name: the axis that devices share, None on one.
     """
@@ -52,6 +53,7 @@ class StepSpec:
     berhu_scope: Literal["image", "batch"] = "image"
     seed: int = 0
     accumulate: int = 1
+    average: float = 0.0
     skip_non_finite: bool = False
     axis_name: str | None = None
 
@@ -221,6 +223,11 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if spec.average:
+        average = follow(
+            state.average, new.network, decay=spec.average, step=state.step
+        )
+        new = dataclasses.replace(new, average=average)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spec.skip_non_finite:
         kept = dataclasses.replace(state, step=state.step + 1)

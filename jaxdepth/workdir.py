@@ -198,6 +198,11 @@ def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
             raise UserError(
                 f"--resume={where} is of --{name}={there}, this is --{name}={here}"
             )
+    if bool(before.average) != bool(now.average):
+        raise UserError(
+            f"--resume={where} is of --average={before.average:g}, this is "
+            f"--average={now.average:g}: both keep an average, or neither"
+        )
 
 
 def environment() -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Checkpoints: what comes back, what is kept, and what damage does."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -44,6 +46,22 @@ def test_the_newest_state_comes_back_whole(tmp_path, fresh):
     assert jax.tree.structure(restored) == jax.tree.structure(fresh)
     same = jax.tree.map(lambda a, b: a.dtype == b.dtype, restored, fresh)
     assert all(jax.tree.leaves(same))
+
+
+def test_an_average_is_the_network_and_training_goes_on_beside_it(tmp_path, fresh):
+    state = numbered(3).start_average()
+    average = jax.tree.map(lambda x: np.full_like(x, 7), state.average)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(3, dataclasses.replace(state, average=average))
+    checkpoints.close()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    restored = opened.restore_state(fresh.start_average())
+    assert restored is not None
+    assert_is(dataclasses.replace(restored, average=None), 3)
+    model = opened.restore_model(fresh.network, step=3)
+    for tree in (restored.average, restored.variables, model):
+        assert jax.tree.structure(tree) == jax.tree.structure(fresh.network)
+        assert all(np.all(np.asarray(x) == 7) for x in jax.tree.leaves(tree))
 
 
 def test_kept_are_the_best_and_the_last_two(tmp_path, fresh):

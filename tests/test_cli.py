@@ -31,6 +31,9 @@ def test_recipes_and_flags_beside_them():
     assert config.recipe == "table1_cnn"
     config = read("--recipe=table1_cnn", "--steps=3")
     assert config.steps == 3 and config.epochs is None
+    assert read("--recipe=fcrn_large_batch", "--weights=x").warmup_epochs == 2
+    config = read("--recipe=fcrn_large_batch", "--weights=x", "--warmup_steps=7")
+    assert config.warmup_steps == 7 and config.warmup_epochs is None
 
 
 def test_the_default_recipe_depends_on_the_data():

@@ -4,13 +4,15 @@ import dataclasses
 import json
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdepth import builders, losses, optim
 from jaxdepth import config as config_lib
-from jaxdepth import losses, optim
 from jaxdepth.config import RECIPES, Config, EvaluateConfig
+from jaxdepth.data.augment import POLICIES
 from jaxdepth.data.sources import FORMATS
 from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, LAYOUTS
@@ -24,6 +26,7 @@ from jaxdepth.protocols import PROTOCOLS
         ("arch", ARCHS),
         ("layout", LAYOUTS),
         ("loss", losses.LOSSES),
+        ("augment", POLICIES),
         ("unpool", UNPOOLS),
         ("upconv", ("auto", *FORMS)),
         ("protocol", ("auto", *PROTOCOLS, "all")),
@@ -74,7 +77,11 @@ def test_other_sizes_are_refused(text):
         ({"si_lambda": 1.5}, "at most 1"),
         ({"dropout": 1.0}, "below 1"),
         ({"max_depth": 100.0}, "at most 65.535"),
+        ({"average": 1.0}, "below 1"),
+        ({"average": -0.1}, "at least 0"),
+        ({"lr_batch": 0}, "at least 1"),
         ({"steps": 3, "epochs": 1.0}, "one of the two"),
+        ({"warmup_steps": 3, "warmup_epochs": 1.0}, "one of the two"),
         ({"init": "imagenet"}, "needs --weights"),
         ({"weights": "x.npz"}, "without --init"),
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
@@ -134,6 +141,22 @@ def test_steps_follow_from_epochs(flags, steps):
     assert settled.steps == steps and settled.epochs is None
     assert isinstance(settled.log_every, int) and isinstance(settled.save_every, int)
     assert settled.eval_every == max(1, -(-steps // 5))
+
+
+def test_warmup_follows_from_epochs():
+    given = Config(batch_size=8, steps=30, warmup_epochs=2.5)
+    settled = config_lib.settle_steps(given, train_images=10)
+    assert settled.warmup_steps == 4 and settled.warmup_epochs is None
+    again = config_lib.settle_steps(settled, train_images=10)
+    assert again == settled
+
+
+def test_the_rate_grows_with_the_batch_where_it_is_for_another():
+    assert Config(lr=0.01, batch_size=256).peak_lr == 0.01
+    large = Config(lr=0.01, batch_size=256, lr_batch=16)
+    assert large.peak_lr == pytest.approx(0.16)
+    schedule = builders.schedule(dataclasses.replace(large, steps=9))
+    np.testing.assert_allclose(schedule(3), 0.16, rtol=1e-6)
 
 
 def test_calls_of_several_steps_end_where_something_happens():

@@ -19,6 +19,10 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
 
     Gradients are the closed forms; c of berHu is a constant in them.
     """
+    if name in ("si_grad", "si_berhu"):
+        first = reference("si", pred, target, valid, si_lambda)
+        more = reference(name[3:], pred, target, valid, scope=scope)
+        return first[0] + 0.5 * more[0], first[1] + 0.5 * more[1]
     pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
     used = [b for b in range(len(pred)) if valid[b].any()]
     grad, total = np.zeros(pred.shape), 0.0
@@ -33,6 +37,9 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
             d = np.log(q) - np.log(t)
             value = np.mean(d**2) - si_lambda * np.mean(d) ** 2
             g = (2 * d - 2 * si_lambda * d.mean()) / n / q * (p > 1e-3)
+        elif name == "grad":
+            value, g = gradient_of_one(pred[b], target[b], valid[b])
+            g = g[valid[b]]
         else:
             e = abs(p - t)
             c = 0.2 * (shared if scope == "batch" else e.max())
@@ -44,6 +51,31 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
         grad[b][valid[b]] = g
     count = max(len(used), 1)
     return total / count, grad / count
+
+
+def gradient_of_one(pred, target, valid):
+    """Gradient matching of one image, neighbour by neighbour."""
+    height, width = pred.shape
+    value, grad = 0.0, np.zeros(pred.shape)
+
+    def d(i, j):
+        return np.log(max(pred[i, j], 1e-3)) - np.log(target[i, j])
+
+    for apart in (1, 2, 4, 8):
+        n = max(valid[::apart, ::apart].sum(), 1)
+        for i in range(0, height, apart):
+            for j in range(0, width, apart):
+                for other in ((i + apart, j), (i, j + apart)):
+                    if other[0] >= height or other[1] >= width:
+                        continue
+                    if not (valid[i, j] and valid[other]):
+                        continue
+                    step = d(*other) - d(i, j)
+                    value += abs(step) / n
+                    for place, sign in ((other, 1), ((i, j), -1)):
+                        slope = (pred[place] > 1e-3) / max(pred[place], 1e-3)
+                        grad[place] += sign * np.sign(step) * slope / n
+    return value, grad
 
 
 def random_batch(seed, shape=SHAPE):
@@ -80,15 +112,32 @@ def _berhu_batch(pred, target, valid):
     return jax.value_and_grad(loss)(pred)
 
 
+@jax.jit
+def _si_grad(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.si_grad(p, target, valid=valid))(pred)
+
+
+@jax.jit
+def _si_berhu(pred, target, valid):
+    def loss(p):
+        return losses.si_berhu(p, target, valid=valid, berhu_scope="batch")
+
+    return jax.value_and_grad(loss)(pred)
+
+
 # name, scope, and the compiled loss with its gradient
 CASES = [
     ("mse", "image", _mse),
     ("si", "image", _si),
     ("berhu", "image", _berhu),
     ("berhu", "batch", _berhu_batch),
+    ("si_grad", "image", _si_grad),
+    ("si_berhu", "batch", _si_berhu),
 ]
 each_loss = pytest.mark.parametrize(
-    ("name", "scope", "loss"), CASES, ids=["mse", "si", "berhu", "berhu-batch"]
+    ("name", "scope", "loss"),
+    CASES,
+    ids=[f"{name}-{scope}" for name, scope, _ in CASES],
 )
 
 
@@ -102,7 +151,7 @@ def test_value_and_gradient_are_the_formulas(name, scope, loss, seed):
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mse", "si"])
+@pytest.mark.parametrize("name", ["mse", "si", "si_grad"])
 def test_closed_form_gradient_is_the_finite_difference(name):
     # Ties the reference itself to the value. (berHu's c moves under differences.)
     pred, target, valid = random_batch(1)

@@ -159,6 +159,12 @@ def test_step_falls_at_half_and_at_three_quarters():
     )
 
 
+def test_thirds():
+    np.testing.assert_allclose(
+        rates(6, schedule="thirds", steps=6), [2, 2, 1, 1, 0.2, 0.2], rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_first_of_few_steps_has_the_whole_rate(steps):
     assert rates(1, schedule="step", steps=steps) == [2.0]
@@ -171,7 +177,7 @@ def test_cosine():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine"])
 def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
     found = rates(12, schedule=schedule, steps=12, warmup_steps=4)
     np.testing.assert_allclose(found[:4], [0.5, 1.0, 1.5, 2.0])

@@ -113,6 +113,25 @@ def test_the_state_comes_back_in_one_copy(alone, together):
     assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, last)
 
 
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
+    spec = tiny.spec(average=0.3, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(kind)
+    state = tiny.state(spec).start_average()
+    step = placement.compile(steps.train_step, spec)
+    placed = placement.place_state(state)
+    expected = jax.tree.map(np.float64, state.network)
+    for k, batch in enumerate(batches()[:5]):
+        placed, _ = step(placed, placement.place_batch(batch))
+        now = host(placement.one(placed))
+        kept = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3][k]
+        expected = jax.tree.map(
+            lambda a, x, d=kept: d * a + (1 - d) * x, expected, now.network
+        )
+    assert relative(now.average, expected) < 1e-6
+    assert relative(now.average, now.network) > 1e-4
+
+
 class Frames(Store):
     """A store of 21 frames in memory."""
 

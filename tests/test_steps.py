@@ -242,6 +242,22 @@ def test_finite_steps_are_not_skipped():
     close(new, usual, 1e-6)
 
 
+def test_a_skipped_step_leaves_the_average():
+    spec = tiny.spec(skip_non_finite=True, average=0.5)
+    state, batch = broken(tiny.state(spec)).start_average(), tiny.batch(2)
+    new, logs = take_step(spec, state, batch)
+    assert logs["skipped"] == 1 and same(new.average, state.average)
+
+
+def test_an_average_changes_nothing_of_the_training():
+    spec = tiny.spec(average=0.5)
+    state, batch = tiny.state(spec), tiny.batch(2)
+    new, _ = take_step(spec, state.start_average(), batch)
+    usual, _ = take_step(tiny.spec(), state, batch)
+    assert usual.average is None and usual.variables == usual.network
+    assert same(new.replace(average=None), usual)
+
+
 @pytest.mark.parametrize("freeze", ["encoder", "bn_stats"])
 def test_what_is_frozen_stays(freeze):
     optimizer = functools.partial(

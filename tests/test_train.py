@@ -47,8 +47,11 @@ def go(
         optimizer=optax.sgd(lr),
         axis_name=AXIS,
         skip_non_finite=config.on_nan == "skip",
+        average=config.average,
     )
-    state = tiny.state(spec) if state is None else state
+    if state is None:
+        fresh = tiny.state(spec)
+        state = fresh.start_average() if config.average else fresh
     placement = Placement.over(kind)
     checkpoints = Checkpoints(str(folder / "checkpoints"))
     evaluated: list[int] = []
@@ -98,6 +101,21 @@ def test_stopping_and_going_on_changes_nothing(tmp_path, kind):
     )
     losses = [r["loss"] for r in whole.records]
     assert [r["loss"] for r in second.records] == losses and len(losses) == 4
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_an_average_goes_on_from_its_checkpoint(tmp_path, kind):
+    whole = go(tmp_path / "whole", 4, kind=kind, average=0.9)
+    first = go(tmp_path / "parts", 3, kind=kind, average=0.9, save_every=2)
+    assert first.saved == [2]
+    checkpoints = Checkpoints(str(tmp_path / "parts" / "checkpoints"), read_only=True)
+    saved = checkpoints.restore_state(first.outcome.state)
+    second = go(tmp_path / "parts", 4, state=saved, kind=kind, average=0.9)
+    ours, theirs = second.outcome.state, whole.outcome.state
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert not np.array_equal(
+        ours.variables["params"]["head"]["bias"], ours.params["head"]["bias"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])

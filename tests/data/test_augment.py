@@ -144,6 +144,40 @@ def test_flip_mirrors_image_and_depth():
     assert (flipped[1] == still[1][:, :, ::-1]).mean() > 0.99
 
 
+def test_flip_cuts_whole_pixels_out():
+    rgb, depth = frames(1, (24, 30))
+    n, size = 300, (20, 28)
+    many = jnp.repeat(rgb, n, 0), jnp.repeat(depth, n, 0)
+    still = dataclasses.replace(STILL, flip=0.5)
+    images, metres = view(*many, keys(n), size=size, policy=still)
+    crops = {}
+    for top in range(5):
+        for left in range(3):
+            where = slice(top, top + 20), slice(left, left + 28)
+            cut = np.asarray(rgb[0])[where], np.asarray(depth[0])[where]
+            for mirrored in (False, True):
+                image, mm = (x[:, ::-1] if mirrored else x for x in cut)
+                crops[image.astype(np.float32).tobytes()] = mm, (top, left, mirrored)
+    seen = set()
+    for image, metre in zip(images, metres, strict=True):
+        mm, place = crops[image.tobytes()]
+        np.testing.assert_allclose(metre, mm / 1000, rtol=1e-6)
+        seen.add(place)
+    assert len(seen) == 5 * 3 * 2
+    chosen, _ = view(*many, keys(n), size=size, policy="flip")
+    factor = chosen[:, 5, 5] / np.maximum(images[:, 5, 5], 1)
+    assert np.ptp(factor) > 0.2
+
+
+def test_mild_views_are_as_often_nearer_as_farther():
+    rgb, depth = frames(300)
+    _, metres = view(rgb, jnp.full_like(depth, 3000), keys(300), policy="mild")
+    factor = metres.max((1, 2)) / 3
+    assert factor.min() > 1 / 1.121 and factor.max() < 1 / 0.899
+    assert abs(np.log(factor).mean()) < 0.01
+    assert (metres > 0).mean() > 0.97
+
+
 def test_half_of_the_images_are_mirrored():
     ramp = jnp.arange(FRAME[1], dtype=jnp.uint8)[None, None, :, None]
     rgb = jnp.broadcast_to(ramp, (100, *FRAME, 3))

@@ -144,6 +144,27 @@ def test_going_on_from_another_run(trained, cache, tmp_path):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
 
 
+def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--steps=4", "--eval_every=4", "--average=0.9"]
+    assert train(folder, cache, *flags) == cli.OK
+    network = jaxdepth.load(folder)
+    usual = jaxdepth.load(trained, step="last")
+    # Trained alike, so that only the average sets them apart.
+    first, second = (
+        np.asarray(n.variables["params"]["head"]["bias"]) for n in (network, usual)
+    )
+    assert np.abs(first - second).max() > 1e-6
+    out = tmp_path / "scores.json"
+    argv = [f"--checkpoint={folder}", f"--cache_dir={cache}", f"--out={out}"]
+    assert evaluate.command(argv) == cli.OK
+    again = json.loads(out.read_text())["evaluations"][-1]["metrics"]
+    last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
+    assert again["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    with pytest.raises(UserError, match=r"is of --average=0, this is --average=0\.9"):
+        train(tmp_path / "next", cache, *flags, f"--resume={trained}")
+
+
 def test_a_used_folder_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
