@@ -119,9 +119,10 @@ TABLES: dict[str, Table] = {
 
 
 def also_in(run: str, table: str) -> list[str]:
-    """Where else a run is shown: "Table 2, scale-invariant"."""
+    """Where else a run is shown: "Table 2, scale-invariant"; "Table 4" if alike."""
+    (label,) = (row.label for row in TABLES[table].rows if row.run == run)
     return [
-        f"Table {name}, {row.label}"
+        f"Table {name}" if row.label == label else f"Table {name}, {row.label}"
         for name, other in TABLES.items()
         for row in other.rows
         if row.run == run and name != table

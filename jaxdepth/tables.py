@@ -133,7 +133,8 @@ def _run(job: Job, start: Start) -> int:
         return ended.code if ended.code in _STOPPED else cli.INTERRUPTED
     if ended.code != cli.OK:
         job.status = FAILED
-        job.reason = ended.reason or f"exit code {ended.code}"
+        said = ended.reason.removeprefix("error: ").removeprefix("stopped: ")
+        job.reason = said or f"exit code {ended.code}"
     return ended.code if ended.code >= 0 else cli.MACHINE
 
 

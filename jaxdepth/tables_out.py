@@ -232,11 +232,12 @@ def _curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A table as text: what stands above it, its columns and cells."""
+    """A table as text: what stands above it, its columns, cells, and lines below."""
 
     title: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
 
 COLUMNS = (
@@ -261,7 +262,12 @@ def texts(found: dict[str, Any], table: dict[str, Any]) -> list[Text]:
         values = [_number(base, k) for k in ("delta1", "rmse", "abs_rel")]
         cells = (base["name"], values[0], "", values[1], "", values[2])
         rows.append((*cells, str(base["train_images"]), *[""] * 4))
-    shown = [Text(title, COLUMNS, rows)]
+    notes = [
+        f"{row['label']}: {row['status']}, {row['reason']}"
+        for row in table["rows"]
+        if row["status"] != DONE
+    ]
+    shown = [Text(title, COLUMNS, rows, tuple(notes))]
     if table["curve"]:
         labels = {row["run"]: row["label"] for row in table["rows"]}
         runs = list(table["curve"][0]["rmse"])
@@ -279,7 +285,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     if row["also_in"]:
         label += f" (= {'; '.join(row['also_in'])})"
     if row["status"] != DONE:
-        label += f" [{row['status']}: {row['reason']}]"
+        label += f" [{row['status']}]"
     known = row["paper"] or {}
     flags = row["flags"]
     done = sum(seed["status"] == DONE for seed in row["seeds"])
@@ -311,9 +317,13 @@ def show(found: dict[str, Any]) -> None:
     for table in found["tables"]:
         for text in texts(found, table):
             writers.print_table(text.title, text.columns, text.rows)
-            writers.console().print()
-    for note in found["notes"]:
-        writers.console().print(note, markup=False, soft_wrap=True)
+            _say(*text.notes, "")
+    _say(*found["notes"])
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        writers.console().print(line, markup=False, soft_wrap=True)
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -321,7 +331,7 @@ def markdown(found: dict[str, Any]) -> str:
     parts = [f"`{found['command']}`", *found["notes"]]
     for table in found["tables"]:
         for text in texts(found, table):
-            parts += [f"**{text.title}**", _markdown(text)]
+            parts += [f"**{text.title}**", _markdown(text), *text.notes]
     return "\n\n".join(parts) + "\n"
 
 

@@ -114,6 +114,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     # The course is that of the protocol whose number is shown.
     curve = [point["metrics"]["rmse"] for point in row["seeds"][0]["curve"]]
     assert curve == [rmse("cnn", 3, step) for step in (240, 480)]
+    assert one["rows"][4]["also_in"] == ["Table 4"]
     assert two["rows"][1]["mean"] == row["mean"]
     absent = one["rows"][3]
     assert absent["status"] == "absent" and absent["mean"] is None
@@ -130,7 +131,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     number = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
     assert "seeds 3, 4: mean" in said
     assert number in said and "1.220" in said and "81 images" in said
-    assert "[absent: no weights" in said and "truth near zero" in said
+    assert "CNN+Res: absent, no weights" in said and "truth near zero" in said
     text = (tmp_path / "tables.md").read_text()
     assert f"| {number} | 1.220 |" in text and "python again" in text
 
@@ -170,8 +171,9 @@ def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
     assert code == cli.NON_FINITE and len(runs.started) == 3
     rows = found["tables"][0]["rows"]
     assert [row["status"] for row in rows] == ["failed", "done", "done"]
-    assert rows[0]["reason"] == "stopped: the loss is not finite"
-    assert "cnn_mse/seed-0 failed: stopped: the loss" in caplog.text
+    assert rows[0]["reason"] == "the loss is not finite"
+    assert "cnn_mse/seed-0 failed: the loss is" in caplog.text
+    assert "\n\nmean squared: failed, the loss" in (tmp_path / "tables.md").read_text()
     ends = {"cnn_mse/seed-0": Ended(-9, "killed by SIGKILL", False)}
     assert tabulate(tmp_path, runs=Runs(ends), table="2")[0] == cli.MACHINE
 
