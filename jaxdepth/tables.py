@@ -27,8 +27,11 @@ logger = logging.getLogger(__name__)
 Start = Callable[[Sequence[str]], launch.Ended]
 # What a row says itself, and what this command decides.
 _OWN = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
-# Flags of a scale that belong to its own number of steps.
-_LENGTH = ("steps", "epochs", "eval_every", "save_every", "warmup_steps")
+# Flags that name one thing, and what of a scale goes with its own choice.
+_LENGTH = (
+    ({"steps", "epochs"}, ("eval_every", "save_every", "warmup_steps")),
+    ({"warmup_steps", "warmup_epochs"}, ()),
+)
 _STOPPED = (cli.PREEMPTED, cli.INTERRUPTED)
 
 
@@ -221,8 +224,9 @@ def _job(
 ) -> Job:
     about = paper.RUNS[run]
     own = paper.scaled(run, config.scale)
-    if {"steps", "epochs"} & set(flags):
-        own = {k: v for k, v in own.items() if k not in _LENGTH}
+    for pair, more in _LENGTH:
+        if pair & set(flags):
+            own = {k: v for k, v in own.items() if k not in (*pair, *more)}
     folder = PurePosixPath(run) / f"seed-{seed}"
     name = f"{config.workdir.rstrip('/')}/{folder}"
     values = {"recipe": about.recipe} | own | dict(about.flags) | dict(flags)

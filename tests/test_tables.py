@@ -250,11 +250,17 @@ def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
 
 def test_flags_beside_win_over_the_scale_s(tmp_path):
     _, _, found = tabulate(
-        tmp_path, "--size", "60x80", "--epochs=2", "--train_images=64", table="1"
+        tmp_path,
+        "--size",
+        "60x80",
+        "--epochs=2",
+        "--train_images=64",
+        "--warmup_epochs=0.5",
+        table="1",
     )
     flags = [row["flags"] for row in found["tables"][0]["rows"] if row["flags"]]
     assert {(f["size"], f["steps"], f["warmup_steps"]) for f in flags} == {
-        ("60x80", 8, 0)
+        ("60x80", 8, 2)
     }
     assert {f["lr"] for f in flags} == {3e-4, 1e-3, 6e-4}
 
