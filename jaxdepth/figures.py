@@ -68,7 +68,9 @@ def run(config: FiguresConfig) -> int:
         pick, draw = FIGURES[name]
         many = config.figure == "all" or bool(found.tables)
         try:
-            figure = draw(config, pick(found.runs) if many else found.runs)
+            figure = draw(
+                config, _picked(pick, found.runs, name) if many else found.runs
+            )
         except UserError as error:
             if config.figure != "all":
                 raise
@@ -76,6 +78,15 @@ def run(config: FiguresConfig) -> int:
             continue
         _write(figure, paths[name])
     return 0
+
+
+def _picked(
+    pick: Callable[[Sequence[Run]], list[Run]], runs: Sequence[Run], name: str
+) -> list[Run]:
+    picked = pick(runs)
+    if not picked and name != "1":
+        raise UserError(f"none of the runs given is one of figure {name}'s")
+    return picked
 
 
 def _write(figure: Any, paths: Sequence[Path]) -> None:

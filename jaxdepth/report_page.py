@@ -177,7 +177,7 @@ def _legend(figure: Any, runs: Sequence[Run]) -> None:
         loc="outside lower center",
         ncols=columns,
         frameon=False,
-        fontsize=8,
+        fontsize=9,
         labelcolor=_TEXT,
     )
 
