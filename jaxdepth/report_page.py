@@ -94,27 +94,32 @@ def curves(runs: Sequence[Run], wanted: Sequence[str]) -> list[dict[str, Any]]:
     Returns: dicts of `svg` and `caption`.
     """
     found = []
+    # A run has one colour on all charts; beside others it is named on each.
+    colours = {run.workdir.name: f"C{k % 10}" for k, run in enumerate(runs)}
     losses: dict[str, list[Run]] = {}
     for run in runs:
         if run.records:
             losses.setdefault(str(run.flag("loss") or "unknown"), []).append(run)
     for loss, group in losses.items():
-        found.append(_loss_chart(group, loss))
+        found.append(_loss_chart(group, loss, colours))
     for caption, group in report_parts.alike(runs).items():
         for metric in dict.fromkeys(wanted):
-            found.append(_metric_chart(group, metric, caption))
+            found.append(_metric_chart(group, metric, caption, colours))
     for place, chart in enumerate(found):
         chart["svg"] = _inline(chart.pop("figure"), f"c{place}-", chart["caption"])
     return found
 
 
-def _loss_chart(runs: Sequence[Run], loss: str) -> dict[str, Any]:
+def _loss_chart(
+    runs: Sequence[Run], loss: str, colours: dict[str, str]
+) -> dict[str, Any]:
     figure, axis = _chart("step", f"loss ({loss})")
     validated = False
-    for k, run in enumerate(runs):
+    for run in runs:
+        colour = colours[run.workdir.name]
         step, values = viz.series(run.records, "loss")
         label = viz.plain_text(viz.end(run.name, 40))
-        axis.plot(step, viz.smooth(values), color=f"C{k % 10}", label=label)
+        axis.plot(step, viz.smooth(values), color=colour, label=label)
         points = [
             (e["step"], e["loss"])
             for e in viz.last_kind(run.evaluations)
@@ -122,24 +127,26 @@ def _loss_chart(runs: Sequence[Run], loss: str) -> dict[str, Any]:
         ]
         if points:
             validated = True
-            axis.plot(*zip(*points, strict=True), "o--", color=f"C{k % 10}", ms=3, lw=1)
-    _legend(figure, runs)
+            axis.plot(*zip(*points, strict=True), "o--", color=colour, ms=3, lw=1)
+    _legend(figure, runs, of=len(colours))
     caption = f"Training loss {loss}, smoothed"
     caption += "; dashed: the same loss on the evaluation frames" if validated else ""
     return {"figure": figure, "caption": f"{caption}."}
 
 
-def _metric_chart(runs: Sequence[Run], metric: str, measured: str) -> dict[str, Any]:
+def _metric_chart(
+    runs: Sequence[Run], metric: str, measured: str, colours: dict[str, str]
+) -> dict[str, Any]:
     unit = f" [{report_parts.UNITS[metric]}]" if metric in report_parts.UNITS else ""
     figure, axis = _chart("step", f"{metric}{unit}")
-    for k, run in enumerate(runs):
+    for run in runs:
         like = viz.last_kind(run.evaluations)
         values = [e["metrics"].get(metric) for e in like]
         axis.plot(
             [e["step"] for e in like],
             [float("nan") if v is None else v for v in values],
             "o-",
-            color=f"C{k % 10}",
+            color=colours[run.workdir.name],
             markersize=3,
             label=viz.plain_text(viz.end(run.name, 40)),
         )
@@ -148,7 +155,7 @@ def _metric_chart(runs: Sequence[Run], metric: str, measured: str) -> dict[str, 
     if level is not None:
         axis.axhline(level, color=_TEXT, linestyle=":", linewidth=1)
         caption += "; dotted: the mean depth map"
-    _legend(figure, runs)
+    _legend(figure, runs, of=len(colours))
     return {"figure": figure, "caption": f"{caption}."}
 
 
@@ -161,14 +168,16 @@ def _chart(across: str, up: str) -> tuple[Any, Any]:
     axis.set_xlabel(across, color=_TEXT)
     axis.set_ylabel(up, color=_TEXT)
     axis.tick_params(colors=_TEXT)
+    axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25, color=_TEXT)
     for spine in axis.spines.values():
         spine.set_color(_TEXT)
     return figure, axis
 
 
-def _legend(figure: Any, runs: Sequence[Run]) -> None:
-    if len(runs) < 2:
+def _legend(figure: Any, runs: Sequence[Run], *, of: int) -> None:
+    """Names of the runs, where the page is about more than one."""
+    if of < 2:
         return
     width, height = figure.get_size_inches()
     columns = 1 if max(len(run.name) for run in runs) > 18 else 2
