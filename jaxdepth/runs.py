@@ -11,6 +11,10 @@ from jaxdepth.errors import UserError
 from jaxdepth.workdir import CONFIG, RESULTS, WorkDir
 
 TABLES = "tables.json"
+# What every evaluation has: without it a number says nothing.
+_NEEDED = {
+    "step", "protocol", "averaging", "truth", "data", "split", "size", "metrics",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,12 @@ def read(name: str, *, called: str | None = None) -> Run:
             f"{CONFIG}, {RESULTS} or {TABLES}"
         )
     parts = {f: here.read_json(f) if f in there else {} for f in (CONFIG, RESULTS)}
+    for entry in parts[RESULTS].get("evaluations", ()):
+        if lacks := sorted(_NEEDED - set(entry)):
+            raise UserError(
+                f"{name}/{RESULTS} holds an evaluation without {', '.join(lacks)}: it "
+                "was written by another version, or is damaged"
+            )
     return Run(
         called or name,
         here,
@@ -100,11 +110,14 @@ def read(name: str, *, called: str | None = None) -> Run:
 def _rows(name: str, tables: dict[str, Any]) -> list[Run]:
     """The first finished seed of each run that these tables show."""
     labels: dict[str, str] = {}
-    for table in tables.get("tables", ()):
-        for row in table["rows"]:
-            done = [s for s in row["seeds"] if s.get("evaluation")]
-            if done:
-                folder = f"{name.rstrip('/')}/{done[0]['workdir']}"
-                label = f"{row['label']}, table {table['table']}"
-                labels.setdefault(folder, label)
+    try:
+        for table in tables.get("tables", ()):
+            for row in table["rows"]:
+                done = [s for s in row["seeds"] if s.get("evaluation")]
+                if done:
+                    folder = f"{name.rstrip('/')}/{done[0]['workdir']}"
+                    label = f"{row['label']}, table {table['table']}"
+                    labels.setdefault(folder, label)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{name}/{TABLES} is damaged: {error!r}") from None
     return [read(folder, called=label) for folder, label in labels.items()]

@@ -25,7 +25,8 @@ def trained(tmp_path_factory):
             Image.fromarray(rgb).save(root / name / f"{k}_rgb.png")
             Image.fromarray(depth).save(root / name / f"{k}_depth.png")
     argv = [
-        "--arch=cnn", "--size=19x25", "--batch_size=8", "--steps=2", "--mask_extremes=off",
+        "--arch=cnn", "--size=19x25", "--batch_size=8", "--steps=2",
+        "--mask_extremes=off",
         f"--data={root / 'train'}", "--split=all", f"--eval_data={root / 'other'}",
         f"--workdir={root / 'run'}", f"--cache_dir={root / 'cache'}",
     ]  # fmt: skip
