@@ -1,8 +1,10 @@
 """Convolutions in NHWC and HWIO, with the padding of PyTorch and Caffe."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -53,9 +55,7 @@ def conv2d(
         padding = ((row, row), (column, column))
     pointwise = (height, width) == (1, 1) and padding == ((0, 0), (0, 0))
     if pointwise and platform.current() == "cpu":
-        x = x[:, ::stride, ::stride]
-        contract = (((3,), (0,)), ((), ()))
-        return lax.dot_general(x, kernel[0, 0], contract, precision=precision)
+        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], precision)
     if platform.current() == "cpu":
         (top, bottom), (left, right) = padding
         rows = (x.shape[1] + top + bottom - height) // stride + 1
@@ -70,6 +70,34 @@ def conv2d(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _pointwise(x, kernel, precision):
+    """The dot product over channels, (b, h, w, cin) and (cin, cout)."""
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision=precision)
+
+
+def _pointwise_forward(x, kernel, precision):
+    return _pointwise(x, kernel, precision), (x, kernel)
+
+
+def _pointwise_backward(precision, saved, gradient):
+    # JAX's own rule asks for the kernel's gradient with channels out first. XLA then
+    # has the gradient of the map transposed by whoever computes it, at an eighth of
+    # the speed of memory.
+    x, kernel = saved
+    entries = x.reshape(-1, x.shape[-1])
+    outputs = gradient.reshape(-1, gradient.shape[-1])
+
+    def product(a, b, axes):
+        return lax.dot_general(a, b, (axes, ((), ())), precision=precision)
+
+    to_input = product(outputs, kernel, ((1,), (1,))).reshape(x.shape)
+    return to_input, product(entries, outputs, ((0,), (0,)))
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 def _by_patches(x, kernel, stride, padding, size, precision):

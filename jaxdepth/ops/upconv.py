@@ -5,7 +5,9 @@ cost alone. Normalisation, biases and the second branch are the caller's.
 """
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -85,7 +87,9 @@ def upconv(
     convolution with `lhs_dilation=2` (25 / 49); `four` convolves each output phase
     by its own taps (25 / 49) and interleaves; `packed` is one convolution to 4 cout
     channels and depth to space (36 / 64); `rows` one for even and one for odd rows
-    to 2 cout channels each (30 / 56). `auto`: `default_form` of the platform.
+    to 2 cout channels each (30 / 56). `auto`: `default_form` of the platform; on CPU
+    with the gradients of whichever form has the cheapest, which are taken in reverse
+    mode alone.
 
     Args:
       x: feature map, any height and width.
@@ -99,7 +103,8 @@ def upconv(
     Raises: UserError on a name that is none of the above.
     Source: Laina et al. 2016, section 3.2; the four phases: their figure 3.
     """
-    if form == "auto":
+    chosen = form == "auto"
+    if chosen:
         form = default_form(platform.current())
     _check("upconv", form, FORMS)
     _check("unpool", unpool, UNPOOLS)
@@ -109,6 +114,8 @@ def upconv(
     if unpool == "average":
         kernel = _fold_average(kernel)
     phases = _phases(unpool, padding_side)
+    if chosen and platform.current() == "cpu":
+        return _mixed(x, kernel, phases, precision)
     return _COMPACT[form](x, kernel, phases, precision)
 
 
@@ -215,6 +222,66 @@ def _four(x, kernel, phases, precision):
 
     even, odd = phases
     return _interleave(row_phase(even), row_phase(odd), 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _mixed(x, kernel, phases, precision):
+    """`_four`, with the gradients of the forms whose gradients are cheapest on CPU."""
+    return _four(x, kernel, phases, precision)
+
+
+def _mixed_forward(x, kernel, phases, precision):
+    return _four(x, kernel, phases, precision), (x, kernel)
+
+
+def _mixed_backward(phases, precision, saved, gradient):
+    x, kernel = saved
+    # Of `dilated` it is one convolution of stride 2, without a phase to pick apart.
+    to_input = jax.linear_transpose(lambda x: _dilated(x, kernel, phases, precision), x)
+    if x.size // x.shape[-1] <= x.shape[-1]:
+        to_kernel = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
+    else:
+        (to_kernel,) = jax.linear_transpose(
+            lambda kernel: _four(x, kernel, phases, precision), kernel
+        )(gradient)
+    return *to_input(gradient), to_kernel
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _kernel_gradient_by_taps(x, kernel, phases, precision, gradient):
+    """One matrix product a tap: of the map, and of the outputs that the tap reaches.
+
+    The kernel's gradient is written once. From four phases it has to be put together,
+    which for a kernel larger than the map takes longer than the products.
+    """
+    _, h, w, channels = x.shape
+    offsets = _tap_offsets(phases)
+    reach = max(abs(offset) for offset in offsets)
+    padded = jnp.pad(gradient, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    entries = x.reshape(-1, channels)
+
+    def product(row, column):
+        # A tap brings entry i to output 2i - offset.
+        top, left = reach - row, reach - column
+        outputs = padded[:, top : top + 2 * h : 2, left : left + 2 * w : 2]
+        outputs = outputs.reshape(-1, gradient.shape[-1])
+        contract = (((0,), (0,)), ((), ()))
+        return lax.dot_general(entries, outputs, contract, precision=precision)
+
+    taps = [product(row, column) for row in offsets for column in offsets]
+    return jnp.stack(taps).reshape(kernel.shape)
+
+
+def _tap_offsets(phases):
+    """Of each tap, in order: where it meets the unpooled map, from an output on."""
+    at = {
+        tap: 2 * (j - phase.low) - r
+        for r, phase in enumerate(phases)
+        for j, tap in enumerate(phase.taps)
+    }
+    return [at[tap] for tap in sorted(at)]
 
 
 def _packed(x, kernel, phases, precision):
