@@ -11,8 +11,9 @@ PROG = "python -m experiments.evaluate"
 def command(argv: Sequence[str]) -> int:
     """Evaluate as the flags say; returns the exit code."""
     config = cli.parse(EvaluateConfig, argv, prog=PROG)
-    from jaxdepth import evaluate_run
+    from jaxdepth import evaluate_run, host_memory
 
+    host_memory.keep()
     return evaluate_run.run(config)
 
 

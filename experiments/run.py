@@ -3,13 +3,14 @@
 import shlex
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth import cli, host_memory
 
 PROG = "python -m experiments.run"
 
 
 def command(argv: Sequence[str]) -> int:
     """Train as the flags say; returns the exit code."""
+    host_memory.keep()
     config = cli.parse_config(argv, prog=PROG, default_recipe=default_recipe)
     from jaxdepth import session
 

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 from jaxdepth import metrics, parts, protocols
 from jaxdepth.config import training_frame
 from jaxdepth.errors import UserError
+from jaxdepth.ops import platform
 from jaxdepth.protocols import Protocol, Size
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,9 @@ class Evaluator:
             mesh = Mesh(np.array(devices), ("batch",))
             self._along = NamedSharding(mesh, PartitionSpec("batch"))
             self._whole = NamedSharding(mesh, PartitionSpec())
-        self._compiled = jax.jit(self._rows)
+        self._compiled = jax.jit(
+            self._rows, compiler_options=platform.compiler_options()
+        )
         self._said: set[tuple[str, str]] = set()
 
     def __call__(

@@ -15,7 +15,7 @@ from jaxdepth.builders import build_model
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.config import Config
 from jaxdepth.errors import UserError
-from jaxdepth.ops import resize
+from jaxdepth.ops import platform, resize
 from jaxdepth.train_state import PyTree
 
 # Longer photos go in squeezed to this: a pixel's row would need a mile of input.
@@ -42,7 +42,7 @@ class Predictor:
             return steps.predict(model, variables, rgb, layout=config.layout)
 
         # Weights are an argument: as a constant they would be compiled in.
-        self.forward = jax.jit(forward)
+        self.forward = jax.jit(forward, compiler_options=platform.compiler_options())
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Metres at the network's output size, from its input in colours 0 to 255."""

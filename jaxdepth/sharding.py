@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdepth.errors import UserError
+from jaxdepth.ops import platform
 
 AXIS = "data"
 PyTree = Any
@@ -73,28 +74,41 @@ class Placement:
           stacked: take as many steps as the batch's first axis is long, in one call,
             and return the logs of all of them.
         """
+        more = () if table is None else (table,)
+        run = self.mapped(step, *settled, table=table is not None, stacked=stacked)
+        if self.kind == "jit":
+            run = jax.jit(
+                run, donate_argnums=0, compiler_options=self.compiler_options()
+            )
+        return lambda state, batch: run(state, batch, *more)
+
+    def mapped(
+        self, step: Callable, *settled: Any, table: bool = False, stacked: bool = False
+    ) -> Callable:
+        """What `compile` compiles: (state, batch, *table) -> (state, logs)."""
         bound = functools.partial(step, *settled)
         if stacked:
             bound = functools.partial(_many, bound)
-        more = () if table is None else (table,)
-        batches = P(None, AXIS) if stacked else P(AXIS)
         if self.kind == "pmap":
-            run = jax.pmap(
+            return jax.pmap(
                 bound, axis_name=AXIS, donate_argnums=0, devices=self.devices
             )
-            return lambda state, batch: run(state, batch, *more)
+        batches = P(None, AXIS) if stacked else P(AXIS)
         # Inside shard_map the step sees one device's part, as under pmap. Its own
         # psums make the results equal everywhere, which check_vma cannot see through
         # collectives in the differentiated batch normalisation.
-        sharded = jax.shard_map(
+        return jax.shard_map(
             bound,
             mesh=self.mesh,
-            in_specs=(P(), batches, *(P(AXIS) for _ in more)),
+            in_specs=(P(), batches, *((P(AXIS),) if table else ())),
             out_specs=(P(), P()),
             check_vma=False,
         )
-        run = jax.jit(sharded, donate_argnums=0)
-        return lambda state, batch: run(state, batch, *more)
+
+    def compiler_options(self) -> dict[str, Any]:
+        """Those for these devices. None under pmap, which takes no options."""
+        # The compiler asked is the one for this host's own devices.
+        return {} if self.kind == "pmap" else platform.compiler_options(self.local[0])
 
     def place_state(self, state: PyTree) -> PyTree:
         """Copy a host's state to every device."""

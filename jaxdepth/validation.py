@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdepth import builders, steps
 from jaxdepth.config import Config
 from jaxdepth.datasets import Data
+from jaxdepth.ops import platform
 from jaxdepth.train_state import PyTree
 
 
@@ -49,7 +50,10 @@ class ValidationLoss:
         self._along = NamedSharding(mesh, PartitionSpec("batch"))
         self._whole = NamedSharding(mesh, PartitionSpec())
         spec = builders.build_spec(config, model, optax.identity(), axis_name=None)
-        self._sums = jax.jit(functools.partial(steps.validation_sums, spec))
+        self._sums = jax.jit(
+            functools.partial(steps.validation_sums, spec),
+            compiler_options=platform.compiler_options(),
+        )
 
     def __call__(self, variables: PyTree) -> float | None:
         """Mean over the images with truth; None where it can't be taken."""

@@ -12,6 +12,7 @@ from jaxdepth import steps
 from jaxdepth.data import table
 from jaxdepth.data.store import Store
 from jaxdepth.errors import UserError
+from jaxdepth.ops import platform
 from jaxdepth.sharding import AXIS, Placement
 
 BATCH = 16
@@ -277,3 +278,12 @@ def test_all_devices_unless_some_are_named():
     assert Placement.over("pmap").devices == tuple(jax.devices())
     assert Placement.over("jit", jax.devices()[:3]).mesh.devices.shape == (3,)
     assert Placement.over("jit").local == jax.local_devices()
+
+
+def test_the_step_is_compiled_with_the_options_of_its_devices(monkeypatch):
+    refused = {"no_such_option": "1"}
+    monkeypatch.setattr(platform, "compiler_options", lambda device: refused)
+    run = Placement.over("jit").compile(lambda state, batch: (state, batch))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        run(np.zeros(8, np.float32), np.zeros(8, np.float32))
+    assert Placement.over("pmap").compiler_options() == {}

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a file: python tools/benchmark.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxdepth import cli
+from jaxdepth import cli, host_memory
 from jaxdepth.config import nearest
 from jaxdepth.errors import UserError
 from tools.bench import report as report_lib
@@ -61,6 +61,7 @@ def command(argv: Sequence[str]) -> int:
     # and then as much as there is.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
+    host_memory.keep()  # as training does
     chosen = COMMANDS[argv[0]]
     settings = cli.parse(found(chosen.settings), argv[1:], prog=f"{PROG} {argv[0]}")
     measure(settings, found(chosen.run))

@@ -71,8 +71,8 @@ class CompileConfig(Config):
     frames: int = 795
     """Training frames on the devices under --cache=device."""
     xla: str | None = None
-    """Options of the compiler, NAME=VALUE,NAME=VALUE: what LIBTPU_INIT_ARGS holds
-    where a TPU runs."""
+    """Options of the compiler, NAME=VALUE,NAME=VALUE, beside those that training sets:
+    what LIBTPU_INIT_ARGS holds where a TPU runs."""
     json: str | None = None
     """A file for the numbers; an existing one is not overwritten."""
     hlo: str | None = None
@@ -149,8 +149,13 @@ class Target:
         return len(self.devices)
 
 
-def compiled(config: CompileConfig, target: Target) -> tuple[Any, float]:
-    """The compiled module, and the seconds it took. Raises TooLarge."""
+def compiled(
+    config: CompileConfig, target: Target
+) -> tuple[Any, dict[str, str], float]:
+    """The compiled module, the compiler's options, and the seconds it took.
+
+    Raises TooLarge.
+    """
     placement = sharding.Placement.over(config.parallel, target.devices)
     placement.check_batch(int(config.batch_size), config.accumulate)
     began = time.monotonic()
@@ -159,9 +164,11 @@ def compiled(config: CompileConfig, target: Target) -> tuple[Any, float]:
             lowered = tpu_lower.lower_step(config, placement, frames=config.frames)
         else:
             lowered = tpu_lower.lower_block(config, placement, block=config.block)
-    options: Any = parse_options(config.xla)
+    # As training on these chips, unless told otherwise.
+    options = placement.compiler_options() | parse_options(config.xla)
     try:
-        return lowered.compile(options), time.monotonic() - began
+        module = lowered.compile(dict(options))
+        return module, options, time.monotonic() - began
     except jax.errors.JaxRuntimeError as error:
         if config.xla is not None and "INVALID_ARGUMENT" in str(error):
             raise UserError(f"--xla={config.xla}: {error}") from None
@@ -187,7 +194,7 @@ def parse_options(text: str | None) -> dict[str, str]:
 
 def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     """Compile once and read what it costs, per chip."""
-    module, seconds = compiled(config, target)
+    module, options, seconds = compiled(config, target)
     text = module.as_text()
     if config.hlo is not None:
         with writers.replacing(Path(config.hlo)) as file:
@@ -206,6 +213,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "batch_size": int(config.batch_size),
         "images_per_chip": per_chip,
         "block": config.block,
+        "compiler_options": options,
         "flops_per_image": cost["flops"] / once,
         "bytes_per_image": cost["bytes accessed"] / once,
         "cycles_per_image": work.cycles / images,

@@ -43,22 +43,19 @@ def lower_step(
     spec = builders.build_spec(config, model, optimizer, axis_name=sharding.AXIS)
     stacked = config.steps_per_call > 1
 
-    def call(state, batch, *table):
-        step, settled, options = steps.train_step, (spec,), {}
-        if table:
-            step, settled = steps.train_step_on_table, (spec, config.frame_size)
-            options = {"table": table[0]}
-        run = placement.compile(step, *settled, stacked=stacked, **options)
-        return run(state, batch)
+    on_table = config.cache == "device"
+    step, settled = steps.train_step, (spec,)
+    if on_table:
+        step, settled = steps.train_step_on_table, (spec, config.frame_size)
+    run = placement.mapped(step, *settled, table=on_table, stacked=stacked)
 
     state = _laid(state, placement, P())
     batches = P(None, sharding.AXIS) if stacked else P(sharding.AXIS)
     arguments = [_laid(_batch(config), placement, batches)]
-    if config.cache == "device":
+    if on_table:
         table = _table(config, frames, len(placement.devices))
         arguments.append(_laid(table, placement, P(sharding.AXIS)))
-    # Within another jit, so that table and batch may be shapes alone.
-    return jax.jit(call, donate_argnums=0).lower(state, *arguments)
+    return jax.jit(run, donate_argnums=0).lower(state, *arguments)
 
 
 def _model(config: Config) -> nn.Module:
@@ -130,7 +127,8 @@ def parts_of(config: Config) -> list[Part]:
 
     def record(call, args, kwargs, context):
         module = context.module
-        if context.method_name == "__call__" and args:
+        # What takes a kernel besides its input is no part that stands alone.
+        if context.method_name == "__call__" and len(args) == 1:
             shape = jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)
             found.append(Part(module.path, module.clone(), shape, kwargs))
         return call(*args, **kwargs)

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxdepth.ops import conv, platform
 
@@ -25,3 +28,30 @@ def test_what_was_traced_for_one_platform_does_not_serve_another():
     with platform.compiling_for("tpu"):
         assert not is_dot()
     assert is_dot()
+
+
+@pytest.mark.parametrize(
+    "kind, taken, wanted",
+    [
+        ("TPU v5 lite", True, {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
+        ("TPU v5 lite", False, {}),
+        ("TPU v4", True, {}),
+        ("an unknown device", True, {}),
+    ],
+)
+def test_options_reach_the_compiler_that_knows_them(kind, taken, wanted, monkeypatch):
+    monkeypatch.setattr(platform, "_takes", lambda device, name, value: taken)
+    assert platform.compiler_options(SimpleNamespace(device_kind=kind)) == wanted
+
+
+def test_a_compiler_is_asked_whether_it_knows_an_option():
+    device = jax.devices()[0]
+    assert not platform._takes(device, "xla_tpu_scoped_vmem_limit_kib", "32768")
+    name = "xla_cpu_experimental_ynn_fusion_type"
+    assert platform._takes(device, name, "LIBRARY_FUSION_TYPE_REDUCE")
+
+
+def test_products_are_not_ynnpacks_on_cpu():
+    product = jax.jit(jnp.dot, compiler_options=platform.compiler_options())
+    x = jnp.ones((64, 64))
+    assert "ynn_fusion" not in str(product.lower(x, x).compile().as_text())

@@ -182,7 +182,7 @@ def test_default_forms():
     ]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_auto_takes_the_backends_form(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     shapes = jnp.zeros((1, 2, 2, 1)), jnp.zeros((5, 5, 1, 1))
@@ -192,6 +192,38 @@ def test_auto_takes_the_backends_form(backend, monkeypatch):
         for f in ("auto", form)
     )
     assert auto == named
+
+
+@pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
+@pytest.mark.parametrize("kind", ops.UNPOOLS)
+@pytest.mark.parametrize("cin", [11, 12])  # a kernel's gradient by phases, and by taps
+def test_auto_on_cpu_has_the_gradients_of_one_form(cin, kind, padding_side):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 3, 2, cin)), rng.normal(size=(5, 5, cin, 4))
+    g = rng.normal(size=(2, 6, 4, 4))
+    with jax.enable_x64(True):
+        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+        plain, auto = (
+            jax.vjp(
+                functools.partial(
+                    ops.upconv, unpool=kind, padding_side=padding_side, form=form
+                ),
+                x,
+                kernel,
+            )
+            for form in ("plain", "auto")
+        )
+        for a, b in zip((plain[0], *plain[1](g)), (auto[0], *auto[1](g)), strict=True):
+            np.testing.assert_allclose(b, a, rtol=0, atol=1e-12)
+
+
+def test_auto_takes_a_large_kernels_gradient_tap_by_tap(monkeypatch):
+    def products(cin):
+        x, kernel = jnp.zeros((2, 3, 2, cin)), jnp.zeros((5, 5, cin, 4))
+        total = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
+        return str(jax.make_jaxpr(total)(kernel)).count(" dot_general[")
+
+    assert [products(cin) for cin in (11, 12)] == [0, 25]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdepth.ops import platform
 from tools.bench import timing
 from tools.bench.report import Report, memory_bytes
 
@@ -36,9 +37,9 @@ def peaks(
 
     `trial`: of small ones, whose rates mean nothing.
     """
-    platform = jax.default_backend()
-    n = MATRIX.get(platform, MATRIX_ELSEWHERE)
-    size = COPIED.get(platform, COPIED_ELSEWHERE)
+    backend = jax.default_backend()
+    n = MATRIX.get(backend, MATRIX_ELSEWHERE)
+    size = COPIED.get(backend, COPIED_ELSEWHERE)
     if trial:
         n, size = MATRIX_TRIAL, COPIED_TRIAL
     found = timing.race(
@@ -58,7 +59,7 @@ def _matrix_product(n: int, dtype: Any) -> timing.Contestant:
     keys = jax.random.split(jax.random.key(0), 2)
     # Random: on zeros a product needs less power and runs faster.
     left, right = (jax.random.normal(key, (n, n), dtype) for key in keys)
-    product = jax.jit(jnp.matmul)
+    product = jax.jit(jnp.matmul, compiler_options=platform.compiler_options())
     return timing.Contestant(
         "product", lambda: product(left, right), jax.block_until_ready
     )

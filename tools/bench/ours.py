@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 from jaxdepth import builders, steps
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
+from jaxdepth.ops import platform
 from jaxdepth.sharding import AXIS, Placement
 from tools.bench import noise
 from tools.bench.settings import InferSettings, NetworkSettings, Size, TrainSettings
@@ -79,11 +80,16 @@ def describe(compiled: jax.stages.Compiled, seconds: float) -> Compiled:
     )
 
 
-def _compile(function: Callable, *args: Any, donate: int | None = None):
+def _compile(
+    function: Callable,
+    *args: Any,
+    donate: int | None = None,
+    options: dict[str, Any] | None = None,
+):
     """A function compiled for these arguments, and what the compiler said."""
     began = time.perf_counter()
     jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
-    compiled = jitted.lower(*args).compile()
+    compiled = jitted.lower(*args).compile(options)
     return compiled, describe(compiled, time.perf_counter() - began)
 
 
@@ -152,12 +158,16 @@ def _step(config, placement, spec, table, placed, batch):
         jax.block_until_ready(step(copy, batch))
         return step, Compiled(time.perf_counter() - began)
 
-    def whole(state, batch, table):
-        step = placement.compile(*settled, table=table, stacked=stacked)
-        return step(state, batch)
-
-    program, compiled = _compile(whole, placed, batch, table, donate=0)
-    return lambda state, batch: program(state, batch, table), compiled
+    more = () if table is None else (table,)
+    program, compiled = _compile(
+        placement.mapped(*settled, table=table is not None, stacked=stacked),
+        placed,
+        batch,
+        *more,
+        donate=0,
+        options=placement.compiler_options(),
+    )
+    return lambda state, batch: program(state, batch, *more), compiled
 
 
 @contextlib.contextmanager
@@ -212,7 +222,9 @@ def predictor(
     shape = (POOL, batch_size, *image_size, 3)
     pool = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     images = [jax.device_put(one, NamedSharding(mesh, P(AXIS))) for one in pool]
-    program, compiled = _compile(forward, variables, images[0])
+    program, compiled = _compile(
+        forward, variables, images[0], options=platform.compiler_options(devices[0])
+    )
     turn = _round(images)
     contestant = Contestant(
         NAME,
@@ -230,7 +242,8 @@ def one_by_one(settings: InferSettings, image_size: Size) -> list[Contestant]:
     variables = jax.device_put(variables)
     pool = np.random.default_rng(1).integers(0, 256, (8, 1, *image_size, 3), np.uint8)
     images = [jax.device_put(one) for one in pool]
-    program, _ = _compile(forward, variables, images[0])
+    options = platform.compiler_options()
+    program, _ = _compile(forward, variables, images[0], options=options)
     on_device, on_host = _round(images), _round(list(pool))
 
     def here():

@@ -13,7 +13,7 @@ from jaxdepth import writers
 from jaxdepth.config import parse_size
 from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, output_size
-from jaxdepth.ops import conv
+from jaxdepth.ops import conv, platform
 from jaxdepth.ops.upconv import FORMS, upconv
 from tools.bench import networks, timing
 from tools.bench.report import Report, device_name, number
@@ -279,7 +279,8 @@ def _contestant(
         "input gradient": gradient(0),
         "kernel gradient": gradient(1),
     }
-    function = functions[direction].lower(xs[0], kernels[0], ys[0]).compile()
+    lowered = functions[direction].lower(xs[0], kernels[0], ys[0])
+    function = lowered.compile(platform.compiler_options())
     calls = iter(range(10**9))
 
     def call():
