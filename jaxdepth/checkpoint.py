@@ -14,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from jaxdepth import hosts
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.train_state import PyTree, TrainState
 
@@ -34,10 +35,22 @@ class Checkpoints:
         self.read_only = read_only
         self._saved_rmse: dict[int, float | None] = {}
         self._underway: int | None = None
+        alone: dict[str, Any] = {"create": not read_only}
+        if hosts.several():
+            # Every host has the whole state: one of them reads and writes it, and
+            # Orbax is not to wait for the others.
+            alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+                primary_host=hosts.index(),
+                active_processes={hosts.index()},
+                barrier_sync_key_prefix=f"host{hosts.index()}",
+            )
+            alone["create"] = False
+            if not read_only:
+                self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=not read_only,
+            **alone,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -60,10 +73,9 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
-        if jax.process_count() == 1:
-            # A copy: on CPU Orbax would read, in the background, memory that the next
-            # step was given to reuse.
-            state = jax.tree.map(np.array, state)
+        # A copy: on CPU Orbax would read, in the background, memory that the next step
+        # was given to reuse.
+        state = jax.tree.map(np.array, state)
         model, optimizer = state.variables, _beside_model(state)
         checks = {
             "rmse": rmse,
@@ -219,6 +231,42 @@ class Checkpoints:
             f"{what} could not be written to {self.folder} ({_reason(error)}); "
             f"{self.last_good(failed=step)}"
         )
+
+
+class Elsewhere(Checkpoints):
+    """The checkpoints of a run that another host writes."""
+
+    def __init__(self, folder: str):
+        self.folder = epath.Path(folder)
+
+    def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
+        """Nothing: the other host does."""
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def last_good(self, *, failed: int | None = None) -> str:
+        return last_in(str(self.folder))
+
+
+def last_in(folder: str) -> str:
+    """ "last good checkpoint: ...", as anybody sees it who looks into the folder."""
+    path = epath.Path(folder)
+    try:
+        steps = [
+            int(entry.name)
+            for entry in path.iterdir()
+            # In a bucket nothing is renamed: a file says that it is whole.
+            if entry.name.isdigit()
+            and ("://" not in folder or (entry / "commit_success.txt").exists())
+        ]
+    except OSError:
+        return f"checkpoints are in {folder}, on host 0"
+    last = f"step {max(steps)} in {folder}" if steps else "none"
+    return f"last good checkpoint: {last}"
 
 
 class Damaged(Exception):

@@ -13,12 +13,13 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import typing
 from collections.abc import Callable, Sequence
 
 import tyro
 
-from jaxdepth import writers
+from jaxdepth import hosts, writers
 from jaxdepth.config import RECIPES, Config, nearest, recipe_named
 from jaxdepth.errors import MachineError, UserError
 
@@ -32,7 +33,7 @@ OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
     """An instance of dataclass `cls` from flags. UserError on the first wrong one."""
     argv = list(argv)
-    _check_flags(cls, argv)
+    check_flags(cls, argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -61,10 +62,9 @@ def parse_config(
         for name, entry in RECIPES.items():
             print(f"{name:16} {entry.doc}\n{' ':16} {entry.command(name)}")
         raise SystemExit(OK)
-    _check_flags(Config, argv)
-    asks_help = {"-h", "--help"} & set(argv)
+    check_flags(Config, argv)
     name = given or "default"
-    if given is None and not asks_help:
+    if given is None and not asks_help(argv):
         name = default_recipe(flag_value(argv, "data") or "rooms")
     flags = dict(recipe_named(name).flags)
     # Steps and epochs name one thing: the one given beside the recipe wins, and what
@@ -90,7 +90,13 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
-def _check_flags(cls: type, argv: Sequence[str]) -> None:
+def asks_help(argv: Sequence[str]) -> bool:
+    """Whether the flags want help, or the list of recipes, and nothing done."""
+    return bool({"-h", "--help"} & set(argv)) or flag_value(argv, "recipe") == "help"
+
+
+def check_flags(cls: type, argv: Sequence[str]) -> None:
+    """UserError for the first unknown flag of dataclass `cls`, or impossible value."""
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     for k, word in enumerate(argv):
@@ -155,21 +161,38 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     try:
         code = command(sys.argv[1:]) or OK
     except UserError as error:
-        code = _say(f"error: {error}", USER)
+        code = _fail(f"error: {error}", USER, error)
     except MachineError as error:
-        code = _say(f"stopped: {error}", MACHINE)
-    except KeyboardInterrupt:
-        code = _say("interrupted", INTERRUPTED)
+        code = _fail(f"stopped: {error}", MACHINE, error)
+    except KeyboardInterrupt as error:
+        code = _fail("interrupted", INTERRUPTED, error)
     except BrokenPipeError:
         # Somebody closed our output (head, less): nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except Exception:
+        if not hosts.several():
+            raise
+        traceback.print_exc()
+        code = _leave(MACHINE)
     sys.stdout.flush()
     raise SystemExit(code)
 
 
-def _say(line: str, code: int) -> int:
-    print(" ".join(line.split()), file=sys.stderr)
+def _fail(line: str, code: int, error: BaseException) -> int:
+    """Say how it failed, once for all hosts where all fail alike."""
+    everywhere = getattr(error, "everywhere", False)
+    if not everywhere or hosts.first():
+        print(" ".join(line.split()), file=sys.stderr)
+    return code if everywhere else _leave(code)
+
+
+def _leave(code: int) -> int:
+    """Of several hosts, go at once: JAX would wait for those that wait for this one."""
+    if hosts.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -167,6 +167,15 @@ class Config:
     recipe: str = "default"
     """A named set of flags: see --recipe=help."""
 
+    # Several hosts, each with the same command. Cloud TPU, Slurm and Open MPI need none
+    # of these.
+    coordinator: str | None = None
+    """HOST:PORT of host 0, by which the hosts meet."""
+    hosts: int | None = None
+    """How many hosts train together."""
+    host: int | None = None
+    """Which one of them this is, from 0."""
+
     def __post_init__(self):
         validate(self)
 
@@ -285,6 +294,8 @@ _BOUNDS: tuple[tuple[str, float, bool], ...] = (
     ("si_lambda", 0, True),
     ("dropout", 0, True),
     ("seed", 0, True),
+    ("hosts", 1, True),
+    ("host", 0, True),
     ("fx", 0, False),
     ("fy", 0, False),
 )
@@ -549,8 +560,10 @@ def resolve(config: Config, *, platform: str) -> Config:
     """Fill in what `auto` leaves to the platform ("cpu", "gpu" or "tpu").
 
     What depends on the data (steps, protocol, split) is settled when they are open.
+    Where the hosts met is left out: it says nothing of the run.
     """
     accelerated = platform != "cpu"
+    config = dataclasses.replace(config, coordinator=None, hosts=None, host=None)
     values: dict[str, Any] = {}
     if config.data == "rooms" and not accelerated:
         demo = RECIPES["demo"].flags

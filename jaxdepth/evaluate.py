@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxdepth import metrics, parts, protocols
+from jaxdepth import hosts, metrics, parts, protocols
 from jaxdepth.config import training_frame
 from jaxdepth.errors import UserError
 from jaxdepth.ops import platform
@@ -56,18 +56,65 @@ class Scores:
 
     def merge(self, other: "Scores") -> None:
         """Add another part of the set: of another host, say."""
-        self.sums.merge(other.sums)
-        for name, sums in self.parts.items():
-            sums.merge(other.parts[name])
+        if len(other.sums):
+            self.sums.merge(other.sums)
+            for name, sums in self.parts.items():
+                sums.merge(other.parts[name])
         self.names += other.names
         self.scenes += other.scenes
         self.truths |= other.truths
         self.sizes |= other.sizes
 
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it, exactly."""
+        return {
+            "sums": self.sums.to_json(),
+            "parts": {name: sums.to_json() for name, sums in self.parts.items()},
+            "names": self.names,
+            "scenes": self.scenes,
+            "truths": sorted(self.truths),
+            "sizes": sorted(self.sizes),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Scores":
+        """What `to_json` wrote."""
+        return cls(
+            sums=metrics.Sums.from_json(values["sums"]),
+            parts={k: metrics.Sums.from_json(x) for k, x in values["parts"].items()},
+            names=list(values["names"]),
+            scenes=list(values["scenes"]),
+            truths=set(values["truths"]),
+            sizes={(height, width) for height, width in values["sizes"]},
+        )
+
+    def select(self, order: Sequence[int] | np.ndarray) -> "Scores":
+        """The images at these places, in this order."""
+        return dataclasses.replace(
+            self,
+            sums=self.sums.select(order),
+            parts={name: sums.select(order) for name, sums in self.parts.items()},
+            names=[self.names[i] for i in order],
+            scenes=[self.scenes[i] for i in order],
+        )
+
     def table(self) -> list[dict[str, Any]]:
         """One dict per image: `name`, `scene`, `pixels`, metrics, counted pixels."""
         rows = zip(self.names, self.scenes, self.sums.per_image(), strict=True)
         return [{"name": name, "scene": scene} | row for name, scene, row in rows]
+
+
+def _merged(shares: Sequence[Mapping[str, Any]]) -> Scores:
+    """The whole set, in its order, of shares; the k-th of n has every n-th image."""
+    whole = Scores()
+    for share in shares:
+        whole.merge(Scores.from_json(share))
+    places = [
+        k + i * len(shares)
+        for k, share in enumerate(shares)
+        for i in range(len(share["names"]))
+    ]
+    return whole.select(np.argsort(places))
 
 
 @dataclasses.dataclass
@@ -91,6 +138,8 @@ class Evaluator:
       given_truth: what protocols with truth "given" are scored against.
       batch_size: images per call, over all devices; rounded up to a multiple of them.
       devices: this host's devices to spread a batch over; None: the default device.
+      share: (k, n) where this is host k of n, all of which call alike, and its frames
+        are every n-th of the set, from the k-th; what comes back is of the whole set.
     """
 
     def __init__(
@@ -103,12 +152,14 @@ class Evaluator:
         given_truth: str = "filled",
         batch_size: int = 8,
         devices: Sequence[Any] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.predict_fn = predict_fn
         self.chosen = tuple(chosen)
         self.image_size = image_size
         self.arch_fixed = arch_fixed
         self.given_truth = given_truth
+        self.share = share
         count = len(devices) if devices else 1
         self.batch_size = -(-batch_size // count) * count
         self._along = self._whole = None
@@ -151,12 +202,15 @@ class Evaluator:
             pending = rows, bucket
         if pending is not None:
             self._collect(*pending, scores, places, progress)
-        self._check(scores)
         for found in scores.values():
             # Batches of several sizes come back out of order.
             order = np.argsort(places)
             found.sums = found.sums.select(order)
             found.parts = {k: x.select(order) for k, x in found.parts.items()}
+        if self.share[1] > 1:
+            told = hosts.gather({name: s.to_json() for name, s in scores.items()})
+            scores = {name: _merged([host[name] for host in told]) for name in scores}
+        self._check(scores)
         return scores
 
     def _rows(

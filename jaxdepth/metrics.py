@@ -145,6 +145,17 @@ class Sums:
         keep = slice(None) if counted is None else np.asarray(counted, bool)
         self._blocks.append({k: x.sum(axis=1)[keep] for k, x in table.items()})
 
+    def to_json(self) -> dict[str, list[float]]:
+        """The table as JSON holds it, exactly."""
+        return {name: column.tolist() for name, column in self.table.items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Sequence[float]]) -> "Sums":
+        """What `to_json` wrote."""
+        made = cls()
+        made._blocks = [{k: np.asarray(x, np.float64) for k, x in values.items()}]
+        return made
+
     def merge(self, other: "Sums") -> None:
         """Add the images of another table after the ones here."""
         self._blocks.extend(other._blocks)

@@ -18,17 +18,19 @@ from jaxdepth import (
     cli,
     datasets,
     evaluate,
+    hosts,
     presenting,
     protocols,
     sharding,
     steps,
+    supervise,
     train,
     validation,
     writers,
 )
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
-from jaxdepth.checkpoint import Checkpoints
+from jaxdepth.checkpoint import Checkpoints, Elsewhere
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline, table
 from jaxdepth.errors import MachineError, UserError
@@ -85,41 +87,75 @@ def run(config: Config, *, command: str) -> int:
     taken back where the run never started.
     """
     config = config_lib.resolve(config, platform=jax.default_backend())
+    hosts.check_equal("flags", _common_flags(config))
     placement = sharding.Placement.over(config.parallel)
     config = _settle_batch(config, placement)
-    # Before anything that takes long.
-    weights = files.read(config.weights) if config.weights is not None else None
-    with writers.log_file() as begin_log, train.StopSignals() as stopping:
-        workdir = workdir_lib.choose(config)
+    with hosts.together():  # before anything that takes long
+        weights = files.read(config.weights) if config.weights is not None else None
+    with (
+        writers.log_file() as begin_log,
+        train.StopSignals() as stopping,
+        workdir_lib.shared(config) as workdir,
+    ):
         try:
             # What the user may have got wrong comes out before anything is written.
-            session = _open(config, workdir, placement, weights, command=command)
+            with hosts.together():
+                session = _open(config, workdir, placement, weights, command=command)
+            hosts.check_equal("data", _common_data(session))
             model, state = _get_ready(session)
-            _claim(session)
+            with hosts.together():
+                _claim(session)
         except BaseException:
             if config.workdir is None:
                 workdir_lib.discard_if_empty(workdir)
             raise
         begin_log(workdir.local / "run.log")
-        ready = Ready(model, state, Checkpoints(workdir.checkpoints))
+        ready = Ready(model, state, _checkpoints(workdir))
         try:
             return _run(session, ready, stopping)
         except Exception as error:
             logger.debug("the run stopped", exc_info=True)
-            if isinstance(error, OSError | MachineError):
+            if isinstance(error, OSError | MachineError) or hosts.is_lost(error):
                 raise _with_last_checkpoint(error, ready.checkpoints) from error
             raise
         finally:
             workdir.sync()
 
 
-def _with_last_checkpoint(
-    error: OSError | MachineError, checkpoints: Checkpoints
-) -> MachineError:
+def _common_flags(config: Config) -> dict[str, Any]:
+    """What all hosts must be told alike; each may have a cache of its own."""
+    flags = config_lib.to_json(config)
+    del flags["cache_dir"]
+    return {f"--{name}": value for name, value in flags.items()}
+
+
+def _common_data(session: Session) -> dict[str, Any]:
+    """What of their data all hosts must agree on."""
+    data, config = session.data, session.config
+    return {
+        "data": data.name,
+        "training images": len(data.train_rows),
+        "evaluation images": len(data.eval_rows),
+        "training mean": round(session.baselines.constant, 3),
+        "steps": config.steps,
+        "depth": config.depth,
+    }
+
+
+def _checkpoints(workdir: WorkDir) -> Checkpoints:
+    """To be written by host 0, which alone has the work directory."""
+    place = workdir.where_checkpoints_are
+    supervise.note(place)
+    return Checkpoints(workdir.checkpoints) if hosts.first() else Elsewhere(place)
+
+
+def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> MachineError:
     """The failure in one line that says from where to go on."""
     what = str(error)
     if isinstance(error, OSError):
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
+    elif hosts.is_lost(error):
+        what = f"lost peer: {what.splitlines()[0][:200]}"
     if "last good checkpoint" in what:
         return MachineError(what)
     return MachineError(f"{what}; {checkpoints.last_good()}")
@@ -207,13 +243,14 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
     """The first lines: what trains on what, and where it goes."""
     device = jax.devices()[0]
     logger.info(
-        "jaxdepth: training %s with loss %s on %d %s device%s (%s)",
+        "jaxdepth: training %s with loss %s on %d %s device%s (%s)%s",
         config.arch,
         config.loss,
         len(jax.devices()),
         device.platform.upper(),
         "s" if len(jax.devices()) > 1 else "",
         device.device_kind,
+        f" of {hosts.count()} hosts" if hosts.count() > 1 else "",
     )
     logger.info(
         "recipe %s: --size=%s --batch_size=%s --lr=%g --optimizer=%s --precision=%s",
@@ -243,7 +280,9 @@ class Scorer:
             return steps.predict(model, variables, rgb, layout=config.layout)
 
         self.session = session
+        self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]
         options: dict[str, Any] = {
+            "share": (hosts.index(), hosts.count()),
             "image_size": config.image_size,
             "given_truth": config.depth,
             "batch_size": EVAL_BATCH,
@@ -272,7 +311,7 @@ class Scorer:
 
         `loss` beside their metrics is the training loss on the evaluation frames.
         """
-        scores = self._network(state.variables, self.session.data.frames())
+        scores = self._network(state.variables, self._frames())
         loss = self._loss(state.variables)
         return [
             {"step": step, **entry, "loss": loss}
@@ -289,9 +328,13 @@ class Scorer:
             ("mean_map", fitted.mean_map),
         ):
             variables = evaluate.map_variables(depth, size)
-            scores = self._maps(variables, self.session.data.frames())
+            scores = self._maps(variables, self._frames())
             found[name] = self._entries(self._maps, scores)[-1]["metrics"]
         return found
+
+    def _frames(self) -> Any:
+        """This host's share of the evaluation frames."""
+        return self.session.data.evaluation.full_frames(self._rows)
 
     def _entries(self, evaluator: evaluate.Evaluator, scores: Any) -> list[dict]:
         data = self.session.data
@@ -331,7 +374,15 @@ def _get_ready(session: Session) -> tuple[Any, TrainState]:
         )
     if config.average:
         state = state.start_average()
-    return model, _starting_state(session, state)
+    with hosts.together():
+        if hosts.first():
+            state = _starting_state(session, state)
+    state = hosts.same_state(state)
+    step = int(state.step)
+    session.results["evaluations"] = [
+        e for e in session.results["evaluations"] if e["step"] <= step
+    ]
+    return model, state
 
 
 def _run(session: Session, ready: Ready, stopping: train.StopSignals) -> int:
@@ -365,10 +416,6 @@ def _starting_state(session: Session, fresh: TrainState) -> TrainState:
         )
         if state is fresh:
             raise UserError(f"--resume={config.resume} holds no checkpoint")
-    step = int(state.step)
-    session.results["evaluations"] = [
-        e for e in session.results["evaluations"] if e["step"] <= step
-    ]
     return state
 
 
@@ -426,8 +473,8 @@ def _train(
             batch_size=int(config.batch_size),
             start_step=start,
             stop_step=int(config.steps),
-            host=jax.process_index(),
-            hosts=jax.process_count(),
+            host=hosts.index(),
+            hosts=hosts.count(),
             cache=config.cache,
         ) as batches,
     ):
@@ -515,9 +562,10 @@ def _finish(session: Session, outcome: train.Outcome, ready: Ready) -> int:
             **workdir_lib.environment(),
         }
         workdir.write_json(workdir_lib.RESULTS, session.results)
-    presenting.show(
-        session.config, workdir, session.data, session.results, outcome.state
-    )
+    if hosts.first():
+        presenting.show(
+            session.config, workdir, session.data, session.results, outcome.state
+        )
     checkpoints.close()
     return cli.OK
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth import hosts
 from jaxdepth.errors import UserError
 from jaxdepth.ops import platform
 
@@ -36,8 +37,8 @@ class Placement:
 
     @classmethod
     def over(cls, kind: str, devices: Sequence[Device] | None = None) -> "Placement":
-        """Over the given devices, or all there are."""
-        return cls(kind, tuple(devices if devices is not None else jax.devices()))
+        """Over the given devices, or all there are, host by host."""
+        return cls(kind, tuple(devices or hosts.ordered_devices()))
 
     @property
     def mesh(self) -> Mesh:
@@ -120,7 +121,15 @@ class Placement:
                 state,
             )
             return _split_over(stacked, self.local)
-        return jax.device_put(state, NamedSharding(self.mesh, P()))
+        sharding = NamedSharding(self.mesh, P())
+        if hosts.several():  # device_put would compare the hosts' copies, leaf by leaf
+            return jax.tree.map(
+                lambda x: jax.make_array_from_process_local_data(
+                    sharding, np.asarray(x)
+                ),
+                state,
+            )
+        return jax.device_put(state, sharding)
 
     def place_batch(
         self, batch: dict[str, np.ndarray], *, stacked: bool = False
@@ -179,6 +188,8 @@ class Placement:
             return jax.tree.map(
                 lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree
             )
+        if hosts.several():
+            return jax.tree.map(lambda x: x.addressable_data(0), tree)
         return tree
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdepth import hosts
 from jaxdepth.checkpoint import Checkpoints
 from jaxdepth.config import Config
 from jaxdepth.errors import UserError
@@ -109,7 +110,8 @@ def loop(
       learning_rate: step -> rate, for the log.
       evaluate: (step, state) -> RMSE of the first protocol, or None.
       after_log: called after every log line.
-      stopping: signals that are listened to already, None to listen from here on.
+      stopping: signals that are listened to already, None to listen from here on. A
+        signal to one of several hosts stops all after the same step.
 
     Raises MachineError where a checkpoint can't be written.
     """
@@ -117,6 +119,7 @@ def loop(
     placed = placement.place_state(state)
     clock, total = _Clock(), _Clock()
     skipped = 0.0
+    wishes, reason = hosts.Wishes(), None
     measured: float | None = None
     logs_waiting: list[dict] = []
     with contextlib.ExitStack() as stack:
@@ -139,7 +142,8 @@ def loop(
                 logger.info("%s done after %.1f s", what, total.seconds)
                 clock.restart()
                 total.restart()
-            ending = step == stop or stopping.reason is not None
+            reason = wishes.after_call(stopping.reason)
+            ending = step == stop or reason is not None
             evaluating = not ending and _is_time(config.eval_every, step)
             saving = not ending and _is_time(config.save_every, step)
             logging_now = ending or first or _is_time(config.log_every, step)
@@ -173,7 +177,8 @@ def loop(
             if ending:
                 break
     state = placement.one(placed)
-    reason = "done" if int(state.step) >= stop else stopping.reason or "done"
+    if int(state.step) >= stop or reason is None:
+        reason = "done"
     return Outcome(state, reason, measured, int(skipped))
 
 

@@ -11,7 +11,7 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdepth import builders, steps
+from jaxdepth import builders, hosts, steps
 from jaxdepth.config import Config
 from jaxdepth.datasets import Data
 from jaxdepth.ops import platform
@@ -23,7 +23,8 @@ class ValidationLoss:
 
     At the training size, centre crop, running statistics, no dropout, truth of the
     kind that trains (the other where that isn't there). Compiled once. `batch_size`
-    images per call, rounded up to a multiple of the devices.
+    images per call, rounded up to a multiple of the devices. Of several hosts each takes
+    its share of the frames, and all have the result.
 
     Args:
       config: settled.
@@ -60,7 +61,8 @@ class ValidationLoss:
         if not self.there:
             return None
         variables = jax.device_put(variables, self._whole)
-        store, rows = self._data.evaluation, self._data.eval_rows
+        store = self._data.evaluation
+        rows = self._data.eval_rows[hosts.index() :: hosts.count()]
         depth = self._data.depth
         kind = depth if depth in store.depths else store.depths[0]
         totals, counts = [], []
@@ -71,7 +73,10 @@ class ValidationLoss:
             total, images = self._sums(variables, jax.device_put(batch, self._along))
             totals.append(float(total))
             counts.append(float(images))
-        return math.fsum(totals) / sum(counts) if sum(counts) else None
+        parts = hosts.gather([totals, counts])
+        total = math.fsum(x for part, _ in parts for x in part)
+        images = sum(n for _, part in parts for n in part)
+        return total / images if images else None
 
     def _filled(self, part: np.ndarray) -> np.ndarray:
         """A whole batch: frames of zeros have no truth and do not count."""

@@ -4,6 +4,7 @@ A run writes to a local folder. Where --workdir is remote (gs://, memory://, ...
 folder is a mirror: `sync` copies what changed, and checkpoints go there directly.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,7 +12,7 @@ import os
 import platform as platform_module
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import fsspec
 import jax
 
 from jaxdepth import config as config_lib
+from jaxdepth import hosts
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
 
@@ -57,6 +59,13 @@ class WorkDir:
         if self.remote is not None:
             return f"{self.remote}/checkpoints"
         return str((self.local / "checkpoints").absolute())
+
+    @property
+    def where_checkpoints_are(self) -> str:
+        """The same place as another host knows it, whose folder is a scratch one."""
+        if "://" in self.name:
+            return f"{self.name.rstrip('/')}/checkpoints"
+        return str((Path(self.name).expanduser() / "checkpoints").absolute())
 
     def used(self) -> bool:
         """Whether a run was started here."""
@@ -148,9 +157,33 @@ def choose(config: Config) -> WorkDir:
             raise MachineError(f"{name} can't be made: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def shared(config: Config) -> Iterator[WorkDir]:
+    """`choose`, once for all hosts.
+
+    Host 0 has the work directory. The others have a scratch folder of that name, with
+    what says where the run stands, and whatever they write there goes at the end.
+    """
+    here: WorkDir | None = None
+    with hosts.together():
+        if hosts.first():
+            here = choose(config)
+    if here is not None:
+        files = [here.local / name for name in (CONFIG, RESULTS)]
+        told = {file.name: file.read_text() for file in files if file.exists()}
+        hosts.from_first({"name": here.name, "files": told})
+        yield here
+        return
+    there = hosts.from_first(None)
+    with tempfile.TemporaryDirectory(prefix="jaxdepth-") as scratch:
+        for name, text in there["files"].items():
+            (Path(scratch) / name).write_text(text)
+        yield WorkDir(there["name"], Path(scratch))
+
+
 def discard_if_empty(workdir: WorkDir) -> None:
     """Take back a folder that `choose` made for a run that never started."""
-    if workdir.remote is None and workdir.local.is_dir():
+    if hosts.first() and workdir.remote is None and workdir.local.is_dir():
         try:
             workdir.local.rmdir()
             workdir.local.parent.rmdir()

@@ -26,6 +26,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from jaxdepth import hosts
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.workdir import METRICS, plain
 
@@ -231,7 +232,7 @@ class _Lines:
 @contextlib.contextmanager
 def progress(total: int, *, start: int = 0) -> Iterator[_Bar | _Lines]:
     """A bar on a terminal, plain lines elsewhere; `update` after each logged step."""
-    bar = (_Bar if console().is_terminal else _Lines)(total, start)
+    bar = (_Bar if console().is_terminal and hosts.first() else _Lines)(total, start)
     try:
         yield bar
     finally:
@@ -297,6 +298,13 @@ def log_to_terminal() -> None:
         handler = _TerminalHandler()
         handler.setLevel(logging.INFO)
         package.addHandler(handler)
+
+
+def only_errors_to_terminal() -> None:
+    """Leave the terminal to another host, which says the same."""
+    for handler in logging.getLogger("jaxdepth").handlers:
+        if isinstance(handler, _TerminalHandler):
+            handler.setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
