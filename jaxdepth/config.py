@@ -87,7 +87,7 @@ class Config:
     """Keep the training frames in the host's memory, or on the accelerators, spread
     over them: no input from the host then, and the same batches."""
     cache_dir: str = "~/.cache/jaxdepth"
-    """Where rendered rooms and prepared data are kept."""
+    """Where rendered rooms, prepared data and compiled programs are kept."""
 
     # How.
     steps: int | Auto = "auto"
@@ -227,7 +227,7 @@ class EvaluateConfig:
     batch_size: int = 8
     """Images at a time."""
     cache_dir: str = "~/.cache/jaxdepth"
-    """Where prepared data are kept."""
+    """Where prepared data and compiled programs are kept."""
     out: str | None = None
     """A JSON file for the numbers; an existing one is not overwritten."""
     per_image: str | None = None

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdepth import (
     bootstrap,
+    compiled,
     datasets,
     evaluate,
     metrics,
@@ -69,6 +70,7 @@ def run(config: EvaluateConfig) -> int:
 
 def score(config: EvaluateConfig) -> Scored:
     """Load a network and the data, and score it on them."""
+    compiled.keep(config.cache_dir)
     predictor = predict.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)

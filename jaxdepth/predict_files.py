@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxdepth import photos, predict, viz, writers
+from jaxdepth import compiled, photos, predict, viz, writers
 from jaxdepth.config import validate_bounds
 from jaxdepth.errors import MachineError, UserError
 
@@ -41,6 +41,8 @@ class PredictConfig:
     """Focal length of the photos, pixels, across."""
     fy: float | None = None
     """Focal length, pixels, down; default: --fx."""
+    cache_dir: str = "~/.cache/jaxdepth"
+    """Where compiled programs are kept."""
 
     def __post_init__(self):
         validate_bounds(self)
@@ -62,6 +64,7 @@ def run(config: PredictConfig) -> int:
     if not paths:
         raise UserError("no image given: name photos or folders of photos")
     _refuse_clashes(paths, out, ply=config.ply)
+    compiled.keep(config.cache_dir)
     predictor = predict.load(config.checkpoint, step=config.step)
     try:
         out.mkdir(parents=True, exist_ok=True)

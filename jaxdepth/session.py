@@ -16,6 +16,7 @@ from jaxdepth import baselines as baselines_lib
 from jaxdepth import (
     builders,
     cli,
+    compiled,
     datasets,
     evaluate,
     hosts,
@@ -86,6 +87,7 @@ def run(config: Config, *, command: str) -> int:
     Raises UserError and MachineError as its parts do; a folder that this call made is
     taken back where the run never started.
     """
+    compiled.keep(config.cache_dir)
     config = config_lib.resolve(config, platform=jax.default_backend())
     hosts.check_equal("flags", _common_flags(config))
     placement = sharding.Placement.over(config.parallel)
