@@ -90,21 +90,20 @@ def two(tmp_path_factory, alone, cache):
     """What two hosts of four devices made of them; FOLDER and their codes."""
     folder = tmp_path_factory.mktemp("two")
     shutil.copytree(alone / "jit", folder / "again")
-    # Host 1 renders into a cache of its own.
-    caches = [f"--cache_dir={cache}", f"--cache_dir={folder / 'cache'}"]
 
-    def each(flags, name):
-        return [[*flags, own, f"--workdir={folder / name}"] for own in caches]
+    def each(flags, name, own=cache):
+        where = f"--workdir={folder / name}"
+        return [[*flags, where, f"--cache_dir={place}"] for place in (cache, own)]
 
     differing = each([*JIT, "--steps=3"], "differing")
     differing[1].append("--lr=0.5")
+    endless = [*JIT, "--steps=4000", "--eval_every=0", "--save_every=0"]
     cases = {
         "jit": each([*JIT, "--steps=3"], "jit"),
         "again": each([*JIT, "--steps=5"], "again"),
-        "pmap": each(PMAP, "pmap"),
-        "stop": each(
-            [*JIT, "--steps=4000", "--eval_every=0", "--save_every=0"], "stop"
-        ),
+        # Host 1 renders into a cache of its own.
+        "pmap": each(PMAP, "pmap", folder / "cache"),
+        "stop": each(endless, "stop"),
         "differing": differing,
     }
     (folder / "cases.json").write_text(json.dumps(cases))
