@@ -23,8 +23,8 @@ class ValidationLoss:
 
     At the training size, centre crop, running statistics, no dropout, truth of the
     kind that trains (the other where that isn't there). Compiled once. `batch_size`
-    images per call, rounded up to a multiple of the devices. Of several hosts each takes
-    its share of the frames, and all have the result.
+    images per call, rounded up to a multiple of the devices. Of several hosts each
+    takes its share of the frames, and all have the result.
 
     Args:
       config: settled.
