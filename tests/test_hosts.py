@@ -58,7 +58,7 @@ def start_two(make_argv, *, devices: int = 4) -> list[subprocess.Popen]:
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each."""
     try:
-        said = [process.communicate(timeout=240) for process in processes]
+        said = [process.communicate(timeout=540) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -149,6 +149,8 @@ def test_two_hosts_train_to_what_one_does(two, alone, case):
         assert entry["step"] == expected["step"]
         got, want = entry["metrics"], expected["metrics"]
         assert got["rmse"] == pytest.approx(want["rmse"], rel=1e-4)
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert entry["parts"].keys() == expected["parts"].keys()
     for name, expected in theirs["baselines"].items():
         assert ours["baselines"][name] == pytest.approx(expected, rel=1e-6)
 
