@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt16
 
+from jaxdepth.ops import platform
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentPolicy:
@@ -104,7 +106,7 @@ def _view(rgb, depth_mm, key, size, policy: AugmentPolicy):
         rows, columns = sample_grid(
             rgb.shape[:2], size, scale=s, angle=angle, place=place, flip=flip
         )
-        image = _bilinear(rgb.astype(jnp.float32), rows, columns)
+        image = _bilinear(rgb, rows, columns)
         depth = _nearest(depth_mm, rows, columns).astype(jnp.float32) / 1000.0 / s
     else:
         image = _cut(rgb, size, place, flip).astype(jnp.float32)
@@ -162,14 +164,38 @@ def _nearest(depth, rows, columns):
     return jnp.where(inside, depth[r, c], 0)
 
 
-def _bilinear(image, rows, columns):
-    height, width, _ = image.shape
+def _bilinear(rgb, rows, columns):
+    height, width, _ = rgb.shape
     rows = jnp.clip(rows, 0.0, height - 1.0)
     columns = jnp.clip(columns, 0.0, width - 1.0)
     r0 = jnp.minimum(rows.astype(jnp.int32), height - 1)
     c0 = jnp.minimum(columns.astype(jnp.int32), width - 1)
     r1, c1 = jnp.minimum(r0 + 1, height - 1), jnp.minimum(c0 + 1, width - 1)
     fr, fc = (rows - r0)[..., None], (columns - c0)[..., None]
-    above = image[r0, c0] * (1 - fc) + image[r0, c1] * fc
-    below = image[r1, c0] * (1 - fc) + image[r1, c1] * fc
+    at = _packed(rgb) if platform.current() == "tpu" else _unpacked(rgb)
+    above = at(r0, c0) * (1 - fc) + at(r0, c1) * fc
+    below = at(r1, c0) * (1 - fc) + at(r1, c1) * fc
     return above * (1 - fr) + below * fr
+
+
+def _unpacked(rgb):
+    """(rows, columns) -> colours there, float32."""
+    image = rgb.astype(jnp.float32)
+    return lambda r, c: image[r, c]
+
+
+def _packed(rgb):
+    """As `_unpacked`, from one word a pixel.
+
+    A TPU gathers elements: by its compiler's estimate a third of the cycles and a tenth
+    of the bytes. On CPU it is 2.5 times slower.
+    """
+    red, green, blue = jnp.moveaxis(rgb.astype(jnp.uint32), -1, 0)
+    words = red | green << 8 | blue << 16
+
+    def at(r, c):
+        found = words[r, c]
+        channels = [(found >> shift) & 255 for shift in (0, 8, 16)]
+        return jnp.stack(channels, -1).astype(jnp.float32)
+
+    return at

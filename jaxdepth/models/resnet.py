@@ -8,7 +8,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxdepth.ops.conv import Conv
+from jaxdepth.ops import platform
+from jaxdepth.ops.conv import Conv, Kernel
+from jaxdepth.ops.folded_norm import folded_norm
 from jaxdepth.ops.pool import max_pool, same_padding
 
 
@@ -34,6 +36,70 @@ def batch_norm(
         dtype=dtype,
         axis_name=axis_name,
     )
+
+
+class FoldedNorm(nn.BatchNorm):
+    """`BatchNorm` of a 1x1 convolution, given its input and kernel: `folded_norm`.
+
+    Parameters, statistics and result are those of the two modules it stands for.
+    """
+
+    @nn.compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c d"]
+    ) -> Float[Array, "b h w d"]:
+        shape = (kernel.shape[-1],)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        offset = self.param("bias", self.bias_init, shape, jnp.float32)
+        running = {
+            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
+            "var": self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
+        }
+        y, mean, variance = folded_norm(
+            x.astype(self.dtype),
+            kernel[0, 0],
+            scale,
+            offset,
+            epsilon=self.epsilon,
+            axis_name=None if self.is_initializing() else self.axis_name,
+        )
+        if self.is_initializing():
+            return y
+        for name, now in (("mean", mean), ("var", variance)):
+            before = running[name].value
+            running[name].value = self.momentum * before + (1 - self.momentum) * now
+        return y
+
+
+def pointwise_norm(
+    x: Float[Array, "b h w c"],
+    *,
+    features: int,
+    stride: int,
+    norm: functools.partial,
+    names: tuple[str, str],
+    dtype: Any,
+    train: bool,
+) -> Float[Array, "b i j d"]:
+    """1x1 convolution and its batch normalisation, for convolutions that widen.
+
+    While training on TPU as one operation, `folded_norm`; elsewhere as two. By the
+    compiler's estimate (v5e, 128 images, forward and gradients of the second block of
+    stage 1) 35 instead of 45 MB and 0.103 instead of 0.123 Mcycles an image.
+
+    Args:
+      features, stride: of the convolution.
+      norm: of `batch_norm`.
+      names: of convolution and normalisation, in the module that calls this.
+      dtype: to compute in.
+      train: by the batch's statistics.
+    """
+    conv, bn = names
+    if not train or platform.current() != "tpu":
+        return norm(name=bn)(Conv(features, (1, 1), stride, dtype=dtype, name=conv)(x))
+    kernel = Kernel((1, 1, x.shape[-1], features), name=conv)()
+    folded = functools.partial(FoldedNorm, **norm.keywords)
+    return folded(name=bn)(x[:, ::stride, ::stride], kernel)
 
 
 class Bottleneck(nn.Module):
@@ -66,6 +132,9 @@ class Bottleneck(nn.Module):
             dtype=self.dtype,
             axis_name=self.bn_axis,
         )
+        pointwise = functools.partial(
+            pointwise_norm, features=4 * self.width, dtype=self.dtype, train=train
+        )
         first, second = self.stride, 1
         if self.stride_in == "3x3":
             first, second = second, first
@@ -73,13 +142,14 @@ class Bottleneck(nn.Module):
         y = nn.relu(norm(name="bn1")(y))
         y = conv(self.width, (3, 3), second, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
-        y = conv(4 * self.width, (1, 1), name="conv3")(y)
         # Its scale starts at zero (Goyal et al. 2017, section 5.1): a block starts as
         # its shortcut, and fifty layers learn as fast as a few.
-        y = norm(name="bn3", scale_init=nn.initializers.zeros)(y)
+        zero = functools.partial(norm, scale_init=nn.initializers.zeros)
+        y = pointwise(y, stride=1, names=("conv3", "bn3"), norm=zero)
         if self.project:
-            x = conv(4 * self.width, (1, 1), self.stride, name="conv_proj")(x)
-            x = norm(name="bn_proj")(x)
+            x = pointwise(
+                x, stride=self.stride, names=("conv_proj", "bn_proj"), norm=norm
+            )
         return nn.relu(x + y)
 
 

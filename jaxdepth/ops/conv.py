@@ -188,3 +188,17 @@ class Conv(nn.Module):
             bias = self.param("bias", zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None, None, None]
         return y
+
+
+class Kernel(nn.Module):
+    """The kernel of a `Conv` alone, under the same name, for who applies it otherwise.
+
+    Attributes:
+      shape: height, width, channels in, channels out.
+    """
+
+    shape: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "kh kw cin cout"]:
+        return self.param("kernel", he_normal_fan_out, self.shape, jnp.float32)

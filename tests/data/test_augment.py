@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdepth.data import augment as aug
+from jaxdepth.ops import platform
 
 FRAME, SIZE = (48, 64), (44, 60)
 STILL = aug.AugmentPolicy(
@@ -119,6 +120,17 @@ def test_depth_is_never_mixed_and_is_divided_by_the_scale():
         gap = np.abs(after.reshape(-1, 1) - allowed[None]).min(1)
         assert gap.max() < 1e-5
         assert (after == 0).any()
+
+
+def test_views_are_the_same_from_packed_words():
+    # Noise: one pixel further the colour is any other.
+    rgb, depth = frames(60, (120, 160))
+    size = (114, 152)
+    images, metres = view(rgb, depth, keys(60), size=size, policy="full")
+    with platform.compiling_for("tpu"):
+        packed = view(rgb, depth, keys(60), size=size, policy="full")
+    np.testing.assert_allclose(packed[0], images, atol=0.02)
+    np.testing.assert_array_equal(packed[1], metres)
 
 
 def test_a_larger_scale_shows_less_and_nearer():

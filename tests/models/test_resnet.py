@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdepth.models.resnet import ResNet, batch_norm
+from jaxdepth.ops import platform
 
 from . import reference
 
@@ -105,3 +106,35 @@ def test_blocks_start_as_their_shortcut():
         np.testing.assert_array_equal(
             block[name]["scale"], np.ones_like(block[name]["scale"])
         )
+
+
+def test_training_is_the_same_network_where_normalisation_is_folded():
+    model = ResNet(stage_sizes=(2, 1), width=8)
+    image = jax.random.normal(jax.random.key(0), (4, 40, 56, 3))
+    variables = model.init(jax.random.key(1), image)
+
+    def moved(a):  # away from zero scales, which hide their branches
+        return a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
+
+    params = jax.tree.map(moved, variables["params"])
+
+    def loss(params, image):
+        full = {"params": params, "batch_stats": variables["batch_stats"]}
+        y, changed = model.apply(full, image, train=True, mutable=["batch_stats"])
+        weights = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return jnp.sum(y * weights), changed
+
+    def results():
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, image)
+
+    apart = results()
+    with platform.compiling_for("tpu"):
+        text = jax.jit(loss).lower(params, image).as_text(debug_info=True)
+        assert "folded_norm" in text
+        together = results()
+    same = jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()),
+        together,
+        apart,
+    )
+    assert jax.tree.structure(same) is not None

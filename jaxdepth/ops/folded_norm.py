@@ -1,0 +1,111 @@
+"""A 1x1 convolution and the batch normalisation after it as one convolution.
+
+Parameter-free: kernels, scales and offsets are arguments, running statistics the
+caller's.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+EXACT = lax.Precision.HIGHEST  # small matrices: bfloat16 products would show
+
+
+def folded_norm(
+    x: Float[Array, "b h w cin"],
+    kernel: Float[Array, "cin cout"],
+    scale: Float[Array, "cout"],
+    offset: Float[Array, "cout"],
+    *,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
+    """Batch normalisation of a 1x1 convolution, whose own output is never stored.
+
+        y = x kernel;   out = (y - mean(y)) / sqrt(var(y) + epsilon) * scale + offset
+
+    A 1x1 convolution is linear in each entry, so the statistics of y follow from the
+    first and second moments of x, and normalising is a change of the kernel:
+
+        mean(y) = mean(x) kernel
+        mean(y^2)_f = sum_cd kernel_cf mean(x_c x_d) kernel_df
+        out = x (kernel a) + (offset - mean(y) a),   a = scale / sqrt(var(y) + epsilon)
+
+    Worth it where cout is several times cin and memory is the bound: y, its reading for
+    the statistics and its two readings in the backward pass go, two products of cin x
+    cin come. Values and gradients are those of the two operations up to rounding.
+
+    Args:
+      x: in the dtype to compute in.
+      kernel, scale, offset: float32.
+      epsilon: added to the variance.
+      axis_name: devices whose batches count as one; None: each its own.
+
+    Returns: out in the dtype of x; mean and (biased) variance of y, float32.
+    """
+    mean, square = _output_moments(x, kernel)
+    if axis_name is not None:
+        mean, square = lax.pmean(jnp.stack([mean, square]), axis_name)
+    variance = jnp.maximum(0.0, square - mean * mean)
+    factor = scale * lax.rsqrt(variance + epsilon)
+    out = _affine(x, kernel * factor[None], offset - mean * factor)
+    return out, mean, variance
+
+
+def _output_moments(x, kernel):
+    """Mean of y = x kernel and of its square, over this device's entries."""
+    entries = x.shape[0] * x.shape[1] * x.shape[2]
+    first, second = _moments(x)
+    mean = jnp.einsum("c,cf->f", first / entries, kernel, precision=EXACT)
+    mixed = jnp.einsum("cd,df->cf", second / entries, kernel, precision=EXACT)
+    return mean, jnp.sum(kernel * mixed, axis=0)
+
+
+@jax.custom_vjp
+def _moments(x):
+    """Sum of x, and of its outer product with itself, in float32.
+
+    A gradient of its own for its types: products in the dtype of x, sums in float32.
+    """
+    second = jnp.einsum("bhwc,bhwd->cd", x, x, preferred_element_type=jnp.float32)
+    return jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32), second
+
+
+def _moments_back(x, gradients):
+    first, second = gradients
+    both = (second + second.T).astype(x.dtype)
+    ahead = first.astype(x.dtype)[None, None, None]
+    return (jnp.einsum("bhwd,dc->bhwc", x, both) + ahead,)
+
+
+_moments.defvjp(lambda x: (_moments(x), x), _moments_back)
+
+
+@jax.custom_vjp
+def _affine(x, kernel, offset):
+    """x kernel + offset in the dtype of x, from a float32 kernel and offset.
+
+    A gradient of its own for its types: that of the kernel stays in float32, for the
+    gradient of the variance is a difference of its sums.
+    """
+    y = jnp.einsum(
+        "bhwc,cf->bhwf",
+        x,
+        kernel.astype(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return (y + offset[None, None, None]).astype(x.dtype)
+
+
+def _affine_back(kept, gradient):
+    x, kernel = kept
+    of_kernel = jnp.einsum(
+        "bhwc,bhwf->cf", x, gradient, preferred_element_type=jnp.float32
+    )
+    of_offset = jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32)
+    of_x = jnp.einsum("bhwf,cf->bhwc", gradient, kernel.astype(x.dtype))
+    return of_x, of_kernel, of_offset
+
+
+_affine.defvjp(lambda x, k, o: (_affine(x, k, o), (x, k)), _affine_back)

@@ -1,0 +1,99 @@
+"""A 1x1 convolution with its batch normalisation as one: against the two, apart."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from jaxdepth.ops.folded_norm import folded_norm
+
+EPSILON = 1e-3
+folded = functools.partial(folded_norm, epsilon=EPSILON, axis_name=None)
+
+
+def arguments(dtype=jnp.float32, batch: int = 4):
+    """Features behind a ReLU, whose mean is as large as their deviation."""
+    rng = np.random.default_rng(0)
+    x = np.maximum(rng.normal(0.3, 1.0, (batch, 5, 3, 6)), 0)
+    kernel = rng.normal(size=(6, 24))
+    scale, offset = rng.normal(1.0, 0.5, 24), rng.normal(size=24)
+    small = (jnp.asarray(v, jnp.float32) for v in (kernel, scale, offset))
+    return jnp.asarray(x, dtype), *small
+
+
+def apart(x, kernel, scale, offset):
+    y = jnp.einsum("bhwc,cf->bhwf", x, kernel, precision="highest")
+    mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
+    normal = (y - mean[None, None, None]) / jnp.sqrt(variance + EPSILON)
+    return normal * scale + offset, mean, variance
+
+
+def test_values_and_statistics_in_float64():
+    x, kernel, scale, offset = (np.asarray(v, np.float64) for v in arguments())
+    y = x @ kernel
+    mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
+    expected = (y - mean) / np.sqrt(variance + EPSILON) * scale + offset
+    for got, wanted in zip(
+        folded(*arguments()), (expected, mean, variance), strict=True
+    ):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("zero_scale", [False, True])
+def test_gradients_are_those_of_the_two_apart(zero_scale):
+    x, kernel, scale, offset = arguments()
+    if zero_scale:  # as the last one of a residual block starts
+        scale = 0.0 * scale
+
+    def loss(operator, *values):
+        y, mean, variance = operator(*values)
+        weights = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+        return jnp.sum(weights * y * y) + jnp.sum(mean * variance)
+
+    every = (1, 2, 3, 4)
+    with jax.numpy_rank_promotion("allow"):
+        wanted = jax.grad(loss, every)(apart, x, kernel, scale, offset)
+    got = jax.grad(loss, every)(folded, x, kernel, scale, offset)
+    for a, b in zip(got, wanted, strict=True):
+        largest = np.abs(b).max() + 1e-6
+        np.testing.assert_allclose(a, b, atol=2e-5 * largest)
+
+
+def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32():
+    x, kernel, scale, offset = arguments(jnp.bfloat16)
+    y, mean, variance = folded(x, kernel, scale, offset)
+    assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, *[jnp.float32] * 2)
+    with jax.numpy_rank_promotion("allow"):
+        exact = apart(x.astype(jnp.float32), kernel, scale, offset)
+    # The statistics of what comes in have no rounding beyond float32's.
+    np.testing.assert_allclose(mean, exact[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(variance, exact[2], rtol=1e-4)
+    np.testing.assert_allclose(y.astype(np.float32), exact[0], atol=0.06)
+
+    def loss(x, kernel):
+        return jnp.sum(folded(x, kernel, scale, offset)[0].astype(jnp.float32) ** 2)
+
+    of_x, of_kernel = jax.grad(loss, (0, 1))(x, kernel)
+    assert (of_x.dtype, of_kernel.dtype) == (jnp.bfloat16, jnp.float32)
+
+
+def test_devices_that_share_an_axis_count_as_one_batch():
+    x, *rest = arguments()
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(P("data"), P()),
+        out_specs=(P("data"), P(), P()),
+        check_vma=False,
+    )
+    def together(x, rest):
+        return folded_norm(x, *rest, epsilon=EPSILON, axis_name="data")
+
+    for got, wanted in zip(jax.jit(together)(x, rest), folded(x, *rest), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
