@@ -55,7 +55,11 @@ def lower_step(
     if on_table:
         table = _table(config, frames, len(placement.devices))
         arguments.append(_laid(table, placement, P(sharding.AXIS)))
-    return jax.jit(run, donate_argnums=0).lower(state, *arguments)
+
+    def call(*arguments):  # under pmap, jit would see the mapped function's own flags
+        return run(*arguments)
+
+    return jax.jit(call, donate_argnums=0).lower(state, *arguments)
 
 
 def _model(config: Config) -> nn.Module:
