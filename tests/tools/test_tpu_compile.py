@@ -20,7 +20,9 @@ from tools import tpu_chips, tpu_compile, tpu_lower
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--arch=cnn", "--size=24x32", "--batch_size=8"]
-TARGET = tpu_compile.Target(tpu_chips.Slice.named("v5e:1x1"), [SimpleNamespace()])
+TARGET = tpu_compile.Target(
+    tpu_chips.Slice.named("v5e:1x1"), [SimpleNamespace(process_index=0)]
+)
 GIB = 2**30
 
 
