@@ -29,9 +29,14 @@ def summary(entry: dict[str, Any]) -> str:
 def measured_by(entry: dict[str, Any]) -> str:
     """What a number of results.json was measured by, without which it says little."""
     return (
-        f"{entry['protocol']}, {entry['averaging']}, {entry['truth']} truth, "
-        f"{entry['data']}, split {entry['split']}, trained at {entry['size']}"
+        f"{_averaged_as(entry)}, {entry['truth']} truth, {entry['data']}, split "
+        f"{entry['split']}, trained at {entry['size']}"
     )
+
+
+def _averaged_as(entry: dict[str, Any]) -> str:
+    mirrored = ", mirror-averaged" if entry.get("flip_average") else ""
+    return f"{entry['protocol']}, {entry['averaging']}{mirrored}"
 
 
 COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
@@ -44,11 +49,11 @@ def show_table(
     """The numbers on the terminal, with what they were measured by."""
     shown = entries[-1]
     rows = [
-        (f"{e['protocol']}, {e['averaging']}", *(e["metrics"][c] for c in COLUMNS))
+        (_averaged_as(e), *(e["metrics"][c] for c in COLUMNS))
         for e in reversed(entries)
     ]
     for name, m in (baselines or {}).items():
-        label = f"{name} ({shown['protocol']}, {shown['averaging']})"
+        label = f"{name} ({_averaged_as(shown)})"
         rows.append((label, *(m[c] for c in COLUMNS)))
     truth = ", ".join(sorted({e["truth"] for e in entries}))
     title = (

@@ -122,8 +122,7 @@ def heads() -> tuple[str, ...]:
 
 def measured_by(entry: dict[str, Any]) -> str:
     """Everything that a number was measured by."""
-    flip = ", mirror-averaged" if entry.get("flip_average") else ""
-    return f"{presenting.measured_by(entry)}, {entry.get('images', '?')} images{flip}"
+    return f"{presenting.measured_by(entry)}, {entry.get('images', '?')} images"
 
 
 def cells(values: dict[str, float | None]) -> tuple[str, ...]:
