@@ -530,19 +530,22 @@ RECIPES["labeled"] = Recipe(
         "arch": "upproj",
         "init": "imagenet",
         "loss": "si_berhu",
-        "optimizer": "adamw",
+        "optimizer": "adam",
         "lr": 3e-4,
-        "encoder_lr_factor": 0.3,
         "schedule": "cosine",
-        "warmup_epochs": 2.0,
-        "weight_decay": 0.01,
-        "average": 0.99,
+        "warmup_epochs": 1.0,
+        "average": 0.97,
         "augment": "mild",
         "epochs": 60.0,
         "batch_size": 16,
         "flip_average": "on",
     },
-    "The labeled training images alone, from an ImageNet encoder.",
+    "The labeled training images alone, from an ImageNet encoder; on a CPU beside "
+    "--size=114x152 --batch_size=8 --epochs=30. The loss was chosen on tune by 100 "
+    "steps of 8 images at 114x152, --augment=flip (230 s of CPU time, seed 0): "
+    "delta1 0.525, RMSE 1.188 m, against 0.510, 1.209 by si; mirror-averaging then "
+    "gave 0.541, 1.177; a rate of 1e-3 with a tenth for the encoder, and averages of "
+    "the network, changed little. Augmentation and a whole run: not measured.",
 )
 
 
