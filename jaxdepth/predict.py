@@ -29,7 +29,7 @@ class Predictor:
       config: what it was trained with.
       step: the training step its weights are of.
       variables: parameters and batch statistics.
-      forward: jitted (variables, colours 0 to 255) -> metres at the output's size.
+      forward: (variables, colours 0 to 255) -> metres at the output's size.
     """
 
     def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
@@ -42,11 +42,12 @@ class Predictor:
             return steps.predict(model, variables, rgb, layout=config.layout)
 
         # Weights are an argument: as a constant they would be compiled in.
-        self.forward = jax.jit(forward, compiler_options=platform.compiler_options())
+        self.forward = forward
+        self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Metres at the network's output size, from its input in colours 0 to 255."""
-        return self.forward(self.variables, jnp.asarray(rgb, jnp.float32))
+        return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) at which a photo enters the network.
