@@ -301,7 +301,7 @@ def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("blocks", "words"),
-    [(60, "checkpoint of step 2 could not be written"), (2, "results.json could not")],
+    [(60, "checkpoint of step 2 could not be written"), (4, "results.json could not")],
 )
 def test_full_storage_is_one_line(trained, cache, tmp_path, blocks, words):
     # No file may grow past so many KiB; root is not spared, as it is by file modes.
