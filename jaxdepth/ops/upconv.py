@@ -237,12 +237,13 @@ def _mixed_forward(x, kernel, phases, precision):
 def _mixed_backward(phases, precision, saved, gradient):
     x, kernel = saved
     # Of `dilated` it is one convolution of stride 2, without a phase to pick apart.
-    _, to_input = jax.vjp(lambda x: _dilated(x, kernel, phases, precision), x)
+    to_input = jax.linear_transpose(lambda x: _dilated(x, kernel, phases, precision), x)
     if x.size // x.shape[-1] <= x.shape[-1]:
         to_kernel = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
-        _, pull = jax.vjp(lambda kernel: _four(x, kernel, phases, precision), kernel)
-        (to_kernel,) = pull(gradient)
+        (to_kernel,) = jax.linear_transpose(
+            lambda kernel: _four(x, kernel, phases, precision), kernel
+        )(gradient)
     return *to_input(gradient), to_kernel
 
 
