@@ -98,9 +98,16 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
         keys=keys,
         mutable=["batch_stats"],
     )
+    total, images = _against(spec, pred, depth)
+    return total, (images, changed.get("batch_stats", batch_stats))
+
+
+def _against(spec: StepSpec, pred, depth):
+    """Sum of the losses of `pred` against truth of any size; how many images count."""
     valid = valid_depth(depth, max_depth=spec.max_depth)
-    target, valid = resize.masked_area(depth, valid, pred.shape[1:3])
-    total, images = losses.loss_sums(
+    height, width = pred.shape[1:3]
+    target, valid = resize.masked_area(depth, valid, (height, width))
+    return losses.loss_sums(
         spec.loss,
         pred,
         target,
@@ -109,7 +116,6 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
         berhu_scope=spec.berhu_scope,
         axis_name=spec.axis_name,
     )
-    return total, (images, changed.get("batch_stats", batch_stats))
 
 
 def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
@@ -185,17 +191,7 @@ def validation_sums(
     keys = jax.random.split(jax.random.key(0), len(rgb))
     image, depth = augment.augment(rgb, depth_mm, keys, size=spec.image_size)
     pred = predict(spec.model, variables, image, layout=spec.layout)
-    valid = valid_depth(depth, max_depth=spec.max_depth)
-    height, width = pred.shape[1:3]
-    target, valid = resize.masked_area(depth, valid, (height, width))
-    return losses.loss_sums(
-        spec.loss,
-        pred,
-        target,
-        valid=valid,
-        si_lambda=spec.si_lambda,
-        berhu_scope=spec.berhu_scope,
-    )
+    return _against(spec, pred, depth)
 
 
 def train_step(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdepth.errors import UserError
 from jaxdepth.ops import platform
-from jaxdepth.ops.conv import conv2d
+from jaxdepth.ops.conv import TINY_MAP, conv2d
 
 FORMS = ("plain", "dilated", "four", "packed", "rows")
 UNPOOLS = ("zero", "average")
@@ -236,8 +236,10 @@ def _mixed_forward(x, kernel, phases, precision):
 
 def _mixed_backward(phases, precision, saved, gradient):
     x, kernel = saved
-    # Of `dilated` it is one convolution of stride 2, without a phase to pick apart.
-    to_input = jax.linear_transpose(lambda x: _dilated(x, kernel, phases, precision), x)
+    # Of `dilated` it is one convolution of stride 2, without a phase to pick apart. But
+    # tiny maps are to be convolved as products, which `four` alone does.
+    form = _four if x.shape[1] * x.shape[2] <= TINY_MAP else _dilated
+    to_input = jax.linear_transpose(lambda x: form(x, kernel, phases, precision), x)
     if x.size // x.shape[-1] <= x.shape[-1]:
         to_kernel = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
