@@ -20,6 +20,7 @@ from jaxdepth.errors import MachineError, UserError
 
 NOTES = "JAXDEPTH_NOTES"  # file in which the child says how far it is
 _FATAL = re.compile(rb"F\d{4} \d\d:\d\d:|terminate called|\[\d+\] .*FATAL")
+_OWN = re.compile(r"error: |stopped: |interrupted|Traceback ")  # see jaxdepth/cli.py
 _MET = "the hosts have met"
 
 
@@ -52,11 +53,11 @@ def run(module: str, argv: Sequence[str], *, met_at: str | None = None) -> int:
             start_new_session=True,
         )
         assert child.stderr is not None
-        with _passing_on(child):
+        with child, _passing_on(child):
             held = _relay(child.stderr)
             code = child.wait()
         if code >= 0:
-            sys.stderr.write("".join(held))
+            sys.stderr.write("".join(_own(held)))
             return code
         said = notes.read_text() if notes.exists() else ""
     raise _explained(-code, "".join(held), said, met_at)
@@ -87,6 +88,12 @@ def _relay(stream: BinaryIO | Iterable[bytes]) -> list[str]:
         sys.stderr.write(line.decode(errors="replace"))
         sys.stderr.flush()
     return held
+
+
+def _own(held: Sequence[str]) -> Sequence[str]:
+    """What Python said while C++ was speaking: both may see a peer go."""
+    first = next((i for i, line in enumerate(held) if _OWN.match(line)), len(held))
+    return held[first:]
 
 
 def _explained(

@@ -1,5 +1,6 @@
 """Two real processes train to what one of as many devices trains to."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -298,6 +299,18 @@ def test_a_death_in_c_is_one_line(tmp_path, status, met, kind, words):
     assert isinstance(found, kind) and words in str(found) and "\n" not in str(found)
     killed = supervise._explained(signal.SIGKILL, "", notes, None)
     assert "ended by SIGKILL" in str(killed)
+
+
+def test_where_python_and_c_both_see_a_peer_go_python_speaks(tmp_path, capfd):
+    (tmp_path / "died.py").write_text(
+        "import sys\n"
+        "print('before', 'F1124 10:00:00 client.h] Terminating', '', 'RPC: X',\n"
+        "      'stopped: lost peer', sep='\\n', file=sys.stderr)\n"
+        "sys.exit(1)\n"
+    )
+    with contextlib.chdir(tmp_path):
+        assert supervise.run("died", []) == cli.MACHINE
+    assert capfd.readouterr().err == "before\nstopped: lost peer\n"
 
 
 def command(host, port, cache, *flags):
