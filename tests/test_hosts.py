@@ -77,6 +77,7 @@ def alone(tmp_path_factory, cache):
     folder = tmp_path_factory.mktemp("alone")
     common = [f"--cache_dir={cache}"]
     for name, flags in {
+        "one": [*JIT, "--steps=1"],
         "jit": [*JIT, "--steps=3"],
         "longer": [*JIT, "--steps=5"],
         "pmap": PMAP,
@@ -100,6 +101,7 @@ def two(tmp_path_factory, alone, cache):
     differing[1].append("--lr=0.5")
     endless = [*JIT, "--steps=4000", "--eval_every=0", "--save_every=0"]
     cases = {
+        "one": each([*JIT, "--steps=1"], "one"),
         "jit": each([*JIT, "--steps=3"], "jit"),
         "again": each([*JIT, "--steps=5"], "again"),
         # Host 1 renders into a cache of its own.
@@ -125,23 +127,32 @@ def parameters(folder: Path) -> list[tuple[str, np.ndarray]]:
     return [(jax.tree_util.keystr(path), np.asarray(x)) for path, x in leaves]
 
 
-def assert_same(one: Path, other: Path) -> None:
+# Of what one step makes of equal parameters, and of several steps: there an entry that
+# rounding puts on the other side of a ReLU, or of a maximum, changes what it adds to a
+# gradient by all of it. Seen between 1 and 8 devices of one host: 7e-7 after two steps,
+# 1.4e-3 in the third. Gradients that are not shared differ by more than 10 %.
+ONE_STEP, SOME_STEPS = 1e-5, 5e-2
+
+
+def assert_same(one: Path, other: Path, limit: float) -> None:
     ours, theirs = parameters(one), parameters(other)
     assert [name for name, _ in ours] == [name for name, _ in theirs] and ours
     for (name, a), (_, b) in zip(ours, theirs, strict=True):
         error = np.linalg.norm(a - b) / max(float(np.linalg.norm(b)), 1e-12)
-        assert error < 1e-4, f"{name} differs by {error}"
+        assert error < limit, f"{name} differs by {error}"
 
 
 def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.parametrize("case", ["jit", "pmap"])
-def test_two_hosts_train_to_what_one_does(two, alone, case):
+@pytest.mark.parametrize(
+    ("case", "limit"), [("one", ONE_STEP), ("jit", SOME_STEPS), ("pmap", SOME_STEPS)]
+)
+def test_two_hosts_train_to_what_one_does(two, alone, case, limit):
     folder, codes, _ = two
     assert [c[case] for c in codes] == [0, 0]
-    assert_same(folder / case, alone / case)
+    assert_same(folder / case, alone / case, limit)
     ours, theirs = results(folder / case), results(alone / case)
     assert ours["devices"]["hosts"] == 2 and ours["devices"]["count"] == 8
     pairs = zip(ours["evaluations"], theirs["evaluations"], strict=True)
@@ -149,8 +160,8 @@ def test_two_hosts_train_to_what_one_does(two, alone, case):
         assert entry["images"] == expected["images"] == 32
         assert entry["step"] == expected["step"]
         got, want = entry["metrics"], expected["metrics"]
-        assert got["rmse"] == pytest.approx(want["rmse"], rel=1e-4)
-        assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert got["rmse"] == pytest.approx(want["rmse"], rel=max(limit, 1e-4))
+        assert entry["loss"] == pytest.approx(expected["loss"], rel=max(limit, 1e-4))
         assert entry["parts"].keys() == expected["parts"].keys()
     for name, expected in theirs["baselines"].items():
         assert ours["baselines"][name] == pytest.approx(expected, rel=1e-6)
@@ -160,12 +171,12 @@ def test_going_on_with_another_number_of_hosts(two, alone, cache, tmp_path):
     folder, codes, _ = two
     # From one host to two.
     assert [c["again"] for c in codes] == [0, 0]
-    assert_same(folder / "again", alone / "longer")
+    assert_same(folder / "again", alone / "longer", SOME_STEPS)
     # And back.
     shutil.copytree(folder / "jit", tmp_path / "back")
     flags = [*JIT, "--steps=5", f"--workdir={tmp_path / 'back'}"]
     assert run.command([*flags, f"--cache_dir={cache}"]) == cli.OK
-    assert_same(tmp_path / "back", alone / "longer")
+    assert_same(tmp_path / "back", alone / "longer", SOME_STEPS)
 
 
 def test_sigterm_to_one_host_stops_both_alike(two, cache):

@@ -239,13 +239,12 @@ def _mixed_backward(phases, precision, saved, gradient):
     # Of `dilated` it is one convolution of stride 2, without a phase to pick apart. But
     # tiny maps are to be convolved as products, which `four` alone does.
     form = _four if x.shape[1] * x.shape[2] <= TINY_MAP else _dilated
-    to_input = jax.linear_transpose(lambda x: form(x, kernel, phases, precision), x)
+    _, to_input = jax.vjp(lambda x: form(x, kernel, phases, precision), x)
     if x.size // x.shape[-1] <= x.shape[-1]:
         to_kernel = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
-        (to_kernel,) = jax.linear_transpose(
-            lambda kernel: _four(x, kernel, phases, precision), kernel
-        )(gradient)
+        _, pull = jax.vjp(lambda kernel: _four(x, kernel, phases, precision), kernel)
+        (to_kernel,) = pull(gradient)
     return *to_input(gradient), to_kernel
 
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +46,28 @@ def test_conv2d_equals_the_literal_loop(
     expected = literal_conv(x, kernel, stride, meant)
     got = ops.conv2d(jnp.array(x), jnp.array(kernel), stride=stride, padding=given)
     np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", [None, ((2, 0), (0, 1))])
+def test_a_map_of_one_channel_is_made_tap_by_tap(padding, monkeypatch):
+    rng = np.random.default_rng(2)
+    x = jnp.array(rng.normal(size=(2, 7, 8, 5)), jnp.float32)
+    kernel = jnp.array(rng.normal(size=(3, 3, 5, 1)), jnp.float32)
+
+    def value_and_gradients():
+        convolve = functools.partial(ops.conv2d, padding=padding)
+        y, back = jax.vjp(convolve, x, kernel)
+        to_x, to_kernel = back(jnp.sin(jnp.arange(y.size).reshape(y.shape)))
+        whole = " conv_general_dilated[" in str(jax.make_jaxpr(convolve)(x, kernel))
+        return whole, (y, to_x, to_kernel)
+
+    whole, by_taps = value_and_gradients()
+    assert not whole
+    monkeypatch.setattr(ops, "FEW_PRODUCTS", 0)
+    whole, expected = value_and_gradients()
+    assert whole
+    for a, b in zip(by_taps, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -51,7 +51,10 @@ def test_a_compiler_is_asked_whether_it_knows_an_option():
     assert platform._takes(device, name, "LIBRARY_FUSION_TYPE_REDUCE")
 
 
-def test_products_are_not_ynnpacks_on_cpu():
-    product = jax.jit(jnp.dot, compiler_options=platform.compiler_options())
-    x = jnp.ones((64, 64))
-    assert "ynn_fusion" not in str(product.lower(x, x).compile().as_text())
+def test_on_cpu_convolutions_are_not_ynnpacks():
+    options = platform.compiler_options()
+    x, kernel = jnp.ones((2, 9, 9, 8)), jnp.ones((3, 3, 8, 8))
+    convolved = jax.jit(conv.conv2d, compiler_options=options).lower(x, kernel)
+    product = jax.jit(jnp.dot, compiler_options=options).lower(x[0, 0], kernel[0, 0])
+    assert "ynn_fusion" not in str(convolved.compile().as_text())
+    assert "ynn_fusion" in str(product.compile().as_text())

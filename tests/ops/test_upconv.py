@@ -219,7 +219,7 @@ def test_auto_on_cpu_has_the_gradients_of_one_form(cin, kind, padding_side):
 
 def test_auto_takes_a_large_kernels_gradient_tap_by_tap(monkeypatch):
     def products(cin):
-        x, kernel = jnp.zeros((2, 5, 7, cin)), jnp.zeros((5, 5, cin, 4))
+        x, kernel = jnp.zeros((2, 5, 7, cin)), jnp.zeros((5, 5, cin, 9))
         total = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
         return str(jax.make_jaxpr(total)(kernel)).count(" dot_general[")
 
