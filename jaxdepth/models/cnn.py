@@ -18,6 +18,7 @@ from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_de
 from jaxdepth.models.resnet import batch_norm
 from jaxdepth.models.upproj import ConvHead
 from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
+from jaxdepth.ops.dense import dense_product
 from jaxdepth.ops.pool import max_pool
 
 Size = tuple[int, int]
@@ -136,7 +137,12 @@ class CNNFC(nn.Module):
             self.features, self.layout.bn_epsilon, self.dtype, self.bn_axis
         )
         he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-        self.decoder = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=he_normal)
+        self.decoder = nn.Dense(
+            self.hidden,
+            dtype=self.dtype,
+            kernel_init=he_normal,
+            dot_general=dense_product,
+        )
         bias = raw_from_depth(self.init_depth, self.layout.head)
         self.head = DenseHead(height * width, bias, dtype=self.dtype)
 
@@ -190,7 +196,7 @@ class DenseHead(nn.Module):
         kernel = self.param("kernel", small, shape, jnp.float32)
         constant = nn.initializers.constant(self.init_bias)
         bias = self.param("bias", constant, (self.features,), jnp.float32)
-        raw = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        raw = dense_product(x.astype(self.dtype), kernel.astype(self.dtype))
         return raw.astype(jnp.float32) + bias[None]
 
 

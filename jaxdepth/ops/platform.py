@@ -17,16 +17,11 @@ logger = logging.getLogger(__name__)
 # windows of the 64-channel stages are larger: by the compiler's estimate 8 % fewer
 # cycles of the whole step. It is what v6e does unasked.
 #
-# CPU: convolutions by Eigen, matrix products and sums by YNNPACK. With convolutions by
-# YNNPACK, too, the kernel gradient of 3x3 takes twice as long; with products by Eigen,
-# those of few rows and a large matrix 18 times as long; with sums by neither, sums five
-# times (float32, AVX-512, jaxlib 0.10.2).
+# CPU: convolutions and matrix products by Eigen, sums by YNNPACK. With products by
+# YNNPACK, too, inference takes 8 % longer; with convolutions, the kernel gradient of
+# 3x3 twice as long; with sums by Eigen, sums do (float32, AVX-512, jaxlib 0.10.2).
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {
-        "xla_cpu_experimental_ynn_fusion_type": (
-            "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-        )
-    },
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
 }
 

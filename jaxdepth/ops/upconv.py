@@ -89,7 +89,7 @@ def upconv(
     channels and depth to space (36 / 64); `rows` one for even and one for odd rows
     to 2 cout channels each (30 / 56). `auto`: `default_form` of the platform; on CPU
     with the gradients of whichever form has the cheapest, which are taken in reverse
-    mode alone.
+    mode alone, and with averages taken of the outputs (25 on a map one larger).
 
     Args:
       x: feature map, any height and width.
@@ -111,12 +111,13 @@ def upconv(
     _check("padding_side", padding_side, PADDING_SIDES)
     if form == "plain":
         return _plain(x, kernel, unpool, padding_side, precision)
+    if chosen and platform.current() == "cpu":
+        if unpool == "average":
+            return _averaged(x, kernel, padding_side, precision)
+        return _mixed(x, kernel, _phases(unpool, padding_side), precision)
     if unpool == "average":
         kernel = _fold_average(kernel)
-    phases = _phases(unpool, padding_side)
-    if chosen and platform.current() == "cpu":
-        return _mixed(x, kernel, phases, precision)
-    return _COMPACT[form](x, kernel, phases, precision)
+    return _COMPACT[form](x, kernel, _phases(unpool, padding_side), precision)
 
 
 def add_phase_bias(
@@ -249,6 +250,33 @@ def _mixed_backward(phases, precision, saved, gradient):
 
 
 _mixed.defvjp(_mixed_forward, _mixed_backward)
+
+
+def _averaged(x, kernel, padding_side, precision):
+    """Average unpooling as means of what zero unpooling gives, past its edges, too.
+
+    Both are convolutions and change places: what is averaged is not a kernel larger
+    than the map, and 25 products an entry remain of 49.
+    """
+    behind = padding_side == "top_left"
+    if behind:
+        # From output -2 on: odd ones are to come from two before.
+        phases = _phases("zero", "bottom_right")
+    else:
+        # From -1 on, which is odd, to 2h.
+        phases = _Phase((1, 3), 1, 0), _Phase((0, 2, 4), 1, 1)
+    for axis in (1, 2):
+        x = _pad_cells(x, axis, int(behind), int(not behind))
+    y = _mixed(x, kernel, phases, precision)
+    for axis in (1, 2):
+        first, middle, last = (
+            lax.slice_in_dim(y, k, y.shape[axis] - 2 + k, axis=axis) for k in range(3)
+        )
+        y = middle + 0.5 * (first + last)
+        if behind:
+            odd, even = (lax.slice_in_dim(y, k, None, 2, axis=axis) for k in range(2))
+            y = _interleave(even, odd, axis)
+    return y
 
 
 def _kernel_gradient_by_taps(x, kernel, phases, precision, gradient):

@@ -77,6 +77,7 @@ GPU_PARTS = (
         90,
     ),
 )
+_GROWTH = "--precision=f32 --devices=1 --repeats=2"
 _CPU = "--size=228x304 --precision=f32 --batch_size=4 --devices=1 --peer=torch"
 CPU_PARTS = (
     *(
@@ -90,12 +91,16 @@ CPU_PARTS = (
         for what in ("train", "infer")
     ),
     Part("upconv", "upconv --batch_size=4 --peer=torch", 700),
+    Part("growth_size", f"train {_GROWTH} --growth=size --batch_size=4", 240),
+    Part("growth_devices", "train --growth=devices --batch_size=1 --repeats=2", 200),
+    Part("growth_batch", f"train {_GROWTH} --growth=batch", 240),
 )
 _DRY = {
     "train": "--size=32x48 --thin=16 --frames=8 --max_batch=2 --repeats=2 --seconds=0",
     "infer": "--size=32x48 --thin=16 --max_batch=2 --repeats=2 --seconds=0",
     "upconv": "--size=32x48 --thin=64 --repeats=1 --seconds=0",
 }
+_DRY_POINTS = {"size": "24x32,32x48", "devices": "1,2", "batch": "1,2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +137,7 @@ class GpuSettings:
 class CpuSettings(GpuSettings):
     """The four networks in float32, batch 4, beside PyTorch's, on this processor."""
 
-    minutes: float = 30.0
+    minutes: float = 45.0
     """After which nothing goes on."""
 
     @property
@@ -180,14 +185,23 @@ def _words(
     if settings.peer == "none":
         words = [word for word in words if not word.startswith(("--peer", "--torch"))]
     if settings.dry_run:
-        dry = shlex.split(_DRY[words[0]])
-        batch = [w for w in words if w == "--batch_size=best"] or ["--batch_size=2"]
-        replaced = {word.partition("=")[0] for word in [*dry, *batch]}
-        words = [w for w in words if w.partition("=")[0] not in replaced]
-        words += [*dry, *batch]
+        words = _dry(words)
     if words[0] != "upconv":
         words.append(f"--compile_cache={scratch / 'cache'}")
     return words
+
+
+def _dry(words: list[str]) -> list[str]:
+    """The same measurement of next to nothing."""
+    dry = shlex.split(_DRY[words[0]])
+    grown = [w.removeprefix("--growth=") for w in words if w.startswith("--growth=")]
+    dry += [f"--points={_DRY_POINTS[by]}" for by in grown]
+    batch = [w for w in words if w == "--batch_size=best"] or ["--batch_size=2"]
+    if "batch" in grown:
+        batch = []
+    replaced = {word.partition("=")[0] for word in [*dry, *batch]}
+    words = [w for w in words if w.partition("=")[0] not in replaced]
+    return [*words, *dry, *batch]
 
 
 def _run(
