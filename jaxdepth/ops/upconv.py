@@ -6,6 +6,7 @@ cost alone. Normalisation, biases and the second branch are the caller's.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -267,7 +268,7 @@ def _averaged(x, kernel, padding_side, precision):
         phases = _Phase((1, 3), 1, 0), _Phase((0, 2, 4), 1, 1)
     for axis in (1, 2):
         x = _pad_cells(x, axis, int(behind), int(not behind))
-    y = _mixed(x, kernel, phases, precision)
+    y: Any = _mixed(x, kernel, phases, precision)
     for axis in (1, 2):
         first, middle, last = (
             lax.slice_in_dim(y, k, y.shape[axis] - 2 + k, axis=axis) for k in range(3)
