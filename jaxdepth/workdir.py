@@ -224,7 +224,7 @@ def refuse_changes(before: Config, now: Config, *, where: str) -> None:
 
 
 def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
-    """UserError where a run to go on from trained something else, of equal shapes."""
+    """UserError where a run to go on from holds the state of something else."""
     for name in ("arch", "layout", "unpool"):
         there, here = getattr(before, name), getattr(now, name)
         if there != here:
@@ -236,6 +236,18 @@ def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
             f"--resume={where} is of --average={before.average:g}, this is "
             f"--average={now.average:g}: both keep an average, or neither"
         )
+    # What an optimizer remembers of each parameter.
+    remembers = {
+        "optimizer": lambda config: config.optimizer == "sgd",
+        "freeze": lambda config: config.freeze == "encoder",
+        "encoder_lr_factor": lambda config: config.encoder_lr_factor == 1.0,
+    }
+    for name, what in remembers.items():
+        if what(before) != what(now):
+            raise UserError(
+                f"--resume={where} is of --{name}={getattr(before, name)}, this is "
+                f"--{name}={getattr(now, name)}, whose optimizer remembers other things"
+            )
 
 
 def environment() -> dict[str, Any]:

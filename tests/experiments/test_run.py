@@ -142,6 +142,13 @@ def test_going_on_from_another_run(trained, cache, tmp_path):
     assert [json.loads(line)["step"] for line in records] == [there + 1, there + 2]
     with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
+    for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
+        with pytest.raises(UserError, match=f"this is {flag}, whose optimizer"):
+            train(tmp_path / "other", cache, *flags, flag)
+    # Adam remembers the same with its decay apart, without clipping, at other rates.
+    alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]
+    alike += ["--clip_norm=1", "--schedule=cosine"]
+    assert train(tmp_path / "alike", cache, *flags, *alike) == cli.OK
 
 
 def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
