@@ -156,6 +156,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     # What fails on a thread is raised again where its result is waited for, and what
     # fails while objects go follows from that.
     threading.excepthook = sys.unraisablehook = _note_aside
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and in Orbax's loops
     writers.log_to_terminal()
     quiet_libraries()
     try:

@@ -132,3 +132,17 @@ def test_a_closed_pipe_is_no_traceback():
         said = process.stderr.read().decode()
     assert "Traceback" not in said
     assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_what_failed_where_nobody_waited_is_not_told_as_well():
+    code = (
+        "import asyncio, gc; from jaxdepth import cli, errors\n"
+        "def command(argv):\n"
+        "    future = asyncio.new_event_loop().create_future()\n"
+        "    future.set_exception(OSError('full'))\n"
+        "    del future; gc.collect()\n"
+        "    raise errors.MachineError('storage is full')\n"
+        "cli.main(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "stopped: storage is full\n")
