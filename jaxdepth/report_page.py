@@ -6,13 +6,13 @@ import hashlib
 import html
 import re
 from collections.abc import Sequence
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from jaxdepth import report_parts, viz
+from jaxdepth import report_parts, versions, viz
 from jaxdepth.report_parts import Section
 from jaxdepth.runs import Run
 
@@ -67,7 +67,7 @@ def render(
         curves=curves(runs, ("rmse", "delta1", metric)),
         sections=sections,
         clouds=[[p.cloud for p in s.pictures.found] for s in sections],
-        version=metadata.version("jaxdepth"),
+        version=versions.version("jaxdepth"),
         date=datetime.date.today().isoformat(),
     )
 

@@ -13,7 +13,6 @@ import platform as platform_module
 import re
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import fsspec
 import jax
 
 from jaxdepth import config as config_lib
-from jaxdepth import hosts
+from jaxdepth import hosts, versions
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
 
@@ -256,7 +255,7 @@ def environment() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "versions": {"python": platform_module.python_version()}
-        | {name: metadata.version(name) for name in names},
+        | versions.installed(names),
         "devices": {
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,

@@ -9,7 +9,6 @@ Takes the flags of training. A whole step takes minutes to compile, a block seco
 Everything is the compiler's estimate: no TPU runs. Needs libtpu (the extra `tpu`).
 """
 
-import contextlib
 import dataclasses
 import datetime
 import importlib.util
@@ -20,7 +19,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +33,7 @@ from jaxdepth import config as config_lib
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.ops import platform
+from jaxdepth.versions import version
 from jaxdepth.weights.files import refuse_existing
 from tools import hlo, tpu_chips, tpu_lower
 
@@ -451,13 +450,6 @@ def _chip(report: dict[str, Any]) -> tpu_chips.Chip:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
-
-
-def version(package: str) -> str | None:
-    """Of an installed package."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(package)
-    return None
 
 
 def record(

@@ -11,12 +11,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdepth import versions
 from jaxdepth.data import frames, places, remote
 from jaxdepth.data.frames import Arrays, Packed
 from jaxdepth.data.places import Place, Record
@@ -324,7 +324,7 @@ class Job:
         named = {
             k: self._origin[k] for k in ("toolbox", "renderer") if k in self._origin
         }
-        return {k: metadata.version(k) for k in ("jaxdepth", "numpy")} | named
+        return versions.installed(("jaxdepth", "numpy")) | named
 
     def _camera(self, records: list[Record]) -> dict[str, Any] | None:
         """Intrinsics at the training size where all frames share them."""

@@ -9,8 +9,6 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from jaxdepth import writers
 from jaxdepth.errors import MachineError, UserError
+from jaxdepth.versions import installed
 from jaxdepth.workdir import plain
 from tools.bench.timing import Found
 
@@ -125,17 +124,6 @@ def environment() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version()} | installed(PACKAGES),
     }
-
-
-def installed(names: Sequence[str]) -> dict[str, str]:
-    """Versions of those packages that are there."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def device_name() -> str:
