@@ -8,7 +8,7 @@ image hard for both cancels out.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from jaxdepth.metrics import METRICS, Averaging, Sums
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+CHUNK = 4_000_000  # units drawn at a time: 100 MB
 HIGHER = ("delta1", "delta2", "delta3")  # are better; of all others lower ones are
 
 
@@ -40,17 +41,20 @@ class Resamples:
     seed: int = 0
     count: int = RESAMPLES
 
-    def weights(self) -> Float[np.ndarray, "r u"]:
-        """How often each resample has drawn each unit."""
+    def weights(self) -> Iterator[Float[np.ndarray, "r u"]]:
+        """How often each resample has drawn each unit: some resamples at a time."""
         rng = np.random.default_rng(self.seed)
-        drawn = rng.integers(0, self.units, (self.count, self.units))
-        rows = np.arange(self.count)[:, None] * self.units
-        flat = np.bincount((rows + drawn).ravel(), minlength=self.count * self.units)
-        return flat.reshape(self.count, self.units).astype(np.float64)
+        most = max(1, CHUNK // max(1, self.units))
+        for first in range(0, self.count, most):
+            count = min(most, self.count - first)
+            drawn = rng.integers(0, self.units, (count, self.units))
+            rows = np.arange(count)[:, None] * self.units
+            flat = np.bincount((rows + drawn).ravel(), minlength=count * self.units)
+            yield flat.reshape(count, self.units).astype(np.float64)
 
 
 def over_images(sums: Sums, **options: int) -> Resamples:
-    """Each image with truth is a unit."""
+    """Each image with truth is a unit; of one alone no interval is known."""
     some = sums.table["count"] > 0
     of_image = np.where(some, np.cumsum(some) - 1, -1)
     return Resamples("image", int(some.sum()), of_image, **options)
@@ -84,21 +88,30 @@ def resampled(
     def by_unit(x: np.ndarray) -> np.ndarray:
         return np.bincount(units, x, resamples.units)
 
-    weights = resamples.weights()
     if averaging == "pooled":
-        return metrics.values({k: weights @ by_unit(x) for k, x in table.items()})
-    images = weights @ by_unit(np.ones(len(units)))
+        total = _drawn(resamples, {k: by_unit(x) for k, x in table.items()})
+        return metrics.values(total)
+    each = metrics.values(table)
+    bad = {name: ~np.isfinite(x) for name, x in each.items()}
+    parts = {"images": by_unit(np.ones(len(units)))}
+    for name, x in each.items():
+        parts[name] = by_unit(np.where(bad[name], 0.0, x))
+        parts[f"bad {name}"] = by_unit(bad[name].astype(float))
+    total = _drawn(resamples, parts)
+    # NaN where an image that was drawn is undefined.
     return {
-        name: _weighted(weights, by_unit, x) / images
-        for name, x in metrics.values(table).items()
+        name: np.where(total[f"bad {name}"] > 0, np.nan, total[name] / total["images"])
+        for name in each
     }
 
 
-def _weighted(weights: np.ndarray, by_unit: Any, x: np.ndarray) -> np.ndarray:
-    """Sums over the drawn images; NaN where one drawn is undefined."""
-    bad = ~np.isfinite(x)
-    total = weights @ by_unit(np.where(bad, 0.0, x))
-    return np.where(weights @ by_unit(bad.astype(float)) > 0, np.nan, total)
+def _drawn(
+    resamples: Resamples, sums: dict[str, np.ndarray]
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """Sums of units as sums of resamples."""
+    columns = np.stack(list(sums.values()), axis=1)
+    rows = np.concatenate([weights @ columns for weights in resamples.weights()])
+    return dict(zip(sums, rows.T, strict=True))
 
 
 def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
@@ -111,6 +124,8 @@ def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
 
 def of_one(sums: Sums, averaging: Averaging, resamples: Resamples) -> dict[str, Any]:
     """What results hold of one run: `metrics` {name: [low, high] | None} and how."""
+    if resamples.units < 2:
+        return _how(resamples) | {"metrics": dict.fromkeys(METRICS)}
     found = resampled(sums, averaging, resamples)
     return _how(resamples) | {"metrics": {k: interval(x) for k, x in found.items()}}
 
@@ -122,9 +137,12 @@ def of_pair(
 
     Returns: how, and for each metric `a`, `b`, `difference` (a - b), `interval` of the
       difference, and `a_better`, the share of resamples in which a's is better; where
-      both are equal, half counts. All of them None where one is undefined.
+      both are equal, half counts. All of them None where one is undefined, or there
+      are no two units to draw from.
     """
-    left, right = (resampled(x, averaging, resamples) for x in (a, b))
+    few = resamples.units < 2
+    none = dict.fromkeys(METRICS, np.array([np.nan]))
+    left, right = (none if few else resampled(x, averaging, resamples) for x in (a, b))
     whole_a, whole_b = a.compute(averaging), b.compute(averaging)
     found: dict[str, Any] = {}
     for name in METRICS:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import tyro
 
 from jaxdepth import bootstrap, evaluate, evaluate_run, presenting, writers
 from jaxdepth.config import EvaluateConfig
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.errors import UserError
 from jaxdepth.metrics import METRICS
 from jaxdepth.workdir import plain
 
@@ -78,11 +77,19 @@ def run(config: CompareConfig) -> int:
         pair = a.scores[protocol.name], b.scores[protocol.name]
         for found in compare(*pair, entry["averaging"], config):
             said = {k: entry[k] for k in _SAME}
-            compared.append({"a": config.runs[0], "b": config.runs[1]} | said | found)
-            _show(compared[-1], presenting.measured_by(entry))
+            names = {"a": config.runs[0], "b": config.runs[1]}
+            of = {"step_of": _of(a, b, "step"), "size_of": _of(a, b, "size")}
+            compared.append(names | said | of | found)
+            _show(compared[-1], presenting.scored_by(entry))
     if config.out is not None:
-        _write(Path(config.out), compared)
+        text = json.dumps(plain({"comparisons": compared}), indent=1)
+        writers.write_text(config.out, text + "\n")
     return 0
+
+
+def _of(a: evaluate_run.Scored, b: evaluate_run.Scored, key: str) -> dict[str, Any]:
+    """What each of the two networks has as its own: a step, the size trained at."""
+    return {"a": a.entries[-1][key], "b": b.entries[-1][key]}
 
 
 def _evaluation(config: CompareConfig, name: str) -> EvaluateConfig:
@@ -139,18 +146,14 @@ def _show(found: dict[str, Any], measured_by: str) -> None:
         low, high = m["interval"] or (None, None)
         share = None if m["a_better"] is None else f"{m['a_better']:.1%}"
         rows.append((name, m["a"], m["b"], m["difference"], low, high, share))
+    about = ", ".join(
+        f"{key.upper()} {found[key]} (step {found['step_of'][key]}, trained at "
+        f"{found['size_of'][key]})"
+        for key in "ab"
+    )
     title = (
-        f"A {found['a']}, B {found['b']}: {measured_by}; {found['level']:.0%} interval "
+        f"{about}: {measured_by}; {found['level']:.0%} interval "
         f"of A - B, bootstrap over {found['units']} {found['unit']}s, "
         f"{found['resamples']} resamples; deltas are better higher, all others lower"
     )
     writers.print_table(title, ("metric", *COLUMNS), rows)
-
-
-def _write(path: Path, compared: list[dict[str, Any]]) -> None:
-    try:
-        text = json.dumps(plain({"comparisons": compared}), indent=1)
-        with writers.replacing(path) as file:
-            file.write(text.encode() + b"\n")
-    except OSError as error:
-        raise MachineError(f"{error.filename}: {error.strerror}") from error

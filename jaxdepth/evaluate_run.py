@@ -2,9 +2,9 @@
 
 import csv
 import dataclasses
+import io
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from jaxdepth import (
 )
 from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data import store
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.errors import UserError
 from jaxdepth.workdir import plain
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _GIVEN = (
     "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
     "depth_scale",
 )  # fmt: skip
+# What each line of --per_image was measured by, beside its protocol.
+_SAID = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,25 +183,22 @@ def _frames(
 
 
 def _write(config: EvaluateConfig, entries: list[dict], scores: Any) -> None:
-    try:
-        if config.out is not None:
-            text = json.dumps(plain({"evaluations": entries}), indent=1)
-            with writers.replacing(Path(config.out)) as file:
-                file.write(text.encode() + b"\n")
-        if config.per_image is not None:
-            said = {entry["protocol"]: entry for entry in entries}
-            rows = [
-                {
-                    "protocol": title,
-                    **{k: said[title][k] for k in ("data", "split", "truth", "size")},
-                    **row,
-                }
-                for title, found in zip(said, reversed(scores.values()), strict=True)
-                for row in found.table()
-            ]
-            with open(config.per_image, "x", newline="") as file:
-                table = csv.DictWriter(file, list(rows[0]))
-                table.writeheader()
-                table.writerows(rows)
-    except OSError as error:
-        raise MachineError(f"{error.filename}: {error.strerror}") from error
+    if config.out is not None:
+        text = json.dumps(plain({"evaluations": entries}), indent=1)
+        writers.write_text(config.out, text + "\n")
+    if config.per_image is not None:
+        said = {entry["protocol"]: entry for entry in entries}
+        rows = [
+            {
+                "protocol": title,
+                **{k: said[title][k] for k in _SAID},
+                **row,
+            }
+            for title, found in zip(said, reversed(scores.values()), strict=True)
+            for row in found.table()
+        ]
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+        writers.write_text(config.per_image, text.getvalue())

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxdepth import diagram, figures_draw, presenting, viz, writers
+from jaxdepth import diagram, figures_draw, gridding, presenting, viz, writers
 from jaxdepth import runs as runs_lib
 from jaxdepth.config import parse_size
 from jaxdepth.errors import MachineError, UserError
@@ -124,12 +124,21 @@ def _training(config: FiguresConfig, runs: Sequence[Run]) -> Any:
 def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
     """Zero against average unpooling, with the grid that each leaves."""
     _check(runs)
-    if len(runs) < 2:
+    if {run.flag("unpool") for run in runs if run.flag("arch") == "upproj"} != {
+        "zero",
+        "average",
+    } or any(run.flag("arch") != "upproj" for run in runs):
         raise UserError("two runs of upproj are compared: --unpool=zero and average")
     trained = [_trained(config, run) for run in runs]
     places = presenting.spread(len(trained[0]), figures_draw.SPECTRA)
     frames = trained[0].frames(places)
     maps = [[one.output(frame["rgb"]) for frame in frames] for one in trained]
+    least = min(min(one.shape) for of_run in maps for one in of_run)
+    if least < gridding.SMALLEST:
+        raise UserError(
+            f"the networks put out {least} pixels across, too few to look for a grid "
+            f"in (at least {gridding.SMALLEST}): train at a larger --size"
+        )
     grids = [figures_draw.mean_gridding(of_run) for of_run in maps]
     writers.print_table(
         f"gridding of predictions of {len(frames)} images, at the network's output: "
@@ -154,6 +163,8 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
 def _initialisation(_: FiguresConfig, runs: Sequence[Run]) -> Any:
     """Training loss, RMSE and delta1 of runs on common axes."""
     _check(runs)
+    if len(runs) < 2:
+        raise UserError("two runs and more are compared: --init=random and imagenet")
     rows = [
         (run.name, e["step"], *(e["metrics"][c] for c in presenting.COLUMNS))
         for run in runs
@@ -171,7 +182,7 @@ def _check(runs: Sequence[Run]) -> None:
     for run in runs:
         if not run.evaluations:
             raise UserError(f"{run.name} holds no evaluation")
-    scored = {presenting.measured_by(run.evaluations[-1]) for run in runs}
+    scored = {presenting.counted_by(run.evaluations[-1]) for run in runs}
     if len(scored) > 1:
         raise UserError(
             f"the runs were scored differently ({'; '.join(sorted(scored))}): score "

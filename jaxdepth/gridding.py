@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
+SMALLEST = 32  # pixels across a map
 PERIODS = (2, 4)  # of the last and the last two doublings of the size
 _NEAR, _FAR = 3, 6  # bins from a peak that count as its surroundings
 
@@ -52,7 +53,7 @@ def gridding(depth: Float[np.ndarray, "h w"], period: int) -> Gridding:
         moves the frequencies. At least 32 pixels each way.
     """
     power = spectrum(depth)
-    if min(power.shape) < 32:
+    if min(power.shape) < SMALLEST:
         raise ValueError(f"a map of {depth.shape} is too small for a spectrum")
     peaks, around = (np.zeros(power.shape, bool) for _ in range(2))
     for order in quarters(period):

@@ -19,17 +19,14 @@ NEAR, AWAY = "near edges", "away from edges"
 PARTS = (*(f"{low}-{high} m" for low, high in DISTANCES), NEAR, AWAY)
 
 
-def masks(
-    target: Float[Array, "b h w"], *, frame_height: int
-) -> dict[str, Bool[Array, "b h w"]]:
+def masks(target: Float[Array, "b h w"]) -> dict[str, Bool[Array, "b h w"]]:
     """Which pixels belong to each of `PARTS`; those without truth as it happens.
 
     Args:
-      target: truth in metres, 0 or not finite where there is none.
-      frame_height: of the whole frame, which `target` may be a region of.
+      target: truth of whole frames in metres, 0 or not finite where there is none.
     """
     bins = [(target > low) & (target <= high) for low, high in DISTANCES]
-    near = near_edges(target, radius=max(1, round(frame_height / EDGE_PART)))
+    near = near_edges(target, radius=max(1, round(target.shape[1] / EDGE_PART)))
     return dict(zip(PARTS, [*bins, near, ~near], strict=True))
 
 

@@ -28,10 +28,27 @@ def summary(entry: dict[str, Any]) -> str:
 
 def measured_by(entry: dict[str, Any]) -> str:
     """What a number of results.json was measured by, without which it says little."""
+    return f"{scored_by(entry)}, trained at {entry['size']}"
+
+
+def scored_by(entry: dict[str, Any]) -> str:
+    """The same without the size that the network was trained at."""
     return (
         f"{_averaged_as(entry)}, {entry['truth']} truth, {entry['data']}, split "
-        f"{entry['split']}, trained at {entry['size']}"
+        f"{entry['split']}"
     )
+
+
+def counted_by(entry: dict[str, Any]) -> str:
+    """Everything that has to be the same of numbers that are held against each other:
+    `measured_by`, and which pixels of how many images counted."""
+    said = f"{measured_by(entry)}, {entry.get('images', '?')} images"
+    pixels = entry.get("counts", {}).get("pixels")
+    if pixels is not None:
+        said += f", {pixels:,.0f} pixels"
+    if entry.get("abs_rel_over", "truth") != "truth":
+        said += f", abs_rel over {entry['abs_rel_over']}"
+    return said
 
 
 def _averaged_as(entry: dict[str, Any]) -> str:

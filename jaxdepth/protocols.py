@@ -328,13 +328,18 @@ def score_parts(
     """`score` as `WHOLE`, and the row sums of each of `parts.masks`."""
     frame_size = (target.shape[1], target.shape[2])
     check_frame(protocol, frame_size)
+    # Of the whole frame: an edge just outside the region is as near.
+    masks = parts.masks(target)
+    if protocol.region is not None:
+        top, bottom, left, right = protocol.region
+        masks = {name: x[:, top:bottom, left:right] for name, x in masks.items()}
     full = full_prediction(protocol, pred, frame_size)
     full, target, valid = score_inputs(protocol, full, target)
     rows = metrics.part_sums(
         full,
         target,
         valid=valid,
-        parts={WHOLE: valid, **parts.masks(target, frame_height=frame_size[0])},
+        parts={WHOLE: valid, **masks},
         rel=protocol.rel,
     )
     rows[WHOLE]["unscored"] = jnp.sum(~valid, axis=2, dtype=jnp.float32)

@@ -9,7 +9,7 @@ import tyro
 
 from jaxdepth import report_page, report_parts, writers
 from jaxdepth import runs as runs_lib
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.errors import UserError
 from jaxdepth.examples import Trained
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,8 @@ def run(config: ReportConfig) -> int:
         tables=found.tables,
         metric=config.metric,
     )
-    try:
-        with writers.replacing(path) as file:
-            file.write(page.encode())
-    except OSError as error:
-        raise MachineError(f"{path} can't be written: {error.strerror}") from error
-    size = len(page.encode()) / 2**20
+    writers.write_text(path, page)
+    size = path.stat().st_size / 2**20
     logger.info("%s: %d runs, %.2f MiB, opens from disk", path, len(runs), size)
     return 0
 

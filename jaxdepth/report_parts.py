@@ -235,7 +235,7 @@ def alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.evaluations:
-            key = measured_by(run.evaluations[-1])
+            key = presenting.counted_by(run.evaluations[-1])
             groups.setdefault(key, []).append(run)
     return groups
 
@@ -329,6 +329,8 @@ def pictures(trained: Trained, *, count: int, metric: str, width: int) -> Pictur
     """
     scored = trained.score()
     order = ranked(scored.images, metric)
+    if not order:
+        return Pictures(missing=f"{metric} is undefined for every image")
     shown = min(count, len(order))
     worst, best = order[: shown - shown // 2], order[len(order) - shown // 2 :]
     places = [*worst, *best]
@@ -351,6 +353,8 @@ def pictures(trained: Trained, *, count: int, metric: str, width: int) -> Pictur
         f"{presenting.summary(scored.entry)}. Images are ordered by their "
         f"own {metric} under that protocol; shown are predictions of whole frames."
     )
+    if without := len(scored.images) - len(order):
+        about += f" Of {without} more images {metric} is undefined."
     return Pictures(found, about, camera)
 
 

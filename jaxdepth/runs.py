@@ -8,9 +8,8 @@ from jaxdepth import config as config_lib
 from jaxdepth import writers
 from jaxdepth.config import Config
 from jaxdepth.errors import UserError
-from jaxdepth.workdir import CONFIG, RESULTS, WorkDir
+from jaxdepth.workdir import CONFIG, RESULTS, TABLES, WorkDir
 
-TABLES = "tables.json"
 # What every evaluation has: without it a number says nothing.
 _NEEDED = {
     "step", "protocol", "averaging", "truth", "data", "split", "size", "metrics",
@@ -93,10 +92,12 @@ def read(name: str, *, called: str | None = None) -> Run:
         )
     parts = {f: here.read_json(f) if f in there else {} for f in (CONFIG, RESULTS)}
     for entry in parts[RESULTS].get("evaluations", ()):
-        if lacks := sorted(_NEEDED - set(entry)):
+        lacks = _NEEDED - {k for k, v in entry.items() if v is not None}
+        if lacks or not isinstance(entry["metrics"], dict):
             raise UserError(
-                f"{name}/{RESULTS} holds an evaluation without {', '.join(lacks)}: it "
-                "was written by another version, or is damaged"
+                f"{name}/{RESULTS} holds an evaluation without "
+                f"{', '.join(sorted(lacks or {'metrics'}))}: it was written by another "
+                "version, or is damaged"
             )
     return Run(
         called or name,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from jaxdepth import cli, launch, paper, tables_out
+from jaxdepth import cli, launch, paper, tables_out, writers
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.config import Config
@@ -23,6 +23,7 @@ from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
+MARK = "experiments.tables"  # in the command, how its files are told from others
 # Starts a run with these flags of experiments.run and waits for its end.
 Start = Callable[[Sequence[str]], launch.Ended]
 # What a row says itself, and what this command decides.
@@ -56,6 +57,8 @@ class TablesConfig:
     """Runs of each row, from --seed on."""
 
     def __post_init__(self):
+        if not self.workdir:
+            raise UserError("--workdir= is empty: name a folder for the tables")
         if self.seeds < 1:
             raise UserError(f"--seeds={self.seeds}: must be at least 1")
 
@@ -92,10 +95,12 @@ def run(
     names = list(paper.TABLES) if config.table == "all" else [config.table]
     jobs = plan(config, names, given(flags))
     here = WorkDir.open(config.workdir)
+    earlier = _earlier(here)
     _make(here)
 
     def write() -> dict[str, Any]:
         found = tables_out.collect(names, jobs, scale=config.scale, command=command)
+        found = tables_out.with_earlier(found, earlier)
         _write(here, found)
         return found
 
@@ -114,14 +119,14 @@ def run(
         codes.append(_run(job, start))
         found = write()
         if codes[-1] in _STOPPED:
-            tables_out.show(found)
+            tables_out.show(found, names)
             logger.info("stopped; to go on: %s", command)
             return codes[-1]
-    tables_out.show(write())
+    tables_out.show(write(), names)
     for job in jobs:
         if job.status == FAILED:
             logger.warning("%s failed: %s", job.folder, job.reason)
-    logger.info("files: %s/{%s,%s}", here.name, tables_out.JSON, tables_out.MARKDOWN)
+    logger.info("files: %s/{%s,%s}", here.name, workdir_lib.TABLES, tables_out.MARKDOWN)
     return next((code for code in codes if code != cli.OK), cli.OK)
 
 
@@ -130,6 +135,11 @@ def _run(job: Job, start: Start) -> int:
     ended = start(job.flags)
     if ended.code == cli.OK:
         job.status, job.reason = DONE, None
+        here = WorkDir.open(job.workdir)
+        if not (here.local / workdir_lib.RESULTS).exists():
+            job.status = FAILED
+            job.reason = f"it left no {workdir_lib.RESULTS} that can be seen from here"
+            return cli.MACHINE
     if ended.stopped or ended.code in _STOPPED:
         if job.status != DONE:
             job.reason = "stopped"
@@ -139,6 +149,26 @@ def _run(job: Job, start: Start) -> int:
         said = ended.reason.removeprefix("error: ").removeprefix("stopped: ")
         job.reason = said or f"exit code {ended.code}"
     return ended.code if ended.code >= 0 else cli.MACHINE
+
+
+def _earlier(here: WorkDir) -> dict[str, Any]:
+    """tables.json of an earlier call, whose other tables are kept; {} without one.
+
+    UserError where a file of that name is somebody else's.
+    """
+    for name in (workdir_lib.TABLES, tables_out.MARKDOWN):
+        writers.check_ours(here.local / name, MARK, flag="workdir")
+    if not (here.local / workdir_lib.TABLES).exists():
+        return {}
+    found = here.read_json(workdir_lib.TABLES)
+    try:
+        tables_out.with_earlier(found, found)
+    except (KeyError, TypeError):
+        raise UserError(
+            f"{here.name}/{workdir_lib.TABLES} is damaged: take it away, the runs "
+            "themselves are read again"
+        ) from None
+    return found
 
 
 def _make(here: WorkDir) -> None:
@@ -151,12 +181,9 @@ def _make(here: WorkDir) -> None:
 
 
 def _write(here: WorkDir, found: dict[str, Any]) -> None:
-    here.write_json(tables_out.JSON, found)
-    path = here.local / tables_out.MARKDOWN
-    try:
-        path.write_text(tables_out.markdown(found))
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from error
+    here.write_json(workdir_lib.TABLES, found)
+    text = tables_out.markdown(found)
+    writers.write_text(here.local / tables_out.MARKDOWN, text)
     here.sync()
 
 
@@ -191,7 +218,7 @@ def plan(
     flags = dict(flags)
     weights = weights_by_init(flags.pop("weights", ""))
     text = flags.pop("seed", "0")
-    if not text.isdigit():
+    if not (text.isascii() and text.isdecimal()):
         raise UserError(f"--seed={text}: a whole number")
     runs = dict.fromkeys(row.run for name in names for row in paper.TABLES[name].rows)
     return [
@@ -250,9 +277,10 @@ def _job(
 def _weights_there(name: str) -> str | None:
     """The weights that a run there was made with: it need not be told them again."""
     here = WorkDir.open(name)
-    return (
-        here.read_json(workdir_lib.CONFIG)["config"]["weights"] if here.used() else None
-    )
+    if not here.used():
+        return None
+    saved = here.read_json(workdir_lib.CONFIG)
+    return saved.get("config", {}).get("weights")
 
 
 def finished(here: WorkDir, wanted: Config) -> bool:
@@ -263,8 +291,14 @@ def finished(here: WorkDir, wanted: Config) -> bool:
     if not here.used():
         return False
     saved = here.read_json(workdir_lib.CONFIG)
-    before = config_lib.from_json(saved["config"])
-    now = _settled_there(wanted, before, saved)
+    try:
+        before = config_lib.from_json(saved["config"])
+        now = _settled_there(wanted, before, saved)
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{here.name}/{workdir_lib.CONFIG} is damaged ({error!r}): take the folder "
+            "away to run it again"
+        ) from None
     # Another number of steps is another row.
     pairs = workdir_lib.differences(before, now, but=("steps",))
     if pairs:
@@ -275,7 +309,7 @@ def finished(here: WorkDir, wanted: Config) -> bool:
     if not (here.local / workdir_lib.RESULTS).exists():
         return False
     results = here.read_json(workdir_lib.RESULTS)
-    steps = [entry["step"] for entry in results["evaluations"]]
+    steps = [entry.get("step") for entry in results.get("evaluations", ())]
     return "command" in results and steps[-1:] == [now.steps]
 
 
@@ -285,10 +319,12 @@ def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> 
     images = saved["data"]["train_images"]
     config = config_lib.settle_steps(config, train_images=images)
     values: dict[str, Any] = {}
-    if wanted.split == "auto":
+    words = shlex.split(saved["command"])
+    if wanted.split == "auto" and cli.flag_value(words, "split") in (None, "auto"):
         values["split"] = before.split
     # Data without the truth that is asked for train on the other one.
-    asked = cli.flag_value(shlex.split(saved["command"]), "depth")
-    if (asked or "filled") == wanted.depth:
+    recipe = config_lib.recipe_named(before.recipe).flags
+    asked = cli.flag_value(words, "depth") or recipe.get("depth", "filled")
+    if asked == wanted.depth:
         values["depth"] = before.depth
     return dataclasses.replace(config, **values)

@@ -4,7 +4,7 @@
 
     scale: "paper" | "small" | "smoke"
     command: str
-    seeds: [int]
+    seeds: [int]              of all tables
     notes: [str]              what a reader must know of all tables
     tables: [
       table: "1" | "2" | "3" | "4"
@@ -50,7 +50,7 @@ from jaxdepth import metrics, paper, presenting, viz, writers
 from jaxdepth.workdir import CONFIG, RESULTS, WorkDir, plain
 
 DONE, ABSENT, FAILED, WAITING = "done", "absent", "failed", "waiting"
-JSON, MARKDOWN = "tables.json", "tables.md"
+MARKDOWN = "tables.md"
 # Flags of a run that a table of runs should show.
 _SHOWN = (
     "arch", "loss", "unpool", "init", "layout", "train_images", "size", "steps",
@@ -95,6 +95,21 @@ def collect(
             "tables": [_table(name, runs) for name in names],
         }
     )
+
+
+def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """What tables.json holds, and what an earlier call of that scale left beside it."""
+    if earlier.get("scale") != found["scale"]:
+        return found
+    tables = {table["table"]: table for table in earlier["tables"]}
+    tables |= {table["table"]: table for table in found["tables"]}
+    both = [tables[name] for name in sorted(tables)]
+    return found | {"seeds": _seeds(both), "tables": both}
+
+
+def _seeds(tables: Sequence[dict[str, Any]]) -> list[int]:
+    rows = (row for table in tables for row in table["rows"])
+    return sorted({seed["seed"] for row in rows for seed in row["seeds"]})
 
 
 def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -156,7 +171,7 @@ def _seed(job: Job) -> dict[str, Any]:
         "status": job.status,
         "reason": job.reason,
         "flags": {k: config[k] for k in _SHOWN if k in config} | images,
-        "evaluation": entries[-1] if job.status == DONE else None,
+        "evaluation": entries[-1] if entries and job.status == DONE else None,
         "curve": [
             {"step": e["step"], "metrics": e["metrics"], "loss": e.get("loss")}
             for e in (viz.last_kind(entries) if entries else ())
@@ -249,9 +264,10 @@ COLUMNS = (
 def texts(found: dict[str, Any], table: dict[str, Any]) -> list[Text]:
     """One of the tables of tables.json, and the course of its rows where it has one."""
     name = f"Table {table['table']}, {table['title']}"
-    seeds = f"seed {found['seeds'][0]}"
-    if len(found["seeds"]) > 1:
-        numbers = ", ".join(map(str, found["seeds"]))
+    of = _seeds([table])
+    seeds = f"seed {of[0]}"
+    if len(of) > 1:
+        numbers = ", ".join(map(str, of))
         seeds = f"seeds {numbers}: mean ± standard deviation"
     title = (
         f"{name} (scale {found['scale']}): "
@@ -312,9 +328,9 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def show(found: dict[str, Any]) -> None:
-    """All tables on the terminal, with what must be known beside them."""
-    for table in found["tables"]:
+def show(found: dict[str, Any], names: Sequence[str]) -> None:
+    """These tables on the terminal, with what must be known beside them."""
+    for table in (t for t in found["tables"] if t["table"] in names):
         for text in texts(found, table):
             writers.print_table(text.title, text.columns, text.rows)
             _say(*text.notes, "")

@@ -183,8 +183,9 @@ def panel(
 
 
 def plain_text(text: str) -> str:
-    """Text in which a dollar sign is no mathematics."""
-    return text.replace("$", r"\$")
+    """Text in which a dollar sign is no mathematics, and that legends don't hide."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def _truth(target: np.ndarray) -> np.ndarray:
@@ -312,6 +313,8 @@ def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
 
 def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
     """Gaussian mean over neighbours, `share` of the length wide, cut at the ends."""
+    if not len(values):
+        return values
     places = np.arange(len(values))
     width = max(1.0, share * len(values))
     radius = int(np.ceil(3 * width))

@@ -11,7 +11,9 @@ import math
 import os
 import platform as platform_module
 import re
+import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ import jax
 from jaxdepth import config as config_lib
 from jaxdepth import hosts, versions
 from jaxdepth.config import Config
+from jaxdepth.data.remote import told
 from jaxdepth.errors import MachineError, UserError
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
+TABLES = "tables.json"  # in a folder of tables, of which runs are rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +47,17 @@ class WorkDir:
 
     @classmethod
     def open(cls, name: str | Path) -> "WorkDir":
-        """The work directory of that name; nothing is created for a local one."""
+        """The work directory of that name; nothing is created for a local one.
+
+        The mirror of a remote one is gone when nobody holds this object any more.
+        Raises UserError or MachineError where the place can't be read.
+        """
         name = str(name)
         if "://" not in name:
             return cls(name, Path(name).expanduser())
         local = Path(tempfile.mkdtemp(prefix="jaxdepth-"))
         here = cls(name, local, name.rstrip("/"))
+        weakref.finalize(here, shutil.rmtree, local, ignore_errors=True)
         here._fetch()
         return here
 
@@ -91,18 +100,21 @@ class WorkDir:
         """Copy what is local to the remote place; nothing to do for a local one."""
         if self.remote is None:
             return
-        system, root = fsspec.core.url_to_fs(self.remote)
-        for path in self.local.rglob("*"):
-            if path.is_file():
-                there = f"{root}/{path.relative_to(self.local).as_posix()}"
-                system.makedirs(os.path.dirname(there), exist_ok=True)
-                system.put_file(str(path), there)
+        with told(self.remote):
+            system, root = fsspec.core.url_to_fs(self.remote)
+            for path in self.local.rglob("*"):
+                if path.is_file():
+                    there = f"{root}/{path.relative_to(self.local).as_posix()}"
+                    system.makedirs(os.path.dirname(there), exist_ok=True)
+                    system.put_file(str(path), there)
 
     def _fetch(self) -> None:
-        system, root = fsspec.core.url_to_fs(self.remote)
-        for name in (CONFIG, RESULTS, METRICS, "run.log"):
-            if system.exists(f"{root}/{name}"):
-                system.get_file(f"{root}/{name}", str(self.local / name))
+        assert self.remote is not None
+        with told(self.remote):
+            system, root = fsspec.core.url_to_fs(self.remote)
+            for name in (CONFIG, RESULTS, METRICS, TABLES, "run.log"):
+                if system.exists(f"{root}/{name}"):
+                    system.get_file(f"{root}/{name}", str(self.local / name))
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file whole or not at all. Non-finite numbers become null."""
@@ -112,7 +124,7 @@ class WorkDir:
         """Read a JSON file of this run; UserError where it is absent or damaged."""
         path = self.local / name
         try:
-            text = path.read_text()
+            text = path.read_text("utf-8", "replace")
         except FileNotFoundError:
             raise UserError(
                 f"{self.name} is not the work directory of a run: it has no {name}"

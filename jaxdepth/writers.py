@@ -140,7 +140,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a line that was cut off is left out."""
     path = folder / METRICS
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
             if isinstance(record, dict) and "step" in record:
@@ -427,6 +428,19 @@ def check_ours(path: Path, mark: str, *, flag: str) -> None:
             f"{path} is there and was not written by this command: name another "
             f"--{flag}"
         )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """A text file, whole or not at all; MachineError where it can't be.
+
+    Names of files that are not UTF-8 are written with escapes.
+    """
+    path = Path(path).expanduser()
+    try:
+        with replacing(path) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise MachineError(f"{path} can't be written: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -120,3 +120,24 @@ def test_scenes_must_be_known_and_several():
     scenes = [None if k == EMPTY else s for k, s in enumerate(SCENES)]
     how = bootstrap.over_scenes(found, scenes)
     assert how is not None and how.units == 3
+
+
+@pytest.mark.parametrize("averaging", AVERAGINGS)
+@pytest.mark.parametrize("chunk", [1, 20])
+def test_some_resamples_at_a_time_are_all_of_them(averaging, chunk, monkeypatch):
+    a, b = sums(1), sums(2)
+    how = bootstrap.over_images(a, count=30, seed=3)
+    want = bootstrap.of_pair(a, b, averaging, how)["metrics"]
+    monkeypatch.setattr(bootstrap, "CHUNK", chunk)
+    got = bootstrap.of_pair(a, b, averaging, how)["metrics"]
+    for name in METRICS:  # sums of other lengths are rounded in another order
+        np.testing.assert_allclose(got[name]["interval"], want[name]["interval"])
+        assert got[name]["a_better"] == want[name]["a_better"]
+
+
+def test_of_one_image_nothing_is_certain():
+    one = sums(1).select([0])
+    how = bootstrap.over_images(one, count=10)
+    assert set(bootstrap.of_one(one, "pooled", how)["metrics"].values()) == {None}
+    pair = bootstrap.of_pair(one, one, "pooled", how)["metrics"]["rmse"]
+    assert pair["a"] is not None and pair["a_better"] is None

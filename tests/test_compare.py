@@ -1,6 +1,7 @@
 """What two runs must have in common to be compared, and what is reported."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +49,22 @@ def test_what_differs_is_refused(other, words):
     with pytest.raises(UserError, match=words):
         compare.refuse_different(scored(0.1), scored(0.1, **other))
     compare.refuse_different(scored(0.1), scored(0.2, size="57x76"))
+
+
+def test_each_network_is_told_with_its_step_and_size(tmp_path, monkeypatch, capsys):
+    both = {
+        "a": scored(0.1, step=3),
+        "b": scored(0.2, step=7, size="57x76"),
+    }
+    monkeypatch.setattr(evaluate_run, "score", lambda c: both[c.checkpoint])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = compare.CompareConfig(("a", "b"), resamples=20, out="~/c.json")
+    assert compare.run(config) == 0
+    said = capsys.readouterr().out
+    assert "A a (step 3, trained at 19x38), B b (step 7, trained at 57x76):" in said
+    (first, _) = json.loads((tmp_path / "c.json").read_text())["comparisons"]
+    assert first["step_of"] == {"a": 3, "b": 7}
+    assert first["size_of"] == {"a": "19x38", "b": "57x76"}
 
 
 def test_other_pixels_are_refused():

@@ -63,7 +63,7 @@ def test_holes_and_gentle_slopes_have_no_edges():
 
 def test_every_pixel_is_at_one_distance_and_near_or_away():
     depth = np.array([[[0.1, 2.0, 2.01, 4.0, 5.0, 6.5, 10.0, 10.5, 0.0]]], np.float32)
-    found = parts.masks(jnp.asarray(depth), frame_height=60)
+    found = parts.masks(jnp.asarray(depth))
     assert tuple(found) == parts.PARTS
     names = [
         [name for name in found if name.endswith(" m") and found[name][0, 0, k]]
@@ -79,8 +79,8 @@ def test_every_pixel_is_at_one_distance_and_near_or_away():
 
 @pytest.mark.parametrize(("height", "pixels"), [(480, 8), (240, 4), (60, 1), (20, 1)])
 def test_how_near_follows_the_frame(height, pixels):
-    depth = np.full((1, 3, 41), 2.0, np.float32)
+    depth = np.full((1, height, 41), 2.0, np.float32)
     depth[:, :, 20:] = 4.0
-    near = parts.masks(jnp.asarray(depth), frame_height=height)[parts.NEAR]
+    near = parts.masks(jnp.asarray(depth))[parts.NEAR]
     columns = np.flatnonzero(np.asarray(near)[0, 1])
     assert (columns.min(), columns.max()) == (19 - pixels, 20 + pixels)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth import protocols
+from jaxdepth import parts, protocols
 from jaxdepth.errors import UserError
 from jaxdepth.metrics import METRICS, Sums
 from jaxdepth.protocols import PROTOCOLS
@@ -308,3 +308,13 @@ def test_choose():
     assert [p.flip_average for p in PROTOCOLS.values()] == [False, False, True, False]
     with pytest.raises(UserError, match="eigan: one of laina"):
         protocols.choose("eigan")
+
+
+def test_an_edge_beside_the_region_is_as_near_as_one_in_it():
+    target = np.full((1, 480, 640), 2.0, np.float32)
+    target[:, :45] = 4.0  # eigen begins with row 45
+    pred = jnp.ones((1, 8, 8))
+    rows = protocols.score_parts(PROTOCOLS["eigen"], pred, jnp.asarray(target))
+    near = Sums()
+    near.update(rows[parts.NEAR])
+    assert near.counts["pixels"] == 9 * 560  # rows 45 to 53, columns 41 to 600

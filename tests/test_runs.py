@@ -65,3 +65,20 @@ def test_what_is_no_run_or_damaged_is_named(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             runs.find([name])
+
+
+def test_bytes_that_are_no_text_and_metrics_that_are_none(tmp_path):
+    null = folder(tmp_path / "a", results={"evaluations": [ENTRY | {"metrics": None}]})
+    bad = folder(tmp_path / "b")
+    (tmp_path / "b" / "results.json").write_bytes(b"\xff")
+    for name, words in ((null, "an evaluation without metrics"), (bad, "is not JSON")):
+        with pytest.raises(UserError, match=words):
+            runs.find([name])
+    fine = folder(tmp_path / "c", results={"evaluations": [ENTRY]})
+    (tmp_path / "c" / "metrics.jsonl").write_bytes(b'\xff\n{"step": 1, "loss": 2}\n')
+    assert runs.find([fine]).runs[0].records == [{"step": 1, "loss": 2}]
+
+
+def test_tables_at_a_url(tmp_path):
+    name = folder(tmp_path / "t", tables={"tables": []})
+    assert runs.find([f"file://{name}"]).tables == {f"file://{name}": {"tables": []}}

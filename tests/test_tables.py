@@ -38,6 +38,7 @@ class Runs:
         folder = Path(str(config.workdir))
         name = "/".join(folder.parts[-2:])
         self.started.append(name)
+        # The data settle these, whatever was asked for.
         saved = config_lib.to_json(config) | {"depth": self.depth, "split": "tune"}
         folder.mkdir(parents=True, exist_ok=True)
         record = {
@@ -83,7 +84,9 @@ def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
     options: dict[str, Any] = {"table": table, "scale": scale, "seeds": seeds}
     config = tables.TablesConfig(workdir=str(folder), **options)
     runs = runs or Runs()
-    code = tables.run(config, flags, command="python again", start=runs)
+    code = tables.run(
+        config, flags, command="python -m experiments.tables again", start=runs
+    )
     return code, runs, json.loads((folder / "tables.json").read_text())
 
 
@@ -133,7 +136,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     assert number in said and "1.220" in said and "81 images" in said
     assert "CNN+Res: absent, no weights" in said and "truth near zero" in said
     text = (tmp_path / "tables.md").read_text()
-    assert f"| {number} | 1.220 |" in text and "python again" in text
+    assert f"| {number} | 1.220 |" in text and "experiments.tables again" in text
 
 
 def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
@@ -157,12 +160,63 @@ def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
 def test_data_with_one_kind_of_truth_are_reused(tmp_path):
     tabulate(tmp_path, runs=Runs(depth="raw"), table="3")
     assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
+    # Asked for as filled, that is other training than the recipe's.
     with pytest.raises(UserError, match="--depth=raw there, filled here"):
-        (path,) = tmp_path.glob("unpool_zero/*/config.json")
-        saved = json.loads(path.read_text())
-        saved["command"] += " --depth=raw"
-        path.write_text(json.dumps(saved))
+        tabulate(tmp_path, "--depth=filled", table="3")
+
+
+def test_data_without_the_recipe_s_truth_are_reused(tmp_path):
+    tabulate(tmp_path, runs=Runs(depth="filled"), table="3")
+    assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
+
+
+def test_rows_of_another_split_are_refused(tmp_path):
+    tabulate(tmp_path, "--split=tune", table="3")
+    assert tabulate(tmp_path, "--split=tune", table="3")[1].started == []
+    with pytest.raises(UserError, match="--split=tune there, auto here"):
         tabulate(tmp_path, table="3")
+
+
+def test_other_tables_are_kept_and_foreign_files_too(tmp_path, capsys):
+    tabulate(tmp_path, table="3", seeds=2)
+    capsys.readouterr()
+    found = tabulate(tmp_path, table="2")[2]
+    assert [table["table"] for table in found["tables"]] == ["2", "3"]
+    assert found["seeds"] == [0, 1]
+    said = capsys.readouterr().out
+    assert "Table 2" in said and "Table 3, unpooling" not in said
+    text = (tmp_path / "tables.md").read_text()
+    assert "seeds 0, 1: mean" in text and "rmse in metres; seed 0" in text
+    (tmp_path / "tables.md").write_text("mine")
+    with pytest.raises(UserError, match=r"tables\.md is there and was not written"):
+        tabulate(tmp_path, table="2")
+    assert (tmp_path / "tables.md").read_text() == "mine"
+
+
+def test_damaged_files_are_named(tmp_path):
+    tabulate(tmp_path, table="3")
+    path = tmp_path / "unpool_zero" / "seed-0" / "config.json"
+    whole = path.read_text()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json is damaged .*'config'"):
+        tabulate(tmp_path, table="3")
+    path.write_text(whole)
+    path.with_name("results.json").write_text("{}")  # it is run again
+    assert tabulate(tmp_path, table="3")[1].started == ["unpool_zero/seed-0"]
+    (tmp_path / "tables.json").write_text(
+        '{"command": "experiments.tables", "scale": "small", "tables": [{}]}'
+    )
+    with pytest.raises(UserError, match=r"tables\.json is damaged"):
+        tabulate(tmp_path, table="3")
+
+
+def test_a_run_that_leaves_nothing_has_failed(tmp_path):
+    def nothing(_):
+        return OK
+
+    code, _, found = tabulate(tmp_path, runs=nothing, table="3")
+    assert code == cli.MACHINE
+    assert "left no results.json" in found["tables"][0]["rows"][0]["reason"]
 
 
 def test_a_row_that_fails_loses_no_other(tmp_path, caplog):

@@ -283,6 +283,14 @@ def test_curves_of_next_to_nothing(tmp_path, drawn, records):
     assert len(drawn[0].axes) == 3
 
 
+def test_names_that_legends_hide_or_read_as_mathematics():
+    assert viz.plain_text("_a$b$") == r" _a\$b\$" and viz.plain_text("a_") == "a_"
+
+
+def test_smoothing_nothing_is_nothing():
+    assert len(viz.smooth(np.zeros(0))) == 0
+
+
 def test_smoothing_keeps_a_level_and_a_slope_and_lowers_noise():
     np.testing.assert_allclose(viz.smooth(np.full(50, 3.0)), 3.0)
     slope = np.arange(400.0)

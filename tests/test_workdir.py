@@ -1,6 +1,7 @@
 """The work directory: names, JSON, remote mirrors, and who may go on."""
 
 import dataclasses
+import gc
 import json
 import uuid
 from pathlib import Path
@@ -105,6 +106,15 @@ def test_a_remote_place_is_mirrored():
     assert again.used() and again.local != here.local
     assert again.read_json(workdir.CONFIG) == {"config": {}}
     assert again.checkpoints == f"{name}/checkpoints"
+    there = again.local
+    del again
+    gc.collect()
+    assert here.local.exists() and not there.exists()
+
+
+def test_a_place_that_nobody_can_open_is_one_line():
+    with pytest.raises(UserError, match="nowhere://a/b can't be opened"):
+        WorkDir.open("nowhere://a/b")
 
 
 def test_environment_names_versions_and_devices():

@@ -351,3 +351,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         file.write(b"new")
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_text_is_written_whole_at_home_and_with_any_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    writers.write_text("~/a.txt", "caf\udce9 \u00e9")
+    assert (tmp_path / "a.txt").read_bytes() == b"caf\\udce9 \xc3\xa9"
+    with pytest.raises(MachineError, match="can't be written"):
+        writers.write_text(tmp_path / "none" / "a.txt", "")

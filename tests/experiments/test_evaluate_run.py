@@ -1,5 +1,6 @@
 """What `experiments.evaluate` scores: the run's own evaluation set, or other data."""
 
+import csv
 import json
 
 import numpy as np
@@ -85,3 +86,14 @@ def test_mistakes_come_out_before_the_work(there, capsys):
     ):
         with pytest.raises(UserError, match=words):
             evaluate.command([*command, *flags])
+
+
+def test_files_in_the_home_folder(there, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    command += ["--out=~/s.json", "--per_image=~/s.csv"]
+    assert evaluate.command(command) == cli.OK
+    with open(tmp_path / "s.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and rows[0]["flip_average"] == "False"
+    assert len(json.loads((tmp_path / "s.json").read_text())["evaluations"]) == 2

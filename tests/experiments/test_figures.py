@@ -112,6 +112,7 @@ def test_what_can_not_be_compared_is_told(tmp_path):
         ([], "give the work directories"),
         ([str(tmp_path / "none")], "not the work directory"),
         ([a, "--figure=4"], "two runs of upproj"),
+        ([a], "two runs and more are compared"),
         (["--figure=1", "--size=10x20"], "too small for cnn_fc"),
         (["--size=big"], "HEIGHTxWIDTH"),
     ):
@@ -166,10 +167,24 @@ def test_the_grid_of_zero_unpooling_shows(tmp_path, fake, drawn, capsys):
     assert any("period 2 (red): " in x and "period 4" in x for x in labels)
 
 
+def test_a_grid_is_not_looked_for_in_maps_that_are_too_small(
+    tmp_path, fake, monkeypatch
+):
+    small = np.ones((16, 21), np.float32)
+    monkeypatch.setattr(Fake, "output", lambda *_: small)
+    runs = [
+        run_folder(tmp_path / u, (1.5, 1.25), arch="upproj", unpool=u)
+        for u in ("zero", "average")
+    ]
+    with pytest.raises(UserError, match="put out 16 pixels across"):
+        figures.command([*runs, "--figure=4", f"--out={tmp_path / 'o'}"])
+
+
 def test_of_many_runs_each_figure_takes_its_own(tmp_path, fake, drawn, capsys):
     rows = {
         "table 1": [("cnn_fc", {}), ("cnn", {"loss": "mse"}), ("cnn", {})],
         "table 3": [("upproj", {"unpool": "zero"}), ("upproj", {"unpool": "average"})],
+        "table 4": [("upproj", {"init": "imagenet"})],
     }
     tables = []
     for title, runs in rows.items():

@@ -22,23 +22,25 @@ EVIL = "<script>alert('x')</script>&\"$a$"
 COLUMNS, ROWS = 64, 48
 
 
-def entry(step, rmse, *, averaging="pooled", data="rooms", **more):
+def entry(step, rmse, *, averaging="pooled", data="rooms", pixels=1000, **more):
     metrics = dict.fromkeys(METRICS, 0.5) | {"rmse": rmse}
     return {
         "step": step, "protocol": "plain", "averaging": averaging, "truth": "raw",
         "data": data, "split": "own", "size": "48x64", "images": 32, "metrics": metrics,
-        "counts": {"pixels": 1000}, "notes": [], **more,
+        "counts": {"pixels": pixels}, "notes": [], **more,
     }  # fmt: skip
 
 
-def run_folder(folder, rmse, *, data="rooms", arch="cnn", loss="si"):
+def run_folder(folder, rmse, *, data="rooms", arch="cnn", loss="si", **more):
     """A work directory as a run leaves it, without checkpoints."""
     folder.mkdir(parents=True)
     parts = {
         "0-2 m": {"pixels": 250, "images": 30, "metrics": dict.fromkeys(METRICS, 0.125)}
     }
     entries = [
-        entry(step, value, averaging=averaging, data=data, loss=0.25, parts=parts)
+        entry(
+            step, value, averaging=averaging, data=data, loss=0.25, parts=parts, **more
+        )
         for step, value in ((10, rmse + 1), (20, rmse))
         for averaging in ("per_image", "pooled")
     ]
@@ -139,15 +141,17 @@ def test_several_runs_are_compared_only_where_measured_alike(tmp_path, fake):
         run_folder(tmp_path / "a", 1.25),
         run_folder(tmp_path / "b", 1.0, arch="upproj"),
         run_folder(tmp_path / "c", 0.5, data="other"),
+        run_folder(tmp_path / "d", 0.5, pixels=500),  # as another --max_depth
     ]
     out = tmp_path / "r.html"
     assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
     html = out.read_text()
     numbers = html[html.index('id="numbers"') : html.index('id="curves"')]
-    first, second = re.findall(r"<tbody>.*?</tbody>", numbers, flags=re.DOTALL)
+    first, second, third = re.findall(r"<tbody>.*?</tbody>", numbers, flags=re.DOTALL)
     assert re.findall(r'scope="row">(\w+)', first) == ["a", "b", "mean"]
     assert re.findall(r'scope="row">(\w+)', second) == ["c", "mean"]
-    assert "measured in 2 ways" in html
+    assert re.findall(r'scope="row">(\w+)', third) == ["d", "mean"]
+    assert "measured in 3 ways" in html
     assert "none were asked for" in html
 
 
@@ -364,3 +368,18 @@ def test_cloud_puts_points_where_the_camera_sees_them(page):
         y = round(size[0] / 2 + (row - 23.5) * scale)
         x = round(size[1] / 2 + (column - 31.5) * scale)
         np.testing.assert_allclose(seen[y, x, :2], (4 * row, 4 * column), atol=14)
+
+
+def test_a_run_that_diverged_at_once_is_on_the_page(tmp_path, fake):
+    runs = [run_folder(tmp_path / "a", 1.25), run_folder(tmp_path / "b", 1.0)]
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n')
+    out = tmp_path / "r.html"
+    assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
+
+
+def test_no_image_can_be_ranked(tmp_path, fake, monkeypatch):
+    images = [{"name": "a"} | dict.fromkeys(METRICS)]
+    monkeypatch.setattr(Fake, "score", lambda _: Scored(entry(20, 1.0), images))
+    a, out = run_folder(tmp_path / "a", 1.25), tmp_path / "r.html"
+    assert report.command([a, f"--out={out}"]) == cli.OK
+    assert "No pictures: rmse is undefined for every image" in out.read_text()
