@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from jaxdepth.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".npy", ".png", "_color.png")
+# In --out: whose results lie there, a name a line. A pair a.jpg + a.npy has depth of
+# the user's own where a prediction of a.jpg would go.
+OURS = ".predicted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +63,13 @@ def run(config: PredictConfig) -> int:
     replace a photo are refused. A photo that turns out to be broken is skipped and
     named at the end.
     """
-    paths = photos.find(config.images)
+    paths, notes = photos.find(config.images)
     out = Path(config.out).expanduser()
     if not paths:
         raise UserError("no image given: name photos or folders of photos")
     _refuse_clashes(paths, out, ply=config.ply)
+    for note in notes:
+        logger.info("note: %s", note)
     compiled.keep(config.cache_dir)
     predictor = predict.load(config.checkpoint, step=config.step)
     try:
@@ -114,11 +120,13 @@ def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
     """UserError where two results, or a result and a photo, would be one file."""
     suffixes = (*SUFFIXES, ".ply") if ply else SUFFIXES
     sources = {path.resolve() for path in paths}
+    ours = _predicted(out)
     owner: dict[Path, Path] = {}
     for path in paths:
         for suffix in suffixes:
             result = (out / f"{path.stem}{suffix}").resolve()
-            if result in sources or _is_foreign(result, out / f"{path.stem}.npy"):
+            foreign = path.stem not in ours and _exists(result)
+            if result in sources or foreign:
                 raise UserError(
                     f"{result.name} would replace {result}, which no prediction "
                     "left there: name another --out"
@@ -131,12 +139,21 @@ def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
             owner[result] = path
 
 
-def _is_foreign(result: Path, depth: Path) -> bool:
-    """Whether a file is there that no earlier prediction of this name left.
+def _exists(result: Path) -> bool:
+    try:
+        return result.exists()
+    except OSError as error:  # a name too long, a folder that may not be read
+        raise UserError(f"{result}: {error.strerror}") from None
 
-    Those left their depth beside all else.
-    """
-    return result.exists() and not depth.exists()
+
+def _predicted(out: Path) -> set[str]:
+    """Names of the photos whose results, by earlier calls, lie in a folder."""
+    try:
+        return set(os.fsdecode((out / OURS).read_bytes()).splitlines())
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise UserError(f"{out / OURS}: {error.strerror}") from None
 
 
 def _write(
@@ -144,6 +161,10 @@ def _write(
 ) -> None:
     target = out / path.stem
     try:
+        # Before the results: a call that is cut short may be made again.
+        if path.stem not in _predicted(out):
+            with open(out / OURS, "ab") as file:
+                file.write(os.fsencode(path.stem) + b"\n")
         with writers.replacing(target.with_name(path.stem + ".npy")) as part:
             np.save(part, depth)
         viz.save_depth_png16(target.with_name(path.stem + ".png"), depth)

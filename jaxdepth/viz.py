@@ -183,7 +183,11 @@ def panel(
 
 
 def plain_text(text: str) -> str:
-    """Text in which a dollar sign is no mathematics, and that legends don't hide."""
+    """Text in which a dollar sign is no mathematics, and that legends don't hide.
+
+    What is not UTF-8 in the name of a file is a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode()
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 

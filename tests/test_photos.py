@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jaxdepth import photos
 from jaxdepth.errors import UserError
@@ -176,8 +176,9 @@ def test_folders_are_searched_and_files_taken_as_named(tmp_path):
     (tmp_path / "._a.png").write_bytes(b"resource fork")
     (tmp_path / "folder.png").mkdir()
     odd = save(tmp_path / "odd", colours(), format="PNG")
-    found = photos.find([odd, tmp_path])
+    found, notes = photos.find([odd, tmp_path])
     assert [p.name for p in found] == ["odd", "a.png", "b.JPG", "c.webp"]
+    assert notes == [f"of {tmp_path} 2 other files and 1 folders are left out"]
 
 
 def test_nothing_to_find_is_told(tmp_path):
@@ -187,3 +188,42 @@ def test_nothing_to_find_is_told(tmp_path):
     told(error)
     with pytest.raises(UserError, match="there is no such file"):
         photos.find([tmp_path / "none.jpg"])
+    with pytest.raises(UserError, match="File name too long"):
+        photos.find([tmp_path / ("a" * 300)])
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_every_orientation_as_pillow_turns_it(tmp_path, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / "a.png"
+    Image.fromarray(colours()).save(path, exif=exif)
+    with Image.open(path) as image:
+        want = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(photos.read(path), want)
+
+
+def test_one_odd_tag_does_not_spoil_a_photo(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 72.0  # XResolution, a fraction
+    path = tmp_path / "a.jpg"
+    Image.fromarray(colours()).save(path, exif=exif)
+    # As text, which some cameras write: an error where EXIF is written anew.
+    fraction = (0x011A).to_bytes(2, "big") + (5).to_bytes(2, "big")
+    little = (0x011A).to_bytes(2, "little") + (5).to_bytes(2, "little")
+    data = path.read_bytes()
+    assert (data.count(fraction) + data.count(little)) == 1
+    data = data.replace(little, little[:2] + (2).to_bytes(2, "little"))
+    data = data.replace(fraction, fraction[:2] + (2).to_bytes(2, "big"))
+    path.write_bytes(data)
+    with Image.open(path) as image, pytest.raises((TypeError, ValueError, OSError)):
+        ImageOps.exif_transpose(image)
+    height, width = colours().shape[:2]
+    assert photos.read(path).shape == (width, height, 3)
+
+
+def test_floats_up_to_one_are_whole_brightness(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
+    assert photos.read(path)[0, :, 0].tolist() == [0, 128, 255]

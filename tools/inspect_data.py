@@ -80,13 +80,12 @@ def command(argv: Sequence[str]) -> int:
     _print(numbers, lines)
     name = re.sub(r"[^\w.-]+", "_", opened.source.name)
     out = Path(config.out or Path("inspections") / name)
+    if config.json:
+        listed = [dataclasses.asdict(line) for line in lines]
+        text = json.dumps(plain({"findings": listed, **numbers}), indent=1)
+        writers.write_text(config.json, text + "\n")
     try:
         _draw(out, found)
-        if config.json:
-            listed = [dataclasses.asdict(line) for line in lines]
-            text = json.dumps(plain({"findings": listed, **numbers}), indent=1)
-            with writers.replacing(Path(config.json)) as file:
-                file.write(text.encode() + b"\n")
     except OSError as error:
         where = error.filename or out
         raise MachineError(

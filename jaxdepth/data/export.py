@@ -122,7 +122,7 @@ def _names(infos: list[FrameInfo]) -> list[str]:
         if len(parts) == 1 and info.scene:
             parts = (info.scene, *parts)
         name = "/".join(filter(None, map(_bare, parts))) or f"{row:05d}"
-        if name.lower() in names:
+        while name.lower() in names:
             name = f"{name}_{row:05d}"
         names[name.lower()] = name
     return list(names.values())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxdepth import versions
-from jaxdepth.data import frames, places, remote
+from jaxdepth.data import frames, places, remote, shrink
 from jaxdepth.data.frames import Arrays, Packed
 from jaxdepth.data.places import Place, Record
 from jaxdepth.data.sources import ReadOptions, Source, open_source
@@ -27,6 +27,7 @@ from jaxdepth.errors import MachineError, UserError
 logger = logging.getLogger(__name__)
 SHARD = 128  # frames of the source that one training shard is made of
 FULL_SHARD = 64
+FULL_BYTES = 256 << 20  # of full-size frames that wait to be written
 # Frames that may be a set to evaluate on, where no split says so: a raw dump or a list
 # of training frames is larger, and takes 1.5 MB a frame.
 FULL_AT_MOST = 1000
@@ -143,7 +144,8 @@ class Job:
     def _key(self) -> str:
         key = {
             "version": VERSION,
-            "shards": [SHARD, FULL_SHARD],
+            "shards": [SHARD, FULL_SHARD, FULL_BYTES],
+            "shrink": shrink.VERSION,
             "format": self.source.format,
             "source": self._origin,
             **self.options,
@@ -396,6 +398,7 @@ class _Block:
         self._number, self._folder, self._kinds = number, folder, kinds
         self._small: list[Arrays] = []
         self._full: dict[tuple[int, ...], list[tuple[int, Arrays]]] = {}
+        self._bytes = 0  # of those
         self._cameras: dict[tuple[float, ...] | None, None] = {}
         self._record = Record()
 
@@ -415,7 +418,9 @@ class _Block:
             size = frame.full["rgb"].shape[:2]
             self._full.setdefault(size, []).append((row, frame.full))
             # Many sizes share the memory that one would take.
-            if sum(map(len, self._full.values())) == FULL_SHARD:
+            self._bytes += sum(x.nbytes for x in frame.full.values())
+            held = sum(map(len, self._full.values()))
+            if held >= FULL_SHARD or self._bytes >= FULL_BYTES:
                 self._flush_full(max(self._full, key=lambda s: len(self._full[s])))
 
     def close(self) -> Record:
@@ -429,6 +434,7 @@ class _Block:
 
     def _flush_full(self, size: tuple[int, ...]) -> None:
         rows, arrays = zip(*self._full.pop(size), strict=True)
+        self._bytes -= sum(x.nbytes for one in arrays for x in one.values())
         stem = f"full-{self._number:05d}-{len(self._record.full)}"
         self._save(stem, arrays)
         self._record.full[stem] = list(rows)

@@ -11,6 +11,8 @@ from jaxtyping import UInt16
 from jaxdepth.data.sources import Frame
 from jaxdepth.ops import resize
 
+VERSION = 2  # of what comes out; caches made by another one are made again
+
 
 def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
     """Metres to whole millimetres; what uint16 can't hold, or is not there, is 0."""
@@ -52,7 +54,7 @@ def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return np.floor(np.asarray(small[0]) + 0.5).clip(0, 255).astype(np.uint8)
     if array.shape[1] < size[0] or array.shape[2] < size[1]:
         rows, columns = (
-            (np.arange(n) * old) // n
+            ((2 * np.arange(n) + 1) * old) // (2 * n)  # by the pixels' centres
             for n, old in zip(size, array.shape[1:], strict=True)
         )
         return array[0][np.ix_(rows, columns)]

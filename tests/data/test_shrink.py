@@ -80,3 +80,12 @@ def test_whole_factors_equal_the_general_way(factor):
     assert np.abs(found - mean[0]).max() <= 0.5 + 1e-6
     colours = resize.resize_area(rgb[None].astype(float), (6, 8))[0]
     assert np.abs(shrink.to_size(rgb, (6, 8)) - colours).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize(("old", "new"), [(20, 24), (12, 24), (7, 24), (23, 24)])
+def test_depth_that_grows_lies_on_its_image(old, new):
+    ramp = np.arange(1, old + 1, dtype=np.uint16)
+    grown = shrink.to_size(np.tile(ramp, (old, 1)), (new, new))[0]
+    np.testing.assert_array_equal(grown, (old + 1) - grown[::-1])  # as its mirror image
+    centres = (np.arange(new) + 0.5) * old / new + 0.5
+    assert np.abs(grown - centres).max() <= 0.5

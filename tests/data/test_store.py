@@ -225,3 +225,12 @@ def test_what_is_no_store_is_told(tmp_path):
         assert not store.is_store(path)
         with pytest.raises(UserError, match="is not a store"):
             store.Store.open(path)
+
+
+def test_large_frames_do_not_wait_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "FULL_BYTES", 3 * 24 * 32 * 5)  # of three frames
+    frames = [frame(k) for k in range(7)]
+    opened = written(tmp_path, frames)
+    assert len(list((tmp_path / "s").glob("full-*.rgb.npy"))) == 3
+    for row, found in enumerate(opened.full_frames(range(7))):
+        np.testing.assert_array_equal(found["rgb"], frames[row].rgb)

@@ -262,8 +262,20 @@ def test_predict_refuses_and_skips(trained, tmp_path, capsys):
     argv = [check, str(good), str(broken), f"--out={tmp_path / 'o'}"]
     assert predict.command(argv) == cli.USER
     assert (tmp_path / "o" / "a.npy").exists() and good.read_bytes() == before
+    # Our own results are made anew, a call that was cut short too.
+    (tmp_path / "o" / "a_color.png").unlink()
+    assert predict.command(argv[:2] + argv[3:]) == cli.OK
     with pytest.raises(UserError, match="no such file"):
         predict.command([check, str(tmp_path / "none.png")])
+
+
+def test_depth_beside_its_photo_is_not_replaced(trained, tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg")
+    np.save(tmp_path / "a.npy", np.full((20, 30), 2.5))
+    before = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(UserError, match=r"a\.npy would replace"):
+        predict.command([f"--checkpoint={trained}", f"--out={tmp_path}", str(tmp_path)])
+    assert (tmp_path / "a.npy").read_bytes() == before
 
 
 def test_any_shape_of_photo_is_predicted(trained):

@@ -1,7 +1,9 @@
 """What several formats share: image and depth files, lists of them, units, stamps."""
 
+import contextlib
 import errno
 import hashlib
+import os
 import struct
 import warnings
 import zlib
@@ -149,7 +151,7 @@ def read_list(file: Path) -> list[tuple[int, list[str]]]:
     lines and # comments are left out. UserError where it can't be read as text.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{file} is not text, so it lists no frames") from None
     except OSError as error:
@@ -168,7 +170,8 @@ def peek_list(file: Path, lines: int = 20) -> list[list[str]]:
     try:
         with open(file, "rb") as stream:
             head = stream.read(1 << 14)
-        text = head.decode(errors="strict" if len(head) < 1 << 14 else "ignore")
+        whole = len(head) < 1 << 14
+        text = head.decode("utf-8-sig", errors="strict" if whole else "ignore")
     except (OSError, ValueError):
         return []
     found = [line.strip() for line in text.splitlines()]
@@ -179,6 +182,26 @@ def peek_list(file: Path, lines: int = 20) -> list[list[str]]:
 def in_folder(root: Path, name: str) -> Path:
     """The file that a list names; a leading slash means the data's folder, too."""
     return root / name.strip().lstrip("/")
+
+
+def below(root: Path) -> list[Path]:
+    """The files below a folder, in the order of their paths; hidden ones left out.
+
+    Folders that are links are entered, each place once.
+    """
+    found = []
+    seen = set()
+    for folder, inside, names in os.walk(root, followlinks=True):
+        with contextlib.suppress(OSError):
+            stat = os.stat(folder)
+            place = stat.st_dev, stat.st_ino
+            if place in seen:
+                inside.clear()
+                continue
+            seen.add(place)
+        inside[:] = sorted(name for name in inside if not name.startswith("."))
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
 def find_root(

@@ -11,7 +11,10 @@ from jaxdepth.data import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
 from jaxdepth.errors import UserError
 
-DEPTH_WORDS = ("sync_depth", "depths", "depth8", "depth", "gt", "disp")
+DEPTH_WORDS = (
+    "sync_depth", "depth_maps", "depth_map", "depthmaps", "depthmap", "depths",
+    "depth8", "depth", "gt", "disp",
+)  # fmt: skip
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
 TAKES = frozenset({"depth_scale"})
 
@@ -118,9 +121,9 @@ class Folder:
         """Every pair, in the order of keys. UserError where there is none."""
         images: dict[str, Path] = {}
         depths: dict[str, Path] = {}
-        for file in sorted(self.path.rglob("*")):
+        for file in files.below(self.path):
             npy = file.suffix.lower() == ".npy" and file.is_file()
-            if file.name.startswith(".") or not (npy or photos.is_photo(file)):
+            if not (npy or photos.is_photo(file)):
                 continue
             relative = file.relative_to(self.path)
             is_depth = npy or _is_depth(relative)
@@ -140,7 +143,7 @@ class Folder:
             raise UserError(
                 f"{self.path} holds no pair of image and depth ({len(images)} images, "
                 f"{len(depths)} depth files): pairs share their name, as in "
-                "rgb/0001.jpg and depth/0001.png"
+                f"rgb/0001.jpg and depth/0001.png{_examples(images, depths)}"
             )
         for what, extra in (("images", images), ("depth files", depths)):
             alone = sorted(extra.keys() - set(keys))
@@ -247,6 +250,13 @@ def _official_indices(pairs: list[Pair]) -> list[int | None]:
     return found
 
 
+def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
+    """What the first of each has left to be paired by, where there are both."""
+    if not images or not depths:
+        return ""
+    return f"; here they are {min(images)!r} and {min(depths)!r}"
+
+
 def _scene(key: str) -> str | None:
     return key.rsplit("/", 1)[0] if "/" in key else None
 
@@ -254,16 +264,22 @@ def _scene(key: str) -> str | None:
 def _read_pairs(file: Path, columns: int) -> list[Pair]:
     """Frames of a list of so many columns; none where its first line names no files.
 
-    UserError for a later line that doesn't, and for an image that is listed twice.
+    That may be a heading, with the names from the second line on. UserError for a
+    later line that names none, and for an image that is listed twice.
     """
-    if not files.peek_list(file):
+
+    def named(names: list[str]) -> list[Path] | None:
+        paths = [files.in_folder(file.parent, name) for name in names]
+        fits = len(names) == columns and all(map(files.is_file, paths))
+        return paths if fits else None
+
+    heads = [named(names) for names in files.peek_list(file, 2)]
+    if not any(heads):
         return []
     frames: dict[str, Pair] = {}
-    for number, names in files.read_list(file):
-        paths = [files.in_folder(file.parent, name) for name in names]
-        if len(names) != columns or not all(map(files.is_file, paths)):
-            if not frames:
-                return []
+    for number, names in files.read_list(file)[heads[0] is None :]:
+        paths = named(names)
+        if paths is None:
             raise UserError(
                 f"{file}, line {number}: {' '.join(names)[:120]!r} does not name an "
                 f"image and {'a depth file' if columns == 2 else 'two depth files'}"

@@ -165,6 +165,12 @@ class Labeled:
             raise UserError(
                 f"{self.path}: images has shape {image}, not (frames, 3, width, height)"
             )
+        if image[2:] == (480, 640):
+            raise UserError(
+                f"{self.path}: images has shape {image}, but MATLAB's files have "
+                "(frames, 3, width, height), depths (frames, width, height): write it "
+                "with its last two axes exchanged"
+            )
         if self._file["images"].dtype != np.uint8:
             raise UserError(
                 f"{self.path}: images is {self._file['images'].dtype}, not uint8"
@@ -184,10 +190,17 @@ class Labeled:
     def _scenes(self) -> list[str | None]:
         if "scenes" not in self._file:
             return [None] * self._count
-        refs = np.asarray(self._file["scenes"]).ravel()
-        if len(refs) != self._count:
+        held = self._file["scenes"]
+        text = h5py.check_string_dtype(held.dtype) is not None
+        values = np.asarray(held.asstr() if text else held).ravel()
+        if len(values) != self._count:
             return [None] * self._count
-        return ["".join(map(chr, np.ravel(self._file[ref]))) for ref in refs]
+        if text:  # as h5py writes them, not MATLAB
+            return [str(value) or None for value in values]
+        return [
+            "".join(map(chr, np.ravel(self._file[ref]))) if ref else None
+            for ref in values
+        ]
 
     def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
         """Which kinds of depth there are: raw that equals filled is no other kind."""

@@ -45,9 +45,9 @@ class Match(NamedTuple):
 class Tum:
     """The frames of a sequence, in the order of time; depth as measured, 0 = missing.
 
-    Image and depth are matched by associations.txt (time image time depth) where there
-    is one, or else from rgb.txt and depth.txt as `associate` does. Of the matches,
-    `every` so many are taken.
+    Image and depth are matched by associations.txt (time image time depth, or depth
+    first where the names say so) where there is one, or else from rgb.txt and
+    depth.txt as `associate` does. Of the matches, `every` so many are taken.
 
     Depth in metres is the stored value / `depth_scale` (default 5000), registered to
     the image. The camera is known by the freiburg number in the folder's name or in
@@ -100,7 +100,11 @@ class Tum:
         listed = self.path / ASSOCIATIONS
         if files.is_file(listed):
             self.notes.append(f"image and depth matched as {ASSOCIATIONS} says")
-            return [Match(rgb, depth) for _, rgb, _, depth in _rows(listed, 4)]
+            rows = _rows(listed, 4)
+            if all("depth" in row[1] and "depth" not in row[3] for row in rows):
+                self.notes.append("its depth comes before its images")  # ICL-NUIM
+                return [Match(rgb, depth) for _, depth, _, rgb in rows]
+            return [Match(rgb, depth) for _, rgb, _, depth in rows]
         rgb, depth = (_rows(self.path / name, 2) for name in ("rgb.txt", "depth.txt"))
         pairs = associate([time for time, _ in rgb], [time for time, _ in depth])
         if not pairs:

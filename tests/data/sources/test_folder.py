@@ -304,3 +304,43 @@ def test_the_real_tum_frames(shared_data, tmp_path):
     raw = source.frame(0).depths["raw"]
     assert raw[raw > 0].min() > 0.7 and raw.max() < 2.1
     assert (raw == 0).mean() == pytest.approx(0.17, abs=0.03)
+
+
+def test_folders_that_are_links_are_entered_and_hidden_ones_not(tmp_path):
+    data, other = tmp_path / "data", tmp_path / "other"
+    for root in (data / "one", other, data / ".checkpoints"):
+        image(root, "a.jpg")
+        depth(root, "a.png")
+    (data / "two").symlink_to(other)
+    (data / "one" / "again").symlink_to(data)  # a loop
+    source = open_source(data)
+    assert [info.name for info in source.infos] == ["one/a.jpg", "two/a.jpg"]
+
+
+@pytest.mark.parametrize("size", [10, 40_000])
+def test_other_text_beside_pairs_is_no_list(tmp_path, size):
+    image(tmp_path, "a.jpg")
+    depth(tmp_path, "a.png")
+    (tmp_path / "LICENSE.txt").write_bytes(b"words " * size + b"\xe9")
+    assert len(open_source(tmp_path).infos) == 1
+
+
+@pytest.mark.parametrize("head", ["", "\ufeff", "image,depth\n", "\ufeff# files\n"])
+def test_lists_with_a_heading_or_a_mark_of_their_bytes(tmp_path, head):
+    for k in range(2):
+        image(tmp_path, f"x/{k}.jpg")
+        depth(tmp_path, f"y/d{k}.png")
+    lines = "".join(f"x/{k}.jpg,y/d{k}.png\r\n" for k in range(2))
+    (tmp_path / "list.csv").write_text(head + lines, newline="")
+    source = open_source(tmp_path)
+    assert [info.name for info in source.infos] == ["x/0.jpg", "x/1.jpg"]
+
+
+def test_maps_of_depth_are_depth_and_names_that_do_not_fit_are_shown(tmp_path):
+    for k in range(2):
+        image(tmp_path / "a", f"images/{k}.jpg")
+        depth(tmp_path / "a", f"depth_map/{k}.png")
+        image(tmp_path / "b", f"images/{k}.jpg")
+        depth(tmp_path / "b", f"depth/scan{k}.png")
+    assert len(open_source(tmp_path / "a").infos) == 2
+    refused(tmp_path / "b", "here they are '0' and 'scan0'")

@@ -321,3 +321,20 @@ def test_another_file_has_another_fingerprint(tmp_path):
     assert open_source(path).fingerprint() == first
     (tmp_path / "a.mat.json").write_text('{"frames": [1, 2, 3, 4]}')
     assert open_source(path).fingerprint() != first
+
+
+def test_axes_of_python_are_not_taken_for_matlab_s(tmp_path):
+    fields = {
+        "images": np.zeros((1, 3, 480, 640), np.uint8),
+        "depths": np.ones((1, 480, 640), np.float32),
+    }
+    path, _ = write_mat(tmp_path / "a.mat", drop=("rawDepths",), **fields)
+    refused(path, "last two axes exchanged")
+
+
+def test_scenes_as_plain_strings(tmp_path):
+    path, _ = write_mat(tmp_path / "a.mat")
+    with h5py.File(path, "r+") as file:
+        file["scenes"] = [b"a", b"b", b"b", b""]
+    source = open_source(path)
+    assert [info.scene for info in source.infos] == ["a", "b", "b", None]

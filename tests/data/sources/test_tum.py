@@ -174,3 +174,16 @@ def test_lists_that_are_not_there_are_told(tmp_path):
     made.refused(root, "rgb.txt lists no frame", data_format="tum")
     (root / "associations.txt").write_text("1.0 rgb/1.png 1.0\n")
     made.refused(root, "associations.txt, line 1", data_format="tum")
+
+
+def test_depth_may_come_first(tmp_path):
+    # As in the sets of ICL-NUIM.
+    for name in ("rgb", "depth"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "rgb" / "0.png")
+    Image.fromarray(np.full((6, 8), 5000, np.uint16)).save(tmp_path / "depth" / "0.png")
+    (tmp_path / "associations.txt").write_text("\ufeff0 depth/0.png 0 rgb/0.png\n")
+    source = open_source(tmp_path)
+    assert source.format == "tum" and source.infos[0].name == "rgb/0.png"
+    raw = source.frame(0).raw
+    assert raw is not None and raw.max() == 1
