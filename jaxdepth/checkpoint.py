@@ -83,7 +83,7 @@ class Checkpoints:
             "optimizer": checksums(optimizer),
         }
         try:
-            self._manager.save(
+            saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(model),
@@ -93,9 +93,25 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failure(step, error) from error
+        if not saved:  # Orbax saves nothing before the newest step that is there
+            raise MachineError(
+                f"checkpoint of step {step} was not written to {self.folder}, which "
+                f"holds a later one; {self.last_good()}"
+            )
         self._underway = step
         self._saved_rmse[step] = rmse
         self._prune()
+
+    def drop_after(self, step: int) -> None:
+        """Delete checkpoints of later steps than the one that a run goes on from.
+
+        They are damaged, or it would have gone on from them; while they are there,
+        nothing new is saved.
+        """
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
+                self._saved_rmse.pop(later, None)
 
     def wait(self) -> None:
         """Until everything saved is on disk. Raises MachineError if it can't be."""
@@ -240,6 +256,9 @@ class Elsewhere(Checkpoints):
         self.folder = epath.Path(folder)
 
     def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
+        """Nothing: the other host does."""
+
+    def drop_after(self, step: int) -> None:
         """Nothing: the other host does."""
 
     def wait(self) -> None:

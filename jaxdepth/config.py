@@ -157,7 +157,7 @@ class Config:
     """Folder of the run (a gs:// path is fine); default runs/ARCH-LOSS-NNN."""
     resume: str = "auto"
     """auto: go on where --workdir stopped; never: refuse a used folder; or the path
-    of another run to go on from."""
+    of another run to go on from, whose steps count: give more --steps than it has."""
     log_every: int | Auto = "auto"
     """Steps between log lines; auto: about 50 a run, at most 50 steps apart."""
     eval_every: int | Auto = "auto"
@@ -653,7 +653,10 @@ def from_json(values: dict[str, Any]) -> Config:
             f"config.json holds {', '.join(unknown)}, which this version of jaxdepth "
             "does not know: use the version that wrote it"
         )
-    return Config(**values)
+    try:
+        return Config(**values)
+    except TypeError as error:  # a number where a word should stand, or the reverse
+        raise UserError(f"config.json is damaged: {error}") from None
 
 
 def loads(text: str, *, where: str) -> dict[str, Any]:

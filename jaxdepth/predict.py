@@ -118,7 +118,7 @@ def load(name: str | Path, *, step: str | int = "best") -> Predictor:
     here = workdir.WorkDir.open(name)
     if not here.local.is_dir():
         raise UserError(f"{name}: there is no such work directory")
-    saved = here.read_json(workdir.CONFIG)
+    saved = here.read_config()
     config = config_lib.from_json(saved["config"])
     checkpoints = Checkpoints(here.checkpoints, read_only=True)
     split = saved.get("data", {}).get("eval_split", config.split)

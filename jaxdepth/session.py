@@ -3,8 +3,10 @@
 `train.loop` does the steps; what surrounds them is here.
 """
 
+import contextlib
 import dataclasses
 import logging
+import math
 import re
 from typing import Any
 
@@ -88,16 +90,18 @@ def run(config: Config, *, command: str) -> int:
     taken back where the run never started.
     """
     compiled.keep(config.cache_dir)
+    any_batch = config.batch_size == "auto"
     config = config_lib.resolve(config, platform=jax.default_backend())
     hosts.check_equal("flags", _common_flags(config))
     placement = sharding.Placement.over(config.parallel)
-    config = _settle_batch(config, placement)
+    config = _settle_batch(config, placement, up=any_batch)
     with hosts.together():  # before anything that takes long
         weights = files.read(config.weights) if config.weights is not None else None
     with (
         writers.log_file() as begin_log,
         train.StopSignals() as stopping,
         workdir_lib.shared(config) as workdir,
+        contextlib.ExitStack() as held,
     ):
         try:
             # What the user may have got wrong comes out before anything is written.
@@ -106,13 +110,14 @@ def run(config: Config, *, command: str) -> int:
             hosts.check_equal("data", _common_data(session))
             model, state = _get_ready(session)
             with hosts.together():
-                _claim(session)
+                _claim(session, held)
         except BaseException:
             if config.workdir is None:
                 workdir_lib.discard_if_empty(workdir)
             raise
         begin_log(workdir.local / "run.log")
         ready = Ready(model, state, _checkpoints(workdir))
+        ready.checkpoints.drop_after(int(state.step))
         try:
             return _run(session, ready, stopping)
         except Exception as error:
@@ -163,10 +168,14 @@ def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> Machine
     return MachineError(f"{what}; {checkpoints.last_good()}")
 
 
-def _settle_batch(config: Config, placement: sharding.Placement) -> Config:
+def _settle_batch(config: Config, placement: sharding.Placement, *, up: bool) -> Config:
+    """The batch divides over devices and parts, or, with `up`, is made to."""
     size = int(config.batch_size)
+    if up:
+        parts = len(placement.devices) * config.accumulate
+        size = parts * math.ceil(size / parts)
     placement.check_batch(size, config.accumulate)
-    return config
+    return dataclasses.replace(config, batch_size=size)
 
 
 def _open(
@@ -186,11 +195,10 @@ def _open(
         logger.info("note: %s", line)
     results: dict[str, Any] = {"evaluations": []}
     if workdir.used():
-        saved = workdir.read_json(workdir_lib.CONFIG)
-        before = config_lib.from_json(saved["config"])
+        before = config_lib.from_json(workdir.read_config()["config"])
         workdir_lib.refuse_changes(before, config, where=workdir.name)
         if (workdir.local / workdir_lib.RESULTS).exists():
-            results = workdir.read_json(workdir_lib.RESULTS)
+            results |= workdir.read_json(workdir_lib.RESULTS)
     fitted = baselines_lib.fit(
         (
             _frame_depth(depth, config)
@@ -207,8 +215,8 @@ def _open(
     return opened
 
 
-def _claim(session: Session) -> None:
-    """Make the work directory this run's."""
+def _claim(session: Session, held: contextlib.ExitStack) -> None:
+    """Make the work directory this run's, for as long as `held` is open."""
     data = session.data
     record = {
         "config": config_lib.to_json(session.config),
@@ -225,6 +233,7 @@ def _claim(session: Session) -> None:
         **workdir_lib.environment(),
     }
     session.workdir.create()
+    held.enter_context(session.workdir.locked())
     session.workdir.write_json(workdir_lib.CONFIG, record)
 
 
@@ -410,14 +419,24 @@ def _starting_state(session: Session, fresh: TrainState) -> TrainState:
         state = train.resumed(own, fresh, steps=int(config.steps), where=workdir.name)
     if int(state.step) == 0 and config.resume not in ("auto", "never"):
         other = WorkDir.open(config.resume)
-        saved = config_lib.from_json(other.read_json(workdir_lib.CONFIG)["config"])
-        workdir_lib.refuse_other_network(saved, config, where=config.resume)
-        before = Checkpoints(other.checkpoints, read_only=True)
+        before = config_lib.from_json(other.read_config()["config"])
+        workdir_lib.refuse_other_network(before, config, where=config.resume)
+        theirs = Checkpoints(other.checkpoints, read_only=True)
         state = train.resumed(
-            before, fresh, steps=int(config.steps), where=config.resume
+            theirs, fresh, steps=int(config.steps), where=config.resume
         )
         if state is fresh:
             raise UserError(f"--resume={config.resume} holds no checkpoint")
+        if int(state.step) == int(config.steps):
+            raise UserError(
+                f"--resume={config.resume} was trained for --steps={config.steps} "
+                "already: steps count on from there, so give more"
+            )
+    if int(state.step) % config.steps_per_call:
+        raise UserError(
+            f"it goes on from step {int(state.step)}, which is no multiple of "
+            f"--steps_per_call={config.steps_per_call}: leave that flag out"
+        )
     return state
 
 
@@ -434,6 +453,9 @@ def _say_start(session: Session, state: TrainState) -> None:
         ", ".join(p.title(config.image_size) for p in session.protocols),
     )
     start = int(state.step)
+    if start == config.steps:
+        logger.info("all %d steps are done already", start)
+        return
     logger.info(
         "%s: %.1f M parameters, steps %d to %s of %s images; the first step compiles, "
         "which takes a while",

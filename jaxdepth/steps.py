@@ -226,7 +226,11 @@ def train_step(
         new = dataclasses.replace(new, average=average)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spec.skip_non_finite:
-        kept = dataclasses.replace(state, step=state.step + 1)
+        kept = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            opt_state=_on_schedule(state.opt_state, opt_state),
+        )
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
     skipped = 1.0 - finite.astype(jnp.float32)
     logs = {
@@ -236,6 +240,15 @@ def train_step(
         "skipped": skipped,
     }
     return new, logs
+
+
+def _on_schedule(kept: Any, new: Any) -> Any:
+    """The optimizer's memory, with the learning rate where the new one has it."""
+
+    def is_rate(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda a, b: b if is_rate(b) else a, kept, new, is_leaf=is_rate)
 
 
 def train_step_on_table(

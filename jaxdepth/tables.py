@@ -279,8 +279,7 @@ def _weights_there(name: str) -> str | None:
     here = WorkDir.open(name)
     if not here.used():
         return None
-    saved = here.read_json(workdir_lib.CONFIG)
-    return saved.get("config", {}).get("weights")
+    return here.read_config()["config"].get("weights")
 
 
 def finished(here: WorkDir, wanted: Config) -> bool:
@@ -290,7 +289,7 @@ def finished(here: WorkDir, wanted: Config) -> bool:
     """
     if not here.used():
         return False
-    saved = here.read_json(workdir_lib.CONFIG)
+    saved = here.read_config()
     try:
         before = config_lib.from_json(saved["config"])
         now = _settled_there(wanted, before, saved)

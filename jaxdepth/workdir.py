@@ -7,6 +7,7 @@ folder is a mirror: `sync` copies what changed, and checkpoints go there directl
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import os
 import platform as platform_module
@@ -21,6 +22,11 @@ from typing import Any
 import fsspec
 import jax
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from jaxdepth import config as config_lib
 from jaxdepth import hosts, versions
 from jaxdepth.config import Config
@@ -28,6 +34,7 @@ from jaxdepth.data.remote import told
 from jaxdepth.errors import MachineError, UserError
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
+logger = logging.getLogger(__name__)
 TABLES = "tables.json"  # in a folder of tables, of which runs are rows
 
 
@@ -115,6 +122,37 @@ class WorkDir:
             for name in (CONFIG, RESULTS, METRICS, TABLES, "run.log"):
                 if system.exists(f"{root}/{name}"):
                     system.get_file(f"{root}/{name}", str(self.local / name))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """UserError while another process of this machine has this folder locked.
+
+        Of a remote place nothing is known; nor where the file system has no locks.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.remote is None and fcntl is not None:
+                place = os.open(self.local, os.O_RDONLY)
+                stack.callback(os.close, place)
+                try:
+                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"{self.name} is in use by another run: wait for its end, or "
+                        "name another --workdir"
+                    ) from None
+                except OSError as error:
+                    logger.debug("%s can't be locked: %s", self.name, error)
+            yield
+
+    def read_config(self) -> dict[str, Any]:
+        """What config.json holds. UserError where it is not of a run of jaxdepth."""
+        saved = self.read_json(CONFIG)
+        if not isinstance(saved.get("config"), dict):
+            raise UserError(
+                f"{self.name}/{CONFIG} was not written by experiments.run: give the "
+                "work directory of a run"
+            )
+        return saved
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file whole or not at all. Non-finite numbers become null."""

@@ -144,7 +144,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             record = json.loads(line)
-            if isinstance(record, dict) and "step" in record:
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
     return records
 

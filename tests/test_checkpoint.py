@@ -111,6 +111,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, how, 
     assert "step 2 is damaged" in caplog.text
 
 
+def test_what_is_trained_again_after_damage_is_saved(tmp_path, fresh):
+    save(tmp_path, (1, None), (3, None))
+    largest_file(tmp_path / "3").unlink()
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(MachineError, match=r"step 2 was not written .* a later one"):
+        checkpoints.save(2, numbered(2))
+    checkpoints.drop_after(1)
+    assert checkpoints.steps() == [1]
+    for step in (2, 3):
+        checkpoints.save(step, numbered(step))
+    checkpoints.close()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert_is(opened.restore_state(fresh), 3)
+
+
 def test_nothing_but_damage_is_an_error(tmp_path, fresh):
     save(tmp_path, (1, None))
     largest_file(tmp_path / "1").unlink()

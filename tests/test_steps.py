@@ -225,6 +225,19 @@ def test_a_step_that_is_not_finite_can_be_skipped():
     assert same(new.replace(step=state.step), state)
 
 
+def test_a_skipped_step_moves_on_in_the_schedule_and_nowhere_else():
+    rate = optax.scale_by_learning_rate(lambda step: 1.0 / (1 + step))
+    spec = dataclasses.replace(
+        tiny.spec(skip_non_finite=True),
+        optimizer=optax.chain(optax.scale_by_adam(), rate),
+    )
+    state = broken(tiny.state(spec))
+    new, _ = take_step(spec, state, tiny.batch(2))
+    adam, schedule = new.opt_state
+    assert same(adam, state.opt_state[0]) and adam.count == 0
+    assert schedule.count == 1
+
+
 def test_a_step_that_is_not_finite_is_told():
     spec = tiny.spec()
     state, batch = broken(tiny.state(spec)), tiny.batch(2)

@@ -54,6 +54,9 @@ def found(place: tuple[str, str]) -> Any:
 
 def command(argv: Sequence[str]) -> int:
     """Measure what the first word names; returns the exit code."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n{PROG} {'|'.join(COMMANDS)} --help tells the flags of each.")
+        return cli.OK
     if not argv or argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS) if argv else ""
         raise UserError(f"say what to measure: {PROG} {'|'.join(COMMANDS)}{hint}")

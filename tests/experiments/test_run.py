@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from PIL import Image
 
 import jaxdepth
 from experiments import compare, evaluate, predict, run
-from jaxdepth import cli
+from jaxdepth import cli, session, sharding, workdir
 from jaxdepth.checkpoint import Checkpoints
+from jaxdepth.config import Config
 from jaxdepth.errors import UserError
 
 TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
@@ -99,6 +101,67 @@ def test_a_finished_run_goes_on(trained, cache, capsys):
         json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
     ]
     assert [r["step"] for r in records][-2:] == [5, 6]
+
+
+def test_damage_is_trained_again_and_saved(tmp_path, trained, cache):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    last = max(int(p.name) for p in (folder / "checkpoints").iterdir())
+    for file in (folder / "checkpoints" / str(last) / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert train(folder, cache, f"--steps={last}", "--eval_every=6") == cli.OK
+    assert jaxdepth.load(str(folder), step="last") is not None
+    opened = Checkpoints(str(folder / "checkpoints"), read_only=True)
+    assert opened.steps()[-1] == last
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path, cache):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        workdir.WorkDir.open(folder).locked(),
+        pytest.raises(UserError, match="in use by another run"),
+    ):
+        train(folder, cache, "--steps=1")
+    assert train(folder, cache, "--steps=1") == cli.OK
+
+
+def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
+    have = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    with pytest.raises(UserError, match=f"--steps={have} already: steps count on"):
+        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={have}")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UserError, match=r"no multiple of --steps_per_call=5"):
+        train(
+            tmp_path / "a", cache,
+            f"--resume={trained}", "--steps=20", "--steps_per_call=5",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"architectures": ["of somebody else"]}'),
+        ("config.json", '{"config": [1]}'),
+        ("config.json", '{"config": {"steps": {}}}'),
+    ],
+)
+def test_a_configuration_of_somebody_else_is_one_line(tmp_path, cache, name, text):
+    (tmp_path / name).write_text(text)
+    words = "was not written by experiments.run|is damaged"
+    with pytest.raises(UserError, match=words):
+        train(tmp_path, cache, "--steps=1")
+    with pytest.raises(UserError, match=words):
+        jaxdepth.load(str(tmp_path))
+
+
+def test_results_without_evaluations_are_made_again(tmp_path, cache):
+    assert train(tmp_path, cache, "--steps=1") == cli.OK
+    (tmp_path / "results.json").write_text("{}")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": null}\n')
+    assert train(tmp_path, cache, "--steps=2") == cli.OK
 
 
 def test_mistakes_change_nothing_of_a_run(trained, cache):
@@ -359,3 +422,11 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
     assert process.returncode == cli.PREEMPTED
     assert "To go on: python -m experiments.run" in said and str(folder) in said
     assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_a_batch_that_nobody_gave_divides_over_the_devices():
+    placement = sharding.Placement.over("jit")  # eight of them
+    config = Config(batch_size=9, accumulate=2)
+    with pytest.raises(UserError, match="does not divide over 8 devices"):
+        session._settle_batch(config, placement, up=False)
+    assert session._settle_batch(config, placement, up=True).batch_size == 16

@@ -470,3 +470,8 @@ def test_peers_without_pytorch(words, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
         benchmark.command([*words, "--peer=torch"])
+
+
+def test_help_tells_what_there_is(capsys):
+    assert benchmark.command(["--help"]) == 0
+    assert "train|infer|upconv|data|cpu|gpu --help" in capsys.readouterr().out
