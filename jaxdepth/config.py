@@ -516,8 +516,8 @@ RECIPES["fcrn"] = Recipe(
     "third of 20 epochs and a tenth after two thirds, batch 16, depth as measured. "
     "Theirs: 12,000 images of the raw dump, delta1 0.811, RMSE 0.573 m. In layout "
     "torchvision: that is what ImageNet weights are there for. On a CPU beside "
-    "--size=57x76 --epochs=12 --split=tune, 631 images: 10 minutes on two cores, 0.431, "
-    "1.242 m on tune (laina@57x76); at its own size it was not measured.",
+    "--size=57x76 --epochs=12 --split=tune, 631 images: 10 minutes on two cores, "
+    "0.431, 1.242 m on tune (laina@57x76); at its own size it was not measured.",
 )
 RECIPES["fcrn_large_batch"] = Recipe(
     _FCRN
@@ -532,9 +532,9 @@ RECIPES["fcrn_large_batch"] = Recipe(
     "fcrn on a pod: batch 256 or any other --batch_size, the rate in proportion to it "
     "(0.16 at 256) after two epochs of warm-up, no decay of biases and batch "
     "normalisation (Goyal et al. 2017), statistics per device (16 images and more on "
-    "each), bf16, frames on the devices. On a CPU beside --batch_size=64 --size=57x76 "
-    "--epochs=12 --split=tune, 631 images: 10 minutes on two cores, 0.423, 1.278 m on "
-    "tune (fcrn: 0.431, 1.242); on a pod it was not measured.",
+    "each), bf16, frames on the devices. On a CPU beside --batch_size=64 "
+    "--size=57x76 --epochs=12 --split=tune, 631 images: 10 minutes on two cores, "
+    "0.423, 1.278 m on tune (fcrn: 0.431, 1.242); on a pod it was not measured.",
 )
 RECIPES["labeled"] = Recipe(
     {
