@@ -7,6 +7,7 @@ that a damaged checkpoint is noticed and the one before it is taken.
 import logging
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,9 @@ class Checkpoints:
     """The checkpoints of one run, in `folder` (local or gs://).
 
     Kept are the last two and the best one. "Best" is the lowest RMSE given to `save`.
+
+    Attributes:
+      damaged: steps that `restore_state` passed over.
     """
 
     def __init__(self, folder: str, *, read_only: bool = False):
@@ -33,6 +37,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = epath.Path(folder)
         self.read_only = read_only
+        self.damaged: list[int] = []
         self._saved_rmse: dict[int, float | None] = {}
         self._underway: int | None = None
         alone: dict[str, Any] = {"create": not read_only}
@@ -102,16 +107,14 @@ class Checkpoints:
         self._saved_rmse[step] = rmse
         self._prune()
 
-    def drop_after(self, step: int) -> None:
-        """Delete checkpoints of later steps than the one that a run goes on from.
+    def drop(self, steps: Sequence[int]) -> None:
+        """Delete the checkpoints of these steps.
 
-        They are damaged, or it would have gone on from them; while they are there,
-        nothing new is saved.
+        While a damaged one is there, no step before it is saved again.
         """
-        for later in self.steps():
-            if later > step:
-                self._manager.delete(later)
-                self._saved_rmse.pop(later, None)
+        for step in steps:
+            self._manager.delete(step)
+            self._saved_rmse.pop(step, None)
 
     def wait(self) -> None:
         """Until everything saved is on disk. Raises MachineError if it can't be."""
@@ -154,6 +157,7 @@ class Checkpoints:
                 got = self._restore(step, {"model": model, "optimizer": optimizer})
             except Damaged as error:
                 logger.warning("checkpoint of step %d is damaged: %s", step, error)
+                self.damaged.append(step)
                 continue
             opt_state = jax.tree.unflatten(
                 jax.tree.structure(target.opt_state),
@@ -258,7 +262,7 @@ class Elsewhere(Checkpoints):
     def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
         """Nothing: the other host does."""
 
-    def drop_after(self, step: int) -> None:
+    def drop(self, steps: Sequence[int]) -> None:
         """Nothing: the other host does."""
 
     def wait(self) -> None:

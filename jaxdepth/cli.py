@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from jaxdepth import hosts, writers
-from jaxdepth.config import RECIPES, Config, nearest, recipe_named
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.config import Config
+from jaxdepth.errors import MachineError, UserError, nearest
+from jaxdepth.recipes import RECIPES, recipe_named
 
 T = typing.TypeVar("T")
 

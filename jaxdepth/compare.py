@@ -1,7 +1,6 @@
 """Is run A better than run B: what `experiments.compare` does."""
 
 import dataclasses
-import json
 import logging
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from jaxdepth import bootstrap, evaluate, evaluate_run, presenting, writers
 from jaxdepth.config import EvaluateConfig
 from jaxdepth.errors import UserError
 from jaxdepth.metrics import METRICS
-from jaxdepth.workdir import plain
+from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
 COLUMNS = ("A", "B", "A - B", "from", "to", "A better in")
@@ -82,8 +81,7 @@ def run(config: CompareConfig) -> int:
             compared.append(names | said | of | found)
             _show(compared[-1], presenting.scored_by(entry))
     if config.out is not None:
-        text = json.dumps(plain({"comparisons": compared}), indent=1)
-        writers.write_text(config.out, text + "\n")
+        write_json(config.out, {"comparisons": compared})
     return 0
 
 

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import io
-import json
 import logging
 from typing import Any
 
@@ -24,7 +23,7 @@ from jaxdepth import (
 from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data import store
 from jaxdepth.errors import UserError
-from jaxdepth.workdir import plain
+from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
 # Flags that win over the run's own where they are given.
@@ -184,8 +183,7 @@ def _frames(
 
 def _write(config: EvaluateConfig, entries: list[dict], scores: Any) -> None:
     if config.out is not None:
-        text = json.dumps(plain({"evaluations": entries}), indent=1)
-        writers.write_text(config.out, text + "\n")
+        write_json(config.out, {"evaluations": entries})
     if config.per_image is not None:
         said = {entry["protocol"]: entry for entry in entries}
         rows = [

@@ -124,10 +124,8 @@ def _training(config: FiguresConfig, runs: Sequence[Run]) -> Any:
 def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
     """Zero against average unpooling, with the grid that each leaves."""
     _check(runs)
-    if {run.flag("unpool") for run in runs if run.flag("arch") == "upproj"} != {
-        "zero",
-        "average",
-    } or any(run.flag("arch") != "upproj" for run in runs):
+    kinds = {(run.flag("arch"), run.flag("unpool")) for run in runs}
+    if kinds != {("upproj", "zero"), ("upproj", "average")}:
         raise UserError("two runs of upproj are compared: --unpool=zero and average")
     trained = [_trained(config, run) for run in runs]
     places = presenting.spread(len(trained[0]), figures_draw.SPECTRA)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from jaxdepth.config import RECIPES
+from jaxdepth.recipes import RECIPES
 
 Scale = Literal["paper", "small", "smoke"]
 

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def run(config: PredictConfig) -> int:
     out = Path(config.out).expanduser()
     if not paths:
         raise UserError("no image given: name photos or folders of photos")
-    _refuse_clashes(paths, out, ply=config.ply)
+    ours = _predicted(out)
+    _refuse_clashes(paths, out, ours, ply=config.ply)
     for note in notes:
         logger.info("note: %s", note)
     compiled.keep(config.cache_dir)
@@ -79,7 +80,7 @@ def run(config: PredictConfig) -> int:
     broken: list[str] = []
     began, done = time.perf_counter(), 0
     for path, rgb, depth in _predictions(predictor, paths, config.batch_size, broken):
-        _write(out, path, rgb, depth, config)
+        _write(out, path, rgb, depth, config, new=path.stem not in ours)
         done += 1
         logger.info(
             "%s  %dx%d  %.2f to %.2f m, median %.2f m",
@@ -116,11 +117,13 @@ def _predictions(
         yield *waiting.pop(0), depth
 
 
-def _refuse_clashes(paths: Sequence[Path], out: Path, *, ply: bool) -> None:
-    """UserError where two results, or a result and a photo, would be one file."""
+def _refuse_clashes(
+    paths: Sequence[Path], out: Path, ours: Collection[str], *, ply: bool
+) -> None:
+    """UserError where two results, or a result and a photo, would be one file, or one
+    is there whose name is not among `ours`."""
     suffixes = (*SUFFIXES, ".ply") if ply else SUFFIXES
     sources = {path.resolve() for path in paths}
-    ours = _predicted(out)
     owner: dict[Path, Path] = {}
     for path in paths:
         for suffix in suffixes:
@@ -157,12 +160,18 @@ def _predicted(out: Path) -> set[str]:
 
 
 def _write(
-    out: Path, path: Path, rgb: np.ndarray, depth: np.ndarray, config: PredictConfig
+    out: Path,
+    path: Path,
+    rgb: np.ndarray,
+    depth: np.ndarray,
+    config: PredictConfig,
+    *,
+    new: bool,
 ) -> None:
     target = out / path.stem
     try:
         # Before the results: a call that is cut short may be made again.
-        if path.stem not in _predicted(out):
+        if new:
             with open(out / OURS, "ab") as file:
                 file.write(os.fsencode(path.stem) + b"\n")
         with writers.replacing(target.with_name(path.stem + ".npy")) as part:

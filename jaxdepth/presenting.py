@@ -39,10 +39,15 @@ def scored_by(entry: dict[str, Any]) -> str:
     )
 
 
+def measured_on(entry: dict[str, Any]) -> str:
+    """`measured_by`, and on how many images."""
+    return f"{measured_by(entry)}, {entry.get('images', '?')} images"
+
+
 def counted_by(entry: dict[str, Any]) -> str:
     """Everything that has to be the same of numbers that are held against each other:
-    `measured_by`, and which pixels of how many images counted."""
-    said = f"{measured_by(entry)}, {entry.get('images', '?')} images"
+    `measured_on`, and how many pixels counted."""
+    said = measured_on(entry)
     pixels = entry.get("counts", {}).get("pixels")
     if pixels is not None:
         said += f", {pixels:,.0f} pixels"

@@ -120,11 +120,6 @@ def heads() -> tuple[str, ...]:
     return tuple(f"{m} [{UNITS[m]}]" if m in UNITS else m for m in METRICS)
 
 
-def measured_by(entry: dict[str, Any]) -> str:
-    """Everything that a number was measured by."""
-    return f"{presenting.measured_by(entry)}, {entry.get('images', '?')} images"
-
-
 def cells(values: dict[str, float | None]) -> tuple[str, ...]:
     return tuple(number(values.get(m)) for m in METRICS)
 
@@ -191,7 +186,8 @@ def run_tables(run: Run) -> list[Table]:
     if baselines := run.results.get("baselines"):
         rows = [("the network", *cells(last["metrics"]))]
         rows += [(n.replace("_", " "), *cells(m)) for n, m in baselines.items() if m]
-        caption = f"Beside depth that does not look at the image: {measured_by(last)}"
+        measured = presenting.measured_on(last)
+        caption = f"Beside depth that does not look at the image: {measured}"
         found.append(Table(caption, ("", *heads()), rows))
     if parts := last.get("parts"):
         found.append(_parts(last, parts))
@@ -212,7 +208,7 @@ def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> Table:
         )
         for name, part in parts.items()
     ]
-    caption = f"By distance, and near edges of depth: {measured_by(entry)}"
+    caption = f"By distance, and near edges of depth: {presenting.measured_on(entry)}"
     return Table(caption, ("part", "share of pixels", "images", *heads()), rows)
 
 
@@ -225,7 +221,8 @@ def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> Table:
     rows.insert(1, ("value", *cells(entry["metrics"])))
     caption = (
         f"{interval['level']:.0%} interval, bootstrap over {interval['units']} "
-        f"{interval['unit']}s, {interval['resamples']} resamples: {measured_by(entry)}"
+        f"{interval['unit']}s, {interval['resamples']} resamples: "
+        f"{presenting.measured_on(entry)}"
     )
     return Table(caption, ("", *heads()), rows)
 

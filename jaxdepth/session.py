@@ -106,18 +106,28 @@ def run(config: Config, *, command: str) -> int:
         try:
             # What the user may have got wrong comes out before anything is written.
             with hosts.together():
+                if there := workdir.local.is_dir():
+                    held.enter_context(workdir.locked())
                 session = _open(config, workdir, placement, weights, command=command)
             hosts.check_equal("data", _common_data(session))
-            model, state = _get_ready(session)
+            model, state, damaged = _get_ready(session)
             with hosts.together():
-                _claim(session, held)
+                workdir.create()
+                if not there:
+                    held.enter_context(workdir.locked())
+                    if workdir.used():
+                        raise UserError(
+                            f"{workdir.name} was used by another run in the meantime: "
+                            "start again to go on with it"
+                        )
+                _claim(session)
         except BaseException:
             if config.workdir is None:
                 workdir_lib.discard_if_empty(workdir)
             raise
         begin_log(workdir.local / "run.log")
         ready = Ready(model, state, _checkpoints(workdir))
-        ready.checkpoints.drop_after(int(state.step))
+        ready.checkpoints.drop(damaged)
         try:
             return _run(session, ready, stopping)
         except Exception as error:
@@ -215,8 +225,8 @@ def _open(
     return opened
 
 
-def _claim(session: Session, held: contextlib.ExitStack) -> None:
-    """Make the work directory this run's, for as long as `held` is open."""
+def _claim(session: Session) -> None:
+    """Make the work directory this run's."""
     data = session.data
     record = {
         "config": config_lib.to_json(session.config),
@@ -232,8 +242,6 @@ def _claim(session: Session, held: contextlib.ExitStack) -> None:
         },
         **workdir_lib.environment(),
     }
-    session.workdir.create()
-    held.enter_context(session.workdir.locked())
     session.workdir.write_json(workdir_lib.CONFIG, record)
 
 
@@ -361,8 +369,9 @@ class Ready:
     checkpoints: Checkpoints
 
 
-def _get_ready(session: Session) -> tuple[Any, TrainState]:
-    """The network, and the state that training begins, or goes on, with."""
+def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
+    """The network, the state that training begins, or goes on, with, and the steps of
+    checkpoints that are damaged."""
     config = session.config
     model = builders.build_model(
         config,
@@ -385,15 +394,16 @@ def _get_ready(session: Session) -> tuple[Any, TrainState]:
         )
     if config.average:
         state = state.start_average()
+    damaged: list[int] = []
     with hosts.together():
         if hosts.first():
-            state = _starting_state(session, state)
+            state, damaged = _starting_state(session, state)
     state = hosts.same_state(state)
     step = int(state.step)
     session.results["evaluations"] = [
         e for e in session.results["evaluations"] if e["step"] <= step
     ]
-    return model, state
+    return model, state, damaged
 
 
 def _run(session: Session, ready: Ready, stopping: train.StopSignals) -> int:
@@ -405,10 +415,13 @@ def _run(session: Session, ready: Ready, stopping: train.StopSignals) -> int:
     return _finish(session, outcome, ready)
 
 
-def _starting_state(session: Session, fresh: TrainState) -> TrainState:
-    """The fresh state, or the newest one of this run or of the run to go on from."""
+def _starting_state(
+    session: Session, fresh: TrainState
+) -> tuple[TrainState, list[int]]:
+    """The fresh state, or the newest one of this run or of the run to go on from; and
+    the steps of this run whose checkpoints are damaged."""
     config, workdir = session.config, session.workdir
-    state = fresh
+    state, damaged = fresh, []
     if epath.Path(workdir.checkpoints).exists():
         own = Checkpoints(workdir.checkpoints, read_only=True)
         if own.steps() and not workdir.used():
@@ -417,6 +430,7 @@ def _starting_state(session: Session, fresh: TrainState) -> TrainState:
                 "is gone: name another --workdir"
             )
         state = train.resumed(own, fresh, steps=int(config.steps), where=workdir.name)
+        damaged = own.damaged
     if int(state.step) == 0 and config.resume not in ("auto", "never"):
         other = WorkDir.open(config.resume)
         before = config_lib.from_json(other.read_config()["config"])
@@ -437,7 +451,7 @@ def _starting_state(session: Session, fresh: TrainState) -> TrainState:
             f"it goes on from step {int(state.step)}, which is no multiple of "
             f"--steps_per_call={config.steps_per_call}: leave that flag out"
         )
-    return state
+    return state, damaged
 
 
 def _say_start(session: Session, state: TrainState) -> None:

@@ -17,6 +17,7 @@ from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
+from jaxdepth.recipes import recipe_named
 from jaxdepth.tables_out import ABSENT, DONE, FAILED, WAITING, Job
 from jaxdepth.weights import files
 from jaxdepth.workdir import WorkDir
@@ -322,7 +323,7 @@ def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> 
     if wanted.split == "auto" and cli.flag_value(words, "split") in (None, "auto"):
         values["split"] = before.split
     # Data without the truth that is asked for train on the other one.
-    recipe = config_lib.recipe_named(before.recipe).flags
+    recipe = recipe_named(before.recipe).flags
     asked = cli.flag_value(words, "depth") or recipe.get("depth", "filled")
     if asked == wanted.depth:
         values["depth"] = before.depth

@@ -116,7 +116,7 @@ def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     table = paper.TABLES[name]
     rows = [_row(name, row, runs[row.run]) for row in table.rows]
     done = [s["evaluation"] for row in rows for s in row["seeds"] if s["evaluation"]]
-    said = sorted({measured(entry) for entry in done})
+    said = sorted({presenting.measured_on(entry) for entry in done})
     return {
         "table": name,
         "title": table.title,
@@ -125,11 +125,6 @@ def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "baselines": _baselines(rows),
         "curve": _curve(rows) if name == "4" else [],
     }
-
-
-def measured(entry: dict[str, Any]) -> str:
-    """What a row was measured by, and on how many images."""
-    return f"{presenting.measured_by(entry)}, {entry['images']} images"
 
 
 def _row(table: str, row: paper.Row, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:

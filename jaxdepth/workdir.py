@@ -328,8 +328,9 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: str | Path, values: Any) -> None:
     """Write JSON whole or not at all. MachineError where storage fails."""
+    path = Path(path).expanduser()
     part = path.with_name(path.name + ".part")
     try:
         with open(part, "w") as file:

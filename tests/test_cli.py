@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from jaxdepth import cli
-from jaxdepth.config import RECIPES, Config
+from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.predict_files import PredictConfig
+from jaxdepth.recipes import RECIPES
 
 
 def read(*argv: str, **options) -> Config:

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdepth import builders, losses, optim
+from jaxdepth import builders, losses, optim, recipes
 from jaxdepth import config as config_lib
-from jaxdepth.config import RECIPES, Config, EvaluateConfig
+from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data.augment import POLICIES
 from jaxdepth.data.sources import FORMATS
 from jaxdepth.errors import UserError
 from jaxdepth.models import ARCHS, LAYOUTS
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
 from jaxdepth.protocols import PROTOCOLS
+from jaxdepth.recipes import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_rows_of_the_paper_that_are_one_run_are_one_recipe():
 
 def test_unknown_recipes_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean table1_cnn"):
-        config_lib.recipe_named("table1_cn")
+        recipes.recipe_named("table1_cn")
 
 
 def test_json_and_back():

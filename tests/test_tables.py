@@ -13,6 +13,7 @@ from jaxdepth import config as config_lib
 from jaxdepth.errors import UserError
 from jaxdepth.launch import Ended
 from jaxdepth.metrics import METRICS
+from jaxdepth.recipes import RECIPES
 from jaxdepth.weights import files
 
 OK = Ended(cli.OK, "", False)
@@ -332,12 +333,12 @@ def test_numbers_are_those_that_the_recipes_quote():
     shown = {
         paper.RUNS[row.run].recipe for t in paper.TABLES.values() for row in t.rows
     }
-    quoted = {name for name in config_lib.RECIPES if name.startswith("table")}
+    quoted = {name for name in RECIPES if name.startswith("table")}
     twice = {"table2_si", "table1_upproj"}  # other names of a recipe that is shown
     assert shown == quoted - twice
     for table in paper.TABLES.values():
         for row in table.rows:
-            doc = config_lib.RECIPES[paper.RUNS[row.run].recipe].doc
+            doc = RECIPES[paper.RUNS[row.run].recipe].doc
             if row.paper:
                 delta1, tail = doc.split("The paper: ")[1].split(" ")[:2]
                 assert float(delta1.rstrip(",")) == row.paper["delta1"]

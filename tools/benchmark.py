@@ -22,8 +22,7 @@ if __package__ in (None, ""):  # run as a file: python tools/benchmark.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxdepth import cli, host_memory
-from jaxdepth.config import nearest
-from jaxdepth.errors import UserError
+from jaxdepth.errors import UserError, nearest
 from tools.bench import report as report_lib
 from tools.bench.report import Report
 
@@ -54,7 +53,7 @@ def found(place: tuple[str, str]) -> Any:
 
 def command(argv: Sequence[str]) -> int:
     """Measure what the first word names; returns the exit code."""
-    if argv and argv[0] in ("-h", "--help"):
+    if cli.asks_help(argv[:1]):
         print(f"{__doc__}\n{PROG} {'|'.join(COMMANDS)} --help tells the flags of each.")
         return cli.OK
     if not argv or argv[0] not in COMMANDS:

@@ -9,7 +9,6 @@ statistics as pictures in --out.
 """
 
 import dataclasses
-import json
 import logging
 import re
 import sys
@@ -27,7 +26,7 @@ from jaxdepth.config import DataFormat
 from jaxdepth.data import alignment, doctor, export, findings
 from jaxdepth.data.sources import ReadOptions, Source
 from jaxdepth.errors import MachineError, UserError
-from jaxdepth.workdir import plain
+from jaxdepth.workdir import write_json
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "python tools/inspect_data.py"
@@ -82,8 +81,7 @@ def command(argv: Sequence[str]) -> int:
     out = Path(config.out or Path("inspections") / name)
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
-        text = json.dumps(plain({"findings": listed, **numbers}), indent=1)
-        writers.write_text(config.json, text + "\n")
+        write_json(config.json, {"findings": listed, **numbers})
     try:
         _draw(out, found)
     except OSError as error:

@@ -33,6 +33,7 @@ from jaxdepth import config as config_lib
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.ops import platform
+from jaxdepth.recipes import recipe_named
 from jaxdepth.versions import version
 from jaxdepth.weights.files import refuse_existing
 from tools import hlo, tpu_chips, tpu_lower
@@ -87,7 +88,7 @@ class CompileConfig(Config):
 def parse(argv: Sequence[str]) -> CompileConfig:
     """Flags over the recipe that --recipe names."""
     name = cli.flag_value(argv, "recipe") or "default"
-    flags = config_lib.recipe_named(name).flags
+    flags = recipe_named(name).flags
     # Weights and length have no place in what is compiled.
     kept = {k: v for k, v in flags.items() if k not in ("init", "steps", "epochs")}
     preset = [f"--{key}={value}" for key, value in kept.items()]
