@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-# Pages that the system had to find for calls that need 64 MiB each. What is kept grows
-# once or twice before a block of that size is always free in it: many calls are counted.
+# Pages that the system had to find for calls that need 64 MiB each. What is kept
+# grows once or twice before a block of that size is always free in it: many calls
+# are counted.
 PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
