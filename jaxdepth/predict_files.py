@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxdepth import compiled, photos, predict, viz, writers
+from jaxdepth import compiled, photos, predict, viz, whole
 from jaxdepth.config import validate_bounds
 from jaxdepth.errors import MachineError, UserError
 
@@ -174,7 +174,7 @@ def _write(
         if new:
             with open(out / OURS, "ab") as file:
                 file.write(os.fsencode(path.stem) + b"\n")
-        with writers.replacing(target.with_name(path.stem + ".npy")) as part:
+        with whole.replacing(target.with_name(path.stem + ".npy")) as part:
             np.save(part, depth)
         viz.save_depth_png16(target.with_name(path.stem + ".png"), depth)
         viz.save_color_png(target.with_name(path.stem + "_color.png"), depth)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
-from jaxdepth import writers
+from jaxdepth import whole
 
 COLOURS = "magma_r"  # near is bright, far is dark; uniform to the eye
 ERRORS = "viridis"
@@ -57,7 +57,7 @@ def save_color_png(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
 
 
 def _save_png(path: Path, values: np.ndarray) -> None:
-    with writers.replacing(path) as file:
+    with whole.replacing(path) as file:
         Image.fromarray(values).save(file, format="PNG")
 
 
@@ -100,7 +100,7 @@ def write_ply(
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "end_header\n",
     ]
-    with writers.replacing(path) as file:
+    with whole.replacing(path) as file:
         file.write("\n".join(lines).encode() + points.tobytes())
 
 
@@ -116,7 +116,7 @@ def canvas(width: float, height: float) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure whole or not at all, as the path's suffix says: .png or .svg."""
-    with writers.replacing(path) as file:
+    with whole.replacing(path) as file:
         file.write(rendered(figure, path.suffix[1:]))
 
 

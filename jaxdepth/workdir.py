@@ -28,7 +28,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from jaxdepth import config as config_lib
-from jaxdepth import hosts, versions
+from jaxdepth import hosts, versions, whole
 from jaxdepth.config import Config
 from jaxdepth.data.remote import told
 from jaxdepth.errors import MachineError, UserError
@@ -331,14 +331,9 @@ def plain(value: Any) -> Any:
 def write_json(path: str | Path, values: Any) -> None:
     """Write JSON whole or not at all. MachineError where storage fails."""
     path = Path(path).expanduser()
-    part = path.with_name(path.name + ".part")
+    text = json.dumps(plain(values), indent=1)
     try:
-        with open(part, "w") as file:
-            json.dump(plain(values), file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with whole.replacing(path, durable=True) as file:
+            file.write(f"{text}\n".encode())
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise MachineError(f"{path} could not be written: {error.strerror}") from error

@@ -6,7 +6,6 @@ import json
 import logging
 import logging.handlers
 import math
-import os
 import sys
 import time
 import warnings
@@ -26,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from jaxdepth import hosts
+from jaxdepth import hosts, whole
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.workdir import METRICS, plain
 
@@ -154,7 +153,7 @@ def _lines_until(path: Path, step: int) -> TextIO:
     try:
         if path.exists():
             kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
-            with replacing(path) as file:
+            with whole.replacing(path) as file:
                 file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         return open(path, "a")
     except OSError as error:
@@ -437,19 +436,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     path = Path(path).expanduser()
     try:
-        with replacing(path) as file:
+        with whole.replacing(path) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise MachineError(f"{path} can't be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is whole."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

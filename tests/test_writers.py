@@ -334,25 +334,6 @@ def test_terminal_gets_plain_lines_and_warnings_apart(capsys):
     assert (out.out, out.err) == ("said\n", "warned\n")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"old")
-
-    def fail():
-        with writers.replacing(path) as file:
-            file.write(b"half")
-            assert path.read_bytes() == b"old"
-            raise RuntimeError("cut off")
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_bytes() == b"old"
-    with writers.replacing(path) as file:
-        file.write(b"new")
-    assert path.read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
-
-
 def test_text_is_written_whole_at_home_and_with_any_name(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     writers.write_text("~/a.txt", "caf\udce9 \u00e9")

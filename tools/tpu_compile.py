@@ -28,7 +28,7 @@ from jax.experimental import topologies
 if __package__ in (None, ""):  # run as a file: python tools/tpu_compile.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxdepth import cli, sharding, workdir, writers
+from jaxdepth import cli, sharding, whole, workdir, writers
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
 from jaxdepth.errors import MachineError, UserError
@@ -197,7 +197,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     module, options, seconds = compiled(config, target)
     text = module.as_text()
     if config.hlo is not None:
-        with writers.replacing(Path(config.hlo)) as file:
+        with whole.replacing(Path(config.hlo)) as file:
             file.write(text.encode())
     per_chip = int(config.batch_size) // target.chips
     # A loop's body is counted once: a microbatch of one step.
@@ -489,7 +489,7 @@ def command(argv: Sequence[str]) -> int:
     show(report)
     if config.json is not None:
         found = workdir.plain(record(config, report, tried, argv))
-        with writers.replacing(Path(config.json)) as file:
+        with whole.replacing(Path(config.json)) as file:
             file.write(json.dumps(found, indent=1).encode())
         logger.info("numbers: %s", config.json)
     return cli.OK

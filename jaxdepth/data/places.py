@@ -14,13 +14,13 @@ import logging
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdepth import whole
 from jaxdepth.data.store import MANIFEST
 from jaxdepth.errors import UserError
 
@@ -210,7 +210,7 @@ def _wait_for(stream: BinaryIO, out: Path) -> None:
 
 def save_npy(file: Path, array: np.ndarray) -> dict[str, Any]:
     """Write `array` as .npy, whole or not at all; its size and checksum."""
-    with replacing(file) as stream:
+    with whole.replacing(file, durable=True) as stream:
         checked = _Checked(stream)
         np.save(checked, array)
     return {"bytes": checked.size, "sha256": checked.digest.hexdigest()}
@@ -218,25 +218,8 @@ def save_npy(file: Path, array: np.ndarray) -> dict[str, Any]:
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    with replacing(file) as stream:
+    with whole.replacing(file, durable=True) as stream:
         stream.write(content)
-
-
-@contextlib.contextmanager
-def replacing(file: Path) -> Iterator[BinaryIO]:
-    """A stream that becomes `file` once all of it is on the disk.
-
-    Its name until then is nobody else's, even where nothing is locked.
-    """
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        with open(part, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class _Checked:

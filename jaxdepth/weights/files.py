@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxdepth import writers
+from jaxdepth import whole
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.models.layouts import layout_named
 
@@ -101,7 +101,7 @@ def output(name: str, *suffixes: str) -> Path:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that is at `path` once it is whole. MachineError where storage fails."""
     try:
-        with writers.replacing(path) as file:
+        with whole.replacing(path) as file:
             yield file
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from error

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from jaxdepth import whole
 from jaxdepth.data import places
 
 
@@ -21,6 +22,7 @@ def test_real_disk_limits_are_named(tmp_path):
 import resource
 import numpy as np
 from pathlib import Path
+from jaxdepth import whole
 from jaxdepth.data import places
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))
 try:
@@ -47,7 +49,10 @@ def test_what_is_saved_is_npy(tmp_path):
 def test_what_fails_half_way_leaves_the_old_file(tmp_path):
     file = tmp_path / "a"
     places.write_whole(file, b"old")
-    with pytest.raises(KeyboardInterrupt), places.replacing(file) as stream:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        whole.replacing(file, durable=True) as stream,
+    ):
         stream.write(b"new")
         raise KeyboardInterrupt
     assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]

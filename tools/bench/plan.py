@@ -278,7 +278,7 @@ def _write(path: Path, settings: GpuSettings, documents: dict[str, Any]) -> None
         "parts": documents,
     }
     try:
-        with writers.replacing(path) as file:
+        with whole.replacing(path) as file:
             file.write(report_lib.dumps(whole).encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from None

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdepth import writers
+from jaxdepth import whole, writers
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.versions import installed
 from jaxdepth.workdir import plain
@@ -185,7 +185,7 @@ def write(path: str, text: str) -> None:
     """A new file, whole or not at all."""
     check_free(path)
     try:
-        with writers.replacing(Path(path)) as file:
+        with whole.replacing(Path(path)) as file:
             file.write(text.encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from None
