@@ -92,7 +92,9 @@ class Packer:
             return Packed()
         full, unmasked = {"rgb": frame.rgb, **depths}, 0
         for kind in self.masked:
-            masked = shrink.without_extremes(full[kind], max_mm=self.max_mm)
+            masked = shrink.without_extremes(
+                frame.depths[kind], unit=frame.unit, max_mm=self.max_mm
+            )
             unmasked += masked is None
             full[kind] = full[kind] if masked is None else masked
         return Packed(

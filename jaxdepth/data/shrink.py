@@ -21,17 +21,27 @@ def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
     return np.where(good, scaled, 0).astype(np.uint16)
 
 
-def without_extremes(depth_mm: np.ndarray, *, max_mm: int) -> np.ndarray | None:
-    """The frame without the pixels that equal its own smallest or largest valid one.
+def without_extremes(
+    depth: np.ndarray, *, unit: float, max_mm: int
+) -> UInt16[np.ndarray, "h w"] | None:
+    """Whole millimetres without the pixels at a frame's own smallest and largest.
+
+    Args:
+      depth: metres.
+      unit: steps per metre in which depths are the same one: the source's own
+        integers, or millimetres where those are finer.
+      max_mm: farther truth is none of the two.
 
     None where nothing would be left.
     """
-    valid = (depth_mm > 0) & (depth_mm <= max_mm)
+    kept = millimetres(depth)
+    valid = (kept > 0) & (kept <= max_mm)
     if not valid.any():
         return None
-    low, high = depth_mm[valid].min(), depth_mm[valid].max()
-    kept = np.where(valid & ((depth_mm == low) | (depth_mm == high)), 0, depth_mm)
-    return kept if (kept[valid] > 0).any() else None
+    own = np.round(depth.astype(np.float64) * unit) if unit > 1000 else kept
+    extremes = own[valid].min(), own[valid].max()
+    kept[valid & np.isin(own, extremes)] = 0
+    return kept if kept[valid].any() else None
 
 
 def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

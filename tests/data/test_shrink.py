@@ -89,3 +89,22 @@ def test_depth_that_grows_lies_on_its_image(old, new):
     np.testing.assert_array_equal(grown, (old + 1) - grown[::-1])  # as its mirror image
     centres = (np.arange(new) + 0.5) * old / new + 0.5
     assert np.abs(grown - centres).max() <= 0.5
+
+
+@given(st.integers(0, 999), st.sampled_from([256.0, 1000.0, 5000.0, 10000.0]))
+def test_extremes_are_those_of_the_source_s_own_integers(seed, unit):
+    draw = np.random.default_rng(seed)
+    # Few neighbouring integers, so that several of them are one millimetre.
+    first = int(unit)
+    stored = draw.integers(first, first + 8, (5, 6))
+    stored[draw.random((5, 6)) < 0.2] = 0
+    stored[0, 0] = 20 * first  # beyond max_mm
+    near = stored[(stored > 0) & (stored < 11 * first)]
+    depth = (stored / unit).astype(np.float32)
+    kept = shrink.without_extremes(depth, unit=unit, max_mm=10_000)
+    gone = (stored == near.min()) | (stored == near.max())
+    expected = np.where(gone, 0, shrink.millimetres(depth))
+    if (expected[1:] == 0).all() and (expected[0, 1:] == 0).all():
+        assert kept is None
+    else:
+        np.testing.assert_array_equal(kept, expected)

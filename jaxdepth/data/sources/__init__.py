@@ -27,12 +27,15 @@ class Frame:
       filled, raw: (H, W) float32 metres, 0 = missing; None where there is none.
       intrinsics: fx, fy, cx, cy in pixels of this frame, pixel centres from 0; None
         where they are not known.
+      unit: stored integers per metre of truth. `--mask_extremes` looks for its
+        extremes in them where they are finer than millimetres.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
     filled: Float[np.ndarray, "h w"] | None = None
     raw: Float[np.ndarray, "h w"] | None = None
     intrinsics: tuple[float, float, float, float] | None = None
+    unit: float = 1000.0
 
     @property
     def depths(self) -> dict[str, np.ndarray]:

@@ -80,7 +80,7 @@ class Bts:
         files.check_same_size(rgb, depth, line.image, line.depth)
         nyu = abs(line.focal - FOCAL) < 0.01
         camera = labeled.camera_of(rgb.shape) if nyu else None
-        return Frame(rgb, raw=depth, intrinsics=camera)
+        return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -112,8 +112,11 @@ def sample(read: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 
 
 def kind_of(depths: Sequence[np.ndarray]) -> str:
-    """ "filled" or "raw": filled maps have no holes, a sensor's have some percent."""
-    holes = [np.mean(depth == 0) for depth in depths]
+    """ "filled" or "raw": filled maps have no holes, a sensor's have some percent.
+
+    A map without any depth is no truth, and says nothing of the others.
+    """
+    holes = [np.mean(depth == 0) for depth in depths if (depth > 0).any()]
     return "raw" if holes and np.mean(holes) > 0.001 else "filled"
 
 

@@ -94,7 +94,7 @@ class Folder:
                     "both"
                 )
             files.check_same_size(rgb, depths[kind], pair.image, file)
-        return Frame(rgb, **depths)
+        return Frame(rgb, **depths, unit=self.depth_scale or 1000.0)
 
     def fingerprint(self) -> dict[str, Any]:
         every = [f for pair in self.pairs for f in pair[1:] if f is not None]

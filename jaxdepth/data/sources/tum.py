@@ -82,7 +82,7 @@ class Tum:
             rgb, depth, image, files.in_folder(self.path, match.depth)
         )
         camera = self._camera if rgb.shape[:2] == SIZE else None
-        return Frame(rgb, raw=depth, intrinsics=camera)
+        return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
         named = (files.in_folder(self.path, name) for m in self.matches for name in m)

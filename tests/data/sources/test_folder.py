@@ -271,6 +271,30 @@ def test_changed_files_have_another_fingerprint(tmp_path):
     assert open_source(tmp_path).fingerprint() != first
 
 
+def test_a_map_without_depth_makes_no_sensor_of_the_others(tmp_path):
+    for k in range(8):
+        image(tmp_path, f"{k}.jpg")
+        metres = np.full((H, W), 1500 + k, np.uint16)
+        depth(tmp_path, f"{k}_depth.png", metres * (k != 3), scale=1)
+    source = open_source(tmp_path)
+    assert source.truths == ("filled",)
+    opened = packing.write(source, tmp_path / "s", size=(H, W))
+    assert opened.manifest["left_out"] == ["3.jpg"]
+    assert opened.manifest["mask_extremes"] == []
+
+
+def test_finer_integers_than_millimetres_keep_their_neighbours(tmp_path):
+    stored = np.full((H, W), 7000, np.uint16)
+    stored[0, :3], stored[1, :3] = (4998, 4999, 5000), (9998, 9999, 10000)
+    stored[2, 0] = 0
+    image(tmp_path, "a.jpg")
+    depth(tmp_path, "a_depth.png", stored, scale=1)
+    source = open_source(tmp_path, options=ReadOptions(depth_scale=5000.0))
+    opened = packing.write(source, tmp_path / "s", size=(H, W), mask_extremes="on")
+    (found,) = opened.gather([0], depth=opened.depths[0])[1]
+    np.testing.assert_array_equal(found[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]])
+
+
 def test_the_real_synchronised_frames(shared_data, tmp_path):
     root = shared_data / "sync_png16"
     source = open_source(root)
