@@ -6,6 +6,7 @@ and a wrong choice, are answered here first, in one line with the nearest right 
 
 import contextlib
 import dataclasses
+import errno
 import io
 import logging
 import os
@@ -29,6 +30,11 @@ T = typing.TypeVar("T")
 _NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 
 OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+# A file can't be opened under the name that was given.
+_OF_NAMES = (
+    errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
+    errno.ELOOP,
+)  # fmt: skip
 
 
 def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
@@ -172,11 +178,15 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         # Somebody closed our output (head, less): nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except Exception:
-        if not hosts.several():
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename:
+            name = os.fsdecode(error.filename)
+            code = _fail(f"error: {name}: {error.strerror}", USER, error)
+        elif not hosts.several():
             raise
-        traceback.print_exc()
-        code = _leave(MACHINE)
+        else:
+            traceback.print_exc()
+            code = _leave(MACHINE)
     sys.stdout.flush()
     raise SystemExit(code)
 

@@ -101,6 +101,12 @@ def test_photos_are_named_without_a_flag():
         (UserError("two\nlines"), cli.USER, "error: two lines"),
         (MachineError("disk"), cli.MACHINE, "stopped: disk"),
         (KeyboardInterrupt(), cli.INTERRUPTED, "interrupted"),
+        (
+            PermissionError(13, "Permission denied", "a"),
+            2,
+            "error: a: Permission denied",
+        ),
+        (OSError(36, "File name too long", b"aa"), 2, "error: aa: File name too long"),
     ],
 )
 def test_exit_codes(raised, code, line, capsys, monkeypatch):
@@ -112,6 +118,16 @@ def test_exit_codes(raised, code, line, capsys, monkeypatch):
         cli.main(command)
     assert stop.value.code == code
     assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("raised", [OSError(5, "I/O error", "a"), ValueError("x")])
+def test_other_errors_show_where_they_are_from(raised, monkeypatch):
+    def command(argv):
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(type(raised)):
+        cli.main(command)
 
 
 def test_a_command_s_own_code_is_passed_on(monkeypatch):

@@ -9,7 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxdepth.errors import UserError
 
@@ -88,18 +88,18 @@ def layout_named(name: str | Layout) -> Layout:
 
 
 def normalize(
-    rgb: Float[Array, "b h w 3"], layout: str | Layout
+    rgb: Shaped[ArrayLike, "b h w 3"], layout: str | Layout
 ) -> Float[Array, "b h w 3"]:
-    """Network input from colours: (rgb - mean) / std per channel.
+    """Network input from colours: (rgb - mean) / std per channel, in float32.
 
     Args:
-      rgb: colours, 0 to 255.
+      rgb: colours, 0 to 255, of any type: uint8 as stored, or floats.
       layout: whose mean and deviation.
     """
     settings = layout_named(layout)
-    mean = jnp.array(settings.rgb_mean, rgb.dtype)[None, None, None]
-    std = jnp.array(settings.rgb_std, rgb.dtype)[None, None, None]
-    return (rgb - mean) / std
+    mean = jnp.array(settings.rgb_mean, jnp.float32)[None, None, None]
+    std = jnp.array(settings.rgb_std, jnp.float32)[None, None, None]
+    return (jnp.asarray(rgb, jnp.float32) - mean) / std
 
 
 def depth_from_raw(raw: Float[Array, "b h w"], head: str) -> Float[Array, "b h w"]:

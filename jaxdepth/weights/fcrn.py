@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -135,7 +135,8 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
         found = {name: np.asarray(reader.get_tensor(name)) for name in kept}
     except Exception as error:  # TensorFlow's, and what it makes of damaged names
         raise pickles.damaged(str(prefix), error) from None
-    _note_left_out(prefix, [name for name in names if name not in found])
+    left_out = [name for name in names if name not in found]
+    tables.note_left_out(prefix, left_out, "no weights")
     return found
 
 
@@ -144,14 +145,6 @@ def _is_weight(name: str) -> bool:
     (`conv1/weights/Adam`) and counters (`global_step`) are not."""
     layer, _, array = name.partition("/")
     return bool(layer) and array in _ARRAYS
-
-
-def _note_left_out(path: Path, names: Sequence[str]) -> None:
-    if names:
-        more = ", ..." if len(names) > 3 else ""
-        logger.info(
-            "%s: left out, as no weights: %s%s", path, ", ".join(names[:3]), more
-        )
 
 
 def read_npy(path: Path) -> Any:
@@ -197,7 +190,7 @@ def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
             left_out.append(name)
     if not found:
         raise UserError(f"{path} holds no dictionary of layers with arrays")
-    _note_left_out(path, left_out)
+    tables.note_left_out(path, left_out, "no weights")
     return found
 
 

@@ -20,6 +20,7 @@ import safetensors.numpy
 from jaxdepth import whole
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.models.layouts import layout_named
+from jaxdepth.weights import tables
 
 FORMAT = "jaxdepth weights 1"
 
@@ -143,6 +144,16 @@ def read(path: str | Path) -> Weights:
         weights = Weights(arrays=arrays, **fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error})") from None
+    try:
+        weights = dataclasses.replace(
+            weights,
+            arrays={
+                name: tables.as_weights(name, x, variance=tables.is_variance(name))
+                for name, x in arrays.items()
+            },
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}: convert it again") from None
     words = (weights.init, weights.layout, weights.origin, weights.sha256)
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{path}: its metadata are damaged (words were expected)")
@@ -166,6 +177,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise UserError(f"{path} is a folder, not a file of weights")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
+    with open(path, "rb"):
+        pass  # of one that can't be opened safetensors tells that it is not there
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -1,6 +1,7 @@
 """torchvision's ResNet-50 checkpoints: found, checked, converted; ours as PyTorch's."""
 
 import collections
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxdepth.models.resnet import ResNet
 from jaxdepth.train_state import flatten
 from jaxdepth.weights import files, pickles, tables, torchfile
 
+logger = logging.getLogger(__name__)
 CLASSES = 1000
 # Of torchvision's own files; they are not ours to ship.
 LICENCE = (
@@ -23,6 +25,8 @@ LICENCE = (
 )
 # Under what name a checkpoint keeps its state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+_OWN = re.compile(r"(conv1|bn1|layer\d+)\.")
+_CLASSIFIER = {"fc.weight", "fc.bias"}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
@@ -40,8 +44,9 @@ def shapes() -> dict[str, tuple[int, ...]]:
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a `.pth` or `.safetensors` file under torchvision's plain names.
 
-    Unwraps `{"state_dict": ...}` and the like, and strips what stands before every
-    name of the network (`module.`, `backbone.`).
+    Unwraps `{"state_dict": ...}` and the like, strips what stands before every name of
+    the network (`module.`, `backbone.`), and leaves out, noted, what is beside it: a
+    head that is not torchvision's, another network's decoder.
 
     Raises UserError where there is none in it.
     """
@@ -52,15 +57,17 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: there is no such file")
     if not files.is_safetensors(path) and torchfile.is_torch_file(path):
         content = torchfile.read(path)
-        arrays = _state_dict(content)
+        arrays = _state_dict(content) or _under_another_name(content, path)
         _refuse_objects(content, arrays, path)
+    elif not files.is_safetensors(path):
+        raise UserError(f"{path} is neither a checkpoint of PyTorch nor safetensors")
     else:
         arrays, metadata = files.read_safetensors(path)
         if metadata.get("format") == files.FORMAT:
             raise UserError(f"{path} is converted already: use it, with --weights")
     if not arrays:
         raise UserError(f"{path} holds no state dict: no names with arrays")
-    return _without_prefix(arrays)
+    return _without_others(_without_prefix(arrays, path), path)
 
 
 def _state_dict(content: Any) -> dict[str, np.ndarray]:
@@ -79,6 +86,20 @@ def _state_dict(content: Any) -> dict[str, np.ndarray]:
     return arrays if any(array.ndim == 4 for array in arrays.values()) else {}
 
 
+def _under_another_name(content: Any, path: Path) -> dict[str, np.ndarray]:
+    """The only state dict at the top, whatever its name. UserError for several."""
+    every = content.items() if isinstance(content, Mapping) else ()
+    found = {str(name): arrays for name, x in every if (arrays := _state_dict(x))}
+    if len(found) > 1:
+        raise UserError(
+            f"{path} holds several state dicts ({', '.join(sorted(found)[:5])}): save "
+            "one of them alone"
+        )
+    for name in found:
+        logger.info("%s: taken from its part %r", path, name)
+    return next(iter(found.values()), {})
+
+
 def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
     """UserError where a whole network was pickled and its state dict was not."""
     kept = [content]
@@ -92,17 +113,38 @@ def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
             )
 
 
-def _without_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The arrays below the prefix of the network's first convolution, without it."""
     stems = [
         name[: -len("conv1.weight")]
         for name, array in arrays.items()
         if (name == "conv1.weight" or name.endswith(".conv1.weight"))
-        and array.shape[1:] == (3, 7, 7)
+        and array.shape[2:] == (7, 7)
     ]
     if len(stems) != 1 or not stems[0]:
         return arrays
     prefix = stems[0]
-    return {name.removeprefix(prefix): array for name, array in arrays.items()}
+    others = [name for name in arrays if not name.startswith(prefix)]
+    tables.note_left_out(path, others, f"not of {prefix}")
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _without_others(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """A ResNet without a head that is not torchvision's; another network as it is."""
+    kept = _CLASSIFIER if arrays.keys() >= _CLASSIFIER else set()
+    others = [
+        name
+        for name, array in arrays.items()
+        if array.ndim <= 2 and name not in kept and not _OWN.match(name)
+    ]
+    if "conv1.weight" not in arrays:
+        return arrays
+    tables.note_left_out(path, others, "no part of torchvision's network")
+    return {name: array for name, array in arrays.items() if name not in others}
 
 
 def convert(state_dict: Mapping[str, np.ndarray]) -> tables.Converted:

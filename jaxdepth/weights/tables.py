@@ -308,22 +308,38 @@ def compare(
     )
 
 
+def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
+    """An array as a network may take it: float32.
+
+    UserError where it is no float, not finite in float32, or a variance below zero.
+    """
+    if array.dtype.kind != "f":
+        raise UserError(f"{name} holds {array.dtype}, not weights")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32, copy=False)
+    if not np.isfinite(array).all():
+        raise UserError(f"{name} holds values that are not finite")
+    if variance and (array < 0).any():
+        raise UserError(f"{name} holds variances below zero")
+    return array
+
+
+def is_variance(ours: str) -> bool:
+    """Whether our array of that path is a running variance."""
+    return ours.startswith("batch_stats/") and ours.endswith("/var")
+
+
 def to_ours(
     entries: Iterable[Entry], theirs: Arrays, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """Our arrays by path, float32, of foreign ones that `compare` found right.
 
-    Raises UserError where a value is not finite in float32, or no float at all.
+    Raises UserError where `as_weights` does.
     """
     found: dict[str, np.ndarray] = {}
     for entry in entries:
-        array = theirs[entry.theirs]
-        if array.dtype.kind != "f":
-            raise UserError(f"{entry.theirs} holds {array.dtype}, not weights")
-        with np.errstate(over="ignore"):
-            array = TRANSFORMS[entry.kind][0](array).astype(np.float32)
-        if not np.isfinite(array).all():
-            raise UserError(f"{entry.theirs} holds values that are not finite")
+        array = TRANSFORMS[entry.kind][0](theirs[entry.theirs])
+        array = as_weights(entry.theirs, array, variance=is_variance(entry.ours))
         if entry.ours not in found:
             found[entry.ours] = np.empty(shapes[entry.ours], np.float32)
         entry.part(found[entry.ours])[...] = array
@@ -347,10 +363,15 @@ def to_theirs(entries: Iterable[Entry], ours: Arrays) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Our arrays of a foreign file, or what keeps them from being made."""
+    """Our arrays of a foreign file, or what keeps them from being made.
+
+    Attributes:
+      wrong: what is wrong with the values of arrays that have their names and shapes.
+    """
 
     arrays: dict[str, np.ndarray]
     mismatch: Mismatch
+    wrong: str | None = None
 
     def checked(self, where: str, what: str) -> dict[str, np.ndarray]:
         """The arrays; else everything that is wrong is said, and UserError raised.
@@ -363,6 +384,8 @@ class Converted:
             for line in self.mismatch.lines():
                 logger.info("%s", line)
             raise UserError(f"{where} is not {what}: {self.mismatch.summary()}")
+        if self.wrong:
+            raise UserError(f"{where}: {self.wrong}")
         return self.arrays
 
 
@@ -376,4 +399,16 @@ def convert(
     """`compare`, then `to_ours` where nothing differs."""
     entries = list(entries)
     mismatch = compare(entries, theirs, shapes, ignored=ignored)
-    return Converted({} if mismatch else to_ours(entries, theirs, shapes), mismatch)
+    if mismatch:
+        return Converted({}, mismatch)
+    try:
+        return Converted(to_ours(entries, theirs, shapes), mismatch)
+    except UserError as error:
+        return Converted({}, mismatch, str(error))
+
+
+def note_left_out(where: object, names: Sequence[str], why: str) -> None:
+    """Say which arrays of a foreign file are not taken."""
+    if names:
+        more = ", ..." if len(names) > 3 else ""
+        logger.info("%s: left out, as %s: %s%s", where, why, ", ".join(names[:3]), more)

@@ -7,11 +7,17 @@ from jaxdepth.errors import UserError
 from jaxdepth.models import layouts
 
 
-def test_torchvision_normalises_as_its_users_do():
-    rgb = np.array([[[[0, 128, 255]]]], np.float32)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
+def test_torchvision_normalises_as_its_users_do(dtype):
+    rgb = np.array([[[[0, 128, 255]]]], dtype)
     # Scaled to 0..1, then torchvision's ImageNet constants.
-    expected = (rgb / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    expected = (rgb.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [
+        0.229,
+        0.224,
+        0.225,
+    ]
     got = layouts.normalize(jnp.array(rgb), "torchvision")
+    assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 

@@ -100,6 +100,40 @@ def raw(path, dtype: str, data: bytes, count: int):
     return path
 
 
+NAME = "batch_stats/encoder/bn_init/var"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"dtype": np.int64}, "holds int64, not weights"),
+        ({"value": np.nan}, "holds values that are not finite"),
+        ({"value": -1}, "holds variances below zero"),
+    ],
+)
+def test_what_no_network_may_take_is_refused(tmp_path, changed, words):
+    weights = some(fresh())
+    assert NAME in weights.arrays
+    array = np.full(weights.arrays[NAME].shape, changed.get("value", 1))
+    array = array.astype(changed.get("dtype", np.float32))
+    arrays = {**weights.arrays, NAME: array}
+    path = tmp_path / "w.safetensors"
+    files.write(path, dataclasses.replace(weights, arrays=arrays))
+    with pytest.raises(UserError, match=f"safetensors: {NAME} {words}"):
+        files.read(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floats_become_float32(tmp_path, dtype):
+    weights = some(fresh())
+    arrays = {name: x.astype(dtype) for name, x in weights.arrays.items()}
+    path = tmp_path / "w.safetensors"
+    files.write(path, dataclasses.replace(weights, arrays=arrays))
+    for name, x in files.read(path).arrays.items():
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, weights.arrays[name])
+
+
 def test_bfloat16_becomes_float32_and_float8_is_refused(tmp_path):
     path = raw(tmp_path / "w", "BF16", b"\x80\x3f\x20\xc0", 2)
     arrays, _ = files.read_safetensors(path)

@@ -190,9 +190,10 @@ def test_all_that_is_wrong_is_listed(random_weights):
 
 def test_values_that_are_not_finite_are_refused(random_weights):
     bad = dict(random_weights)
-    bad["bn1.running_var"] = np.full(64, np.nan, np.float32)
-    with pytest.raises(UserError, match=r"bn1\.running_var holds values"):
-        resnet.convert(bad)
+    for value, words in ((np.nan, "values that are not finite"), (-1, "variances")):
+        bad["bn1.running_var"] = np.full(64, value, np.float32)
+        with pytest.raises(UserError, match=rf"x\.pth: bn1\.running_var holds {words}"):
+            resnet.convert(bad).checked("x.pth", "a network")
 
 
 SMALL = {
@@ -258,13 +259,82 @@ def test_whole_networks_are_refused_by_name(tmp_path, legacy):
             resnet.read_state_dict(path)
 
 
+def save_as(path, random_weights, prefix="", head=()):
+    """The encoder under a prefix, and other arrays beside it."""
+    encoder = {k: v for k, v in random_weights.items() if not k.startswith("fc.")}
+    arrays = {prefix + name: x for name, x in encoder.items()} | dict(head)
+    return torch_files.save(path, arrays, wrap=lambda d: {"state_dict": d})
+
+
+DENSE, ROW = np.ones((10, 2048), np.float32), np.ones(10, np.float32)
+CONVOLUTION = np.ones((8, 2048, 3, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "head"),
+    [
+        ("backbone.", {"head.fc.weight": DENSE, "head.fc.bias": ROW}),
+        ("backbone.", {"decoder.0.weight": CONVOLUTION}),
+        ("", {"fc.0.weight": DENSE, "fc.0.bias": ROW}),
+        ("", {"last_linear.weight": DENSE, "last_linear.bias": ROW}),
+        ("module.", {"module.fc.weight": DENSE}),
+    ],
+)
+def test_other_heads_are_left_out_and_told(
+    tmp_path, random_weights, caplog, prefix, head
+):
+    caplog.set_level("INFO")
+    path = save_as(tmp_path / "x.pth", random_weights, prefix, head)
+    found = resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
+    assert found.keys() == resnet.shapes().keys() - {
+        "params/fc/kernel",
+        "params/fc/bias",
+    }
+    assert f"left out, as no{'t' * (prefix == 'backbone.')}" in caplog.text
+    assert min(head).removeprefix("module.") in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("layer1.0.se.weight", DENSE),
+        ("conv1.0.weight", CONVOLUTION),
+        ("stem.weight", CONVOLUTION),
+    ],
+)
+def test_other_networks_are_not_taken_for_one(tmp_path, random_weights, name, array):
+    path = save_as(tmp_path / "x.pth", random_weights, head={name: array})
+    with pytest.raises(UserError, match=f"1 unexpected .{name}"):
+        resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
+
+
+def test_other_colours_behind_a_prefix_are_named(tmp_path, random_weights):
+    four = np.ones((64, 4, 7, 7), np.float32)
+    path = save_as(
+        tmp_path / "x.pth", random_weights | {"conv1.weight": four}, "module."
+    )
+    with pytest.raises(UserError, match=r"not a ResNet-50: 1 misshapen \(conv1"):
+        resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
+
+
+def test_the_only_state_dict_is_found_whatever_its_name(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "x.pth"
+    torch_files.save(path, dict(SMALL), wrap=lambda d: {"epoch": 3, "student": d})
+    assert set(resnet.read_state_dict(path)) == set(SMALL)
+    assert "taken from its part 'student'" in caplog.text
+    torch_files.save(path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": d})
+    with pytest.raises(UserError, match=r"several state dicts \(student, teacher\)"):
+        resnet.read_state_dict(path)
+
+
 def test_integers_are_no_weights(random_weights):
     bad = random_weights | {"bn1.bias": np.ones(64, np.int8)}
     with pytest.raises(UserError, match=r"bn1\.bias holds int8, not weights"):
-        resnet.convert(bad)
+        resnet.convert(bad).checked("x.pth", "a network")
     large = random_weights | {"bn1.bias": np.full(64, 1e300)}
     with pytest.raises(UserError, match=r"bn1\.bias holds values that are not finite"):
-        resnet.convert(large)
+        resnet.convert(large).checked("x.pth", "a network")
 
 
 def test_files_without_a_state_dict_are_refused(tmp_path):
@@ -274,7 +344,7 @@ def test_files_without_a_state_dict_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         resnet.read_state_dict(tmp_path / "none.pth")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="text is neither a checkpoint of PyTorch nor"):
         resnet.read_state_dict(tmp_path / "text")
 
 

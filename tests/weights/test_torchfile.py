@@ -321,6 +321,19 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
         torchfile.read(path)
 
 
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "x.pth"
+    torch_files.save(path, {"a": np.zeros(1 << 20, np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    monkeypatch.setattr(zipfile.ZipFile, "read", pytest.fail)
+    with pytest.raises(UserError, match="would be 4 MiB unpacked"):
+        torchfile.read(path)
+
+
 def test_half_an_archive_is_damaged(tmp_path):
     path = torch_files.save(tmp_path / "x.pth", some_arrays())
     content = path.read_bytes()
