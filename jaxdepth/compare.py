@@ -71,6 +71,8 @@ def run(config: CompareConfig) -> int:
         writers.check_new_file(config.out, flag="out")
     a, b = (evaluate_run.score(_evaluation(config, name)) for name in config.runs)
     refuse_different(a, b)
+    for note in dict.fromkeys([*a.notes, *b.notes]):
+        logger.info("note: %s", note)
     compared = []
     for protocol, entry in zip(reversed(a.protocols), a.entries[1::2], strict=True):
         pair = a.scores[protocol.name], b.scores[protocol.name]
@@ -116,6 +118,13 @@ def refuse_different(a: evaluate_run.Scored, b: evaluate_run.Scored) -> None:
                 "the runs can't be compared: they were scored on other images, or on "
                 "other pixels of them (--max_depth, --seed of rooms)"
             )
+        for kind in ("rgb", *sorted(one.truths)):
+            if [k[kind] for k in a.checksums] != [k[kind] for k in b.checksums]:
+                what = "images" if kind == "rgb" else f"{kind} depth of the images"
+                raise UserError(
+                    f"the runs can't be compared: the {what} that they were scored on "
+                    "differ; name one --data for both, read as one --depth_scale says"
+                )
 
 
 def compare(

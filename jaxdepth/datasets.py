@@ -124,12 +124,14 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         _check_size(config, train)
     split = own_split(config, train)
     train_rows = np.asarray(train.splits[split]["train"])
+    notes = list(train.notes)
     if config.eval_data is None:
         evaluation, eval_split = train, split
         eval_rows = np.asarray(train.splits[split]["eval"])
     else:
         evaluation = open_other(config, config.eval_data, progress=progress)
         eval_rows, eval_split = evaluation_rows(evaluation)
+        notes += [f"{evaluation.name}: {line}" for line in evaluation.notes]
     if len(eval_rows) == 0:
         raise UserError(
             f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
@@ -144,7 +146,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         train_rows = train_rows[
             order.first_in_seed_order(config.seed, len(train_rows), config.train_images)
         ]
-    depth, notes = _depth(config, train)
+    depth, more = _depth(config, train)
     return Data(
         name=evaluation.name,
         train=train,
@@ -155,7 +157,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         eval_split=eval_split,
         nyu="official" in evaluation.splits,
         depth=depth,
-        notes=(*train.notes, *notes),
+        notes=(*notes, *more),
     )
 
 

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import logging
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -44,11 +46,15 @@ class Scored:
         protocol names, `interval` of `bootstrap.of_one`.
       scores: sums per image, by protocol name.
       protocols: the first one's number is shown first.
+      checksums: of each image, under "rgb", and of its truth, by kind.
+      notes: what a reader must know of the data.
     """
 
     entries: list[dict[str, Any]]
     scores: dict[str, evaluate.Scores]
     protocols: tuple[protocols.Protocol, ...]
+    checksums: list[dict[str, int]]
+    notes: list[str]
 
 
 def run(config: EvaluateConfig) -> int:
@@ -56,7 +62,11 @@ def run(config: EvaluateConfig) -> int:
     for flag in ("out", "per_image"):
         if (path := getattr(config, flag)) is not None:
             writers.check_new_file(path, flag=flag)
+    if config.out is not None and config.per_image is not None:
+        writers.check_apart(out=config.out, per_image=config.per_image)
     scored = score(config)
+    for note in scored.notes:
+        logger.info("note: %s", note)
     presenting.show_table(scored.entries)
     for entry in reversed(scored.entries):
         if "interval" in entry:
@@ -65,7 +75,7 @@ def run(config: EvaluateConfig) -> int:
     for entry in scored.entries[::2]:
         for note in entry["notes"]:
             logger.info("note: %s: %s", entry["protocol"], note)
-    _write(config, scored.entries, scored.scores)
+    _write(config, scored)
     return 0
 
 
@@ -97,9 +107,10 @@ def score(config: EvaluateConfig) -> Scored:
         len(rows),
     )
     counter = writers.Counter()
+    checksums: list[dict[str, int]] = []
     scores = evaluator(
         predictor.variables,
-        opened.full_frames(rows),
+        _summed(opened.full_frames(rows), checksums),
         progress=lambda done: counter("evaluating", done, len(rows)),
     )
     entries = [
@@ -109,7 +120,17 @@ def score(config: EvaluateConfig) -> Scored:
     # Two entries a protocol, the named averaging second, the first protocol last.
     for protocol, entry in zip(reversed(chosen), entries[1::2], strict=True):
         entry["interval"] = _interval(scores[protocol.name], entry["averaging"])
-    return Scored(entries, scores, chosen)
+    return Scored(entries, scores, chosen, checksums, opened.notes)
+
+
+def _summed(
+    frames: Iterator[dict[str, Any]], checksums: list[dict[str, int]]
+) -> Iterator[dict[str, Any]]:
+    """The frames, while a checksum of each of their arrays is appended."""
+    for frame in frames:
+        arrays = {"rgb": frame["rgb"], **frame["depth"]}
+        checksums.append({k: zlib.crc32(x.tobytes()) for k, x in arrays.items()})
+        yield frame
 
 
 def _interval(found: evaluate.Scores, averaging: metrics.Averaging) -> dict[str, Any]:
@@ -181,18 +202,18 @@ def _frames(
     return opened, rows.astype(int), split
 
 
-def _write(config: EvaluateConfig, entries: list[dict], scores: Any) -> None:
+def _write(config: EvaluateConfig, scored: Scored) -> None:
     if config.out is not None:
-        write_json(config.out, {"evaluations": entries})
+        write_json(config.out, {"evaluations": scored.entries, "notes": scored.notes})
     if config.per_image is not None:
-        said = {entry["protocol"]: entry for entry in entries}
+        said = {entry["protocol"]: entry for entry in scored.entries}
         rows = [
             {
                 "protocol": title,
                 **{k: said[title][k] for k in _SAID},
                 **row,
             }
-            for title, found in zip(said, reversed(scores.values()), strict=True)
+            for title, found in zip(said, reversed(scored.scores.values()), strict=True)
             for row in found.table()
         ]
         text = io.StringIO(newline="")

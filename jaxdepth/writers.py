@@ -410,6 +410,15 @@ def check_new_file(path: str | Path, *, flag: str) -> None:
         raise UserError(f"--{flag}={path}: there is no folder {path.parent}")
 
 
+def check_apart(**paths: str | Path) -> None:
+    """UserError where two flags name one file, which the second would replace."""
+    seen: dict[Path, str] = {}
+    for flag, path in paths.items():
+        other = seen.setdefault(Path(path).expanduser().resolve(), flag)
+        if other != flag:
+            raise UserError(f"--{other} and --{flag} both name {path}: name two files")
+
+
 def check_ours(path: Path, mark: str, *, flag: str) -> None:
     """UserError where a file is in the way that does not begin with our mark.
 

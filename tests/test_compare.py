@@ -11,8 +11,10 @@ from jaxdepth import compare, evaluate, evaluate_run, metrics, protocols
 from jaxdepth.errors import UserError
 
 
-def scored(noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), **entry):
-    """A run's scores on three images of random depth."""
+def scored(
+    noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), rgb=7, raw=8, **entry
+):
+    """A run's scores on three images of random depth; checksums of the last one."""
     rng = np.random.default_rng(0)
     target = rng.uniform(1, 6, (3, 4, 5)).astype(np.float32)
     error = rng.normal(0, noise, target.shape).astype(np.float32)
@@ -24,7 +26,9 @@ def scored(noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), **entry):
             valid=jnp.ones(target.shape, bool),
         )
     )
-    found = evaluate.Scores(sums=sums, names=list(names), scenes=list(scenes))
+    found = evaluate.Scores(
+        sums=sums, names=list(names), scenes=list(scenes), truths={"raw"}
+    )
     same = {
         "protocol": "plain", "averaging": "pooled", "truth": "raw", "data": "d",
         "split": "s", "size": "19x38", "frame_size": "4x5", "images": 3,
@@ -32,7 +36,10 @@ def scored(noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), **entry):
     }  # fmt: skip
     entries = [same | {"averaging": "per_image"} | entry, same | entry]
     plain = protocols.choose("plain")
-    return evaluate_run.Scored(entries, {"plain": found}, plain)
+    other = int(noise * 100)  # of truth that was not used
+    checksums = [{"rgb": k, "raw": k, "filled": other} for k in range(2)]
+    checksums.append({"rgb": rgb, "raw": raw, "filled": other})
+    return evaluate_run.Scored(entries, {"plain": found}, plain, checksums, [])
 
 
 @pytest.mark.parametrize(
@@ -43,6 +50,8 @@ def scored(noise, *, names=("a", "b", "c"), scenes=("x", "x", "y"), **entry):
         ({"truth": "filled"}, "truth is raw for A and filled for B"),
         ({"flip_average": True}, "flip_average is False for A and True for B"),
         ({"names": ("a", "c", "b")}, "on other images"),
+        ({"rgb": 0}, "the images that they were scored on differ"),
+        ({"raw": 0}, "the raw depth of the images that they were scored on differ"),
     ],
 )
 def test_what_differs_is_refused(other, words):

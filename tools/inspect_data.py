@@ -22,14 +22,15 @@ if __package__ in (None, ""):  # run as a file: python tools/inspect_data.py
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxdepth import cli, viz, writers
-from jaxdepth.config import DataFormat
-from jaxdepth.data import alignment, doctor, export, findings
+from jaxdepth.config import DataFormat, validate_bounds
+from jaxdepth.data import alignment, doctor, export, findings, places
 from jaxdepth.data.sources import ReadOptions, Source
 from jaxdepth.errors import MachineError, UserError
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "python tools/inspect_data.py"
+CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ class InspectConfig:
     """Which depth is exported; default: filled where there is."""
 
     def __post_init__(self):
+        validate_bounds(self)
         if self.frames < 0:
             raise UserError(f"--frames={self.frames}: 0 (all) or more")
         if self.depth is not None and self.export is None:
@@ -65,20 +67,17 @@ class InspectConfig:
 def command(argv: Sequence[str]) -> int:
     """Inspect as the flags say; findings are no failure."""
     config = cli.parse(InspectConfig, argv, prog=PROG)
-    if config.json:
-        writers.check_new_file(config.json, flag="json")
     options = ReadOptions(depth_scale=config.depth_scale)
     opened = doctor.open_data(
         config.data, data_format=config.data_format, options=options
     )
-    if config.export:
-        export.checked(opened.source, Path(config.export), config.depth)
+    name = re.sub(r"[^\w.-]+", "_", opened.source.name)
+    out = Path(config.out or Path("inspections") / name).expanduser()
+    _check_places(config, out, opened.source)
     progress = writers.Counter()
     found = doctor.examine(opened, frames=config.frames, progress=progress)
     numbers, lines = doctor.numbers(found), findings.of(found)
     _print(numbers, lines)
-    name = re.sub(r"[^\w.-]+", "_", opened.source.name)
-    out = Path(config.out or Path("inspections") / name)
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
         write_json(config.json, {"findings": listed, **numbers})
@@ -92,6 +91,20 @@ def command(argv: Sequence[str]) -> int:
     if config.export:
         _export(opened.source, Path(config.export), config.depth)
     return cli.OK
+
+
+def _check_places(config: InspectConfig, out: Path, source: Source) -> None:
+    """UserError where something is in the way of what will be written."""
+    if config.json:
+        writers.check_new_file(config.json, flag="json")
+        writers.check_apart(json=config.json, out=out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file: name a folder")
+    places.check_above(out, what="--out")
+    for name in (CONTACT_SHEET, STATISTICS):
+        writers.check_ours(out / name, viz.MAKER, flag="out")
+    if config.export:
+        export.checked(source, Path(config.export), config.depth)
 
 
 def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
@@ -141,7 +154,7 @@ def _draw(out: Path, found: doctor.Examination) -> None:
     name, shown = found.source.name, found.shown
     if shown:
         viz.contact_sheet(
-            out / "contact_sheet.png",
+            out / CONTACT_SHEET,
             rgb=[s.rgb for s in shown],
             depth=[s.depth for s in shown],
             names=[s.name for s in shown],
@@ -153,7 +166,7 @@ def _draw(out: Path, found: doctor.Examination) -> None:
     }
     verdict = found.verdict
     viz.statistics(
-        out / "statistics.png",
+        out / STATISTICS,
         depth=found.values,
         missing=missing,
         surface=None if verdict is None else verdict.surface,

@@ -26,7 +26,7 @@ if __package__ in (None, ""):  # run as a file: python tools/prepare_data.py
 
 from jaxdepth import cli, config, writers
 from jaxdepth.config import Auto, DataFormat
-from jaxdepth.data import packing, remote, store
+from jaxdepth.data import packing, places, remote, store
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.errors import UserError
 
@@ -134,8 +134,14 @@ def _names(flags: PrepareConfig) -> tuple[str, str]:
         raise UserError(f"{path}: data are read from local paths; copy them first")
     if store.is_store(path):
         raise UserError(f"{path} is a store already: train on it with --data={path}")
-    inside = Path(path).is_dir() and not remote.is_remote(out)
-    if inside and Path(out).resolve().is_relative_to(Path(path).resolve()):
+    local = not remote.is_remote(out)
+    if local:
+        places.folder_of(out, what="OUT")
+    if (
+        local
+        and Path(path).is_dir()
+        and Path(out).resolve().is_relative_to(Path(path).resolve())
+    ):
         raise UserError(
             f"{out} lies in {path}, where its arrays would count as data: name a place "
             "outside"

@@ -134,6 +134,7 @@ class Examination:
     Attributes:
       rows: the frames that were to be looked at.
       broken: (name, reason) of those that could not be read.
+      damaged: shards of a store that are not what their checksums say.
       values: a sample of depths, metres as read.
       verdict: what the pairs of image and depth say together.
       copies: by split, and under None within all: (row, row that it is a copy of).
@@ -145,6 +146,7 @@ class Examination:
     rows: list[int]
     looks: list[Look] = dataclasses.field(default_factory=list)
     broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    damaged: list[str] = dataclasses.field(default_factory=list)
     values: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.float32)
     )
@@ -186,7 +188,8 @@ def examine(
     """Look at `frames` frames from first to last (0: at all) and measure.
 
     Frames that can't be read are noted and passed over. The images of a store are
-    compared with each other all of them, of other data those that are looked at.
+    compared with each other all of them, of other data those that are looked at; its
+    shards are held against their checksums.
     """
     source, total = opened.source, len(opened.source.infos)
     found = Examination(opened, _spread(total, frames or total))
@@ -204,6 +207,7 @@ def examine(
     found.shown = _shown(found)
     prints = walk.prints
     if isinstance(source, Stored):
+        found.damaged = source.store.damaged(progress)
         prints = _prints_of_all(source.store, progress)
     found.hashed = len(prints)
     found.copies = _copies(prints, sides(source), total, progress)
@@ -397,6 +401,7 @@ def numbers(found: Examination) -> dict[str, Any]:
         },
         "no_truth": found.empty,
         "broken": [{"name": n, "reason": r} for n, r in found.broken],
+        "damaged": found.damaged,
         "copies": {
             name or "within": [[found.name(a), found.name(b)] for a, b in pairs]
             for name, pairs in found.copies.items()

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdepth import viz
+from jaxdepth.data import places
 from jaxdepth.data.sources import FrameInfo, Source
 from jaxdepth.data.sources.folder import DEPTH_WORDS, IMAGE_WORDS
 from jaxdepth.data.sources.stored import Stored
@@ -62,6 +63,7 @@ def export(
       MachineError where storage fails.
     """
     kind = checked(source, out, depth)
+    out = places.folder_of(out, what="folder")
     part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
         part.mkdir(parents=True)
@@ -84,6 +86,7 @@ def checked(source: Source, out: Path, depth: str | None) -> str:
     if kind not in source.truths:
         have = " and ".join(source.truths)
         raise UserError(f"{source.name} has no {kind} depth, but {have}")
+    out = places.folder_of(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another folder")
     return kind

@@ -56,7 +56,7 @@ class Finding:
 def of(found: Examination) -> list[Finding]:
     """All findings, the worst first."""
     rules: Sequence[Callable[[Examination], Iterator[Finding]]] = (
-        _unit, _steps, _kinds, _far, _empty, _broken, _left_out, _sizes,
+        _unit, _steps, _kinds, _far, _empty, _broken, _damaged, _left_out, _sizes,
         _alignment, _scenes, _test_scenes, _copies, _copies_within,
     )  # fmt: skip
     order = ("problem", "warning", "ok")
@@ -295,6 +295,18 @@ def _broken(found: Examination) -> Iterator[Finding]:
             "frames that can't be read",
             f"{len(found.broken)} of {len(found.rows)}: {_list(named, 3)}",
             "get these files again, or remove them",
+        )
+
+
+def _damaged(found: Examination) -> Iterator[Finding]:
+    """Bytes of a store that changed after it was written."""
+    if found.damaged:
+        yield Finding(
+            "problem",
+            "shards",
+            f"{len(found.damaged)} are not what their checksums say: "
+            f"{_list(found.damaged, 3)}",
+            "prepare the store again",
         )
 
 

@@ -203,7 +203,7 @@ class Job:
             if remote.is_remote(str(out)):
                 with remote.Remote(str(out), self.key) as place:
                     return self._run(place, workers, progress)
-            out = Path(out).expanduser()
+            out = places.folder_of(out, what="store")
             with places.locked(out):
                 if (found := self.finished(out)) is not None:
                     return found

@@ -159,6 +159,34 @@ def _has_size(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
 
 
+def folder_of(out: str | Path, *, what: str) -> Path:
+    """Where a folder that comes into being beside its name, and then takes it, goes.
+
+    A link is followed: what it names takes the place of what it leads to, and comes
+    into being there. UserError where no folder can take that place.
+
+    Args:
+      what: the flag or argument that names it.
+    """
+    path = Path(out).expanduser()
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if os.path.isdir(path) and (os.path.ismount(path) or path.samefile(Path())):
+        raise UserError(
+            f"{what} {str(out)!r} is the folder you are in, or a disk's own: name a "
+            "folder in it, which is made"
+        )
+    check_above(path, what=what)
+    return path
+
+
+def check_above(path: Path, *, what: str) -> None:
+    """UserError where a file stands in the way of the folders above `path`."""
+    above = path.absolute().parents
+    there = next(parent for parent in above if os.path.exists(parent))
+    if not os.path.isdir(there):
+        raise UserError(f"{what} {path}: {there} is no folder")
+
+
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock of a store that is to be made; wait for who holds it, and say so.

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from jaxdepth.errors import UserError
 
 VERSION = 2
 MANIFEST = "manifest.json"
+# Beside what opening reads.
+_NEEDED = {"full", "left_out", "broken", "count", "notes", "splits"}
 
 
 class Store:
@@ -129,12 +131,24 @@ class Store:
         """Whether the row is there at its own size."""
         return row in self._full_places
 
-    def check(self) -> None:
-        """Compare every shard with its checksum. UserError names the first bad one."""
-        for name, known in self.manifest["files"].items():
+    def damaged(self, progress: Callable | None = None) -> list[str]:
+        """The shards that are not what their checksums say; reads all of the store.
+
+        `progress` is called with (what, done, total).
+        """
+        known = self.manifest["files"]
+        found = []
+        for done, name in enumerate(known, 1):
             file = self.path / name
-            if not file.is_file() or sha256(file) != known["sha256"]:
-                raise UserError(f"{self.path}/{name} is damaged: prepare it again")
+            try:
+                same = sha256(file) == known[name]["sha256"]
+            except OSError:
+                same = False
+            if not same:
+                found.append(name)
+            if progress is not None:
+                progress(f"summing shards of {self.name}", done, len(known))
+        return found
 
     @functools.cached_property
     def _full_places(self) -> dict[int, tuple[str, int]]:
@@ -184,6 +198,10 @@ def manifest_of(text: str | bytes, *, where: str) -> dict[str, Any]:
                 raise ValueError(f"{name!r} is no name of a shard")
             if not isinstance(known["bytes"], int) or "sha256" not in known:
                 raise ValueError(f"{name} has no size or no checksum")
+        if sum(manifest["shards"]) != len(manifest["frames"]):
+            raise ValueError("shards and frames do not fit")
+        if missing := _NEEDED - manifest.keys():
+            raise ValueError(f"no {' or '.join(sorted(missing))}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(where, error) from None
     return manifest

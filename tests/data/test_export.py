@@ -141,6 +141,13 @@ def test_nothing_is_overwritten(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*") if p.name != "file") == before
 
 
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export.export(source_of(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and len(read_back(tmp_path / "empty")) == 6
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     def full(path, rgb):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -150,6 +150,33 @@ def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path):
     assert (tmp_path / "f").read_text() == "mine"
 
 
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "empty")
+    (tmp_path / "b").symlink_to(tmp_path / "disk" / "new")
+    for name, where in (("a", "empty"), ("b", "new")):
+        opened = written(tmp_path, [frame()], out=name)
+        assert len(opened) == 1 and (tmp_path / name).is_symlink()
+        assert (tmp_path / "disk" / where / "manifest.json").is_file()
+        again = written(tmp_path, [frame()], out=name)  # is there already
+        assert again.manifest == opened.manifest
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "a", "b"}
+
+
+@pytest.mark.parametrize("out", [".", "", "/"])
+def test_no_folder_that_can_not_be_renamed_over(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the folder you are in, or a disk's own"):
+        written(Path(), [frame()], out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is no folder"):
+        written(tmp_path / "file" / "deep", [frame()])
+
+
 def test_prepared_data_are_used_again(tmp_path):
     frames = [frame(k) for k in range(3)]
     options = {"cache_dir": tmp_path, "size": SIZE}
@@ -278,7 +305,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     one_line(error)
     monkeypatch.setattr(np, "save", save)
     source = Memory(frames)
-    packing.write(source, tmp_path / "s", size=SIZE).check()
+    assert not packing.write(source, tmp_path / "s", size=SIZE).damaged()
     assert source.read == 8
 
 
@@ -342,7 +369,7 @@ def test_preparing_at_the_same_time_gives_one_store(tmp_path):
     # One reads, the others wait for it.
     assert sorted(source.read for source in sources) == [0, 0, 0, 40]
     for one in opened:
-        one.check()
+        assert not one.damaged()
 
 
 def test_progress_counts_to_the_end(tmp_path):

@@ -72,7 +72,7 @@ def test_there_and_back(url, tmp_path, calls):
     assert there(url) == {p.name: p.read_bytes() for p in local.path.iterdir()}
     seen = []
     found = copy(f"{url}/", tmp_path, progress=lambda *about: seen.append(about))
-    found.check()
+    assert not found.damaged()
     assert found.manifest == local.manifest
     for kind in KINDS:
         np.testing.assert_array_equal(depths(found, kind), depths(local, kind))
@@ -129,7 +129,7 @@ def test_a_shard_that_went_up_in_part_is_sent_again(url, tmp_path):
     source = Memory(FRAMES, KINDS)
     send(url, source)
     assert source.read == 10
-    copy(url, tmp_path).check()
+    assert not copy(url, tmp_path).damaged()
 
 
 def test_what_lies_there_is_not_mixed_up(url):
@@ -172,7 +172,7 @@ def test_a_damaged_shard_is_noticed(url, tmp_path, calls):
     put(url, "train-00001.filled.npy", good)
     before = set(calls["get_file"])
     calls["get_file"].clear()
-    copy(url, tmp_path).check()
+    assert not copy(url, tmp_path).damaged()
     assert before & set(calls["get_file"]) == {"train-00001.filled.npy"}
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_copy_is_made_again(url, tmp_path):
     send(url)
     found = copy(url, tmp_path)
     (found.path / "train-00000.rgb.npy").write_bytes(b"")
-    copy(url, tmp_path).check()
+    assert not copy(url, tmp_path).damaged()
 
 
 def test_a_damaged_manifest_is_told(url, tmp_path):

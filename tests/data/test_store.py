@@ -140,7 +140,7 @@ def test_numpy_and_json_read_it_without_us(tmp_path):
     rgb = np.load(opened.path / "train-00000.rgb.npy")
     depth = np.load(opened.path / "train-00000.filled.npy")
     assert rgb.shape == (3, 12, 16, 3) and depth.dtype == np.uint16
-    opened.check()
+    assert not opened.damaged()
 
 
 def test_a_file_cut_short_or_missing_is_told_when_opened(tmp_path):
@@ -162,8 +162,11 @@ def test_damage_of_the_same_length_is_told(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match=r"train-00000\.filled\.npy is damaged"):
-        store.Store.open(opened.path).check()
+    seen = []
+    again = store.Store.open(opened.path)
+    assert again.damaged(lambda *told: seen.append(told)) == [file.name]
+    count = len(opened.manifest["files"])
+    assert [told[1:] for told in seen] == [(k + 1, count) for k in range(count)]
     content[:128] = bytes(128)
     file.write_bytes(content)
     with pytest.raises(UserError, match="missing or damaged") as error:
@@ -191,6 +194,15 @@ def test_a_damaged_manifest_is_told(tmp_path, text):
     with pytest.raises(UserError, match=r"damaged|version 1,|version 99,") as error:
         store.Store.open(tmp_path)
     assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize("key", ["frames", "full", "shards", "left_out", "splits"])
+def test_a_manifest_that_lacks_something_is_damaged(tmp_path, key):
+    opened = written(tmp_path, [frame()])
+    manifest = {k: v for k, v in opened.manifest.items() if k != key}
+    (opened.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"damaged.*{key}"):
+        store.Store.open(opened.path)
 
 
 @pytest.mark.parametrize("name", ["../a.npy", "/a.npy", "a/b.npy", ".a", ""])

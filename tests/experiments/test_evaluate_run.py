@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, run
-from jaxdepth import cli
+from jaxdepth import cli, compare, evaluate_run
+from jaxdepth.config import EvaluateConfig
 from jaxdepth.errors import UserError
 
 
@@ -83,6 +84,7 @@ def test_mistakes_come_out_before_the_work(there, capsys):
         ([f"--per_image={there / 'run' / 'config.json'}"], "exists"),
         (["--data=rooms", "--split=tune"], "rooms have their own"),
         (["--split=tune"], "allows all"),
+        ([f"--out={there / 'x'}", f"--per_image={there / '.' / 'x'}"], "both name"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate.command([*command, *flags])
@@ -97,3 +99,41 @@ def test_files_in_the_home_folder(there, tmp_path, monkeypatch):
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 and rows[0]["flip_average"] == "False"
     assert len(json.loads((tmp_path / "s.json").read_text())["evaluations"]) == 2
+
+
+def test_frames_that_are_left_out_are_told(there, caplog):
+    caplog.set_level("INFO")
+    data = pairs(there / "gaps", 4, seed=3)
+    file = data / "1_rgb.png"
+    file.write_bytes(file.read_bytes()[:100])
+    Image.fromarray(np.zeros((24, 32), np.uint16)).save(data / "2_depth.png")
+    out = there / "gaps.json"
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    assert evaluate.command([*command, f"--data={data}", f"--out={out}"]) == cli.OK
+    found = json.loads(out.read_text())
+    assert found["evaluations"][-1]["images"] == 2
+    for words in ("1 frames that can't be used", "1 frames without any depth"):
+        assert any(words in note for note in found["notes"])
+        assert words in caplog.text
+
+
+def test_other_images_of_the_same_names_are_not_compared(there):
+    for name in ("one", "two"):
+        (there / name).mkdir()
+    same = pairs(there / "one" / "p", 3, seed=4)
+    other = pairs(there / "two" / "p", 3, seed=5)
+
+    def scored(data):
+        return evaluate_run.score(
+            EvaluateConfig(
+                checkpoint=str(there / "run"),
+                data=str(data),
+                max_depth=10.0,
+                cache_dir=str(there / "cache"),
+            )
+        )
+
+    a = scored(same)
+    compare.refuse_different(a, scored(same))
+    with pytest.raises(UserError, match="the images that they were scored on differ"):
+        compare.refuse_different(a, scored(other))

@@ -1,5 +1,6 @@
 """The doctor as a user calls it."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth import cli
+from jaxdepth.data import packing
 from jaxdepth.data.sources import open_source
 from jaxdepth.errors import MachineError, UserError
 from tests.data import painted
@@ -96,8 +98,12 @@ def test_frames_are_exported(pairs, tmp_path, said):
         inspect(pairs, f"--out={tmp_path / 'o'}", f"--export={tmp_path / 'e'}")
 
 
+def no_work(*args, **kwargs):
+    pytest.fail("the work began")
+
+
 def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_data.doctor, "examine", pytest.fail)
+    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "gone")
     with pytest.raises(UserError, match="--frames=-1"):
@@ -108,19 +114,70 @@ def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
         inspect(pairs, f"--export={tmp_path / 'full'}")
-    with pytest.raises(UserError, match="no filled depth"):
-        inspect(pairs, f"--export={tmp_path / 'e'}", "--depth=filled")
+    with pytest.raises(UserError, match="no raw depth"):
+        inspect(pairs, f"--export={tmp_path / 'e'}", "--depth=raw")
+    for scale in ("0", "-5", "nan"):
+        with pytest.raises(UserError, match="--depth_scale"):
+            inspect(pairs, f"--depth_scale={scale}")
+    monkeypatch.chdir(tmp_path / "full")
+    (tmp_path / "full" / "mine").unlink()
+    with pytest.raises(UserError, match="the folder you are in"):
+        inspect(pairs, "--export=.")
 
 
-def test_pictures_that_can_not_be_written(pairs, tmp_path, said):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(MachineError, match="could not be written"):
-        inspect(pairs, f"--out={tmp_path / 'file' / 'o'}")
+def test_what_is_in_the_way_is_told_before_the_work_and_stays(
+    pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    folder.mkdir()
+    mine = [file, folder / "statistics.png"]
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        inspect(pairs, f"--out={file}")
+    with pytest.raises(UserError, match="file is no folder"):
+        inspect(pairs, f"--out={file / 'o'}")
+    with pytest.raises(UserError, match="file is no folder"):
+        inspect(pairs, f"--export={file / 'o' / 'p'}")
+    with pytest.raises(UserError, match="was not written by this command"):
+        inspect(pairs, f"--out={folder}")
+    with pytest.raises(UserError, match="both name"):
+        inspect(pairs, f"--out={tmp_path / 'x'}", f"--json={tmp_path / 'x'}")
     with pytest.raises(UserError, match="there is no folder"):
         inspect(pairs, f"--json={tmp_path / 'no' / 'x'}")
     with pytest.raises(UserError, match="exists"):
-        inspect(pairs, f"--json={tmp_path / 'file'}")
-    assert (tmp_path / "file").read_text() == "mine"
+        inspect(pairs, f"--json={file}")
+    assert [path.read_text() for path in mine] == ["mine"] * 2
+
+
+def test_pictures_of_an_earlier_call_are_replaced(pairs, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inspect(pairs, "--out=~/o", "--frames=3")
+    inspect(pairs, "--out=~/o", "--frames=4")
+    assert (tmp_path / "o" / "statistics.png").is_file()
+
+
+def test_pictures_that_can_not_be_written(pairs, tmp_path, said, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inspect_data.viz, "statistics", full)
+    with pytest.raises(MachineError, match="could not be written: No space left"):
+        inspect(pairs, f"--out={tmp_path / 'o'}")
+
+
+def test_damaged_shards_of_a_store_are_found(pairs, tmp_path, said):
+    opened = packing.write(open_source(pairs), tmp_path / "s")
+    file = tmp_path / "s" / "train-00000.rgb.npy"
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    inspect(opened.path, f"--out={tmp_path / 'o'}")
+    assert any(
+        line.startswith("problem  shards: 1 are not") and file.name in line
+        for line in said
+    )
 
 
 def test_as_a_program(pairs, tmp_path):

@@ -122,6 +122,8 @@ def test_every_way_of_reading_has_its_flag():
         (["pairs", "out", "more"], "3 names"),
         (["none", "out"], "no such file"),
         (["pairs", "pairs/out"], "lies in pairs"),
+        (["pairs", "."], "'.' is the folder you are in"),
+        (["pairs", ""], "'' is the folder you are in"),
         (["gs://b/x", "out"], "local paths"),
         (["pairs", "out", "--size=12"], "HEIGHTxWIDTH"),
         (["pairs", "out", "--max_depth=99"], "at most 65.535"),
@@ -236,7 +238,7 @@ def test_real_frames_by_processes_of_the_script(shared_data, tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (cli.OK, "")
     opened = store.Store.open(out)
-    opened.check()
+    assert not opened.damaged()
     assert len(opened) == 12 and opened.manifest["intrinsics"]["size"] == [240, 320]
     # NYU's colour camera at half the size.
     assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.858 / 2, abs=1e-3)

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxdepth import writers
+from jaxdepth import whole, writers
 from jaxdepth.errors import MachineError, UserError
 from tools.bench import report as report_lib
 from tools.bench.report import number
@@ -272,14 +272,14 @@ def _tell(name: str, document: dict[str, Any], seconds: float) -> None:
 
 
 def _write(path: Path, settings: GpuSettings, documents: dict[str, Any]) -> None:
-    whole = {
+    merged = {
         "command": shlex.join(["python", *sys.argv]),
         "settings": dataclasses.asdict(settings),
         "parts": documents,
     }
     try:
         with whole.replacing(path) as file:
-            file.write(report_lib.dumps(whole).encode())
+            file.write(report_lib.dumps(merged).encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from None
 

@@ -14,7 +14,6 @@ from jaxdepth.errors import UserError
 PARTS = ("train", "val")
 # Of every training scene, kept back by FastDepth's loader (dataloaders/nyu.py).
 HOLD_OUT = ("00001.h5", "00201.h5")
-LARGEST = 1 << 26  # pixels; damaged sizes would fill the memory
 OFFICIAL = "official"  # the folder of the labeled set's frames
 TAKES: frozenset[str] = frozenset()
 
@@ -117,7 +116,7 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
                 raise ValueError(f"rgb has shape {shapes[0]} and depth {shapes[1]}")
             if rgb.dtype != np.uint8 or depth.dtype.kind != "f":
                 raise ValueError(f"rgb is {rgb.dtype} and depth {depth.dtype}")
-            if not 0 < math.prod(depth.shape) <= LARGEST:
+            if not 0 < math.prod(depth.shape) <= files.LARGEST:
                 raise ValueError(f"depth has shape {shapes[1]}")
             return (
                 np.ascontiguousarray(rgb[()].transpose(1, 2, 0)),

@@ -20,6 +20,7 @@ from jaxdepth.data.sources import BrokenFrame, check_unit
 from jaxdepth.errors import UserError
 
 SAMPLE = 8  # frames looked at before all are read
+LARGEST = 1 << 26  # pixels of a frame; damaged sizes would fill the memory
 OF_THE_MACHINE = frozenset(
     {
         errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE,

@@ -95,7 +95,7 @@ class Labeled:
             kind: np.ascontiguousarray(files.to_metres(self._row(fields[kind], row).T))
             for kind in self.truths
         }
-        return Frame(rgb, **depth, intrinsics=camera_of(rgb.shape))
+        return Frame(rgb, depth.get("filled"), depth.get("raw"), camera_of(rgb.shape))
 
     def _row(self, field: str, row: int) -> np.ndarray:
         """One frame's part of a field, as stored. BrokenFrame where it is damaged."""
@@ -165,6 +165,10 @@ class Labeled:
             raise UserError(
                 f"{self.path}: images has shape {image}, not (frames, 3, width, height)"
             )
+        if not 0 < image[2] * image[3] <= files.LARGEST:
+            raise UserError(
+                f"{self.path}: images has shape {image}, whose frames are none"
+            )
         if image[2:] == (480, 640):
             raise UserError(
                 f"{self.path}: images has shape {image}, but MATLAB's files have "
@@ -198,7 +202,10 @@ class Labeled:
         if text:  # as h5py writes them, not MATLAB
             return [str(value) or None for value in values]
         return [
-            "".join(map(chr, np.ravel(self._file[ref]))) if ref else None
+            # MATLAB's empty string is stored as its shape, two zeros.
+            ("".join(map(chr, np.ravel(self._file[ref]))).strip("\0") or None)
+            if ref
+            else None
             for ref in values
         ]
 

@@ -80,10 +80,9 @@ class Tfds:
 
     def frame(self, row: int) -> Frame:
         rgb, depth = self._read(row)
+        truth = {self.truths[0]: files.to_metres(depth)}
         return Frame(
-            rgb,
-            **{self.truths[0]: files.to_metres(depth)},
-            intrinsics=labeled.camera_of(rgb.shape),
+            rgb, truth.get("filled"), truth.get("raw"), labeled.camera_of(rgb.shape)
         )
 
     def fingerprint(self) -> dict[str, Any]:

@@ -22,7 +22,14 @@ def image(root, name, value=0, size=(H, W)):
     return path
 
 
-def depth(root, name, metres=2.0, scale=1000, size=(H, W), dtype=np.uint16):
+def depth(
+    root,
+    name,
+    metres: float | np.ndarray = 2.0,
+    scale=1000,
+    size=(H, W),
+    dtype=np.uint16,
+):
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     values = np.full(size, metres * scale, dtype)

@@ -183,6 +183,27 @@ def test_other_scenes_have_no_official_split(tmp_path):
     assert open_source(path).splits() == {"all": {"train": [0, 1, 2, 3], "eval": []}}
 
 
+def test_an_empty_string_of_matlab_s_is_no_scene(tmp_path):
+    # It is stored as its own shape.
+    path, _ = write_mat(tmp_path / "a.mat", scenes=["my_room", "", "a", "b"])
+    with h5py.File(path, "r+") as file:
+        empty = file.create_dataset("#refs#/empty", data=np.zeros(2, np.uint64))
+        empty.attrs["MATLAB_empty"] = np.uint8(1)
+        cell = file["scenes"]
+        assert isinstance(cell, h5py.Dataset)
+        cell[0, 1] = empty.ref
+    assert [i.scene for i in open_source(path).infos] == ["my_room", None, "a", "b"]
+
+
+def test_frames_that_no_memory_holds_are_told(tmp_path):
+    path = tmp_path / "a.mat"
+    with h5py.File(path, "w") as file:
+        for name, shape in (("images", (1, 3)), ("depths", (1,))):
+            kind = np.uint8 if name == "images" else np.float32
+            file.create_dataset(name, (*shape, 10**7, 10**7), kind, chunks=True)
+    refused(path, "images has shape")
+
+
 def test_rows_of_the_list_may_be_named(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
     beside = tmp_path / "a.mat.json"
