@@ -125,7 +125,7 @@ def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
         return arrays
     prefix = stems[0]
     others = [name for name in arrays if not name.startswith(prefix)]
-    tables.note_left_out(path, others, f"not of {prefix}")
+    tables.note_left_out(path, others, f"not in {prefix.rstrip('.')}")
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()

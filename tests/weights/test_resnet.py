@@ -290,7 +290,7 @@ def test_other_heads_are_left_out_and_told(
         "params/fc/kernel",
         "params/fc/bias",
     }
-    assert f"left out, as no{'t' * (prefix == 'backbone.')}" in caplog.text
+    assert "left out, as no" in caplog.text
     assert min(head).removeprefix("module.") in caplog.text
 
 
