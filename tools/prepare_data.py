@@ -134,18 +134,13 @@ def _names(flags: PrepareConfig) -> tuple[str, str]:
         raise UserError(f"{path}: data are read from local paths; copy them first")
     if store.is_store(path):
         raise UserError(f"{path} is a store already: train on it with --data={path}")
-    local = not remote.is_remote(out)
-    if local:
-        places.folder_of(out, what="OUT")
-    if (
-        local
-        and Path(path).is_dir()
-        and Path(out).resolve().is_relative_to(Path(path).resolve())
-    ):
-        raise UserError(
-            f"{out} lies in {path}, where its arrays would count as data: name a place "
-            "outside"
-        )
+    if not remote.is_remote(out):
+        place, root = places.folder_of(out, what="OUT"), Path(path)
+        if root.is_dir() and place.resolve().is_relative_to(root.resolve()):
+            raise UserError(
+                f"{out} lies in {path}, where its arrays would count as data: name a "
+                "place outside"
+            )
     return path, out
 
 

@@ -62,8 +62,7 @@ def export(
     Raises: UserError where `out` is in the way, or there is no depth of that kind;
       MachineError where storage fails.
     """
-    kind = checked(source, out, depth)
-    out = places.folder_of(out, what="folder")
+    kind, out = checked(source, out, depth)
     part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
         part.mkdir(parents=True)
@@ -80,8 +79,8 @@ def export(
     return done
 
 
-def checked(source: Source, out: Path, depth: str | None) -> str:
-    """The kind of depth that `export` would write. UserError as from there."""
+def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
+    """The kind of depth that `export` would write, and where. UserError as there."""
     kind = depth or source.truths[0]
     if kind not in source.truths:
         have = " and ".join(source.truths)
@@ -89,7 +88,7 @@ def checked(source: Source, out: Path, depth: str | None) -> str:
     out = places.folder_of(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another folder")
-    return kind
+    return kind, out
 
 
 def _write(source: Source, part: Path, kind: str, progress: Progress | None):

@@ -28,8 +28,8 @@ def without_extremes(
 
     Args:
       depth: metres.
-      unit: steps per metre in which depths are the same one: the source's own
-        integers, or millimetres where those are finer.
+      unit: the source's own integers per metre: depths that share one are the same.
+        Where they are no finer than millimetres, those are.
       max_mm: farther truth is none of the two.
 
     None where nothing would be left.

@@ -138,22 +138,19 @@ def read(path: str | Path) -> Weights:
             "tools/convert_resnet.py or tools/convert_fcrn.py first"
         )
     try:
+        arrays = {
+            name: tables.as_weights(name, x, variance=tables.is_variance(name))
+            for name, x in arrays.items()
+        }
+    except UserError as error:
+        raise UserError(f"{path}: {error}: convert it again") from None
+    try:
         fields = {k: json.loads(v) for k, v in metadata.items() if k != "format"}
         for name in ("rgb_mean", "rgb_std"):
             fields[name] = tuple(map(float, fields[name]))
         weights = Weights(arrays=arrays, **fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error})") from None
-    try:
-        weights = dataclasses.replace(
-            weights,
-            arrays={
-                name: tables.as_weights(name, x, variance=tables.is_variance(name))
-                for name, x in arrays.items()
-            },
-        )
-    except UserError as error:
-        raise UserError(f"{path}: {error}: convert it again") from None
     words = (weights.init, weights.layout, weights.origin, weights.sha256)
     if not all(isinstance(word, str) for word in words):
         raise UserError(f"{path}: its metadata are damaged (words were expected)")

@@ -135,14 +135,14 @@ def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
 
 def _without_others(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """A ResNet without a head that is not torchvision's; another network as it is."""
+    if "conv1.weight" not in arrays:
+        return arrays
     kept = _CLASSIFIER if arrays.keys() >= _CLASSIFIER else set()
     others = [
         name
         for name, array in arrays.items()
         if array.ndim <= 2 and name not in kept and not _OWN.match(name)
     ]
-    if "conv1.weight" not in arrays:
-        return arrays
     tables.note_left_out(path, others, "no part of torchvision's network")
     return {name: array for name, array in arrays.items() if name not in others}
 

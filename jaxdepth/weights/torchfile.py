@@ -24,7 +24,7 @@ from jaxdepth.weights import numpy_pickles, pickles
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _ZIP = b"PK\x03\x04"
-EXPANDS = 16  # torch.save stores; who compresses weights saves little
+_EXPANDS = 16  # torch.save stores; who compresses weights saves little
 # Names of storages in torch; bfloat16 is read as uint16 and widened.
 _STORAGES = {
     "FloatStorage": "f4",
@@ -226,7 +226,7 @@ def _read(file: BinaryIO, where: str) -> Any:
 def _read_zip(file: BinaryIO, where: str) -> Any:
     archive = zipfile.ZipFile(file)
     claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > EXPANDS * file.seek(0, io.SEEK_END):
+    if claimed > _EXPANDS * file.seek(0, io.SEEK_END):
         raise UserError(
             f"{where} would be {claimed >> 20} MiB unpacked, which no checkpoint is"
         )

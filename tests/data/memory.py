@@ -104,6 +104,11 @@ def depths(opened, kind="filled"):
     return opened.gather(np.arange(len(opened)), depth=kind)[1]
 
 
+def contents(folder):
+    """Every file of a store, by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def one_line(error) -> str:
     """The text of a caught error, which has one line."""
     text = str(error.value)

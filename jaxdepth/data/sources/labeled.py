@@ -201,13 +201,11 @@ class Labeled:
             return [None] * self._count
         if text:  # as h5py writes them, not MATLAB
             return [str(value) or None for value in values]
-        return [
-            # MATLAB's empty string is stored as its shape, two zeros.
-            ("".join(map(chr, np.ravel(self._file[ref]))).strip("\0") or None)
-            if ref
-            else None
-            for ref in values
-        ]
+        texts = (
+            "".join(map(chr, np.ravel(self._file[r] if r else ()))) for r in values
+        )
+        # MATLAB's empty string is stored as its shape, two zeros.
+        return [text.strip("\0") or None for text in texts]
 
     def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
         """Which kinds of depth there are: raw that equals filled is no other kind."""
