@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 PROG = "python -m experiments.compare"
 
 
 def command(argv: Sequence[str]) -> int:
     """Compare as the flags say; returns the exit code."""
-    from jaxdepth import compare
+    from jaxdepth.commands import compare as compare_command
 
-    return compare.run(cli.parse(compare.CompareConfig, argv, prog=PROG))
+    return compare_command.run(cli.parse(compare_command.CompareConfig, argv, prog=PROG))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 from jaxdepth.config import EvaluateConfig
 
 PROG = "python -m experiments.evaluate"
@@ -11,10 +11,11 @@ PROG = "python -m experiments.evaluate"
 def command(argv: Sequence[str]) -> int:
     """Evaluate as the flags say; returns the exit code."""
     config = cli.parse(EvaluateConfig, argv, prog=PROG)
-    from jaxdepth import evaluate_run, host_memory
+    from jaxdepth.commands import evaluate as evaluate_command
+    from jaxdepth.runtime import malloc
 
-    host_memory.keep()
-    return evaluate_run.run(config)
+    malloc.keep()
+    return evaluate_command.run(config)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 PROG = "python -m experiments.figures"
 
 
 def command(argv: Sequence[str]) -> int:
     """Draw as the flags say; returns the exit code."""
-    from jaxdepth import figures
+    from jaxdepth.commands.paper import figures
 
     return figures.run(cli.parse(figures.FiguresConfig, argv, prog=PROG))
 

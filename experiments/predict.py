@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 PROG = "python -m experiments.predict"
 
 
 def command(argv: Sequence[str]) -> int:
     """Predict as the flags say; returns the exit code."""
-    from jaxdepth import predict_files
+    from jaxdepth.commands import predict as predict_command
 
-    return predict_files.run(cli.parse(predict_files.PredictConfig, argv, prog=PROG))
+    return predict_command.run(cli.parse(predict_command.PredictConfig, argv, prog=PROG))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ The page is one file, opens from disk and loads nothing.
 
 from collections.abc import Sequence
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 PROG = "python -m experiments.report"
 
 
 def command(argv: Sequence[str]) -> int:
     """Write the page as the flags say; returns the exit code."""
-    from jaxdepth import report
+    from jaxdepth.commands.report import command as report
 
     return report.run(cli.parse(report.ReportConfig, argv, prog=PROG))
 

@@ -3,7 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
-from jaxdepth import cli, host_memory, hosts, supervise, writers
+from jaxdepth.commands import cli
+from jaxdepth.runtime import malloc, hosts, host_process, terminal
 from jaxdepth.config import Config
 
 PROG = "python -m experiments.run"
@@ -11,17 +12,17 @@ PROG = "python -m experiments.run"
 
 def command(argv: Sequence[str]) -> int:
     """Train as the flags say, with the other hosts if any; returns the exit code."""
-    host_memory.keep()  # before hosts meet, which asks for devices
+    malloc.keep()  # before hosts meet, which asks for devices
     cli.check_flags(Config, argv)
     cluster = None if cli.asks_help(argv) else cluster_of(argv)
     if cluster is not None:
-        if not supervise.inside():
-            return supervise.run(PROG[10:], argv, met_at=cluster.coordinator)
-        supervise.leave_with_parent()
+        if not host_process.inside():
+            return host_process.run(PROG[10:], argv, met_at=cluster.coordinator)
+        host_process.leave_with_parent()
         hosts.connect(cluster)
-        supervise.note()
+        host_process.note()
         if not hosts.first():
-            writers.only_errors_to_terminal()
+            terminal.only_errors_to_terminal()
     return train(argv)
 
 
@@ -37,9 +38,9 @@ def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
 def train(argv: Sequence[str]) -> int:
     """Train on the hosts that are connected; returns the exit code."""
     config = cli.parse_config(argv, prog=PROG, default_recipe=default_recipe)
-    from jaxdepth import session
+    from jaxdepth.commands import train as train_command
 
-    return session.run(config, command=shlex.join(["python", "-m", PROG[10:], *argv]))
+    return train_command.run(config, command=shlex.join(["python", "-m", PROG[10:], *argv]))
 
 
 def default_recipe(data: str) -> str:

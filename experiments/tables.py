@@ -6,22 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 PROG = "python -m experiments.tables"
 
 
 def command(argv: Sequence[str]) -> int:
     """Run and print the tables that the flags ask for; returns the exit code."""
-    from jaxdepth import launch, tables
+    from jaxdepth.runtime import subprocesses
+    from jaxdepth.commands.paper import tables
 
     mine, theirs = tables.split_flags(argv)
     config = cli.parse(tables.TablesConfig, mine, prog=PROG)
     cache = cli.flag_value(theirs, "cache_dir") or "~/.cache/jaxdepth"
 
-    def start(flags: Sequence[str]) -> launch.Ended:
+    def start(flags: Sequence[str]) -> subprocesses.Ended:
         words = [sys.executable, "-m", "experiments.run", *flags]
-        return launch.launch(words, environment=environment(cache))
+        return subprocesses.launch(words, environment=environment(cache))
 
     said = shlex.join(["python", "-m", PROG[10:], *argv])
     return tables.run(config, theirs, command=said, start=start)

@@ -13,9 +13,10 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from jaxdepth import losses, metrics
+    from jaxdepth import losses
+    from jaxdepth.evaluation import metrics
     from jaxdepth.models import create_model
-    from jaxdepth.predict import Predictor, load
+    from jaxdepth.predictor import Predictor, load
 
 __all__ = ["Predictor", "create_model", "load", "losses", "metrics"]
 

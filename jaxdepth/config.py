@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxdepth.errors import UserError, nearest
+from jaxdepth.runtime.errors import UserError, nearest
 from jaxdepth.recipes import RECIPES
 
 Auto = Literal["auto"]

@@ -6,7 +6,7 @@ Each says what it costs and what it gave, wherever that was measured.
 import dataclasses
 from typing import Any
 
-from jaxdepth.errors import UserError, nearest
+from jaxdepth.runtime.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,10 +28,10 @@ except ImportError:  # Windows
     fcntl = None
 
 from jaxdepth import config as config_lib
-from jaxdepth import hosts, versions, whole
+from jaxdepth.runtime import hosts, versions, atomic
 from jaxdepth.config import Config
-from jaxdepth.data.remote import told
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.data.store.remote import told
+from jaxdepth.runtime.errors import MachineError, UserError
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
 logger = logging.getLogger(__name__)
@@ -333,7 +333,7 @@ def write_json(path: str | Path, values: Any) -> None:
     path = Path(path).expanduser()
     text = json.dumps(plain(values), indent=1)
     try:
-        with whole.replacing(path, durable=True) as file:
+        with atomic.replacing(path, durable=True) as file:
             file.write(f"{text}\n".encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from error

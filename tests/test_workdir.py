@@ -12,7 +12,7 @@ import pytest
 
 from jaxdepth import workdir
 from jaxdepth.config import Config
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.workdir import WorkDir
 
 

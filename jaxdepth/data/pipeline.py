@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxdepth.data import order
-from jaxdepth.data.store import Store
+from jaxdepth.data.store.reader import Store
 
 Batch = dict[str, np.ndarray]
 AHEAD = 4  # batches prepared beforehand

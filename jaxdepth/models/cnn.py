@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.dropout import drop
 from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
 from jaxdepth.models.resnet import batch_norm

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, Shaped
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 
 def drop(

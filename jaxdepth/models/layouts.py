@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import TINY_MAP, conv2d
 

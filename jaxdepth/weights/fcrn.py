@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import create_model
-from jaxdepth.train_state import flatten
-from jaxdepth.weights import files, numpy_pickles, pickles, tables
+from jaxdepth.training.state import flatten
+from jaxdepth.weights import files, numpy_pickles, pickles, name_tables
 
 logger = logging.getLogger(__name__)
 LICENCE = (
@@ -28,7 +28,7 @@ LICENCE = (
     "NYU Depth V2 and ImageNet, whose terms allow research."
 )
 _ALLOWED = {**pickles.PLAIN, **numpy_pickles.ALLOWED}
-_ARRAYS = {entry.theirs.split("/")[1] for entry in tables.fcrn()}
+_ARRAYS = {entry.theirs.split("/")[1] for entry in name_tables.fcrn()}
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # TensorFlow's kTableMagicNumber
 
 
@@ -136,7 +136,7 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # TensorFlow's, and what it makes of damaged names
         raise pickles.damaged(str(prefix), error) from None
     left_out = [name for name in names if name not in found]
-    tables.note_left_out(prefix, left_out, "no weights")
+    name_tables.note_left_out(prefix, left_out, "no weights")
     return found
 
 
@@ -190,7 +190,7 @@ def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
             left_out.append(name)
     if not found:
         raise UserError(f"{path} holds no dictionary of layers with arrays")
-    tables.note_left_out(path, left_out, "no weights")
+    name_tables.note_left_out(path, left_out, "no weights")
     return found
 
 
@@ -203,9 +203,9 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
             yield f"{layer}/{name}", array
 
 
-def convert(theirs: Mapping[str, np.ndarray]) -> tables.Converted:
+def convert(theirs: Mapping[str, np.ndarray]) -> name_tables.Converted:
     """Our arrays of the published ones, or what keeps them from being made."""
-    return tables.convert(tables.fcrn(), theirs, shapes())
+    return name_tables.convert(name_tables.fcrn(), theirs, shapes())
 
 
 def to_dictionary(
@@ -213,7 +213,7 @@ def to_dictionary(
 ) -> dict[str, dict[str, np.ndarray]]:
     """Layer name -> array name -> float32 array, as published."""
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in tables.to_theirs(tables.fcrn(), arrays).items():
+    for name, array in name_tables.to_theirs(name_tables.fcrn(), arrays).items():
         layer, _, kind = name.partition("/")
         found.setdefault(layer, {})[kind] = array
     return found

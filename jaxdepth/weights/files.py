@@ -17,10 +17,10 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from jaxdepth import whole
-from jaxdepth.errors import MachineError, UserError
+from jaxdepth.runtime import atomic
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.models.layouts import layout_named
-from jaxdepth.weights import tables
+from jaxdepth.weights import name_tables
 
 FORMAT = "jaxdepth weights 1"
 
@@ -102,7 +102,7 @@ def output(name: str, *suffixes: str) -> Path:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that is at `path` once it is whole. MachineError where storage fails."""
     try:
-        with whole.replacing(path) as file:
+        with atomic.replacing(path) as file:
             yield file
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from error
@@ -139,7 +139,7 @@ def read(path: str | Path) -> Weights:
         )
     try:
         arrays = {
-            name: tables.as_weights(name, x, variance=tables.is_variance(name))
+            name: name_tables.as_weights(name, x, variance=name_tables.is_variance(name))
             for name, x in arrays.items()
         }
     except UserError as error:

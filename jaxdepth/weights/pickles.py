@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 
 class Forbidden(pickle.UnpicklingError):

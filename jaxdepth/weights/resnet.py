@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.resnet import ResNet
-from jaxdepth.train_state import flatten
-from jaxdepth.weights import files, pickles, tables, torchfile
+from jaxdepth.training.state import flatten
+from jaxdepth.weights import files, pickles, name_tables, torchfile
 
 logger = logging.getLogger(__name__)
 CLASSES = 1000
@@ -125,7 +125,7 @@ def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
         return arrays
     prefix = stems[0]
     others = [name for name in arrays if not name.startswith(prefix)]
-    tables.note_left_out(path, others, f"not in {prefix.rstrip('.')}")
+    name_tables.note_left_out(path, others, f"not in {prefix.rstrip('.')}")
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -143,14 +143,14 @@ def _without_others(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
         for name, array in arrays.items()
         if array.ndim <= 2 and name not in kept and not _OWN.match(name)
     ]
-    tables.note_left_out(path, others, "no part of torchvision's network")
+    name_tables.note_left_out(path, others, "no part of torchvision's network")
     return {name: array for name, array in arrays.items() if name not in others}
 
 
-def convert(state_dict: Mapping[str, np.ndarray]) -> tables.Converted:
+def convert(state_dict: Mapping[str, np.ndarray]) -> name_tables.Converted:
     """Our encoder, and the classifier where there is one, of torchvision's arrays."""
-    entries = tables.resnet()
-    head = tables.classifier()
+    entries = name_tables.resnet()
+    head = name_tables.classifier()
     if any(entry.theirs in state_dict for entry in head):
         entries = entries + head
     expected = shapes()
@@ -159,7 +159,7 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> tables.Converted:
         # Any number of classes: it is kept for the way back alone.
         expected["params/fc/kernel"] = (2048, head_shape.shape[0])
         expected["params/fc/bias"] = (head_shape.shape[0],)
-    return tables.convert(
+    return name_tables.convert(
         entries,
         state_dict,
         expected,
@@ -181,9 +181,9 @@ def to_state_dict(
     known = {entry.ours for entry in entries}
     missing, more = sorted(known - set(arrays)), sorted(set(arrays) - known)
     if missing or more:
-        mismatch = tables.Mismatch(tuple(missing), tuple(more), ())
+        mismatch = name_tables.Mismatch(tuple(missing), tuple(more), ())
         raise UserError(f"{where} is no upproj: {mismatch.summary()}")
-    found = tables.to_theirs(entries, arrays)
+    found = name_tables.to_theirs(entries, arrays)
     for name in list(found):
         if name.endswith(".running_var"):
             counter = name.replace("running_var", "num_batches_tracked")
@@ -191,7 +191,7 @@ def to_state_dict(
     return found
 
 
-def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[tables.Entry]:
+def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[name_tables.Entry]:
     """The table of a network with as many stages, blocks and parts as there are."""
     blocks = {
         (int(match[1]), int(match[2]))
@@ -200,13 +200,13 @@ def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[tables.Entry]:
     }
     stages = collections.Counter(stage for stage, _ in blocks)
     sizes = [stages[stage] for stage in sorted(stages)]
-    entries = tables.resnet(sizes, bias="params/encoder/conv_init/bias" in arrays)
+    entries = name_tables.resnet(sizes, bias="params/encoder/conv_init/bias" in arrays)
     if "params/fc/kernel" in arrays:
-        entries += tables.classifier()
+        entries += name_tables.classifier()
     ups = {
         path.split("/")[2] for path in arrays if path.startswith("params/decoder/up")
     }
     if ups:
         bias = "params/decoder/conv_in/bias" in arrays
-        entries += tables.decoder(len(ups), bias=bias)
+        entries += name_tables.decoder(len(ups), bias=bias)
     return entries

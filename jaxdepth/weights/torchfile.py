@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import numpy_pickles, pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C

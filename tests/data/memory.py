@@ -8,9 +8,9 @@ import time
 import jax
 import numpy as np
 
-from jaxdepth.data import packing
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 SIZE = (12, 16)  # of training frames
 
@@ -96,7 +96,7 @@ def written(folder, frames, *, out="s", kinds=("filled",), **more):
     of_source = {k: v for k, v in more.items() if k in names}
     of_store = {k: v for k, v in more.items() if k not in names}
     source = Memory(frames, truths=kinds, **of_source)
-    return packing.write(source, folder / out, **{"size": SIZE, **of_store})
+    return store_writer.write(source, folder / out, **{"size": SIZE, **of_store})
 
 
 def depths(opened, kind="filled"):

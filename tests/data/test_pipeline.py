@@ -8,9 +8,10 @@ import textwrap
 import numpy as np
 import pytest
 
-from jaxdepth.data import order, packing, pipeline
+from jaxdepth.data import order, pipeline
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import Frame, FrameInfo
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 N, ROWS = 23, np.array([22, 3, 5, 7, 11, 13, 17, 19, 2])
 BACKENDS = ["threads", "tf"]
@@ -37,7 +38,7 @@ class Numbers:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     out = tmp_path_factory.mktemp("pipeline") / "store"
-    return packing.write(Numbers(), out, size=(4, 6), mask_extremes="off")
+    return store_writer.write(Numbers(), out, size=(4, 6), mask_extremes="off")
 
 
 def collect(opened, start, stop, *, batch_size=4, **more):
@@ -132,7 +133,7 @@ def test_a_run_without_steps_has_no_batches(opened, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_damaged_shard_is_told_in_one_line(tmp_path, backend):
-    broken = packing.write(Numbers(), tmp_path / "s", size=(4, 6))
+    broken = store_writer.write(Numbers(), tmp_path / "s", size=(4, 6))
     file = broken.path / "train-00000.rgb.npy"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(UserError, match="missing or damaged") as error:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments import tables
-from jaxdepth import cli
+from jaxdepth.commands import cli
 
 
 @pytest.mark.slow

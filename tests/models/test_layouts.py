@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import layouts
 
 

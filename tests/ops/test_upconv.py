@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.ops import upconv as ops
 
 SIZES = [(5, 7), (1, 1), (1, 4), (3, 2)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import create_model
-from jaxdepth.weights import fcrn, files, trained
-from tools import convert_fcrn
+from jaxdepth.weights import fcrn, files
+from jaxdepth.commands import trained_network
+from jaxdepth.commands import convert_fcrn
 
 from . import damage, fcrn_files
 
@@ -249,8 +250,8 @@ def test_mistakes_are_said_before_the_work(tmp_path, npy, monkeypatch):
 def test_average_unpooling_has_no_published_form(tmp_path, monkeypatch):
     one = np.zeros((), np.float32)
     arrays = {path: np.broadcast_to(one, n) for path, n in fcrn.shapes().items()}
-    network = trained.Network(arrays, "fcrn", "average", "a run")
-    monkeypatch.setattr(trained, "read", lambda source, step: network)
+    network = trained_network.Network(arrays, "fcrn", "average", "a run")
+    monkeypatch.setattr(trained_network, "read", lambda source, step: network)
     with pytest.raises(UserError, match="--unpool=average, which the published form"):
         convert_fcrn.command(["--reverse", "x", str(tmp_path / "x.npy")])
 

@@ -13,9 +13,10 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jaxdepth.errors import MachineError, UserError
-from jaxdepth.train_state import flatten
-from jaxdepth.weights import files, start
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training.state import flatten
+from jaxdepth.weights import files
+from jaxdepth.training import initialize
 from tests import tiny
 
 
@@ -87,7 +88,7 @@ def test_damaged_metadata_are_one_line(tmp_path, name, value):
         assert "metadata are damaged" in str(error)
     else:  # a word, or numbers: where it is used
         with pytest.raises(UserError):
-            start.start_from(
+            initialize.start_from(
                 fresh(), weights, init="imagenet", layout="torchvision", where="w"
             )
 
@@ -194,7 +195,7 @@ def test_a_checksum_of_several_files_is_that_of_all_of_them(tmp_path):
 def test_what_starts_from_weights(init, parts):
     state = fresh()
     weights = some(state, init=init)
-    started = start.start_from(
+    started = initialize.start_from(
         state, weights, init=init, layout="torchvision", where="w"
     )
     before = flatten(state.variables)
@@ -209,7 +210,7 @@ def test_a_kept_classifier_is_left_out():
     weights = some(state)
     extra = {"params/fc/kernel": np.zeros((8, 3), np.float32)}
     weights = dataclasses.replace(weights, arrays={**weights.arrays, **extra})
-    start.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
+    initialize.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
 
 
 def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
@@ -218,7 +219,7 @@ def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
     weights = dataclasses.replace(
         weights, arrays={**weights.arrays, "bare": np.zeros(1, np.float32)}
     )
-    start.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
+    initialize.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_weights_that_do_not_fit_are_refused(change, words):
     state = fresh()
     weights = dataclasses.replace(some(state), **change)
     with pytest.raises(UserError, match=words):
-        start.start_from(
+        initialize.start_from(
             state, weights, init="imagenet", layout="torchvision", where="w"
         )
 
@@ -254,6 +255,6 @@ def test_what_differs_is_named():
     arrays["params/encoder/more"] = np.zeros(1, np.float32)
     weights = dataclasses.replace(some(state), arrays=arrays)
     with pytest.raises(UserError, match=r"1 unexpected.*1 misshapen.*\(1, 2\)"):
-        start.start_from(
+        initialize.start_from(
             state, weights, init="imagenet", layout="torchvision", where="w"
         )

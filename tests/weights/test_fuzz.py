@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import fcrn, files, resnet, torchfile
 
 from . import damage, fcrn_files, torch_files

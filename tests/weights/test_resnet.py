@@ -10,11 +10,11 @@ import safetensors.numpy
 from flax import traverse_util
 from PIL import Image
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import LAYOUTS, create_model
 from jaxdepth.models.resnet import Bottleneck, ResNet
-from jaxdepth.train_state import flatten
-from jaxdepth.weights import resnet, tables
+from jaxdepth.training.state import flatten
+from jaxdepth.weights import resnet, name_tables
 
 from . import torch_files, torch_resnet
 
@@ -396,10 +396,10 @@ def test_a_plain_pytorch_network_takes_ours_over(layout, size):
 def test_every_array_of_ours_is_there_and_comes_back(layout):
     _, _, arrays = small_network(layout)
     bias = layout != "torchvision"
-    entries = tables.resnet((1, 2), bias=bias) + tables.decoder(2, bias=bias)
+    entries = name_tables.resnet((1, 2), bias=bias) + name_tables.decoder(2, bias=bias)
     shapes = {path: x.shape for path, x in arrays.items()}
     state_dict = resnet.to_state_dict(arrays)
-    again = tables.convert(
+    again = name_tables.convert(
         entries, state_dict, shapes, ignored=lambda n: n.endswith("num_batches_tracked")
     )
     assert not again.mismatch and set(again.arrays) == set(arrays)

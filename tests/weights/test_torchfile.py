@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import torchfile
 
 from . import torch_files

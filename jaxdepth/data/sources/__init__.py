@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 
 class BrokenFrame(UserError):

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdepth import photos
-from jaxdepth.data import splits
+from jaxdepth import images as images_lib
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 FOCAL = 518.8579  # pixels, of every line of the NYU lists
 # Where the authors' instructions put what the lists name, below the data's folder.
@@ -185,7 +185,7 @@ def _is_line(columns: Sequence[str]) -> bool:
         usable = 0 < float(focal) < 1e5
     except ValueError:
         return False
-    named = all(name.lower().endswith(photos.SUFFIXES) for name in (rgb, depth))
+    named = all(name.lower().endswith(images_lib.SUFFIXES) for name in (rgb, depth))
     return usable and (named or (depth == "None" and bool(rgb)))
 
 

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdepth import photos
-from jaxdepth.data import splits
+from jaxdepth import images as images_lib
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 LISTS = ("nyu2_train.csv", "nyu2_test.csv")
 CODES_PER_METRE = 25.5  # of 8-bit depth: code / 255 * 10 m (DenseDepth, data.py)
@@ -115,7 +115,7 @@ def _names_pairs(file: Path) -> bool:
 
 
 def _is_pair(columns: list[str]) -> bool:
-    suffixes = photos.SUFFIXES
+    suffixes = images_lib.SUFFIXES
     return len(columns) == 2 and all(c.lower().endswith(suffixes) for c in columns)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jaxdepth.data import splits
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 PARTS = ("train", "val")
 # Of every training scene, kept back by FastDepth's loader (dataloaders/nyu.py).

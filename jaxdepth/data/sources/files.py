@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from jaxdepth import photos
+from jaxdepth import images as images_lib
 from jaxdepth.data.sources import BrokenFrame, check_unit
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 SAMPLE = 8  # frames looked at before all are read
 LARGEST = 1 << 26  # pixels of a frame; damaged sizes would fill the memory
@@ -35,7 +35,7 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as RGB. BrokenFrame where it can't be read; see `broken`."""
     _check_png(file)
     try:
-        return np.ascontiguousarray(photos.read(file))
+        return np.ascontiguousarray(images_lib.read(file))
     except UserError as error:
         raise BrokenFrame(" ".join(str(error).split())) from None
     except Exception as error:  # a decoder raises what it meets in damaged bytes

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxdepth import photos
-from jaxdepth.data import splits
+from jaxdepth import images as images_lib
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 DEPTH_WORDS = (
     "sync_depth", "depth_maps", "depth_map", "depthmaps", "depthmap", "depths",
@@ -123,7 +123,7 @@ class Folder:
         depths: dict[str, Path] = {}
         for file in files.below(self.path):
             npy = file.suffix.lower() == ".npy" and file.is_file()
-            if not (npy or photos.is_photo(file)):
+            if not (npy or images_lib.is_photo(file)):
                 continue
             relative = file.relative_to(self.path)
             is_depth = npy or _is_depth(relative)

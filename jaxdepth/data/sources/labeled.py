@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jaxdepth.data import splits, toolbox
+from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 FRAMES = 1449  # of the official file

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, UInt8, UInt16
 
-from jaxdepth.data import fill, splits, toolbox
+from jaxdepth.data.nyu import fill, splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions, files
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 TAKES = frozenset({"every", "doubles", "max_gap", "variant", "fill"})
 FILLS: dict[str, Callable[..., Float64[np.ndarray, "h w"]]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.data import rooms
+from jaxdepth.data.rooms import renderer
 from jaxdepth.data.sources import Frame, FrameInfo
 
 
@@ -38,7 +38,7 @@ class Rooms:
         if row != self._next:
             count = self._train + self._evaluation - row
             self._batches = iter(
-                rooms.generate(self._seed, count, self._size, start=row)
+                renderer.generate(self._seed, count, self._size, start=row)
             )
             self._ahead.clear()
             self._next = row
@@ -47,7 +47,7 @@ class Rooms:
             self._ahead.extend(zip(np.asarray(rgb), np.asarray(depth), strict=True))
         self._next += 1
         rgb, depth = self._ahead.popleft()
-        return Frame(rgb, raw=depth, intrinsics=rooms.intrinsics(self._size))
+        return Frame(rgb, raw=depth, intrinsics=renderer.intrinsics(self._size))
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -55,7 +55,7 @@ class Rooms:
             "train": self._train,
             "evaluation": self._evaluation,
             "size": list(self._size),
-            "renderer": rooms.RENDERER_VERSION,
+            "renderer": renderer.RENDERER_VERSION,
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jaxdepth.data.sources import Frame, FrameInfo
-from jaxdepth.data.store import Store
+from jaxdepth.data.store.reader import Store
 
 
 class Stored:

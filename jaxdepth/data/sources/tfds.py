@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.data import splits
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 NAME = "nyu_depth_v2"
 INFO = "dataset_info.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 SCALE = 5000.0  # stored units per metre
 MAX_GAP = 0.02  # seconds between an image and its depth (associate.py's default)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxdepth.data.sources import BrokenFrame, Frame, Source, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 TEXT = b"<html><body>404 Not Found</body></html>\n" * 20
 LONGEST = 20  # seconds that one case may take

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.data.sources import BrokenFrame, Source, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 SIZE = (6, 8)
 

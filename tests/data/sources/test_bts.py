@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import splits, toolbox
+from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, ReadOptions, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 TRAIN = "nyudepthv2_train_files_with_gt.txt"

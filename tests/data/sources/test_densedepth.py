@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from jaxdepth.data import packing, splits
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import BrokenFrame, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 CODE = 51  # 2 m: 51 / 255 * 10
@@ -94,7 +95,7 @@ def test_a_store_keeps_the_extremes_of_codes(both, tmp_path, mask):
     codes = np.full(made.SIZE, 100)
     codes[0], codes[1] = 40, 200
     made.depth(both, "data/nyu2_train/kitchen_0028b_out/1.png", codes, dtype=np.uint8)
-    opened = packing.write(
+    opened = store_writer.write(
         open_source(both), tmp_path / "s", size=made.SIZE, mask_extremes=mask
     )
     found = opened.gather([1], depth="filled")[1][0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import splits, toolbox
+from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import open_source
 from tests.data.sources import made
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxdepth.data.sources import BrokenFrame, files
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import packing
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import ReadOptions, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 H, W = 6, 8
 
@@ -143,7 +143,7 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
     refused(tmp_path, "8-bit depth.*--depth_scale", tmp_path / "a_depth.png")
     source = open_source(tmp_path, options=ReadOptions(depth_scale=25.5))
     assert source.eight_bit and source.truths == ("raw",)
-    opened = packing.write(source, tmp_path.with_name("store8"), size=(H, W))
+    opened = store_writer.write(source, tmp_path.with_name("store8"), size=(H, W))
     found = opened.gather([0], depth="raw")[1][0]
     np.testing.assert_array_equal(found, np.round(values / 25.5 * 1000))
 
@@ -285,7 +285,7 @@ def test_a_map_without_depth_makes_no_sensor_of_the_others(tmp_path):
         depth(tmp_path, f"{k}_depth.png", metres * (k != 3), scale=1)
     source = open_source(tmp_path)
     assert source.truths == ("filled",)
-    opened = packing.write(source, tmp_path / "s", size=(H, W))
+    opened = store_writer.write(source, tmp_path / "s", size=(H, W))
     assert opened.manifest["left_out"] == ["3.jpg"]
     assert opened.manifest["mask_extremes"] == []
 
@@ -297,7 +297,7 @@ def test_finer_integers_than_millimetres_keep_their_neighbours(tmp_path):
     image(tmp_path, "a.jpg")
     depth(tmp_path, "a_depth.png", stored, scale=1)
     source = open_source(tmp_path, options=ReadOptions(depth_scale=5000.0))
-    opened = packing.write(source, tmp_path / "s", size=(H, W), mask_extremes="on")
+    opened = store_writer.write(source, tmp_path / "s", size=(H, W), mask_extremes="on")
     (found,) = opened.gather([0], depth=opened.depths[0])[1]
     np.testing.assert_array_equal(found[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]])
 
@@ -316,7 +316,7 @@ def test_the_real_synchronised_frames(shared_data, tmp_path):
         np.testing.assert_allclose(raw, np.asarray(stored) / 1000, rtol=1e-6)
     assert (raw == 0).mean() == pytest.approx(0.25, abs=0.01)
     assert raw.max() == pytest.approx(8.3, abs=0.1)
-    opened = packing.write(source, tmp_path / "s", size=(24, 32))
+    opened = store_writer.write(source, tmp_path / "s", size=(24, 32))
     assert len(opened) == 3 and opened.manifest["mask_extremes"] == ["raw"]
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import packing, splits
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import ReadOptions, open_source
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 W, H = 8, 6
@@ -149,7 +150,7 @@ def test_official_layout_with_a_few_frames(build, shared_data, tmp_path):
     assert len(source.infos) == 1449
     assert source.truths == ("filled",)  # seen in spite of all the empty rows
     assert [info.official_index for info in source.infos] == list(range(1, 1450))
-    opened = packing.write(source, tmp_path / "s", size=(24, 32))
+    opened = store_writer.write(source, tmp_path / "s", size=(24, 32))
     # Reading and resizing the empty rows alone would take a minute.
     assert time.monotonic() - begin < 20
     names = [info["official_index"] for info in opened.manifest["frames"]]

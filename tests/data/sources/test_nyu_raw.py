@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth import datasets
+from jaxdepth.data import dataset
 from jaxdepth.config import Config
-from jaxdepth.data import fill, packing, splits, toolbox
+from jaxdepth.data.nyu import fill, splits, toolbox
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import (
     BrokenFrame,
     ReadOptions,
@@ -20,7 +21,7 @@ from jaxdepth.data.sources import (
     nyu_raw,
     open_source,
 )
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 
 SCENE = "basement_0001a"
 P5, P6 = b"P5 640 480 65535\n", b"P6 640 480 255\n"
@@ -95,7 +96,7 @@ def test_a_real_frame_is_the_toolbox_s_own(dump, shared_data):
 
 
 def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
-    opened = packing.write(
+    opened = store_writer.write(
         open_source(dump), tmp_path / "s", size=(480, 640), mask_extremes="off"
     )
     _, depth = opened.gather([0], depth="raw")
@@ -385,11 +386,11 @@ def test_training_scenes_alone_are_a_training_set(dump):
 def test_training_scenes_train_where_other_data_evaluate(dump, tmp_path):
     config = Config(data=str(dump), size="60x80", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="--eval_data"):
-        datasets.open_data(config)
+        dataset.open_data(config)
     test_scene = tmp_path / "held_out" / f"{scenes_of('test')[0]}b"
     shutil.copytree(dump / SCENE, test_scene)
     config = dataclasses.replace(config, eval_data=str(test_scene.parent))
-    data = datasets.open_data(config)
+    data = dataset.open_data(config)
     assert data.train_rows.tolist() == data.eval_rows.tolist() == [0]
     assert data.name == "held_out" and data.nyu and data.depth == "raw"
 

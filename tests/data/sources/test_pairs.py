@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import splits
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
     BrokenFrame,
     ReadOptions,
@@ -15,7 +15,7 @@ from jaxdepth.data.sources import (
     labeled,
     open_source,
 )
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 RGB = np.full((12, 16, 3), 9, np.uint8)

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxdepth.data import splits, toolbox
+from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import open_source, tfds
 from tests.data.sources import made
 

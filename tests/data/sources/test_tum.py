@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.data.sources import BrokenFrame, ReadOptions, open_source, tum
-from jaxdepth.errors import UserError
+from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
 

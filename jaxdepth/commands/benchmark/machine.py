@@ -1,0 +1,98 @@
+"""What this machine can do at most, and what it has left: peaks and memory."""
+
+import dataclasses
+import resource
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdepth.ops import platform
+from jaxdepth.commands.benchmark import timing
+from jaxdepth.commands.benchmark.report import Report, memory_bytes
+
+# By platform: rows of the square matrices, bytes of the array that is copied. Large
+# enough that caches and the start of a kernel don't matter.
+MATRIX = {"cpu": 2048}
+COPIED = {"cpu": 2**28}
+MATRIX_ELSEWHERE, COPIED_ELSEWHERE = 8192, 2**30
+MATRIX_TRIAL, COPIED_TRIAL = 128, 2**20
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+
+
+@dataclasses.dataclass(frozen=True)
+class Peaks:
+    """Measured on one device. FLOP/s: two a multiplication; bytes read and written."""
+
+    flops: float
+    bytes: float
+
+
+def peaks(
+    dtype: Any, report: Report, *, trial: bool = False, repeats: int = 5
+) -> Peaks:
+    """The rates of a large matrix product in `dtype`, and of a large copy.
+
+    `trial`: of small ones, whose rates mean nothing.
+    """
+    backend = jax.default_backend()
+    n = MATRIX.get(backend, MATRIX_ELSEWHERE)
+    size = COPIED.get(backend, COPIED_ELSEWHERE)
+    if trial:
+        n, size = MATRIX_TRIAL, COPIED_TRIAL
+    found = timing.race(
+        [_matrix_product(n, dtype), _copy(size)], repeats=repeats, seconds=0.1
+    )
+    product, copy = found.values()
+    flops = [2 * n**3 / seconds for seconds in product]
+    moved = [2 * size / seconds for seconds in copy]
+    name = f"matrix product {n}x{n}x{n}, {jnp.dtype(dtype).name}"
+    report.show("this device at most", {name: [f / 1e12 for f in flops]}, "TFLOP/s")
+    name = f"copy of {size / 2**20:.0f} MiB, read and written"
+    report.show("this device at most", {name: [b / 1e9 for b in moved]}, "GB/s")
+    return Peaks(float(np.median(flops)), float(np.median(moved)))
+
+
+def _matrix_product(n: int, dtype: Any) -> timing.Contestant:
+    keys = jax.random.split(jax.random.key(0), 2)
+    # Random: on zeros a product needs less power and runs faster.
+    left, right = (jax.random.normal(key, (n, n), dtype) for key in keys)
+    product = jax.jit(jnp.matmul, compiler_options=platform.compiler_options())
+    return timing.Contestant(
+        "product", lambda: product(left, right), jax.block_until_ready
+    )
+
+
+def _copy(size: int) -> timing.Contestant:
+    values = jax.random.bits(jax.random.key(0), (size // 4,), jnp.uint32)
+    # A plain copy would be left out by the compiler.
+    invert = jax.jit(jnp.bitwise_not)
+    return timing.Contestant("copy", lambda: invert(values), jax.block_until_ready)
+
+
+def peak_memory() -> tuple[int, str]:
+    """The most bytes ever in use, and of what: the fullest device, or this process."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    used = max(s.get("peak_bytes_in_use", 0) for s in stats)
+    if used:
+        return used, "device"
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 1 if sys.platform == "darwin" else 1024
+    return kilobytes * unit, "process (RSS)"
+
+
+def memory_limit() -> int:
+    """Bytes that a device may use: its own limit, or nine tenths of the host's RAM."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("bytes_limit") or memory_bytes() * 9 // 10
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether JAX or PyTorch says that memory did not suffice."""
+    if isinstance(error, MemoryError):
+        return True
+    if not isinstance(error, RuntimeError):  # JaxRuntimeError, OutOfMemoryError
+        return False
+    return any(words in str(error) for words in OUT_OF_MEMORY)

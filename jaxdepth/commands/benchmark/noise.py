@@ -1,0 +1,70 @@
+"""Random frames: as a table for the devices, and as a store."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.sources import Frame, FrameInfo
+from jaxdepth.data.store.reader import Store
+
+Size = tuple[int, int]
+
+
+class Noise:
+    """A source of random frames."""
+
+    name, format, truths, eight_bit = "noise", "folder", ("filled",), False
+
+    def __init__(self, count: int, size: Size):
+        self.infos = [FrameInfo(f"{k:05d}") for k in range(count)]
+        self.size, self.notes = size, []
+
+    def frame(self, row: int) -> Frame:
+        rng = np.random.default_rng(row)
+        rgb = rng.integers(0, 256, (*self.size, 3), np.uint8)
+        return Frame(rgb, filled=rng.uniform(0.7, 10, self.size).astype(np.float32))
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"frames": len(self.infos), "size": self.size}
+
+    def splits(self) -> dict[str, dict[str, list[int]]]:
+        return {"all": {"train": list(range(len(self.infos))), "eval": []}}
+
+
+def store_of(count: int, size: Size, folder: Path) -> Store:
+    """A store of random frames, at the training size alone."""
+    return store_writer.write(Noise(count, size), folder, size=size, keep_full="none")
+
+
+def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
+    """`rgb` (n,h,w,3) uint8 and `depth_mm` (n,h,w) uint16; a tenth is missing."""
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (count, *size, 3), np.uint8)
+    depth = rng.integers(700, 10_000, (count, *size), np.uint16)
+    depth[rng.random(depth.shape, np.float32) < 0.1] = 0
+    return {"rgb": rgb, "depth_mm": depth}
+
+
+def table_part(
+    count: int, size: Size, devices: int
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Device number -> its part of `count` frames, for `Placement.place_table`."""
+    each = -(-count // devices)
+
+    def part(device: int) -> dict[str, np.ndarray]:
+        found = frames(each, size, seed=device)
+        return {name: x.reshape(each, -1) for name, x in found.items()}
+
+    return part
+
+
+def rows(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of a table: other rows in each."""
+    rng = np.random.default_rng(0)
+    position = np.arange(batch_size, dtype=np.int32)
+    while True:
+        chosen = rng.integers(0, count, batch_size, np.int32)
+        yield {"rows": chosen, "position": position}

@@ -1,0 +1,157 @@
+"""torchvision's ResNet-50 to weights for `--init=imagenet`; our networks to PyTorch.
+
+    python tools/convert_resnet.py resnet50.pth resnet50.safetensors
+    python tools/convert_resnet.py --download=IMAGENET1K_V1 resnet50.safetensors
+    python tools/convert_resnet.py --reverse runs/upproj-berhu-001 upproj.pth
+
+Reads `.pth` of old and new PyTorch without PyTorch and without running code in it.
+
+--reverse takes a run's work directory, or converted weights, of any layout of upproj,
+and writes a PyTorch state dict, as `.pth` (`torch.load` reads it with
+weights_only=True) or `.safetensors`. The encoder has torchvision's names, so that
+`resnet50().load_state_dict(state_dict, strict=False)` takes it; decoder and head have
+those of `jaxdepth/weights/tables.py`, whose comment tells their operations.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+if __package__ in (None, ""):  # run as a file: python tools/convert_resnet.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands import cli
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.models.layouts import layout_named
+from jaxdepth.weights import files, resnet, torchwriter
+from jaxdepth.commands import trained_network
+
+logger = logging.getLogger("jaxdepth.tools")
+PROG = "python tools/convert_resnet.py"
+SITE = "https://download.pytorch.org/models/"
+# torchvision puts the first eight hex digits of a file's sha256 into its name.
+DOWNLOADS = {
+    "IMAGENET1K_V1": "resnet50-0676ba61.pth",
+    "IMAGENET1K_V2": "resnet50-11ad3fa6.pth",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertConfig:
+    """Convert torchvision's ResNet-50 for --init=imagenet, or upproj to PyTorch with
+    --reverse."""
+
+    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """CHECKPOINT OUT, or OUT alone with --download; with --reverse a run's work
+    directory or converted weights, and OUT. OUT ends in .safetensors, or with
+    --reverse in .pth."""
+    download: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] | None = None
+    """Fetch torchvision's file, and check its checksum, in place of CHECKPOINT."""
+    reverse: bool = False
+    """From a run or converted weights to a PyTorch state dict."""
+    step: str = "best"
+    """Of a work directory: best, last or a number."""
+
+
+def command(argv: Sequence[str]) -> int:
+    """Convert as the flags say; returns the exit code."""
+    config = cli.parse(ConvertConfig, argv, prog=PROG)
+    wanted = 1 if config.download else 2
+    if len(config.files) != wanted:
+        names = "OUT" if config.download else "CHECKPOINT OUT"
+        raise UserError(f"give {names}: {len(config.files)} names were given")
+    if config.reverse and config.download:
+        raise UserError("--reverse and --download: give one of the two")
+    suffixes = (".safetensors", ".pth", ".pt") if config.reverse else (".safetensors",)
+    out = files.output(config.files[-1], *suffixes)
+    if config.reverse:
+        return _back(config.files[0], out, step=config.step)
+    if config.download is None:
+        path = files.expanded(config.files[0])
+        return _convert(path, out, origin=path.name)
+    with tempfile.TemporaryDirectory() as folder:
+        name = DOWNLOADS[config.download]
+        fetched = fetch(SITE + name, Path(folder) / name)
+        return _convert(fetched, out, origin=f"torchvision {config.download}, {name}")
+
+
+def _convert(path: Path, out: Path, *, origin: str) -> int:
+    converted = resnet.convert(resnet.read_state_dict(path))
+    arrays = converted.checked(str(path), "torchvision's ResNet-50")
+    weights = files.Weights.of_layout(
+        arrays,
+        "torchvision",
+        init="imagenet",
+        origin=origin,
+        sha256=files.sha256(path),
+        licence=resnet.LICENCE,
+    )
+    files.write(out, weights)
+    count = sum(a.size for p, a in arrays.items() if "/encoder/" in p)
+    logger.info(
+        "%s: %d arrays, %d numbers in the encoder; sha256 of the source %s",
+        out,
+        len(arrays),
+        count,
+        weights.sha256,
+    )
+    logger.info("use it: --init=imagenet --weights=%s", out)
+    return cli.OK
+
+
+def _back(source: str, out: Path, *, step: str) -> int:
+    network = trained_network.read(source, step=step)
+    state_dict = resnet.to_state_dict(network.arrays, where=source)
+    meaning = dataclasses.asdict(layout_named(network.layout))
+    meaning |= {"unpool": network.unpool}
+    if out.suffix == ".safetensors":
+        metadata = {key: json.dumps(value) for key, value in meaning.items()}
+        names = {"origin": network.origin, "layout": network.layout}
+        files.write_safetensors(out, state_dict, {"format": "pt", **names, **metadata})
+    else:
+        with files.writing(out) as file:
+            torchwriter.write(file, state_dict)
+    whole = any(name.startswith("decoder.") for name in state_dict)
+    logger.info(
+        "%s: %d arrays of %s, of %s",
+        out,
+        len(state_dict),
+        "the whole network" if whole else "the encoder",
+        network.origin,
+    )
+    details = ", ".join(f"{key} {value}" for key, value in meaning.items())
+    logger.info("layout %s: %s", network.layout, details)
+    return cli.OK
+
+
+def fetch(url: str, path: Path) -> Path:
+    """Download to `path` and check the checksum in the name; UserError otherwise."""
+    digest = hashlib.sha256()
+    try:
+        with urllib.request.urlopen(url, timeout=60) as reply, open(path, "wb") as file:
+            while block := reply.read(1 << 20):
+                digest.update(block)
+                file.write(block)
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        raise MachineError(f"{url} could not be fetched ({error})") from None
+    wanted = path.stem.rpartition("-")[2]
+    if not digest.hexdigest().startswith(wanted):
+        raise UserError(
+            f"{url}: its sha256 is {digest.hexdigest()}, "
+            f"which should begin with {wanted}"
+        )
+    return path
+
+
+if __name__ == "__main__":
+    cli.main(command)

@@ -1,0 +1,190 @@
+"""What is wrong with data, before anything is trained on them.
+
+    python tools/inspect_data.py nyu_depth_v2_labeled.mat
+    python tools/inspect_data.py FOLDER --depth_scale=5000 --frames=0 --json=found.json
+    python tools/inspect_data.py STORE --export=FOLDER
+
+Takes a store, or data of any format that a run takes. Leaves a contact sheet and
+statistics as pictures in --out.
+"""
+
+import dataclasses
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+if __package__ in (None, ""):  # run as a file: python tools/inspect_data.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands import cli
+from jaxdepth import plots
+from jaxdepth.runtime import terminal
+from jaxdepth.config import DataFormat, validate_bounds
+from jaxdepth.data.doctor import alignment, measurements, export, findings
+from jaxdepth.data.store import staging
+from jaxdepth.data.sources import ReadOptions, Source
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.workdir import write_json
+
+logger = logging.getLogger("jaxdepth.tools")
+PROG = "python tools/inspect_data.py"
+CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """Say and draw what must be known of data before training on them."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """A store, or data of any format."""
+    out: str | None = None
+    """Folder for the pictures; default: inspections/NAME."""
+    frames: int = measurements.FRAMES
+    """How many frames are looked at, from first to last; 0: all of them."""
+    data_format: DataFormat = "auto"
+    """The format, where it is not to be recognised by its content."""
+    depth_scale: float | None = None
+    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    json: str | None = None
+    """A file for the findings and all numbers; an existing one is not
+    overwritten."""
+    export: str | None = None
+    """An empty or new folder that all frames are written to: rgb/NAME.png, and
+    depth/NAME.png in millimetres."""
+    depth: Literal["filled", "raw"] | None = None
+    """Which depth is exported; default: filled where there is."""
+
+    def __post_init__(self):
+        validate_bounds(self)
+        if self.frames < 0:
+            raise UserError(f"--frames={self.frames}: 0 (all) or more")
+        if self.depth is not None and self.export is None:
+            raise UserError("--depth says what --export=DIR writes: give both")
+
+
+def command(argv: Sequence[str]) -> int:
+    """Inspect as the flags say; findings are no failure."""
+    config = cli.parse(InspectConfig, argv, prog=PROG)
+    options = ReadOptions(depth_scale=config.depth_scale)
+    opened = measurements.open_data(
+        config.data, data_format=config.data_format, options=options
+    )
+    name = re.sub(r"[^\w.-]+", "_", opened.source.name)
+    out = Path(config.out or Path("inspections") / name).expanduser()
+    _check_places(config, out, opened.source)
+    progress = terminal.Counter()
+    found = measurements.examine(opened, frames=config.frames, progress=progress)
+    numbers, lines = measurements.numbers(found), findings.of(found)
+    _print(numbers, lines)
+    if config.json:
+        listed = [dataclasses.asdict(line) for line in lines]
+        write_json(config.json, {"findings": listed, **numbers})
+    try:
+        _draw(out, found)
+    except OSError as error:
+        where = error.filename or out
+        raise MachineError(
+            f"{where} could not be written: {error.strerror or error}"
+        ) from error
+    if config.export:
+        _export(opened.source, Path(config.export), config.depth)
+    return cli.OK
+
+
+def _check_places(config: InspectConfig, out: Path, source: Source) -> None:
+    """UserError where something is in the way of what will be written."""
+    if config.json:
+        terminal.check_new_file(config.json, flag="json")
+        terminal.check_apart(json=config.json, out=out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file: name a folder")
+    staging.check_above(out, what="--out")
+    for name in (CONTACT_SHEET, STATISTICS):
+        terminal.check_ours(out / name, plots.MAKER, flag="out")
+    if config.export:
+        export.checked(source, Path(config.export), config.depth)
+
+
+def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
+    for note in numbers["notes"]:
+        logger.info("note: %s", note)
+    terminal.print_table(*_counts(numbers))
+    if numbers["depth"]["histogram"]:
+        terminal.print_table(*_histogram(numbers["depth"]["histogram"]))
+    logger.info("\nfindings")
+    for line in lines:
+        logger.info("%s", line)
+
+
+def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    depth, fit = numbers["depth"], numbers["alignment"]
+    rows = [
+        ["frames", f"{numbers['frames']}, looked at {numbers['looked_at']}"],
+        ["scenes", numbers["scenes"]],
+        *(
+            [f"split {name}", f"{parts['train']} train, {parts['eval']} evaluate"]
+            for name, parts in numbers["splits"].items()
+        ),
+        *([f"frames of {size}", count] for size, count in numbers["sizes"].items()),
+        *([f"depth, {k} [m]", depth[k]] for k in ("min", "median", "max")),
+        *(
+            [f"missing, {kind}", f"mean {m['mean']:.1%}, worst {m['worst']:.1%}"]
+            for kind, m in numbers["missing"].items()
+        ),
+    ]
+    if fit:
+        weakest = fit["weakest"][0]
+        rows.append(["weakest pair", f"{weakest['name']} ({weakest['score']:.2f})"])
+    return f"{numbers['name']} ({numbers['format']})", ["", ""], rows
+
+
+def _histogram(histogram: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+    edges, shares = histogram["edges"], histogram["shares"]
+    rows = [
+        [f"{low:6.2f} to {high:6.2f}  {'#' * round(30 * n / max(shares))}", f"{n:.1%}"]
+        for low, high, n in zip(edges[:-1], edges[1:], shares, strict=True)
+    ]
+    return "", ["depth as read [m]", "pixels"], rows
+
+
+def _draw(out: Path, found: measurements.Examination) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    name, shown = found.source.name, found.shown
+    if shown:
+        plots.contact_sheet(
+            out / CONTACT_SHEET,
+            rgb=[s.rgb for s in shown],
+            depth=[s.depth for s in shown],
+            names=[s.name for s in shown],
+            title=f"{name}: {len(shown)} of {len(found.source.infos)} frames",
+        )
+    missing = {
+        kind: [k.kinds[kind] for k in found.looks if kind in k.kinds]
+        for kind in found.source.truths
+    }
+    verdict = found.verdict
+    plots.statistics(
+        out / STATISTICS,
+        depth=found.values,
+        missing=missing,
+        surface=None if verdict is None else verdict.surface,
+        reach=alignment.REACH * (verdict.cell if verdict else 1),
+        title=f"{name}: {len(found.looks)} frames",
+    )
+    logger.info("\npictures: %s", out)
+
+
+def _export(source: Source, out: Path, depth: str | None) -> None:
+    done = export.export(source, out, depth=depth, progress=terminal.Counter())
+    for name, reason in done.broken:
+        logger.warning("left out: %s (%s)", name, reason)
+    logger.info("exported to %s: %s", out, done.text)
+
+
+if __name__ == "__main__":
+    cli.main(command)

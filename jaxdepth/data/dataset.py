@@ -1,0 +1,235 @@
+"""From the data flags to open stores: what trains, what evaluates, under what name."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.config import Config
+from jaxdepth.data import order
+from jaxdepth.data.store import writer as store_writer, reader as store_reader
+from jaxdepth.data.store.remote import is_remote
+from jaxdepth.data.sources import ReadOptions, takes
+from jaxdepth.data.sources import rooms as rooms_source
+from jaxdepth.runtime.errors import UserError
+
+logger = logging.getLogger(__name__)
+MAX_SQUEEZE = 0.05  # share by which a frame's aspect may change: sizes are rounded
+CHUNK = 64  # frames gathered at a time where all of them are read
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Open data of one run.
+
+    Attributes:
+      name: what results call the evaluation data.
+      train, train_rows: the store, and which of its frames train.
+      evaluation, eval_rows: likewise for evaluation; often the same store.
+      split: whose frames train: "official", "tune", "report", "all" or "own".
+      eval_split: whose frames evaluate; another one where they are other data.
+      nyu: whether official NYU frames are evaluated.
+      depth: which truth trains, "filled" or "raw".
+      notes: lines that the user should read.
+    """
+
+    name: str
+    train: store_reader.Store
+    train_rows: np.ndarray
+    evaluation: store_reader.Store
+    eval_rows: np.ndarray
+    split: str
+    eval_split: str
+    nyu: bool
+    depth: str
+    notes: tuple[str, ...] = ()
+
+    def frames(self) -> Iterator[dict[str, Any]]:
+        """The evaluation frames at their own full size."""
+        return self.evaluation.full_frames(self.eval_rows)
+
+
+def open_store(
+    config: Config,
+    path: str,
+    *,
+    keep_full: str = "auto",
+    progress: Callable | None = None,
+) -> store_reader.Store:
+    """The store at `path`, or one prepared from it in the cache folder.
+
+    `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
+    """
+    return store_writer.prepared(
+        path,
+        cache_dir=Path(config.cache_dir).expanduser(),
+        size=config.frame_size,
+        data_format=config.data_format,
+        options=ReadOptions(depth_scale=config.depth_scale),
+        mask_extremes=config.mask_extremes,
+        max_depth=config.max_depth,
+        keep_full=keep_full,
+        progress=progress,
+    )
+
+
+def open_other(
+    config: Config, path: str, *, progress: Callable | None = None
+) -> store_reader.Store:
+    """Data that evaluate alone: all frames kept at full size.
+
+    What the flags say of the training data's format is not said of these; a scale of
+    depth holds for both where these have a use for one.
+    """
+    packed = is_remote(path) or store_reader.is_store(path)
+    scale = config.depth_scale
+    if packed or not takes(path, "depth_scale"):
+        scale = None
+    config = dataclasses.replace(config, data_format="auto", depth_scale=scale)
+    return open_store(config, path, keep_full="all", progress=progress)
+
+
+def open_rooms(config: Config, *, progress: Callable | None = None) -> store_reader.Store:
+    """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
+    count = int(config.rooms)
+    source = rooms_source.Rooms(
+        seed=config.seed,
+        train=count,
+        evaluation=max(32, count // 10),
+        size=config.frame_size,
+    )
+    return store_writer.prepared(
+        source,
+        cache_dir=Path(config.cache_dir).expanduser(),
+        size=config.frame_size,
+        mask_extremes="off",
+        max_depth=config.max_depth,
+        progress=progress,
+    )
+
+
+def open_data(config: Config, *, progress: Callable | None = None) -> Data:
+    """Open, and prepare where needed, what the data flags name.
+
+    Raises UserError for data that can't be read, splits that they don't have, and an
+    empty training or evaluation set.
+    """
+    rooms = config.data == "rooms"
+    if rooms:
+        train = open_rooms(config, progress=progress)
+    else:
+        train = open_store(config, config.data, progress=progress)
+        _check_size(config, train)
+    split = own_split(config, train)
+    train_rows = np.asarray(train.splits[split]["train"])
+    notes = list(train.notes)
+    if config.eval_data is None:
+        evaluation, eval_split = train, split
+        eval_rows = np.asarray(train.splits[split]["eval"])
+    else:
+        evaluation = open_other(config, config.eval_data, progress=progress)
+        eval_rows, eval_split = evaluation_rows(evaluation)
+        notes += [f"{evaluation.name}: {line}" for line in evaluation.notes]
+    if len(eval_rows) == 0:
+        raise UserError(
+            f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
+        )
+    if len(train_rows) == 0:
+        raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
+    if config.train_images is not None:
+        if config.train_images > len(train_rows):
+            raise UserError(
+                f"--train_images={config.train_images}: there are {len(train_rows)}"
+            )
+        train_rows = train_rows[
+            order.first_in_seed_order(config.seed, len(train_rows), config.train_images)
+        ]
+    depth, more = _depth(config, train)
+    return Data(
+        name=evaluation.name,
+        train=train,
+        train_rows=train_rows,
+        evaluation=evaluation,
+        eval_rows=eval_rows,
+        split=split,
+        eval_split=eval_split,
+        nyu="official" in evaluation.splits,
+        depth=depth,
+        notes=(*notes, *more),
+    )
+
+
+def _check_size(config: Config, train: store_reader.Store) -> None:
+    """UserError where stored frames would have to grow, or to be squeezed.
+
+    Larger ones of the same shape are shrunk in the step.
+    """
+    (height, width), (rows, columns) = train.size, config.frame_size
+    ways = (
+        f"train with --size={19 * height // 20}x{19 * width // 20}, or prepare it "
+        f"again with --size={rows}x{columns}"
+    )
+    if height < rows or width < columns:
+        raise UserError(
+            f"{train.name} holds frames of {height}x{width}, smaller than the "
+            f"{rows}x{columns} that --size={config.size} is cropped from: {ways}"
+        )
+    if abs(height * columns / (width * rows) - 1) > MAX_SQUEEZE:
+        raise UserError(
+            f"{train.name} holds frames of {height}x{width}, whose shape is not that "
+            f"of --size={config.size}: {ways}"
+        )
+
+
+def own_split(config: Config, train: store_reader.Store) -> str:
+    """The split of the training data that --split names. UserError for another."""
+    if config.split != "auto":
+        split = config.split
+    elif "official" in train.splits and "own" not in train.splits:
+        split = "official"
+    else:
+        split = "own"
+    if split in train.splits:
+        return split
+    if split == "own":
+        raise UserError(
+            f"{train.name} has no split of its own: use --split=all with "
+            "--eval_data=PATH for the frames to evaluate on"
+        )
+    if train.splits.keys() == {"own"}:
+        raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
+    have = ", ".join(sorted(set(train.splits) - {"own"}))
+    raise UserError(
+        f"--split={split}: {train.name} allows {have}; --split=all wants "
+        "--eval_data=PATH beside it"
+    )
+
+
+def evaluation_rows(opened: store_reader.Store) -> tuple[np.ndarray, str]:
+    """Its own evaluation frames and their split's name, or else all it has."""
+    for split in ("own", "official"):
+        rows = opened.splits.get(split)
+        if rows is not None and len(rows["eval"]):
+            return np.asarray(rows["eval"]), split
+    return np.arange(len(opened)), "all"
+
+
+def _depth(config: Config, train: store_reader.Store) -> tuple[str, list[str]]:
+    """Which truth trains; the other one, and a note, where that is not there."""
+    if config.depth in train.depths:
+        return config.depth, []
+    other = train.depths[0]
+    if other == "raw" and config.data == "rooms":
+        return other, []
+    return other, [f"{train.name} has no {config.depth} depth: training on {other}"]
+
+
+def chunks(
+    data: store_reader.Store, rows: np.ndarray, depth: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rgb, depth_mm) of all rows, some at a time."""
+    for k in range(0, len(rows), CHUNK):
+        yield data.gather(rows[k : k + CHUNK], depth=depth)

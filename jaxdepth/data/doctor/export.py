@@ -1,0 +1,137 @@
+"""Frames back as files: a folder of 8-bit images and 16-bit millimetres."""
+
+import dataclasses
+import os
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxdepth import plots
+from jaxdepth.data.store import staging
+from jaxdepth.data.sources import FrameInfo, Source
+from jaxdepth.data.sources.folder import DEPTH_WORDS, IMAGE_WORDS
+from jaxdepth.data.sources.stored import Stored
+from jaxdepth.runtime.errors import MachineError, UserError
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass
+class Exported:
+    """What was written.
+
+    Attributes:
+      sizes: frames by "HEIGHTxWIDTH".
+      reduced: how many are at a store's training size, as no other was kept.
+      broken: (name, reason) of frames that could not be read.
+    """
+
+    sizes: Counter[str] = dataclasses.field(default_factory=Counter)
+    reduced: int = 0
+    broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        total = self.sizes.total()
+        sizes = ", ".join(f"{n} of {size}" for size, n in self.sizes.items())
+        reduced = f"; {self.reduced} at the training size, as the store keeps no other"
+        return f"{total} frames, {sizes}{reduced if self.reduced else ''}"
+
+
+def export(
+    source: Source,
+    out: Path,
+    *,
+    depth: str | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write rgb/NAME.png and depth/NAME.png, whole or not at all.
+
+    Opened as a folder, they are the same frames to the millimetre; what is farther
+    than 65.535 m becomes that.
+
+    Args:
+      depth: which kind of truth; default: the source's first.
+
+    Raises: UserError where `out` is in the way, or there is no depth of that kind;
+      MachineError where storage fails.
+    """
+    kind, out = checked(source, out, depth)
+    part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
+    try:
+        part.mkdir(parents=True)
+        done = _write(source, part, kind, progress)
+        if not done.sizes:
+            raise UserError(f"{source.name}: no frame could be read")
+        os.replace(part, out)
+    except OSError as error:
+        raise MachineError(
+            f"{out} could not be written: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return done
+
+
+def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
+    """The kind of depth that `export` would write, and where. UserError as there."""
+    kind = depth or source.truths[0]
+    if kind not in source.truths:
+        have = " and ".join(source.truths)
+        raise UserError(f"{source.name} has no {kind} depth, but {have}")
+    out = staging.folder_of(out, what="folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty: name another folder")
+    return kind, out
+
+
+def _write(source: Source, part: Path, kind: str, progress: Progress | None):
+    done, total = Exported(), len(source.infos)
+    for row, name in enumerate(_names(source.infos)):
+        try:
+            frame = source.frame(row)
+        except UserError as error:
+            done.broken.append((source.infos[row].name, " ".join(str(error).split())))
+            continue
+        image, truth = (part / what / f"{name}.png" for what in ("rgb", "depth"))
+        for file in (image, truth):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        _save_rgb(image, frame.rgb)
+        plots.save_depth_png16(truth, frame.depths[kind])
+        done.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
+        done.reduced += isinstance(source, Stored) and not source.store.has_full(row)
+        if progress is not None:
+            progress(f"exporting {source.name}", row + 1, total)
+    return done
+
+
+def _save_rgb(path: Path, rgb: np.ndarray) -> None:
+    # Pillow's own level of compression takes three times as long for some percent.
+    Image.fromarray(rgb).save(path, compress_level=1)
+
+
+def _names(infos: list[FrameInfo]) -> list[str]:
+    """SCENE/NAME of every frame, each once, without words for image or depth."""
+    names: dict[str, str] = {}  # by lower case, which file systems may not tell apart
+    for row, info in enumerate(infos):
+        parts = Path(re.sub(r"\.[a-zA-Z]\w*$", "", info.name)).parts
+        if len(parts) == 1 and info.scene:
+            parts = (info.scene, *parts)
+        name = "/".join(filter(None, map(_bare, parts))) or f"{row:05d}"
+        while name.lower() in names:
+            name = f"{name}_{row:05d}"
+        names[name.lower()] = name
+    return list(names.values())
+
+
+def _bare(part: str) -> str:
+    """A part of a name in letters, digits, dots and lines that are in no one's way."""
+    words = "|".join((*DEPTH_WORDS, *IMAGE_WORDS))
+    bare = re.sub(rf"(?<![a-z])({words})(?![a-z])", "", part, flags=re.IGNORECASE)
+    return re.sub(r"[^\w.-]+", "_", bare).strip("_-.")

@@ -1,0 +1,696 @@
+"""Furnished rooms with their depth, drawn in JAX: training data for who has none.
+
+`render` is a pure function of (seed, index). What stands in a room is decided in
+`room_scene.py`; here a ray goes through every pixel's centre and every corner
+between pixels (quincunx antialiasing), is met with each primitive, shaded, and made
+a photo and the depth that a structured-light sensor would give.
+"""
+
+import concurrent.futures
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Int, UInt8, UInt32
+
+from jaxdepth.data.rooms import scene as scene_lib
+from jaxdepth.data.rooms.scene import COLUMNS, Scene
+from jaxdepth.runtime.errors import UserError
+
+# Part of a store's key: to be raised by every change of what comes out.
+RENDERER_VERSION = 2
+
+# NYU Depth V2's colour camera at 480x640: fx, fy, cx, cy in pixels.
+NYU_INTRINSICS = (518.86, 519.47, 325.58, 253.74)
+MAX_DEPTH, MIN_DEPTH = 10.0, 0.6  # Metres that the sensor measures.
+
+# Kinect v1: base line times focal length in m x pixels, so that the shift between
+# projector and camera is BASE / depth; measured in eighths of a pixel (Khoshelham &
+# Elberink 2012, section 2), with a standard deviation of depth near 1.4e-3 z^2.
+_BASELINE = 0.075
+_DISPARITY_STEP = 0.125 / (_BASELINE * 580.0)
+_DISPARITY_SIGMA = 1.4e-3
+
+_FAR = 1e6
+_ROW_BITS = 63  # The table has 62 rows at most.
+_GAMMA = 1.0 / 2.2
+Vec = tuple[jax.Array, jax.Array, jax.Array]
+
+
+class _Hit(NamedTuple):
+    """Where rays end: depth along the optical axis, and the row of the surface."""
+
+    depth: jax.Array
+    row: jax.Array
+
+
+class _Surface(NamedTuple):
+    """What rays meet, each field over rays."""
+
+    point: Vec
+    normal: Vec
+    u: jax.Array  # Metres along the surface.
+    v: jax.Array
+    height: jax.Array  # Metres above the object's lower edge.
+    table: jax.Array  # (rays, columns)
+
+
+def intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels of the camera that rooms are seen with.
+
+    NYU's colour camera, scaled from 480x640: fx' = fx * sx and
+    cx' = (cx + 0.5) * sx - 0.5 with sx = width / 640, likewise in y.
+
+    Args:
+      size: (height, width) in pixels.
+
+    Returns: for 0-based pixel centres.
+    """
+    fx, fy, cx, cy = NYU_INTRINSICS
+    sy, sx = size[0] / 480, size[1] / 640
+    return fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+
+
+def render(
+    seed: int,
+    indices: Sequence[int] | Int[np.ndarray, "b"] | Int[Array, "b"],
+    size: tuple[int, int],
+) -> tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]:
+    """Frames of a seed, as photographed and measured.
+
+    A frame depends on (seed, index) and size alone: on one machine it is the same to
+    the bit in whatever batch it is asked for, as each is drawn by the same compiled
+    program.
+
+    Args:
+      seed: any integer.
+      indices: (b,) which frames.
+      size: (height, width) in pixels, at least 8x8.
+
+    Returns: rgb (b, h, w, 3) uint8; depth (b, h, w) float32, metres along the optical
+      axis at pixel centres, with a sensor's noise, 0 where it measures nothing.
+
+    Raises: UserError for a size below 8x8.
+    """
+    _check_size(size)
+    seed = int(seed)
+
+    def frame(index: int) -> tuple[jax.Array, jax.Array]:
+        return render_scene(scene_lib.describe(seed, index), size)
+
+    order = [int(index) for index in np.asarray(indices)]
+    # Threads, as one frame is too small to keep several cores busy.
+    with concurrent.futures.ThreadPoolExecutor(_workers(len(order))) as pool:
+        frames = jax.device_get(list(pool.map(frame, order)))
+    rgb = np.zeros((len(order), *size, 3), np.uint8)
+    depth = np.zeros((len(order), *size), np.float32)
+    for place, (one_rgb, one_depth) in enumerate(frames):
+        rgb[place], depth[place] = one_rgb, one_depth
+    return rgb, depth
+
+
+def generate(
+    seed: int,
+    count: int,
+    size: tuple[int, int],
+    *,
+    start: int = 0,
+    batch: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]]:
+    """Frames start, start + 1, ..., start + count - 1 of a seed, in batches.
+
+    Args:
+      seed, size: as in `render`.
+      count: how many frames in all; the last batch may be smaller than `batch`.
+      start: index of the first one.
+      batch: frames at a time, at least 1; no frame depends on it.
+      progress: called after each batch with (frames done, count).
+
+    Yields: (rgb, depth) as `render` returns them.
+
+    Raises: UserError for a negative count, an empty batch or a size below 8x8.
+    """
+    if count < 0 or batch < 1:
+        raise UserError(f"rooms: cannot render {count} frames in batches of {batch}")
+    _check_size(size)
+    for first in range(0, count, batch):
+        done = min(first + batch, count)
+        yield render(seed, range(start + first, start + done), size)
+        if progress is not None:
+            progress(done, count)
+
+
+def render_scene(
+    scene: Scene, size: tuple[int, int], *, sensor: bool = True
+) -> tuple[UInt8[Array, "h w 3"], Float[Array, "h w"]]:
+    """One described scene, drawn.
+
+    Args:
+      scene: from `room_scene.describe`.
+      size: (height, width) in pixels.
+      sensor: False leaves out noise and missing pixels of both pictures: depth is then
+        the geometry's own, up to any distance.
+
+    Returns: rgb (h, w, 3) uint8; depth (h, w) float32 metres, 0 = missing.
+    """
+    return _draw(scene, size, sensor)
+
+
+def _check_size(size: tuple[int, int]) -> None:
+    if min(size) < 8:
+        raise UserError(
+            f"rooms: size {size[0]}x{size[1]} is too small; use 8x8 or more"
+        )
+
+
+def _workers(frames: int) -> int:
+    """Threads that draw: on an accelerator the device itself is the bottleneck."""
+    cores = os.cpu_count() or 1
+    return max(1, min(frames, cores, 16))
+
+
+# --- rays ----------------------------------------------------------------------
+
+
+def _column(table: jax.Array, name: str) -> jax.Array:
+    """A property of every row: (rows,) or (rows, 2 or 3)."""
+    columns = table[..., COLUMNS[name]]
+    return columns[..., 0] if columns.shape[-1] == 1 else columns
+
+
+def _rays(scene: Scene, size: tuple[int, int]) -> Vec:
+    """Directions with unit length along the optical axis, so that the distance to a
+    hit in these units is its depth: pixel centres first, then the corners."""
+    height, width = size
+    fx, fy, cx, cy = intrinsics(size)
+    centres = np.mgrid[0:height, 0:width].reshape(2, -1)
+    corners = np.mgrid[0 : height + 1, 0 : width + 1].reshape(2, -1) - 0.5
+    row, column = np.concatenate([centres, corners], axis=1)
+    # Computed, not embedded: the program stays small at any size.
+    u = jnp.asarray((column - cx) / fx, jnp.float32)
+    v = jnp.asarray((row - cy) / fy, jnp.float32)
+    r = scene.rotation
+    x, y, z = (r[i, 0] * u + r[i, 1] * v + r[i, 2] for i in range(3))
+    return x, y, z
+
+
+def _safe(x: jax.Array) -> jax.Array:
+    """x, moved away from 0, to divide by."""
+    return jnp.where(jnp.abs(x) < 1e-7, 1e-7, x)
+
+
+def _turn(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
+    """Into the frame of something turned by the angle of cosine c and sine s."""
+    return c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]
+
+
+def _turn_back(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
+    return c * v[0] - s * v[1], c * v[1] + s * v[0], v[2]
+
+
+def _slabs(start: Vec, along: Vec, half: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where a ray enters and leaves a box around the origin."""
+    near, far = jnp.float32(-_FAR), jnp.float32(_FAR)
+    for i in range(3):
+        inverse = 1.0 / _safe(along[i])
+        middle, reach = -start[i] * inverse, half[i] * jnp.abs(inverse)
+        near, far = jnp.maximum(near, middle - reach), jnp.minimum(far, middle + reach)
+    return near, far
+
+
+def _meet_box(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
+    near, far = _slabs(start, along, half)
+    return jnp.where(near < far, near, _FAR)
+
+
+def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both solutions of a t^2 + 2 b t + c = 0 in order; none: far > near is false."""
+    inside = b * b - a * c
+    root = jnp.sqrt(jnp.maximum(inside, 0.0))
+    a = jnp.maximum(a, 1e-9)
+    hit = inside > 0
+    return jnp.where(hit, (-b - root) / a, _FAR), jnp.where(hit, (-b + root) / a, -_FAR)
+
+
+def _meet_ellipsoid(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
+    q = [start[i] / half[i] for i in range(3)]
+    w = [along[i] / half[i] for i in range(3)]
+    a = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
+    b = q[0] * w[0] + q[1] * w[1] + q[2] * w[2]
+    near, far = _roots(a, b, q[0] * q[0] + q[1] * q[1] + q[2] * q[2] - 1.0)
+    return jnp.where(near < far, near, _FAR)
+
+
+def _meet_cylinder(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
+    q = [start[i] / half[i] for i in range(2)]
+    w = [along[i] / half[i] for i in range(2)]
+    near, far = _roots(
+        w[0] * w[0] + w[1] * w[1],
+        q[0] * w[0] + q[1] * w[1],
+        q[0] * q[0] + q[1] * q[1] - 1.0,
+    )
+    inverse = 1.0 / _safe(along[2])
+    middle, reach = -start[2] * inverse, half[2] * jnp.abs(inverse)
+    near, far = jnp.maximum(near, middle - reach), jnp.minimum(far, middle + reach)
+    return jnp.where(near < far, near, _FAR)
+
+
+def _geometry(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return _column(table, "centre"), _column(table, "half"), _column(table, "yaw")
+
+
+def _trace(scene: Scene, rays: Vec) -> _Hit:
+    """The first surface along each ray.
+
+    Depth and row travel in one integer, so that the nearest is one reduction: the
+    bits of a positive float grow with it, and the last six of them give way to the
+    row, which moves a depth by less than 8e-6 of itself.
+    """
+    table, position = jnp.asarray(scene.surfaces), jnp.asarray(scene.position)
+    faces = table.shape[0] - 6
+    nearest = _packed(*_room(table[faces], position, rays, faces))
+    first = 0
+    for count, meet in (
+        (scene_lib.BOXES, _meet_box),
+        (scene_lib.ELLIPSOIDS, _meet_ellipsoid),
+        (scene_lib.CYLINDERS, _meet_cylinder),
+    ):
+        keys = jax.vmap(_key_of(meet, position, rays))(
+            *_geometry(table[first : first + count]),
+            first + jnp.arange(count, dtype=jnp.int32),
+        )
+        nearest = jnp.minimum(nearest, jnp.min(keys, axis=0))
+        first += count
+    depth = lax.bitcast_convert_type(nearest & ~_ROW_BITS, jnp.float32)
+    return _Hit(depth, nearest & _ROW_BITS)
+
+
+def _packed(depth: jax.Array, row: jax.Array) -> jax.Array:
+    return (lax.bitcast_convert_type(depth, jnp.int32) & ~_ROW_BITS) | row
+
+
+def _key_of(meet: Callable[[Vec, Vec, jax.Array], jax.Array], position, rays: Vec):
+    """The function that gives the packed hits of all rays with one primitive."""
+
+    def key(centre, half, yaw, row):
+        away = position - centre
+        start = _turn(yaw[0], yaw[1], (away[0], away[1], away[2]))
+        t = meet(start, _turn(yaw[0], yaw[1], rays), half)
+        return _packed(jnp.where(t > 0.02, t, _FAR), row)
+
+    return key
+
+
+def _room(
+    face: jax.Array, position: jax.Array, rays: Vec, first: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where rays leave the room, and through which of its six faces: depth, row."""
+    size = 2.0 * _column(face, "half")
+    x, y, z = (
+        jnp.where(r > 0, size[i] - position[i], -position[i]) / _safe(r)
+        for i, r in enumerate(rays)
+    )
+    row = jnp.where(rays[2] > 0, scene_lib.CEILING, scene_lib.FLOOR)
+    depth = jnp.minimum(z, jnp.minimum(x, y))
+    row = jnp.where(x <= depth, jnp.where(rays[0] > 0, 3, 5), row)
+    row = jnp.where((y <= depth) & (x > depth), jnp.where(rays[1] > 0, 4, 2), row)
+    return depth, (first + row).astype(jnp.int32)
+
+
+def _surface(scene: Scene, rays: Vec, hit: _Hit) -> _Surface:
+    """Point, outward normal and surface coordinates of each hit."""
+    table = jnp.take(jnp.asarray(scene.surfaces), hit.row, axis=0, mode="clip")
+    x, y, z = (scene.position[i] + hit.depth * rays[i] for i in range(3))
+    centre, half = _column(table, "centre"), _column(table, "half")
+    c, s = table[:, COLUMNS["yaw"].start], table[:, COLUMNS["yaw"].start + 1]
+    away = (x - centre[:, 0], y - centre[:, 1], z - centre[:, 2])
+    local = _turn(c, s, away)
+    q = [local[i] / half[:, i] for i in range(3)]
+    shape = _column(table, "shape")
+    # The face of a box, or of the room, is where |q| is largest.
+    a = [jnp.abs(qi) for qi in q]
+    on_z = (a[2] >= a[0]) & (a[2] >= a[1])
+    on_x = (a[0] >= a[1]) & ~on_z
+    inward = jnp.where(shape == scene_lib.ROOM, -1.0, 1.0)
+    axes = (on_x, ~on_x & ~on_z, on_z)
+    flat = [jnp.where(axes[i], inward * jnp.sign(q[i]), 0.0) for i in range(3)]
+    # An ellipsoid's normal is its gradient; a cylinder's has no z unless on a cap.
+    side = q[0] * q[0] + q[1] * q[1] > 0.985
+    round_z = jnp.where(
+        shape == scene_lib.ELLIPSOID, q[2], jnp.where(side, 0.0, jnp.sign(q[2]) * 1e3)
+    )
+    curved = (q[0] / half[:, 0], q[1] / half[:, 1], round_z / half[:, 2])
+    boxy = (shape == scene_lib.BOX) | (shape == scene_lib.ROOM)
+    nx, ny, nz = (jnp.where(boxy, flat[i], curved[i]) for i in range(3))
+    scale = lax.rsqrt(nx * nx + ny * ny + nz * nz + 1e-12)
+    normal = _turn_back(c, s, (nx * scale, ny * scale, nz * scale))
+    u = jnp.where(on_x, local[1], local[0])
+    v = jnp.where(on_z, local[1], local[2])
+    return _Surface((x, y, z), normal, u, v, local[2] + half[:, 2], table)
+
+
+# --- noise ---------------------------------------------------------------------
+
+
+def _hash(salt: jax.Array, *words: jax.Array) -> UInt32[Array, "..."]:
+    """32 well-mixed bits of integers (the finaliser of MurmurHash3)."""
+    h = jnp.asarray(salt, jnp.uint32)
+    for word in words:
+        h = (h ^ word.astype(jnp.uint32)) * np.uint32(0x9E3779B1)
+        h = h ^ (h >> 15)
+    h = h * np.uint32(0x85EBCA6B)
+    h = h ^ (h >> 13)
+    h = h * np.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
+
+
+def _unit(bits: jax.Array) -> jax.Array:
+    """[0, 1) of the upper 24 bits."""
+    # Through int32, which every backend converts in vector registers.
+    return (bits >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2**-24)
+
+
+def _uniform(salt: jax.Array, *words: jax.Array) -> jax.Array:
+    return _unit(_hash(salt, *words))
+
+
+def _gaussian(salt: jax.Array, *words: jax.Array) -> jax.Array:
+    """Nearly normal: the sum of four uniforms of 16 bits, scaled to variance 1."""
+    first = _hash(salt, *words)
+    second = _hash(salt ^ np.uint32(0x68E31DA4), *words)
+    total = jnp.float32(-2.0)
+    for bits in (first, second):
+        for part in (bits >> 16, bits & np.uint32(0xFFFF)):
+            total = total + part.astype(jnp.int32).astype(jnp.float32) * np.float32(
+                2**-16
+            )
+    return total * np.float32(3**0.5)
+
+
+def _cell(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Number of the cell that x lies in, and the place within it, 0 to 1."""
+    whole = jnp.floor(x)
+    return whole.astype(jnp.int32), x - whole
+
+
+def _value_noise(salt: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
+    """Random values at whole numbers, smoothly interpolated; 0 to 1, mean 0.5."""
+    i, s = _cell(u)
+    j, t = _cell(v)
+    s, t = s * s * (3.0 - 2.0 * s), t * t * (3.0 - 2.0 * t)
+    low = _uniform(salt, i, j) * (1.0 - s) + _uniform(salt, i + 1, j) * s
+    high = _uniform(salt, i, j + 1) * (1.0 - s) + _uniform(salt, i + 1, j + 1) * s
+    return low * (1.0 - t) + high * t
+
+
+# --- appearance ----------------------------------------------------------------
+
+
+def _albedo(salt: jax.Array, surface: _Surface, footprint: jax.Array) -> Vec:
+    """Colour of the surface; texture finer than a pixel fades to its mean.
+
+    footprint: metres of surface that a pixel covers.
+    """
+    table = surface.table
+    kind, cell = _column(table, "texture"), _column(table, "cell")
+    offset, first = _column(table, "offset"), _column(table, "first")
+    salt = salt + hit_salt(offset)
+    u, v = surface.u + offset[:, 0], surface.v + offset[:, 1]
+    planks = kind == scene_lib.PLANKS
+    books = kind == scene_lib.BOOKS
+    rows = v / cell[:, 1]
+    j, t = _cell(rows)
+    # Planks of one row start anywhere.
+    shift = jnp.where(planks, _uniform(salt, j), 0.0)
+    i, s = _cell(u / cell[:, 0] + shift)
+    bits = _hash(salt, i, j)
+    tone = _unit(bits)
+    fine = jnp.minimum(cell[:, 0], cell[:, 1])
+    visible = jnp.clip(1.5 - footprint / fine, 0.0, 1.0)
+    # Grain runs along planks, other noise is round; the second octave is finer.
+    stretch = jnp.where(planks, 0.12, 1.0)
+    size = jnp.where(kind == scene_lib.MOTTLED, cell[:, 0], 0.35)
+    size = jnp.where(planks, 0.04, size)
+    coarse = _value_noise(salt, stretch * u / size, v / size)
+    speckle = _value_noise(
+        salt + np.uint32(77), 2.7 * stretch * u / size, 2.7 * v / size
+    )
+    shown = jnp.clip(1.5 - footprint / size, 0.0, 1.0)
+    speckled = jnp.clip(1.5 - 2.7 * footprint / size, 0.0, 1.0)
+    noise = 0.5 + 0.65 * (coarse - 0.5) * shown + 0.35 * (speckle - 0.5) * speckled
+    mix = _mixture(kind, i, j, tone, noise, visible)
+    joint = _joints(kind, s, t, cell, footprint)
+    shade = (1.0 - 0.55 * joint) * (1.0 + 0.12 * (noise - 0.5))
+    in_band = surface.height < _column(table, "band")
+    mix = jnp.where(in_band, 1.0, mix)
+    shade = jnp.where(in_band, 1.0, shade)
+    second = _column(table, "second")
+    # Backs of books: any colour, darker towards the shelf above.
+    lit = (1.2 - t) * (0.35 + 0.65 * visible)
+    colours = []
+    for k in range(3):
+        spine = _unit(bits * np.uint32(2 * k + 1)) * 0.5 * visible + 0.18
+        plain = first[:, k] + (second[:, k] - first[:, k]) * mix
+        colours.append(jnp.where(books, spine * lit, plain) * shade)
+    return colours[0], colours[1], colours[2]
+
+
+def hit_salt(offset: jax.Array) -> jax.Array:
+    """A number of its own for every surface, from its texture's random offset."""
+    return (offset[:, 0] * 1e4).astype(jnp.int32).astype(jnp.uint32)
+
+
+def _mixture(kind, i, j, tone, noise, visible) -> jax.Array:
+    """Share of the second colour."""
+    checks = ((i + j) & 1).astype(jnp.float32)
+    stripes = (i & 1).astype(jnp.float32)
+    mix = 0.6 * (noise - 0.5) + 0.15
+    mix = jnp.where(kind == scene_lib.PLANKS, 0.6 * tone + 1.6 * noise - 0.6, mix)
+    mix = jnp.where(kind == scene_lib.TILES, 0.5 * tone, mix)
+    pattern = jnp.where(kind == scene_lib.CHECKS, checks, stripes)
+    pattern = 0.5 + (pattern - 0.5) * visible
+    patterned = (kind == scene_lib.CHECKS) | (kind == scene_lib.STRIPES)
+    mix = jnp.where(patterned, pattern, mix)
+    mix = jnp.where(kind == scene_lib.MOTTLED, 3.0 * noise - 1.0, mix)
+    return jnp.clip(mix, 0.0, 1.0)
+
+
+def _joints(kind, s, t, cell, footprint) -> jax.Array:
+    """Coverage of a pixel by the dark lines between planks, tiles and doors."""
+    tiles = kind == scene_lib.TILES
+    width = jnp.where(tiles, 0.010, 0.005)
+    wide = jnp.maximum(width, footprint)
+    cover = jnp.zeros_like(s)
+    for place, length in ((s, cell[:, 0]), (t, cell[:, 1])):
+        distance = (0.5 - jnp.abs(place - 0.5)) * length
+        line = jnp.clip((wide - distance) / wide, 0.0, 1.0) * width / wide
+        cover = jnp.maximum(cover, line)
+    return jnp.where(tiles | (kind == scene_lib.PLANKS), cover * 1.4, 0.0)
+
+
+def _inscribed(table: jax.Array) -> jax.Array:
+    """Half sizes of a box inside each primitive, to cast its shadow."""
+    shape, half = _column(table, "shape")[:, None], _column(table, "half")
+    flat = jnp.asarray([0.7, 0.7, 0.98], jnp.float32)[None]
+    round_ = jnp.where(shape == scene_lib.ELLIPSOID, 0.57, flat)
+    return half * jnp.where(shape == scene_lib.BOX, 1.0, round_)
+
+
+def _least(x: jax.Array) -> jax.Array:
+    """The minimum over the first axis of numbers >= 0.
+
+    As integers, whose order is the same: without the rules for NaN the loop runs in
+    vector registers, ten times as fast on CPU.
+    """
+    bits = jnp.min(lax.bitcast_convert_type(x, jnp.int32), axis=0)
+    return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
+    """Share of ambient light, and of the first lamp's, that reaches each point.
+
+    Ambient: the distance from a point a hand's breadth above the surface to the
+    nearest other surface, over that breadth. Shadow: the length of the way to the
+    lamp that lies inside a box, over the box's thickness, which softens the edges.
+    """
+    breadth = 0.22
+    table = jnp.asarray(scene.surfaces)
+    count = table.shape[0] - 6
+    lamp = jnp.asarray(scene.lights)[0]
+    start: Vec = tuple(p + 0.004 * n for p, n in zip(surface.point, surface.normal))  # type: ignore[assignment] # noqa: B905
+    above = [
+        p + breadth * n for p, n in zip(surface.point, surface.normal, strict=True)
+    ]
+    way = [lamp[i] - start[i] for i in range(3)]
+
+    def gap_to(centre, _, yaw, half):
+        tap = _turn(yaw[0], yaw[1], tuple(above[i] - centre[i] for i in range(3)))
+        outside = [jnp.maximum(jnp.abs(tap[i]) - half[i], 0.0) for i in range(3)]
+        return outside[0] ** 2 + outside[1] ** 2 + outside[2] ** 2
+
+    def light_past(centre, _, yaw, half):
+        at = _turn(yaw[0], yaw[1], tuple(start[i] - centre[i] for i in range(3)))
+        along = _turn(yaw[0], yaw[1], (way[0], way[1], way[2]))
+        near, far = _slabs(at, along, half)
+        inside = jnp.minimum(far, 1.0) - jnp.maximum(near, 0.0)
+        # 2.5 m: a usual way to the lamp, to turn its share into metres.
+        return 1.0 - jnp.clip(inside / (jnp.min(half) / 2.5 + 1e-3), 0.0, 1.0)
+
+    blocks = (*_geometry(table[:count]), _inscribed(table[:count]))
+    gap = jnp.minimum(_least(jax.vmap(gap_to)(*blocks)), breadth**2)
+    lit = _least(jax.vmap(light_past)(*blocks))
+    gap = jnp.sqrt(gap)
+    size = 2.0 * _column(table[count], "half")
+    for i in range(3):  # The room's own faces.
+        gap = jnp.minimum(
+            gap, jnp.maximum(jnp.minimum(above[i], size[i] - above[i]), 0.0)
+        )
+    return 0.35 + 0.65 * gap / breadth, lit
+
+
+def _shade(scene: Scene, surface: _Surface, albedo: Vec, look: Vec) -> Vec:
+    """Light that leaves each surface towards the camera: three lamps with the square
+    of distance, highlights of the first, and light from everywhere."""
+    ambient, lit = _occlusion(scene, surface)
+    n, lights = surface.normal, jnp.asarray(scene.lights)
+    share = scene.photo[7]
+    # From below comes what the floor reflects, from above the ceiling.
+    sky = share * ambient * (0.8 + 0.2 * n[2])
+    total = [sky, sky, sky]
+    gleam = jnp.zeros_like(sky)
+    gloss = _column(surface.table, "gloss")
+    for lamp in range(scene_lib.LIGHTS):
+        row = lights[lamp]
+        way = [row[i] - surface.point[i] for i in range(3)]
+        squared = way[0] ** 2 + way[1] ** 2 + way[2] ** 2 + 0.05
+        inverse = lax.rsqrt(squared)
+        facing = (way[0] * n[0] + way[1] * n[1] + way[2] * n[2]) * inverse
+        beam = -(way[0] * row[6] + way[1] * row[7] + way[2] * row[8]) * inverse
+        omni = row[6] ** 2 + row[7] ** 2 + row[8] ** 2 < 0.5
+        beam = jnp.where(omni, 1.0, jnp.maximum(beam, 0.0))
+        power = jnp.maximum(facing, 0.0) * beam / squared
+        if lamp == 0:
+            power = power * lit
+            half = [way[i] * inverse - look[i] for i in range(3)]
+            length = half[0] ** 2 + half[1] ** 2 + half[2] ** 2 + 1e-6
+            shine = (half[0] * n[0] + half[1] * n[1] + half[2] * n[2]) ** 2 / length
+            gleam = gloss * lit * shine**16 * jnp.mean(row[3:6]) * beam / squared
+        for k in range(3):
+            total[k] = total[k] + power * row[3 + k]
+    glow = _column(surface.table, "glow")
+    red, green, blue = (
+        albedo[k] * (total[k] + 3.0 * glow * share) + gleam for k in range(3)
+    )
+    return red, green, blue
+
+
+def _photograph(
+    scene: Scene, light: Float[Array, "3 h w"], size: tuple[int, int], sensor: bool
+) -> UInt8[Array, "h w 3"]:
+    """Light to grey levels: vignetting, exposure, white balance, noise, gamma 2.2."""
+    height, width = size
+    photo = jnp.asarray(scene.photo)
+    v, u = np.mgrid[0:height, 0:width].astype(np.float32)
+    radius = ((v / height - 0.5) ** 2 + (u / width - 0.5) ** 2) * 2.0
+    light = light * (1.0 - photo[4] * radius)[None]
+    grey = jnp.mean(light, axis=0)
+    # The camera's own exposure: the mean of the logarithm, as lamps are in view.
+    mean = jnp.exp(jnp.mean(jnp.log(grey + 1e-3)))
+    light = light * (photo[0] / mean) * photo[1:4, None, None]
+    if sensor:
+        place = jnp.asarray(np.arange(3 * height * width).reshape(3, height, width))
+        noise = _gaussian(jnp.asarray(scene.salt), place.astype(jnp.int32))
+        sigma = jnp.sqrt(photo[5] ** 2 + photo[6] ** 2 * light)
+        light = light + sigma * noise
+    # A shoulder, so that windows and lamps do not end at a hard edge.
+    light = jnp.where(light > 0.7, 1.0 - 0.3 * jnp.exp((0.7 - light) / 0.3), light)
+    levels = jnp.clip(light, 0.0, 1.0) ** _GAMMA * 255.0 + 0.5
+    return jnp.moveaxis(levels.astype(jnp.uint8), 0, -1)
+
+
+# --- depth sensor --------------------------------------------------------------
+
+
+def _measure(
+    scene: Scene,
+    depth: Float[Array, "h w"],
+    loss: Float[Array, "h w"],
+    size: tuple[int, int],
+) -> Float[Array, "h w"]:
+    """What a structured-light sensor makes of true depth: see `_BASELINE`.
+
+    loss: 0 to 1, how much of the pattern a surface swallows.
+    """
+    height, width = size
+    salt = jnp.asarray(scene.salt, jnp.uint32) ^ np.uint32(0xB5297A4D)
+    row, column = np.mgrid[0:height, 0:width].astype(np.int32)
+    row, column = jnp.asarray(row), jnp.asarray(column)
+    # The projector stands to the right: a point is in its shadow where another one
+    # further right in the image is seen further left from there.
+    focal = intrinsics(size)[0]
+    shifted = column - focal * _BASELINE / depth
+    nearest = lax.cummin(shifted, axis=1, reverse=True)
+    hidden = shifted > nearest + 0.35
+    patches = _value_noise(salt, 14.0 * row / height, 18.0 * column / width)
+    chance = 0.75 * patches + 0.25 * _uniform(salt, row, column)
+    noise = _gaussian(salt, row, column)
+    steps = (1.0 / depth + _DISPARITY_SIGMA * noise) / _DISPARITY_STEP
+    measured = 1.0 / (jnp.maximum(jnp.round(steps), 1.0) * _DISPARITY_STEP)
+    lost = hidden | (chance < loss) | (measured > MAX_DEPTH) | (measured < MIN_DEPTH)
+    return jnp.where(lost, 0.0, measured)
+
+
+def _swallowed(surface: _Surface, look: Vec, depth: jax.Array) -> jax.Array:
+    """How much of the projector's pattern is lost: material, angle, distance."""
+    n = surface.normal
+    facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
+    grazing = 0.8 * jnp.clip(1.0 - facing / 0.16, 0.0, 1.0)
+    remote = 0.5 * jnp.clip((depth - 6.0) / 4.0, 0.0, 1.0)
+    return _column(surface.table, "ir_loss") + grazing + remote + 0.1
+
+
+# --- one frame -----------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("size", "sensor"))
+def _draw(
+    scene: Scene, size: tuple[int, int], sensor: bool
+) -> tuple[jax.Array, jax.Array]:
+    height, width = size
+    pixels = height * width
+    # Barriers: else the compiler fuses stages and computes the earlier ones anew
+    # for each use, at twice the cost on CPU.
+    rays = lax.optimization_barrier(_rays(scene, size))
+    hit = lax.optimization_barrier(_trace(scene, rays))
+    surface = lax.optimization_barrier(_surface(scene, rays, hit))
+    length = jnp.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
+    look: Vec = (rays[0] / length, rays[1] / length, rays[2] / length)
+    n = surface.normal
+    facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
+    footprint = hit.depth / intrinsics(size)[0] / jnp.sqrt(jnp.maximum(facing, 0.05))
+    albedo = _albedo(jnp.asarray(scene.salt, jnp.uint32), surface, footprint)
+    albedo, look = lax.optimization_barrier((albedo, look))
+    light = lax.optimization_barrier(jnp.stack(_shade(scene, surface, albedo, look)))
+    centres = light[:, :pixels].reshape(3, height, width)
+    corners = light[:, pixels:].reshape(3, height + 1, width + 1)
+    # Quincunx: half the centre, an eighth of each corner. Capped first, so that one
+    # sample of a lamp does not outshine its pixel's others.
+    centres, corners = jnp.minimum(centres, 6.0), jnp.minimum(corners, 6.0)
+    around = (
+        corners[:, 1:, 1:]
+        + corners[:, 1:, :-1]
+        + corners[:, :-1, 1:]
+        + corners[:, :-1, :-1]
+    )
+    rgb = _photograph(scene, 0.5 * centres + 0.125 * around, size, sensor)
+    depth = hit.depth[:pixels].reshape(size)
+    if sensor:
+        loss = _swallowed(surface, look, hit.depth)[:pixels].reshape(size)
+        depth = _measure(scene, depth, loss, size)
+    return rgb, depth

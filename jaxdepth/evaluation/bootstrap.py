@@ -1,0 +1,175 @@
+"""How sure a number is: the bootstrap over images or scenes, of one run or of a pair.
+
+A resample takes as many units (images, or whole scenes, whose frames look alike) as
+there are, with replacement; the interval is that between the percentiles of the
+metric over the resamples (Efron and Tibshirani, "An Introduction to the Bootstrap",
+1993, chapter 13). Two runs are compared on the same resamples, so that what makes an
+image hard for both cancels out.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxdepth.evaluation import metrics
+from jaxdepth.evaluation.metrics import METRICS, Averaging, Sums
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+CHUNK = 4_000_000  # units drawn at a time: 100 MB
+HIGHER = ("delta1", "delta2", "delta3")  # are better; of all others lower ones are
+
+
+@dataclasses.dataclass(frozen=True)
+class Resamples:
+    """How often each image counts in each resample.
+
+    Attributes:
+      unit: "image" or "scene".
+      units: how many there are.
+      of_image: (images,) the unit of each, -1 for images without truth.
+      seed: of the draws.
+      count: resamples.
+    """
+
+    unit: str
+    units: int
+    of_image: np.ndarray
+    seed: int = 0
+    count: int = RESAMPLES
+
+    def weights(self) -> Iterator[Float[np.ndarray, "r u"]]:
+        """How often each resample has drawn each unit: some resamples at a time."""
+        rng = np.random.default_rng(self.seed)
+        most = max(1, CHUNK // max(1, self.units))
+        for first in range(0, self.count, most):
+            count = min(most, self.count - first)
+            drawn = rng.integers(0, self.units, (count, self.units))
+            rows = np.arange(count)[:, None] * self.units
+            flat = np.bincount((rows + drawn).ravel(), minlength=count * self.units)
+            yield flat.reshape(count, self.units).astype(np.float64)
+
+
+def over_images(sums: Sums, **options: int) -> Resamples:
+    """Each image with truth is a unit; of one alone no interval is known."""
+    some = sums.table["count"] > 0
+    of_image = np.where(some, np.cumsum(some) - 1, -1)
+    return Resamples("image", int(some.sum()), of_image, **options)
+
+
+def over_scenes(
+    sums: Sums, scenes: Sequence[str | None], **options: int
+) -> Resamples | None:
+    """Each scene is a unit; None where a scene is not known, or there is one alone."""
+    some = sums.table["count"] > 0
+    if any(s is None for s, counts in zip(scenes, some, strict=True) if counts):
+        return None
+    names = sorted({str(s) for s, counts in zip(scenes, some, strict=True) if counts})
+    if len(names) < 2:
+        return None
+    place = {name: k for k, name in enumerate(names)}
+    of_image = [
+        place[str(s)] if counts else -1 for s, counts in zip(scenes, some, strict=True)
+    ]
+    return Resamples("scene", len(names), np.array(of_image), **options)
+
+
+def resampled(
+    sums: Sums, averaging: Averaging, resamples: Resamples
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """The metrics of every resample; NaN where one is undefined."""
+    inside = resamples.of_image >= 0
+    table = {k: x[inside] for k, x in sums.table.items()}
+    units = resamples.of_image[inside]
+
+    def by_unit(x: np.ndarray) -> np.ndarray:
+        return np.bincount(units, x, resamples.units)
+
+    if averaging == "pooled":
+        total = _drawn(resamples, {k: by_unit(x) for k, x in table.items()})
+        return metrics.values(total)
+    each = metrics.values(table)
+    bad = {name: ~np.isfinite(x) for name, x in each.items()}
+    parts = {"images": by_unit(np.ones(len(units)))}
+    for name, x in each.items():
+        parts[name] = by_unit(np.where(bad[name], 0.0, x))
+        parts[f"bad {name}"] = by_unit(bad[name].astype(float))
+    total = _drawn(resamples, parts)
+    # NaN where an image that was drawn is undefined.
+    return {
+        name: np.where(total[f"bad {name}"] > 0, np.nan, total[name] / total["images"])
+        for name in each
+    }
+
+
+def _drawn(
+    resamples: Resamples, sums: dict[str, np.ndarray]
+) -> dict[str, Float[np.ndarray, "r"]]:
+    """Sums of units as sums of resamples."""
+    columns = np.stack(list(sums.values()), axis=1)
+    rows = np.concatenate([weights @ columns for weights in resamples.weights()])
+    return dict(zip(sums, rows.T, strict=True))
+
+
+def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
+    """[low, high] that hold 95 % of the resamples; None where one is undefined."""
+    if not np.isfinite(values).all():
+        return None
+    tail = (1 - LEVEL) / 2
+    return [float(x) for x in np.quantile(values, (tail, 1 - tail))]
+
+
+def of_one(sums: Sums, averaging: Averaging, resamples: Resamples) -> dict[str, Any]:
+    """What results hold of one run: `metrics` {name: [low, high] | None} and how."""
+    if resamples.units < 2:
+        return _how(resamples) | {"metrics": dict.fromkeys(METRICS)}
+    found = resampled(sums, averaging, resamples)
+    return _how(resamples) | {"metrics": {k: interval(x) for k, x in found.items()}}
+
+
+def of_pair(
+    a: Sums, b: Sums, averaging: Averaging, resamples: Resamples
+) -> dict[str, Any]:
+    """Run `a` against run `b` on the same images, in the same order.
+
+    Returns: how, and for each metric `a`, `b`, `difference` (a - b), `interval` of the
+      difference, and `a_better`, the share of resamples in which a's is better; where
+      both are equal, half counts. All of them None where one is undefined, or there
+      are no two units to draw from.
+    """
+    few = resamples.units < 2
+    none = dict.fromkeys(METRICS, np.array([np.nan]))
+    left, right = (none if few else resampled(x, averaging, resamples) for x in (a, b))
+    whole_a, whole_b = a.compute(averaging), b.compute(averaging)
+    found: dict[str, Any] = {}
+    for name in METRICS:
+        difference = left[name] - right[name]
+        one, two = whole_a[name], whole_b[name]
+        if one is None or two is None or not np.isfinite(difference).all():
+            found[name] = {"a": one, "b": two} | dict.fromkeys(
+                ("difference", "interval", "a_better")
+            )
+            continue
+        better = difference > 0 if name in HIGHER else difference < 0
+        share = np.mean(better) + np.mean(difference == 0) / 2
+        found[name] = {
+            "a": one,
+            "b": two,
+            "difference": one - two,
+            "interval": interval(difference),
+            "a_better": float(share),
+        }
+    return _how(resamples) | {"metrics": found}
+
+
+def _how(resamples: Resamples) -> dict[str, Any]:
+    return {
+        "unit": resamples.unit,
+        "units": resamples.units,
+        "resamples": resamples.count,
+        "seed": resamples.seed,
+        "level": LEVEL,
+    }

@@ -1,0 +1,346 @@
+"""How a prediction is scored: input, region, range, clamp, resize and averaging.
+
+Published numbers for one network differ by several percent between these four, so
+each is a value that names all its choices. The functions are pure, take the protocol
+as a constant and can be jitted.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt8
+
+from jaxdepth.evaluation import metrics, breakdown
+from jaxdepth.config import training_frame
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.ops import resize
+
+Size = tuple[int, int]
+
+NYU_FRAME: Size = (480, 640)
+WHOLE = "all"  # beside the names of `parts.PARTS`
+
+# Of a NYU frame at half its size, 240x320: rows, then columns. Laina et al. 2016.
+LAINA_ROWS, LAINA_COLUMNS = slice(6, 234), slice(8, 312)
+LAINA_SIZE: Size = (228, 304)
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to score.
+
+    Attributes:
+      name: as in `--protocol`.
+      truth: "filled" or "raw" depth, or "given": what the run trains on.
+      input_rule: "laina_crop" feeds the centre of the half-size frame, "whole_frame"
+        all of it at the scale trained at.
+      region: (top, bottom, left, right) of a 480x640 frame, half open; None: all.
+      valid_range: metres; truth counts strictly inside. None: wherever it is > 0.
+      max_depth: metres; truth up to and including it counts. None: no bound.
+      clamp: (low, high) in metres that predictions are forced into, or None.
+      clamp_at: "output": the network's output, before anything else is done to it;
+        "frame": after flip averaging and resizing, where NaN becomes `low`.
+      flip_average: average with the prediction for the mirrored input.
+      averaging: the one its authors report; both are kept.
+      masked: False where the truth is meant to have no holes. Missing truth is left
+        out all the same, and counted as `unscored`.
+      rel: denominator of abs_rel.
+      source: where it comes from.
+    """
+
+    name: str
+    truth: Literal["filled", "raw", "given"]
+    input_rule: Literal["laina_crop", "whole_frame"]
+    averaging: metrics.Averaging
+    region: tuple[int, int, int, int] | None = None
+    valid_range: tuple[float, float] | None = None
+    max_depth: float | None = None
+    clamp: tuple[float, float] | None = None
+    clamp_at: Literal["output", "frame"] = "frame"
+    flip_average: bool = False
+    masked: bool = True
+    rel: metrics.Rel = "truth"
+    source: str = ""
+
+    @property
+    def needs_nyu_frame(self) -> bool:
+        """Whether its boxes are given on 480x640 frames, so it takes no others."""
+        return self.region is not None or self.input_rule == "laina_crop"
+
+    def title(self, image_size: Size) -> str:
+        """The name to print: `laina@HxW` where the crop was resized to another size."""
+        if self.input_rule != "laina_crop" or image_size == LAINA_SIZE:
+            return self.name
+        return f"{self.name}@{image_size[0]}x{image_size[1]}"
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    p.name: p
+    for p in (
+        Protocol(
+            "laina",
+            truth="filled",
+            input_rule="laina_crop",
+            averaging="pooled",
+            masked=False,
+            source="Laina et al. 2016: evaluateNYU and error_metrics of their code",
+        ),
+        Protocol(
+            "eigen",
+            truth="raw",
+            input_rule="whole_frame",
+            averaging="per_image",
+            region=(45, 471, 41, 601),
+            valid_range=(1e-3, 10.0),
+            clamp=(1e-3, 10.0),
+            source="as in the code of BTS, AdaBins and ZoeDepth",
+        ),
+        Protocol(
+            "densedepth",
+            truth="filled",
+            input_rule="whole_frame",
+            averaging="pooled",
+            region=(20, 460, 24, 616),
+            clamp=(0.1, 10.0),
+            clamp_at="output",
+            flip_average=True,
+            masked=False,
+            source="Alhashim and Wonka 2018: utils.evaluate of DenseDepth",
+        ),
+        Protocol(
+            "plain",
+            truth="given",
+            input_rule="whole_frame",
+            averaging="pooled",
+            max_depth=10.0,
+            source="the whole frame, wherever there is truth",
+        ),
+    )
+}
+
+
+def choose(
+    names: str | Iterable[str],
+    *,
+    max_depth: float = 10.0,
+    flip_average: Literal["auto", "on", "off"] = "auto",
+    densedepth_rel: metrics.Rel = "truth",
+) -> tuple[Protocol, ...]:
+    """Protocols by name, with the flags that change them applied.
+
+    Args:
+      names: one name, several, or "all".
+      max_depth: `--max_depth`, metres; the bound of `plain`.
+      flip_average: "auto" leaves it as each protocol says.
+      densedepth_rel: denominator of densedepth's abs_rel; "pred" is what its published
+        code divides by, as it hands the two depths over in the wrong order.
+
+    Raises: UserError for an unknown name.
+    """
+    names = [names] if isinstance(names, str) else list(names)
+    names = list(PROTOCOLS) if names == ["all"] else names
+    for name in names:
+        if name not in PROTOCOLS:
+            known = ", ".join((*PROTOCOLS, "all"))
+            raise UserError(f"--protocol={name}: one of {known}")
+    chosen = []
+    for protocol in (PROTOCOLS[name] for name in names):
+        if protocol.max_depth is not None:
+            protocol = dataclasses.replace(protocol, max_depth=max_depth)
+        if flip_average != "auto":
+            protocol = dataclasses.replace(protocol, flip_average=flip_average == "on")
+        if protocol.name == "densedepth":
+            protocol = dataclasses.replace(protocol, rel=densedepth_rel)
+        chosen.append(protocol)
+    return tuple(chosen)
+
+
+def check_frame(protocol: Protocol, frame_size: Size) -> None:
+    """Raise UserError if the protocol cannot take frames of this (height, width)."""
+    if protocol.needs_nyu_frame and frame_size != NYU_FRAME:
+        height, width = frame_size
+        raise UserError(
+            f"--protocol={protocol.name} is defined on frames of 480x640, these are "
+            f"{height}x{width}: use --protocol=plain"
+        )
+
+
+def whole_frame_size(frame_size: Size, image_size: Size) -> Size:
+    """(height, width) at which a whole frame or photo goes into the network.
+
+    The height is the training frame's (240 for a network trained on 228x304 crops),
+    so that things have the size they had in training; the aspect is kept, the width
+    rounded half up.
+    """
+    height, _ = training_frame(image_size)
+    rows, columns = frame_size
+    return height, max(1, (2 * columns * height + rows) // (2 * rows))
+
+
+def resize_input(
+    rgb: Float[Any, "b h w 3"], size: Size
+) -> Float[Any, "b {size[0]} {size[1]} 3"]:
+    """Area mean along axes that shrink, bilinear along axes that grow.
+
+    Takes JAX or NumPy arrays and gives the same.
+    """
+    height, width = rgb.shape[1:3]
+    rgb = resize.resize_area(rgb, (min(height, size[0]), min(width, size[1])))
+    return resize.resize_bilinear(rgb, size)
+
+
+def network_input(
+    protocol: Protocol,
+    rgb: UInt8[Array, "b h w 3"],
+    image_size: Size,
+    *,
+    arch_fixed: bool = False,
+) -> Float[Array, "b i j 3"]:
+    """What the network sees of full frames, colours 0 to 255, not normalised.
+
+    "laina_crop": every second pixel (`rgb[1::2, 1::2]`, which is what MATLAB's nearest
+    resize by 1/2 takes), then rows 6 to 233 and columns 8 to 311; for another
+    `image_size` than 228x304 that crop is area-resized to it. "whole_frame": at the
+    size of `whole_frame_size`, by area when shrinking and bilinearly when enlarging.
+
+    Args:
+      rgb: frames, uint8.
+      image_size: (height, width) that the network was trained at.
+      arch_fixed: the network takes no other size, so whole frames are fed at exactly
+        `image_size`.
+
+    Raises: UserError where the protocol needs 480x640 frames.
+    """
+    frame_size = (rgb.shape[1], rgb.shape[2])
+    check_frame(protocol, frame_size)
+    if protocol.input_rule == "laina_crop":
+        size = image_size
+        rgb = rgb[:, 1::2, 1::2][:, LAINA_ROWS, LAINA_COLUMNS]
+    elif arch_fixed:
+        size = image_size
+    else:
+        size = whole_frame_size(frame_size, image_size)
+    x = rgb.astype(jnp.float32)
+    return x if x.shape[1:3] == size else resize_input(x, size)
+
+
+def mirror(x: Float[Array, "b h w *c"]) -> Float[Array, "b h w *c"]:
+    """Left and right exchanged."""
+    return jnp.flip(x, axis=2)
+
+
+def network_output(
+    protocol: Protocol, pred: Float[Array, "b h w"]
+) -> Float[Array, "b h w"]:
+    """The network's output in float32, clamped where the protocol does so here.
+
+    With flip averaging this is done to both predictions, then the mean of the first
+    and the un-mirrored second goes to `full_prediction`: densedepth clips before it
+    averages, and averages what eigen-like code clamps afterwards. (Averaging and
+    resizing are linear, so their order is free.)
+    """
+    pred = pred.astype(jnp.float32)
+    if protocol.clamp is None or protocol.clamp_at != "output":
+        return pred
+    return jnp.clip(pred, *protocol.clamp)
+
+
+def full_prediction(
+    protocol: Protocol, pred: Float[Array, "b h w"], frame_size: Size
+) -> Float[Array, "b {frame_size[0]} {frame_size[1]}"]:
+    """The prediction over the whole frame: bilinear (half-pixel centres), clamped.
+
+    In `laina` the prediction for the central crop is stretched over the whole frame:
+    its authors do not undo the crop.
+
+    Args:
+      pred: of `network_output`, metres.
+      frame_size: (height, width) of the truth.
+    """
+    full = _stretch(pred.astype(jnp.float32), frame_size)
+    if protocol.clamp is None or protocol.clamp_at != "frame":
+        return full
+    low, high = protocol.clamp
+    return jnp.where(jnp.isnan(full), low, jnp.clip(full, low, high))
+
+
+def _stretch(pred: Float[Array, "b h w"], size: Size) -> Float[Array, "b i j"]:
+    """Bilinear; a value that is not finite reaches the pixels it has a share in.
+
+    As a matrix product alone, one NaN would spread over its whole image.
+    """
+    full = resize.resize_bilinear(jnp.where(jnp.isfinite(pred), pred, 0.0), size)
+    for value, found in (
+        (jnp.nan, jnp.isnan(pred)),
+        (jnp.inf, jnp.isposinf(pred)),
+        (-jnp.inf, jnp.isneginf(pred)),
+    ):
+        share = resize.resize_bilinear(found.astype(jnp.float32), size)
+        full += jnp.where(share > 0, value, 0.0)
+    return full
+
+
+def score_inputs(
+    protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b h w"]
+) -> tuple[Float[Array, "b i j"], Float[Array, "b i j"], Bool[Array, "b i j"]]:
+    """Prediction and truth of the protocol's region, and which pixels count.
+
+    Truth that is missing (0, negative or not finite) never counts. `laina` and
+    `densedepth` know no mask because filled truth has no holes; given truth with
+    holes they score what there is, and results say how much was left out.
+    """
+    if protocol.region is not None:
+        top, bottom, left, right = protocol.region
+        pred, target = (
+            pred[:, top:bottom, left:right],
+            target[:, top:bottom, left:right],
+        )
+    valid = jnp.isfinite(target) & (target > 0)
+    if protocol.valid_range is not None:
+        low, high = protocol.valid_range
+        valid &= (target > low) & (target < high)
+    if protocol.max_depth is not None:
+        valid &= target <= protocol.max_depth
+    return pred, target, valid
+
+
+def score(
+    protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b i j"]
+) -> dict[str, Float[Array, "b r"]]:
+    """Row sums for `metrics.Sums` of a prediction at the network's output size.
+
+    Args:
+      pred: of `network_output`, metres.
+      target: truth at the frame's full size, metres, 0 = missing.
+
+    Returns: the sums of `metrics.row_sums`, and `unscored` (pixels of the region whose
+      truth does not count).
+    Raises: UserError where the protocol needs 480x640 frames.
+    """
+    return score_parts(protocol, pred, target)[WHOLE]
+
+
+def score_parts(
+    protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b i j"]
+) -> dict[str, dict[str, Float[Array, "b r"]]]:
+    """`score` as `WHOLE`, and the row sums of each of `parts.masks`."""
+    frame_size = (target.shape[1], target.shape[2])
+    check_frame(protocol, frame_size)
+    # Of the whole frame: an edge just outside the region is as near.
+    masks = breakdown.masks(target)
+    if protocol.region is not None:
+        top, bottom, left, right = protocol.region
+        masks = {name: x[:, top:bottom, left:right] for name, x in masks.items()}
+    full = full_prediction(protocol, pred, frame_size)
+    full, target, valid = score_inputs(protocol, full, target)
+    rows = metrics.part_sums(
+        full,
+        target,
+        valid=valid,
+        parts={WHOLE: valid, **masks},
+        rel=protocol.rel,
+    )
+    rows[WHOLE]["unscored"] = jnp.sum(~valid, axis=2, dtype=jnp.float32)
+    return rows

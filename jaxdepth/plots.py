@@ -1,0 +1,408 @@
+"""Pictures: depth as colour, panels, curves; depth as PNG, point clouds as PLY."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image
+
+from jaxdepth.runtime import atomic
+
+COLOURS = "magma_r"  # near is bright, far is dark; uniform to the eye
+ERRORS = "viridis"
+MISSING = (128, 128, 128)
+MAKER = "jaxdepth"
+
+
+def depth_range(*depths: Float[np.ndarray, "..."]) -> tuple[float, float]:
+    """The 1st and 99th percentile of what is finite and above 0, metres."""
+    values = np.concatenate([d[np.isfinite(d) & (d > 0)].ravel() for d in depths])
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.percentile(values, (1, 99))
+    return float(low), float(max(high, low + 0.1))
+
+
+def colorize(
+    depth: Float[np.ndarray, "h w"],
+    vmin: float,
+    vmax: float,
+    *,
+    valid: Bool[np.ndarray, "h w"] | None = None,
+    colours: str = COLOURS,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Depth of `vmin` to `vmax` metres as colours; what is missing is grey."""
+    import matplotlib
+
+    there = np.isfinite(depth) & (depth > 0) if valid is None else valid
+    scaled = (np.where(there, depth, vmin) - vmin) / (vmax - vmin)
+    rgb = matplotlib.colormaps[colours](np.clip(scaled, 0, 1), bytes=True)[..., :3]
+    return np.where(there[..., None], rgb, np.array(MISSING, np.uint8))
+
+
+def save_depth_png16(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
+    """Whole millimetres as 16-bit PNG; 0 = missing, 65535 = that far or farther."""
+    scaled = np.round(np.asarray(depth, np.float64) * 1000)
+    there = np.isfinite(scaled) & (scaled > 0)
+    values = np.where(there, np.clip(scaled, 0, 65535), 0).astype(np.uint16)
+    _save_png(path, values)
+
+
+def save_color_png(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
+    """Depth as colours between its own 1st and 99th percentile."""
+    _save_png(path, colorize(depth, *depth_range(depth)))
+
+
+def _save_png(path: Path, values: np.ndarray) -> None:
+    with atomic.replacing(path) as file:
+        Image.fromarray(values).save(file, format="PNG")
+
+
+def write_ply(
+    path: Path,
+    depth: Float[np.ndarray, "h w"],
+    rgb: UInt8[np.ndarray, "h w 3"],
+    *,
+    fx: float,
+    fy: float,
+    cx: float,
+    cy: float,
+) -> None:
+    """A coloured point cloud, binary PLY, of the pixels that have depth.
+
+    Camera coordinates in metres: x right, y down, z along the optical axis;
+    x = (column - cx) z / fx, y = (row - cy) z / fy, with 0-based pixel centres.
+    """
+    there = np.isfinite(depth) & (depth > 0)
+    row, column = np.nonzero(there)
+    z = depth[there].astype(np.float32)
+    points = np.empty(
+        len(z),
+        [
+            *((axis, "<f4") for axis in "xyz"),
+            *((c, "u1") for c in ("red", "green", "blue")),
+        ],
+    )
+    points["x"] = (column - cx) * z / fx
+    points["y"] = (row - cy) * z / fy
+    points["z"] = z
+    for k, name in enumerate(("red", "green", "blue")):
+        points[name] = rgb[there][:, k]
+    lines = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres; x right, y down, z forward",
+        f"element vertex {len(z)}",
+        *(f"property float {axis}" for axis in "xyz"),
+        *(f"property uchar {name}" for name in ("red", "green", "blue")),
+        "end_header\n",
+    ]
+    with atomic.replacing(path) as file:
+        file.write("\n".join(lines).encode() + points.tobytes())
+
+
+def canvas(width: float, height: float) -> Any:
+    """A figure without pyplot, hence without a display or global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure whole or not at all, as the path's suffix says: .png or .svg."""
+    with atomic.replacing(path) as file:
+        file.write(rendered(figure, path.suffix[1:]))
+
+
+def rendered(figure: Any, form: str) -> bytes:
+    """A figure as "png" or "svg", without a date: equal figures are equal bytes.
+
+    The file says that this package made it, so that it may be replaced by another.
+    """
+    import matplotlib
+
+    about = {"png": {"Software": MAKER}, "svg": {"Creator": MAKER, "Date": None}}
+    held = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": MAKER}):
+        figure.savefig(held, format=form, dpi=110, metadata=about[form])
+    return held.getvalue()
+
+
+def panel(
+    path: Path,
+    *,
+    rgb: Sequence[UInt8[np.ndarray, "h w 3"]],
+    target: Sequence[Float[np.ndarray, "h w"]],
+    pred: Sequence[Float[np.ndarray, "h w"]],
+    names: Sequence[str],
+    title: str,
+) -> None:
+    """Rows of image, truth, prediction and error, as one PNG.
+
+    Truth and predictions share one scale in metres over all rows; errors have their
+    own, from 0 to their 99th percentile. Missing truth, predictions that are no
+    distance, and errors against missing truth are grey. Under each row: its RMSE and
+    delta1 over the pixels with truth.
+
+    Args:
+      rgb, target, pred: per row; one size within a row. Metres; truth 0 = missing.
+      names: what is written under the images.
+    """
+    low, high = depth_range(*target, *pred)
+    errors = [_error(p, t) for p, t in zip(pred, target, strict=True)]
+    worst = max(depth_range(*errors)[1], 0.1)
+    count = len(rgb)
+    figure = canvas(11, 2.3 * count + 1.2)
+    axes = figure.subplots(count, 4, squeeze=False)
+    heads = ("image", "truth", "prediction", "absolute error")
+    for k in range(count):
+        cells = (
+            rgb[k],
+            colorize(target[k], low, high),
+            colorize(pred[k], low, high),
+            colorize(errors[k], 0, worst, valid=np.isfinite(errors[k]), colours=ERRORS),
+        )
+        for axis, cell, head in zip(axes[k], cells, heads, strict=True):
+            axis.imshow(cell, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if k == 0:
+                axis.set_title(head, fontsize=10)
+        axes[k][0].set_xlabel(plain_text(names[k]), fontsize=8)
+        axes[k][2].set_xlabel(caption(pred[k], target[k]), fontsize=8)
+    colour_bar(figure, axes[:, 1:3], COLOURS, low, high, "depth [m]")
+    colour_bar(figure, axes[:, 3:], ERRORS, 0, worst, "error [m]")
+    figure.suptitle(plain_text(title), fontsize=12)
+    figure.get_layout_engine().set(h_pad=0.06)
+    save(figure, path)
+
+
+def plain_text(text: str) -> str:
+    """Text in which a dollar sign is no mathematics, and that legends don't hide.
+
+    What is not UTF-8 in the name of a file is a question mark.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _truth(target: np.ndarray) -> np.ndarray:
+    return np.isfinite(target) & (target > 0)
+
+
+def _error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """|pred - target| in metres; NaN without truth or without a finite prediction."""
+    there = _truth(target) & np.isfinite(pred)
+    return np.abs(np.where(there, pred, np.nan) - np.where(there, target, np.nan))
+
+
+def caption(pred: np.ndarray, target: np.ndarray) -> str:
+    """RMSE and delta1 of one image over the pixels with truth, in words."""
+    there = _truth(target)
+    if not there.any():
+        return "no truth"
+    p, t = pred[there].astype(np.float64), target[there].astype(np.float64)
+    if not np.isfinite(p).all():
+        return "prediction not finite"
+    # As ratios without a division: what is not above 0 is never near.
+    near = (p < 1.25 * t) & (t < 1.25 * p)
+    return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {near.mean():.2f}"
+
+
+def colour_bar(figure, axes, colours: str, low: float, high: float, label: str) -> None:
+    """A scale of `low` to `high` under these axes."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(low, high), cmap=colours)
+    # As thick in a picture of eight rows as in one of two.
+    share = 0.12 / (figure.bbox.height / figure.dpi - 1)
+    bar = figure.colorbar(
+        scale, ax=axes, location="bottom", fraction=share, aspect=40, pad=share
+    )
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+
+
+def curves(
+    path: Path, records: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]]
+) -> None:
+    """Training loss and learning rate, and RMSE and delta1 of the evaluations, as PNG.
+
+    Args:
+      records: of metrics.jsonl.
+      entries: the evaluations of results.json; those under the last one's protocol and
+        averaging are drawn.
+    """
+    figure = canvas(10, 4)
+    grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
+    loss = figure.add_subplot(grid[0, 0])
+    rate = figure.add_subplot(grid[1, 0], sharex=loss)
+    scores = figure.add_subplot(grid[:, 1])
+    draw_loss(loss, *series(records, "loss"))
+    rate.plot(*series(records, "learning_rate"), color="0.4", linewidth=1)
+    rate.set_ylim(bottom=0)
+    rate.ticklabel_format(axis="y", scilimits=(-3, 3))
+    rate.set_xlabel("step")
+    rate.set_ylabel("rate", fontsize=9)
+    rate.tick_params(axis="y", labelsize=8)
+    loss.tick_params(labelbottom=False)
+    _draw_evaluations(scores, entries)
+    for axis in (loss, rate, scores):
+        axis.grid(alpha=0.3)
+    save(figure, path)
+
+
+def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The evaluations under the protocol and averaging of the last one."""
+    kind = ("protocol", "averaging", "data", "split")
+    return [e for e in entries if all(e.get(k) == entries[-1].get(k) for k in kind)]
+
+
+def series(
+    records: Sequence[dict[str, Any]], name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have a number of that name."""
+    points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    step, value = np.array(points, np.float64).reshape(-1, 2).T
+    return step, value
+
+
+def draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
+    """Training loss as logged and smoothed; logarithmic where it falls tenfold."""
+    axis.set_ylabel("training loss")
+    few = len(loss) < 10
+    if few:
+        axis.plot(step, loss, "o-", color="C0")
+    else:
+        axis.plot(step, loss, color="0.75", linewidth=1, label="as logged")
+        axis.plot(step, smooth(loss), color="C0", label="smoothed")
+        axis.legend(fontsize=8)
+    if len(loss) and loss.min() > 0 and loss.max() / loss.min() > 10:
+        axis.set_yscale("log")
+
+
+def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
+    """RMSE on the left scale, delta1 on the right one, over steps."""
+    axis.set_xlabel("step")
+    axis.margins(x=0.06)
+    if not entries:
+        axis.set_title("no evaluation", fontsize=9)
+        return
+    last, like = entries[-1], last_kind(entries)
+    steps = [e["step"] for e in like]
+    other = axis.twinx()
+    for where, name, colour, mark in (
+        (axis, "rmse", "C3", "o-"),
+        (other, "delta1", "C2", "s--"),
+    ):
+        values = [e["metrics"][name] for e in like]
+        numbers = [np.nan if v is None else v for v in values]
+        where.plot(steps, numbers, mark, color=colour, markersize=5)
+        where.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
+        where.tick_params(axis="y", labelcolor=colour)
+    axis.set_title(
+        plain_text(
+            f"{last['data']}, {last['split']}: {last['protocol']}, {last['averaging']}"
+        ),
+        fontsize=9,
+    )
+
+
+def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
+    """Gaussian mean over neighbours, `share` of the length wide, cut at the ends."""
+    if not len(values):
+        return values
+    places = np.arange(len(values))
+    width = max(1.0, share * len(values))
+    radius = int(np.ceil(3 * width))
+    window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
+
+    def spread(x: np.ndarray) -> np.ndarray:
+        return np.convolve(x, window)[places + radius]
+
+    return spread(values) / spread(np.ones(len(values)))
+
+
+def contact_sheet(
+    path: Path,
+    *,
+    rgb: Sequence[UInt8[np.ndarray, "h w 3"]],
+    depth: Sequence[Float[np.ndarray, "h w"]],
+    names: Sequence[str],
+    title: str,
+) -> None:
+    """Images and their depth side by side, three pairs in a row, as one PNG.
+
+    Depth is metres, 0 = missing, which is grey; all of it has one scale.
+    """
+    low, high = depth_range(*depth)
+    rows = max(1, -(-len(rgb) // 3))
+    figure = canvas(13, 1.85 * rows + 1.2)
+    axes = figure.subplots(rows, 6, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for k, (image, truth, name) in enumerate(zip(rgb, depth, names, strict=True)):
+        left, right = axes[k // 3][2 * (k % 3) :][:2]
+        left.imshow(image, interpolation="nearest")
+        right.imshow(colorize(truth, low, high), interpolation="nearest")
+        left.set_title(plain_text(end(name, 60)), fontsize=7, loc="left", pad=2)
+    colour_bar(figure, axes, COLOURS, low, high, "depth [m]")
+    figure.suptitle(plain_text(title), fontsize=12)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    save(figure, path)
+
+
+def end(text: str, most: int) -> str:
+    """Text of at most so many characters: its end, where it is longer."""
+    return text if len(text) <= most else f"…{text[1 - most :]}"
+
+
+def statistics(
+    path: Path,
+    *,
+    depth: Float[np.ndarray, "n"],
+    missing: Mapping[str, Sequence[float]],
+    surface: Float[np.ndarray, "k k"] | None,
+    reach: int,
+    title: str,
+) -> None:
+    """Histograms of depth and of missing pixels, and the map of shifts, as one PNG.
+
+    Args:
+      depth: sampled, metres, all > 0.
+      missing: by kind of truth, the share of missing pixels of each frame.
+      surface: how well depth fits the image when it is shifted by up to `reach`
+        pixels up to down and left to right; None where nothing was compared.
+    """
+    figure = canvas(12, 3.8)
+    depths, holes, shifts = figure.subplots(1, 3, width_ratios=(2, 1.3, 1))
+    if len(depth):
+        top, median = float(np.percentile(depth, 99.9)), float(np.median(depth))
+        weights = np.full(len(depth), 100 / len(depth))
+        depths.hist(depth, bins=100, range=(0, top), weights=weights, color="C0")
+        depths.axvline(median, color="C3", label=f"median {median:.3g} m")
+        depths.legend(fontsize=8)
+    depths.set(xlabel="depth [m]", ylabel="pixels [%]")
+    shares = {kind: 100 * np.asarray(s) for kind, s in missing.items()}
+    if any(map(len, shares.values())):
+        holes.hist(list(shares.values()), bins=20, range=(0, 100), label=list(shares))
+        holes.legend(fontsize=8)
+    holes.set(xlabel="missing pixels [%]", ylabel="frames")
+    if surface is None:
+        shifts.set_axis_off()
+    else:
+        end = reach * len(surface) / (len(surface) - 1)  # of the outer cells
+        extent = (-end, end, end, -end)
+        shifts.imshow(surface, extent=extent, cmap=ERRORS, vmin=min(0, surface.min()))
+        shifts.plot(0, 0, "+", color="white", markersize=12)
+        shifts.set(xlabel="depth shifted right [pixels]", ylabel="down [pixels]")
+        shifts.set_title(f"edges in common, at best {surface.max():.2f}", fontsize=9)
+    figure.suptitle(plain_text(title), fontsize=12)
+    save(figure, path)

@@ -1,0 +1,158 @@
+"""From photos of any size to depth in metres."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from jaxdepth import config as config_lib
+from jaxdepth import images as images_lib, workdir
+from jaxdepth.evaluation import protocols
+from jaxdepth.training import step as step_lib
+from jaxdepth.training.builders import build_model
+from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.config import Config
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.ops import platform, resize
+from jaxdepth.training.state import PyTree
+
+# Longer photos go in squeezed to this: a pixel's row would need a mile of input.
+MAX_ASPECT = 8
+
+
+class Predictor:
+    """A trained network that turns photos into metres.
+
+    Attributes:
+      config: what it was trained with.
+      step: the training step its weights are of.
+      variables: parameters and batch statistics.
+      forward: (variables, colours 0 to 255) -> metres at the output's size.
+    """
+
+    def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
+        self.config = config
+        self.step = step
+        model = build_model(config)
+        self.variables = jax.device_put(variables)
+
+        def forward(variables, rgb):
+            return step_lib.predict(model, variables, rgb, layout=config.layout)
+
+        # Weights are an argument: as a constant they would be compiled in.
+        self.forward = forward
+        self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
+
+    def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
+        """Metres at the network's output size, from its input in colours 0 to 255."""
+        return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
+
+    def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) at which a photo enters the network.
+
+        Its height is that of the training frame and its aspect is kept, up to 8 to 1;
+        `cnn_fc` has one size alone.
+        """
+        if self.config.arch == "cnn_fc":
+            return self.config.image_size
+        height, width = protocols.whole_frame_size(photo, self.config.image_size)
+        least = -(-height // MAX_ASPECT)
+        return height, min(max(width, least), MAX_ASPECT * height)
+
+    def predict(self, image: Any) -> Float[np.ndarray, "h w"]:
+        """Depth of one photo.
+
+        Args:
+          image: a path, a PIL image, or an array (H,W,3) uint8.
+
+        Returns: (H, W) float32, metres, at the photo's own size.
+        Raises UserError where it is no image.
+        """
+        return next(iter(self.predict_many([image])))
+
+    def predict_many(
+        self, images: Iterable[Any], *, batch_size: int = 8
+    ) -> Iterator[Float[np.ndarray, "h w"]]:
+        """Depth of many photos, in their order; equal sizes share a batch."""
+        waiting: list[tuple[tuple[int, int], np.ndarray]] = []
+        for image in images:
+            rgb = images_lib.as_rgb(image)
+            small = self._shrink(rgb)
+            if waiting and (
+                waiting[0][1].shape != small.shape or len(waiting) == batch_size
+            ):
+                yield from self._batch(waiting, batch_size)
+                waiting = []
+            waiting.append((rgb.shape[:2], small))
+        if waiting:
+            yield from self._batch(waiting, batch_size)
+
+    def _shrink(self, rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
+        size = self.input_size((rgb.shape[0], rgb.shape[1]))
+        return np.asarray(protocols.resize_input(rgb[None].astype(np.float32), size)[0])
+
+    def _batch(self, waiting: Sequence, batch_size: int) -> Iterator[np.ndarray]:
+        inputs = np.stack([small for _, small in waiting])
+        # One compiled shape for whole batches and for the last one; a single photo
+        # is not worth filling up.
+        if 1 < len(inputs) < batch_size:
+            fill = np.zeros((batch_size - len(inputs), *inputs.shape[1:]), np.float32)
+            inputs = np.concatenate([inputs, fill])
+        depth = np.asarray(self.network(inputs), np.float32)
+        for (size, _), one in zip(waiting, depth, strict=False):
+            yield np.asarray(resize.resize_bilinear(one[None], size)[0], np.float32)
+
+
+def load(name: str | Path, *, step: str | int = "best") -> Predictor:
+    """A `Predictor` of a run.
+
+    Args:
+      name: work directory of a run.
+      step: "best" (lowest RMSE; the last one after training with --split=report or
+        official, where choosing by that set would be cheating), "last", or a number.
+
+    Raises UserError where there is no whole checkpoint of that step.
+    """
+    here = workdir.WorkDir.open(name)
+    if not here.local.is_dir():
+        raise UserError(f"{name}: there is no such work directory")
+    saved = here.read_config()
+    config = config_lib.from_json(saved["config"])
+    checkpoints = Checkpoints(here.checkpoints, read_only=True)
+    split = saved.get("data", {}).get("eval_split", config.split)
+    chosen = choose_step(checkpoints, split, step)
+    model = build_model(config)
+    image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
+    target = jax.eval_shape(model.init, jax.random.key(0), image)
+    target = {"batch_stats": {}, **target}
+    return Predictor(
+        config, checkpoints.restore_model(target, step=chosen), step=chosen
+    )
+
+
+def choose_step(checkpoints: Checkpoints, eval_split: str, step: str | int) -> int:
+    """The step that `best`, `last` or a number names. UserError where there is none.
+
+    `best` of a run that was evaluated on `eval_split` "official" or "report" is its
+    last: choosing by those sets would be cheating.
+    """
+    steps_there = checkpoints.steps()
+    if not steps_there:
+        raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
+    if step == "last" or (step == "best" and eval_split in ("official", "report")):
+        return steps_there[-1]
+    if step == "best":
+        best = checkpoints.best_step()
+        return steps_there[-1] if best is None else best
+    try:
+        number = int(step)
+    except ValueError:
+        raise UserError(f"--step={step}: best, last or a number") from None
+    if number not in steps_there:
+        have = ", ".join(map(str, steps_there))
+        raise UserError(f"--step={step}: checkpoints are there of steps {have}")
+    return number

@@ -1,0 +1,286 @@
+"""The training step and the forward pass: pure functions, no I/O, no devices.
+
+The step knows of other devices only the name of the axis that it sums over.
+`sharding.py` places it.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
+
+from jaxdepth import losses
+from jaxdepth.config import training_frame
+from jaxdepth.training import augment, device_cache
+from jaxdepth.models import normalize
+from jaxdepth.ops import resize
+from jaxdepth.training.state import PyTree, TrainState, follow
+
+Batch = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What a step does, settled before it is compiled.
+
+    Attributes:
+      model: a network of `create_model`.
+      optimizer: of `optim.make_optimizer`.
+      loss: name in `losses.LOSSES`, with `si_lambda` and `berhu_scope`.
+      layout: whose input normalisation applies.
+      image_size: (height, width) of the crop that the network sees.
+      augment: name in `augment.POLICIES`.
+      max_depth: metres beyond which truth does not count.
+      seed: of augmentation and dropout.
+      accumulate: microbatches per step, one after another.
+      average: decay of the running average of the network, 0 for none.
+      skip_non_finite: leave the state as it is where loss or gradient is not finite.
+      axis_name: the axis that devices share, None on one.
+    """
+
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    loss: str
+    layout: str
+    image_size: tuple[int, int]
+    augment: str = "none"
+    max_depth: float = 10.0
+    si_lambda: float = 0.5
+    berhu_scope: Literal["image", "batch"] = "image"
+    seed: int = 0
+    accumulate: int = 1
+    average: float = 0.0
+    skip_non_finite: bool = False
+    axis_name: str | None = None
+
+
+def valid_depth(
+    depth: Float[Array, "b h w"], *, max_depth: float
+) -> Bool[Array, "b h w"]:
+    """Which truth counts: finite, above 0, at most `max_depth` metres."""
+    return jnp.isfinite(depth) & (depth > 0) & (depth <= max_depth)
+
+
+def to_training_frame(
+    rgb: UInt8[Any, "b h w 3"],
+    depth_mm: UInt16[Any, "b h w"],
+    size: tuple[int, int],
+) -> tuple[jax.Array, jax.Array]:
+    """Shrink stored frames to the training frame: area mean, and over valid depth.
+
+    Frames that have that size already pass through. Returns the input's dtypes.
+    """
+    if rgb.shape[1:3] == size:
+        return rgb, depth_mm
+    small = resize.resize_area(rgb.astype(jnp.float32), size)
+    depth, valid = resize.masked_area(depth_mm.astype(jnp.float32), depth_mm > 0, size)
+    depth = jnp.where(valid, jnp.round(depth), 0)
+    return jnp.round(small).astype(rgb.dtype), depth.astype(depth_mm.dtype)
+
+
+def predict(
+    model: nn.Module, variables: PyTree, rgb: Float[Array, "b h w 3"], *, layout: str
+) -> Float[Array, "b i j"]:
+    """Metres at the network's output size, from colours of 0 to 255."""
+    return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
+
+
+def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
+    """Sum of the images' losses; then how many count, and the new statistics."""
+    pred, changed = spec.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        normalize(image, spec.layout),
+        train=True,
+        keys=keys,
+        mutable=["batch_stats"],
+    )
+    total, images = _against(spec, pred, depth)
+    return total, (images, changed.get("batch_stats", batch_stats))
+
+
+def _against(spec: StepSpec, pred, depth):
+    """Sum of the losses of `pred` against truth of any size; how many images count."""
+    valid = valid_depth(depth, max_depth=spec.max_depth)
+    height, width = pred.shape[1:3]
+    target, valid = resize.masked_area(depth, valid, (height, width))
+    return losses.loss_sums(
+        spec.loss,
+        pred,
+        target,
+        valid=valid,
+        si_lambda=spec.si_lambda,
+        berhu_scope=spec.berhu_scope,
+        axis_name=spec.axis_name,
+    )
+
+
+def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
+    """Gradient sum, loss sum, image count and statistics of one microbatch."""
+    keys = augment.example_keys(spec.seed, step, batch["position"])
+    augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    frame = training_frame(spec.image_size)
+    rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
+    image, depth = augment.augment(
+        rgb, depth_mm, augment_keys, size=spec.image_size, policy=spec.augment
+    )
+    value_and_grad = jax.value_and_grad(_loss_sums, argnums=1, has_aux=True)
+    (total, (images, batch_stats)), grads = value_and_grad(
+        spec, params, batch_stats, image, depth, dropout_keys
+    )
+    return grads, total, images, batch_stats
+
+
+def gradients(
+    spec: StepSpec, state: TrainState, batch: Batch
+) -> tuple[PyTree, Float[Array, ""], Int[Array, ""] | Float[Array, ""], PyTree]:
+    """Loss and its gradient over the global batch, and the new batch statistics.
+
+    Sums of losses, images and gradients run over microbatches and devices and are
+    divided once, so uneven numbers of images with truth change nothing.
+
+    Returns: (gradient, loss, images that count, batch_stats).
+    """
+    if spec.accumulate == 1:
+        sums = _microbatch(spec, state.params, state.step, state.batch_stats, batch)
+        grads, total, images, batch_stats = sums
+    else:
+        grads, total, images, batch_stats = _accumulated(spec, state, batch)
+    if spec.axis_name is not None:
+        grads, total, images = jax.lax.psum((grads, total, images), spec.axis_name)
+        # With statistics over the global batch this changes nothing; with statistics
+        # per device it makes the running ones common.
+        batch_stats = jax.lax.pmean(batch_stats, spec.axis_name)
+    share = 1.0 / jnp.maximum(images, 1.0)
+    return jax.tree.map(lambda g: g * share, grads), total * share, images, batch_stats
+
+
+def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
+    """As `_microbatch`, over `spec.accumulate` parts of the batch."""
+    parts = jax.tree.map(lambda x: x.reshape(spec.accumulate, -1, *x.shape[1:]), batch)
+
+    def add(carry, part):
+        grads, total, images, batch_stats = carry
+        g, t, n, batch_stats = _microbatch(
+            spec, state.params, state.step, batch_stats, part
+        )
+        return (jax.tree.map(jnp.add, grads, g), total + t, images + n, batch_stats), ()
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (jax.tree.map(jnp.zeros_like, state.params), zero, zero, state.batch_stats)
+    return jax.lax.scan(add, start, parts)[0]
+
+
+def validation_sums(
+    spec: StepSpec, variables: PyTree, batch: Batch
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss that `train_step` takes, with running statistics and nothing random.
+
+    Args:
+      variables: parameters and batch statistics.
+      batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
+        store, 0 = missing.
+
+    Returns: the sum of the images' losses, and how many images have truth.
+    """
+    frame = training_frame(spec.image_size)
+    rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
+    keys = jax.random.split(jax.random.key(0), len(rgb))
+    image, depth = augment.augment(rgb, depth_mm, keys, size=spec.image_size)
+    pred = predict(spec.model, variables, image, layout=spec.layout)
+    return _against(spec, pred, depth)
+
+
+def train_step(
+    spec: StepSpec, state: TrainState, batch: Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of training.
+
+    Args:
+      spec: what to do.
+      state: before the step.
+      batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
+        store, 0 = missing; `position` (b,) int32, each image's place in the global
+        batch, which with seed and step decides its augmentation.
+
+    Returns: the state after it, and `loss`, `grad_norm`, `images` (that had truth) and
+    `skipped` (1 where nothing was changed because something was not finite).
+    """
+    grads, loss, images, batch_stats = gradients(spec, state, batch)
+    updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    grad_norm = optax.tree.norm(grads)
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    if spec.average:
+        average = follow(
+            state.average, new.network, decay=spec.average, step=state.step
+        )
+        new = dataclasses.replace(new, average=average)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    if spec.skip_non_finite:
+        kept = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            opt_state=_on_schedule(state.opt_state, opt_state),
+        )
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+    skipped = 1.0 - finite.astype(jnp.float32)
+    logs = {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "images": images,
+        "skipped": skipped,
+    }
+    return new, logs
+
+
+def _on_schedule(kept: Any, new: Any) -> Any:
+    """The optimizer's memory, with the learning rate where the new one has it."""
+
+    def is_rate(x: Any) -> bool:
+        return isinstance(x, optax.ScaleByScheduleState)
+
+    return jax.tree.map(lambda a, b: b if is_rate(b) else a, kept, new, is_leaf=is_rate)
+
+
+def train_step_on_table(
+    spec: StepSpec,
+    frame: tuple[int, int],
+    state: TrainState,
+    batch: Batch,
+    frames: device_cache.Table,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`train_step` on frames that lie on the devices.
+
+    Args:
+      frame: (height, width) of the frames.
+      batch: `rows` (b,) int32, places in the table, and `position` (b,) int32.
+      frames: this device's part of the table, see `data.table`.
+    """
+    found = device_cache.gather(frames, batch["rows"], frame=frame, axis_name=spec.axis_name)
+    return train_step(spec, state, {**found, "position": batch["position"]})
+
+
+def init_state(
+    model: nn.Module, optimizer_for: Any, *, image_size: tuple[int, int], seed: int
+) -> TrainState:
+    """A fresh state from a seed. `optimizer_for`: params -> GradientTransformation."""
+    image = jnp.zeros((1, *image_size, 3), jnp.float32)
+    # The hardware generator: it compiles twice as fast as the default one.
+    rng = jax.random.key(seed, impl="rbg")
+    variables = jax.jit(model.init)(rng, image)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=optimizer_for(params).init(params),
+    )

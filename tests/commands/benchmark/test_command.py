@@ -1,0 +1,467 @@
+"""The benchmark's own arithmetic, and its commands at sizes that mean nothing."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.models import create_model, output_size
+from jaxdepth.commands.benchmark import command as benchmark
+from jaxdepth.commands.benchmark import growth, machine, macs, networks, ours, profiling, report, search, timing
+from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
+
+TINY = ("--size=24x32", "--thin=16", "--seconds=0", "--devices=1")
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def train_settings(**options):
+    defaults = {"arch": "cnn", "size": "24x32", "thin": 16, "frames": 8, "devices": 1}
+    return TrainSettings(**(defaults | options))
+
+
+def counting(name="it", log=None):
+    """A contestant that numbers its calls."""
+    log = [] if log is None else log
+
+    def call():
+        log.append(name)
+        return len(log)
+
+    return timing.Contestant(name, call, lambda last: log.append(f"wait {last}")), log
+
+
+def test_turns_alternate_and_the_first_does_not_count():
+    asked, values = [], iter(range(100))
+
+    def thing(name):
+        asked.append(name)
+        return float(next(values))
+
+    found = timing.alternate({"a": lambda: thing("a"), "b": lambda: thing("b")}, 2)
+    assert asked == ["a", "b"] * 3
+    assert found == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
+
+
+def test_calls_are_waited_for_at_the_end_alone():
+    one, log = counting()
+    assert timing.seconds_per_call(one, 3) > 0
+    assert log == ["it", "it", "it", "wait 3"]
+
+
+def test_a_turn_fills_its_seconds_and_a_race_alternates(monkeypatch):
+    clock = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    one, log = counting("a")
+    # One call takes half a second on this clock: four of them fill two.
+    assert timing.calls_for(one, 2.0) == 4
+    other, _ = counting("b", log)
+    log.clear()
+    found = timing.race([one, other], repeats=2)
+    turns = [name for name in log if name in ("a", "b")]
+    assert turns == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
+    assert found == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
+
+
+def test_ratios_are_taken_turn_by_turn_against_the_faster_peer():
+    found = {"ours": [1.0, 2.0], "slow": [4.0, 4.0], "fast": [1.5, 1.0]}
+    assert timing.ratios(found, "ours") == {
+        "ours / slow": [4.0, 2.0],
+        "ours / fast": [1.5, 0.5],
+    }
+    assert timing.fastest(found, ["slow", "fast"]) == "fast"
+
+
+def searched(measure, **options):
+    defaults = {"start": 1, "multiple": 1, "limit": 64, "seconds": 60.0}
+    return search.best_batch(measure, **(defaults | options))
+
+
+def full_at(limit):
+    """Rates that rise with the batch, up to where memory ends."""
+    tried = []
+
+    def measure(batch):
+        tried.append(batch)
+        if batch >= limit:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 1 GiB")
+        return 10.0 * batch
+
+    return measure, tried
+
+
+def test_the_search_backs_off_where_memory_ends():
+    measure, tried = full_at(8)
+    found = searched(measure)
+    assert tried == [1, 2, 4, 8, 6]
+    assert (found.full, found.best) == (8, 6)
+    assert found.why() == "8 does not fit"
+    # Half way has to divide over devices and microbatches, too.
+    measure, tried = full_at(8)
+    assert searched(measure, start=4, multiple=4).best == 4
+    assert tried == [4, 8]
+
+
+def test_the_search_ends_where_nothing_is_gained_or_time_is_up():
+    tried = []
+
+    def flat(batch):
+        tried.append(batch)
+        return 5.0 + batch / 1000
+
+    found = searched(flat)
+    assert tried == [1, 2, 4]
+    assert found.best == 1
+    measure, tried = full_at(10**9)
+    assert searched(measure, seconds=0.0).late
+    assert tried == [1]
+    measure, tried = full_at(10**9)
+    assert searched(measure, limit=8).best == 8
+
+
+def test_the_search_passes_other_errors_on():
+    def broken(batch):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        searched(broken)
+    measure, _ = full_at(1)
+    with pytest.raises(UserError, match="not even a batch of 1"):
+        searched(measure)
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    import torch
+
+    for error in (
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ):
+        assert machine.is_out_of_memory(error)
+    assert not machine.is_out_of_memory(RuntimeError("INTERNAL: no"))
+    assert not machine.is_out_of_memory(ValueError("out of memory"))
+
+
+def test_a_program_that_would_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(machine, "memory_limit", lambda: 1000)
+    networks.check_memory(ours.Compiled(0.0, temporary=500, arguments=500))
+    networks.check_memory(ours.Compiled(0.0))  # nobody said
+    with pytest.raises(MemoryError):
+        networks.check_memory(ours.Compiled(0.0, temporary=600, arguments=500))
+
+
+@pytest.mark.parametrize(
+    ("options", "gmac"),
+    # DESIGN.md: 17.2 in layout fcrn, 17.5 in torchvision. By average unpooling an
+    # up-convolution has 49 taps, not 25.
+    [
+        ({"layout": "fcrn"}, 17.22),
+        ({}, 17.54),
+        ({"unpool": "average"}, 17.54 * 1.4591),
+    ],
+)
+def test_multiplications_of_the_whole_network(options, gmac):
+    model = create_model("upproj", **options)
+    assert macs.per_image(model, (228, 304)) / 1e9 == pytest.approx(gmac, rel=1e-3)
+
+
+def test_multiplications_by_hand():
+    # 16x24: 3x3 to 4 channels, pooled, 3x3 to 6 at 8x12, pooled to 4x6 and again to
+    # 2x3; the transposed one meets 9 taps from each of its entries.
+    model = create_model("cnn_trans", features=(4, 6), pools=2)
+    expected = 16 * 24 * 9 * 3 * 4 + 8 * 12 * 9 * 4 * 6 + 2 * 3 * 9 * 6
+    assert macs.per_image(model, (16, 24)) == expected
+    # The first convolution, 11x11 of stride 4, gives 8x8; pools give 4x4, 2x2 and 1x1.
+    model = create_model("cnn_fc", image_size=(39, 39), features=(2, 3, 4), hidden=5)
+    convolutions = 64 * 121 * 3 * 2 + 16 * 25 * 2 * 3 + 4 * 9 * 3 * 4
+    assert macs.per_image(model, (39, 39)) == convolutions + 4 * 5 + 5 * 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cache": "host", "steps_per_call": 2, "devices": 2},
+        {"parallel": "pmap", "devices": 2, "accumulate": 2},
+        {"arch": "cnn_fc", "size": "40x48", "augment": "full", "optimizer": "sgd"},
+    ],
+)
+def test_a_training_call_takes_real_steps_on_new_frames(options):
+    settings = train_settings(**options)
+    devices, checked = settings.chosen_devices(), []
+    with ours.trainer(
+        settings, 4, settings.image_size, devices, check=checked.append
+    ) as (one, facts):
+        assert one.images == 4 * settings.steps_per_call
+        logs = [jax.tree.map(np.ravel, one.call()) for _ in range(3)]
+    losses = np.concatenate([x["loss"] for x in logs])
+    assert np.all(np.isfinite(losses)) and len(set(losses.tolist())) > 1
+    assert all(np.all(x["images"] == 4) for x in logs)
+    assert checked == [facts.compiled] and facts.compiled.seconds > 0
+    image = jnp.zeros((1, *settings.image_size, 3))
+    shapes = jax.eval_shape(facts.model.init, jax.random.key(0), image)
+    assert facts.parameters == sum(x.size for x in jax.tree.leaves(shapes["params"]))
+
+
+def test_inference_goes_round_different_images():
+    settings = InferSettings(arch="cnn", size="24x32", thin=16, devices=1)
+    one, facts = ours.predictor(settings, 2, (24, 32), jax.devices()[:1])
+    depths = [np.asarray(one.call()) for _ in range(2)]
+    assert depths[0].shape == (2, *output_size("cnn", (24, 32)))
+    assert not np.array_equal(depths[0], depths[1])
+    assert facts.compiled.temporary is not None
+
+
+def test_train_writes_what_it_measured(tmp_path, capsys):
+    files = [tmp_path / "train.json", tmp_path / "train.csv"]
+    words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=3", "--frames=8"]
+    words += [f"--json={files[0]}", f"--csv={files[1]}"]
+    assert benchmark.command(["train", *words]) == 0
+    found = json.loads(files[0].read_text())
+    assert found["hardware"]["platform"] == "cpu" and found["hardware"]["devices"] == 8
+    assert found["versions"]["jax"] == jax.__version__
+    assert re.match(r"\d{4}-\d\d-\d\dT", found["date"])
+    assert found["settings"]["batch_size"] == 2
+    assert "stopped" not in found
+    tables = {(t["title"], t["unit"]): t["rows"] for t in found["tables"]}
+    title = "training cnn at 24x32, batch 2"
+    (times,), (rates,) = tables[title, "ms"], tables[title, "images/s"]
+    assert len(times["values"]) == 3
+    assert times["median"] == np.median(times["values"])
+    assert rates["values"] == pytest.approx([2000 / t for t in times["values"]])
+    shares = found["facts"]["rates and shares"]
+    flops = 6 * shares["GMAC an image, forward"] * 1e9 * shares["images/s"]
+    assert shares["TFLOP/s"] == pytest.approx(flops / 1e12)
+    (peak,) = tables["this device at most", "TFLOP/s"]
+    share = shares["share of the matrix product"]
+    assert share == pytest.approx(shares["TFLOP/s"] / peak["median"])
+    assert shares["images/s"] == pytest.approx(2000 / times["median"])
+    assert shares["peak memory of the process (RSS) [MiB]"] > 100
+    with open(files[1]) as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == sum(len(t["rows"]) for t in found["tables"])
+    assert lines[0]["what"] == "jaxdepth" and lines[0]["unit"] == "ms"
+    assert float(lines[0]["median"]) == pytest.approx(times["median"], rel=1e-4)
+    # A second time nothing is measured and nothing overwritten.
+    before = files[0].read_bytes()
+    with pytest.raises(UserError, match=r"train.json exists: name another file"):
+        benchmark.command(["train", *words])
+    assert files[0].read_bytes() == before
+
+
+def test_variants_race_in_the_same_turns(tmp_path):
+    file = tmp_path / "v.json"
+    words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=2", "--frames=8"]
+    words += ["--steps_per_call=2", f"--json={file}"]
+    beside = "--beside=steps_per_call=1,augment=full+optimizer=sgd"
+    benchmark.command(["train", *words, beside])
+    tables = json.loads(file.read_text())["tables"]
+    times, ratios = ([r for r in t["rows"]] for t in (tables[0], tables[2]))
+    names = ["jaxdepth", "jaxdepth, steps_per_call=1"]
+    names += ["jaxdepth, augment=full+optimizer=sgd"]
+    assert [row["what"] for row in times] == names
+    assert [r["what"] for r in ratios] == [f"jaxdepth / {name}" for name in names[1:]]
+    pairs = zip(times[1]["values"], times[0]["values"], strict=True)
+    assert ratios[0]["values"] == pytest.approx([a / b for a, b in pairs])
+
+
+def test_calls_of_fewer_steps_are_repeated():
+    one, log = counting()
+    two = timing.Contestant("two", int, int, images=4)
+    also = networks._also(dataclasses.replace(one, images=2), two, "words")
+    assert (also.name, also.images) == ("it, words", 4)
+    assert also.call() == 2 and log == ["it", "it"]
+    with pytest.raises(UserError, match="at most as many steps in a call"):
+        networks._also(two, dataclasses.replace(one, images=2), "words")
+
+
+def test_what_was_found_before_a_failure_is_written(tmp_path):
+    file = tmp_path / "x.json"
+
+    def run(settings, report):
+        report.show("a table", {"a": [1.0]}, "ms")
+        raise KeyboardInterrupt
+
+    settings = train_settings(json=str(file))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.measure(settings, run)
+    found = json.loads(file.read_text())
+    assert found["tables"][0]["rows"][0]["median"] == 1.0
+    assert found["stopped"].startswith("KeyboardInterrupt")
+
+
+def test_infer_has_a_row_for_single_frames(tmp_path):
+    file = tmp_path / "infer.json"
+    words = ["--arch=cnn", *TINY, "--batch_size=best", "--max_batch=2", "--repeats=2"]
+    assert benchmark.command(["infer", *words, f"--json={file}"]) == 0
+    found = json.loads(file.read_text())
+    assert found["facts"]["search"]["rates"].keys() == {"1", "2"}
+    title = "inference cnn at 24x32, batch 1, each waited for"
+    rows = [t["rows"] for t in found["tables"] if t["title"] == title]
+    names = [row["what"] for row in rows[0]]
+    assert names[0].startswith("jaxdepth, image and depth on the device")
+    assert [t["unit"] for t in found["tables"] if t["title"] == title] == [
+        "ms",
+        "frames/s",
+    ]
+    assert rows[1][0]["values"] == pytest.approx(
+        [1000 / ms for ms in rows[0][0]["values"]]
+    )
+
+
+def test_growth_is_measured_against_linear(monkeypatch):
+    times = {1: 1.0, 2: 1.5, 8: 16.0}
+    batches = iter((1, 2, 8))
+    monkeypatch.setattr(
+        timing, "race", lambda contestants, **_: {ours.NAME: [times[next(batches)]] * 2}
+    )
+    found = report.Report()
+    settings = train_settings(growth="batch", points="1,2,4,8")
+
+    @contextlib.contextmanager
+    def subject(settings, batch, size, devices):
+        if batch == 4:
+            raise RuntimeError("RESOURCE_EXHAUSTED")
+        facts = ours.Facts(ours.Compiled(0.0, temporary=2**20), nn.Module(), 0)
+        yield ours.Subject(timing.Contestant(ours.NAME, int, int, batch), facts)
+
+    growth.run(settings, found, subject)
+    rows = found.facts["growth"]
+    assert {name: row["of linear"] for name, row in rows.items()} == {
+        "1": 1.0,
+        "2": 0.75,
+        "8": 2.0,
+    }
+    assert rows["8"]["images/s"] == 0.5 and rows["8"]["ms a step"] == 16000
+    assert rows["8"]["temporary MiB"] == 1
+    assert found.facts["notes"] == ["4: does not fit into memory, left out"]
+
+
+def test_growth_over_sizes_and_devices():
+    devices = growth.points(train_settings(growth="devices"))
+    assert devices == [1, 2, 4, 8]
+    settings = train_settings(growth="size", points="24x32,48x64")
+    assert growth.points(settings) == [(24, 32), (48, 64)]
+    there = jax.devices()
+    assert growth._place(settings, (24, 32), there) == (4, (24, 32), there[:1])
+    settings = train_settings(growth="devices", batch_size=3)
+    assert growth._place(settings, 4, there) == (12, (24, 32), there[:4])
+    with pytest.raises(UserError, match="16 asked for, 8 there"):
+        growth._place(settings, 16, there)
+
+
+def test_profile_names_the_costliest_operations(tmp_path, capsys):
+    file = tmp_path / "p.json"
+    words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=1", "--frames=8"]
+    words += [f"--profile={tmp_path / 'trace'}", f"--json={file}"]
+    assert benchmark.command(["train", *words]) == 0
+    profile = json.loads(file.read_text())["facts"]["profile"]
+    rows = profile["costliest"]
+    assert profiling.TOP < len(rows) <= profiling.KEPT
+    # The table has ten, after the title and its columns.
+    printed = capsys.readouterr().out
+    table = printed[printed.index("the ten costliest") :].splitlines()
+    assert [line.split()[0] for line in table[2:12]] == [
+        row["operation"] for row in rows[:10]
+    ]
+    assert table[12].startswith("trace: ")
+    shares = [row["share"] for row in rows]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
+    assert rows[0]["ms"] == pytest.approx(profile["ms in all"] * shares[0])
+    assert any("encoder/block" in row["part"] for row in rows)
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
+def test_a_profiler_that_fails_costs_nothing_else(tmp_path, monkeypatch):
+    def no(*_, **__):
+        raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+
+    monkeypatch.setattr(jax.profiler, "trace", no)
+    found = report.Report()
+    profiling.show(tmp_path, counting()[0], ours.Compiled(0.0), found)
+    assert found.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
+
+
+def test_operations_are_named_by_modules():
+    text = """
+%inside (p: f32[2]) -> f32[2] {
+  ROOT %n = f32[2] negate(%p), metadata={op_name="jit(f)/jvp(Net)/up/bn/neg"}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %fusion.3 = f32[2] fusion(%a), calls=%inside
+  %forward = f32[2] dot(%a), metadata={op_name="jit(f)/Net/up/conv/dot_general"}
+  %plain = f32[2] add(%a, %b)
+  ROOT %add.1 = f32[2] add(%a), metadata={op_name="jit(f)/transpose(jvp(N))/up/conv"}
+}
+"""
+    found = profiling.modules(text)
+    assert found["fusion.3"] == "up/bn" and found["plain"] == "-"
+    assert found["add.1"] == "up (gradient)" and found["forward"] == "up/conv"
+
+
+def test_a_busy_machine_is_noticed(monkeypatch):
+    ticks = iter([(100, 90), (200, 185), (200, 185), (300, 185)])
+    monkeypatch.setattr(report, "_ticks", lambda: next(ticks))
+    assert report.busy(0.0) is None
+    assert "others use 100%" in (report.busy(0.0) or "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to measure: .* train|infer"),
+        (["trian"], "did you mean train"),
+        (["train", "--arch=resnet"], "--arch=resnet: one of"),
+        (["train", "--batch_size=0"], "--batch_size=0: must be at least 1"),
+        (["train", "--batch_size=few"], "--batch_size=few: a whole number or auto"),
+        (["train", "--size=228"], "--size=228: give HEIGHTxWIDTH"),
+        (["train", "--upconv=five"], "--upconv=five: one of"),
+        (["train", "--json=/nowhere/x.json"], "/nowhere/x.json: its folder"),
+        (["train", "--devices=9", *TINY[:2]], "--devices=9: there are 8"),
+        (["train", "--batch_size=3", "--devices=2"], "--batch_size=3 does not divide"),
+        (["train", "--growth=batch", "--points=1,b"], "--points=1,b: whole numbers"),
+        (["train", "--points=1,2"], "--points belongs to --growth"),
+        (["train", "--growth=batch", "--batch_size=2"], "takes its batches from"),
+        (["train", "--beside=upconv=five"], "--upconv=five: one of"),
+        (["train", "--beside=size=3x4"], "size is none of upconv"),
+        (["train", "--beside=accumulate=x"], "accumulate is a whole number"),
+        (["train", "--peer=torch", "--layout=fcrn"], "--peer=torch has layout"),
+        (["train", "--peer=torch", "--devices=2"], "--peer=torch runs on one device"),
+        (["train", "--peer=torch", "--accumulate=2"], "leave --accumulate and"),
+        (["infer", "--peer=torch", "--peers=slow"], "--peers=slow: of plain, tuned"),
+        (["infer", "--accumulate=2"], "unknown flag --accumulate"),
+        (["upconv", "--forms=five"], "--forms=five: of all, auto, plain"),
+        (["gpu", "--out=x", "--only=nothing"], "--only=nothing: of train"),
+    ],
+)
+def test_mistakes_are_one_line(words, message):
+    with pytest.raises(UserError, match=message) as error:
+        benchmark.command(words)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("words", [("infer", "--arch=cnn", *TINY), ("upconv",)])
+def test_peers_without_pytorch(words, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
+        benchmark.command([*words, "--peer=torch"])
+
+
+def test_help_tells_what_there_is(capsys):
+    assert benchmark.command(["--help"]) == 0
+    assert "train|infer|upconv|data|cpu|gpu --help" in capsys.readouterr().out

@@ -1,0 +1,257 @@
+"""PyTorch's peers compute what ours do, so that like is compared with like."""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdepth.training import builders, step as step_lib
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training.state import flatten
+from tests import tiny
+from tests.models import reference
+from jaxdepth.commands.benchmark import command as benchmark
+from jaxdepth.commands.benchmark import ours
+from jaxdepth.commands.benchmark.report import Report
+from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from jaxdepth.commands.benchmark import peer_models, peer_runs  # noqa: E402
+
+SIZE = (45, 62)  # odd at every pool of cnn
+# Large enough that several entries are left for the fully connected layer.
+SIZES = {"upproj": SIZE, "cnn": SIZE, "cnn_trans": SIZE, "cnn_fc": (75, 91)}
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def settings_of(kind, arch, **options):
+    size = "{}x{}".format(*SIZES[arch])
+    return kind(arch=arch, size=size, thin=16, peer="torch", **options)
+
+
+def network_of(settings):
+    """Our network, and variables of which all make a difference."""
+    config = settings.config(1, settings.image_size)
+    model = builders.build_model(config).clone(**settings.widths)
+    image = np.zeros((1, *config.image_size, 3), np.float32)
+    return model, reference.variables(model, image)
+
+
+@pytest.mark.parametrize("arch", SIZES)
+def test_a_peer_predicts_what_our_network_does(arch):
+    settings = settings_of(InferSettings, arch)
+    model, variables = network_of(settings)
+    shape = (2, *settings.image_size, 3)
+    rgb = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    image = jnp.asarray(rgb, jnp.float32)
+    predict = jax.jit(lambda v, x: step_lib.predict(model, v, x, layout="torchvision"))
+    depth = predict(variables, image)
+    phases = dataclasses.replace(settings, peer_up="phases", peers="tuned")
+    several = [(settings, peer) for peer in peer_runs.peers(settings)]
+    several += [(phases, peer) for peer in peer_runs.peers(phases)]
+    assert [peer.up for _, peer in several] == ["unpool", "transposed", "phases"]
+    for chosen, peer in several:
+        one = peer_runs.Predictor(chosen, 2, peer)
+        peer_models.load(one.model, variables)
+        count = sum(p.numel() for p in one.model.parameters())
+        assert count == sum(x.size for x in jax.tree.leaves(variables["params"]))
+        theirs = one.depth(torch.tensor(rgb)).numpy()
+        np.testing.assert_allclose(theirs, depth, rtol=2e-4, atol=2e-5)
+
+
+def our_gradients(settings, variables, batch):
+    """Loss, gradients and statistics of our step, from given variables."""
+    config = settings.config(len(batch["rgb"]), settings.image_size)
+    model = builders.build_model(config).clone(**settings.widths, dropout=0.0)
+    spec = builders.build_spec(config, model, tiny.keep_gradient(), axis_name=None)
+    state = step_lib.TrainState(step=np.int32(0), opt_state=None, **variables)
+    return jax.jit(step_lib.gradients, static_argnums=0)(spec, state, batch)
+
+
+@pytest.mark.parametrize(
+    ("arch", "loss", "name"),
+    [
+        pytest.param("upproj", "si", "tuned", marks=pytest.mark.slow),
+        ("cnn", "mse", "plain"),
+        ("cnn_trans", "berhu", "tuned"),
+        ("cnn_fc", "si", "plain"),
+    ],
+)
+def test_a_peer_takes_the_same_loss_and_gradient(arch, loss, name):
+    settings = settings_of(TrainSettings, arch, loss=loss, peers=name, frames=4)
+    _, variables = network_of(settings)
+    frame = settings.config(4, settings.image_size).frame_size
+    batch = tiny.batch(4, frame=frame)
+    found, value, _, batch_stats = our_gradients(settings, variables, batch)
+    (peer,) = peer_runs.peers(settings)
+    one = peer_runs.Trainer(settings, 4, peer)
+    if arch == "cnn_fc":
+        one.model.get_submodule("network.drop").eval()
+    peer_models.load(one.model, variables)
+    depth = torch.tensor(batch["depth_mm"].astype(np.int32))
+    theirs = one.loss(torch.tensor(batch["rgb"]), depth)
+    theirs.backward()
+    np.testing.assert_allclose(theirs.item(), value, rtol=1e-4)
+    # Our gradients in their shape: by loading them as if they were parameters.
+    shadow = peer_runs.Trainer(settings, 4, peer).model
+    peer_models.load(shadow, {"params": found, "batch_stats": batch_stats})
+    wanted = dict(shadow.named_parameters())
+    for path, parameter in one.model.named_parameters():
+        expected = wanted[path].detach().numpy()
+        scale = np.abs(expected).max()
+        assert parameter.grad is not None
+        difference = np.abs(parameter.grad.numpy() - expected).max()
+        assert difference <= 2e-3 * scale + 1e-6, path
+    # The batch was normalised by its own statistics, and they were kept.
+    for path, buffer in shadow.named_buffers():
+        if path.endswith("running_mean"):
+            theirs = dict(one.model.named_buffers())[path]
+            np.testing.assert_allclose(theirs, buffer, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_peer_takes_the_same_step_of_the_optimizer(optimizer):
+    settings = settings_of(TrainSettings, "cnn", optimizer=optimizer)
+    config = settings.config(2, SIZE)
+    # Large enough that L2 shows.
+    config = dataclasses.replace(config, weight_decay=0.1, lr=0.1)
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}
+    grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
+    rule = builders.build_optimizer(config, start)
+    state: Any = rule.init(start)
+    ours_now: Any = start
+    theirs = torch.nn.Linear(3, 4, bias=False)
+    theirs.weight.data = torch.tensor(start["kernel"].T.copy())
+    optimizer_of = peer_runs.optimizer_of(config, theirs, fused=False)
+    for grad in grads:
+        updates, state = rule.update(grad, state, ours_now)
+        ours_now = optax.apply_updates(ours_now, updates)
+        theirs.weight.grad = torch.tensor(grad["kernel"].T.copy())
+        optimizer_of.step()
+    after = theirs.weight.detach().numpy().T
+    np.testing.assert_allclose(after, ours_now["kernel"], rtol=2e-5, atol=1e-7)
+
+
+def test_loading_refuses_what_has_no_place():
+    settings = settings_of(InferSettings, "cnn")
+    _, variables = network_of(settings)
+    model = peer_runs.Predictor(settings, 1, peer_runs.peers(settings)[0]).model
+    fewer = {**variables, "batch_stats": {}}
+    with pytest.raises(RuntimeError, match="Missing key"):
+        peer_models.load(model, fewer)
+    more = {"extra": {"kernel": np.zeros((1, 1, 1, 1))}}
+    with pytest.raises(AttributeError, match="extra"):
+        peer_models.load(model, {**variables, "params": variables["params"] | more})
+
+
+def test_the_race_with_peers(tmp_path):
+    file = tmp_path / "race.json"
+    words = ["train", "--arch=cnn", "--size=24x32", "--thin=16", "--batch_size=2"]
+    words += ["--seconds=0", "--repeats=3", "--frames=4", "--peer=torch"]
+    benchmark.command([*words, f"--json={file}"])
+    found = json.loads(file.read_text())
+    tables = {t["unit"]: t["rows"] for t in found["tables"] if "turn" in t["title"]}
+    tables |= {t["unit"]: t["rows"] for t in found["tables"] if t["unit"] == "ms"}
+    times = {row["what"]: row for row in tables["ms"]}
+    assert list(times) == ["jaxdepth", "torch plain", "torch tuned"]
+    for row in tables["ratio"]:
+        theirs = times[row["what"].removeprefix("jaxdepth / ")]["values"]
+        pairs = zip(times["jaxdepth"]["values"], theirs, strict=True)
+        assert row["values"] == pytest.approx([b / a for a, b in pairs])
+    medians = {name: row["median"] for name, row in times.items() if "torch" in name}
+    assert found["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
+
+
+def test_a_peer_that_does_not_fit_is_left_out(monkeypatch):
+    def full(self):
+        if self.model.get_submodule("network").head.weight.is_contiguous(
+            memory_format=torch.contiguous_format
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    settings = settings_of(InferSettings, "cnn")
+    count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
+    report = Report()
+    monkeypatch.setattr(peer_runs.Predictor, "step", full)
+    names = [c.name for c in peer_runs.contestants(settings, 1, report, count)]
+    assert names == ["torch tuned"]
+    assert any("torch plain: left out" in line for line in report.facts["notes"])
+    with pytest.raises(RuntimeError, match=f"parameters, ours {count + 1}"):
+        peer_runs.contestants(settings, 1, report, count + 1)
+
+
+def test_compilation_that_takes_too_long_is_given_up(monkeypatch):
+    settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
+    settings = dataclasses.replace(settings, compile_limit=0.2)
+    count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
+    monkeypatch.setattr(torch, "compile", lambda model, mode: lambda x: time.sleep(60))
+    report, began = Report(), time.monotonic()
+    (eager,) = peer_runs.contestants(settings, 1, report, count)
+    assert time.monotonic() - began < 30
+    assert report.facts["notes"][-1] == (
+        "torch plain: not compiled (took more than 0.2 s)"
+    )
+    assert eager.name == "torch plain" and eager.call().shape == (1, 12, 16)
+
+
+def test_compiled_peers_race_beside_eager_ones(monkeypatch):
+    settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
+    count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
+    monkeypatch.setattr(
+        torch, "compile", lambda model, mode: lambda x: model(x) + 100.0
+    )
+    both = peer_runs.contestants(settings, 1, Report(), count)
+    assert [c.name for c in both] == ["torch plain", "torch plain, compiled (default)"]
+    eager, compiled, again = both[0].call(), both[1].call(), both[0].call()
+    assert compiled.min() >= 100 > max(eager.max(), again.max())
+
+
+def test_peers_run_where_jax_does(monkeypatch):
+    assert peer_runs.device().type == "cpu"
+    peer_runs.check_device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    with pytest.raises(UserError, match="JAX runs on a TPU, which this PyTorch"):
+        peer_runs.check_device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="JAX runs on a GPU"):
+        peer_runs.check_device()
+    assert peer_runs.device().type == "cuda"
+
+
+def test_peers_see_what_training_sees():
+    settings = settings_of(TrainSettings, "cnn", frames=4)
+    names = [peer.name for peer in peer_runs.peers(settings)]
+    assert ours.NAME not in names and names == ["torch plain", "torch tuned"]
+    config = settings.config(2, SIZE)
+    batches = peer_runs.Batches(config, 4)
+    rgb, depth = batches.next()
+    assert rgb.shape == (2, *config.frame_size, 3) and rgb.dtype == torch.uint8
+    assert depth.shape == (2, *config.frame_size)
+    several = [batches.next()[0] for _ in range(6)]
+    assert any(not torch.equal(rgb, other) for other in several)
+
+
+def test_all_paths_of_ours_are_peers_paths():
+    settings = settings_of(InferSettings, "upproj")
+    _, variables = network_of(settings)
+    paths = {p.rpartition("/")[0] for p in flatten(variables["params"])}
+    peer = peer_runs.peers(settings)[0]
+    modules = dict(peer_runs.Predictor(settings, 1, peer).model.named_modules())
+    for path in paths:
+        name = path.replace("/", ".").replace("head.conv", "head")
+        assert f"network.{name}" in modules

@@ -1,0 +1,354 @@
+"""The paper's tables: which runs are made, reused and refused, and what is printed."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxdepth.commands import cli
+from jaxdepth.commands.paper import published, tables
+from jaxdepth import config as config_lib
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.subprocesses import Ended
+from jaxdepth.evaluation.metrics import METRICS
+from jaxdepth.recipes import RECIPES
+from jaxdepth.weights import files
+
+OK = Ended(cli.OK, "", False)
+
+
+class Runs:
+    """Stands for experiments.run: leaves its work directory, trains nothing.
+
+    Args:
+      ends: folder -> how the run of it ends, instead of well.
+      depth: the truth that the data have.
+    """
+
+    def __init__(self, ends=None, depth="filled"):
+        self.ends, self.depth = ends or {}, depth
+        self.started = []
+
+    def __call__(self, flags):
+        config = cli.parse_config(flags, prog="test")
+        config = config_lib.resolve(config, platform="cpu")
+        images = config.train_images or 600
+        config = config_lib.settle_steps(config, train_images=images)
+        folder = Path(str(config.workdir))
+        name = "/".join(folder.parts[-2:])
+        self.started.append(name)
+        # The data settle these, whatever was asked for.
+        saved = config_lib.to_json(config) | {"depth": self.depth, "split": "tune"}
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "config": saved,
+            "command": " ".join(["python -m experiments.run", *flags]),
+            "data": {"train_images": images},
+            "versions": {"jax": "1"},
+            "devices": {"platform": "cpu"},
+        }
+        (folder / "config.json").write_text(json.dumps(record))
+        if name in self.ends:
+            return self.ends[name]
+        (folder / "results.json").write_text(json.dumps(results(config)))
+        return OK
+
+
+def rmse(run, seed, step):
+    """A made-up number that differs between runs, seeds and steps."""
+    return 1 + 0.1 * sorted(published.RUNS).index(run) + 0.02 * seed**2 + 1 / step
+
+
+def results(config):
+    run = Path(config.workdir).parts[-2]
+    same = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
+    same |= {"data": "nyu", "split": "tune", "size": config.size, "images": 81}
+    entries = []
+    for step in (config.steps // 2, config.steps):
+        values = dict.fromkeys(METRICS, 0.5) | {"rmse": rmse(run, config.seed, step)}
+        other = values | {"rmse": 99.0}
+        entries.append({"step": step, **same, "protocol": "eigen", "metrics": other})
+        entries.append({"step": step, **same, "metrics": values})
+    level = dict.fromkeys(METRICS, 0.25) | {"rmse": 2.0 + config.seed}
+    names = ("constant", "constant_delta", "mean_map")
+    return {
+        "evaluations": entries,
+        "baselines": dict.fromkeys(names, level),
+        "command": "python",
+        "images_per_s": 3.0,
+    }
+
+
+def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
+    options: dict[str, Any] = {"table": table, "scale": scale, "seeds": seeds}
+    config = tables.TablesConfig(workdir=str(folder), **options)
+    runs = runs or Runs()
+    code = tables.run(
+        config, flags, command="python -m experiments.tables again", start=runs
+    )
+    return code, runs, json.loads((folder / "tables.json").read_text())
+
+
+def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
+    code, runs, found = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
+    assert code == cli.OK
+    # Of ten runs two need weights; each of the others once a seed, though rows share.
+    without = [
+        run for run in published.RUNS if run not in ("upproj_imagenet", "upproj_nyu")
+    ]
+    wanted = [f"{run}/seed-{seed}" for run in without for seed in (3, 4)]
+    assert sorted(runs.started) == sorted(wanted)
+    one, two, three, four = found["tables"]
+    assert found["seeds"] == [3, 4] and found["scale"] == "small"
+    assert one["measured_by"] == (
+        "laina@57x76, pooled, filled truth, nyu, split tune, trained at 57x76, "
+        "81 images"
+    )
+    row = one["rows"][1]
+    values = [rmse("cnn", seed, 480) for seed in (3, 4)]
+    assert row["mean"]["rmse"] == pytest.approx(np.mean(values))
+    assert row["spread"]["rmse"] == pytest.approx(np.std(values, ddof=1))
+    assert row["label"] == "CNN" and row["status"] == "done" and not row["ours"]
+    assert row["also_in"] == ["Table 2, scale-invariant"]
+    assert row["paper"] == {"delta1": 0.195, "abs_rel": 1.2e6, "rmse": 1.22}
+    assert row["seeds"][1]["workdir"] == "cnn/seed-4"
+    assert row["seeds"][1]["evaluation"]["metrics"]["rmse"] == values[1]
+    # The course is that of the protocol whose number is shown.
+    curve = [point["metrics"]["rmse"] for point in row["seeds"][0]["curve"]]
+    assert curve == [rmse("cnn", 3, step) for step in (240, 480)]
+    assert one["rows"][4]["also_in"] == ["Table 4"]
+    assert two["rows"][1]["mean"] == row["mean"]
+    absent = one["rows"][3]
+    assert absent["status"] == "absent" and absent["mean"] is None
+    assert "--init=imagenet" in absent["reason"]
+    assert {b["name"] for b in one["baselines"]} == {
+        "constant", "constant_delta", "mean_map"
+    }  # fmt: skip
+    assert one["baselines"][0]["mean"]["rmse"] == 5.5
+    assert [b["train_images"] for b in three["baselines"]] == [25] * 3
+    assert [point["step"] for point in four["curve"]] == [240, 480]
+    untrained = statistics.fmean(rmse("upproj_random", s, 240) for s in (3, 4))
+    assert four["curve"][0]["rmse"] == {"upproj_random": pytest.approx(untrained)}
+    said = capsys.readouterr().out
+    number = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    assert "seeds 3, 4: mean" in said
+    assert number in said and "1.220" in said and "81 images" in said
+    assert "CNN+Res: absent, no weights" in said and "truth near zero" in said
+    text = (tmp_path / "tables.md").read_text()
+    assert f"| {number} | 1.220 |" in text and "experiments.tables again" in text
+
+
+def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
+    stopped = Runs({"cnn/seed-0": Ended(130, "", True)})
+    code, runs, found = tabulate(tmp_path, runs=stopped, table="2")
+    assert code == cli.INTERRUPTED
+    assert runs.started == ["cnn_mse/seed-0", "cnn/seed-0"]
+    status = [row["status"] for row in found["tables"][0]["rows"]]
+    assert status == ["done", "waiting", "waiting"]
+    reasons = [row["reason"] for row in found["tables"][0]["rows"]]
+    assert reasons == [None, "stopped", "not run yet"]
+    code, runs, found = tabulate(tmp_path, table="2")
+    assert code == cli.OK and runs.started == ["cnn/seed-0", "cnn_berhu/seed-0"]
+    assert all(row["status"] == "done" for row in found["tables"][0]["rows"])
+    # Table 1 shares a run with Table 2.
+    _, runs, _ = tabulate(tmp_path, table="1")
+    assert [name for name in runs.started if "cnn/" in name] == []
+    assert tabulate(tmp_path, table="2")[1].started == []
+
+
+def test_data_with_one_kind_of_truth_are_reused(tmp_path):
+    tabulate(tmp_path, runs=Runs(depth="raw"), table="3")
+    assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
+    # Asked for as filled, that is other training than the recipe's.
+    with pytest.raises(UserError, match="--depth=raw there, filled here"):
+        tabulate(tmp_path, "--depth=filled", table="3")
+
+
+def test_data_without_the_recipe_s_truth_are_reused(tmp_path):
+    tabulate(tmp_path, runs=Runs(depth="filled"), table="3")
+    assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
+
+
+def test_rows_of_another_split_are_refused(tmp_path):
+    tabulate(tmp_path, "--split=tune", table="3")
+    assert tabulate(tmp_path, "--split=tune", table="3")[1].started == []
+    with pytest.raises(UserError, match="--split=tune there, auto here"):
+        tabulate(tmp_path, table="3")
+
+
+def test_other_tables_are_kept_and_foreign_files_too(tmp_path, capsys):
+    tabulate(tmp_path, table="3", seeds=2)
+    capsys.readouterr()
+    found = tabulate(tmp_path, table="2")[2]
+    assert [table["table"] for table in found["tables"]] == ["2", "3"]
+    assert found["seeds"] == [0, 1]
+    said = capsys.readouterr().out
+    assert "Table 2" in said and "Table 3, unpooling" not in said
+    text = (tmp_path / "tables.md").read_text()
+    assert "seeds 0, 1: mean" in text and "rmse in metres; seed 0" in text
+    (tmp_path / "tables.md").write_text("mine")
+    with pytest.raises(UserError, match=r"tables\.md is there and was not written"):
+        tabulate(tmp_path, table="2")
+    assert (tmp_path / "tables.md").read_text() == "mine"
+
+
+def test_damaged_files_are_named(tmp_path):
+    tabulate(tmp_path, table="3")
+    path = tmp_path / "unpool_zero" / "seed-0" / "config.json"
+    whole = path.read_text()
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"was not written by experiments\.run"):
+        tabulate(tmp_path, table="3")
+    path.write_text(whole)
+    path.with_name("results.json").write_text("{}")  # it is run again
+    assert tabulate(tmp_path, table="3")[1].started == ["unpool_zero/seed-0"]
+    (tmp_path / "tables.json").write_text(
+        '{"command": "experiments.tables", "scale": "small", "tables": [{}]}'
+    )
+    with pytest.raises(UserError, match=r"tables\.json is damaged"):
+        tabulate(tmp_path, table="3")
+
+
+def test_a_run_that_leaves_nothing_has_failed(tmp_path):
+    def nothing(_):
+        return OK
+
+    code, _, found = tabulate(tmp_path, runs=nothing, table="3")
+    assert code == cli.MACHINE
+    assert "left no results.json" in found["tables"][0]["rows"][0]["reason"]
+
+
+def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
+    ends = {"cnn_mse/seed-0": Ended(3, "stopped: the loss is not finite", False)}
+    code, runs, found = tabulate(tmp_path, runs=Runs(ends), table="2")
+    assert code == cli.NON_FINITE and len(runs.started) == 3
+    rows = found["tables"][0]["rows"]
+    assert [row["status"] for row in rows] == ["failed", "done", "done"]
+    assert rows[0]["reason"] == "the loss is not finite"
+    assert "cnn_mse/seed-0 failed: the loss is" in caplog.text
+    assert "\n\nmean squared: failed, the loss" in (tmp_path / "tables.md").read_text()
+    ends = {"cnn_mse/seed-0": Ended(-9, "killed by SIGKILL", False)}
+    assert tabulate(tmp_path, runs=Runs(ends), table="2")[0] == cli.MACHINE
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lr=0.5"], r"--lr=0\.001 there, 0\.5 here"),
+        (["--steps=7"], "--steps=480 there, 7 here"),
+        (["--data=other"], "--data=rooms there, other here"),
+        (["--train_images=9"], "--train_images=500 there, 9 here"),
+    ],
+)
+def test_a_run_of_other_flags_is_refused_before_any_other_starts(
+    tmp_path, flags, words
+):
+    tabulate(tmp_path, table="2")
+    runs = Runs()
+    with pytest.raises(UserError, match=words):
+        tabulate(tmp_path, *flags, runs=runs)
+    assert not runs.started
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--loss=mse"], "--loss: each row of a table decides that"),
+        (["--recipe=demo"], "--recipe: each row"),
+        (["--stepz=3"], "did you mean --steps"),
+        (["--steps=x"], "--steps=x: a whole number"),
+        (["picture.png"], "a flag was expected"),
+        (["--seed=-1"], "--seed=-1: a whole number"),
+        (["--weights=none.safetensors"], "there is no such file"),
+    ],
+)
+def test_mistakes_come_out_before_anything_is_made(tmp_path, flags, words):
+    with pytest.raises(UserError, match=words):
+        tabulate(tmp_path / "t", *flags)
+    assert not (tmp_path / "t").exists()
+    with pytest.raises(UserError, match="--seeds=0"):
+        tables.TablesConfig(seeds=0)
+
+
+def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
+    for init, layout in (("imagenet", "torchvision"), ("nyu", "fcrn")):
+        weights = files.Weights.of_layout(
+            {"params/x": np.zeros(1, np.float32)},
+            layout,
+            init=init,
+            origin="",
+            sha256="",
+            licence="",
+        )
+        files.write(tmp_path / f"{init}.safetensors", weights)
+    both = ",".join(str(tmp_path / f"{x}.safetensors") for x in ("nyu", "imagenet"))
+    runs = Runs()
+    code, _, found = tabulate(
+        tmp_path / "t", f"--weights={both}", runs=runs, table="4", scale="paper"
+    )
+    rows = found["tables"][0]["rows"]
+    assert code == cli.OK and [row["status"] for row in rows] == ["done"] * 3
+    flags = [row["flags"] for row in rows]
+    assert [f["init"] for f in flags] == ["imagenet", "nyu", "random"]
+    assert [f["layout"] for f in flags] == ["torchvision", "fcrn", "torchvision"]
+    # The paper's 500 images for 20 epochs in batches of 8.
+    assert all((f["train_images"], f["steps"]) == (500, 1250) for f in flags)
+    # Finished runs need not be told their weights again.
+    _, runs, found = tabulate(tmp_path / "t", table="4", scale="paper")
+    assert not runs.started and found["tables"][0]["rows"][1]["status"] == "done"
+    one = str(tmp_path / "nyu.safetensors")
+    with pytest.raises(UserError, match="both are for --init=nyu"):
+        tabulate(tmp_path / "u", f"--weights={one},{one}")
+
+
+def test_flags_beside_win_over_the_scale_s(tmp_path):
+    _, _, found = tabulate(
+        tmp_path,
+        "--size",
+        "60x80",
+        "--epochs=2",
+        "--train_images=64",
+        "--warmup_epochs=0.5",
+        table="1",
+    )
+    flags = [row["flags"] for row in found["tables"][0]["rows"] if row["flags"]]
+    assert {(f["size"], f["steps"], f["warmup_steps"]) for f in flags} == {
+        ("60x80", 8, 2)
+    }
+    assert {f["lr"] for f in flags} == {3e-4, 1e-3, 6e-4}
+
+
+def test_rows_of_a_table_have_one_budget():
+    for name in ("1", "2", "4"):
+        budgets = {
+            tuple(published.scaled(row.run, "small")[k] for k in ("steps", "train_images"))
+            for row in published.TABLES[name].rows
+        }
+        assert budgets == {(480, 500)}
+
+
+def test_numbers_are_those_that_the_recipes_quote():
+    shown = {
+        published.RUNS[row.run].recipe for t in published.TABLES.values() for row in t.rows
+    }
+    quoted = {name for name in RECIPES if name.startswith("table")}
+    twice = {"table2_si", "table1_upproj"}  # other names of a recipe that is shown
+    assert shown == quoted - twice
+    for table in published.TABLES.values():
+        for row in table.rows:
+            doc = RECIPES[published.RUNS[row.run].recipe].doc
+            if row.paper:
+                delta1, tail = doc.split("The paper: ")[1].split(" ")[:2]
+                assert float(delta1.rstrip(",")) == row.paper["delta1"]
+                assert float(tail) == row.paper["rmse"]
+
+
+def test_own_flags_are_told_from_those_of_the_runs():
+    mine, theirs = tables.split_flags(
+        ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
+    )
+    assert mine == ["--table", "1", "--scale=smoke", "--seeds=2"]
+    assert theirs == ["--lr", "0.1", "--data=x"]

@@ -1,0 +1,385 @@
+"""The page about runs: what it says, and what it does in a browser."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import report
+from jaxdepth.commands import cli
+from jaxdepth.commands.report import command as library
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.commands.run_predictions import Example, Scored, Trained
+from jaxdepth.evaluation.metrics import METRICS
+
+EVIL = "<script>alert('x')</script>&\"$a$"
+COLUMNS, ROWS = 64, 48
+
+
+def entry(step, rmse, *, averaging="pooled", data="rooms", pixels=1000, **more):
+    metrics = dict.fromkeys(METRICS, 0.5) | {"rmse": rmse}
+    return {
+        "step": step, "protocol": "plain", "averaging": averaging, "truth": "raw",
+        "data": data, "split": "own", "size": "48x64", "images": 32, "metrics": metrics,
+        "counts": {"pixels": pixels}, "notes": [], **more,
+    }  # fmt: skip
+
+
+def run_folder(folder, rmse, *, data="rooms", arch="cnn", loss="si", **more):
+    """A work directory as a run leaves it, without checkpoints."""
+    folder.mkdir(parents=True)
+    parts = {
+        "0-2 m": {"pixels": 250, "images": 30, "metrics": dict.fromkeys(METRICS, 0.125)}
+    }
+    entries = [
+        entry(
+            step, value, averaging=averaging, data=data, loss=0.25, parts=parts, **more
+        )
+        for step, value in ((10, rmse + 1), (20, rmse))
+        for averaging in ("per_image", "pooled")
+    ]
+    results = {
+        "evaluations": entries,
+        "baselines": {"mean_map": dict.fromkeys(METRICS, 0.875)},
+        "images_per_s": 12.34,
+        "command": "python -m experiments.run --arch=cnn " + EVIL,
+        "versions": {"jax": "0.10.2"},
+        "devices": {"platform": "cpu", "count": 1},
+    }
+    config = {"arch": arch, "loss": loss, "lr": 0.001, "workdir": EVIL}
+    saved = {"config": config, "data": {"name": data, "train_images": 631}}
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.json").write_text(json.dumps(saved))
+    lines = [json.dumps({"step": k, "loss": 1 / (k + 1)}) for k in range(20)]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    return str(folder)
+
+
+class Fake(Trained):
+    """Five images of a box before a wall; the k-th prediction is 0.1 k m too far."""
+
+    def __init__(self, run, **_):
+        self.data = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
+            evaluation=SimpleNamespace(manifest={"intrinsics": {}})
+        )
+
+    def score(self):
+        images = [
+            {"name": f"{EVIL} {k}"} | dict.fromkeys(METRICS, 0.5) | {"rmse": k / 10}
+            for k in range(5)
+        ]
+        return Scored(entry(20, 1.0), images)
+
+    def examples(self, places):
+        rows, columns = np.mgrid[:ROWS, :COLUMNS]
+        box = (abs(rows - 24) < 10) & (abs(columns - 20) < 12)
+        depth = np.where(box, 1.5, 3.0).astype(np.float32)
+        rgb = np.stack([4 * rows, 4 * columns, 0 * rows + 90], -1).astype(np.uint8)
+        camera = (60.0, 60.0, 31.5, 23.5)
+        return [
+            Example(f"{EVIL} {k}", rgb, depth, depth + np.float32(0.1 * k), camera)
+            for k in places
+        ]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(library, "Trained", Fake)
+
+
+def text_of(html: str) -> str:
+    """What a reader sees, roughly."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
+
+
+def test_every_number_has_what_it_was_measured_by(tmp_path, fake):
+    a = run_folder(tmp_path / "a", 1.25)
+    out = tmp_path / "r.html"
+    assert report.command([a, f"--out={out}", "--pictures=4"]) == cli.OK
+    html = out.read_text()
+    text = text_of(html)
+    measured = "plain, pooled, raw truth, rooms, split own, trained at 48x64, 32 images"
+    for table in ("", "By distance, and near edges of depth: "):
+        assert table + measured in text
+    assert "Beside depth that does not look at the image" in text
+    assert "1.250" in text and "0.875" in text and "0.125" in text and "25.0 %" in text
+    assert "plain, per_image, raw truth" in text
+    for word in ("--lr", "0.001", "train images", "631", "12.3 images/s", "0.10.2"):
+        assert word in text
+    # Two worst and two best of five, by RMSE, worst first.
+    ranks = re.findall(
+        r"<strong>((?:worst|best) \d of \d)</strong>.*?rmse ([\d.]+)", html
+    )
+    assert ranks == [
+        ("worst 1 of 5", "0.400"), ("worst 2 of 5", "0.300"),
+        ("best 2 of 5", "0.100"), ("best 1 of 5", "0.000"),
+    ]  # fmt: skip
+
+
+def test_what_comes_from_files_is_text(tmp_path, fake):
+    a = run_folder(tmp_path / "a", 1.25, data=EVIL)
+    out = tmp_path / "r.html"
+    argv = [a, f"--out={out}", "--pictures=2", f"--title={EVIL}"]
+    assert report.command(argv) == cli.OK
+    html = out.read_text()
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+    assert html.count("<script") == 2  # ours, and the clouds' data
+    # Nothing is loaded: no address but those of XML's names.
+    found = set(re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html)))
+    assert found <= {"http://www.w3.org"}
+
+
+def test_several_runs_are_compared_only_where_measured_alike(tmp_path, fake):
+    runs = [
+        run_folder(tmp_path / "a", 1.25),
+        run_folder(tmp_path / "b", 1.0, arch="upproj"),
+        run_folder(tmp_path / "c", 0.5, data="other"),
+        run_folder(tmp_path / "d", 0.5, pixels=500),  # as another --max_depth
+    ]
+    out = tmp_path / "r.html"
+    assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
+    html = out.read_text()
+    numbers = html[html.index('id="numbers"') : html.index('id="curves"')]
+    first, second, third = re.findall(r"<tbody>.*?</tbody>", numbers, flags=re.DOTALL)
+    assert re.findall(r'scope="row">(\w+)', first) == ["a", "b", "mean"]
+    assert re.findall(r'scope="row">(\w+)', second) == ["c", "mean"]
+    assert re.findall(r'scope="row">(\w+)', third) == ["d", "mean"]
+    assert "measured in 3 ways" in html
+    assert "none were asked for" in html
+
+
+def test_tables_stand_beside_the_paper(tmp_path, fake):
+    run_folder(tmp_path / "t" / "cnn" / "seed-0", 1.25)
+    seed = {"seed": 0, "workdir": "cnn/seed-0", "evaluation": entry(20, 1.25)}
+    rows = [
+        {
+            "label": "CNN", "status": "done", "reason": None, "seeds": [seed],
+            "paper": {"delta1": 0.195, "abs_rel": 1.2e6, "rmse": 1.22},
+            "mean": dict.fromkeys(METRICS, 0.25),
+            "spread": dict.fromkeys(METRICS, 0.01),
+        },
+        {
+            "label": "CNN+Res", "status": "absent", "reason": "no weights", "seeds": [],
+            "paper": None, "mean": None, "spread": None,
+        },
+    ]  # fmt: skip
+    baseline = {"name": "mean_map", "mean": dict.fromkeys(METRICS, 2), "spread": None}
+    tables = {
+        "scale": "smoke", "command": "tables", "seeds": [0], "notes": ["a note"],
+        "tables": [{
+            "table": "1", "title": "networks", "measured_by": "plain, pooled",
+            "rows": rows, "baselines": [baseline],
+        }],
+    }  # fmt: skip
+    (tmp_path / "t" / "tables.json").write_text(json.dumps(tables))
+    out = tmp_path / "r.html"
+    argv = [str(tmp_path / "t"), f"--out={out}", "--pictures=0"]
+    assert report.command(argv) == cli.OK
+    text = text_of(out.read_text())
+    assert "Table 1, networks: plain, pooled" in text and "a note" in text
+    assert "CNN done 1 of 1 0.250 ± 0.010" in text and "0.195 1.220" in text
+    assert "CNN+Res absent: no weights 0 of 0 – – – – –" in text
+    assert "CNN, table 1" in text  # the run itself
+
+
+def test_what_is_missing_is_said(tmp_path):
+    a = run_folder(tmp_path / "a", 1.25)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "results.json").write_text("{}")
+    out = tmp_path / "r.html"
+    assert report.command([a, str(bare), f"--out={out}"]) == cli.OK
+    text = text_of(out.read_text())
+    assert "No pictures:" in text and "It holds no evaluation yet." in text
+    assert "Its command is not known." in text and "has no config.json" in text
+
+
+def test_no_other_file_is_replaced(tmp_path, fake):
+    a = run_folder(tmp_path / "a", 1.25)
+    out = tmp_path / "r.html"
+    argv = [a, f"--out={out}", "--pictures=0"]
+    assert report.command(argv) == report.command(argv) == cli.OK
+    out.write_text("<!doctype html>a diary")
+    for flags, words in (
+        (argv, "was not written by this command"),
+        ([a, f"--out={tmp_path / 'no' / 'r.html'}"], "there is no folder"),
+        ([f"--out={out}"], "give the work directories"),
+        ([str(tmp_path), f"--out={tmp_path / 'new.html'}"], "nor of tables"),
+        ([a, "--pictures=-1"], "at least 0"),
+        ([a, "--metric=speed"], "one of delta1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            report.command(flags)
+    assert out.read_text() == "<!doctype html>a diary"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium without a window; skipped where it is not installed."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        # Root, as in containers, has no sandbox.
+        options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        found = playwright.chromium.launch(executable_path=path, args=options)
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def page(browser, tmp_path, fake):
+    """The page of two runs on a phone, and what went wrong on it in `page.wrong`."""
+    runs = [run_folder(tmp_path / name, 1.25, data=EVIL) for name in ("a", "b")]
+    out = tmp_path / "r.html"
+    assert report.command([*runs, f"--out={out}", "--pictures=3"]) == cli.OK
+    opened = browser.new_page(viewport={"width": 360, "height": 740})
+    opened.wrong = []
+    opened.on("console", lambda message: opened.wrong.append(message.text))
+    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
+    opened.on("request", lambda request: opened.wrong.append(request.url[:80]))
+    opened.goto(out.as_uri())
+    for said in opened.locator("output").all():
+        says(said, "points")
+    # The page itself, and what it holds.
+    opened.wrong = [x for x in opened.wrong if not x.startswith(("data:", "file:"))]
+    yield opened
+    assert opened.wrong == []
+    opened.close()
+
+
+def says(output, text: str, *, yet: bool = True) -> None:
+    """Wait until it has that text, or, with `yet=False`, no more.
+
+    The page's own waiting would want `eval`, which the page forbids.
+    """
+    from playwright.sync_api import expect
+
+    expected = expect(output)
+    (expected.to_contain_text if yet else expected.not_to_contain_text)(text)
+
+
+def picture_of(canvas) -> np.ndarray:
+    """What the canvas shows, (h, w, 3)."""
+    url = canvas.evaluate("c => c.toDataURL()")
+    with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+@pytest.mark.slow
+def test_page_fits_every_width(page):
+    for width in (320, 360, 800, 1400):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    assert page.evaluate(
+        "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    )
+
+
+@pytest.mark.slow
+def test_slider_moves_by_key_and_mouse_and_shows_layers(page):
+    compare = page.locator(".compare").nth(1)
+    cut = "e => getComputedStyle(e).getPropertyValue('--cut').trim()"
+    slider = compare.locator("input")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert compare.evaluate(cut) == "51"
+    page.keyboard.press("Home")
+    assert compare.evaluate(cut) == "0"
+    assert "0 % truth" in slider.get_attribute("aria-valuetext")
+    assert compare.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    box = compare.bounding_box()
+    y = box["y"] + box["height"] / 3
+    page.mouse.move(box["x"] + 0.2 * box["width"], y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"], y, steps=4)
+    page.mouse.up()
+    assert abs(int(compare.evaluate(cut)) - 75) <= 2
+    figure = page.locator("figure.picture").nth(1)
+    figure.get_by_label("image", exact=False).first.check()
+    assert compare.locator(".tag.left").text_content() == "image"
+    shown = "e => [...e.querySelectorAll('.over')].filter(i => !i.hidden).length"
+    assert compare.evaluate(shown) == 1
+    assert "image left of the border" in slider.get_attribute("aria-label")
+
+
+@pytest.mark.slow
+def test_cloud_turns_by_key_and_mouse(page):
+    box = page.locator(".cloud").first
+    canvas, said = box.locator("canvas"), box.locator("output")
+    first = picture_of(canvas)
+    background = (first == (0x16, 0x18, 0x1C)).all(-1).mean()
+    assert 0.2 < background < 0.95
+    assert f"{ROWS * COLUMNS} points" in said.text_content()
+    canvas.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("+")
+    says(said, "120 %")
+    assert "Turned 15° sideways and 14° up" in said.text_content()
+    assert not same(picture_of(canvas), first)
+    page.keyboard.press("0")
+    says(said, "100 %")
+    assert same(picture_of(canvas), first)
+    canvas.scroll_into_view_if_needed()
+    place = canvas.bounding_box()
+    x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y, steps=3)
+    page.mouse.up()
+    says(said, " 20°", yet=False)
+    assert not same(picture_of(canvas), first)
+    before = picture_of(canvas)
+    box.locator("select.which").select_option("0")  # the worst one is 0.4 m farther
+    box.get_by_role("button", name="Nearer").click()
+    says(said, "120 %")
+    assert not same(picture_of(canvas), before)
+
+
+@pytest.mark.slow
+def test_cloud_puts_points_where_the_camera_sees_them(page):
+    """Turned to the front, a pixel's colour is where the pinhole has it."""
+    box = page.locator(".cloud").first
+    canvas, said = box.locator("canvas"), box.locator("output")
+    canvas.focus()
+    for key, times in (("ArrowLeft", 4), ("ArrowDown", 2)):
+        for _ in range(times):
+            page.keyboard.press(key)
+    says(said, "Turned 0°")
+    seen = picture_of(canvas)
+    size = seen.shape
+    scale = 0.65 * size[1] / COLUMNS
+    for row, column in ((5, 50), (24, 20), (40, 60)):
+        y = round(size[0] / 2 + (row - 23.5) * scale)
+        x = round(size[1] / 2 + (column - 31.5) * scale)
+        np.testing.assert_allclose(seen[y, x, :2], (4 * row, 4 * column), atol=14)
+
+
+def test_a_run_that_diverged_at_once_is_on_the_page(tmp_path, fake):
+    runs = [run_folder(tmp_path / "a", 1.25), run_folder(tmp_path / "b", 1.0)]
+    (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n')
+    out = tmp_path / "r.html"
+    assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
+
+
+def test_no_image_can_be_ranked(tmp_path, fake, monkeypatch):
+    images = [{"name": "a"} | dict.fromkeys(METRICS)]
+    monkeypatch.setattr(Fake, "score", lambda _: Scored(entry(20, 1.0), images))
+    a, out = run_folder(tmp_path / "a", 1.25), tmp_path / "r.html"
+    assert report.command([a, f"--out={out}"]) == cli.OK
+    assert "No pictures: rmse is undefined for every image" in out.read_text()

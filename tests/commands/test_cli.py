@@ -1,0 +1,165 @@
+"""Flags: what is read, what is refused, and how a command leaves."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxdepth.commands import cli
+from jaxdepth.config import Config
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.commands.predict import PredictConfig
+from jaxdepth.recipes import RECIPES
+
+
+def read(*argv: str, **options) -> Config:
+    return cli.parse_config(argv, prog="run", **options)
+
+
+def test_flags_are_read():
+    config = read("--arch=cnn", "--lr=0.01", "--steps=5", "--size", "48x64")
+    assert (config.arch, config.lr, config.steps) == ("cnn", 0.01, 5)
+    assert config.size == "48x64"
+    # Dashes are read as well.
+    assert read("--batch-size=4").batch_size == 4
+
+
+def test_recipes_and_flags_beside_them():
+    config = read("--recipe=table1_cnn", "--lr=0.5")
+    assert config.lr == 0.5 and config.arch == "cnn" and config.epochs == 20
+    assert config.recipe == "table1_cnn"
+    config = read("--recipe=table1_cnn", "--steps=3")
+    assert config.steps == 3 and config.epochs is None
+    assert read("--recipe=fcrn_large_batch", "--weights=x").warmup_epochs == 2
+    config = read("--recipe=fcrn_large_batch", "--weights=x", "--warmup_steps=7")
+    assert config.warmup_steps == 7 and config.warmup_epochs is None
+
+
+def test_the_default_recipe_depends_on_the_data():
+    asked = []
+
+    def choose(data: str) -> str:
+        asked.append(data)
+        return "demo" if data == "rooms" else "default"
+
+    assert read(default_recipe=choose).steps == RECIPES["demo"].flags["steps"]
+    assert read("--data=x", default_recipe=choose).recipe == "default"
+    assert asked == ["rooms", "x"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--archs=cnn", r"unknown flag --archs; did you mean --arch\?"),
+        ("--quux", "unknown flag --quux"),
+        ("--arch=upprjo", r"did you mean upproj\?"),
+        ("--lr=fast", "--lr=fast: a number"),
+        ("--seed=1.5", "--seed=1.5: a whole number"),
+        ("--steps=few", "--steps=few: a whole number or auto"),
+        ("--clip_norm=x", "a number or none"),
+        ("--lr=-1", "--lr=-1.0: must be above 0"),
+        ("--recipe=tabel1_cnn", r"did you mean table1_cnn\?"),
+        ("stray", "stray"),
+        ("--arch", "--arch"),
+    ],
+)
+def test_mistakes_are_one_line(flag, words):
+    with pytest.raises(UserError, match=words) as caught:
+        read(flag)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        read("--help")
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "--arch" in said and "--on_nan" in said and "ResNet-50" in said
+
+
+def test_recipe_help_lists_them_all(capsys):
+    with pytest.raises(SystemExit) as stop:
+        read("--recipe=help")
+    assert stop.value.code == cli.OK
+    said = capsys.readouterr().out
+    assert all(f"--recipe={name}" in said for name in RECIPES)
+    assert "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in said
+
+
+def test_photos_are_named_without_a_flag():
+    config = cli.parse(PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p")
+    assert tuple(config.images) == ("a.jpg", "b")
+    with pytest.raises(UserError, match="checkpoint"):
+        cli.parse(PredictConfig, ["a.jpg"], prog="p")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (UserError("two\nlines"), cli.USER, "error: two lines"),
+        (MachineError("disk"), cli.MACHINE, "stopped: disk"),
+        (KeyboardInterrupt(), cli.INTERRUPTED, "interrupted"),
+        (
+            PermissionError(13, "Permission denied", "a"),
+            2,
+            "error: a: Permission denied",
+        ),
+        (OSError(36, "File name too long", b"aa"), 2, "error: aa: File name too long"),
+    ],
+)
+def test_exit_codes(raised, code, line, capsys, monkeypatch):
+    def command(argv):
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("raised", [OSError(5, "I/O error", "a"), ValueError("x")])
+def test_other_errors_show_where_they_are_from(raised, monkeypatch):
+    def command(argv):
+        raise raised
+
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(type(raised)):
+        cli.main(command)
+
+
+def test_a_command_s_own_code_is_passed_on(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["x", "--flag"])
+    for returned, code in ((None, 0), (75, 75)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(lambda argv, r=returned: r if argv == ["--flag"] else 1)
+        assert stop.value.code == code
+
+
+def test_a_closed_pipe_is_no_traceback():
+    code = "from jaxdepth import cli; cli.main(lambda a: print('x' * 10**6))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        os.read(process.stdout.fileno(), 10)
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert "Traceback" not in said
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_what_failed_where_nobody_waited_is_not_told_as_well():
+    code = (
+        "import asyncio, gc; from jaxdepth import cli, errors\n"
+        "def command(argv):\n"
+        "    future = asyncio.new_event_loop().create_future()\n"
+        "    future.set_exception(OSError('full'))\n"
+        "    del future; gc.collect()\n"
+        "    raise errors.MachineError('storage is full')\n"
+        "cli.main(command)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "stopped: storage is full\n")

@@ -1,0 +1,191 @@
+"""The converter as a user runs it."""
+
+import io
+import json
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+
+import jaxdepth
+from experiments import run
+from jaxdepth.commands import cli
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.models import LAYOUTS
+from jaxdepth.weights import files, resnet
+from jaxdepth.commands import trained_network
+from tests.weights import torch_files, torch_resnet
+from jaxdepth.commands import convert_resnet
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("torch") / "resnet50.pth"
+    return torch_files.save(path, torch_resnet.random_state_dict(1, classes=7))
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint):
+    out = checkpoint.with_name("ours.safetensors")
+    assert convert_resnet.command([str(checkpoint), str(out)]) == cli.OK
+    return out
+
+
+def test_metadata_say_what_it_is(checkpoint, converted):
+    weights = files.read(converted)
+    assert (weights.init, weights.layout) == ("imagenet", "torchvision")
+    assert weights.origin == "resnet50.pth" and "BSD-3" in weights.licence
+    assert weights.sha256 == files.sha256(checkpoint)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_there_and_back(converted, tmp_path, suffix):
+    out = tmp_path / f"torch{suffix}"
+    assert convert_resnet.command([str(converted), str(out), "--reverse"]) == cli.OK
+    back = resnet.read_state_dict(out)
+    wanted = torch_resnet.random_state_dict(1, classes=7)
+    assert set(back) == set(wanted)
+    for name, x in wanted.items():
+        counter = name.endswith("num_batches_tracked")
+        assert back[name].dtype == x.dtype and back[name].shape == x.shape
+        np.testing.assert_array_equal(back[name], np.zeros_like(x) if counter else x)
+    # What was written has the form that its name says.
+    assert files.is_safetensors(out) == (suffix == ".safetensors")
+
+
+def test_pytorch_loads_what_goes_back(converted, tmp_path):
+    torch = pytest.importorskip("torch", reason="loads with PyTorch")
+    out = tmp_path / "torch.pth"
+    convert_resnet.command(["--reverse", str(converted), str(out)])
+    state_dict = torch.load(out, weights_only=True)
+    for name, x in torch_resnet.random_state_dict(1, classes=7).items():
+        assert state_dict[name].dtype == torch.tensor(x).dtype
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(state_dict[name].numpy(), x)
+
+
+def test_metadata_of_what_goes_back_say_what_it_means(converted, tmp_path):
+    out = tmp_path / "torch.safetensors"
+    convert_resnet.command(["--reverse", str(converted), str(out)])
+    with safetensors.safe_open(out, framework="numpy") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt" and metadata["origin"] == "resnet50.pth"
+    assert json.loads(metadata["rgb_mean"]) == [123.675, 116.28, 103.53]
+    assert json.loads(metadata["stride_in"]) == "3x3"
+
+
+def test_mistakes(checkpoint, converted, tmp_path):
+    with pytest.raises(UserError, match="not overwritten"):
+        convert_resnet.command([str(checkpoint), str(converted)])
+    with pytest.raises(UserError, match="give CHECKPOINT OUT"):
+        convert_resnet.command([str(checkpoint)])
+    with pytest.raises(UserError, match="give OUT: 2 names"):
+        convert_resnet.command(["a", "b", "--download=IMAGENET1K_V1"])
+    with pytest.raises(UserError, match=r"ends in \.safetensors$"):
+        convert_resnet.command([str(checkpoint), str(tmp_path / "x.pth")])
+    with pytest.raises(UserError, match=r"ends in \.safetensors or \.pth or \.pt$"):
+        convert_resnet.command(["--reverse", str(converted), str(tmp_path / "x.npy")])
+    with pytest.raises(UserError, match="is converted already"):
+        convert_resnet.command([str(converted), str(tmp_path / "x.safetensors")])
+    with pytest.raises(UserError, match="no folder"):
+        convert_resnet.command(["--download=IMAGENET1K_V1", "none/x.safetensors"])
+    with pytest.raises(UserError, match="not the work directory of a run"):
+        convert_resnet.command(["--reverse", str(tmp_path), str(tmp_path / "x.pth")])
+    part = {
+        k: v for k, v in torch_resnet.random_state_dict(1).items() if "layer4" not in k
+    }
+    path = torch_files.save(tmp_path / "part.pth", part)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UserError, match=r"not torchvision's ResNet-50: 50 missing"):
+        convert_resnet.command([str(path), str(out)])
+    assert not out.exists()
+
+
+def test_downloads_are_checked(tmp_path, monkeypatch):
+    content = {"answer": b"weights"}
+    monkeypatch.setattr(
+        "urllib.request.urlopen", lambda url, timeout: io.BytesIO(content["answer"])
+    )
+    digest = files.hashlib.sha256(b"weights").hexdigest()[:8]
+    good = tmp_path / f"resnet50-{digest}.pth"
+    assert convert_resnet.fetch("https://x/y", good).read_bytes() == b"weights"
+    with pytest.raises(UserError, match="should begin with 0676ba61"):
+        convert_resnet.fetch("https://x/y", tmp_path / "resnet50-0676ba61.pth")
+
+    def unreachable(url, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(MachineError, match="could not be fetched"):
+        convert_resnet.fetch("https://x/y", good)
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path):
+    """As a user meets it: exit code 2, no traceback."""
+    command = [sys.executable, convert_resnet.__file__, "a.pth", "none/x.safetensors"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == cli.USER
+    assert done.stderr.splitlines()[-1].startswith("error: none/x.safetensors can't")
+    assert "Traceback" not in done.stderr
+
+
+def test_other_networks_have_no_names_in_pytorch(tmp_path, monkeypatch):
+    config = types.SimpleNamespace(arch="cnn")
+    network = types.SimpleNamespace(config=config)
+    monkeypatch.setattr(trained_network.predict, "load", lambda source, step: network)
+    with pytest.raises(UserError, match="of --arch=cnn: only upproj"):
+        trained_network.read(str(tmp_path))
+
+
+def assert_pytorch_takes_over(workdir, tmp_path):
+    """The run's network in plain PyTorch, from the file, gives the same metres."""
+    torch = pytest.importorskip("torch", reason="a network in PyTorch")
+    from tests.weights import torch_upproj
+
+    out = tmp_path / "trained.pth"
+    assert convert_resnet.command(["--reverse", str(workdir), str(out)]) == cli.OK
+    layout = LAYOUTS["torchvision"]
+    theirs = torch_upproj.UpProj(layout).eval()
+    theirs.load_state_dict(torch.load(out, weights_only=True))
+    rgb = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
+    image = (rgb - np.array(layout.rgb_mean, "f4")) / np.array(layout.rgb_std, "f4")
+    with torch.no_grad():
+        wanted = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
+    with jax.default_matmul_precision("highest"):
+        got = np.asarray(jaxdepth.load(str(workdir)).network(rgb))
+    assert got.shape == wanted.shape
+    # Of what varies: after one step most of the output is the head's bias.
+    assert np.abs(got - wanted).max() <= 1e-2 * wanted.std()
+
+
+@pytest.mark.slow
+def test_training_starts_from_converted_weights(converted, tmp_path):
+    flags = [
+        "--arch=upproj",
+        "--size=32x32",
+        "--rooms=8",
+        "--batch_size=8",
+        "--steps=1",
+        "--augment=none",
+        f"--cache_dir={tmp_path / 'cache'}",
+        f"--workdir={tmp_path / 'run'}",
+        "--freeze=encoder",
+        "--init=imagenet",
+    ]
+    assert run.command([*flags, f"--weights={converted}"]) == cli.OK
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["config"]["init"] == "imagenet"
+    network = jaxdepth.load(str(tmp_path / "run"))
+    weights = files.read(converted)
+    encoder = network.variables["params"]["encoder"]
+    np.testing.assert_array_equal(
+        encoder["conv_init"]["kernel"],
+        weights.arrays["params/encoder/conv_init/kernel"],
+    )
+    assert_pytorch_takes_over(tmp_path / "run", tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        run.command([*flags, "--weights=none.safetensors"])

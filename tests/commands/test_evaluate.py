@@ -1,0 +1,139 @@
+"""What `experiments.evaluate` scores: the run's own evaluation set, or other data."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import evaluate, run
+from jaxdepth.commands import cli, compare as compare_command, evaluate as evaluate_command
+from jaxdepth.config import EvaluateConfig
+from jaxdepth.runtime.errors import UserError
+
+
+def pairs(folder, count, *, seed, scale=1000):
+    """A folder of image and depth pairs, depth 16-bit."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for k in range(count):
+        rgb = rng.integers(0, 256, (24, 32, 3), np.uint8)
+        depth = rng.uniform(1, 4, (24, 32)) * scale
+        Image.fromarray(rgb).save(folder / f"{k}_rgb.png")
+        Image.fromarray(depth.astype(np.uint16)).save(folder / f"{k}_depth.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A run on one folder that was evaluated on another, whose depth has its scale."""
+    root = tmp_path_factory.mktemp("evaluate")
+    flags = [
+        "--arch=cnn", "--size=19x38", "--batch_size=8", "--steps=2", "--augment=none",
+        f"--data={pairs(root / 'train', 8, seed=0, scale=5000)}", "--split=all",
+        f"--eval_data={pairs(root / 'other', 5, seed=1, scale=5000)}",
+        "--depth_scale=5000", "--max_depth=3", f"--workdir={root / 'run'}",
+        f"--cache_dir={root / 'cache'}",
+    ]  # fmt: skip
+    assert run.command(flags) == cli.OK
+    return root
+
+
+def scores(root, *flags):
+    out = root / f"{len(list(root.iterdir()))}.json"
+    command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
+    assert evaluate.command([*command, f"--out={out}", *flags]) == cli.OK
+    return json.loads(out.read_text())["evaluations"][-1]
+
+
+def test_results_name_the_data_that_evaluated(there):
+    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
+    assert (last["data"], last["split"], last["images"]) == ("other", "all", 5)
+    saved = json.loads((there / "run" / "config.json").read_text())["data"]
+    assert (saved["split"], saved["eval_split"]) == ("all", "all")
+
+
+def test_without_flags_the_run_s_own_number_comes_again(there):
+    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
+    again = scores(there, "--step=last")
+    for key in ("data", "split", "images", "protocol", "size", "truth"):
+        assert again[key] == last[key]
+    # Truth beyond 3 m does not count here either.
+    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    farther = scores(there, "--step=last", "--max_depth=10")
+    assert farther["metrics"]["rmse"] > again["metrics"]["rmse"]
+
+
+def test_the_training_data_are_read_as_the_run_read_them(there):
+    found = scores(there, f"--data={there / 'train'}")
+    assert (found["data"], found["split"], found["images"]) == ("train", "all", 8)
+    assert found["metrics"]["rmse"] < 4  # metres, not five times as many
+
+
+def test_other_data_are_recognised_anew(there):
+    found = scores(there, f"--data={pairs(there / 'third', 3, seed=2)}")
+    assert (found["data"], found["images"]) == ("third", 3)
+    assert found["metrics"]["rmse"] < 4
+
+
+def test_mistakes_come_out_before_the_work(there, capsys):
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    for flags, words in (
+        ([f"--out={there / 'no' / 'x.json'}"], "there is no folder"),
+        ([f"--per_image={there / 'run' / 'config.json'}"], "exists"),
+        (["--data=rooms", "--split=tune"], "rooms have their own"),
+        (["--split=tune"], "allows all"),
+        ([f"--out={there / 'x'}", f"--per_image={there / '.' / 'x'}"], "both name"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.command([*command, *flags])
+
+
+def test_files_in_the_home_folder(there, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    command += ["--out=~/s.json", "--per_image=~/s.csv"]
+    assert evaluate.command(command) == cli.OK
+    with open(tmp_path / "s.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 5 and rows[0]["flip_average"] == "False"
+    assert len(json.loads((tmp_path / "s.json").read_text())["evaluations"]) == 2
+
+
+def test_frames_that_are_left_out_are_told(there, caplog):
+    caplog.set_level("INFO")
+    data = pairs(there / "gaps", 4, seed=3)
+    file = data / "1_rgb.png"
+    file.write_bytes(file.read_bytes()[:100])
+    Image.fromarray(np.zeros((24, 32), np.uint16)).save(data / "2_depth.png")
+    out = there / "gaps.json"
+    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    assert evaluate.command([*command, f"--data={data}", f"--out={out}"]) == cli.OK
+    found = json.loads(out.read_text())
+    assert found["evaluations"][-1]["images"] == 2
+    for words in ("1 frames that can't be used", "1 frames without any depth"):
+        assert any(words in note for note in found["notes"])
+        assert words in caplog.text
+
+
+def test_other_images_of_the_same_names_are_not_compared(there):
+    for name in ("one", "two"):
+        (there / name).mkdir()
+    same = pairs(there / "one" / "p", 3, seed=4)
+    other = pairs(there / "two" / "p", 3, seed=5)
+
+    def scored(data):
+        return evaluate_command.score(
+            EvaluateConfig(
+                checkpoint=str(there / "run"),
+                data=str(data),
+                max_depth=10.0,
+                cache_dir=str(there / "cache"),
+            )
+        )
+
+    a = scored(same)
+    compare_command.refuse_different(a, scored(same))
+    with pytest.raises(UserError, match="the images that they were scored on differ"):
+        compare_command.refuse_different(a, scored(other))

@@ -1,0 +1,190 @@
+"""The doctor as a user calls it."""
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.commands import cli
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.sources import open_source
+from jaxdepth.runtime.errors import MachineError, UserError
+from tests.data import painted
+from jaxdepth.commands import inspect_data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A folder of eight pairs, the third of which has no truth."""
+    root = tmp_path / "my pairs"
+    for folder in ("rgb", "depth"):
+        (root / folder).mkdir(parents=True)
+    for k, frame in enumerate(painted.frames(8)):
+        metres = frame.depths["filled"] * (k != 2)
+        Image.fromarray(frame.rgb).save(root / f"rgb/{k}.png")
+        millimetres = np.round(metres * 1000).astype(np.uint16)
+        Image.fromarray(millimetres).save(root / f"depth/{k}.png")
+    return root
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What the command said, line by line, tables included."""
+    lines = []
+    monkeypatch.setattr(
+        inspect_data.logger, "info", lambda text, *a: lines.append(text % a)
+    )
+    monkeypatch.setattr(
+        inspect_data.writers, "print_table",
+        lambda title, columns, rows: lines.extend([title, *map(str, rows)]),
+    )  # fmt: skip
+    return lines
+
+
+def inspect(*flags):
+    assert inspect_data.command([str(flag) for flag in flags]) == cli.OK
+
+
+def test_it_prints_draws_and_writes(pairs, tmp_path, said):
+    inspect(pairs, f"--out={tmp_path / 'o'}", f"--json={tmp_path / 'f.json'}")
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {
+        "contact_sheet.png",
+        "statistics.png",
+    }
+    found = json.loads((tmp_path / "f.json").read_text())
+    first = found["findings"][0]
+    assert first["level"] == "problem" and first["what"] == "frames without truth"
+    assert found["no_truth"] == ["rgb/2.png"] and found["frames"] == 8
+    assert found["depth"]["stored_units_per_metre"] == 1000
+    assert found["alignment"]["verdict"] == "aligned"
+    assert sum(found["depth"]["histogram"]["shares"]) == pytest.approx(1, abs=0.01)
+    text = "\n".join(said)
+    assert "problem  frames without truth: 1 of 8: rgb/2.png" in text
+    assert "['frames', '8, looked at 8']" in text and "96x128" in text
+    assert all("\n" not in line.strip("\n") for line in said)
+
+
+def test_pictures_go_beside_where_nothing_is_said(pairs, tmp_path, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inspect(pairs, "--frames=3")
+    assert (tmp_path / "inspections" / "my_pairs" / "statistics.png").is_file()
+    assert any("looked at 3" in line for line in said)
+
+
+def test_a_wrong_unit_is_a_finding_and_no_failure(pairs, tmp_path, said):
+    out = f"--out={tmp_path / 'o'}"
+    inspect(pairs, out, "--depth_scale=10")
+    line = next(line for line in said if line.startswith("problem  unit"))
+    assert "values look like millimetres" in line and "--depth_scale=1000" in line
+
+
+def test_frames_are_exported(pairs, tmp_path, said):
+    inspect(pairs, f"--out={tmp_path / 'o'}", f"--export={tmp_path / 'e'}")
+    assert said[-1] == f"exported to {tmp_path / 'e'}: 8 frames, 8 of 96x128"
+    before, after = open_source(pairs), open_source(tmp_path / "e")
+    for row in range(8):
+        one, two = before.frame(row), after.frame(row)
+        np.testing.assert_array_equal(one.rgb, two.rgb)
+        for a, b in zip(one.depths.values(), two.depths.values(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(UserError, match="not empty"):
+        inspect(pairs, f"--out={tmp_path / 'o'}", f"--export={tmp_path / 'e'}")
+
+
+def no_work(*args, **kwargs):
+    pytest.fail("the work began")
+
+
+def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
+    with pytest.raises(UserError, match="no such file"):
+        inspect(tmp_path / "gone")
+    with pytest.raises(UserError, match="--frames=-1"):
+        inspect(pairs, "--frames=-1")
+    with pytest.raises(UserError, match="give both"):
+        inspect(pairs, "--depth=raw")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="not empty"):
+        inspect(pairs, f"--export={tmp_path / 'full'}")
+    with pytest.raises(UserError, match="no raw depth"):
+        inspect(pairs, f"--export={tmp_path / 'e'}", "--depth=raw")
+    for scale in ("0", "-5", "nan"):
+        with pytest.raises(UserError, match="--depth_scale"):
+            inspect(pairs, f"--depth_scale={scale}")
+    monkeypatch.chdir(tmp_path / "full")
+    (tmp_path / "full" / "mine").unlink()
+    with pytest.raises(UserError, match="the folder you are in"):
+        inspect(pairs, "--export=.")
+
+
+def test_what_is_in_the_way_is_told_before_the_work_and_stays(
+    pairs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    folder.mkdir()
+    mine = [file, folder / "statistics.png"]
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        inspect(pairs, f"--out={file}")
+    with pytest.raises(UserError, match="file is no folder"):
+        inspect(pairs, f"--out={file / 'o'}")
+    with pytest.raises(UserError, match="file is no folder"):
+        inspect(pairs, f"--export={file / 'o' / 'p'}")
+    with pytest.raises(UserError, match="was not written by this command"):
+        inspect(pairs, f"--out={folder}")
+    with pytest.raises(UserError, match="both name"):
+        inspect(pairs, f"--out={tmp_path / 'x'}", f"--json={tmp_path / 'x'}")
+    with pytest.raises(UserError, match="there is no folder"):
+        inspect(pairs, f"--json={tmp_path / 'no' / 'x'}")
+    with pytest.raises(UserError, match="exists"):
+        inspect(pairs, f"--json={file}")
+    assert [path.read_text() for path in mine] == ["mine"] * 2
+
+
+def test_pictures_of_an_earlier_call_are_replaced(pairs, tmp_path, said, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inspect(pairs, "--out=~/o", "--frames=3")
+    inspect(pairs, "--out=~/o", "--frames=4")
+    assert (tmp_path / "o" / "statistics.png").is_file()
+
+
+def test_pictures_that_can_not_be_written(pairs, tmp_path, said, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(inspect_data.viz, "statistics", full)
+    with pytest.raises(MachineError, match="could not be written: No space left"):
+        inspect(pairs, f"--out={tmp_path / 'o'}")
+
+
+def test_damaged_shards_of_a_store_are_found(pairs, tmp_path, said):
+    opened = store_writer.write(open_source(pairs), tmp_path / "s")
+    file = tmp_path / "s" / "train-00000.rgb.npy"
+    content = bytearray(file.read_bytes())
+    content[5000] ^= 1
+    file.write_bytes(content)
+    inspect(opened.path, f"--out={tmp_path / 'o'}")
+    assert any(
+        line.startswith("problem  shards: 1 are not") and file.name in line
+        for line in said
+    )
+
+
+def test_as_a_program(pairs, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/inspect_data.py", pairs, "--frames=4"],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nfindings\n" in done.stdout and "\nok       alignment: " in done.stdout
+    assert "looking at my pairs: 4 of 4" in done.stdout

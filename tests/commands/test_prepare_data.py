@@ -1,0 +1,260 @@
+"""Preparing data as a user does it."""
+
+import dataclasses
+import logging
+import re
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.commands import cli
+from jaxdepth.data import dataset
+from jaxdepth.training import step as step_lib
+from jaxdepth.config import Config
+from jaxdepth.data.store import writer as store_writer, reader as store_reader
+from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.runtime.errors import UserError
+from tests.data.memory import Memory, frame
+from jaxdepth.commands import prepare_data
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_pairs(folder, count=12, size=(24, 32)):
+    """Image and depth in two scenes; no two alike."""
+    for k in range(count):
+        shot = frame(k, size)
+        for kind, array in (
+            ("rgb", shot.rgb),
+            ("depth", (shot.depths["filled"] * 1000).astype(np.uint16)),
+        ):
+            file = folder / f"scene{k % 2}" / kind / f"{k:02d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(file)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return make_pairs(tmp_path / "pairs")
+
+
+@pytest.fixture(autouse=True)
+def said(caplog):
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+def prepare(*argv):
+    return prepare_data.command([*map(str, argv)])
+
+
+def test_a_folder_becomes_a_store(pairs, tmp_path, said):
+    out = tmp_path / "out"
+    assert prepare(pairs, out, "--size=12x16") == cli.OK
+    opened = store_reader.Store.open(out)
+    expected = store_writer.write(open_source(pairs), tmp_path / "again", size=(12, 16))
+    assert opened.manifest["files"] == expected.manifest["files"]
+    assert "format folder, 12 frames of 2 scenes, filled depth" in said.text
+    assert "out: 12 frames of 12x16, 12 of them at full size too, 0." in said.text
+    assert re.search(r"; 12 packed now in \d+\.\d s, \d+\.\d frames/s", said.text)
+    assert f"--data={out} --size=11x15 --split=all --eval_data=PATH" in said.text
+    said.clear()
+    before = (out / "manifest.json").stat().st_mtime_ns
+    assert prepare(pairs, out, "--size=12x16") == cli.OK
+    assert "holds these data already" in said.text and "packed now" not in said.text
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"is not empty .*: name another folder"):
+        prepare(pairs, out, "--size=6x8")
+
+
+def test_frames_that_cannot_be_used_are_listed(pairs, tmp_path, said, monkeypatch):
+    broken = pairs / "scene0" / "rgb" / "04.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    other = pairs / "scene1" / "rgb" / "07.png"
+    Image.fromarray(np.zeros((10, 32, 3), np.uint8)).save(other)
+    empty = pairs / "scene1" / "depth" / "01.png"
+    Image.fromarray(np.zeros((24, 32), np.uint16)).save(empty)
+    monkeypatch.setattr(prepare_data, "LISTED", 1)
+    assert prepare(pairs, tmp_path / "out", "--size=12x16") == cli.OK
+    manifest = store_reader.Store.open(tmp_path / "out").manifest
+    reasons = {b["name"]: b["reason"] for b in manifest["broken"]}
+    assert set(reasons) == {"scene0/rgb/04.png", "scene1/rgb/07.png"}
+    assert "04.png" in reasons["scene0/rgb/04.png"]
+    assert "must have one size" in reasons["scene1/rgb/07.png"]
+    assert manifest["left_out"] == ["scene1/rgb/01.png"] and manifest["count"] == 9
+    lines = [record.getMessage() for record in said.records]
+    at = lines.index("2 frames can't be used, all named in manifest.json:")
+    assert lines[at + 1].startswith("  scene0/rgb/04.png: ")
+    assert lines[at + 2] == "  and 1 more"
+    assert any("1 frames without any depth left out, first scene1" in x for x in lines)
+
+
+def test_a_dry_run_says_the_sizes_and_writes_nothing(pairs, tmp_path, said, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    assert prepare(pairs, tmp_path / "out", "--size=12x16", "--dry_run") == cli.OK
+    assert prepare(pairs, "--size=1200x1600", "--dry_run") == cli.OK
+    assert sorted(tmp_path.rglob("*")) == before
+    assert "split all: 12 train, 0 evaluate" in said.text
+    table = capsys.readouterr().out
+    mib = 12 * 1200 * 1600 / 2**20
+    row = rf"1200x1600 +12 +{3 * mib:.1f} +{2 * mib:.1f} +{5 * mib:.1f}\n"
+    assert re.search(row, table)
+    assert re.search(r"24x32 \(full size\) +12 ", table)
+
+
+def test_every_way_of_reading_has_its_flag():
+    flags = {f.name: f.default for f in dataclasses.fields(prepare_data.PrepareConfig)}
+    for field in dataclasses.fields(ReadOptions):
+        assert flags[field.name] == field.default
+    given = prepare_data.PrepareConfig(files=("a", "b"), every=3, fill="cross_bf")
+    assert given.read_options == ReadOptions(every=3, fill="cross_bf")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "give SOURCE OUT: 0 names"),
+        (["pairs"], "give SOURCE OUT: 1 names"),
+        (["pairs", "out", "more"], "3 names"),
+        (["none", "out"], "no such file"),
+        (["pairs", "pairs/out"], "lies in pairs"),
+        (["pairs", "."], "'.' is the folder you are in"),
+        (["pairs", ""], "'' is the folder you are in"),
+        (["gs://b/x", "out"], "local paths"),
+        (["pairs", "out", "--size=12"], "HEIGHTxWIDTH"),
+        (["pairs", "out", "--max_depth=99"], "at most 65.535"),
+        (["pairs", "out", "--every=0"], "at least 1"),
+        (["pairs", "out", "--every=2"], "have no use for it"),
+        (["pairs", "out", "--workers=-1"], "at least 0"),
+        (["pairs", "out", "--data_format=foldr"], r"did you mean folder\?"),
+        (["pairs", "out", "--sise=12x16"], r"did you mean --size\?"),
+        (["pairs", "nowhere://b/out"], "nowhere://b/out can't be opened"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    pairs, tmp_path, monkeypatch, argv, words
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=words) as error:
+        prepare(*argv)
+    assert "\n" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_is_no_source(pairs, tmp_path):
+    prepare(pairs, tmp_path / "out", "--size=12x16")
+    with pytest.raises(UserError, match="is a store already: train on it with --data"):
+        prepare(tmp_path / "out", tmp_path / "other")
+
+
+def test_processes_are_taken_where_reading_is_slow(monkeypatch):
+    monkeypatch.setattr(prepare_data.os, "sched_getaffinity", lambda _: set(range(8)))
+
+    def chosen(frames, seconds):
+        source = Memory([frame(size=(2, 2))] * frames, seconds=seconds)
+        return prepare_data.workers_for(store_writer.Job(source, store_writer.Packing((2, 2))))
+
+    assert chosen(frames=1000, seconds=0.05) == 8
+    assert chosen(frames=20, seconds=0.05) == 0
+    assert chosen(frames=5000, seconds=0.0) == 0
+
+
+COMMANDS = [
+    # split -> frames that train and that evaluate, stored size, flags
+    ({"own": (9, 3), "all": (9, 0)}, (240, 320), "--data=s"),
+    ({"official": (9, 3), "tune": (8, 1)}, (240, 320), "--data=s"),
+    ({"official": (9, 0), "tune": (6, 3)}, (120, 160),
+     "--data=s --size=114x152 --split=tune"),
+    ({"all": (9, 0)}, (240, 320), "--data=s --split=all --eval_data=PATH"),
+    ({"own": (0, 9), "all": (9, 0)}, (120, 160), "--data=PATH --eval_data=s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("splits", "size", "flags"), COMMANDS)
+def test_the_command_that_trains(splits, size, flags):
+    manifest = {
+        "size": size,
+        "full": {"full-00000-0": [0]},
+        "splits": {
+            name: {"train": [0] * train, "eval": [0] * evaluated}
+            for name, (train, evaluated) in splits.items()
+        },
+    }
+    told = prepare_data.training_command(manifest, "s")
+    assert told == f"python -m experiments.run {flags}"
+
+
+def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
+    prepare(pairs, tmp_path / "out", "--size=120x160")
+    flags = Config(data=str(tmp_path / "out"), split="all", cache_dir=str(tmp_path))
+    words = "smaller than the 240x320 that --size=228x304 is cropped from: train with "
+    with pytest.raises(UserError, match=f"{words}--size=114x152, or prepare") as error:
+        dataset.open_data(dataclasses.replace(flags, size="228x304"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="whose shape is not that of --size=64x64"):
+        dataset.open_data(dataclasses.replace(flags, size="64x64"))
+    # Its own size, and one whose rounding differs, are no trouble.
+    for size in ("114x152", "48x64"):
+        with pytest.raises(UserError, match="leaves no frame to evaluate on"):
+            dataset.open_data(dataclasses.replace(flags, size=size))
+
+
+def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said):
+    source = make_pairs(tmp_path / "pairs", size=(96, 128))
+    url = f"memory://{uuid.uuid4().hex}/prepared"
+    assert prepare(source, url, "--size=96x128") == cli.OK
+    assert f"--data={url} --size=91x121 --split=all" in said.text
+    flags = Config(
+        data=url, eval_data=url, split="all", size="48x64", cache_dir=str(tmp_path)
+    )
+    data = dataset.open_data(flags)
+    assert (
+        data.train.path == data.evaluation.path and data.train.path.parent == tmp_path
+    )
+    stored = data.train.gather(data.train_rows, depth=data.depth)
+    rgb, depth = step_lib.to_training_frame(*stored, flags.frame_size)
+    assert rgb.shape == (12, 51, 67, 3) and depth.shape == (12, 51, 67)
+    assert [f["rgb"].shape for f in data.frames()] == [(96, 128, 3)] * 12
+
+
+@pytest.mark.slow
+def test_real_frames_by_processes_of_the_script(shared_data, tmp_path):
+    tool = shared_data.parent / "tools" / "build_labeled_mat.py"
+    if not tool.exists():
+        pytest.skip("no build_labeled_mat.py beside the sample data")
+    mat, out = tmp_path / "nyu.mat", tmp_path / "out"
+    subprocess.run(
+        [sys.executable, tool, "--out", mat, "--gzip=0", "--limit=12"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "tools/prepare_data.py", mat, out, "--workers=2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (cli.OK, "")
+    opened = store_reader.Store.open(out)
+    assert not opened.damaged()
+    assert len(opened) == 12 and opened.manifest["intrinsics"]["size"] == [240, 320]
+    # NYU's colour camera at half the size.
+    assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.858 / 2, abs=1e-3)
+    source = open_source(mat)
+    rgb, depth = opened.gather([0, 11], depth="filled")
+    for place, row in enumerate([0, 11]):
+        shot = source.frame(row)
+        mean = shot.rgb.reshape(240, 2, 320, 2, 3).astype(float).mean((1, 3))
+        np.testing.assert_array_equal(rgb[place], np.floor(mean + 0.5))
+        metres = shot.depths["filled"].astype(float)
+        metres = metres.reshape(240, 2, 320, 2).mean((1, 3))
+        assert np.abs(depth[place] - 1000 * metres).max() <= 1
+    wrong = subprocess.run(
+        [sys.executable, "tools/prepare_data.py", mat, out, "--size=120x160"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert wrong.returncode == cli.USER and wrong.stderr.count("\n") == 1

@@ -1,0 +1,434 @@
+"""Whole runs at a small size: what a user gets, and what mistakes look like."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxdepth
+from experiments import compare, evaluate, predict, run
+from jaxdepth.commands import cli, train as train_command
+from jaxdepth.training import sharding
+from jaxdepth import workdir
+from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.config import Config
+from jaxdepth.runtime.errors import UserError
+
+TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
+
+
+def train(folder: Path, cache: Path, *flags: str) -> int:
+    return run.command(
+        ["--arch=cnn", *TINY, f"--workdir={folder}", f"--cache_dir={cache}", *flags]
+    )
+
+
+def picture(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, cache):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    assert train(folder, cache, "--steps=4", "--eval_every=2") == cli.OK
+    return folder
+
+
+def test_run_leaves_what_the_work_directory_promises(trained):
+    results = json.loads((trained / "results.json").read_text())
+    entries = results["evaluations"]
+    assert [e["step"] for e in entries] == sorted(e["step"] for e in entries)
+    last = entries[-1]
+    assert (last["step"], last["protocol"], last["averaging"]) == (4, "plain", "pooled")
+    assert last["data"] == "rooms" and last["split"] == "own" and last["images"] == 32
+    assert last["size"] == "48x64" and last["truth"] == "raw"
+    assert 0 < last["metrics"]["rmse"] < 20 and 0 <= last["metrics"]["delta1"] <= 1
+    assert all(0 < e["loss"] < 10 for e in entries)
+    assert set(results["baselines"]) == {"constant", "constant_delta", "mean_map"}
+    assert all(m["rmse"] > 0 for m in results["baselines"].values())
+    assert {"command", "versions", "devices", "images_per_s"} <= set(results)
+    records = [
+        json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [r["step"] for r in records] == [1, 2, 3, 4]
+    assert {"loss", "learning_rate", "images_per_s"} <= set(records[-1])
+    for name in ("panels/step-0000004.png", "curves.png"):
+        assert min(picture(trained / name).shape[:2]) > 200
+    log = (trained / "run.log").read_text()
+    assert "no data given: training on 12 rendered rooms" in log and "rmse" in log
+    assert list((trained / "events").iterdir())
+
+
+def test_baselines_agree_with_numpy(trained, cache):
+    from jaxdepth.data.store import reader as store_reader
+
+    results = json.loads((trained / "results.json").read_text())
+    folder = next(p for p in cache.iterdir() if p.name.startswith("rooms"))
+    rooms = store_reader.Store.open(folder)
+    rows = rooms.splits["own"]
+    train_m = rooms.gather(rows["train"], depth="raw")[1] / 1000
+    truth = np.stack([f["depth"]["raw"] for f in rooms.full_frames(rows["eval"])])
+    valid, there = truth > 0, train_m > 0
+    constant = train_m[there].mean()
+    expected = np.sqrt(np.mean((truth[valid] - constant) ** 2))
+    assert results["baselines"]["constant"]["rmse"] == pytest.approx(expected, rel=1e-5)
+    mean_map = (train_m.sum(0) + (~there).all(0) * constant) / np.maximum(
+        there.sum(0), 1
+    )
+    error = (truth - mean_map)[valid]
+    expected = np.sqrt(np.mean(error**2))
+    assert results["baselines"]["mean_map"]["rmse"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_finished_run_goes_on(trained, cache, capsys):
+    before = json.loads((trained / "results.json").read_text())["evaluations"]
+    assert train(trained, cache, "--steps=6", "--eval_every=6") == cli.OK
+    after = json.loads((trained / "results.json").read_text())["evaluations"]
+    assert after[: len(before)] == before and after[-1]["step"] == 6
+    records = [
+        json.loads(x) for x in (trained / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [r["step"] for r in records][-2:] == [5, 6]
+
+
+def test_damage_is_trained_again_and_saved(tmp_path, trained, cache):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    last = max(int(p.name) for p in (folder / "checkpoints").iterdir())
+    for file in (folder / "checkpoints" / str(last) / "model").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    assert train(folder, cache, f"--steps={last}", "--eval_every=6") == cli.OK
+    assert jaxdepth.load(str(folder), step="last") is not None
+    opened = Checkpoints(str(folder / "checkpoints"), read_only=True)
+    assert opened.steps()[-1] == last
+
+
+def test_a_folder_is_one_run_s_at_a_time(tmp_path, cache):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        workdir.WorkDir.open(folder).locked(),
+        pytest.raises(UserError, match="in use by another run"),
+    ):
+        train(folder, cache, "--steps=1")
+    assert train(folder, cache, "--steps=1") == cli.OK
+
+
+def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
+    have = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    with pytest.raises(UserError, match=f"--steps={have} already: steps count on"):
+        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={have}")
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(UserError, match=r"no multiple of --steps_per_call=5"):
+        train(
+            tmp_path / "a", cache,
+            f"--resume={trained}", "--steps=20", "--steps_per_call=5",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", '{"architectures": ["of somebody else"]}'),
+        ("config.json", '{"config": [1]}'),
+        ("config.json", '{"config": {"steps": {}}}'),
+    ],
+)
+def test_a_configuration_of_somebody_else_is_one_line(tmp_path, cache, name, text):
+    (tmp_path / name).write_text(text)
+    words = "was not written by experiments.run|is damaged"
+    with pytest.raises(UserError, match=words):
+        train(tmp_path, cache, "--steps=1")
+    with pytest.raises(UserError, match=words):
+        jaxdepth.load(str(tmp_path))
+
+
+def test_results_without_evaluations_are_made_again(tmp_path, cache):
+    assert train(tmp_path, cache, "--steps=1") == cli.OK
+    (tmp_path / "results.json").write_text("{}")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": null}\n')
+    assert train(tmp_path, cache, "--steps=2") == cli.OK
+
+
+def test_mistakes_change_nothing_of_a_run(trained, cache):
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="more than --steps=2"):
+        train(trained, cache, "--steps=2")
+    with pytest.raises(UserError, match="--protocol=auto there, eigen here"):
+        train(trained, cache, "--steps=8", "--protocol=eigen")
+    assert before == {
+        p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()
+    }
+
+
+def test_a_folder_of_the_user_s_survives_his_mistakes(cache, tmp_path):
+    (tmp_path / "kept").write_text("here")
+    with pytest.raises(UserError):
+        train(tmp_path, cache, "--steps=1", "--resume=/nowhere")
+    # The corrected command works, and its results are those of a first try.
+    assert train(tmp_path, cache, "--steps=1") == cli.OK
+    assert (tmp_path / "kept").read_text() == "here"
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
+    # Logged every 50 steps, saved at each: what is saved must be looked at.
+    flags = ["--lr=1e30", "--steps=30", "--log_every=50", "--save_every=1"]
+    assert train(tmp_path / "run", cache, *flags, "--eval_every=0") == cli.NON_FINITE
+    assert "loss is not finite" in caplog.text
+    saved = Checkpoints(str(tmp_path / "run" / "checkpoints"), read_only=True).steps()
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert records[-1]["loss"] is None and max(saved, default=0) < records[-1]["step"]
+
+
+def test_going_on_from_another_run(trained, cache, tmp_path):
+    there = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    flags = [f"--steps={there + 2}", f"--resume={trained}", "--eval_every=0"]
+    assert train(tmp_path / "next", cache, *flags) == cli.OK
+    records = (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in records] == [there + 1, there + 2]
+    with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
+        train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
+    for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
+        with pytest.raises(UserError, match=f"this is {flag}, whose optimizer"):
+            train(tmp_path / "other", cache, *flags, flag)
+    # Adam remembers the same with its decay apart, without clipping, at other rates.
+    alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]
+    alike += ["--clip_norm=1", "--schedule=cosine"]
+    assert train(tmp_path / "alike", cache, *flags, *alike) == cli.OK
+
+
+def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
+    folder = tmp_path / "run"
+    flags = ["--steps=4", "--eval_every=4", "--average=0.9"]
+    assert train(folder, cache, *flags) == cli.OK
+    network = jaxdepth.load(folder)
+    usual = jaxdepth.load(trained, step="last")
+    # Trained alike, so that only the average sets them apart.
+    first, second = (
+        np.asarray(n.variables["params"]["head"]["bias"]) for n in (network, usual)
+    )
+    assert np.abs(first - second).max() > 1e-6
+    out = tmp_path / "scores.json"
+    argv = [f"--checkpoint={folder}", f"--cache_dir={cache}", f"--out={out}"]
+    assert evaluate.command(argv) == cli.OK
+    again = json.loads(out.read_text())["evaluations"][-1]["metrics"]
+    last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
+    assert again["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    with pytest.raises(UserError, match=r"is of --average=0, this is --average=0\.9"):
+        train(tmp_path / "next", cache, *flags, f"--resume={trained}")
+
+
+def test_a_used_folder_is_refused(trained, cache):
+    with pytest.raises(UserError, match="--resume=never"):
+        train(trained, cache, "--steps=4", "--resume=never")
+    with pytest.raises(UserError, match=r"--lr=0\.0006 there, 0\.5 here"):
+        train(trained, cache, "--steps=8", "--lr=0.5")
+
+
+def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys):
+    out, table = tmp_path / "scores.json", tmp_path / "images.csv"
+    code = evaluate.command(
+        [
+            f"--checkpoint={trained}",
+            "--step=last",
+            f"--cache_dir={cache}",
+            f"--out={out}",
+            f"--per_image={table}",
+        ]
+    )
+    assert code == cli.OK
+    again = json.loads(out.read_text())["evaluations"][-1]
+    last = json.loads((trained / "results.json").read_text())["evaluations"][-1]
+    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert len(table.read_text().splitlines()) == 33
+    assert again["parts"].keys() == last["parts"].keys()
+    # Rooms are no scenes: the interval is over images, and holds the number.
+    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
+    low, high = again["interval"]["metrics"]["rmse"]
+    assert low < again["metrics"]["rmse"] < high
+    said = capsys.readouterr().out
+    assert "near edges" in said and "bootstrap over 32 images" in said
+    with pytest.raises(UserError, match="exists"):
+        evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
+
+
+def test_compare_scores_both_runs_on_the_same_images(trained, cache, tmp_path, capsys):
+    flags = [f"--cache_dir={cache}", "--resamples=50"]
+    out = tmp_path / "pair.json"
+    argv = [str(trained), str(trained), f"--out={out}", *flags]
+    assert compare.command(argv) == cli.OK
+    (found,) = json.loads(out.read_text())["comparisons"]
+    assert (found["unit"], found["units"], found["split"]) == ("image", 32, "own")
+    rmse = found["metrics"]["rmse"]
+    assert rmse["a"] == rmse["b"] and rmse["a_better"] == 0.5
+    assert "A better in" in capsys.readouterr().out
+    with pytest.raises(UserError, match="exists"):
+        compare.command(argv)
+
+
+def test_predict_any_photo(trained, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, size in (("a.jpg", (50, 70, 3)), ("b.png", (301, 200, 3))):
+        Image.fromarray(rng.integers(0, 255, size, np.uint8)).save(photos / name)
+    (photos / "notes.txt").write_text("no photo")
+    out = tmp_path / "out"
+    argv = [f"--checkpoint={trained}", f"--out={out}", str(photos), "--ply", "--fx=60"]
+    assert predict.command(argv) == cli.OK
+    for name, size in (("a", (50, 70)), ("b", (301, 200))):
+        depth = np.load(out / f"{name}.npy")
+        assert depth.dtype == np.float32 and depth.shape == size and depth.min() > 0
+        stored = picture(out / f"{name}.png")
+        assert np.abs(stored / 1000 - depth).max() <= 0.00051
+        assert (out / f"{name}.ply").stat().st_size > 15 * depth.size
+        assert picture(out / f"{name}_color.png").shape == (*size, 3)
+    one = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
+    np.testing.assert_allclose(one, np.load(out / "a.npy"), rtol=1e-4)
+
+
+def test_predict_refuses_and_skips(trained, tmp_path, capsys):
+    good = tmp_path / "a.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(good)
+    (tmp_path / "sub").mkdir()
+    twin = tmp_path / "sub" / "a.jpg"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(twin)
+    check = f"--checkpoint={trained}"
+    before = good.read_bytes()
+    with pytest.raises(UserError, match=r"a\.png would replace"):
+        predict.command([check, str(good), f"--out={tmp_path}"])
+    other = tmp_path / "a.jpg"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(other)
+    with pytest.raises(UserError, match=r"a\.png would replace"):
+        predict.command([check, str(other), f"--out={tmp_path}"])
+    with pytest.raises(UserError, match="would both become"):
+        predict.command([check, str(good), str(twin), f"--out={tmp_path / 'o'}"])
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(twin.read_bytes()[:200])
+    argv = [check, str(good), str(broken), f"--out={tmp_path / 'o'}"]
+    assert predict.command(argv) == cli.USER
+    assert (tmp_path / "o" / "a.npy").exists() and good.read_bytes() == before
+    # Our own results are made anew, a call that was cut short too.
+    (tmp_path / "o" / "a_color.png").unlink()
+    assert predict.command(argv[:2] + argv[3:]) == cli.OK
+    with pytest.raises(UserError, match="no such file"):
+        predict.command([check, str(tmp_path / "none.png")])
+
+
+def test_depth_beside_its_photo_is_not_replaced(trained, tmp_path):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.jpg")
+    np.save(tmp_path / "a.npy", np.full((20, 30), 2.5))
+    before = (tmp_path / "a.npy").read_bytes()
+    with pytest.raises(UserError, match=r"a\.npy would replace"):
+        predict.command([f"--checkpoint={trained}", f"--out={tmp_path}", str(tmp_path)])
+    assert (tmp_path / "a.npy").read_bytes() == before
+
+
+def test_any_shape_of_photo_is_predicted(trained):
+    network = jaxdepth.load(trained)  # a path will do for a name
+    for size in ((1, 1), (3, 90), (200, 2)):
+        depth = network.predict(np.zeros((*size, 3), np.uint8))
+        assert depth.shape == size and np.isfinite(depth).all() and depth.min() > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--protocol=all"], "is defined on frames of 480x640"),
+        (["--resume=/nowhere"], "no such|not the work directory"),
+        (["--data=/nowhere/nyu.mat"], "no such file"),
+        (["--split=tune"], "leave --split out"),
+        (["--batch_size=6"], "use a multiple of 8"),
+        (["--arch=cnn", "--layout=fcrn"], "layout of upproj"),
+        (["--recipe=table4_nyu"], "needs --weights"),
+        (["--recipe=table4_imagenet"], "needs --weights"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(flags, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words) as caught:
+        run.command([*TINY, "--steps=1", f"--cache_dir={tmp_path / 'c'}", *flags])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
+    copy = tmp_path / "other"
+    copy.mkdir()
+    saved = json.loads((trained / "config.json").read_text())
+    saved["config"]["arch"] = "cnn_trans"
+    (copy / "config.json").write_text(json.dumps(saved))
+    (copy / "checkpoints").symlink_to(trained / "checkpoints")
+    with pytest.raises(UserError, match="of another network"):
+        jaxdepth.load(str(copy))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [(60, "checkpoint of step 2 could not be written"), (4, "results.json could not")],
+)
+def test_full_storage_is_one_line(trained, cache, tmp_path, blocks, words):
+    # No file may grow past so many KiB; root is not spared, as it is by file modes.
+    command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
+    command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
+    command += ["--save_every=2", "--eval_every=3"]
+    done = subprocess.run(
+        ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XLA_FLAGS": ""},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == cli.MACHINE
+    assert words in done.stderr and "last good checkpoint: none" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
+    command += [f"--workdir={folder}", f"--cache_dir={cache}", "--steps=100000"]
+    command += ["--log_every=1", "--eval_every=0", "--save_every=0"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(3)
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == cli.PREEMPTED
+    assert "To go on: python -m experiments.run" in said and str(folder) in said
+    assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_a_batch_that_nobody_gave_divides_over_the_devices():
+    placement = sharding.Placement.over("jit")  # eight of them
+    config = Config(batch_size=9, accumulate=2)
+    with pytest.raises(UserError, match="does not divide over 8 devices"):
+        train_command._settle_batch(config, placement, up=False)
+    assert train_command._settle_batch(config, placement, up=True).batch_size == 16

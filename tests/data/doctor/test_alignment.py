@@ -1,0 +1,217 @@
+"""Pairs of image and depth that fit, and every way in which they may not."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.data.doctor import alignment
+from tests.data import painted
+
+TURNED = {
+    "mirrored": np.s_[:, ::-1],
+    "upside down": np.s_[::-1],
+    "turned by 180 degrees": np.s_[::-1, ::-1],
+}
+
+
+def edges(rgb, depth) -> alignment.Edges:
+    found = alignment.edges_of(rgb, depth)
+    assert found is not None
+    return found
+
+
+def scored(pairs):
+    """Pairs compared with each other's depth, and what they say together."""
+    every = [edges(rgb, depth) for rgb, depth in pairs]
+    pool, found = alignment.Pool(), []
+    for k, mine in enumerate(every):
+        others = every[:k][-4:] + every[k + 1 :][:4]
+        found.append(alignment.compare(mine, others))
+        pool.add(found[-1])
+    verdict = pool.verdict()
+    assert verdict is not None
+    return found, verdict
+
+
+def scenes(count=12, first=0):
+    return [painted.scene(seed) for seed in range(first, first + count)]
+
+
+def test_an_edge_map_has_twice_the_angle_and_half_the_size_at_its_strength():
+    # Brighter to the lower right: the gradient has 45 degrees, 6 grey levels on each
+    # axis over two cells.
+    y, x = np.mgrid[:40, :40]
+    grey = 3.0 * (x + y)
+    there = np.ones((40, 40), bool)
+    found = alignment._edges(grey, np.hypot(6, 6), there)[20, 20]
+    assert found == pytest.approx(0.5j, abs=1e-6)
+    dark_to_light, light_to_dark = (
+        alignment._edges(sign * grey, 1.0, there)[20, 20] for sign in (1, -1)
+    )
+    assert dark_to_light == light_to_dark
+
+
+def test_the_scores_against_plain_sums():
+    mine, other = (edges(*painted.scene(seed)) for seed in (1, 2))
+    found = alignment.compare(mine, [other])
+    h, w = mine.image.shape
+
+    def score(dy, dx, depth):
+        total = 0.0
+        for r in range(h):
+            for c in range(w):
+                # Depth that lies dy down is above itself by as much.
+                there = depth[(r + dy) % h, (c + dx) % w]
+                total += (np.conj(mine.image[r, c]) * there).real
+        return total
+
+    centre = alignment.REACH
+    surface = found.surfaces["as is"]
+    for dy, dx in ((0, 0), (-3, 5), (8, -8)):
+        expected = score(dy, dx, mine.depth)
+        assert surface[centre + dy, centre + dx] == pytest.approx(expected, abs=1e-4)
+    assert found.others == (pytest.approx(score(0, 0, other.depth), abs=1e-4),)
+
+
+@pytest.mark.parametrize("how", TURNED)
+def test_maps_are_turned_as_depth_is(how):
+    rgb, depth = painted.scene(3)
+    turned = edges(rgb, depth[TURNED[how]].copy()).depth
+    np.testing.assert_allclose(
+        alignment.TURNS[how](turned), edges(rgb, depth).depth, atol=1e-5
+    )
+
+
+def test_pairs_that_fit_are_aligned():
+    found, verdict = scored(scenes())
+    assert verdict.kind == alignment.ALIGNED == verdict.text
+    assert verdict.scores["as is"] > 4 * abs(verdict.scores["mirrored"])
+    assert {pair.verdict for pair in found} == {alignment.ALIGNED}
+    assert not any(verdict.how(pair) for pair in found)
+
+
+@pytest.mark.parametrize("how", TURNED)
+def test_turned_depth_is_found_in_all_and_in_some(how):
+    def turn(depth):
+        return depth[TURNED[how]].copy()
+
+    found, verdict = scored([(rgb, turn(d)) for rgb, d in scenes()])
+    assert verdict.kind == how and [p.verdict for p in found] == [how] * 12
+    assert not any(verdict.how(pair) for pair in found)
+    some = [(rgb, turn(d) if k in (4, 7) else d) for k, (rgb, d) in enumerate(scenes())]
+    found, verdict = scored(some)
+    assert verdict.kind == alignment.ALIGNED
+    assert [k for k, pair in enumerate(found) if verdict.how(pair)] == [4, 7]
+    assert verdict.how(found[4]) == how
+
+
+@pytest.mark.parametrize("shift", [(0, 6), (-5, 0), (4, -7)])
+def test_a_shift_is_found_with_its_direction(shift):
+    moved = [(rgb, np.roll(d, shift, (0, 1))) for rgb, d in scenes()]
+    found, verdict = scored(moved)
+    assert verdict.kind == alignment.SHIFTED and verdict.shift == shift
+    assert verdict.text == f"shifted by {shift} pixels"
+    assert sum(pair.verdict == alignment.SHIFTED for pair in found) >= 10
+
+
+def test_a_shift_of_a_pixel_is_none():
+    _, verdict = scored([(rgb, np.roll(d, 1, 1)) for rgb, d in scenes()])
+    assert verdict.kind == alignment.ALIGNED
+
+
+def test_depth_of_other_frames_has_no_relation():
+    pairs = scenes(24)
+    mixed = [(rgb, pairs[(k + 7) % 24][1]) for k, (rgb, _) in enumerate(pairs)]
+    found, verdict = scored(mixed)
+    assert verdict.kind == alignment.UNRELATED
+    assert sum(pair.verdict == alignment.UNRELATED for pair in found) > 12
+
+
+def test_one_wrong_pair_stands_out():
+    pairs = scenes()
+    pairs[5] = pairs[5][0], painted.scene(99)[1]
+    found, verdict = scored(pairs)
+    assert verdict.kind == alignment.ALIGNED
+    assert [k for k, pair in enumerate(found) if verdict.how(pair)] == [5]
+
+
+def test_a_camera_that_stands_still_has_no_other_frames():
+    rgb, depth = painted.scene(0)
+    found, verdict = scored([(rgb, depth)] * 5)
+    assert found[0].others == () and verdict.kind == alignment.ALIGNED
+
+
+def test_cells_grow_with_the_frame():
+    rgb, depth = painted.scene(0, size=(480, 640), boxes=30)
+    found = alignment.compare(edges(rgb, np.roll(depth, (6, -12), (0, 1))))
+    assert found.cell == 2 and found.shift == (6, -12)
+
+
+def test_nothing_is_an_edge_beside_missing_depth():
+    rgb, depth = painted.scene(0)
+    wall = np.full_like(depth, 3.0)
+    wall[30:60, 30:60] = 0
+    assert alignment.edges_of(rgb, wall) is None
+    depth[:, 40:60] = 0
+    assert edges(rgb, depth).depth[:, 39:61].any() == np.False_
+
+
+@pytest.mark.parametrize("flat", ["image", "depth", "no depth"])
+def test_without_edges_nothing_is_compared(flat):
+    rgb, depth = painted.scene(0)
+    rgb = np.full_like(rgb, 90) if flat == "image" else rgb
+    depth = {"depth": np.full_like(depth, 2), "no depth": 0 * depth}.get(flat, depth)
+    assert alignment.edges_of(rgb, depth) is None
+    assert alignment.Pool().verdict() is None
+
+
+def read(image, depth):
+    with Image.open(image) as rgb, Image.open(depth) as stored:
+        return np.asarray(rgb), np.asarray(stored).astype(np.float32)
+
+
+def nyu(folder, names):
+    return [read(folder / f"rgb/{n}.jpg", folder / f"depth8/{n}.png") for n in names]
+
+
+def mirrored(pairs):
+    return [(rgb, depth[:, ::-1].copy()) for rgb, depth in pairs]
+
+
+@pytest.mark.slow
+def test_every_real_pair_fits_and_is_found_mirrored(shared_data):
+    folder = shared_data / "nyu_train"
+    names = sorted(file.stem for file in (folder / "rgb").iterdir())[::12]
+    pairs = nyu(folder, names)
+    found, verdict = scored(pairs)
+    assert len(pairs) == 67 and verdict.text == alignment.ALIGNED
+    assert verdict.scores["as is"] == pytest.approx(0.3, abs=0.03)
+    assert abs(verdict.scores["mirrored"]) < 0.05
+    assert not any(verdict.how(pair) for pair in found)
+    found, verdict = scored(mirrored(pairs))
+    assert verdict.text == "mirrored" and {p.verdict for p in found} == {"mirrored"}
+    assert not any(verdict.how(pair) for pair in found)
+
+
+def test_official_frames_that_do_not_fit_stand_out(shared_data):
+    # By eye: depth of 150 lies 12 pixels left; that of 452 shows another place.
+    names = ("0003", "0150", "0452", "0007", "0012", "0700", "0931", "1440")
+    found, verdict = scored(nyu(shared_data / "nyu_train", names))
+    how = {name: verdict.how(pair) for name, pair in zip(names, found, strict=True)}
+    assert how["0150"].startswith("shifted by (0, -1")
+    assert how["0931"].startswith("shifted by (0, -1")
+    assert how["0452"].startswith("hardly fits")
+    assert [name for name in names if how[name]] == ["0150", "0452", "0931"]
+
+
+def test_real_raw_depth_fits(shared_data):
+    folder = shared_data / "sync_png16" / "basement_0001a"
+    pairs = [
+        read(folder / f"rgb_{n}.jpg", folder / f"sync_depth_{n}.png")
+        for n in ("00000", "00050", "00100")
+    ]
+    found, verdict = scored(pairs)
+    assert verdict.text == alignment.ALIGNED
+    assert {pair.verdict for pair in found} == {alignment.ALIGNED}
+    found, verdict = scored(mirrored(pairs))
+    assert verdict.text == "mirrored" and {p.verdict for p in found} == {"mirrored"}

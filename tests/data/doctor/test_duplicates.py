@@ -1,0 +1,111 @@
+"""Copies of images found, whatever was done to them; different images never."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.data.doctor import duplicates
+from tests.data import painted
+
+
+def prints(images) -> duplicates.Prints:
+    found = duplicates.Prints()
+    for row, image in enumerate(images):
+        found.add(row, image)
+    return found
+
+
+def encoded(image, quality=40):
+    held = io.BytesIO()
+    Image.fromarray(image).save(held, format="JPEG", quality=quality)
+    return np.asarray(Image.open(held))
+
+
+def scaled(image, factor=0.5):
+    size = [round(n * factor) for n in image.shape[1::-1]]
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+
+
+CHANGES = {
+    "same": lambda image: image,
+    "JPEG": encoded,
+    "half the size": scaled,
+    "twice the size": lambda image: scaled(image, 2),
+    "brighter": lambda image: (image * 0.8 + 40).astype(np.uint8),
+    "border cut": lambda image: image[1:, 1:],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_copies_are_found(change):
+    images = [painted.scene(seed)[0] for seed in range(20)]
+    found = prints([*images, CHANGES[change](images[7])])
+    assert found.copies(range(21)) == [(20, 7)]
+    assert found.copies([20], [5, 6, 7, 8]) == [(20, 7)]
+    assert found.copies([20], [5, 6]) == [] == found.copies(range(20))
+
+
+def test_hash_against_the_cosines_written_out():
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    grey = image[..., 1].astype(float)
+    waves = sorted(
+        ((v, u) for v in range(12) for u in range(12)), key=lambda w: (sum(w), w)
+    )
+    bits = ""
+    for v, u in waves[1:65]:
+        total = sum(
+            grey[y, x]
+            * math.cos(math.pi * v * (y + 0.5) / 32)
+            * math.cos(math.pi * u * (x + 0.5) / 32)
+            for y in range(32)
+            for x in range(32)
+        )
+        bits += str(int(total > 0))
+    expected = int(bits, 2).to_bytes(8, "big")
+    assert np.array([duplicates.hash64(image)]).tobytes() == expected
+
+
+def test_areas_of_sizes_that_do_not_divide():
+    values = np.arange(7 * 10, dtype=np.float64).reshape(7, 10)
+    found = duplicates._areas(values, (2, 3))
+    rows, columns = (slice(0, 3), slice(3, 7)), (slice(0, 3), slice(3, 6), slice(6, 10))
+    expected = [[values[r, c].mean() for c in columns] for r in rows]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert duplicates._areas(values[:1, :1], (2, 3)).shape == (2, 3)
+
+
+def test_like_hashes_of_unlike_images_are_no_copies(monkeypatch):
+    monkeypatch.setattr(duplicates, "hash64", lambda rgb: np.uint64(7))
+    assert prints([painted.scene(0)[0], painted.scene(1)[0]]).copies(range(2)) == []
+
+
+def test_images_that_show_nothing_have_no_copies():
+    black = np.zeros((30, 40, 3), np.uint8)
+    found = prints([black, black, black + 1])
+    assert len(found) == 0 and found.copies(range(3)) == []
+    assert found.copies([0], [1]) == []
+
+
+def test_blocks_are_seams_without_gaps(monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", 4)
+    images = [painted.scene(seed)[0] for seed in range(9)]
+    found = prints(images + images)
+    done = []
+    pairs = found.copies(range(18), progress=lambda *x: done.append(x))
+    assert pairs == [(row, row - 9) for row in range(9, 18)]
+    assert done[-1] == (18, 18) and len(done) == 5
+
+
+def test_real_frames_are_all_different(shared_data):
+    files = sorted((shared_data / "nyu_train" / "rgb").iterdir())[:60]
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            images.append(np.asarray(image.reduce(4)))
+    assert prints(images).copies(range(60)) == []
+    again = [encoded(image[1:, 1:], 60) for image in images]
+    found = prints(images + again)
+    assert found.copies(range(60, 120), range(60)) == [(k + 60, k) for k in range(60)]

@@ -1,0 +1,169 @@
+"""Frames written as files are the same frames when they are read."""
+
+import dataclasses
+import errno
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxdepth.data.doctor import measurements, export
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.sources import FrameInfo, open_source
+from jaxdepth.runtime.errors import MachineError, UserError
+from tests.data import painted
+from tests.data.memory import Memory
+
+
+def source_of(count=6, **more) -> Memory:
+    return Memory(painted.frames(count, size=(36, 48), boxes=5), **more)
+
+
+def read_back(out):
+    """Frames of the folder by their names without suffix."""
+    opened = open_source(out)
+    return {
+        info.name.rsplit(".", 1)[0]: (opened.frame(row), info.scene)
+        for row, info in enumerate(opened.infos)
+    }
+
+
+def same(found, frame, kind="filled"):
+    np.testing.assert_array_equal(found.rgb, frame.rgb)
+    (depth,) = found.depths.values()
+    expected = np.round(frame.depths[kind].astype(np.float64) * 1000)
+    np.testing.assert_array_equal(np.round(depth.astype(np.float64) * 1000), expected)
+
+
+def test_there_and_back(tmp_path):
+    source = source_of()
+    done = export.export(source, tmp_path / "new" / "out")
+    assert done.text == "6 frames, 6 of 36x48" and not done.broken
+    back = read_back(tmp_path / "new" / "out")
+    assert len(back) == 6
+    for k in range(6):
+        found, scene = back[f"rgb/scene_{k // 2}/frame_{k}"]
+        same(found, source.frames[k])
+        assert scene == f"scene_{k // 2}"
+    with Image.open(tmp_path / "new/out/depth/scene_0/frame_1.png") as depth:
+        assert depth.mode == "I;16" and depth.size == (48, 36)
+    assert {p.name for p in (tmp_path / "new").iterdir()} == {"out"}
+
+
+def test_exported_again_nothing_changes(tmp_path):
+    export.export(source_of(), tmp_path / "a")
+    export.export(open_source(tmp_path / "a"), tmp_path / "b")
+    first, second = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*.png")}
+        for root in (tmp_path / "a", tmp_path / "b")
+    )
+    assert first == second and len(first) == 12
+
+
+NAMES = [
+    ("rgb/0001.jpg", None, "0001"),
+    ("kitchen_0001a/rgb_00045.jpg", "kitchen_0001a", "kitchen_0001a/00045"),
+    ("frame 0003", "living_room_0004", "living_room_0004/frame_0003"),
+    ("test/00001_colors.png", None, "test/00001"),
+    ("a.png", None, "a"),
+    ("A.jpg", None, "A_00005"),
+    ("../up: 1.5", "image", "up_1.5"),
+    ("depth", None, "00007"),
+]
+
+
+def test_names_are_in_no_ones_way(tmp_path):
+    source = source_of(len(NAMES))
+    source.infos = [FrameInfo(name, scene) for name, scene, _ in NAMES]
+    assert export._names(source.infos) == [name for _, _, name in NAMES]
+    export.export(source, tmp_path / "out")
+    back = read_back(tmp_path / "out")
+    for frame, (_, _, name) in zip(source.frames, NAMES, strict=True):
+        same(back[f"rgb/{name}"][0], frame)
+
+
+def test_holes_stay_and_what_is_too_far_is_the_farthest(tmp_path):
+    source = source_of(1)
+    depth = source.frames[0].depths["filled"]
+    depth[:2], depth[5, :3] = 0, 70.0
+    export.export(source, tmp_path / "out")
+    ((found, _),) = read_back(tmp_path / "out").values()
+    (back,) = found.depths.values()
+    assert (back[:2] == 0).all() and (back[5, :3] == np.float32(65.535)).all()
+
+
+def test_a_store_gives_full_frames_where_it_has_them(tmp_path):
+    source = source_of(split={"own": {"train": [0, 1, 2, 3], "eval": [4, 5]}})
+    store_writer.write(source, tmp_path / "s", size=(18, 24))
+    opened = measurements.open_data(tmp_path / "s").source
+    done = export.export(opened, tmp_path / "out")
+    assert done.text.startswith("6 frames, 4 of 18x24, 2 of 36x48; 4 at the training")
+    back = read_back(tmp_path / "out")
+    same(back["rgb/scene_2/frame_4"][0], source.frames[4])
+    rgb, millimetres = opened.store.gather([1], depth="filled")  # type: ignore
+    small = back["rgb/scene_0/frame_1"][0]
+    np.testing.assert_array_equal(small.rgb, rgb[0])
+    assert small.filled is not None
+    np.testing.assert_array_equal(np.round(small.filled * 1000), millimetres[0])
+
+
+def test_either_kind_of_depth(tmp_path):
+    frames = [
+        dataclasses.replace(f, raw=np.where(np.arange(48) < 9, 0, f.depths["filled"]))
+        for f in painted.frames(3, size=(36, 48))
+    ]
+    source = Memory(frames, truths=("filled", "raw"))
+    for kind in ("filled", "raw"):
+        export.export(source, tmp_path / kind, depth=kind)
+        same(read_back(tmp_path / kind)["rgb/scene_0/frame_1"][0], frames[1], kind)
+    with pytest.raises(UserError, match="memory has no raw depth, but filled"):
+        export.export(source_of(), tmp_path / "x", depth="raw")
+
+
+def test_broken_frames_are_left_out(tmp_path):
+    source = source_of(broken={2: "cut short"}, wrong=(4,))
+    done = export.export(source, tmp_path / "out")
+    assert done.broken == [("frame 2", "cut short"), ("frame 4", "frame 4 is wrong")]
+    assert len(read_back(tmp_path / "out")) == 4 == done.sizes.total()
+    with pytest.raises(UserError, match="no frame"):
+        export.export(source_of(1, wrong=(0,)), tmp_path / "none")
+    assert {p.name for p in tmp_path.iterdir()} == {"out"}
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "empty").mkdir()
+    export.export(source_of(), tmp_path / "empty")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="not empty"):
+        export.export(source_of(), tmp_path / "empty")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        export.export(source_of(), tmp_path / "file")
+    assert sorted(p for p in tmp_path.rglob("*") if p.name != "file") == before
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    export.export(source_of(), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and len(read_back(tmp_path / "empty")) == 6
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, rgb):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "_save_rgb", full)
+    with pytest.raises(MachineError, match="No space left"):
+        export.export(source_of(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_frames_there_and_back(shared_data, tmp_path):
+    source = open_source(shared_data / "sync_png16")
+    export.export(source, tmp_path / "out")
+    back = read_back(tmp_path / "out")
+    assert len(back) == 3
+    for row, info in enumerate(source.infos):
+        number = info.name.rsplit("_")[-1].split(".")[0]
+        same(back[f"rgb/basement_0001a/{number}"][0], source.frame(row), "raw")

@@ -1,0 +1,377 @@
+"""Writing stores: what is left out, stopping and going on, the cache."""
+
+import concurrent.futures
+import dataclasses
+import errno
+import resource
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdepth.data.store import writer as store_writer, reader as store_reader
+from jaxdepth.data.sources import Frame, ReadOptions
+from jaxdepth.runtime.errors import MachineError, UserError
+from tests.data.memory import (
+    SIZE,
+    Memory,
+    contents,
+    depths,
+    frame,
+    one_line,
+    written,
+)
+
+
+def test_frames_without_truth_are_left_out_and_splits_follow(tmp_path):
+    frames = [frame(k) for k in range(6)]
+    nothing = np.zeros((24, 32), np.float32)
+    for row in (1, 4):
+        frames[row] = Frame(frames[row].rgb, filled=nothing)
+    split = {"own": {"train": [0, 1, 2], "eval": [3, 4, 5]}}
+    opened = written(tmp_path, frames, split=split)
+    assert len(opened) == 4
+    assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
+    assert opened.manifest["left_out"] == ["frame 1", "frame 4"]
+    assert "2 frames without any depth left out, first frame 1" in opened.notes
+    # Full size is kept of what is evaluated on, and of nothing else.
+    assert [opened.has_full(row) for row in range(4)] == [False, False, True, True]
+    found = next(iter(opened.full_frames([3])))
+    assert found["name"] == "frame 5"
+    np.testing.assert_array_equal(found["rgb"], frames[5].rgb)
+    with pytest.raises(UserError, match="no full-size copy of frame 0") as error:
+        next(opened.full_frames([0]))
+    one_line(error)
+
+
+def test_no_truth_at_all_is_an_error(tmp_path):
+    empty = Frame(frame().rgb, filled=np.zeros((24, 32), np.float32))
+    with pytest.raises(UserError, match="none of 2 frames has depth"):
+        written(tmp_path, [empty, empty])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_full_all_keeps_all(tmp_path):
+    split = {"own": {"train": [0, 1], "eval": [2]}}
+    opened = written(tmp_path, [frame(k) for k in range(3)], split=split,
+                     keep_full="all")  # fmt: skip
+    assert all(opened.has_full(row) for row in range(3))
+
+
+@pytest.mark.parametrize(("most", "kept"), [(3, True), (2, False)])
+def test_without_a_split_few_frames_are_kept_and_many_are_not(
+    tmp_path, monkeypatch, most, kept
+):
+    monkeypatch.setattr(store_writer, "FULL_AT_MOST", most)
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    assert [opened.has_full(row) for row in range(3)] == [kept] * 3
+
+
+EXTREMES = [
+    # kind, mask_extremes, eight_bit, removed
+    ("raw", "auto", False, True),
+    ("filled", "auto", False, False),
+    ("filled", "on", False, True),
+    ("raw", "off", False, False),
+    ("raw", "auto", True, False),
+    ("raw", "on", True, False),
+]
+
+
+@pytest.mark.parametrize(("kind", "mask", "eight_bit", "removed"), EXTREMES)
+def test_extremes_are_removed_when_they_should_be(
+    tmp_path, kind, mask, eight_bit, removed
+):
+    depth = np.full(SIZE, 3.0, np.float32)
+    depth[0, :3], depth[1, :2], depth[2, 0], depth[3, 0] = 0.5, 9.5, 0.0, 12.0
+    shot = dataclasses.replace(frame(size=SIZE), **{"filled": None, kind: depth})
+    opened = written(
+        tmp_path, [shot], kinds=(kind,), mask_extremes=mask, eight_bit=eight_bit
+    )
+    found = depths(opened, kind)[0]
+    full = next(iter(opened.full_frames([0])))["depth"][kind]
+    # 12 m lie beyond --max_depth, so the largest valid is 9.5 m.
+    gone = (found == 0) & (depth > 0)
+    expected = (depth == 0.5) | (depth == 9.5) if removed else np.zeros(SIZE, bool)
+    np.testing.assert_array_equal(gone, expected)
+    np.testing.assert_array_equal((full == 0) & (depth > 0), expected)
+    assert opened.manifest["mask_extremes"] == ([kind] if removed else [])
+    said = " ".join(opened.notes)
+    assert ("mask_extremes" in said) == removed
+    assert ("8-bit" in said) == eight_bit
+
+
+def test_masking_never_removes_everything(tmp_path):
+    flat, two = np.full(SIZE, 2.0, np.float32), np.full(SIZE, 2.0, np.float32)
+    two[:5] = 4.0
+    rgb = frame(size=SIZE).rgb
+    shots = [Frame(rgb, raw=flat), Frame(rgb, raw=two), frame(1, SIZE, ("raw",))]
+    opened = written(tmp_path, shots, kinds=("raw",))
+    found = depths(opened, "raw")
+    np.testing.assert_array_equal(found[0], 2000)
+    np.testing.assert_array_equal(found[1], two * 1000)
+    assert "not in 2 that have no other" in " ".join(opened.notes)
+
+
+def test_a_full_disk_is_the_machines_fault(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(MachineError, match="No space left on device") as error:
+        written(tmp_path, [frame()])
+    assert str(tmp_path / "s") in one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path):
+    (tmp_path / "s").mkdir()
+    opened = written(tmp_path, [frame()])  # an empty one is not in the way
+    before = contents(opened.path)
+    with pytest.raises(UserError, match=r"s exists and is not empty \(it is a store of "
+                       "other data") as error:  # fmt: skip
+        written(tmp_path, [frame(1)])
+    one_line(error)
+    assert contents(opened.path) == before
+    (opened.path / "train-00000.rgb.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"is not empty \(.*rgb.npy is missing or cut"):
+        written(tmp_path, [frame()])
+    (tmp_path / "f").write_text("mine")
+    with pytest.raises(UserError, match=r"f exists .* is not a store"):
+        written(tmp_path, [frame()], out="f")
+    assert (tmp_path / "f").read_text() == "mine"
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "disk" / "empty").mkdir(parents=True)
+    (tmp_path / "a").symlink_to(tmp_path / "disk" / "empty")
+    (tmp_path / "b").symlink_to(tmp_path / "disk" / "new")
+    for name, where in (("a", "empty"), ("b", "new")):
+        opened = written(tmp_path, [frame()], out=name)
+        assert len(opened) == 1 and (tmp_path / name).is_symlink()
+        assert (tmp_path / "disk" / where / "manifest.json").is_file()
+        again = written(tmp_path, [frame()], out=name)  # is there already
+        assert again.manifest == opened.manifest
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "a", "b"}
+
+
+@pytest.mark.parametrize("out", [".", "", "/"])
+def test_no_folder_that_can_not_be_renamed_over(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="the folder you are in, or a disk's own"):
+        written(Path(), [frame()], out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_folder_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is no folder"):
+        written(tmp_path / "file" / "deep", [frame()])
+
+
+def test_prepared_data_are_used_again(tmp_path):
+    frames = [frame(k) for k in range(3)]
+    options = {"cache_dir": tmp_path, "size": SIZE}
+    first = Memory(frames)
+    opened = store_writer.prepared(first, **options)
+    again = Memory(frames)
+    assert store_writer.prepared(again, **options).path == opened.path
+    assert (first.read, again.read) == (3, 0)
+    others = [
+        store_writer.prepared(again, **{**options, "size": (6, 8)}),
+        store_writer.prepared(again, **options, mask_extremes="on"),
+        store_writer.prepared(again, **options, max_depth=8.0),
+        store_writer.prepared(again, **options, keep_full="all"),
+        store_writer.prepared(Memory(frames[:2]), **options),
+    ]
+    assert len({opened.path, *(other.path for other in others)}) == 6
+    # A store is taken as it is, wherever it lies.
+    assert store_writer.prepared(str(opened.path), **options).path == opened.path
+
+
+def test_a_damaged_prepared_store_is_made_again(tmp_path):
+    source = Memory([frame(k) for k in range(3)])
+    opened = store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+    before = depths(opened)
+    (opened.path / "train-00000.filled.npy").write_bytes(b"")
+    again = store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+    np.testing.assert_array_equal(depths(again), before)
+
+
+def test_frames_that_cannot_be_read_are_left_out_and_listed(tmp_path):
+    split = {"own": {"train": [0, 1, 2], "eval": [3, 4, 5]}}
+    reasons = {1: "1.png is cut short", 3: "3.png\nis no image"}
+    opened = written(tmp_path, [frame(k) for k in range(6)], split=split,
+                     broken=reasons)  # fmt: skip
+    assert opened.manifest["broken"] == [
+        {"name": "frame 1", "reason": "1.png is cut short"},
+        {"name": "frame 3", "reason": "3.png is no image"},
+    ]
+    assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
+    said = "2 frames that can't be used left out, first frame 1: 1.png is cut short"
+    assert said in opened.notes and len(opened) == 4
+    assert next(iter(opened.full_frames([2])))["name"] == "frame 4"
+
+
+def test_where_no_frame_is_left_the_first_reason_is_told(tmp_path):
+    with pytest.raises(UserError, match="none of 2 frames can be used, first frame 0: "
+                       "bad") as error:  # fmt: skip
+        written(tmp_path, [frame(), frame()], broken={0: "bad", 1: "worse"})
+    one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_are_wrong_stop_unless_that_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "SHARD", 2)
+    frames = [frame(k) for k in range(6)]
+    with pytest.raises(UserError, match="frame 5 is wrong"):
+        written(tmp_path, frames, wrong=(5,))
+    # The data must be changed, so nothing of them is worth keeping.
+    assert list(tmp_path.iterdir()) == []
+    opened = written(tmp_path, frames, wrong=(5,), skip_wrong=True)
+    assert opened.manifest["broken"] == [
+        {"name": "frame 5", "reason": "frame 5 is wrong"}
+    ]
+
+
+def test_no_full_size_frame_is_kept_where_none_is_wanted(tmp_path):
+    split = {"own": {"train": [0], "eval": [1]}}
+    opened = written(tmp_path, [frame(), frame()], split=split, keep_full="none")
+    assert not opened.has_full(1) and opened.splits["own"]["eval"] == [1]
+
+
+def test_the_manifest_says_what_made_the_store(tmp_path):
+    source = Memory([frame()])
+    options = ReadOptions(every=3)
+    manifest = store_writer.Job(source, store_writer.Packing(SIZE), options).write(tmp_path / "s")
+    assert manifest == store_reader.Store.open(tmp_path / "s").manifest
+    assert manifest["versions"] == {
+        "jaxdepth": metadata.version("jaxdepth"),
+        "numpy": np.__version__,
+        "renderer": 7,
+    }
+    assert manifest["options"]["packing"]["size"] == list(SIZE)
+    assert manifest["options"]["read"]["every"] == 3
+    assert manifest["format"] == "folder" and manifest["broken"] == []
+
+
+STOPS = [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "Input/output error")]
+
+
+@pytest.mark.parametrize("stop", STOPS, ids=lambda stop: type(stop).__name__)
+def test_what_was_stopped_goes_on_after_its_last_shard(tmp_path, monkeypatch, stop):
+    monkeypatch.setattr(store_writer, "SHARD", 4)
+    frames = [frame(k, (30, 44)) for k in range(18)]
+    frames[5] = Frame(frames[5].rgb, filled=np.zeros((30, 44), np.float32))
+    more = {"broken": {6: "cut short"}, "seconds": 0.0}
+    whole = written(tmp_path, frames, out="whole", **more)
+    expected = MachineError if isinstance(stop, OSError) else type(stop)
+    with pytest.raises(expected):
+        written(tmp_path, frames, stop_at=(15, stop), **more)
+    assert not store_reader.is_store(tmp_path / "s")
+    again = Memory(frames, **more)
+    seen = []
+    opened = store_writer.write(
+        again, tmp_path / "s", size=SIZE, progress=lambda *about: seen.append(about[1])
+    )
+    # Two shards were finished; those on the way were not.
+    assert seen[0] == 8 and again.read == 10
+    assert contents(opened.path) == contents(whole.path)
+    assert {p.name for p in tmp_path.iterdir()} == {"s", "whole"}
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "SHARD", 4)
+    frames, save, saved = [frame(k) for k in range(12)], np.save, []
+
+    def full(stream, array):
+        if len(saved) == 6:
+            stream.write(b"half a shard")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(stream)
+        save(stream, array)
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(MachineError, match="No space left on device") as error:
+        written(tmp_path, frames)
+    one_line(error)
+    monkeypatch.setattr(np, "save", save)
+    source = Memory(frames)
+    assert not store_writer.write(source, tmp_path / "s", size=SIZE).damaged()
+    assert source.read == 8
+
+
+def test_a_limit_of_the_file_system_is_the_machines(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(MachineError, match="File too large"):
+            written(tmp_path, [frame(k) for k in range(9)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_shard_that_was_damaged_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "SHARD", 2)
+    frames = [frame(k) for k in range(12)]
+    whole = written(tmp_path, frames, out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path, frames, stop_at=(11, KeyboardInterrupt()))
+    (part,) = tmp_path.glob(".s.*.part")
+    shard = part / "train-00001.rgb.npy"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (part / "records" / "00000.json").write_text('{"kept": [0')
+    (part / ".train-00009.rgb.npy.123").write_bytes(b"half")
+    source = Memory(frames)
+    opened = store_writer.write(source, tmp_path / "s", size=SIZE)
+    assert source.read == 12 - 2
+    assert contents(opened.path) == contents(whole.path)
+
+
+def test_what_other_options_left_is_not_mixed_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "SHARD", 2)
+    frames = [frame(k) for k in range(12)]
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path, frames, stop_at=(11, KeyboardInterrupt()), max_depth=5.0)
+    source = Memory(frames)
+    store_writer.write(source, tmp_path / "s", size=SIZE)
+    assert source.read == 12
+    # Nothing can go on there any more.
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_the_same_store_is_written_once(tmp_path):
+    first, again = Memory([frame()]), Memory([frame()])
+    store_writer.write(first, tmp_path / "s", size=SIZE)
+    store_writer.write(again, tmp_path / "s", size=SIZE)
+    assert (first.read, again.read) == (1, 0)
+
+
+def test_preparing_at_the_same_time_gives_one_store(tmp_path):
+    frames = [frame(k) for k in range(40)]
+    sources = [Memory(frames, seconds=0.002) for _ in range(4)]
+
+    def prepare(source):
+        return store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(prepare, sources))
+    assert list(tmp_path.iterdir()) == [opened[0].path]
+    # One reads, the others wait for it.
+    assert sorted(source.read for source in sources) == [0, 0, 0, 40]
+    for one in opened:
+        assert not one.damaged()
+
+
+def test_progress_counts_to_the_end(tmp_path):
+    seen = []
+    source = Memory([frame(k) for k in range(20)])
+    store_writer.write(
+        source,
+        tmp_path / "s",
+        size=SIZE,
+        progress=lambda *about: seen.append(about[1:]),
+    )
+    assert seen == [(k, 20) for k in range(21)]

@@ -1,0 +1,69 @@
+"""Baselines against brute force over every pixel and every candidate."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from jaxdepth.evaluation import baselines
+
+depth_maps = hnp.arrays(
+    np.uint16, hnp.array_shapes(min_dims=3, max_dims=3, max_side=5),
+    elements=st.one_of(st.just(0), st.integers(1, 400)),
+)  # fmt: skip
+
+
+def shares(valid_mm: np.ndarray, limit: int) -> np.ndarray:
+    """delta1 of each constant of 1 to `limit` mm, in whole numbers."""
+    c, t = np.arange(1, limit + 1)[:, None], valid_mm[None].astype(int)
+    return ((4 * c < 5 * t) & (4 * t < 5 * c)).mean(1)
+
+
+@given(depth_maps)
+def test_all_three_by_brute_force(depth):
+    valid = (depth > 0) & (depth <= 300)
+    if not valid.any():
+        with pytest.raises(ValueError, match="no valid training pixel"):
+            baselines.fit([depth], max_depth=0.3)
+        return
+    found = baselines.fit([depth], max_depth=0.3)
+    values = depth[valid].astype(float)
+    np.testing.assert_allclose(found.constant, values.mean() / 1000, rtol=1e-12)
+    delta1 = shares(depth[valid], 300)
+    chosen = round(found.constant_delta * 1000)
+    assert delta1[chosen - 1] == delta1.max()
+    for y, x in np.ndindex(depth.shape[1:]):
+        here = depth[:, y, x][valid[:, y, x]].astype(float)
+        expected = here.mean() if len(here) else values.mean()
+        np.testing.assert_allclose(found.mean_map[y, x], expected / 1000, rtol=1e-6)
+
+
+def test_batches_do_not_matter():
+    depth = np.random.default_rng(0).integers(0, 12000, (10, 6, 8)).astype(np.uint16)
+    whole = baselines.fit([depth], max_depth=10.0)
+    parts = baselines.fit(iter([depth[:3], depth[3:4], depth[4:]]), max_depth=10.0)
+    assert (whole.constant, whole.constant_delta) == (
+        parts.constant, parts.constant_delta,
+    )  # fmt: skip
+    np.testing.assert_array_equal(whole.mean_map, parts.mean_map)
+    assert whole.mean_map.dtype == np.float32 and whole.mean_map.shape == (6, 8)
+
+
+def test_large_sums_keep_their_millimetres():
+    # A float32 sum of these would be off by metres.
+    depth = np.full((300, 1, 1), 9999, np.uint16)
+    depth[0] = 9998
+    found = baselines.fit(iter([depth] * 200), max_depth=10.0)
+    np.testing.assert_allclose(found.mean_map[0, 0], 9.999 - 1 / 300_000, rtol=1e-7)
+
+
+def test_a_limit_beyond_the_type_takes_everything():
+    depth = np.full((1, 2, 2), 65535, np.uint16)
+    assert baselines.fit([depth], max_depth=80.0).constant == pytest.approx(65.535)
+
+
+def test_nothing_to_fit_is_an_error():
+    for batches in ([], [np.zeros((2, 3, 3), np.uint16)]):
+        with pytest.raises(ValueError, match="no valid training pixel"):
+            baselines.fit(batches, max_depth=10.0)

@@ -1,0 +1,397 @@
+"""The evaluator against scoring frame by frame; batches, sizes, devices, baselines."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdepth.evaluation import evaluator as evaluator_lib, protocols
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.evaluation.metrics import METRICS, Sums
+
+SIZE = (38, 57)  # training frame 40x60
+
+
+def toy_network(variables, rgb):
+    """Metres from colours at half the size; left and right matter."""
+    across = jnp.linspace(0.0, 1.0, rgb.shape[2])[None, None, :]
+    depth = variables["scale"] * (rgb.mean(axis=3) / 64 + 1 + across)
+    return depth[:, ::2, ::2]
+
+
+VARIABLES = {"scale": np.float32(1.1)}
+
+
+def make_frames(count, size=(60, 90), seed=0, holes=True):
+    rng = np.random.default_rng(seed)
+    frames = []
+    for k in range(count):
+        rgb = rng.integers(0, 256, (*size, 3), np.uint8)
+        depth = rng.uniform(0.7, 9, size).astype(np.float32)
+        raw = np.where(rng.random(size) < 0.3, 0, depth).astype(np.float32)
+        frames.append(
+            {
+                "rgb": rgb,
+                "depth": {"filled": depth, "raw": raw if holes else None},
+                "name": f"{size[0]}-{k}",
+            }
+        )
+    return frames
+
+
+def alone(protocol, frame, truth, *, image_size=SIZE, network=toy_network):
+    """One frame through the protocol's functions, no batching."""
+    rgb = jnp.asarray(frame["rgb"])[None]
+    x = protocols.network_input(protocol, rgb, image_size)
+    outs = [network(VARIABLES, x)]
+    if protocol.flip_average:
+        outs.append(network(VARIABLES, x[:, :, ::-1])[:, :, ::-1])
+    outs = [protocols.network_output(protocol, out) for out in outs]
+    pred = jnp.mean(jnp.stack(outs), axis=0)
+    sums = Sums()
+    target = jnp.asarray(frame["depth"][truth])[None]
+    sums.update(protocols.score(protocol, pred, target))
+    return sums
+
+
+def assert_same(found, expected):
+    assert found.counts["pixels"] == expected.counts["pixels"]
+    for averaging in ("pooled", "per_image"):
+        a, b = found.compute(averaging), expected.compute(averaging)
+        for k in METRICS:
+            # A pixel at a threshold of delta may go either way.
+            atol = 2 / expected.counts["pixels"] if "delta" in k else 0.0
+            np.testing.assert_allclose(a[k], b[k], rtol=2e-6, atol=atol, err_msg=k)
+
+
+@pytest.mark.parametrize("devices", [None, 1, 3])
+@pytest.mark.parametrize("flip", ["auto", "on"])
+def test_frames_of_several_sizes_in_batches(devices, flip):
+    chosen = protocols.choose("plain", flip_average=flip)
+    a, b = make_frames(5), make_frames(4, (80, 100), seed=1)
+    mixed = [a[0], b[0], a[1], a[2], b[1], b[2], b[3], a[3], a[4]]
+    traced = []
+
+    def network(variables, rgb):
+        traced.append(rgb.shape)
+        return toy_network(variables, rgb)
+
+    evaluator = evaluator_lib.Evaluator(
+        network,
+        chosen,
+        image_size=SIZE,
+        batch_size=2,
+        devices=None if devices is None else jax.devices()[:devices],
+    )
+    done = []
+    for _ in range(2):
+        scores = evaluator(VARIABLES, mixed, progress=done.append)["plain"]
+    # One batch size: once per frame size (and mirrored), also over two calls.
+    batch = {None: 2, 1: 2, 3: 3}[devices]
+    passes = 2 if flip == "on" else 1
+    assert sorted(traced) == sorted([(batch, 40, 60, 3), (batch, 40, 50, 3)] * passes)
+    assert done[-1] == 9
+    assert len(done) == 2 * {2: 5, 3: 4}[batch]
+    assert scores.names == [f["name"] for f in mixed]
+    expected = Sums()
+    for frame in mixed:
+        expected.merge(alone(chosen[0], frame, "filled"))
+    assert_same(scores.sums, expected)
+    for row, single in zip(scores.table(), expected.per_image(), strict=True):
+        assert row["pixels"] == single["pixels"]
+        assert row["rmse"] == pytest.approx(single["rmse"], rel=2e-6)
+
+
+def test_stacks_of_frames_are_the_frames():
+    frames = make_frames(3)
+    stack = {
+        "rgb": np.stack([f["rgb"] for f in frames]),
+        "depth": {"filled": np.stack([f["depth"]["filled"] for f in frames])},
+        "name": [f["name"] for f in frames],
+    }
+    evaluator = evaluator_lib.Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
+    )
+    one, other = (evaluator(VARIABLES, x)["plain"] for x in (frames, [stack]))
+    assert one.table() == other.table()
+
+
+@pytest.fixture(scope="module")
+def nyu_like():
+    return make_frames(3, (480, 640))
+
+
+def test_all_protocols_share_forward_passes(nyu_like):
+    chosen = protocols.choose("all")
+    calls = []
+
+    def network(variables, rgb):
+        calls.append(rgb.shape[1:3])
+        return toy_network(variables, rgb)
+
+    evaluator = evaluator_lib.Evaluator(
+        network, chosen, image_size=(114, 152), batch_size=2, given_truth="raw"
+    )
+    scores = evaluator(VARIABLES, nyu_like)
+    # The crop; the whole frame; the whole frame mirrored.
+    assert sorted(calls) == [(114, 152), (120, 160), (120, 160)]
+    truths = {
+        "laina": "filled",
+        "eigen": "raw",
+        "densedepth": "filled",
+        "plain": "raw",
+    }
+    for protocol in chosen:
+        expected = Sums()
+        for frame in nyu_like:
+            expected.merge(
+                alone(protocol, frame, truths[protocol.name], image_size=(114, 152))
+            )
+        assert_same(scores[protocol.name].sums, expected)
+        assert scores[protocol.name].truths == {truths[protocol.name]}
+
+    entries = evaluator.entries(scores, data="rooms", split="tune")
+    assert [(e["protocol"], e["averaging"]) for e in entries] == [
+        ("plain", "per_image"),
+        ("plain", "pooled"),
+        ("densedepth", "per_image"),
+        ("densedepth", "pooled"),
+        ("eigen", "pooled"),
+        ("eigen", "per_image"),
+        ("laina@114x152", "per_image"),
+        ("laina@114x152", "pooled"),
+    ]
+    for entry in entries:
+        name = entry["protocol"].split("@")[0]
+        assert entry["metrics"] == scores[name].sums.compute(entry["averaging"])
+        assert entry["truth"] == truths[name]
+        assert entry["flip_average"] == (name == "densedepth")
+        assert entry["notes"] == []
+        fixed = {
+            "data": "rooms",
+            "split": "tune",
+            "size": "114x152",
+            "frame_size": "480x640",
+            "images": 3,
+            "abs_rel_over": "truth",
+        }
+        assert fixed.items() <= entry.items()
+
+
+def test_arch_with_one_input_size(nyu_like):
+    sizes = []
+
+    def network(variables, rgb):
+        sizes.append(rgb.shape[1:3])
+        return toy_network(variables, rgb)
+
+    evaluator = evaluator_lib.Evaluator(
+        network,
+        protocols.choose(["laina", "plain"]),
+        image_size=(57, 76),
+        arch_fixed=True,
+        batch_size=3,
+    )
+    evaluator(VARIABLES, nyu_like)
+    assert sizes == [(57, 76)] * 2
+
+
+def test_other_truth_is_used_and_said(nyu_like, caplog):
+    only_filled = [f | {"depth": {"filled": f["depth"]["filled"]}} for f in nyu_like]
+    only_raw = [f | {"depth": {"raw": f["depth"]["raw"]}} for f in nyu_like]
+    chosen = protocols.choose(["laina", "eigen", "plain"])
+    evaluator = evaluator_lib.Evaluator(toy_network, chosen, image_size=SIZE, batch_size=3)
+
+    def notes(frames):
+        scores = evaluator(VARIABLES, frames)
+        entries = evaluator.entries(scores, data="d", split="s")
+        return {
+            e["protocol"].split("@")[0]: (e["truth"], "; ".join(e["notes"]))
+            for e in entries
+        }
+
+    with caplog.at_level(logging.WARNING):
+        found = notes(only_filled)
+        notes(only_filled)
+    assert found["laina"] == ("filled", "")
+    assert found["eigen"] == (
+        "filled",
+        "wants raw depth; all frames have filled depth only",
+    )
+    # Said once in a run, however often it evaluates.
+    assert caplog.text.count("protocol eigen: wants raw depth") == 1
+
+    found = notes(only_raw)
+    holes = sum(int((f["depth"]["raw"] == 0).sum()) for f in nyu_like)
+    truth, note = found["laina"]
+    assert truth == "raw"
+    assert "wants filled depth" in note
+    assert f"pixels without truth, left out: {holes}" in note
+    assert found["eigen"] == ("raw", "")
+
+    truth, note = notes([*only_raw[:1], *only_filled[1:]])["eigen"]
+    assert truth == "filled+raw"
+    assert "some frames have filled depth only" in note
+
+
+def test_frames_without_truth_are_counted():
+    frames = make_frames(3, holes=False)
+    frames[1] = frames[1] | {"depth": {"filled": None}}
+    full = evaluator_lib.evaluate(
+        toy_network,
+        VARIABLES,
+        frames,
+        protocols.choose("plain"),
+        image_size=SIZE,
+        data="d",
+        split="s",
+        batch_size=2,
+    )
+    entry = full.entries[-1]
+    assert entry["images"] == 2
+    assert entry["counts"]["images_without_truth"] == 1
+    assert entry["notes"] == ["frames without truth: 1"]
+    assert full.tables["plain"][1] == {
+        "name": "60-1",
+        "scene": None,
+        "pixels": 0,
+        **dict.fromkeys(METRICS),
+        "nonpositive": 0,
+        "nonfinite": 0,
+    }
+    both = [frames[0], frames[2]]
+    expected = Sums()
+    for frame in both:
+        expected.merge(alone(protocols.PROTOCOLS["plain"], frame, "filled"))
+    assert entry["metrics"]["rmse"] == pytest.approx(
+        expected.compute("pooled")["rmse"], rel=2e-6
+    )
+
+
+def test_an_evaluation_set_without_use_is_refused():
+    evaluator = evaluator_lib.Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE
+    )
+    with pytest.raises(UserError, match="it is empty"):
+        evaluator(VARIABLES, [])
+    frames = [f | {"depth": {}} for f in make_frames(2)]
+    with pytest.raises(UserError, match="none of its 2 frames has depth"):
+        evaluator(VARIABLES, frames)
+    laina = evaluator_lib.Evaluator(toy_network, protocols.choose("laina"), image_size=SIZE)
+    with pytest.raises(UserError, match="these are 60x90"):
+        laina(VARIABLES, make_frames(1))
+
+
+def test_predictions_that_are_not_finite_are_counted(nyu_like):
+    def broken(variables, rgb):
+        depth = toy_network(variables, rgb)
+        return depth.at[0, 0, 0].set(jnp.nan).at[0, 12, 12].set(-1.0)
+
+    found = evaluator_lib.evaluate(
+        broken,
+        VARIABLES,
+        nyu_like[:1],
+        protocols.choose(["plain", "eigen"]),
+        image_size=SIZE,
+        data="d",
+        split="s",
+        batch_size=1,
+    )
+    eigen, plain = found.entries[1], found.entries[3]
+    assert plain["protocol"] == "plain"
+    assert plain["metrics"]["rmse"] is None
+    assert plain["metrics"]["delta1"] is not None
+    assert plain["counts"]["nonfinite"] > 0
+    assert plain["counts"]["nonpositive"] > 0
+    # The clamp of eigen hides both from the metrics, not from the counts.
+    assert None not in eigen["metrics"].values()
+    assert eigen["counts"]["nonfinite_outputs"] == 1
+    assert "outputs of the network that are not finite: 1" in eigen["notes"]
+
+
+@pytest.mark.parametrize("name", ["plain", "laina", "densedepth"])
+def test_baselines_go_through_the_same_code(name, nyu_like):
+    rng = np.random.default_rng(5)
+    frame_map = rng.uniform(1, 5, (120, 160)).astype(np.float32)
+    evaluator = evaluator_lib.Evaluator(
+        evaluator_lib.predict_map,
+        protocols.choose(name),
+        image_size=(114, 152),
+        batch_size=2,
+    )
+    maps = evaluator_lib.map_variables(frame_map, (114, 152))
+    found = evaluator(maps, nyu_like)[name]
+    shown = {
+        "plain": frame_map,
+        "laina": frame_map[3:117, 4:156],
+        "densedepth": (frame_map + frame_map[:, ::-1]) / 2,
+    }[name]
+    protocol = protocols.PROTOCOLS[name]
+    expected = Sums()
+    for frame in nyu_like:
+        target = jnp.asarray(frame["depth"]["filled"])[None]
+        expected.update(protocols.score(protocol, jnp.asarray(shown)[None], target))
+    assert_same(found.sums, expected)
+
+    constant = evaluator(evaluator_lib.map_variables(2.5, (114, 152)), nyu_like)[name]
+    depth = np.stack([f["depth"]["filled"] for f in nyu_like]).astype(np.float64)
+    if name == "densedepth":
+        depth = depth[:, 20:460, 24:616]
+    rmse = np.sqrt(np.mean((2.5 - depth) ** 2))
+    assert constant.sums.compute("pooled")["rmse"] == pytest.approx(rmse, rel=1e-6)
+
+
+def test_map_of_a_wrong_size_is_refused():
+    with pytest.raises(ValueError, match=r"\(120, 160\)"):
+        evaluator_lib.map_variables(np.ones((114, 152), np.float32), (114, 152))
+
+
+def test_scores_of_two_parts_merge():
+    frames = make_frames(5)
+    evaluator = evaluator_lib.Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
+    )
+    whole = evaluator(VARIABLES, frames)["plain"]
+    first = evaluator(VARIABLES, frames[:2])["plain"]
+    first.merge(evaluator(VARIABLES, frames[2:])["plain"])
+    assert first.table() == whole.table()
+    assert first.sums.compute("pooled") == whole.sums.compute("pooled")
+
+
+def test_errors_by_distance_and_near_edges_merge():
+    frames = [
+        frame | {"scene": scene}
+        for frame, scene in zip(make_frames(4), ("k", "k", "b", None), strict=True)
+    ]
+    evaluator = evaluator_lib.Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=3
+    )
+    whole = evaluator(VARIABLES, frames)
+    assert whole["plain"].scenes == ["k", "k", "b", None]
+    merged = evaluator(VARIABLES, frames[:1])["plain"]
+    merged.merge(evaluator(VARIABLES, frames[1:])["plain"])
+    entry = evaluator.entries(whole, data="d", split="s")[-1]
+    parted = evaluator.entries({"plain": merged}, data="d", split="s")[-1]
+    assert entry["parts"] == parted["parts"] and merged.scenes[1:] == ["k", "b", None]
+    # Truth is noise, so that edges are everywhere; distances against NumPy.
+    assert entry["parts"]["near edges"]["pixels"] == entry["counts"]["pixels"]
+    assert entry["parts"]["away from edges"]["metrics"]["rmse"] is None
+    truth = np.stack([f["depth"]["filled"] for f in frames]).astype(np.float64)
+    pred = []
+    for frame in frames:
+        x = protocols.network_input(
+            protocols.PROTOCOLS["plain"], jnp.asarray(frame["rgb"])[None], SIZE
+        )
+        out = toy_network(VARIABLES, x)
+        pred.append(
+            protocols.full_prediction(protocols.PROTOCOLS["plain"], out, (60, 90))
+        )
+    error = np.concatenate(pred).astype(np.float64) - truth
+    for low, high in ((0, 2), (2, 4), (4, 6), (6, 10)):
+        inside = (truth > low) & (truth <= high)
+        found = entry["parts"][f"{low}-{high} m"]
+        assert found["pixels"] == inside.sum() and found["images"] == 4
+        rmse = np.sqrt(np.mean(error[inside] ** 2))
+        assert found["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)

@@ -1,0 +1,177 @@
+"""Checkpoints: what comes back, what is kept, and what damage does."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdepth.training import step as step_lib
+from jaxdepth.training.checkpoint import Checkpoints, checksums
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training.state import TrainState
+from tests import tiny
+
+
+def numbered(step: int) -> TrainState:
+    """A state whose every number tells its step."""
+    fresh = tiny.state(tiny.spec())
+    filled = jax.tree.map(lambda x: np.full_like(x, step), fresh)
+    return filled
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    return tiny.state(tiny.spec())
+
+
+def save(folder, *pairs) -> None:
+    checkpoints = Checkpoints(str(folder))
+    for step, rmse in pairs:
+        checkpoints.save(step, numbered(step), rmse=rmse)
+    checkpoints.close()
+
+
+def assert_is(state, step: int) -> None:
+    assert state is not None and int(state.step) == step
+    for leaf in jax.tree.leaves(state):
+        assert np.all(np.asarray(leaf) == step)
+
+
+def test_the_newest_state_comes_back_whole(tmp_path, fresh):
+    save(tmp_path, (1, 3.0), (2, 1.0), (3, 2.0))
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    restored = opened.restore_state(fresh)
+    assert_is(restored, 3)
+    assert jax.tree.structure(restored) == jax.tree.structure(fresh)
+    same = jax.tree.map(lambda a, b: a.dtype == b.dtype, restored, fresh)
+    assert all(jax.tree.leaves(same))
+
+
+def test_an_average_is_the_network_and_training_goes_on_beside_it(tmp_path, fresh):
+    state = numbered(3).start_average()
+    average = jax.tree.map(lambda x: np.full_like(x, 7), state.average)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(3, dataclasses.replace(state, average=average))
+    checkpoints.close()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    restored = opened.restore_state(fresh.start_average())
+    assert restored is not None
+    assert_is(dataclasses.replace(restored, average=None), 3)
+    model = opened.restore_model(fresh.network, step=3)
+    for tree in (restored.average, restored.variables, model):
+        assert jax.tree.structure(tree) == jax.tree.structure(fresh.network)
+        assert all(np.all(np.asarray(x) == 7) for x in jax.tree.leaves(tree))
+
+
+def test_kept_are_the_best_and_the_last_two(tmp_path, fresh):
+    save(tmp_path, (1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0), (5, None))
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert opened.steps() == [2, 4, 5]
+    assert opened.best_step() == 2
+    model = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    found = opened.restore_model(model, step=2)
+    assert all(np.all(np.asarray(x) == 2) for x in jax.tree.leaves(found))
+
+
+def test_an_empty_folder_holds_nothing(tmp_path, fresh):
+    opened = Checkpoints(str(tmp_path / "new"))
+    assert opened.restore_state(fresh) is None
+    assert opened.steps() == [] and opened.best_step() is None
+
+
+def test_a_step_saved_twice_is_kept_as_it_was(tmp_path, fresh):
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, numbered(1))
+    checkpoints.wait()
+    checkpoints.save(1, numbered(9))
+    assert_is(checkpoints.restore_state(fresh), 1)
+
+
+def largest_file(folder):
+    return max(
+        (p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, how, caplog):
+    save(tmp_path, (1, None), (2, None))
+    target = largest_file(tmp_path / "2")
+    content = bytearray(target.read_bytes())
+    if how == "cut":
+        target.write_bytes(content[: len(content) // 2])
+    elif how == "changed":
+        content[len(content) // 2] ^= 0xFF
+        target.write_bytes(content)
+    else:
+        target.unlink()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert_is(opened.restore_state(fresh), 1)
+    assert "step 2 is damaged" in caplog.text
+
+
+def test_what_is_trained_again_after_damage_is_saved(tmp_path, fresh):
+    save(tmp_path, (1, None), (3, None))
+    largest_file(tmp_path / "3").unlink()
+    checkpoints = Checkpoints(str(tmp_path))
+    with pytest.raises(MachineError, match=r"step 2 was not written .* a later one"):
+        checkpoints.save(2, numbered(2))
+    assert_is(checkpoints.restore_state(fresh), 1)
+    checkpoints.drop(checkpoints.damaged)
+    assert checkpoints.steps() == [1]
+    for step in (2, 3):
+        checkpoints.save(step, numbered(step))
+    checkpoints.close()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert_is(opened.restore_state(fresh), 3)
+
+
+def test_nothing_but_damage_is_an_error(tmp_path, fresh):
+    save(tmp_path, (1, None))
+    largest_file(tmp_path / "1").unlink()
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    with pytest.raises(UserError, match="every checkpoint"):
+        opened.restore_state(fresh)
+
+
+def test_checksums_tell_of_a_single_bit():
+    before = checksums({"a": np.zeros(3, np.float32)})
+    assert before != checksums({"a": np.array([0, 0, 1e-45], np.float32)})
+    assert before != checksums({"b": np.zeros(3, np.float32)})
+
+
+def test_another_network_is_refused(tmp_path):
+    save(tmp_path, (1, None))
+    other = tiny.state(tiny.spec("upproj"))
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    with pytest.raises(UserError, match="of another network"):
+        opened.restore_state(other)
+
+
+def test_full_storage_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(1, numbered(1))
+    checkpoints.wait()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(MachineError, match=r"No space left.*step 1 in"):
+        checkpoints.save(2, numbered(2))
+
+
+def test_a_state_that_trains_on_is_not_the_saved_one(tmp_path, fresh):
+    # On CPU the step may write its result where the state before it lay.
+    spec = tiny.spec()
+    step = jax.jit(step_lib.train_step, static_argnums=0, donate_argnums=1)
+    state = jax.tree.map(jax.numpy.asarray, tiny.state(spec))
+    expected = jax.tree.map(np.array, state)
+    checkpoints = Checkpoints(str(tmp_path))
+    checkpoints.save(0, state)
+    for _ in range(3):
+        state, _ = step(spec, state, tiny.batch(2))
+    checkpoints.close()
+    restored = Checkpoints(str(tmp_path), read_only=True).restore_state(fresh)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)

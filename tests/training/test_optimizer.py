@@ -1,0 +1,244 @@
+"""The optimizer against PyTorch's, schedules against numbers written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdepth.training import optimizer as optimizer_lib
+
+STEPS = 10
+
+
+def params(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return {
+        "encoder": {"conv": {"kernel": draw(3, 3, 2, 4)}, "bn": {"scale": draw(4)}},
+        "decoder": {"up": {"kernel": draw(5, 5, 4, 2), "bias": draw(2, 2, 2)}},
+        "head": {"conv": {"kernel": draw(3, 3, 2, 1), "bias": draw(1)}},
+    }
+
+
+def gradients(step: int):
+    """Gradients of any size, other ones each step."""
+    return jax.tree.map(lambda x: 0.3 * x, params(100 + step))
+
+
+def run(tree, rule, steps=STEPS):
+    state = rule.init(tree)
+    for step in range(steps):
+        updates, state = rule.update(gradients(step), state, tree)
+        tree = optax.apply_updates(tree, updates)
+    return tree, state
+
+
+def names(tree):
+    """Flat, by name."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
+
+
+def by_torch(make, *, groups=None, clip=None, rate=None):
+    """Ten steps of a PyTorch optimizer on the same parameters and gradients."""
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    held = {
+        name: torch.nn.Parameter(torch.tensor(value))
+        for name, value in names(params()).items()
+    }
+    rule = make(torch.optim, groups(held) if groups else list(held.values()))
+    for step in range(STEPS):
+        for name, gradient in names(gradients(step)).items():
+            held[name].grad = torch.tensor(gradient)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(held.values(), clip)
+        for group in rule.param_groups:
+            if rate is not None:
+                group["lr"] = rate(step)
+        rule.step()
+    return {name: p.detach().numpy() for name, p in held.items()}
+
+
+def close(found, expected):
+    found = names(found)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            found[name], value, rtol=2e-5, atol=2e-6, err_msg=name
+        )
+
+
+RULES = {
+    "adam": lambda o, p, **k: o.Adam(p, lr=0.01, **k),
+    "adamw": lambda o, p, **k: o.AdamW(p, lr=0.01, **k),
+    "sgd": lambda o, p, **k: o.SGD(p, lr=0.01, momentum=0.9, **k),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_equal_torch(name):
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer=name, lr=0.01, weight_decay=0.1, decay="all"
+    )
+    expected = by_torch(lambda o, p: RULES[name](o, p, weight_decay=0.1))
+    close(run(params(), rule)[0], expected)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_decay_of_kernels_alone_equals_two_groups(name):
+    # The (2,2,C) bias of an up-convolution is a bias in spite of its three axes.
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer=name, lr=0.01, weight_decay=0.1, decay="kernels"
+    )
+
+    def groups(held):
+        kernels = [p for n, p in held.items() if "kernel" in n]
+        others = [p for n, p in held.items() if "kernel" not in n]
+        assert (len(kernels), len(others)) == (3, 3)
+        return [
+            {"params": kernels, "weight_decay": 0.1},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    close(run(params(), rule)[0], by_torch(RULES[name], groups=groups))
+
+
+def test_clipping_comes_before_the_decay():
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer="sgd", lr=0.01, weight_decay=0.1, decay="all",
+        clip_norm=0.5,
+    )  # fmt: skip
+    expected = by_torch(lambda o, p: RULES["sgd"](o, p, weight_decay=0.1), clip=0.5)
+    close(run(params(), rule)[0], expected)
+
+
+def test_a_small_gradient_is_not_clipped():
+    options = {"params": params(), "optimizer": "sgd", "lr": 0.01}
+    clipped = optimizer_lib.make_optimizer(**options, clip_norm=1e6)
+    close(
+        run(params(), clipped)[0],
+        names(run(params(), optimizer_lib.make_optimizer(**options))[0]),
+    )
+
+
+def test_the_rate_follows_the_schedule():
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer="sgd", lr=0.01, schedule="cosine", steps=STEPS,
+        warmup_steps=2,
+    )  # fmt: skip
+
+    def rate(step):
+        if step < 2:
+            return 0.01 * (step + 1) / 2
+        return 0.005 * (1 + np.cos(np.pi * (step - 2) / (STEPS - 2)))
+
+    close(run(params(), rule)[0], by_torch(RULES["sgd"], rate=rate))
+
+
+def rates(count, **more):
+    schedule = optimizer_lib.learning_rate(**{"lr": 2.0, **more})
+    return [float(np.asarray(schedule(step))) for step in range(count)]
+
+
+def test_constant():
+    assert rates(5, schedule="constant", steps=5) == [2.0] * 5
+
+
+def test_step_falls_at_half_and_at_three_quarters():
+    np.testing.assert_allclose(
+        rates(8, schedule="step", steps=8),
+        [2, 2, 2, 2, 0.2, 0.2, 0.02, 0.02],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(
+        rates(5, schedule="step", steps=5), [2, 2, 2, 0.2, 0.02], rtol=1e-6
+    )
+
+
+def test_thirds():
+    np.testing.assert_allclose(
+        rates(6, schedule="thirds", steps=6), [2, 2, 1, 1, 0.2, 0.2], rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_first_of_few_steps_has_the_whole_rate(steps):
+    assert rates(1, schedule="step", steps=steps) == [2.0]
+
+
+def test_cosine():
+    np.testing.assert_allclose(
+        rates(5, schedule="cosine", steps=4), [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5, 0],
+        rtol=1e-6, atol=1e-7,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine"])
+def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
+    found = rates(12, schedule=schedule, steps=12, warmup_steps=4)
+    np.testing.assert_allclose(found[:4], [0.5, 1.0, 1.5, 2.0])
+    np.testing.assert_allclose(found[4:], rates(8, schedule=schedule, steps=8))
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="schedule 'linear'"):
+        optimizer_lib.learning_rate(lr=1.0, schedule="linear", steps=1)
+    with pytest.raises(ValueError, match="optimizer 'lion'"):
+        optimizer_lib.make_optimizer(params=params(), optimizer="lion")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_moments(name):
+    options = {"optimizer": name, "lr": 0.01, "weight_decay": 0.1, "decay": "all"}
+    rule = optimizer_lib.make_optimizer(params=params(), freeze="encoder", **options)
+    moved, state = run(params(), rule)
+    before, after = names(params()), names(moved)
+    free = names(run(params(), optimizer_lib.make_optimizer(params=params(), **options))[0])
+    for path, value in before.items():
+        if "encoder" in path:
+            assert after[path].tobytes() == value.tobytes()
+        else:
+            np.testing.assert_allclose(after[path], free[path], rtol=1e-6)
+    shapes = {np.shape(x) for x in jax.tree.leaves(state)}
+    assert (5, 5, 4, 2) in shapes
+    assert (3, 3, 2, 4) not in shapes and (4,) not in shapes
+
+
+def test_what_is_frozen_does_not_count_in_the_norm():
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer="sgd", lr=1.0, clip_norm=0.5, freeze="encoder"
+    )
+    gradient = gradients(0)
+    gradient["encoder"] = jax.tree.map(lambda x: 1e6 * x, gradient["encoder"])
+    updates, _ = rule.update(gradient, rule.init(params()), params())
+    np.testing.assert_allclose(float(optax.tree.norm(updates)), 0.5, rtol=1e-5)
+
+
+def test_the_encoder_moves_at_its_own_rate():
+    options = {"params": params(), "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.1}
+    rule = optimizer_lib.make_optimizer(**options, encoder_lr_factor=0.25)
+    updates, _ = rule.update(gradients(0), rule.init(params()), params())
+    plain = optimizer_lib.make_optimizer(**options)
+    whole, _ = plain.update(gradients(0), plain.init(params()), params())
+    whole = {
+        name: (0.25 if "encoder" in name else 1.0) * x
+        for name, x in names(whole).items()
+    }
+    close(updates, whole)
+
+
+def test_a_factor_clips_the_gradient_as_a_whole():
+    rule = optimizer_lib.make_optimizer(
+        params=params(), optimizer="sgd", lr=1.0, clip_norm=0.5, encoder_lr_factor=2.0
+    )
+    updates, _ = rule.update(gradients(0), rule.init(params()), params())
+    norm = np.sqrt(sum(np.sum(g**2) for g in names(gradients(0)).values()))
+    expected = {
+        name: -0.5 / norm * g * (2.0 if "encoder" in name else 1.0)
+        for name, g in names(gradients(0)).items()
+    }
+    close(updates, expected)

@@ -1,0 +1,289 @@
+"""One step on one device and on eight, under jit and under pmap: the same numbers."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdepth.training import step as step_lib
+from jaxdepth.training import device_cache
+from jaxdepth.data.store.reader import Store
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.ops import platform
+from jaxdepth.training.sharding import AXIS, Placement
+
+BATCH = 16
+# Two images on each of eight devices: the first two devices see no truth at all, the
+# sixth sees it on one of its images.
+EMPTY = (0, 1, 2, 3, 11)
+CASES = {
+    "upproj": {"arch": "upproj", "loss": "si"},
+    "cnn": {
+        "arch": "cnn",
+        "loss": "berhu",
+        "berhu_scope": "batch",
+        "augment": "full",
+        "dropout": 0.3,
+    },
+}
+
+
+def relative(got, expected):
+    """The largest relative error of any array, in the norm of that array."""
+    return max(
+        jax.tree.leaves(
+            jax.tree.map(
+                lambda a, b: float(
+                    np.linalg.norm(np.asarray(a, np.float64) - np.asarray(b))
+                    / (np.linalg.norm(np.asarray(b, np.float64)) + 1e-30)
+                ),
+                got,
+                expected,
+            )
+        )
+    )
+
+
+def host(tree):
+    return jax.tree.map(np.asarray, tree)
+
+
+def batches():
+    return [tiny.batch(BATCH, seed=k, empty=EMPTY) for k in range(10)]
+
+
+def walk(step, placement, state, data):
+    """(logs, gradient, statistics) of each step, and the last state."""
+    placed, seen = placement.place_state(state), []
+    for batch in data:
+        placed, logs = step(placed, placement.place_batch(batch))
+        seen.append(told(placement.one(placed), placement.one(logs)))
+    return seen, placement.one(placed)
+
+
+def told(state, logs):
+    return host((logs, state.opt_state[0], state.batch_stats))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def alone(request):
+    """(options, fresh state, ten steps on one device without any axis)."""
+    options = CASES[request.param]
+    spec = tiny.spec(**options)
+    state = tiny.state(spec)
+    step = jax.jit(functools.partial(step_lib.train_step, spec))
+    after, seen = state, []
+    for batch in batches():
+        after, logs = step(after, batch)
+        seen.append(told(after, logs))
+    return options, state, seen
+
+
+@pytest.fixture(scope="module", params=["jit", "pmap"])
+def together(request, alone):
+    """Ten steps on eight devices."""
+    options, state, _ = alone
+    spec = tiny.spec(**options, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(request.param)
+    assert len(placement.devices) == 8
+    step = placement.compile(step_lib.train_step, spec)
+    return walk(step, placement, state, batches())
+
+
+def test_one_step_is_the_same_on_eight_devices(alone, together):
+    (expected, *trees), (got, *others) = alone[2][0], together[0][0]
+    assert expected["images"] == got["images"] == BATCH - len(EMPTY)
+    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-5)
+    for ours, theirs in zip(others, trees, strict=True):
+        assert relative(ours, theirs) < 1e-5
+
+
+def test_ten_steps_are_the_same_on_eight_devices(alone, together):
+    expected = [logs["loss"] for logs, *_ in alone[2]]
+    got = [logs["loss"] for logs, *_ in together[0]]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    assert np.ptp(expected) > 0.01
+
+
+def test_the_state_comes_back_in_one_copy(alone, together):
+    state, last = alone[1], together[1]
+    assert int(last.step) == 10
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, last)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
+    spec = tiny.spec(average=0.3, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(kind)
+    state = tiny.state(spec).start_average()
+    step = placement.compile(step_lib.train_step, spec)
+    placed = placement.place_state(state)
+    expected = jax.tree.map(np.float64, state.network)
+    for k, batch in enumerate(batches()[:5]):
+        placed, _ = step(placed, placement.place_batch(batch))
+        now = host(placement.one(placed))
+        kept = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3][k]
+        expected = jax.tree.map(
+            lambda a, x, d=kept: d * a + (1 - d) * x, expected, now.network
+        )
+    assert relative(now.average, expected) < 1e-6
+    assert relative(now.average, now.network) > 1e-4
+
+
+class Frames(Store):
+    """A store of 21 frames in memory."""
+
+    size = tiny.FRAME
+
+    def __init__(self):
+        self.all = tiny.batch(21, seed=5, empty=(4, 9))
+
+    def gather(self, rows, *, depth):
+        assert depth == "filled"
+        return self.all["rgb"][rows], self.all["depth_mm"][rows]
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_frames_on_the_devices_are_the_same_batches(kind, devices):
+    placement = Placement.over(kind, jax.devices()[:devices])
+    frames, held = Frames(), np.array([*range(20, 3, -1), 2, 0])
+    part = device_cache.reader(frames, held, depth="filled", devices=devices)
+    placed = placement.place_table(part)
+    assert len(placed["rgb"].sharding.device_set) == devices
+    places = np.array([18, 0, 0, 7, 3, 11, 12, 5], np.int32)  # on any device, twice
+
+    def look(axis_name, state, batch, frames):
+        found = device_cache.gather(
+            frames, batch["rows"], frame=tiny.FRAME, axis_name=axis_name
+        )
+        return state, jax.tree.map(
+            lambda x: jax.lax.all_gather(x, axis_name, tiled=True), found
+        )
+
+    step = placement.compile(look, AXIS, table=placed)
+    state = placement.place_state({"n": np.zeros(())})
+    found = placement.one(step(state, placement.place_batch({"rows": places}))[1])
+    for name, values in frames.all.items():
+        if name != "position":
+            np.testing.assert_array_equal(found[name], values[held[places]])
+            assert found[name].dtype == values.dtype
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_a_step_on_a_table_is_the_step_on_its_frames(kind):
+    spec = tiny.spec(augment="full", bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over(kind)
+    frames, rows = Frames(), np.arange(16, dtype=np.int32)[::-1].copy()
+    rgb, depth_mm = frames.gather(rows, depth="filled")
+    position = np.arange(16, dtype=np.int32)
+    state = tiny.state(spec)
+    expected, _ = walk(
+        placement.compile(step_lib.train_step, spec),
+        placement,
+        state,
+        [{"rgb": rgb, "depth_mm": depth_mm, "position": position}],
+    )
+    part = device_cache.reader(frames, np.arange(21), depth="filled", devices=8)
+    placed = placement.place_table(part)
+    step = placement.compile(step_lib.train_step_on_table, spec, tiny.FRAME, table=placed)
+    got, _ = walk(step, placement, state, [{"rows": rows, "position": position}])
+    np.testing.assert_allclose(got[0][0]["loss"], expected[0][0]["loss"], rtol=1e-6)
+    assert relative(got[0][1], expected[0][1]) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def local():
+    """One step with batch statistics per device."""
+    spec = tiny.spec(loss="berhu", axis_name=AXIS, bn_axis=None)
+    state, batch = tiny.state(spec), tiny.batch(BATCH, empty=EMPTY)
+    placement = Placement.over("jit")
+    step = placement.compile(step_lib.train_step, spec)
+    return state, batch, walk(step, placement, state, [batch])[0][0]
+
+
+def test_local_statistics_are_those_of_each_device(local):
+    state, batch, (logs, grads, stats) = local
+    alone = jax.jit(functools.partial(step_lib.gradients, tiny.spec(loss="berhu")))
+    parts = []
+    for k in range(8):
+        part = {name: x[2 * k : 2 * k + 2] for name, x in batch.items()}
+        parts.append(host(alone(state, part)))
+    images = np.array([n for _, _, n, _ in parts], np.float64)
+    share = images / images.sum()
+    assert images.tolist() == [0, 0, 2, 2, 2, 1, 2, 2]
+
+    def mean(weights, trees):
+        return jax.tree.map(
+            lambda *xs: sum(w * x for w, x in zip(weights, xs, strict=True)), *trees
+        )
+
+    assert relative(grads, mean(share, [g for g, *_ in parts])) < 1e-5
+    np.testing.assert_allclose(
+        logs["loss"], sum(share * [loss for _, loss, *_ in parts]), rtol=1e-5
+    )
+    assert relative(stats, mean([1 / 8] * 8, [s for *_, s in parts])) < 1e-5
+
+
+def test_local_statistics_are_not_the_global_ones(local):
+    state, batch, (_, got, _) = local
+    together = jax.jit(functools.partial(step_lib.gradients, tiny.spec(loss="berhu")))
+    grads, *_ = host(together(state, batch))
+    assert relative(got, grads) > 1e-2
+
+
+def test_one_device_through_a_mesh():
+    spec = tiny.spec(dropout=0.3, bn_axis=AXIS, axis_name=AXIS)
+    placement = Placement.over("jit", jax.devices()[:1])
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(0, 1))
+    step = placement.compile(step_lib.train_step, spec)
+    ((logs, grads, _),), _ = walk(step, placement, state, [batch])
+    alone = dataclasses.replace(spec, model=tiny.model(dropout=0.3), axis_name=None)
+    after, expected = jax.jit(functools.partial(step_lib.train_step, alone))(state, batch)
+    np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-5)
+    assert relative(grads, host(after.opt_state[0])) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_what_is_placed_comes_back(kind):
+    placement = Placement.over(kind)
+    state = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": np.int32(7)}
+    placed = placement.place_state(state)
+    for leaf in jax.tree.leaves(placed):
+        assert len(leaf.sharding.device_set) == 8
+    back = placement.one(placed)
+    np.testing.assert_array_equal(back["a"], state["a"])
+    assert back["n"] == 7 and back["n"].shape == ()
+    batch = tiny.batch(BATCH)
+    there = placement.place_batch(batch)
+    for name, values in batch.items():
+        shards = sorted(there[name].addressable_shards, key=lambda s: s.device.id)
+        parts = [np.asarray(s.data).reshape(2, *values.shape[1:]) for s in shards]
+        np.testing.assert_array_equal(np.concatenate(parts), values)
+        assert there[name].dtype == values.dtype
+
+
+def test_batches_divide_evenly_or_are_refused():
+    placement = Placement.over("jit")
+    placement.check_batch(16, 2)
+    with pytest.raises(UserError, match="multiple of 16") as told:
+        placement.check_batch(24, 2)
+    assert "--batch_size=24" in str(told.value) and "\n" not in str(told.value)
+
+
+def test_all_devices_unless_some_are_named():
+    assert Placement.over("pmap").devices == tuple(jax.devices())
+    assert Placement.over("jit", jax.devices()[:3]).mesh.devices.shape == (3,)
+    assert Placement.over("jit").local == jax.local_devices()
+
+
+def test_the_step_is_compiled_with_the_options_of_its_devices(monkeypatch):
+    refused = {"no_such_option": "1"}
+    monkeypatch.setattr(platform, "compiler_options", lambda device: refused)
+    run = Placement.over("jit").compile(lambda state, batch: (state, batch))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        run(np.zeros(8, np.float32), np.zeros(8, np.float32))
+    assert Placement.over("pmap").compiler_options() == {}

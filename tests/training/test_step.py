@@ -1,0 +1,343 @@
+"""The training step against a loss written out, and what it leaves alone."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from jaxdepth.training import step as step_lib
+from jaxdepth.training import augment
+from jaxdepth.training.optimizer import make_optimizer
+
+MEAN = np.array([123.675, 116.28, 103.53])
+DEVIATION = np.array([58.395, 57.12, 57.375])
+
+
+def gradients(spec, state, batch):
+    return jax.jit(functools.partial(step_lib.gradients, spec))(state, batch)
+
+
+def take_step(spec, state, batch):
+    return jax.jit(functools.partial(step_lib.train_step, spec))(state, batch)
+
+
+def same(a, b) -> bool:
+    """Whether two trees hold the same bits."""
+    equal = jax.tree.map(
+        lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b
+    )
+    return all(jax.tree.leaves(equal))
+
+
+def close(got, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b) + 1e-12
+
+
+def overlaps(n_in: int, n_out: int) -> np.ndarray:
+    """How much of each input cell (columns) lies in each output cell (rows)."""
+    found = np.zeros((n_out, n_in))
+    for i in range(n_out):
+        for j in range(n_in):
+            low, high = i * n_in / n_out, (i + 1) * n_in / n_out
+            found[i, j] = max(0.0, min(high, j + 1) - max(low, j))
+    return found
+
+
+def targets(depth_mm, shape):
+    """Truth at the network's output: the mean over the valid part of each cell."""
+    metres = depth_mm.astype(np.float64) / 1000
+    valid = (metres > 0) & (metres <= 10)
+    rows, columns = (
+        overlaps(metres.shape[1], shape[0]),
+        overlaps(metres.shape[2], shape[1]),
+    )
+    area = np.einsum("ih,bhw,jw->bij", rows, valid, columns)
+    total = np.einsum("ih,bhw,jw->bij", rows, np.where(valid, metres, 0), columns)
+    return total / np.maximum(area, 1e-12), area > 1e-9
+
+
+def plain_loss(model, params, batch_stats, batch, train=True):
+    """Mean over images with truth of the mean squared error, the way one writes it."""
+    crop = batch["rgb"][:, 0:19, 1:39]  # the centre of 20x40: (1, 2) // 2 cut off
+    image = jnp.asarray((crop - MEAN) / DEVIATION, jnp.float32)
+    pred, _ = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        image,
+        train=train,
+        mutable=["batch_stats"],
+    )
+    truth, valid = targets(batch["depth_mm"][:, 0:19, 1:39], pred.shape[1:])
+    losses = []
+    for k in range(len(truth)):
+        if valid[k].any():
+            squares = (pred[k] - truth[k].astype(np.float32)) ** 2
+            losses.append((squares * valid[k]).sum() / valid[k].sum())
+    return sum(losses) / len(losses)
+
+
+def test_gradients_are_those_of_the_loss_written_out():
+    spec = tiny.spec()
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(2,))
+    expected, grads = jax.value_and_grad(plain_loss, argnums=1)(
+        spec.model, state.params, state.batch_stats, batch
+    )
+    got, loss, images, _ = gradients(spec, state, batch)
+    assert images == 3
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    close(got, grads)
+
+
+def test_validation_takes_the_same_loss_with_running_statistics():
+    spec = tiny.spec(augment="full")
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(2,))
+    state = jax.tree.map(jnp.asarray, state)
+    expected = plain_loss(
+        spec.model, state.params, state.batch_stats, batch, train=False
+    )
+    training = plain_loss(spec.model, state.params, state.batch_stats, batch)
+    total, images = jax.jit(functools.partial(step_lib.validation_sums, spec))(
+        state.variables, batch
+    )
+    assert images == 3
+    np.testing.assert_allclose(total / images, expected, rtol=1e-5)
+    assert abs(total / images - training) > 1e-4  # tells the two apart
+
+
+def test_truth_beyond_max_depth_is_no_truth():
+    spec = tiny.spec()
+    state, batch = tiny.state(spec), tiny.batch(4)
+    beyond = batch["depth_mm"] > 10_000
+    assert beyond.any()
+    cut = batch | {"depth_mm": np.where(beyond, 0, batch["depth_mm"]).astype(np.uint16)}
+    assert same(gradients(spec, state, batch), gradients(spec, state, cut))
+    farther = gradients(dataclasses.replace(spec, max_depth=30.0), state, batch)
+    assert farther[1] > 2 * gradients(spec, state, batch)[1]
+
+
+def test_valid_depth_at_its_edges():
+    depth = jnp.array([[[0.0, 1e-3, 10.0, 10.001, np.nan, np.inf, -1.0]]])
+    valid = step_lib.valid_depth(depth, max_depth=10.0)
+    assert valid[0, 0].tolist() == [False, True, True, False, False, False, False]
+
+
+def test_frames_of_the_store_are_shrunk_to_the_training_frame():
+    batch = tiny.batch(3, frame=(30, 50), empty=(1,))
+    rgb, depth = step_lib.to_training_frame(batch["rgb"], batch["depth_mm"], (20, 40))
+    rows, columns = overlaps(30, 20) / 1.5, overlaps(50, 40) / 1.25
+    colours = np.einsum("ih,bhwc,jw->bijc", rows, batch["rgb"].astype(float), columns)
+    assert rgb.dtype == np.uint8 and np.abs(rgb - colours).max() <= 0.501
+    area = np.einsum("ih,bhw,jw->bij", rows, batch["depth_mm"] > 0, columns)
+    total = np.einsum("ih,bhw,jw->bij", rows, batch["depth_mm"].astype(float), columns)
+    expected = total / np.maximum(area, 1e-12)
+    assert depth.dtype == np.uint16 and np.abs(depth - expected).max() <= 0.51
+    assert not np.asarray(depth)[area == 0].any()
+    again = step_lib.to_training_frame(rgb, depth, (20, 40))
+    assert again[0] is rgb and again[1] is depth
+
+
+def test_a_batch_without_any_truth_moves_nothing():
+    spec = tiny.spec(loss="si")
+    state, batch = tiny.state(spec), tiny.batch(2, empty=(0, 1))
+    new, logs = take_step(spec, state, batch)
+    assert (logs["loss"], logs["grad_norm"], logs["images"]) == (0, 0, 0)
+    assert logs["skipped"] == 0 and new.step == 1
+    assert same(new.params, state.params)
+
+
+def test_an_image_without_truth_adds_nothing_to_the_gradient():
+    # Without batch statistics, images do not see each other at all.
+    spec = tiny.spec(loss="berhu", freeze="bn_stats")
+    state, batch = tiny.state(spec), tiny.batch(4, empty=(3,))
+    first = {name: x[:3] for name, x in batch.items()}
+    got, expected = gradients(spec, state, batch), gradients(spec, state, first)
+    close(got, expected)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_one_after_another_add_up(parts):
+    # One part has no truth at all, another one image of two.
+    spec = tiny.spec(loss="si", freeze="bn_stats", augment="none", dropout=0.5)
+    state, batch = tiny.state(spec), tiny.batch(8, empty=(0, 1, 2))
+    split = dataclasses.replace(spec, accumulate=parts)
+    close(gradients(split, state, batch), gradients(spec, state, batch))
+
+
+def test_parts_have_batch_statistics_of_their_own():
+    spec = tiny.spec(loss="mse")
+    state, batch = tiny.state(spec), tiny.batch(8, empty=(0, 1, 2))
+    halves = [
+        {k: x[:4] for k, x in batch.items()},
+        {k: x[4:] for k, x in batch.items()},
+    ]
+    first = gradients(spec, state, halves[0])
+    # The running statistics go from one part to the next.
+    second = gradients(spec, state.replace(batch_stats=first[3]), halves[1])
+    got = gradients(dataclasses.replace(spec, accumulate=2), state, batch)
+    mean = jax.tree.map(lambda a, b: (1 * a + 4 * b) / 5, first[:2], second[:2])
+    close(got[:2], mean)
+    assert got[2] == 5
+    close(got[3], second[3])
+
+
+def test_dropout_and_augmentation_follow_seed_step_and_place():
+    spec = tiny.spec(augment="full", dropout=0.5, freeze="bn_stats")
+    state, batch = tiny.state(spec), tiny.batch(2)
+    step = jax.jit(functools.partial(step_lib.gradients, spec))
+    loss = step(state, batch)[1]
+    assert loss == step(state, batch)[1]
+    others = [
+        step(state.replace(step=np.int32(1)), batch)[1],
+        step(state, batch | {"position": np.array([0, 2], np.int32)})[1],
+    ]
+    assert len({float(x) for x in [loss, *others]}) == 3
+    # The images swapped together with their places: the same sum.
+    swapped = {name: x[::-1] for name, x in batch.items()}
+    np.testing.assert_allclose(step(state, swapped)[1], loss, rtol=1e-5)
+
+
+def test_keys_are_those_written_down():
+    keys = augment.example_keys(3, 5, jnp.arange(4))
+    for place in range(4):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 5), place)
+        assert (jax.random.key_data(keys[place]) == jax.random.key_data(key)).all()
+
+
+def broken(state):
+    """The state with one weight that is not a number."""
+    bias = np.full_like(state.params["head"]["bias"], np.nan)
+    head = state.params["head"] | {"bias": bias}
+    return state.replace(params=state.params | {"head": head})
+
+
+def test_a_step_that_is_not_finite_can_be_skipped():
+    spec = tiny.spec(skip_non_finite=True)
+    state, batch = broken(tiny.state(spec)), tiny.batch(2)
+    new, logs = take_step(spec, state, batch)
+    assert logs["skipped"] == 1 and np.isnan(logs["loss"])
+    assert new.step == 1
+    assert same(new.replace(step=state.step), state)
+
+
+def test_a_skipped_step_moves_on_in_the_schedule_and_nowhere_else():
+    rate = optax.scale_by_learning_rate(lambda step: 1.0 / (1 + step))
+    spec = dataclasses.replace(
+        tiny.spec(skip_non_finite=True),
+        optimizer=optax.chain(optax.scale_by_adam(), rate),
+    )
+    state = broken(tiny.state(spec))
+    new, _ = take_step(spec, state, tiny.batch(2))
+    adam, schedule = new.opt_state
+    assert same(adam, state.opt_state[0]) and adam.count == 0
+    assert schedule.count == 1
+
+
+def test_a_step_that_is_not_finite_is_told():
+    spec = tiny.spec()
+    state, batch = broken(tiny.state(spec)), tiny.batch(2)
+    new, logs = take_step(spec, state, batch)
+    assert logs["skipped"] == 1
+    assert not same(new.params, state.params)
+
+
+def test_finite_steps_are_not_skipped():
+    spec = tiny.spec(skip_non_finite=True)
+    state, batch = tiny.state(spec), tiny.batch(2)
+    new, logs = take_step(spec, state, batch)
+    usual, _ = take_step(tiny.spec(), state, batch)
+    assert logs["skipped"] == 0
+    close(new, usual, 1e-6)
+
+
+def test_a_skipped_step_leaves_the_average():
+    spec = tiny.spec(skip_non_finite=True, average=0.5)
+    state, batch = broken(tiny.state(spec)).start_average(), tiny.batch(2)
+    new, logs = take_step(spec, state, batch)
+    assert logs["skipped"] == 1 and same(new.average, state.average)
+
+
+def test_an_average_changes_nothing_of_the_training():
+    spec = tiny.spec(average=0.5)
+    state, batch = tiny.state(spec), tiny.batch(2)
+    new, _ = take_step(spec, state.start_average(), batch)
+    usual, _ = take_step(tiny.spec(), state, batch)
+    assert usual.average is None and usual.variables == usual.network
+    assert same(new.replace(average=None), usual)
+
+
+@pytest.mark.parametrize("freeze", ["encoder", "bn_stats"])
+def test_what_is_frozen_stays(freeze):
+    optimizer = functools.partial(
+        make_optimizer, optimizer="adam", lr=0.1, weight_decay=0.1, freeze=freeze
+    )
+    spec = tiny.spec("upproj", freeze=freeze)
+    state = step_lib.init_state(
+        spec.model, lambda p: optimizer(params=p), image_size=tiny.SIZE, seed=0
+    )
+    spec = dataclasses.replace(spec, optimizer=optimizer(params=state.params))
+    new, _ = take_step(spec, state, tiny.batch(4))
+
+    def moved(name):
+        before, after = getattr(state, name), getattr(new, name)
+        return {k: not same(before[k], after[k]) for k in before}
+
+    if freeze == "encoder":
+        assert moved("params") == {"encoder": False, "decoder": True, "head": True}
+        assert moved("batch_stats") == {"encoder": False, "decoder": True}
+    else:
+        assert moved("params") == {"encoder": True, "decoder": True, "head": True}
+        assert moved("batch_stats") == {"encoder": False, "decoder": False}
+
+
+def test_the_optimizer_gets_the_gradient():
+    spec = tiny.spec(optimizer=optax.sgd(0.5))
+    state, batch = tiny.state(spec), tiny.batch(4)
+    grads, loss, _, stats = gradients(spec, state, batch)
+    new, logs = take_step(spec, state, batch)
+    close(new.params, jax.tree.map(lambda p, g: p - 0.5 * g, state.params, grads), 1e-6)
+    close(new.batch_stats, stats, 1e-6)
+    np.testing.assert_allclose(logs["loss"], loss, rtol=1e-6)
+    norm = np.sqrt(
+        sum((np.asarray(g, float) ** 2).sum() for g in jax.tree.leaves(grads))
+    )
+    np.testing.assert_allclose(logs["grad_norm"], norm, rtol=1e-5)
+
+
+def test_statistics_move_by_a_tenth():
+    spec = tiny.spec()
+    state, batch = tiny.state(spec), tiny.batch(4)
+    _, _, _, stats = gradients(spec, state, batch)
+    image = jnp.asarray((batch["rgb"][:, 0:19, 1:39] - MEAN) / DEVIATION, jnp.float32)
+    kernel = state.params["encoder"]["block1"]["conv"]["kernel"]
+    features = jax.lax.conv_general_dilated(
+        image,
+        kernel,
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    features = np.asarray(features, np.float64)
+    found = stats["encoder"]["block1"]["bn"]
+    np.testing.assert_allclose(found["mean"], 0.1 * features.mean((0, 1, 2)), rtol=1e-4)
+    variance = 0.9 + 0.1 * features.var((0, 1, 2))
+    np.testing.assert_allclose(found["var"], variance, rtol=1e-4)
+
+
+def test_a_fresh_state_predicts_the_depth_it_was_given():
+    model = tiny.model("upproj", init_depth=1.8)
+    state = step_lib.init_state(
+        model, lambda _: optax.sgd(0.1), image_size=tiny.SIZE, seed=4
+    )
+    rgb = tiny.batch(2)["rgb"].astype(np.float32)
+    depth = step_lib.predict(
+        model, state.variables, jnp.asarray(rgb), layout="torchvision"
+    )
+    assert depth.dtype == jnp.float32
+    np.testing.assert_allclose(depth, 1.8, atol=0.1)
+    assert state.step == 0

@@ -1,0 +1,63 @@
+"""The loss on evaluation frames: batches, fillers and frames without truth."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jaxdepth.training import step as step_lib
+from jaxdepth.config import Config
+from jaxdepth.data.store.reader import Store
+from jaxdepth.data.dataset import Data
+from jaxdepth.training.validation_loss import ValidationLoss
+
+CONFIG = Config(arch="cnn", loss="si", size="19x38", steps=1, dropout=0.0)
+
+
+class Frames(Store):
+    """A store of frames in memory, with raw truth alone."""
+
+    def __init__(self, batch):
+        self.batch, self.size, self.depths = batch, batch["rgb"].shape[1:3], ("raw",)
+
+    def gather(self, rows, *, depth):
+        assert depth == "raw"
+        return self.batch["rgb"][rows], self.batch["depth_mm"][rows]
+
+
+def validation(batch, rows, **options):
+    frames = Frames(batch)
+    data = Data("some", frames, rows, frames, rows, "own", "own", False, "filled")
+    return ValidationLoss(CONFIG, tiny.model(), data, **options)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_any_batching_gives_the_mean_over_images_with_truth(devices):
+    spec = tiny.spec(loss="si")
+    state = tiny.state(spec)
+    batch = tiny.batch(11, empty=(3,))
+    rows = np.array([0, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    found = validation(batch, rows, devices=jax.devices()[:devices], batch_size=4)
+    one = jax.jit(functools.partial(step_lib.validation_sums, spec))
+    losses = [
+        float(one(state.variables, {k: v[[row]] for k, v in batch.items()})[0])
+        for row in rows
+    ]
+    assert losses[2] == 0  # without truth
+    assert found(state.variables) == pytest.approx(sum(losses) / 9, rel=1e-5)
+
+
+def test_frames_that_would_have_to_grow_have_no_loss():
+    batch = tiny.batch(2, frame=(19, 40))
+    found = validation(batch, np.arange(2), devices=jax.devices()[:1])
+    assert found({}) is None
+
+
+def test_without_any_truth_there_is_no_loss():
+    spec = tiny.spec(loss="si")
+    found = validation(
+        tiny.batch(2, empty=(0, 1)), np.arange(2), devices=jax.devices()[:1]
+    )
+    assert found(tiny.state(spec).variables) is None
