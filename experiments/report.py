@@ -1,21 +1,6 @@
-"""A page about finished runs: `python -m experiments.report RUN... --out=report.html`.
+"""Write an HTML report of runs: see `python -m experiments.report --help`."""
 
-The page is one file, opens from disk and loads nothing.
-"""
-
-from collections.abc import Sequence
-
-from jaxdepth.commands import cli
-
-PROG = "python -m experiments.report"
-
-
-def command(argv: Sequence[str]) -> int:
-    """Write the page as the flags say; returns the exit code."""
-    from jaxdepth.commands.report import command as report
-
-    return report.run(cli.parse(report.ReportConfig, argv, prog=PROG))
-
+from jaxdepth.commands.main import main
 
 if __name__ == "__main__":
-    cli.main(command)
+    main("report")

@@ -21,9 +21,9 @@ if typing.TYPE_CHECKING:
 __all__ = ["Predictor", "create_model", "load", "losses", "metrics"]
 
 _HOME = {
-    "Predictor": "jaxdepth.predict",
+    "Predictor": "jaxdepth.predictor",
     "create_model": "jaxdepth.models",
-    "load": "jaxdepth.predict",
+    "load": "jaxdepth.predictor",
 }
 
 
@@ -31,7 +31,8 @@ def __getattr__(name: str) -> typing.Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in __all__:
-        return importlib.import_module(f"jaxdepth.{name}")
+        home = "jaxdepth.evaluation" if name == "metrics" else "jaxdepth"
+        return importlib.import_module(f"{home}.{name}")
     raise AttributeError(f"module 'jaxdepth' has no attribute '{name}'")
 
 

@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jaxdepth.runtime.errors import UserError, nearest
 from jaxdepth.recipes import RECIPES
+from jaxdepth.runtime.errors import UserError, nearest
 
 Auto = Literal["auto"]
 Size = tuple[int, int]
@@ -343,7 +343,7 @@ def _validate_pairs(config: Config) -> None:
     if config.init != "random" and not config.weights:
         raise UserError(
             f"--init={config.init} needs --weights=FILE, the converted weights "
-            "(tools/convert_resnet.py for imagenet, tools/convert_fcrn.py for nyu)"
+            "(jaxdepth convert-resnet for imagenet, jaxdepth convert-fcrn for nyu)"
         )
     if config.weights and config.init == "random":
         raise UserError("--weights without --init: say --init=imagenet or --init=nyu")

@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxdepth import config as config_lib
-from jaxdepth import images as images_lib, workdir
+from jaxdepth import images as images_lib
+from jaxdepth import workdir
+from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
+from jaxdepth.ops import platform, resize
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.builders import build_model
 from jaxdepth.training.checkpoint import Checkpoints
-from jaxdepth.config import Config
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.ops import platform, resize
 from jaxdepth.training.state import PyTree
 
 # Longer photos go in squeezed to this: a pixel's row would need a mile of input.

@@ -18,7 +18,7 @@ class Recipe:
 
     def command(self, name: str) -> str:
         """What runs it, on a user's own data where it is not for rooms."""
-        words = [f"python -m experiments.run --recipe={name}"]
+        words = [f"jaxdepth run --recipe={name}"]
         if "rooms" not in self.flags:
             words.append("--data=nyu_depth_v2_labeled.mat")
         if "init" in self.flags:

@@ -28,9 +28,9 @@ except ImportError:  # Windows
     fcntl = None
 
 from jaxdepth import config as config_lib
-from jaxdepth.runtime import hosts, versions, atomic
 from jaxdepth.config import Config
 from jaxdepth.data.store.remote import told
+from jaxdepth.runtime import atomic, hosts, versions
 from jaxdepth.runtime.errors import MachineError, UserError
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
@@ -149,7 +149,7 @@ class WorkDir:
         saved = self.read_json(CONFIG)
         if not isinstance(saved.get("config"), dict):
             raise UserError(
-                f"{self.name}/{CONFIG} was not written by experiments.run: give the "
+                f"{self.name}/{CONFIG} was not written by jaxdepth run: give the "
                 "work directory of a run"
             )
         return saved

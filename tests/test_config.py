@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdepth.training import builders, optimizer as optimizer_lib
-from jaxdepth import losses, recipes
 from jaxdepth import config as config_lib
+from jaxdepth import losses, recipes
 from jaxdepth.config import Config, EvaluateConfig
-from jaxdepth.training.augment import POLICIES
 from jaxdepth.data.sources import FORMATS
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.evaluation.protocols import PROTOCOLS
 from jaxdepth.models import ARCHS, LAYOUTS
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
-from jaxdepth.evaluation.protocols import PROTOCOLS
 from jaxdepth.recipes import RECIPES
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import builders
+from jaxdepth.training.augment import POLICIES
+from jaxdepth.training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_evaluation_offers_what_training_does(flag):
 
 @pytest.mark.parametrize("name", config_lib.choices("optimizer") or ())
 def test_every_optimizer_exists(name):
-    optimizer_lib.make_optimizer(params={"a": 0.0}, optimizer=name)
+    make_optimizer(params={"a": 0.0}, optimizer=name)
 
 
 @pytest.mark.parametrize(

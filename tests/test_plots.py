@@ -20,7 +20,7 @@ def read_png(path):
 
 
 def test_importing_it_draws_in_no_matplotlib():
-    code = "import sys, jaxdepth.viz; print('matplotlib' in sys.modules)"
+    code = "import sys, jaxdepth.plots; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False"
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from jaxdepth.training.checkpoint import Checkpoints
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.predictor import choose_step
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training.checkpoint import Checkpoints
 
 
 class Saved(Checkpoints):

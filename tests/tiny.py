@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdepth.training import step as step_lib
 from jaxdepth.models import create_model
+from jaxdepth.training.step import StepSpec, init_state
 
 SIZE = (19, 38)  # the network's input
 FRAME = (20, 40)  # the training frame that belongs to it
@@ -42,9 +42,9 @@ def keep_gradient() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def spec(arch: str = "cnn", **options: Any) -> step_lib.StepSpec:
+def spec(arch: str = "cnn", **options: Any) -> StepSpec:
     """A step of SGD on the mean squared error; options go to network or step."""
-    fields = {field.name for field in dataclasses.fields(step_lib.StepSpec)}
+    fields = {field.name for field in dataclasses.fields(StepSpec)}
     of_step = {k: v for k, v in options.items() if k in fields}
     of_model = {k: v for k, v in options.items() if k not in fields}
     defaults: dict[str, Any] = {
@@ -54,14 +54,12 @@ def spec(arch: str = "cnn", **options: Any) -> step_lib.StepSpec:
         "layout": "torchvision",
         "image_size": SIZE,
     }
-    return step_lib.StepSpec(**(defaults | of_step))
+    return StepSpec(**(defaults | of_step))
 
 
-def state(spec: step_lib.StepSpec, *, seed: int = 0):
+def state(spec: StepSpec, *, seed: int = 0):
     """A fresh state, as NumPy arrays: none of it can be donated by accident."""
-    fresh = step_lib.init_state(
-        spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed
-    )
+    fresh = init_state(spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed)
     return jax.tree.map(np.asarray, fresh)
 
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from jaxdepth.runtime import hosts, terminal
 from jaxdepth.config import Config
-from jaxdepth.runtime.errors import MachineError, UserError, nearest
 from jaxdepth.recipes import RECIPES, recipe_named
+from jaxdepth.runtime import hosts, terminal
+from jaxdepth.runtime.errors import MachineError, UserError, nearest
 
 T = typing.TypeVar("T")
 

@@ -1,18 +1,23 @@
-"""Is run A better than run B: what `experiments.compare` does."""
+"""Is run A better than run B: what `jaxdepth compare` does."""
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
 
-from jaxdepth.evaluation import bootstrap, evaluator as evaluator_lib
-from jaxdepth.commands import evaluate as evaluate_command, summary as summary_lib
-from jaxdepth.runtime import terminal
+from jaxdepth.commands import cli
+from jaxdepth.commands import evaluate as evaluate_command
+from jaxdepth.commands import summary as summary_lib
+from jaxdepth.commands.evaluate import Scored
 from jaxdepth.config import EvaluateConfig
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.evaluation import bootstrap
+from jaxdepth.evaluation.evaluator import Scores
 from jaxdepth.evaluation.metrics import METRICS
+from jaxdepth.runtime import output_files, terminal
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
@@ -70,7 +75,7 @@ def run(config: CompareConfig) -> int:
     if len(config.runs) != 2:
         raise UserError("give two work directories: those of run A and of run B")
     if config.out is not None:
-        terminal.check_new_file(config.out, flag="out")
+        output_files.check_new_file(config.out, flag="out")
     a, b = (evaluate_command.score(_evaluation(config, name)) for name in config.runs)
     refuse_different(a, b)
     for note in dict.fromkeys([*a.notes, *b.notes]):
@@ -89,7 +94,7 @@ def run(config: CompareConfig) -> int:
     return 0
 
 
-def _of(a: evaluate_command.Scored, b: evaluate_command.Scored, key: str) -> dict[str, Any]:
+def _of(a: Scored, b: Scored, key: str) -> dict[str, Any]:
     """What each of the two networks has as its own: a step, the size trained at."""
     return {"a": a.entries[-1][key], "b": b.entries[-1][key]}
 
@@ -100,7 +105,7 @@ def _evaluation(config: CompareConfig, name: str) -> EvaluateConfig:
     return EvaluateConfig(checkpoint=name, **{k: getattr(config, k) for k in shared})
 
 
-def refuse_different(a: evaluate_command.Scored, b: evaluate_command.Scored) -> None:
+def refuse_different(a: Scored, b: Scored) -> None:
     """UserError where two runs were not scored on the same pixels in the same way."""
     if len(a.entries) != len(b.entries):
         raise UserError("the runs were scored under other protocols: give --protocol")
@@ -130,8 +135,8 @@ def refuse_different(a: evaluate_command.Scored, b: evaluate_command.Scored) -> 
 
 
 def compare(
-    a: evaluator_lib.Scores,
-    b: evaluator_lib.Scores,
+    a: Scores,
+    b: Scores,
     averaging: Any,
     config: CompareConfig,
 ) -> list[dict[str, Any]]:
@@ -166,3 +171,8 @@ def _show(found: dict[str, Any], measured_by: str) -> None:
         f"{found['resamples']} resamples; deltas are better higher, all others lower"
     )
     terminal.print_table(title, ("metric", *COLUMNS), rows)
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags; returns the exit code."""
+    return run(cli.parse(CompareConfig, argv, prog="jaxdepth compare"))

@@ -1,8 +1,8 @@
 """The published NYU network (FCRN) to weights for `--init=nyu`, and back.
 
-    python tools/convert_fcrn.py NYU_ResNet-UpProj.npy nyu.safetensors
-    python tools/convert_fcrn.py NYU_FCRN.ckpt nyu.safetensors
-    python tools/convert_fcrn.py --reverse nyu.safetensors NYU_ResNet-UpProj.npy
+    jaxdepth convert-fcrn NYU_ResNet-UpProj.npy nyu.safetensors
+    jaxdepth convert-fcrn NYU_FCRN.ckpt nyu.safetensors
+    jaxdepth convert-fcrn --reverse nyu.safetensors NYU_ResNet-UpProj.npy
 
 Reads the Python 2 pickle without running code in it. --reverse also takes the work
 directory of a run of --layout=fcrn.
@@ -10,7 +10,6 @@ directory of a run of --layout=fcrn.
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,16 +17,12 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-if __package__ in (None, ""):  # run as a file: python tools/convert_fcrn.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
+from jaxdepth.commands import cli, trained_network
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import fcrn, files
-from jaxdepth.commands import trained_network
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/convert_fcrn.py"
+PROG = "jaxdepth convert-fcrn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +100,3 @@ def _back(source: str, out: Path, *, step: str) -> int:
         np.lib.format.write_array(file, content, version=(1, 0), allow_pickle=True)
     logger.info("%s: the published form, %d layers", out, len(content.item()))
     return cli.OK
-
-
-if __name__ == "__main__":
-    cli.main(command)

@@ -1,8 +1,8 @@
 """torchvision's ResNet-50 to weights for `--init=imagenet`; our networks to PyTorch.
 
-    python tools/convert_resnet.py resnet50.pth resnet50.safetensors
-    python tools/convert_resnet.py --download=IMAGENET1K_V1 resnet50.safetensors
-    python tools/convert_resnet.py --reverse runs/upproj-berhu-001 upproj.pth
+    jaxdepth convert-resnet resnet50.pth resnet50.safetensors
+    jaxdepth convert-resnet --download=IMAGENET1K_V1 resnet50.safetensors
+    jaxdepth convert-resnet --reverse runs/upproj-berhu-001 upproj.pth
 
 Reads `.pth` of old and new PyTorch without PyTorch and without running code in it.
 
@@ -17,7 +17,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -27,17 +26,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-if __package__ in (None, ""):  # run as a file: python tools/convert_resnet.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.commands import cli, trained_network
 from jaxdepth.models.layouts import layout_named
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet, torchwriter
-from jaxdepth.commands import trained_network
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/convert_resnet.py"
+PROG = "jaxdepth convert-resnet"
 SITE = "https://download.pytorch.org/models/"
 # torchvision puts the first eight hex digits of a file's sha256 into its name.
 DOWNLOADS = {
@@ -151,7 +146,3 @@ def fetch(url: str, path: Path) -> Path:
             f"which should begin with {wanted}"
         )
     return path
-
-
-if __name__ == "__main__":
-    cli.main(command)

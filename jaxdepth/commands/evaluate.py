@@ -1,22 +1,25 @@
-"""A trained network on a data set: what `experiments.evaluate` does."""
+"""A trained network on a data set: what `jaxdepth evaluate` does."""
 
 import csv
 import dataclasses
 import io
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxdepth.evaluation import bootstrap, evaluator as evaluator_lib, metrics, protocols
-from jaxdepth.runtime import compilation_cache, terminal
-from jaxdepth.data import dataset
 from jaxdepth import predictor as predictor_lib
-from jaxdepth.commands import summary as summary_lib, train as train_command
+from jaxdepth.commands import cli
+from jaxdepth.commands import summary as summary_lib
+from jaxdepth.commands import train as train_command
 from jaxdepth.config import Config, EvaluateConfig
-from jaxdepth.data.store import reader as store_reader
+from jaxdepth.data import dataset
+from jaxdepth.data.store.reader import Store
+from jaxdepth.evaluation import bootstrap, metrics, protocols
+from jaxdepth.evaluation.evaluator import Evaluator, Scores
+from jaxdepth.runtime import compilation_cache, malloc, output_files, terminal
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
@@ -44,7 +47,7 @@ class Scored:
     """
 
     entries: list[dict[str, Any]]
-    scores: dict[str, evaluator_lib.Scores]
+    scores: dict[str, Scores]
     protocols: tuple[protocols.Protocol, ...]
     checksums: list[dict[str, int]]
     notes: list[str]
@@ -54,9 +57,9 @@ def run(config: EvaluateConfig) -> int:
     """Score, print, and write what was asked for; returns the exit code."""
     for flag in ("out", "per_image"):
         if (path := getattr(config, flag)) is not None:
-            terminal.check_new_file(path, flag=flag)
+            output_files.check_new_file(path, flag=flag)
     if config.out is not None and config.per_image is not None:
-        terminal.check_apart(out=config.out, per_image=config.per_image)
+        output_files.check_apart(out=config.out, per_image=config.per_image)
     scored = score(config)
     for note in scored.notes:
         logger.info("note: %s", note)
@@ -81,7 +84,7 @@ def score(config: EvaluateConfig) -> Scored:
     opened, rows, split = _frames(flags, trained, split=config.split)
     truth = flags.depth if flags.depth in opened.depths else opened.depths[0]
     chosen = train_command.chosen_protocols(flags, nyu="official" in opened.splits)
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         predictor.forward,
         chosen,
         image_size=trained.image_size,
@@ -126,7 +129,7 @@ def _summed(
         yield frame
 
 
-def _interval(found: evaluator_lib.Scores, averaging: metrics.Averaging) -> dict[str, Any]:
+def _interval(found: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
     """Over scenes where they are known, else over images."""
     by_scene = bootstrap.over_scenes(found.sums, found.scenes)
     how = by_scene or bootstrap.over_images(found.sums)
@@ -153,7 +156,7 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
 
 def _frames(
     flags: Config, trained: Config, *, split: str
-) -> tuple[store_reader.Store, np.ndarray, str]:
+) -> tuple[Store, np.ndarray, str]:
     """The store, the rows to score, and what results call their split.
 
     Args:
@@ -172,9 +175,7 @@ def _frames(
         opened = dataset.open_other(flags, flags.eval_data, progress=counter)
     else:
         keep = "auto" if own and split != "all" else "all"
-        opened = dataset.open_store(
-            flags, flags.data, keep_full=keep, progress=counter
-        )
+        opened = dataset.open_store(flags, flags.data, keep_full=keep, progress=counter)
     if split == "all":
         rows = np.arange(len(opened))
     elif split != "auto":
@@ -213,4 +214,10 @@ def _write(config: EvaluateConfig, scored: Scored) -> None:
         table = csv.DictWriter(text, list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-        terminal.write_text(config.per_image, text.getvalue())
+        output_files.write_text(config.per_image, text.getvalue())
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags; returns the exit code."""
+    malloc.keep()
+    return run(cli.parse(EvaluateConfig, argv, prog="jaxdepth evaluate"))

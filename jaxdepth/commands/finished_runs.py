@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxdepth import config as config_lib
-from jaxdepth.runtime import terminal
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import metrics_writer
 from jaxdepth.workdir import CONFIG, RESULTS, TABLES, WorkDir
 
 # What every evaluation has: without it a number says nothing.
@@ -104,7 +104,7 @@ def read(name: str, *, called: str | None = None) -> Run:
         here,
         parts[CONFIG],
         parts[RESULTS],
-        terminal.read_metrics(here.local),
+        metrics_writer.read_metrics(here.local),
     )
 
 

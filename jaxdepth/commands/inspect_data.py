@@ -1,8 +1,8 @@
 """What is wrong with data, before anything is trained on them.
 
-    python tools/inspect_data.py nyu_depth_v2_labeled.mat
-    python tools/inspect_data.py FOLDER --depth_scale=5000 --frames=0 --json=found.json
-    python tools/inspect_data.py STORE --export=FOLDER
+    jaxdepth inspect-data nyu_depth_v2_labeled.mat
+    jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=found.json
+    jaxdepth inspect-data STORE --export=FOLDER
 
 Takes a store, or data of any format that a run takes. Leaves a contact sheet and
 statistics as pictures in --out.
@@ -11,28 +11,24 @@ statistics as pictures in --out.
 import dataclasses
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-if __package__ in (None, ""):  # run as a file: python tools/inspect_data.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
 from jaxdepth import plots
-from jaxdepth.runtime import terminal
+from jaxdepth.commands import cli
 from jaxdepth.config import DataFormat, validate_bounds
-from jaxdepth.data.doctor import alignment, measurements, export, findings
-from jaxdepth.data.store import staging
+from jaxdepth.data.doctor import alignment, export, findings, measurements
 from jaxdepth.data.sources import ReadOptions, Source
+from jaxdepth.data.store import staging
+from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/inspect_data.py"
+PROG = "jaxdepth inspect-data"
 CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 
 
@@ -99,13 +95,13 @@ def command(argv: Sequence[str]) -> int:
 def _check_places(config: InspectConfig, out: Path, source: Source) -> None:
     """UserError where something is in the way of what will be written."""
     if config.json:
-        terminal.check_new_file(config.json, flag="json")
-        terminal.check_apart(json=config.json, out=out)
+        output_files.check_new_file(config.json, flag="json")
+        output_files.check_apart(json=config.json, out=out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: name a folder")
     staging.check_above(out, what="--out")
     for name in (CONTACT_SHEET, STATISTICS):
-        terminal.check_ours(out / name, plots.MAKER, flag="out")
+        output_files.check_ours(out / name, plots.MAKER, flag="out")
     if config.export:
         export.checked(source, Path(config.export), config.depth)
 
@@ -184,7 +180,3 @@ def _export(source: Source, out: Path, depth: str | None) -> None:
     for name, reason in done.broken:
         logger.warning("left out: %s (%s)", name, reason)
     logger.info("exported to %s: %s", out, done.text)
-
-
-if __name__ == "__main__":
-    cli.main(command)

@@ -1,4 +1,4 @@
-"""Photos in files to depth in files: what `experiments.predict` does."""
+"""Photos in files to depth in files: what `jaxdepth predict` does."""
 
 import dataclasses
 import logging
@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxdepth.runtime import compilation_cache, atomic
-from jaxdepth import images as images_lib, predictor as predictor_lib, plots
+from jaxdepth import images as images_lib
+from jaxdepth import plots
+from jaxdepth import predictor as predictor_lib
+from jaxdepth.commands import cli
 from jaxdepth.config import validate_bounds
+from jaxdepth.predictor import Predictor
+from jaxdepth.runtime import atomic, compilation_cache
 from jaxdepth.runtime.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
@@ -95,7 +99,7 @@ def run(config: PredictConfig) -> int:
 
 
 def _predictions(
-    predictor: predictor_lib.Predictor,
+    predictor: Predictor,
     paths: Sequence[Path],
     batch_size: int,
     broken: list[str],
@@ -195,3 +199,8 @@ def _write(
         raise MachineError(
             f"results of {path} can't be written to {out}: {error.strerror}"
         ) from error
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags; returns the exit code."""
+    return run(cli.parse(PredictConfig, argv, prog="jaxdepth predict"))

@@ -1,9 +1,9 @@
 """Any data that training reads, packed once into a store: in a folder or at a URL.
 
-    python tools/prepare_data.py nyu_depth_v2_labeled.mat nyu
-    python tools/prepare_data.py pairs/ tum --size=120x160 --depth_scale=5000
-    python tools/prepare_data.py raw/ gs://bucket/nyu --every=10
-    python tools/prepare_data.py raw/ nyu --dry_run
+    jaxdepth prepare-data nyu_depth_v2_labeled.mat nyu
+    jaxdepth prepare-data pairs/ tum --size=120x160 --depth_scale=5000
+    jaxdepth prepare-data raw/ gs://bucket/nyu --every=10
+    jaxdepth prepare-data raw/ nyu --dry_run
 
 Frames that can't be used are left out and listed. A call that was stopped goes on
 after its last finished shard when it is given again.
@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,19 +20,18 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-if __package__ in (None, ""):  # run as a file: python tools/prepare_data.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
 from jaxdepth import config
-from jaxdepth.runtime import terminal
+from jaxdepth.commands import cli
 from jaxdepth.config import Auto, DataFormat
-from jaxdepth.data.store import writer as store_writer, staging, remote, reader as store_reader
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.store import remote, staging
+from jaxdepth.data.store.reader import is_store
+from jaxdepth.data.store.writer import Job, Packing
+from jaxdepth.runtime import terminal
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/prepare_data.py"
+PROG = "jaxdepth prepare-data"
 LISTED = 20  # frames named on the terminal
 # Of processes that read: frames timed to choose, seconds until the first one works, and
 # seconds that a frame costs on its way back.
@@ -42,7 +40,7 @@ SAMPLE, START_SECONDS, SECONDS_BACK = 4, 4.0, 0.004
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Pack images and depth into a store, which --data= of experiments.run takes."""
+    """Pack images and depth into a store, which --data= of jaxdepth run takes."""
 
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """SOURCE OUT: what to read, and the folder or URL (gs://...) of the store."""
@@ -96,9 +94,9 @@ def command(argv: Sequence[str]) -> int:
     source = open_source(
         path, data_format=flags.data_format, options=flags.read_options
     )
-    job = store_writer.Job(
+    job = Job(
         source,
-        store_writer.Packing(
+        Packing(
             size=config.parse_size(flags.size),
             mask_extremes=flags.mask_extremes,
             max_depth=flags.max_depth,
@@ -134,7 +132,7 @@ def _names(flags: PrepareConfig) -> tuple[str, str]:
     path, out = flags.files[0], flags.files[-1] if len(flags.files) == 2 else "OUT"
     if remote.is_remote(path):
         raise UserError(f"{path}: data are read from local paths; copy them first")
-    if store_reader.is_store(path):
+    if is_store(path):
         raise UserError(f"{path} is a store already: train on it with --data={path}")
     if not remote.is_remote(out):
         place, root = staging.folder_of(out, what="OUT"), Path(path)
@@ -146,7 +144,7 @@ def _names(flags: PrepareConfig) -> tuple[str, str]:
     return path, out
 
 
-def workers_for(job: store_writer.Job) -> int:
+def workers_for(job: Job) -> int:
     """One process per CPU where that is quicker than none, by the time of some frames.
 
     A process takes seconds to start, and what it packed has to come back.
@@ -179,7 +177,7 @@ class Rate(terminal.Counter):
         self.seconds, self.frames = time.monotonic() - self._began, done - self.before
 
 
-def _describe(job: store_writer.Job) -> None:
+def _describe(job: Job) -> None:
     source = job.source
     scenes = {info.scene for info in source.infos} - {None}
     logger.info(
@@ -199,7 +197,7 @@ def _describe(job: store_writer.Job) -> None:
         )
 
 
-def _say_sizes(job: store_writer.Job, out: str) -> None:
+def _say_sizes(job: Job, out: str) -> None:
     """A table of what would be written, MiB by kind."""
     height, width = job.packing.size
     rows = [_sizes(f"{height}x{width}", job, len(job.source.infos), height * width)]
@@ -221,14 +219,14 @@ def _say_sizes(job: store_writer.Job, out: str) -> None:
     )
 
 
-def _sizes(name: str, job: store_writer.Job, count: int, pixels: int) -> list[Any]:
+def _sizes(name: str, job: Job, count: int, pixels: int) -> list[Any]:
     mib = [
         count * pixels * each / 2**20 for each in (3, *(2 for _ in job.source.truths))
     ]
     return [name, count, *mib, sum(mib)]
 
 
-def _full_size(job: store_writer.Job) -> tuple[int, int]:
+def _full_size(job: Job) -> tuple[int, int]:
     """Height and width of the first frame that is kept at full size."""
     for row in sorted(job.full_rows):
         try:
@@ -275,7 +273,7 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
 
     PATH stands for the data that it lacks.
     """
-    run = ["python", "-m", "experiments.run"]
+    run = ["jaxdepth", "run"]
     words, (height, width) = [f"--data={out}"], manifest["size"]
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
@@ -288,7 +286,3 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
         words += ["--split=tune"] if name == "tune" else []
         return shlex.join([*run, *words])
     return shlex.join([*run, *words, "--split=all", "--eval_data=PATH"])
-
-
-if __name__ == "__main__":
-    cli.main(command)

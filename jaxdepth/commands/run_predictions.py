@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxdepth.data import dataset
-from jaxdepth.evaluation import evaluator as evaluator_lib, protocols
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import train as train_command
-from jaxdepth.data.store import resample
 from jaxdepth.commands.finished_runs import Run
+from jaxdepth.data import dataset
+from jaxdepth.data.store import resample
+from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation.evaluator import Evaluator
 
 LARGER_IS_BETTER = ("delta1", "delta2", "delta3")
 
@@ -25,7 +26,7 @@ class Example:
       name: of the frame.
       rgb: colours.
       target: truth in metres, 0 = missing.
-      pred: metres, of the whole frame as `experiments.predict` gives it.
+      pred: metres, of the whole frame as `jaxdepth predict` gives it.
       camera: fx, fy, cx, cy of the frame, pixels; None where the store has none.
     """
 
@@ -82,7 +83,7 @@ class Trained:
     def score(self) -> Scored:
         """All frames under the protocol that the run names its numbers by."""
         config, data = self.config, self.data
-        evaluator = evaluator_lib.Evaluator(
+        evaluator = Evaluator(
             self.predictor.forward,
             train_command.chosen_protocols(config, nyu=data.nyu)[:1],
             image_size=config.image_size,

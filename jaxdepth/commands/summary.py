@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth import predictor as predictor_lib, plots
-from jaxdepth.runtime import terminal
+from jaxdepth import plots
 from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
+from jaxdepth.predictor import Predictor
+from jaxdepth.runtime import terminal
+from jaxdepth.training import metrics_writer
 from jaxdepth.training.state import TrainState
 from jaxdepth.workdir import WorkDir
 
@@ -123,7 +125,7 @@ def show(
     """Panel picture, curves, and the table on the terminal, of a run that is done."""
     last = results["evaluations"][-1]
     entries = [e for e in results["evaluations"] if e["step"] == last["step"]]
-    predictor = predictor_lib.Predictor(config, state.variables)
+    predictor = Predictor(config, state.variables)
     rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))
     kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
@@ -142,7 +144,7 @@ def show(
         title=f"{config.arch}, {config.loss}, step {step} - {data.name}, "
         f"{data.eval_split}",
     )
-    records = terminal.read_metrics(workdir.local)
+    records = metrics_writer.read_metrics(workdir.local)
     plots.curves(workdir.local / "curves.png", records, results["evaluations"])
     show_table(entries, results["baselines"])
     if "parts" in last:  # not in results of versions before
@@ -161,9 +163,7 @@ def show(
             measured_by(last),
         )
     logger.info("pictures: %s, %s", panel, workdir.local / "curves.png")
-    logger.info(
-        "use it: python -m experiments.predict --checkpoint=%s PHOTO", workdir.name
-    )
+    logger.info("use it: jaxdepth predict --checkpoint=%s PHOTO", workdir.name)
 
 
 def spread(count: int, wanted: int) -> np.ndarray:

@@ -14,22 +14,38 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxdepth.evaluation import baselines as baselines_lib
-from jaxdepth.training import builders, sharding, step as step_lib, loop as loop_lib, validation_loss
-from jaxdepth.commands import cli, summary as summary_lib
-from jaxdepth.runtime import compilation_cache, hosts, host_process, terminal
-from jaxdepth.data import dataset
-from jaxdepth.evaluation import evaluator as evaluator_lib, protocols
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
-from jaxdepth.training.checkpoint import Checkpoints, Elsewhere
+from jaxdepth.commands import cli
+from jaxdepth.commands import summary as summary_lib
 from jaxdepth.config import Config
-from jaxdepth.data import pipeline
-from jaxdepth.training import device_cache
+from jaxdepth.data import dataset, pipeline
+from jaxdepth.evaluation import baselines as baselines_lib
+from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
+from jaxdepth.runtime import compilation_cache, host_process, hosts, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training import (
+    builders,
+    device_cache,
+    initialize,
+    metrics_writer,
+    sharding,
+    validation_loss,
+)
+from jaxdepth.training import loop as loop_lib
+from jaxdepth.training import step as step_lib
+from jaxdepth.training.checkpoint import Checkpoints, Elsewhere
+from jaxdepth.training.loop import Outcome, StopSignals, resumed
 from jaxdepth.training.state import TrainState
+from jaxdepth.training.step import (
+    StepSpec,
+    init_state,
+    to_training_frame,
+    train_step,
+    train_step_on_table,
+)
 from jaxdepth.weights import files
-from jaxdepth.training import initialize
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -90,7 +106,7 @@ def run(config: Config, *, command: str) -> int:
         weights = files.read(config.weights) if config.weights is not None else None
     with (
         terminal.log_file() as begin_log,
-        loop_lib.StopSignals() as stopping,
+        StopSignals() as stopping,
         workdir_lib.shared(config) as workdir,
         contextlib.ExitStack() as held,
     ):
@@ -246,7 +262,7 @@ def _frame_depth(depth_mm: np.ndarray, config: Config) -> np.ndarray:
     if depth_mm.shape[1:] == config.frame_size:
         return depth_mm
     rgb = np.zeros((*depth_mm.shape, 3), np.uint8)
-    return np.asarray(step_lib.to_training_frame(rgb, depth_mm, config.frame_size)[1])
+    return np.asarray(to_training_frame(rgb, depth_mm, config.frame_size)[1])
 
 
 def _introduce(config: Config, workdir: WorkDir) -> None:
@@ -299,15 +315,13 @@ class Scorer:
         }
         if len(session.placement.local) > 1:
             options["devices"] = session.placement.local
-        self._network = evaluator_lib.Evaluator(
+        self._network = Evaluator(
             predict,
             session.protocols,
             arch_fixed=config.arch == "cnn_fc",
             **options,
         )
-        self._maps = evaluator_lib.Evaluator(
-            evaluator_lib.predict_map, session.protocols[:1], **options
-        )
+        self._maps = Evaluator(predict_map, session.protocols[:1], **options)
         self._loss = validation_loss.ValidationLoss(
             config,
             model,
@@ -337,7 +351,7 @@ class Scorer:
             ("constant_delta", fitted.constant_delta),
             ("mean_map", fitted.mean_map),
         ):
-            variables = evaluator_lib.map_variables(depth, size)
+            variables = map_variables(depth, size)
             scores = self._maps(variables, self._frames())
             found[name] = self._entries(self._maps, scores)[-1]["metrics"]
         return found
@@ -346,7 +360,7 @@ class Scorer:
         """This host's share of the evaluation frames."""
         return self.session.data.evaluation.full_frames(self._rows)
 
-    def _entries(self, evaluator: evaluator_lib.Evaluator, scores: Any) -> list[dict]:
+    def _entries(self, evaluator: Evaluator, scores: Any) -> list[dict]:
         data = self.session.data
         return evaluator.entries(scores, data=data.name, split=data.eval_split)
 
@@ -369,7 +383,7 @@ def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
         init_depth=session.baselines.constant,
         bn_axis=sharding.AXIS if config.bn == "global" else None,
     )
-    state = step_lib.init_state(
+    state = init_state(
         model,
         lambda params: builders.build_optimizer(config, params),
         image_size=config.image_size,
@@ -397,7 +411,7 @@ def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
     return model, state, damaged
 
 
-def _run(session: Session, ready: Ready, stopping: loop_lib.StopSignals) -> int:
+def _run(session: Session, ready: Ready, stopping: StopSignals) -> int:
     _say_start(session, ready.state)
     scorer = Scorer(session, ready.model)
     if "baselines" not in session.results:
@@ -420,16 +434,14 @@ def _starting_state(
                 f"{workdir.name} holds checkpoints of a run whose {workdir_lib.CONFIG} "
                 "is gone: name another --workdir"
             )
-        state = loop_lib.resumed(own, fresh, steps=int(config.steps), where=workdir.name)
+        state = resumed(own, fresh, steps=int(config.steps), where=workdir.name)
         damaged = own.damaged
     if int(state.step) == 0 and config.resume not in ("auto", "never"):
         other = WorkDir.open(config.resume)
         before = config_lib.from_json(other.read_config()["config"])
         workdir_lib.refuse_other_network(before, config, where=config.resume)
         theirs = Checkpoints(other.checkpoints, read_only=True)
-        state = loop_lib.resumed(
-            theirs, fresh, steps=int(config.steps), where=config.resume
-        )
+        state = resumed(theirs, fresh, steps=int(config.steps), where=config.resume)
         if state is fresh:
             raise UserError(f"--resume={config.resume} holds no checkpoint")
         if int(state.step) == int(config.steps):
@@ -475,8 +487,8 @@ def _say_start(session: Session, state: TrainState) -> None:
 
 
 def _train(
-    session: Session, ready: Ready, scorer: Scorer, stopping: loop_lib.StopSignals
-) -> loop_lib.Outcome:
+    session: Session, ready: Ready, scorer: Scorer, stopping: StopSignals
+) -> Outcome:
     config, data, workdir = session.config, session.data, session.workdir
     state, checkpoints = ready.state, ready.checkpoints
     optimizer = builders.build_optimizer(config, state.params)
@@ -493,7 +505,7 @@ def _train(
         return shown["metrics"]["rmse"]
 
     with (
-        terminal.MetricsWriter(workdir.local, resume_from=start) as writer,
+        metrics_writer.MetricsWriter(workdir.local, resume_from=start) as writer,
         pipeline.batches(
             data.train,
             data.train_rows,
@@ -532,12 +544,12 @@ def _train(
     return outcome
 
 
-def _step_fn(session: Session, spec: step_lib.StepSpec) -> Any:
+def _step_fn(session: Session, spec: StepSpec) -> Any:
     """The compiled step, on batches from the host or on a table on the devices."""
     placement, data = session.placement, session.data
     stacked = session.config.steps_per_call > 1
     if session.config.cache != "device":
-        return placement.compile(step_lib.train_step, spec, stacked=stacked)
+        return placement.compile(train_step, spec, stacked=stacked)
     part = device_cache.reader(
         data.train, data.train_rows, depth=data.depth, devices=len(placement.devices)
     )
@@ -557,7 +569,7 @@ def _step_fn(session: Session, spec: step_lib.StepSpec) -> Any:
         held / 2**20,
     )
     return placement.compile(
-        step_lib.train_step_on_table,
+        train_step_on_table,
         spec,
         data.train.size,
         table=placed,
@@ -565,7 +577,7 @@ def _step_fn(session: Session, spec: step_lib.StepSpec) -> Any:
     )
 
 
-def _finish(session: Session, outcome: loop_lib.Outcome, ready: Ready) -> int:
+def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
     """Write and show the results, or say how to go on; returns the exit code."""
     workdir, step = session.workdir, int(outcome.state.step)
     checkpoints = ready.checkpoints

@@ -10,10 +10,11 @@ import numpy as np
 
 from jaxdepth.config import Config
 from jaxdepth.data import order
-from jaxdepth.data.store import writer as store_writer, reader as store_reader
-from jaxdepth.data.store.remote import is_remote
 from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
+from jaxdepth.data.store.reader import Store, is_store
+from jaxdepth.data.store.remote import is_remote
+from jaxdepth.data.store.writer import prepared
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ class Data:
     """
 
     name: str
-    train: store_reader.Store
+    train: Store
     train_rows: np.ndarray
-    evaluation: store_reader.Store
+    evaluation: Store
     eval_rows: np.ndarray
     split: str
     eval_split: str
@@ -58,12 +59,12 @@ def open_store(
     *,
     keep_full: str = "auto",
     progress: Callable | None = None,
-) -> store_reader.Store:
+) -> Store:
     """The store at `path`, or one prepared from it in the cache folder.
 
     `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
     """
-    return store_writer.prepared(
+    return prepared(
         path,
         cache_dir=Path(config.cache_dir).expanduser(),
         size=config.frame_size,
@@ -76,15 +77,13 @@ def open_store(
     )
 
 
-def open_other(
-    config: Config, path: str, *, progress: Callable | None = None
-) -> store_reader.Store:
+def open_other(config: Config, path: str, *, progress: Callable | None = None) -> Store:
     """Data that evaluate alone: all frames kept at full size.
 
     What the flags say of the training data's format is not said of these; a scale of
     depth holds for both where these have a use for one.
     """
-    packed = is_remote(path) or store_reader.is_store(path)
+    packed = is_remote(path) or is_store(path)
     scale = config.depth_scale
     if packed or not takes(path, "depth_scale"):
         scale = None
@@ -92,7 +91,7 @@ def open_other(
     return open_store(config, path, keep_full="all", progress=progress)
 
 
-def open_rooms(config: Config, *, progress: Callable | None = None) -> store_reader.Store:
+def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
     """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
     count = int(config.rooms)
     source = rooms_source.Rooms(
@@ -101,7 +100,7 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> store_rea
         evaluation=max(32, count // 10),
         size=config.frame_size,
     )
-    return store_writer.prepared(
+    return prepared(
         source,
         cache_dir=Path(config.cache_dir).expanduser(),
         size=config.frame_size,
@@ -162,7 +161,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     )
 
 
-def _check_size(config: Config, train: store_reader.Store) -> None:
+def _check_size(config: Config, train: Store) -> None:
     """UserError where stored frames would have to grow, or to be squeezed.
 
     Larger ones of the same shape are shrunk in the step.
@@ -184,7 +183,7 @@ def _check_size(config: Config, train: store_reader.Store) -> None:
         )
 
 
-def own_split(config: Config, train: store_reader.Store) -> str:
+def own_split(config: Config, train: Store) -> str:
     """The split of the training data that --split names. UserError for another."""
     if config.split != "auto":
         split = config.split
@@ -208,7 +207,7 @@ def own_split(config: Config, train: store_reader.Store) -> str:
     )
 
 
-def evaluation_rows(opened: store_reader.Store) -> tuple[np.ndarray, str]:
+def evaluation_rows(opened: Store) -> tuple[np.ndarray, str]:
     """Its own evaluation frames and their split's name, or else all it has."""
     for split in ("own", "official"):
         rows = opened.splits.get(split)
@@ -217,7 +216,7 @@ def evaluation_rows(opened: store_reader.Store) -> tuple[np.ndarray, str]:
     return np.arange(len(opened)), "all"
 
 
-def _depth(config: Config, train: store_reader.Store) -> tuple[str, list[str]]:
+def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
     """Which truth trains; the other one, and a note, where that is not there."""
     if config.depth in train.depths:
         return config.depth, []
@@ -228,7 +227,7 @@ def _depth(config: Config, train: store_reader.Store) -> tuple[str, list[str]]:
 
 
 def chunks(
-    data: store_reader.Store, rows: np.ndarray, depth: str
+    data: Store, rows: np.ndarray, depth: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rgb, depth_mm) of all rows, some at a time."""
     for k in range(0, len(rows), CHUNK):

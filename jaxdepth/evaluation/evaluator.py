@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxdepth.runtime import hosts
-from jaxdepth.evaluation import metrics, breakdown, protocols
 from jaxdepth.config import training_frame
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.ops import platform
+from jaxdepth.evaluation import breakdown, metrics, protocols
 from jaxdepth.evaluation.protocols import Protocol, Size
+from jaxdepth.ops import platform
+from jaxdepth.runtime import hosts
+from jaxdepth.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Scores:
     """
 
     sums: metrics.Sums = dataclasses.field(default_factory=metrics.Sums)
-    breakdown: dict[str, metrics.Sums] = dataclasses.field(
+    parts: dict[str, metrics.Sums] = dataclasses.field(
         default_factory=lambda: {name: metrics.Sums() for name in breakdown.PARTS}
     )
     names: list[str] = dataclasses.field(default_factory=list)

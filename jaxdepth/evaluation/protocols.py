@@ -12,10 +12,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxdepth.evaluation import metrics, breakdown
 from jaxdepth.config import training_frame
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.evaluation import breakdown, metrics
 from jaxdepth.ops import resize
+from jaxdepth.runtime.errors import UserError
 
 Size = tuple[int, int]
 

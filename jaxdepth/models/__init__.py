@@ -7,11 +7,11 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.cnn import CNN, CNNFC
 from jaxdepth.models.layouts import LAYOUTS, Layout, layout_named, normalize
 from jaxdepth.models.upproj import UpProj
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
+from jaxdepth.runtime.errors import UserError
 
 __all__ = [
     "ARCHS",

@@ -12,7 +12,6 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Key
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.dropout import drop
 from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
 from jaxdepth.models.resnet import batch_norm
@@ -20,6 +19,7 @@ from jaxdepth.models.upproj import ConvHead
 from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
 from jaxdepth.ops.dense import dense_product
 from jaxdepth.ops.pool import max_pool
+from jaxdepth.runtime.errors import UserError
 
 Size = tuple[int, int]
 

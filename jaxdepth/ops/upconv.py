@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import TINY_MAP, conv2d
+from jaxdepth.runtime.errors import UserError
 
 FORMS = ("plain", "dilated", "four", "packed", "rows")
 UNPOOLS = ("zero", "average")

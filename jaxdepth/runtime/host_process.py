@@ -29,8 +29,8 @@ def inside() -> bool:
     return NOTES in os.environ
 
 
-def run(module: str, argv: Sequence[str], *, met_at: str | None = None) -> int:
-    """`python -m MODULE ARGV` as a child; its exit code.
+def run(argv: Sequence[str], *, met_at: str | None = None) -> int:
+    """`python -m ARGV` as a child; its exit code.
 
     Signals go on to the child. Its stderr comes through, but for what C++ says when it
     ends the process.
@@ -44,7 +44,7 @@ def run(module: str, argv: Sequence[str], *, met_at: str | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="jaxdepth-") as folder:
         notes = Path(folder) / "notes"
         child = subprocess.Popen(
-            [sys.executable, "-m", module, *argv],
+            [sys.executable, "-m", *argv],
             env={**os.environ, NOTES: str(notes), "TF_CPP_MIN_LOG_LEVEL": "3"},
             # Held open while this process lives: see `leave_with_parent`.
             stdin=subprocess.PIPE,

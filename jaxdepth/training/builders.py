@@ -4,11 +4,11 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.config import Config
 from jaxdepth.models import create_model
-from jaxdepth.training.step import StepSpec
+from jaxdepth.training.optimizer import learning_rate, make_optimizer
 from jaxdepth.training.state import PyTree
+from jaxdepth.training.step import StepSpec
 
 
 def build_model(
@@ -37,7 +37,7 @@ def build_model(
 
 def schedule(config: Config):
     """Step -> learning rate."""
-    return optimizer_lib.learning_rate(
+    return learning_rate(
         lr=config.peak_lr,
         schedule=config.schedule,
         steps=int(config.steps),
@@ -47,7 +47,7 @@ def schedule(config: Config):
 
 def build_optimizer(config: Config, params: PyTree) -> optax.GradientTransformation:
     """The optimizer that a settled configuration describes."""
-    return optimizer_lib.make_optimizer(
+    return make_optimizer(
         optimizer=config.optimizer,
         lr=config.peak_lr,
         schedule=config.schedule,

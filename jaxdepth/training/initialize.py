@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.layouts import LAYOUTS, layout_named
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import PyTree, TrainState, flatten
 from jaxdepth.weights.files import Weights
 from jaxdepth.weights.name_tables import Entry, compare

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdepth.runtime import hosts
-from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.config import Config
+from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.terminal import progress
+from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.training.metrics_writer import MetricsWriter
 from jaxdepth.training.sharding import Placement
 from jaxdepth.training.state import TrainState
-from jaxdepth.runtime.terminal import MetricsWriter, progress
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth.ops import platform
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.ops import platform
 
 AXIS = "data"
 PyTree = Any

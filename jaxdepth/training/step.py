@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
 from jaxdepth import losses
 from jaxdepth.config import training_frame
-from jaxdepth.training import augment, device_cache
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
+from jaxdepth.training import augment, device_cache
 from jaxdepth.training.state import PyTree, TrainState, follow
 
 Batch = dict[str, jax.Array]
@@ -265,7 +265,9 @@ def train_step_on_table(
       batch: `rows` (b,) int32, places in the table, and `position` (b,) int32.
       frames: this device's part of the table, see `data.table`.
     """
-    found = device_cache.gather(frames, batch["rows"], frame=frame, axis_name=spec.axis_name)
+    found = device_cache.gather(
+        frames, batch["rows"], frame=frame, axis_name=spec.axis_name
+    )
     return train_step(spec, state, {**found, "position": batch["position"]})
 
 

@@ -11,12 +11,13 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxdepth.training import builders, step as step_lib
-from jaxdepth.runtime import hosts
 from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
 from jaxdepth.ops import platform
+from jaxdepth.runtime import hosts
+from jaxdepth.training import builders
 from jaxdepth.training.state import PyTree
+from jaxdepth.training.step import validation_sums
 
 
 class ValidationLoss:
@@ -53,7 +54,7 @@ class ValidationLoss:
         self._whole = NamedSharding(mesh, PartitionSpec())
         spec = builders.build_spec(config, model, optax.identity(), axis_name=None)
         self._sums = jax.jit(
-            functools.partial(step_lib.validation_sums, spec),
+            functools.partial(validation_sums, spec),
             compiler_options=platform.compiler_options(),
         )
 

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import create_model
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import flatten
-from jaxdepth.weights import files, numpy_pickles, pickles, name_tables
+from jaxdepth.weights import files, name_tables, numpy_pickles, pickles
 
 logger = logging.getLogger(__name__)
 LICENCE = (

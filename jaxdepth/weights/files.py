@@ -17,9 +17,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxdepth.models.layouts import layout_named
 from jaxdepth.runtime import atomic
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.models.layouts import layout_named
 from jaxdepth.weights import name_tables
 
 FORMAT = "jaxdepth weights 1"
@@ -135,11 +135,13 @@ def read(path: str | Path) -> Weights:
     if metadata.get("format") != FORMAT:
         raise UserError(
             f"{path} holds no converted weights: convert it with "
-            "tools/convert_resnet.py or tools/convert_fcrn.py first"
+            "jaxdepth convert-resnet or jaxdepth convert-fcrn first"
         )
     try:
         arrays = {
-            name: name_tables.as_weights(name, x, variance=name_tables.is_variance(name))
+            name: name_tables.as_weights(
+                name, x, variance=name_tables.is_variance(name)
+            )
             for name, x in arrays.items()
         }
     except UserError as error:
@@ -185,7 +187,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     except Exception as error:  # of its own, of NumPy, of the machine
         raise UserError(
             f"{path} is not a whole safetensors file ({str(error)[:80]}): if it is "
-            "PyTorch's, convert it with tools/convert_resnet.py"
+            "PyTorch's, convert it with jaxdepth convert-resnet"
         ) from None
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.resnet import ResNet
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import flatten
-from jaxdepth.weights import files, pickles, name_tables, torchfile
+from jaxdepth.weights import files, name_tables, pickles, torchfile
 
 logger = logging.getLogger(__name__)
 CLASSES = 1000

@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from jaxdepth.commands import cli
-from jaxdepth.config import Config
-from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.commands.predict import PredictConfig
+from jaxdepth.config import Config
 from jaxdepth.recipes import RECIPES
+from jaxdepth.runtime.errors import MachineError, UserError
 
 
 def read(*argv: str, **options) -> Config:
@@ -139,7 +139,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    code = "from jaxdepth import cli; cli.main(lambda a: print('x' * 10**6))"
+    code = "from jaxdepth.commands import cli; cli.main(lambda a: print('x' * 10**6))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -153,7 +153,9 @@ def test_a_closed_pipe_is_no_traceback():
 
 def test_what_failed_where_nobody_waited_is_not_told_as_well():
     code = (
-        "import asyncio, gc; from jaxdepth import cli, errors\n"
+        "import asyncio, gc\n"
+        "from jaxdepth.commands import cli\n"
+        "from jaxdepth.runtime import errors\n"
         "def command(argv):\n"
         "    future = asyncio.new_event_loop().create_future()\n"
         "    future.set_exception(OSError('full'))\n"

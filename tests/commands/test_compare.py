@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.commands import compare as compare_command, evaluate as evaluate_command
-from jaxdepth.evaluation import evaluator as evaluator_lib, metrics, protocols
+from jaxdepth.commands import compare as compare_command
+from jaxdepth.commands import evaluate as evaluate_command
+from jaxdepth.evaluation import metrics, protocols
+from jaxdepth.evaluation.evaluator import Scores
 from jaxdepth.runtime.errors import UserError
 
 
@@ -27,9 +29,7 @@ def scored(
             valid=jnp.ones(target.shape, bool),
         )
     )
-    found = evaluator_lib.Scores(
-        sums=sums, names=list(names), scenes=list(scenes), truths={"raw"}
-    )
+    found = Scores(sums=sums, names=list(names), scenes=list(scenes), truths={"raw"})
     same = {
         "protocol": "plain", "averaging": "pooled", "truth": "raw", "data": "d",
         "split": "s", "size": "19x38", "frame_size": "4x5", "images": 3,

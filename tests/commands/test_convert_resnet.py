@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,14 +13,11 @@ import pytest
 import safetensors
 
 import jaxdepth
-from experiments import run
-from jaxdepth.commands import cli
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.commands import cli, convert_resnet, run, trained_network
 from jaxdepth.models import LAYOUTS
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet
-from jaxdepth.commands import trained_network
 from tests.weights import torch_files, torch_resnet
-from jaxdepth.commands import convert_resnet
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +124,8 @@ def test_downloads_are_checked(tmp_path, monkeypatch):
 
 def test_what_is_missing_is_said_in_one_line(tmp_path):
     """As a user meets it: exit code 2, no traceback."""
-    command = [sys.executable, convert_resnet.__file__, "a.pth", "none/x.safetensors"]
+    script = Path(__file__).parents[2] / "tools" / "convert_resnet.py"
+    command = [sys.executable, script, "a.pth", "none/x.safetensors"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == cli.USER
     assert done.stderr.splitlines()[-1].startswith("error: none/x.safetensors can't")
@@ -136,7 +135,9 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
 def test_other_networks_have_no_names_in_pytorch(tmp_path, monkeypatch):
     config = types.SimpleNamespace(arch="cnn")
     network = types.SimpleNamespace(config=config)
-    monkeypatch.setattr(trained_network.predict, "load", lambda source, step: network)
+    monkeypatch.setattr(
+        trained_network.predictor_lib, "load", lambda source, step: network
+    )
     with pytest.raises(UserError, match="of --arch=cnn: only upproj"):
         trained_network.read(str(tmp_path))
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import evaluate, run
-from jaxdepth.commands import cli, compare as compare_command, evaluate as evaluate_command
+from jaxdepth.commands import cli, evaluate, run
+from jaxdepth.commands import compare as compare_command
+from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.config import EvaluateConfig
 from jaxdepth.runtime.errors import UserError
 

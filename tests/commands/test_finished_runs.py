@@ -81,4 +81,6 @@ def test_bytes_that_are_no_text_and_metrics_that_are_none(tmp_path):
 
 def test_tables_at_a_url(tmp_path):
     name = folder(tmp_path / "t", tables={"tables": []})
-    assert finished_runs.find([f"file://{name}"]).tables == {f"file://{name}": {"tables": []}}
+    assert finished_runs.find([f"file://{name}"]).tables == {
+        f"file://{name}": {"tables": []}
+    }

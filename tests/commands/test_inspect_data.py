@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.commands import cli
-from jaxdepth.data.store import writer as store_writer
+from jaxdepth.commands import cli, inspect_data
 from jaxdepth.data.sources import open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data import painted
-from jaxdepth.commands import inspect_data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +41,7 @@ def said(monkeypatch):
         inspect_data.logger, "info", lambda text, *a: lines.append(text % a)
     )
     monkeypatch.setattr(
-        inspect_data.writers, "print_table",
+        inspect_data.terminal, "print_table",
         lambda title, columns, rows: lines.extend([title, *map(str, rows)]),
     )  # fmt: skip
     return lines
@@ -103,7 +102,7 @@ def no_work(*args, **kwargs):
 
 
 def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
+    monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "gone")
     with pytest.raises(UserError, match="--frames=-1"):
@@ -128,7 +127,7 @@ def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
 def test_what_is_in_the_way_is_told_before_the_work_and_stays(
     pairs, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(inspect_data.doctor, "examine", no_work)
+    monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
     file, folder = tmp_path / "file", tmp_path / "folder"
     folder.mkdir()
     mine = [file, folder / "statistics.png"]
@@ -162,7 +161,7 @@ def test_pictures_that_can_not_be_written(pairs, tmp_path, said, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(inspect_data.viz, "statistics", full)
+    monkeypatch.setattr(inspect_data.plots, "statistics", full)
     with pytest.raises(MachineError, match="could not be written: No space left"):
         inspect(pairs, f"--out={tmp_path / 'o'}")
 

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.commands import cli
-from jaxdepth.data import dataset
-from jaxdepth.training import step as step_lib
+from jaxdepth.commands import cli, prepare_data
 from jaxdepth.config import Config
-from jaxdepth.data.store import writer as store_writer, reader as store_reader
+from jaxdepth.data import dataset
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.reader import Store
+from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training.step import to_training_frame
 from tests.data.memory import Memory, frame
-from jaxdepth.commands import prepare_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +58,7 @@ def prepare(*argv):
 def test_a_folder_becomes_a_store(pairs, tmp_path, said):
     out = tmp_path / "out"
     assert prepare(pairs, out, "--size=12x16") == cli.OK
-    opened = store_reader.Store.open(out)
+    opened = Store.open(out)
     expected = store_writer.write(open_source(pairs), tmp_path / "again", size=(12, 16))
     assert opened.manifest["files"] == expected.manifest["files"]
     assert "format folder, 12 frames of 2 scenes, filled depth" in said.text
@@ -82,7 +83,7 @@ def test_frames_that_cannot_be_used_are_listed(pairs, tmp_path, said, monkeypatc
     Image.fromarray(np.zeros((24, 32), np.uint16)).save(empty)
     monkeypatch.setattr(prepare_data, "LISTED", 1)
     assert prepare(pairs, tmp_path / "out", "--size=12x16") == cli.OK
-    manifest = store_reader.Store.open(tmp_path / "out").manifest
+    manifest = Store.open(tmp_path / "out").manifest
     reasons = {b["name"]: b["reason"] for b in manifest["broken"]}
     assert set(reasons) == {"scene0/rgb/04.png", "scene1/rgb/07.png"}
     assert "04.png" in reasons["scene0/rgb/04.png"]
@@ -159,7 +160,7 @@ def test_processes_are_taken_where_reading_is_slow(monkeypatch):
 
     def chosen(frames, seconds):
         source = Memory([frame(size=(2, 2))] * frames, seconds=seconds)
-        return prepare_data.workers_for(store_writer.Job(source, store_writer.Packing((2, 2))))
+        return prepare_data.workers_for(Job(source, Packing((2, 2))))
 
     assert chosen(frames=1000, seconds=0.05) == 8
     assert chosen(frames=20, seconds=0.05) == 0
@@ -188,7 +189,7 @@ def test_the_command_that_trains(splits, size, flags):
         },
     }
     told = prepare_data.training_command(manifest, "s")
-    assert told == f"python -m experiments.run {flags}"
+    assert told == f"jaxdepth run {flags}"
 
 
 def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
@@ -219,7 +220,7 @@ def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said
         data.train.path == data.evaluation.path and data.train.path.parent == tmp_path
     )
     stored = data.train.gather(data.train_rows, depth=data.depth)
-    rgb, depth = step_lib.to_training_frame(*stored, flags.frame_size)
+    rgb, depth = to_training_frame(*stored, flags.frame_size)
     assert rgb.shape == (12, 51, 67, 3) and depth.shape == (12, 51, 67)
     assert [f["rgb"].shape for f in data.frames()] == [(96, 128, 3)] * 12
 
@@ -239,7 +240,7 @@ def test_real_frames_by_processes_of_the_script(shared_data, tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (cli.OK, "")
-    opened = store_reader.Store.open(out)
+    opened = Store.open(out)
     assert not opened.damaged()
     assert len(opened) == 12 and opened.manifest["intrinsics"]["size"] == [240, 320]
     # NYU's colour camera at half the size.

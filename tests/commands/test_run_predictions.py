@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import run
-from jaxdepth.commands import cli, run_predictions, finished_runs
 from jaxdepth import predictor as predictor_lib
+from jaxdepth.commands import cli, finished_runs, run, run_predictions
 from jaxdepth.runtime.errors import UserError
 
 

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 import jaxdepth
-from experiments import compare, evaluate, predict, run
-from jaxdepth.commands import cli, train as train_command
-from jaxdepth.training import sharding
 from jaxdepth import workdir
-from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.commands import cli, compare, evaluate, predict, run
+from jaxdepth.commands import train as train_command
 from jaxdepth.config import Config
+from jaxdepth.data.store.reader import Store
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import sharding
+from jaxdepth.training.checkpoint import Checkpoints
 
 TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
 
@@ -74,11 +75,10 @@ def test_run_leaves_what_the_work_directory_promises(trained):
 
 
 def test_baselines_agree_with_numpy(trained, cache):
-    from jaxdepth.data.store import reader as store_reader
 
     results = json.loads((trained / "results.json").read_text())
     folder = next(p for p in cache.iterdir() if p.name.startswith("rooms"))
-    rooms = store_reader.Store.open(folder)
+    rooms = Store.open(folder)
     rows = rooms.splits["own"]
     train_m = rooms.gather(rows["train"], depth="raw")[1] / 1000
     truth = np.stack([f["depth"]["raw"] for f in rooms.full_frames(rows["eval"])])
@@ -151,7 +151,7 @@ def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
 )
 def test_a_configuration_of_somebody_else_is_one_line(tmp_path, cache, name, text):
     (tmp_path / name).write_text(text)
-    words = "was not written by experiments.run|is damaged"
+    words = "was not written by jaxdepth run|is damaged"
     with pytest.raises(UserError, match=words):
         train(tmp_path, cache, "--steps=1")
     with pytest.raises(UserError, match=words):
@@ -422,7 +422,7 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
     assert process.returncode == cli.PREEMPTED
-    assert "To go on: python -m experiments.run" in said and str(folder) in said
+    assert "To go on: jaxdepth run" in said and str(folder) in said
     assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
 
 

@@ -8,8 +8,8 @@ import time
 import jax
 import numpy as np
 
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 
 SIZE = (12, 16)  # of training frames

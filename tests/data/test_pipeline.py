@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxdepth.data import order, pipeline
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import Frame, FrameInfo
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 
 N, ROWS = 23, np.array([22, 3, 5, 7, 11, 13, 17, 19, 2])
@@ -148,7 +148,8 @@ def test_leaving_early_does_not_hang(opened, backend):
     code = f"""
         import itertools, time
         import numpy as np
-        from jaxdepth.data import pipeline, store
+        from jaxdepth.data import pipeline
+        from jaxdepth.data.store import reader as store
         opened, gather = store.Store.open({str(opened.path)!r}), store.Store.gather
 
         def slowly(*given, **named):  # so that some are under way at the end

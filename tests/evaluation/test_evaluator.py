@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.evaluation import evaluator as evaluator_lib, protocols
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.evaluation import evaluator as evaluator_lib
+from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.evaluation.metrics import METRICS, Sums
+from jaxdepth.runtime.errors import UserError
 
 SIZE = (38, 57)  # training frame 40x60
 
@@ -78,7 +80,7 @@ def test_frames_of_several_sizes_in_batches(devices, flip):
         traced.append(rgb.shape)
         return toy_network(variables, rgb)
 
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         network,
         chosen,
         image_size=SIZE,
@@ -111,7 +113,7 @@ def test_stacks_of_frames_are_the_frames():
         "depth": {"filled": np.stack([f["depth"]["filled"] for f in frames])},
         "name": [f["name"] for f in frames],
     }
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
     )
     one, other = (evaluator(VARIABLES, x)["plain"] for x in (frames, [stack]))
@@ -131,7 +133,7 @@ def test_all_protocols_share_forward_passes(nyu_like):
         calls.append(rgb.shape[1:3])
         return toy_network(variables, rgb)
 
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         network, chosen, image_size=(114, 152), batch_size=2, given_truth="raw"
     )
     scores = evaluator(VARIABLES, nyu_like)
@@ -187,7 +189,7 @@ def test_arch_with_one_input_size(nyu_like):
         sizes.append(rgb.shape[1:3])
         return toy_network(variables, rgb)
 
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         network,
         protocols.choose(["laina", "plain"]),
         image_size=(57, 76),
@@ -202,7 +204,7 @@ def test_other_truth_is_used_and_said(nyu_like, caplog):
     only_filled = [f | {"depth": {"filled": f["depth"]["filled"]}} for f in nyu_like]
     only_raw = [f | {"depth": {"raw": f["depth"]["raw"]}} for f in nyu_like]
     chosen = protocols.choose(["laina", "eigen", "plain"])
-    evaluator = evaluator_lib.Evaluator(toy_network, chosen, image_size=SIZE, batch_size=3)
+    evaluator = Evaluator(toy_network, chosen, image_size=SIZE, batch_size=3)
 
     def notes(frames):
         scores = evaluator(VARIABLES, frames)
@@ -271,15 +273,13 @@ def test_frames_without_truth_are_counted():
 
 
 def test_an_evaluation_set_without_use_is_refused():
-    evaluator = evaluator_lib.Evaluator(
-        toy_network, protocols.choose("plain"), image_size=SIZE
-    )
+    evaluator = Evaluator(toy_network, protocols.choose("plain"), image_size=SIZE)
     with pytest.raises(UserError, match="it is empty"):
         evaluator(VARIABLES, [])
     frames = [f | {"depth": {}} for f in make_frames(2)]
     with pytest.raises(UserError, match="none of its 2 frames has depth"):
         evaluator(VARIABLES, frames)
-    laina = evaluator_lib.Evaluator(toy_network, protocols.choose("laina"), image_size=SIZE)
+    laina = Evaluator(toy_network, protocols.choose("laina"), image_size=SIZE)
     with pytest.raises(UserError, match="these are 60x90"):
         laina(VARIABLES, make_frames(1))
 
@@ -315,13 +315,13 @@ def test_predictions_that_are_not_finite_are_counted(nyu_like):
 def test_baselines_go_through_the_same_code(name, nyu_like):
     rng = np.random.default_rng(5)
     frame_map = rng.uniform(1, 5, (120, 160)).astype(np.float32)
-    evaluator = evaluator_lib.Evaluator(
-        evaluator_lib.predict_map,
+    evaluator = Evaluator(
+        predict_map,
         protocols.choose(name),
         image_size=(114, 152),
         batch_size=2,
     )
-    maps = evaluator_lib.map_variables(frame_map, (114, 152))
+    maps = map_variables(frame_map, (114, 152))
     found = evaluator(maps, nyu_like)[name]
     shown = {
         "plain": frame_map,
@@ -335,7 +335,7 @@ def test_baselines_go_through_the_same_code(name, nyu_like):
         expected.update(protocols.score(protocol, jnp.asarray(shown)[None], target))
     assert_same(found.sums, expected)
 
-    constant = evaluator(evaluator_lib.map_variables(2.5, (114, 152)), nyu_like)[name]
+    constant = evaluator(map_variables(2.5, (114, 152)), nyu_like)[name]
     depth = np.stack([f["depth"]["filled"] for f in nyu_like]).astype(np.float64)
     if name == "densedepth":
         depth = depth[:, 20:460, 24:616]
@@ -345,12 +345,12 @@ def test_baselines_go_through_the_same_code(name, nyu_like):
 
 def test_map_of_a_wrong_size_is_refused():
     with pytest.raises(ValueError, match=r"\(120, 160\)"):
-        evaluator_lib.map_variables(np.ones((114, 152), np.float32), (114, 152))
+        map_variables(np.ones((114, 152), np.float32), (114, 152))
 
 
 def test_scores_of_two_parts_merge():
     frames = make_frames(5)
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
     )
     whole = evaluator(VARIABLES, frames)["plain"]
@@ -365,7 +365,7 @@ def test_errors_by_distance_and_near_edges_merge():
         frame | {"scene": scene}
         for frame, scene in zip(make_frames(4), ("k", "k", "b", None), strict=True)
     ]
-    evaluator = evaluator_lib.Evaluator(
+    evaluator = Evaluator(
         toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=3
     )
     whole = evaluator(VARIABLES, frames)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from jaxdepth.evaluation import breakdown, protocols
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.evaluation.metrics import METRICS, Sums
 from jaxdepth.evaluation.protocols import PROTOCOLS
+from jaxdepth.runtime.errors import UserError
 
 NYU_CODE = 9.99547 / 255  # metres a step of the 8-bit truth
 

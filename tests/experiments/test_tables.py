@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from experiments import tables
 from jaxdepth.commands import cli
+from jaxdepth.commands.paper import tables
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import create_model
 from jaxdepth.models.cnn import CNNFC, max_pool_up
+from jaxdepth.runtime.errors import UserError
 
 from . import reference
 

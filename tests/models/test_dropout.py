@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models.dropout import drop
+from jaxdepth.runtime.errors import UserError
 
 X = jnp.ones((4, 10, 12, 5))
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import layouts
+from jaxdepth.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])

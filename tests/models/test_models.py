@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import ARCHS, create_model, output_size
+from jaxdepth.runtime.errors import UserError
 
 SIZE = (41, 50)
 SMALL = {

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.ops import upconv as ops
+from jaxdepth.runtime.errors import UserError
 
 SIZES = [(5, 7), (1, 1), (1, 4), (3, 2)]
 CIN, COUT = 3, 2

@@ -13,8 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from experiments import run
-from jaxdepth.commands import cli
+from jaxdepth.commands import cli, run
 from jaxdepth.runtime import hosts, terminal
 from jaxdepth.runtime.errors import UserError
 

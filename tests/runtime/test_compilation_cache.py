@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jaxdepth.runtime import compilation_cache
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Trains and says how many programs were found compiled, and how many not.
 COUNTING = """
 import collections, json, sys
 import jax
-from experiments import run
+from jaxdepth.commands import run
 seen = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: seen.update([name]))
 code = run.command(sys.argv[1:])
@@ -48,4 +48,6 @@ def test_the_second_run_compiles_nothing(tmp_path):
     again, missed_again = count(*flags, f"--workdir={tmp_path / 'b'}")
     # Rooms are not rendered again, so there is less to do.
     assert missed_again == 0 and 0 < again <= found + missed
-    assert files == sorted((tmp_path / "cache" / compilation_cache.FOLDER).glob("*-cache"))
+    assert files == sorted(
+        (tmp_path / "cache" / compilation_cache.FOLDER).glob("*-cache")
+    )

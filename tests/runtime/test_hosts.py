@@ -15,13 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import run
-from jaxdepth.commands import cli
-from jaxdepth.runtime import hosts, host_process
-from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.commands import cli, run
+from jaxdepth.runtime import host_process, hosts
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training.checkpoint import Checkpoints
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SAME = ["--arch=cnn", "--loss=mse", "--size=32x48", "--rooms=12", "--augment=full"]
 SAME += ["--optimizer=sgd", "--lr=0.01", "--log_every=1"]
 JIT = [*SAME, "--batch_size=8", "--eval_every=2"]
@@ -112,7 +111,7 @@ def two(tmp_path_factory, alone, cache):
     }
     (folder / "cases.json").write_text(json.dumps(cases))
     port = free_port()
-    worker = str(ROOT / "tests" / "host_worker.py")
+    worker = str(ROOT / "tests" / "runtime" / "host_worker.py")
     done = finish(start_two(lambda host: [worker, str(host), port, str(folder)]))
     assert [code for code, *_ in done] == [0, 0], done
     codes = [json.loads((folder / f"codes-{h}.json").read_text()) for h in (0, 1)]
@@ -321,7 +320,7 @@ def test_where_python_and_c_both_see_a_peer_go_python_speaks(tmp_path, capfd):
         "sys.exit(1)\n"
     )
     with contextlib.chdir(tmp_path):
-        assert host_process.run("died", []) == cli.MACHINE
+        assert host_process.run(["died"]) == cli.MACHINE
     assert capfd.readouterr().err == "before\nstopped: lost peer\n"
 
 

@@ -10,8 +10,8 @@ PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
 if sys.argv[1] == "keep":
-    from jaxdepth import host_memory
-    host_memory.keep()
+    from jaxdepth.runtime import malloc
+    malloc.keep()
 f = jax.jit(lambda x: jnp.sort(x + 1)[::-1].sum())
 x = jnp.ones((1 << 21, 4))
 def faults():

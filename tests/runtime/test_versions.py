@@ -5,11 +5,11 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from jaxdepth.commands.report import page as page_lib
-from jaxdepth.runtime import versions
 from jaxdepth import workdir
-from jaxdepth.data.store import writer as store_writer
+from jaxdepth.commands.report import page as page_lib
 from jaxdepth.data.sources import ReadOptions
+from jaxdepth.data.store.writer import Job, Packing
+from jaxdepth.runtime import versions
 from tests.data.memory import Memory, frame
 
 
@@ -43,7 +43,7 @@ def test_results_of_a_checkout_name_the_others():
 
 @pytest.mark.usefixtures("uninstalled")
 def test_a_checkout_packs_a_store(tmp_path):
-    job = store_writer.Job(Memory([frame()]), store_writer.Packing((12, 16)), ReadOptions())
+    job = Job(Memory([frame()]), Packing((12, 16)), ReadOptions())
     assert job.write(tmp_path / "s")["versions"]["numpy"] == np.__version__
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.training import augment as aug
 from jaxdepth.ops import platform
+from jaxdepth.training import augment as aug
 
 FRAME, SIZE = (48, 64), (44, 60)
 STILL = aug.AugmentPolicy(

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdepth.training import step as step_lib
-from jaxdepth.training.checkpoint import Checkpoints, checksums
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training.checkpoint import Checkpoints, checksums
 from jaxdepth.training.state import TrainState
+from jaxdepth.training.step import train_step
 from tests import tiny
 
 
@@ -165,7 +165,7 @@ def test_full_storage_names_the_last_good_checkpoint(tmp_path, monkeypatch):
 def test_a_state_that_trains_on_is_not_the_saved_one(tmp_path, fresh):
     # On CPU the step may write its result where the state before it lay.
     spec = tiny.spec()
-    step = jax.jit(step_lib.train_step, static_argnums=0, donate_argnums=1)
+    step = jax.jit(train_step, static_argnums=0, donate_argnums=1)
     state = jax.tree.map(jax.numpy.asarray, tiny.state(spec))
     expected = jax.tree.map(np.array, state)
     checkpoints = Checkpoints(str(tmp_path))

@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdepth.training import step as step_lib, loop as loop_lib
-from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import loop as loop_lib
+from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.training.loop import Outcome, StopSignals, resumed
+from jaxdepth.training.metrics_writer import MetricsWriter
 from jaxdepth.training.sharding import AXIS, Placement
-from jaxdepth.runtime.terminal import MetricsWriter
+from jaxdepth.training.step import train_step
 from tests import tiny
 
 BATCH = 8
@@ -24,7 +26,7 @@ BATCH = 8
 
 @dataclasses.dataclass
 class Run:
-    outcome: loop_lib.Outcome
+    outcome: Outcome
     records: list[dict]
     evaluated: list[int]
     saved: list[int]
@@ -67,7 +69,7 @@ def go(
             state,
             feed if feed is not None else batches(int(state.step)),
             step_fn=placement.compile(
-                step_lib.train_step, spec, stacked=config.steps_per_call > 1
+                train_step, spec, stacked=config.steps_per_call > 1
             ),
             placement=placement,
             checkpoints=checkpoints,
@@ -168,7 +170,7 @@ def test_signals_end_the_loop_after_a_step(tmp_path, number, reason):
 
 
 def test_a_second_interrupt_is_not_waited_for():
-    with pytest.raises(KeyboardInterrupt), loop_lib.StopSignals() as stopping:
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stopping:
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.reason == "interrupted"
         os.kill(os.getpid(), signal.SIGINT)
@@ -177,7 +179,7 @@ def test_a_second_interrupt_is_not_waited_for():
 def test_a_run_past_its_end_is_refused(tmp_path):
     run = go(tmp_path, 3, save_every=2)
     opened = Checkpoints(str(tmp_path / "checkpoints"))
-    found = loop_lib.resumed(opened, run.outcome.state, steps=5, where="here")
+    found = resumed(opened, run.outcome.state, steps=5, where="here")
     assert int(found.step) == 2
     with pytest.raises(UserError, match="2 steps already, more than --steps=1"):
-        loop_lib.resumed(opened, run.outcome.state, steps=1, where="here")
+        resumed(opened, run.outcome.state, steps=1, where="here")

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdepth.training import optimizer as optimizer_lib
+from jaxdepth.training.optimizer import learning_rate, make_optimizer
 
 STEPS = 10
 
@@ -81,7 +81,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_equal_torch(name):
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer=name, lr=0.01, weight_decay=0.1, decay="all"
     )
     expected = by_torch(lambda o, p: RULES[name](o, p, weight_decay=0.1))
@@ -91,7 +91,7 @@ def test_rules_equal_torch(name):
 @pytest.mark.parametrize("name", RULES)
 def test_decay_of_kernels_alone_equals_two_groups(name):
     # The (2,2,C) bias of an up-convolution is a bias in spite of its three axes.
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer=name, lr=0.01, weight_decay=0.1, decay="kernels"
     )
 
@@ -108,7 +108,7 @@ def test_decay_of_kernels_alone_equals_two_groups(name):
 
 
 def test_clipping_comes_before_the_decay():
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer="sgd", lr=0.01, weight_decay=0.1, decay="all",
         clip_norm=0.5,
     )  # fmt: skip
@@ -118,15 +118,15 @@ def test_clipping_comes_before_the_decay():
 
 def test_a_small_gradient_is_not_clipped():
     options = {"params": params(), "optimizer": "sgd", "lr": 0.01}
-    clipped = optimizer_lib.make_optimizer(**options, clip_norm=1e6)
+    clipped = make_optimizer(**options, clip_norm=1e6)
     close(
         run(params(), clipped)[0],
-        names(run(params(), optimizer_lib.make_optimizer(**options))[0]),
+        names(run(params(), make_optimizer(**options))[0]),
     )
 
 
 def test_the_rate_follows_the_schedule():
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer="sgd", lr=0.01, schedule="cosine", steps=STEPS,
         warmup_steps=2,
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_the_rate_follows_the_schedule():
 
 
 def rates(count, **more):
-    schedule = optimizer_lib.learning_rate(**{"lr": 2.0, **more})
+    schedule = learning_rate(**{"lr": 2.0, **more})
     return [float(np.asarray(schedule(step))) for step in range(count)]
 
 
@@ -186,18 +186,18 @@ def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="schedule 'linear'"):
-        optimizer_lib.learning_rate(lr=1.0, schedule="linear", steps=1)
+        learning_rate(lr=1.0, schedule="linear", steps=1)
     with pytest.raises(ValueError, match="optimizer 'lion'"):
-        optimizer_lib.make_optimizer(params=params(), optimizer="lion")
+        make_optimizer(params=params(), optimizer="lion")
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_moments(name):
     options = {"optimizer": name, "lr": 0.01, "weight_decay": 0.1, "decay": "all"}
-    rule = optimizer_lib.make_optimizer(params=params(), freeze="encoder", **options)
+    rule = make_optimizer(params=params(), freeze="encoder", **options)
     moved, state = run(params(), rule)
     before, after = names(params()), names(moved)
-    free = names(run(params(), optimizer_lib.make_optimizer(params=params(), **options))[0])
+    free = names(run(params(), make_optimizer(params=params(), **options))[0])
     for path, value in before.items():
         if "encoder" in path:
             assert after[path].tobytes() == value.tobytes()
@@ -209,7 +209,7 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_moments(name):
 
 
 def test_what_is_frozen_does_not_count_in_the_norm():
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer="sgd", lr=1.0, clip_norm=0.5, freeze="encoder"
     )
     gradient = gradients(0)
@@ -220,9 +220,9 @@ def test_what_is_frozen_does_not_count_in_the_norm():
 
 def test_the_encoder_moves_at_its_own_rate():
     options = {"params": params(), "optimizer": "sgd", "lr": 0.01, "weight_decay": 0.1}
-    rule = optimizer_lib.make_optimizer(**options, encoder_lr_factor=0.25)
+    rule = make_optimizer(**options, encoder_lr_factor=0.25)
     updates, _ = rule.update(gradients(0), rule.init(params()), params())
-    plain = optimizer_lib.make_optimizer(**options)
+    plain = make_optimizer(**options)
     whole, _ = plain.update(gradients(0), plain.init(params()), params())
     whole = {
         name: (0.25 if "encoder" in name else 1.0) * x
@@ -232,7 +232,7 @@ def test_the_encoder_moves_at_its_own_rate():
 
 
 def test_a_factor_clips_the_gradient_as_a_whole():
-    rule = optimizer_lib.make_optimizer(
+    rule = make_optimizer(
         params=params(), optimizer="sgd", lr=1.0, clip_norm=0.5, encoder_lr_factor=2.0
     )
     updates, _ = rule.update(gradients(0), rule.init(params()), params())

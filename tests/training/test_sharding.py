@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdepth.training import step as step_lib
-from jaxdepth.training import device_cache
 from jaxdepth.data.store.reader import Store
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.ops import platform
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import device_cache
+from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
+from jaxdepth.training.step import train_step, train_step_on_table
 
 BATCH = 16
 # Two images on each of eight devices: the first two devices see no truth at all, the
@@ -74,7 +75,7 @@ def alone(request):
     options = CASES[request.param]
     spec = tiny.spec(**options)
     state = tiny.state(spec)
-    step = jax.jit(functools.partial(step_lib.train_step, spec))
+    step = jax.jit(functools.partial(train_step, spec))
     after, seen = state, []
     for batch in batches():
         after, logs = step(after, batch)
@@ -89,7 +90,7 @@ def together(request, alone):
     spec = tiny.spec(**options, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over(request.param)
     assert len(placement.devices) == 8
-    step = placement.compile(step_lib.train_step, spec)
+    step = placement.compile(train_step, spec)
     return walk(step, placement, state, batches())
 
 
@@ -119,7 +120,7 @@ def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
     spec = tiny.spec(average=0.3, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over(kind)
     state = tiny.state(spec).start_average()
-    step = placement.compile(step_lib.train_step, spec)
+    step = placement.compile(train_step, spec)
     placed = placement.place_state(state)
     expected = jax.tree.map(np.float64, state.network)
     for k, batch in enumerate(batches()[:5]):
@@ -182,14 +183,14 @@ def test_a_step_on_a_table_is_the_step_on_its_frames(kind):
     position = np.arange(16, dtype=np.int32)
     state = tiny.state(spec)
     expected, _ = walk(
-        placement.compile(step_lib.train_step, spec),
+        placement.compile(train_step, spec),
         placement,
         state,
         [{"rgb": rgb, "depth_mm": depth_mm, "position": position}],
     )
     part = device_cache.reader(frames, np.arange(21), depth="filled", devices=8)
     placed = placement.place_table(part)
-    step = placement.compile(step_lib.train_step_on_table, spec, tiny.FRAME, table=placed)
+    step = placement.compile(train_step_on_table, spec, tiny.FRAME, table=placed)
     got, _ = walk(step, placement, state, [{"rows": rows, "position": position}])
     np.testing.assert_allclose(got[0][0]["loss"], expected[0][0]["loss"], rtol=1e-6)
     assert relative(got[0][1], expected[0][1]) < 1e-5
@@ -201,7 +202,7 @@ def local():
     spec = tiny.spec(loss="berhu", axis_name=AXIS, bn_axis=None)
     state, batch = tiny.state(spec), tiny.batch(BATCH, empty=EMPTY)
     placement = Placement.over("jit")
-    step = placement.compile(step_lib.train_step, spec)
+    step = placement.compile(train_step, spec)
     return state, batch, walk(step, placement, state, [batch])[0][0]
 
 
@@ -239,10 +240,10 @@ def test_one_device_through_a_mesh():
     spec = tiny.spec(dropout=0.3, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over("jit", jax.devices()[:1])
     state, batch = tiny.state(spec), tiny.batch(4, empty=(0, 1))
-    step = placement.compile(step_lib.train_step, spec)
+    step = placement.compile(train_step, spec)
     ((logs, grads, _),), _ = walk(step, placement, state, [batch])
     alone = dataclasses.replace(spec, model=tiny.model(dropout=0.3), axis_name=None)
-    after, expected = jax.jit(functools.partial(step_lib.train_step, alone))(state, batch)
+    after, expected = jax.jit(functools.partial(train_step, alone))(state, batch)
     np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-5)
     assert relative(grads, host(after.opt_state[0])) < 1e-5
 

@@ -10,9 +10,16 @@ import optax
 import pytest
 import tiny
 
-from jaxdepth.training import step as step_lib
 from jaxdepth.training import augment
+from jaxdepth.training import step as step_lib
 from jaxdepth.training.optimizer import make_optimizer
+from jaxdepth.training.step import (
+    init_state,
+    to_training_frame,
+    train_step,
+    valid_depth,
+    validation_sums,
+)
 
 MEAN = np.array([123.675, 116.28, 103.53])
 DEVIATION = np.array([58.395, 57.12, 57.375])
@@ -23,7 +30,7 @@ def gradients(spec, state, batch):
 
 
 def take_step(spec, state, batch):
-    return jax.jit(functools.partial(step_lib.train_step, spec))(state, batch)
+    return jax.jit(functools.partial(train_step, spec))(state, batch)
 
 
 def same(a, b) -> bool:
@@ -102,7 +109,7 @@ def test_validation_takes_the_same_loss_with_running_statistics():
         spec.model, state.params, state.batch_stats, batch, train=False
     )
     training = plain_loss(spec.model, state.params, state.batch_stats, batch)
-    total, images = jax.jit(functools.partial(step_lib.validation_sums, spec))(
+    total, images = jax.jit(functools.partial(validation_sums, spec))(
         state.variables, batch
     )
     assert images == 3
@@ -123,13 +130,13 @@ def test_truth_beyond_max_depth_is_no_truth():
 
 def test_valid_depth_at_its_edges():
     depth = jnp.array([[[0.0, 1e-3, 10.0, 10.001, np.nan, np.inf, -1.0]]])
-    valid = step_lib.valid_depth(depth, max_depth=10.0)
+    valid = valid_depth(depth, max_depth=10.0)
     assert valid[0, 0].tolist() == [False, True, True, False, False, False, False]
 
 
 def test_frames_of_the_store_are_shrunk_to_the_training_frame():
     batch = tiny.batch(3, frame=(30, 50), empty=(1,))
-    rgb, depth = step_lib.to_training_frame(batch["rgb"], batch["depth_mm"], (20, 40))
+    rgb, depth = to_training_frame(batch["rgb"], batch["depth_mm"], (20, 40))
     rows, columns = overlaps(30, 20) / 1.5, overlaps(50, 40) / 1.25
     colours = np.einsum("ih,bhwc,jw->bijc", rows, batch["rgb"].astype(float), columns)
     assert rgb.dtype == np.uint8 and np.abs(rgb - colours).max() <= 0.501
@@ -138,7 +145,7 @@ def test_frames_of_the_store_are_shrunk_to_the_training_frame():
     expected = total / np.maximum(area, 1e-12)
     assert depth.dtype == np.uint16 and np.abs(depth - expected).max() <= 0.51
     assert not np.asarray(depth)[area == 0].any()
-    again = step_lib.to_training_frame(rgb, depth, (20, 40))
+    again = to_training_frame(rgb, depth, (20, 40))
     assert again[0] is rgb and again[1] is depth
 
 
@@ -277,7 +284,7 @@ def test_what_is_frozen_stays(freeze):
         make_optimizer, optimizer="adam", lr=0.1, weight_decay=0.1, freeze=freeze
     )
     spec = tiny.spec("upproj", freeze=freeze)
-    state = step_lib.init_state(
+    state = init_state(
         spec.model, lambda p: optimizer(params=p), image_size=tiny.SIZE, seed=0
     )
     spec = dataclasses.replace(spec, optimizer=optimizer(params=state.params))
@@ -331,9 +338,7 @@ def test_statistics_move_by_a_tenth():
 
 def test_a_fresh_state_predicts_the_depth_it_was_given():
     model = tiny.model("upproj", init_depth=1.8)
-    state = step_lib.init_state(
-        model, lambda _: optax.sgd(0.1), image_size=tiny.SIZE, seed=4
-    )
+    state = init_state(model, lambda _: optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
     rgb = tiny.batch(2)["rgb"].astype(np.float32)
     depth = step_lib.predict(
         model, state.variables, jnp.asarray(rgb), layout="torchvision"

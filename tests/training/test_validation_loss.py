@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from jaxdepth.training import step as step_lib
 from jaxdepth.config import Config
-from jaxdepth.data.store.reader import Store
 from jaxdepth.data.dataset import Data
+from jaxdepth.data.store.reader import Store
+from jaxdepth.training.step import validation_sums
 from jaxdepth.training.validation_loss import ValidationLoss
 
 CONFIG = Config(arch="cnn", loss="si", size="19x38", steps=1, dropout=0.0)
@@ -40,7 +40,7 @@ def test_any_batching_gives_the_mean_over_images_with_truth(devices):
     batch = tiny.batch(11, empty=(3,))
     rows = np.array([0, 2, 3, 4, 5, 6, 7, 8, 9, 10])
     found = validation(batch, rows, devices=jax.devices()[:devices], batch_size=4)
-    one = jax.jit(functools.partial(step_lib.validation_sums, spec))
+    one = jax.jit(functools.partial(validation_sums, spec))
     losses = [
         float(one(state.variables, {k: v[[row]] for k, v in batch.items()})[0])
         for row in rows

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.commands import convert_fcrn, trained_network
 from jaxdepth.models import create_model
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import fcrn, files
-from jaxdepth.commands import trained_network
-from jaxdepth.commands import convert_fcrn
 
 from . import damage, fcrn_files
 

@@ -14,9 +14,9 @@ import safetensors
 import safetensors.numpy
 
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training import initialize
 from jaxdepth.training.state import flatten
 from jaxdepth.weights import files
-from jaxdepth.training import initialize
 from tests import tiny
 
 
@@ -210,7 +210,9 @@ def test_a_kept_classifier_is_left_out():
     weights = some(state)
     extra = {"params/fc/kernel": np.zeros((8, 3), np.float32)}
     weights = dataclasses.replace(weights, arrays={**weights.arrays, **extra})
-    initialize.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
+    initialize.start_from(
+        state, weights, init="imagenet", layout="torchvision", where="w"
+    )
 
 
 def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
@@ -219,7 +221,9 @@ def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
     weights = dataclasses.replace(
         weights, arrays={**weights.arrays, "bare": np.zeros(1, np.float32)}
     )
-    initialize.start_from(state, weights, init="imagenet", layout="torchvision", where="w")
+    initialize.start_from(
+        state, weights, init="imagenet", layout="torchvision", where="w"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import safetensors.numpy
 from flax import traverse_util
 from PIL import Image
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import LAYOUTS, create_model
 from jaxdepth.models.resnet import Bottleneck, ResNet
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import flatten
-from jaxdepth.weights import resnet, name_tables
+from jaxdepth.weights import name_tables, resnet
 
 from . import torch_files, torch_resnet
 

@@ -1,11 +1,11 @@
 """How fast things are here: medians and spreads of runs that alternate.
 
-    python tools/benchmark.py train --arch=upproj --batch_size=best
-    python tools/benchmark.py infer --peer=torch --json=infer.json
-    python tools/benchmark.py upconv --unpool=zero --peer=torch
-    python tools/benchmark.py data --data=STORE
-    python tools/benchmark.py cpu --out=FOLDER
-    python tools/benchmark.py gpu --out=FOLDER
+    jaxdepth benchmark train --arch=upproj --batch_size=best
+    jaxdepth benchmark infer --peer=torch --json=infer.json
+    jaxdepth benchmark upconv --unpool=zero --peer=torch
+    jaxdepth benchmark data --data=STORE
+    jaxdepth benchmark cpu --out=FOLDER
+    jaxdepth benchmark gpu --out=FOLDER
 
 Nothing is compared with a figure from another machine or another minute.
 """
@@ -13,25 +13,20 @@ Nothing is compared with a figure from another machine or another minute.
 import dataclasses
 import importlib
 import os
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-if __package__ in (None, ""):  # run as a file: python tools/benchmark.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from jaxdepth.commands import cli
-from jaxdepth.runtime import malloc
-from jaxdepth.runtime.errors import UserError, nearest
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import Report
+from jaxdepth.runtime import malloc
+from jaxdepth.runtime.errors import UserError, nearest
 
-PROG = "python tools/benchmark.py"
+PROG = "jaxdepth benchmark"
 
 
 class Command(NamedTuple):
-    """Names in modules of `tools.bench`, imported when they are asked for."""
+    """Names in modules of this package, imported when they are asked for."""
 
     settings: tuple[str, str]
     run: tuple[str, str]
@@ -49,7 +44,9 @@ COMMANDS = {
 
 def found(place: tuple[str, str]) -> Any:
     module, name = place
-    return getattr(importlib.import_module(f"tools.bench.{module}"), name)
+    return getattr(
+        importlib.import_module(f"jaxdepth.commands.benchmark.{module}"), name
+    )
 
 
 def command(argv: Sequence[str]) -> int:
@@ -91,7 +88,3 @@ def measure(settings: Any, run: Callable[[Any, Report], None]) -> Report:
         if csv is not None and (report.tables or not stopped):
             report_lib.write(csv, report.csv())
     return report
-
-
-if __name__ == "__main__":
-    cli.main(command)

@@ -12,15 +12,15 @@ import jax
 import numpy as np
 
 from jaxdepth import config as config_lib
-from jaxdepth.training import step as step_lib
+from jaxdepth.commands.benchmark import noise, ours
+from jaxdepth.commands.benchmark.report import Report
+from jaxdepth.commands.benchmark.timing import alternate, rate
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
 from jaxdepth.data.nyu import toolbox
 from jaxdepth.data.store.reader import Store
 from jaxdepth.training.sharding import Placement
-from jaxdepth.commands.benchmark import noise, ours
-from jaxdepth.commands.benchmark.report import Report
-from jaxdepth.commands.benchmark.timing import alternate, rate
+from jaxdepth.training.step import train_step
 
 SIZE = (240, 320)
 
@@ -132,7 +132,7 @@ def waiting(settings: DataSettings, opened: Store, report: Report) -> None:
     whole = settings.batch_size % len(devices) == 0
     placement = Placement.over("jit", devices if whole else devices[:1])
     _, spec, state = ours.training(config, {})
-    step = placement.compile(step_lib.train_step, spec)
+    step = placement.compile(train_step, spec)
     held = {"state": placement.place_state(state)}
 
     def share() -> float:

@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdepth.runtime import terminal
-from jaxdepth.config import parse_size
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.benchmark import timing
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
 from jaxdepth.commands.benchmark.report import Report, number
 from jaxdepth.commands.benchmark.settings import NetworkSettings, TrainSettings
+from jaxdepth.config import parse_size
+from jaxdepth.runtime import terminal
+from jaxdepth.runtime.errors import UserError
 
 POINTS = {
     "batch": "1,2,4,8,16,32,64",

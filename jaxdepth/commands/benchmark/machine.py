@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.ops import platform
 from jaxdepth.commands.benchmark import timing
 from jaxdepth.commands.benchmark.report import Report, memory_bytes
+from jaxdepth.ops import platform
 
 # By platform: rows of the square matrices, bytes of the array that is copied. Large
 # enough that caches and the start of a kernel don't matter.

@@ -11,13 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.commands.benchmark import growth, machine, macs, ours, profiling, search, timing
+from jaxdepth.commands.benchmark import (
+    growth,
+    machine,
+    macs,
+    ours,
+    profiling,
+    search,
+    timing,
+)
 from jaxdepth.commands.benchmark.machine import Peaks
 from jaxdepth.commands.benchmark.ours import Compiled, Facts, Subject
 from jaxdepth.commands.benchmark.report import Report, device_name
-from jaxdepth.commands.benchmark.settings import InferSettings, NetworkSettings, Size, TrainSettings
+from jaxdepth.commands.benchmark.settings import (
+    InferSettings,
+    NetworkSettings,
+    Size,
+    TrainSettings,
+)
 from jaxdepth.commands.benchmark.timing import Contestant, Found
+from jaxdepth.runtime.errors import UserError
 
 TORCH_MISSING = (
     "--peer=torch needs PyTorch, which is not installed: pip install 'jaxdepth[torch]' "

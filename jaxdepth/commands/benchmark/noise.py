@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import Frame, FrameInfo
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store
 
 Size = tuple[int, int]

@@ -15,14 +15,21 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdepth.training import builders, step as step_lib
+from jaxdepth.commands.benchmark import noise
+from jaxdepth.commands.benchmark.settings import (
+    InferSettings,
+    NetworkSettings,
+    Size,
+    TrainSettings,
+)
+from jaxdepth.commands.benchmark.timing import Contestant
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
 from jaxdepth.ops import platform
+from jaxdepth.training import builders
+from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
-from jaxdepth.commands.benchmark import noise
-from jaxdepth.commands.benchmark.settings import InferSettings, NetworkSettings, Size, TrainSettings
-from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.training.step import init_state, train_step, train_step_on_table
 
 NAME = "jaxdepth"
 POOL = 4  # batches of images that inference goes round
@@ -133,7 +140,7 @@ def training(config: Config, widths: dict[str, Any]):
     """Network, step and fresh state of a configuration."""
     axis = AXIS if config.bn == "global" else None
     model = builders.build_model(config, bn_axis=axis).clone(**widths)
-    state = step_lib.init_state(
+    state = init_state(
         model,
         lambda params: builders.build_optimizer(config, params),
         image_size=config.image_size,
@@ -147,9 +154,9 @@ def training(config: Config, widths: dict[str, Any]):
 def _step(config, placement, spec, table, placed, batch):
     """(state, batch) -> (state, logs), compiled; and what the compiler said."""
     stacked = config.steps_per_call > 1
-    settled: tuple[Any, ...] = (step_lib.train_step, spec)
+    settled: tuple[Any, ...] = (train_step, spec)
     if table is not None:
-        settled = (step_lib.train_step_on_table, spec, config.frame_size)
+        settled = (train_step_on_table, spec, config.frame_size)
     if config.parallel == "pmap":
         # It compiles at its first call, which changes nothing that matters here.
         step = placement.compile(*settled, table=table, stacked=stacked)

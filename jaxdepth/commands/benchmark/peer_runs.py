@@ -15,18 +15,18 @@ import jax
 import numpy as np
 import torch
 
-from jaxdepth.config import Config
-from jaxdepth.training.augment import crop_offsets
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.losses import MIN_PRED
-from jaxdepth.models import LAYOUTS
-from jaxdepth.models.layouts import Layout
-from jaxdepth.ops.resize import area_matrix
 from jaxdepth.commands.benchmark import noise, peer_compile, peer_models
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import NetworkSettings, Size, TrainSettings
 from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.config import Config
+from jaxdepth.losses import MIN_PRED
+from jaxdepth.models import LAYOUTS
+from jaxdepth.models.layouts import Layout
+from jaxdepth.ops.resize import area_matrix
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training.augment import crop_offsets
 
 Tensor = torch.Tensor
 POOL = 4  # batches of images that inference goes round

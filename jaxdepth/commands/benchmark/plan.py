@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxdepth.runtime import atomic, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import number
+from jaxdepth.runtime import atomic, terminal
+from jaxdepth.runtime.errors import MachineError, UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
 LEAST = 20.0  # seconds without which a part isn't begun, or half of what it should take

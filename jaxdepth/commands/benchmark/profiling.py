@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
-from jaxdepth.runtime import terminal
-from jaxdepth.runtime.errors import MachineError
-from jaxdepth.commands.compile import hlo
 from jaxdepth.commands.benchmark.ours import Compiled
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.commands.compile import hlo
+from jaxdepth.runtime import terminal
+from jaxdepth.runtime.errors import MachineError
 
 CALLS = 3
 TOP, KEPT = 10, 40  # operations that are printed, and kept for JSON

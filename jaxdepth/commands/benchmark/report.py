@@ -15,11 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxdepth.commands.benchmark.timing import Found
 from jaxdepth.runtime import atomic, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.versions import installed
 from jaxdepth.workdir import plain
-from jaxdepth.commands.benchmark.timing import Found
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "libtpu")
 COLUMNS = ("table", "what", "unit", "median", "min", "max", "repeats")

@@ -5,8 +5,8 @@ import gc
 import time
 from collections.abc import Callable
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
+from jaxdepth.runtime.errors import UserError
 
 GAIN = 1.01  # a batch must be so much better to count as better
 

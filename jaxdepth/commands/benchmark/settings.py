@@ -7,8 +7,8 @@ import jax
 
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import create_model
+from jaxdepth.runtime.errors import UserError
 
 Size = tuple[int, int]
 PEERS = ("plain", "tuned")

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxdepth.runtime import terminal
-from jaxdepth.config import parse_size
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.models import ARCHS, output_size
-from jaxdepth.ops import conv, platform
-from jaxdepth.ops.upconv import FORMS, upconv
 from jaxdepth.commands.benchmark import networks, timing
 from jaxdepth.commands.benchmark.report import Report, device_name, number
 from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.config import parse_size
+from jaxdepth.models import ARCHS, output_size
+from jaxdepth.ops import conv, platform
+from jaxdepth.ops.upconv import FORMS, upconv
+from jaxdepth.runtime import terminal
+from jaxdepth.runtime.errors import UserError
 
 LETTERS = {"plain": "a", "dilated": "b", "four": "c", "packed": "d", "rows": "d2"}
 DIRECTIONS = ("forward", "input gradient", "kernel gradient")

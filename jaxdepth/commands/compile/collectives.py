@@ -1,7 +1,7 @@
 """What devices exchange in one training step, counted in the compiled program.
 
-    python tools/exchanges.py --devices=8
-    python tools/exchanges.py --arch=cnn --bn=local --parallel=pmap
+    jaxdepth collectives --devices=8
+    jaxdepth collectives --arch=cnn --bn=local --parallel=pmap
 
 Needs no devices: they are simulated on the CPU. Counts and bytes don't depend on
 batch and size of the images; other compilers may join exchanges in other ways
@@ -10,26 +10,21 @@ batch and size of the images; other compilers may join exchanges in other ways
 
 import dataclasses
 import logging
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import jax
 
-if __package__ in (None, ""):  # run as a file: python tools/exchanges.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
-from jaxdepth.training import sharding
-from jaxdepth.runtime import terminal
 from jaxdepth import config as config_lib
-from jaxdepth.config import Config
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.commands import cli
 from jaxdepth.commands.compile import hlo, lower
+from jaxdepth.config import Config
+from jaxdepth.runtime import terminal
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import sharding
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/exchanges.py"
+PROG = "jaxdepth collectives"
 COLUMNS = ("placement, statistics", "what", "count", "KiB")
 
 
@@ -91,7 +86,3 @@ def exchanges(config: ExchangesConfig, parallel: str, bn: str) -> list[dict]:
     placement = sharding.Placement.over(parallel)
     lowered = lower.lower_step(settled, placement, frames=0)
     return hlo.collectives(hlo.parse(lowered.compile().as_text() or ""))
-
-
-if __name__ == "__main__":
-    cli.main(command)

@@ -1,9 +1,9 @@
 """The real training step, compiled for a TPU that is not here: what it will cost.
 
-    python tools/tpu_compile.py --topology=v5e:1x1 --layout=fcrn
-    python tools/tpu_compile.py --topology=v5e:8x8 --batch_size=8192 --json=v5e-8x8.json
-    python tools/tpu_compile.py --topology=v6e:1x1 --batch_size=best
-    python tools/tpu_compile.py --topology=v5e:1x1 --block=up4
+    jaxdepth compile-for --topology=v5e:1x1 --layout=fcrn
+    jaxdepth compile-for --topology=v5e:8x8 --batch_size=8192 --json=v5e-8x8.json
+    jaxdepth compile-for --topology=v6e:1x1 --batch_size=best
+    jaxdepth compile-for --topology=v5e:1x1 --block=up4
 
 Takes the flags of training. A whole step takes minutes to compile, a block seconds.
 Everything is the compiler's estimate: no TPU runs. Needs libtpu (the extra `tpu`).
@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,24 +24,22 @@ from typing import Any, Literal
 import jax
 from jax.experimental import topologies
 
-if __package__ in (None, ""):  # run as a file: python tools/tpu_compile.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from jaxdepth.commands import cli
-from jaxdepth.training import sharding
-from jaxdepth.runtime import atomic, terminal
-from jaxdepth import workdir
 from jaxdepth import config as config_lib
+from jaxdepth import workdir
+from jaxdepth.commands import cli
+from jaxdepth.commands.compile import chips as chips_lib
+from jaxdepth.commands.compile import hlo, lower
 from jaxdepth.config import Config
-from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.ops import platform
 from jaxdepth.recipes import recipe_named
+from jaxdepth.runtime import atomic, terminal
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.versions import version
+from jaxdepth.training import sharding
 from jaxdepth.weights.files import refuse_existing
-from jaxdepth.commands.compile import hlo, chips as chips_lib, lower
 
 logger = logging.getLogger("jaxdepth.tools")
-PROG = "python tools/tpu_compile.py"
+PROG = "jaxdepth compile-for"
 PER_CHIP = 128  # images of a chip at once: fills the 128 lanes of a tile
 GRAIN = 64  # steps in the search for the largest batch
 RECOMPUTED = 1.02  # more FLOPs an image than that, relatively: made to fit by redoing
@@ -496,7 +493,3 @@ def command(argv: Sequence[str]) -> int:
             file.write(json.dumps(found, indent=1).encode())
         logger.info("numbers: %s", config.json)
     return cli.OK
-
-
-if __name__ == "__main__":
-    cli.main(command)

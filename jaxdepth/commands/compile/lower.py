@@ -16,11 +16,11 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxdepth.training import builders, sharding, step as step_lib
 from jaxdepth.config import Config
-from jaxdepth.training import augment
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.models import normalize
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import augment, builders, sharding
+from jaxdepth.training.step import init_state, train_step, train_step_on_table
 
 
 def lower_step(
@@ -32,7 +32,7 @@ def lower_step(
     """
     model = _model(config)
     state = jax.eval_shape(
-        lambda: step_lib.init_state(
+        lambda: init_state(
             model,
             lambda params: builders.build_optimizer(config, params),
             image_size=config.image_size,
@@ -44,9 +44,9 @@ def lower_step(
     stacked = config.steps_per_call > 1
 
     on_table = config.cache == "device"
-    step, settled = step_lib.train_step, (spec,)
+    step, settled = train_step, (spec,)
     if on_table:
-        step, settled = step_lib.train_step_on_table, (spec, config.frame_size)
+        step, settled = train_step_on_table, (spec, config.frame_size)
     run = placement.mapped(step, *settled, table=on_table, stacked=stacked)
 
     state = _laid(state, placement, P())

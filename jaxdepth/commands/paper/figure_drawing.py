@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.commands.paper import gridding
 from jaxdepth import plots
-from jaxdepth.commands.paper.gridding import PERIODS, Gridding
 from jaxdepth.commands.finished_runs import Run
+from jaxdepth.commands.paper import gridding
+from jaxdepth.commands.paper.gridding import PERIODS, Gridding
 
 SPECTRA = 16  # images whose spectra are averaged
 RINGS = (("red", "#ff3b30"), ("white", "white"))  # around the frequencies of a period

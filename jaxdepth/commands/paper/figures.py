@@ -1,4 +1,4 @@
-"""The paper's figures from networks and finished runs: what `experiments.figures` does.
+"""The paper's figures from networks and finished runs: what `jaxdepth figures` does.
 
 Each figure picks its runs, so that a folder of tables can be given for all of them.
 """
@@ -11,16 +11,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxdepth.commands.paper import diagram, figure_drawing, gridding
-from jaxdepth.commands import summary as summary_lib
 from jaxdepth import plots
-from jaxdepth.runtime import terminal
+from jaxdepth.commands import cli
 from jaxdepth.commands import finished_runs as runs_lib
-from jaxdepth.config import parse_size
-from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.commands.run_predictions import Trained
-from jaxdepth.models import ARCHS
+from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Run
+from jaxdepth.commands.paper import diagram, figure_drawing, gridding
+from jaxdepth.commands.run_predictions import Trained
+from jaxdepth.config import parse_size
+from jaxdepth.models import ARCHS
+from jaxdepth.runtime import output_files, terminal
+from jaxdepth.runtime.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
 FORMS = ("png", "svg")
@@ -65,7 +66,7 @@ def run(config: FiguresConfig) -> int:
     out = Path(config.out).expanduser()
     paths = {n: [out / f"figure{n}.{form}" for form in FORMS] for n in names}
     for path in (path for both in paths.values() for path in both):
-        terminal.check_ours(path, plots.MAKER, flag="out")
+        output_files.check_ours(path, plots.MAKER, flag="out")
     found = runs_lib.find(config.runs)
     for name in names:
         pick, draw = FIGURES[name]
@@ -187,14 +188,19 @@ def _check(runs: Sequence[Run]) -> None:
     if len(scored) > 1:
         raise UserError(
             f"the runs were scored differently ({'; '.join(sorted(scored))}): score "
-            "them alike with experiments.evaluate"
+            "them alike with jaxdepth evaluate"
         )
 
 
 def _show_last(runs: Sequence[Run]) -> None:
     last = [(run.name, run.evaluations[-1]) for run in runs]
     rows = [
-        (name, e["step"], e.get("loss"), *(e["metrics"][c] for c in summary_lib.COLUMNS))
+        (
+            name,
+            e["step"],
+            e.get("loss"),
+            *(e["metrics"][c] for c in summary_lib.COLUMNS),
+        )
         for name, e in last
     ]
     title = summary_lib.measured_by(last[0][1])
@@ -261,3 +267,8 @@ FIGURES: dict[str, tuple[Callable[[Sequence[Run]], list[Run]], Callable[..., Any
     "4": (_differing("unpool", arch=("upproj",)), _unpooling),
     "5": (_differing("init", arch=("upproj",)), _initialisation),
 }
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags; returns the exit code."""
+    return run(cli.parse(FiguresConfig, argv, prog="jaxdepth figures"))

@@ -1,4 +1,4 @@
-"""What `experiments.tables` leaves: tables.json, tables.md, and tables on the terminal.
+"""What `jaxdepth tables` leaves: tables.json, tables.md, and tables on the terminal.
 
 `tables.json` (numbers that are undefined are null):
 
@@ -46,10 +46,10 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from jaxdepth.evaluation import metrics
-from jaxdepth.commands.paper import published
-from jaxdepth.commands import summary as summary_lib
 from jaxdepth import plots
+from jaxdepth.commands import summary as summary_lib
+from jaxdepth.commands.paper import published
+from jaxdepth.evaluation import metrics
 from jaxdepth.runtime import terminal
 from jaxdepth.workdir import CONFIG, RESULTS, WorkDir, plain
 
@@ -71,7 +71,7 @@ class Job:
       run: key of `paper.RUNS`.
       folder: its work directory, below the tables' own.
       workdir: the same as a name that opens from here.
-      flags: of experiments.run.
+      flags: of jaxdepth run.
       status: "done", "absent", "failed" or "waiting".
       reason: why it is not done.
     """
@@ -131,7 +131,9 @@ def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _row(table: str, row: published.Row, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _row(
+    table: str, row: published.Row, seeds: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     seeds = [dict(seed) for seed in seeds]
     flags: dict[str, Any] = {}
     for seed in seeds:

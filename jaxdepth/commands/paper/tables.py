@@ -1,33 +1,37 @@
-"""The paper's tables from runs of its rows: what `experiments.tables` does.
+"""The paper's tables from runs of its rows: what `jaxdepth tables` does.
 
-Every run is a process of `experiments.run` with a work directory of its own, so that
+Every run is a process of `jaxdepth run` with a work directory of its own, so that
 one that fails, or takes all memory, loses no other. What is finished is reused, what
 was stopped goes on.
 """
 
 import dataclasses
 import logging
+import os
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from jaxdepth.commands import cli
-from jaxdepth.runtime import subprocesses, terminal
-from jaxdepth.commands.paper import published, table_formats
 from jaxdepth import config as config_lib
 from jaxdepth import workdir as workdir_lib
-from jaxdepth.config import Config
-from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.recipes import recipe_named
+from jaxdepth.commands import cli
+from jaxdepth.commands.paper import published, table_formats
 from jaxdepth.commands.paper.table_formats import ABSENT, DONE, FAILED, WAITING, Job
+from jaxdepth.config import Config
+from jaxdepth.recipes import recipe_named
+from jaxdepth.runtime import output_files, subprocesses
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 
-MARK = "experiments.tables"  # in the command, how its files are told from others
-# Starts a run with these flags of experiments.run and waits for its end.
+PROG = "jaxdepth tables"
+# The recorded command identifies files of this command, in its old and new form.
+MARKS = ("jaxdepth tables", "experiments.tables")
+# Starts a run with these flags of jaxdepth run and waits for its end.
 Start = Callable[[Sequence[str]], subprocesses.Ended]
 # What a row says itself, and what this command decides.
 _OWN = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
@@ -43,7 +47,7 @@ _STOPPED = (cli.PREEMPTED, cli.INTERRUPTED)
 class TablesConfig:
     """Run the rows of the paper's tables, and print them beside the paper's numbers.
 
-    All flags of experiments.run that a row does not decide itself go on to every run
+    All flags of jaxdepth run that a row does not decide itself go on to every run
     and win over the scale's: --data, --split, --size, --steps, --batch_size, --lr, ...
     --weights takes one or two converted files (A,B): each goes to the rows that start
     from it. Rows whose weights are not given are printed as absent.
@@ -89,7 +93,7 @@ def run(
     75 or 130 where it was stopped. Files are written after every run.
 
     Args:
-      flags: of `experiments.run`, for every row.
+      flags: of `jaxdepth run`, for every row.
       command: this command, to be kept.
       start: starts a run.
     Raises: UserError before anything runs, where flags are wrong or a work directory
@@ -129,7 +133,9 @@ def run(
     for job in jobs:
         if job.status == FAILED:
             logger.warning("%s failed: %s", job.folder, job.reason)
-    logger.info("files: %s/{%s,%s}", here.name, workdir_lib.TABLES, table_formats.MARKDOWN)
+    logger.info(
+        "files: %s/{%s,%s}", here.name, workdir_lib.TABLES, table_formats.MARKDOWN
+    )
     return next((code for code in codes if code != cli.OK), cli.OK)
 
 
@@ -160,7 +166,7 @@ def _earlier(here: WorkDir) -> dict[str, Any]:
     UserError where a file of that name is somebody else's.
     """
     for name in (workdir_lib.TABLES, table_formats.MARKDOWN):
-        terminal.check_ours(here.local / name, MARK, flag="workdir")
+        output_files.check_ours(here.local / name, *MARKS, flag="workdir")
     if not (here.local / workdir_lib.TABLES).exists():
         return {}
     found = here.read_json(workdir_lib.TABLES)
@@ -186,7 +192,7 @@ def _make(here: WorkDir) -> None:
 def _write(here: WorkDir, found: dict[str, Any]) -> None:
     here.write_json(workdir_lib.TABLES, found)
     text = table_formats.markdown(found)
-    terminal.write_text(here.local / table_formats.MARKDOWN, text)
+    output_files.write_text(here.local / table_formats.MARKDOWN, text)
     here.sync()
 
 
@@ -223,7 +229,9 @@ def plan(
     text = flags.pop("seed", "0")
     if not (text.isascii() and text.isdecimal()):
         raise UserError(f"--seed={text}: a whole number")
-    runs = dict.fromkeys(row.run for name in names for row in published.TABLES[name].rows)
+    runs = dict.fromkeys(
+        row.run for name in names for row in published.TABLES[name].rows
+    )
     return [
         _job(config, run, seed, flags, weights)
         for run in runs
@@ -269,7 +277,7 @@ def _job(
         job.status = ABSENT
         job.reason = f"no weights for --init={about.init} (--weights=FILE)"
         return job
-    wanted = cli.parse_config(job.flags, prog="python -m experiments.tables")
+    wanted = cli.parse_config(job.flags, prog=PROG)
     if finished(WorkDir.open(name), wanted):
         job.status = DONE
     else:
@@ -330,3 +338,26 @@ def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> 
     if asked == wanted.depth:
         values["depth"] = before.depth
     return dataclasses.replace(config, **values)
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run and print the tables that the flags ask for; returns the exit code."""
+    mine, theirs = split_flags(argv)
+    config = cli.parse(TablesConfig, mine, prog=PROG)
+    cache = cli.flag_value(theirs, "cache_dir") or "~/.cache/jaxdepth"
+
+    def start(flags: Sequence[str]) -> subprocesses.Ended:
+        words = [sys.executable, "-m", "jaxdepth", "run", *flags]
+        return subprocesses.launch(words, environment=environment(cache))
+
+    said = shlex.join([*PROG.split(), *argv])
+    return run(config, theirs, command=said, start=start)
+
+
+def environment(cache_dir: str) -> dict[str, str]:
+    """Environment of the runs: this package on the path, one compilation cache."""
+    root = str(Path(__file__).resolve().parents[3])
+    compiled = str(Path(cache_dir).expanduser() / "xla")
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    defaults = {"JAX_COMPILATION_CACHE_DIR": compiled}
+    return defaults | dict(os.environ) | {"PYTHONPATH": path}

@@ -1,17 +1,20 @@
-"""One self-contained page about runs: what `experiments.report` does."""
+"""One self-contained page about runs: what `jaxdepth report` does."""
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from jaxdepth.commands.report import page as page_lib, sections as sections_lib
-from jaxdepth.runtime import terminal
+from jaxdepth.commands import cli
 from jaxdepth.commands import finished_runs as runs_lib
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.commands.report import page as page_lib
+from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.commands.run_predictions import Trained
+from jaxdepth.runtime import output_files, terminal
+from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 Metric = Literal[
@@ -66,7 +69,7 @@ def run(config: ReportConfig) -> int:
     path = Path(config.out).expanduser()
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
-    terminal.check_ours(path, page_lib.GENERATOR, flag="out")
+    output_files.check_ours(path, *page_lib.GENERATORS, flag="out")
     found = runs_lib.find(config.runs)
     runs = sections_lib.short_names(found.runs)
     sections = [
@@ -79,7 +82,7 @@ def run(config: ReportConfig) -> int:
         tables=found.tables,
         metric=config.metric,
     )
-    terminal.write_text(path, page)
+    output_files.write_text(path, page)
     size = path.stat().st_size / 2**20
     logger.info("%s: %d runs, %.2f MiB, opens from disk", path, len(runs), size)
     return 0
@@ -103,3 +106,8 @@ def _pictures(config: ReportConfig, run: runs_lib.Run) -> sections_lib.Pictures:
     except UserError as error:
         logger.warning("%s: no pictures: %s", run.name, error)
         return sections_lib.Pictures(missing=str(error))
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags; returns the exit code."""
+    return run(cli.parse(ReportConfig, argv, prog="jaxdepth report"))

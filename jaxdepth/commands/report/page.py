@@ -12,13 +12,14 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from jaxdepth.commands.report import sections as sections_lib
-from jaxdepth.runtime import versions
 from jaxdepth import plots
-from jaxdepth.commands.report.sections import Section
 from jaxdepth.commands.finished_runs import Run
+from jaxdepth.commands.report import sections as sections_lib
+from jaxdepth.commands.report.sections import Section
+from jaxdepth.runtime import versions
 
-GENERATOR = "jaxdepth experiments.report"  # how a report is told from other files
+GENERATOR = "jaxdepth report"  # in the page, by which a report is recognised
+GENERATORS = (GENERATOR, "jaxdepth experiments.report")
 # A colour that nothing is drawn in: it becomes that of the page's text.
 _TEXT = "#010203"
 
@@ -38,13 +39,13 @@ def render(
       metric: the one that has a curve beside delta1 and RMSE.
     """
     env = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxdepth"),
+        loader=jinja2.PackageLoader("jaxdepth.commands.report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    files = resources.files("jaxdepth") / "templates"
+    files = resources.files("jaxdepth.commands.report") / "templates"
     script = (files / "report.js").read_text("utf-8")
     style = (files / "report.css").read_text("utf-8") + _gradient()
     papers = [

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxdepth.commands import summary as summary_lib
 from jaxdepth import plots
+from jaxdepth.commands import summary as summary_lib
+from jaxdepth.commands.finished_runs import Run
 from jaxdepth.commands.run_predictions import Example, Trained, ranked
 from jaxdepth.evaluation.metrics import METRICS
-from jaxdepth.commands.finished_runs import Run
 
 UNITS = {"rmse": "m", "sq_rel": "m"}
 CLOUD_WIDTH = 144  # points across: 15,552 of a 4:3 frame, 41 KiB as text

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 from jaxdepth import plots
-from jaxdepth.data.store import staging
 from jaxdepth.data.sources import FrameInfo, Source
 from jaxdepth.data.sources.folder import DEPTH_WORDS, IMAGE_WORDS
 from jaxdepth.data.sources.stored import Stored
+from jaxdepth.data.store import staging
 from jaxdepth.runtime.errors import MachineError, UserError
 
 Progress = Callable[[str, int, int], None]

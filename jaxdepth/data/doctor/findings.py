@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdepth.data.doctor import alignment
-from jaxdepth.data.nyu import splits
 from jaxdepth.data.doctor.measurements import Examination, scene_of, sides
+from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources.stored import Stored
 
 Level = Literal["problem", "warning", "ok"]

@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 
 from jaxdepth.data.doctor import alignment, duplicates
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.store import reader as store_reader
 from jaxdepth.data.sources import Frame, ReadOptions, Source, any_unit, open_source
 from jaxdepth.data.sources.stored import Stored
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import UserError
 
 FRAMES = 800  # looked at, unless told
@@ -53,13 +53,13 @@ def open_data(
     Raises UserError as `open_source` does, but not for a wrong unit.
     """
     options = options or ReadOptions()
-    if store_reader.is_store(path):
+    if is_store(path):
         if data_format != "auto" or options != ReadOptions():
             raise UserError(
                 f"{path} is a store: it was read when it was prepared, so "
                 "--data_format and --depth_scale say nothing of it"
             )
-        return Opened(Stored(store_reader.Store.open(path)))
+        return Opened(Stored(Store.open(path)))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None
     with any_unit():
@@ -331,7 +331,7 @@ def scene_of(source: Source, row: int) -> str | None:
     return splits.scene_of_folder(bare) or None
 
 
-def _prints_of_all(opened: store_reader.Store, progress: Progress | None) -> duplicates.Prints:
+def _prints_of_all(opened: Store, progress: Progress | None) -> duplicates.Prints:
     """Of all frames at the training size, which takes little time to read."""
     prints, total = duplicates.Prints(), len(opened)
     for first in range(0, total, 64):

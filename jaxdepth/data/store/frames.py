@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdepth.data.store import resample
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
+from jaxdepth.data.store import resample
 from jaxdepth.runtime.errors import MachineError, UserError
 
 T = typing.TypeVar("T")

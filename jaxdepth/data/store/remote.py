@@ -16,8 +16,8 @@ from typing import Any
 import fsspec
 
 from jaxdepth.data.store import staging
-from jaxdepth.data.store.staging import RECORDS, Record
 from jaxdepth.data.store.reader import MANIFEST, Store, is_store, manifest_of, sha256
+from jaxdepth.data.store.staging import RECORDS, Record
 from jaxdepth.runtime.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def copied(url: str, *, cache_dir: Path, progress: Progress | None = None) -> St
     if text is None:
         raise UserError(
             f"{url} is not a store: it has no {MANIFEST}. Other data are read from "
-            "local paths: tools/prepare_data.py makes a store of them, there or here"
+            "local paths: jaxdepth prepare-data makes a store of them, there or here"
         )
     manifest = manifest_of(text, where=url)
     digest = hashlib.sha256(url.encode() + b"\0" + text).hexdigest()[:16]

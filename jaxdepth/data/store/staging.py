@@ -20,8 +20,8 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
-from jaxdepth.runtime import atomic
 from jaxdepth.data.store.reader import MANIFEST
+from jaxdepth.runtime import atomic
 from jaxdepth.runtime.errors import UserError
 
 try:

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.runtime import versions
-from jaxdepth.data.store import frames as store_frames, staging, remote, resample
-from jaxdepth.data.store.frames import Arrays, Packed
-from jaxdepth.data.store.staging import Place, Record
 from jaxdepth.data.sources import ReadOptions, Source, open_source
+from jaxdepth.data.store import remote, resample, staging
+from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
 from jaxdepth.data.store.reader import VERSION, Store, is_store
+from jaxdepth.data.store.staging import Place, Record
+from jaxdepth.runtime import versions
 from jaxdepth.runtime.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Job:
             logger.info("going on: %d of %d frames were packed before", done, total)
         rows = (row for number in todo for row in blocks[number])
         with contextlib.closing(
-            store_frames.in_order(self._packer(), rows, workers=workers, scratch=place.folder)
+            in_order(self._packer(), rows, workers=workers, scratch=place.folder)
         ) as packed:
             for number in todo:
                 block = _Block(number, place.folder, self.source.truths)
@@ -252,8 +252,8 @@ class Job:
         packer = self._packer()
         return packer.pack(row, packer.read(row))
 
-    def _packer(self) -> store_frames.Packer:
-        return store_frames.Packer(
+    def _packer(self) -> Packer:
+        return Packer(
             source=self.source,
             size=self.packing.size,
             masked=self.masked,

@@ -13,11 +13,21 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.models import create_model, output_size
 from jaxdepth.commands.benchmark import command as benchmark
-from jaxdepth.commands.benchmark import growth, machine, macs, networks, ours, profiling, report, search, timing
+from jaxdepth.commands.benchmark import (
+    growth,
+    machine,
+    macs,
+    networks,
+    ours,
+    profiling,
+    report,
+    search,
+    timing,
+)
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
+from jaxdepth.models import create_model, output_size
+from jaxdepth.runtime.errors import UserError
 
 TINY = ("--size=24x32", "--thin=16", "--seconds=0", "--devices=1")
 

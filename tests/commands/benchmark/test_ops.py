@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from jaxdepth.commands import cli
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.benchmark import command as benchmark
 from jaxdepth.commands.benchmark import noise, plan, timing, upconv
 from jaxdepth.commands.benchmark.plan import CpuSettings, GpuSettings, Part
 from jaxdepth.commands.benchmark.upconv import UpconvSettings
+from jaxdepth.runtime.errors import UserError
 
 TINY = UpconvSettings(size="32x48", thin=64, batch_size=2, repeats=1, seconds=0)
 

@@ -11,15 +11,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdepth.training import builders, step as step_lib
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.training.state import flatten
-from tests import tiny
-from tests.models import reference
 from jaxdepth.commands.benchmark import command as benchmark
 from jaxdepth.commands.benchmark import ours
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import builders
+from jaxdepth.training import step as step_lib
+from jaxdepth.training.state import flatten
+from tests import tiny
+from tests.models import reference
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 

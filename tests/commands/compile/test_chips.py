@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.compile import chips as chips_lib
 from jaxdepth.commands.compile.chips import CHIPS, Slice
+from jaxdepth.runtime.errors import UserError
 
 
 def test_slices_are_known_by_name():

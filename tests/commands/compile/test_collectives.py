@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.compile import collectives
+from jaxdepth.runtime.errors import UserError
 
 
 @pytest.mark.slow

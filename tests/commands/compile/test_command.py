@@ -14,12 +14,14 @@ import jax
 import pytest
 
 from jaxdepth.commands import cli
-from jaxdepth.training import sharding
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.commands.compile import chips as chips_lib
+from jaxdepth.commands.compile import command as compile_command
+from jaxdepth.commands.compile import lower
 from jaxdepth.ops import platform
-from jaxdepth.commands.compile import chips as chips_lib, command as compile_command, lower
+from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.training import sharding
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMALL = ["--arch=cnn", "--size=24x32", "--batch_size=8"]
 TARGET = compile_command.Target(
     chips_lib.Slice.named("v5e:1x1"), [SimpleNamespace(process_index=0)]
@@ -225,7 +227,7 @@ def test_what_does_not_fit_is_one_line(monkeypatch):
                 "required (40.00G) exceeds available HBM (15.75G)."
             )
 
-    monkeypatch.setattr(compile_command.tpu_lower, "lower_step", lambda *_, **__: Lowered())
+    monkeypatch.setattr(compile_command.lower, "lower_step", lambda *_, **__: Lowered())
     with pytest.raises(compile_command.TooLarge, match=r"40\.00G of 15\.75G memory"):
         compile_command.compiled(settled("--batch_size=512"), TARGET)
     config = dataclasses.replace(settled(), batch_size=6)

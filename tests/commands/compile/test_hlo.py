@@ -76,7 +76,7 @@ def test_arrays_fill_tiles_in_their_layout(shape, padded):
 
 
 def test_exchanges_are_counted_by_purpose():
-    found = {e["purpose"]: e for e in hlo.collectives(module("exchanges.hlo"))}
+    found = {e["purpose"]: e for e in hlo.collectives(module("collectives.hlo"))}
     sums = {k: (e["kind"], e["count"], e["bytes"]) for k, e in found.items()}
     assert sums == {
         "gradients, running statistics": ("all-reduce", 1, 5 * 5 * 8 * 4 * 4),

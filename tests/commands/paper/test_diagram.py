@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from jaxdepth.commands.paper import diagram
 from jaxdepth import plots
+from jaxdepth.commands.paper import diagram
 from jaxdepth.runtime.errors import UserError
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import figures
 from jaxdepth.commands import cli
-from jaxdepth.commands.paper import figure_drawing
+from jaxdepth.commands.paper import figure_drawing, figures
 from jaxdepth.commands.paper import figures as library
-from jaxdepth.runtime.errors import UserError
 from jaxdepth.commands.run_predictions import Trained
+from jaxdepth.runtime.errors import UserError
 
 SAME = {"averaging": "pooled", "truth": "raw", "data": "rooms", "split": "own"}
 
@@ -39,13 +38,13 @@ def run_folder(folder, rmse, *, protocol="plain", losses=(None, None), **flags):
 def drawn(monkeypatch):
     """The figures that are saved, by name."""
     found = {}
-    save = library.viz.save
+    save = library.plots.save
 
     def keep(figure, path):
         found[path.name] = figure
         save(figure, path)
 
-    monkeypatch.setattr(library.viz, "save", keep)
+    monkeypatch.setattr(library.plots, "save", keep)
     return found
 
 

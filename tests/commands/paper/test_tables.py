@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jaxdepth import config as config_lib
 from jaxdepth.commands import cli
 from jaxdepth.commands.paper import published, tables
-from jaxdepth import config as config_lib
-from jaxdepth.runtime.errors import UserError
-from jaxdepth.runtime.subprocesses import Ended
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.recipes import RECIPES
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.subprocesses import Ended
 from jaxdepth.weights import files
 
 OK = Ended(cli.OK, "", False)
@@ -200,7 +200,7 @@ def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "unpool_zero" / "seed-0" / "config.json"
     whole = path.read_text()
     path.write_text("{}")
-    with pytest.raises(UserError, match=r"was not written by experiments\.run"):
+    with pytest.raises(UserError, match=r"was not written by jaxdepth run"):
         tabulate(tmp_path, table="3")
     path.write_text(whole)
     path.with_name("results.json").write_text("{}")  # it is run again
@@ -324,7 +324,9 @@ def test_flags_beside_win_over_the_scale_s(tmp_path):
 def test_rows_of_a_table_have_one_budget():
     for name in ("1", "2", "4"):
         budgets = {
-            tuple(published.scaled(row.run, "small")[k] for k in ("steps", "train_images"))
+            tuple(
+                published.scaled(row.run, "small")[k] for k in ("steps", "train_images")
+            )
             for row in published.TABLES[name].rows
         }
         assert budgets == {(480, 500)}
@@ -332,7 +334,9 @@ def test_rows_of_a_table_have_one_budget():
 
 def test_numbers_are_those_that_the_recipes_quote():
     shown = {
-        published.RUNS[row.run].recipe for t in published.TABLES.values() for row in t.rows
+        published.RUNS[row.run].recipe
+        for t in published.TABLES.values()
+        for row in t.rows
     }
     quoted = {name for name in RECIPES if name.startswith("table")}
     twice = {"table2_si", "table1_upproj"}  # other names of a recipe that is shown

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import report
 from jaxdepth.commands import cli
 from jaxdepth.commands.report import command as library
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.commands.report import command as report
 from jaxdepth.commands.run_predictions import Example, Scored, Trained
 from jaxdepth.evaluation.metrics import METRICS
+from jaxdepth.runtime.errors import UserError
 
 EVIL = "<script>alert('x')</script>&\"$a$"
 COLUMNS, ROWS = 64, 48

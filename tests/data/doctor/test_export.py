@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.doctor import measurements, export
-from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.doctor import export, measurements
 from jaxdepth.data.sources import FrameInfo, open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data import painted
 from tests.data.memory import Memory

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.doctor import measurements, findings
-from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.doctor import findings, measurements
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 from tests.data import painted
 from tests.data.memory import Memory
@@ -484,14 +484,18 @@ def test_images_without_edges():
 
 def test_progress_is_told():
     told = []
-    measurements.examine(measurements.Opened(painted_source(3)), progress=lambda *x: told.append(x))
+    measurements.examine(
+        measurements.Opened(painted_source(3)), progress=lambda *x: told.append(x)
+    )
     assert [x for x in told if x[0] == "looking at memory"] == [
         ("looking at memory", k, 3) for k in (1, 2, 3)
     ]
 
 
 def store_of(source, out, **more):
-    return measurements.open_data(store_writer.write(source, out, size=(48, 64), **more).path)
+    return measurements.open_data(
+        store_writer.write(source, out, size=(48, 64), **more).path
+    )
 
 
 def test_a_store_is_looked_at_in_full_where_it_can_be(tmp_path):

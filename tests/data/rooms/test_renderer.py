@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxdepth.data.rooms import scene as scene_lib, renderer
+from jaxdepth.data.rooms import renderer
+from jaxdepth.data.rooms import scene as scene_lib
 from jaxdepth.data.sources.rooms import Rooms
 from jaxdepth.runtime.errors import UserError
 
@@ -27,7 +28,9 @@ def test_a_frame_depends_on_seed_and_index_alone(some):
 def test_batches_change_nothing(some):
     told = []
     parts = list(
-        renderer.generate(3, 7, SIZE, start=2, batch=3, progress=lambda *x: told.append(x))
+        renderer.generate(
+            3, 7, SIZE, start=2, batch=3, progress=lambda *x: told.append(x)
+        )
     )
     assert [len(rgb) for rgb, _ in parts] == [3, 3, 1]
     assert told == [(3, 7), (6, 7), (7, 7)]
@@ -97,7 +100,9 @@ def test_depth_of_one_box_against_a_literal_loop():
     table[0, :9] = [*ahead, 0.3, 0.2, 0.25, np.cos(yaw), np.sin(yaw), scene_lib.BOX]
     with_box = scene._replace(surfaces=table)
     empty = np.asarray(renderer.render_scene(scene, SIZE, sensor=False)[1])
-    depth = np.asarray(renderer.render_scene(with_box, SIZE, sensor=False)[1], np.float64)
+    depth = np.asarray(
+        renderer.render_scene(with_box, SIZE, sensor=False)[1], np.float64
+    )
     fx, fy, cx, cy = renderer.intrinsics(SIZE)
     turn = np.array(
         [[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]]

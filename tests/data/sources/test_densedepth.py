@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import BrokenFrame, open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 

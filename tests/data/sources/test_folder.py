@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 
 H, W = 6, 8

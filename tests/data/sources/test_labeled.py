@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 

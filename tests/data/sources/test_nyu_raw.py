@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data import dataset
 from jaxdepth.config import Config
+from jaxdepth.data import dataset
 from jaxdepth.data.nyu import fill, splits, toolbox
-from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.sources import (
     BrokenFrame,
     ReadOptions,
@@ -21,6 +20,7 @@ from jaxdepth.data.sources import (
     nyu_raw,
     open_source,
 )
+from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
 
 SCENE = "basement_0001a"

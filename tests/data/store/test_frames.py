@@ -12,10 +12,11 @@ import pytest
 
 from jaxdepth.commands import cli
 from jaxdepth.data.store import frames as frames_lib
-from jaxdepth.data.store import writer as store_writer, reader as store_reader
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.reader import is_store
 from tests.data.memory import SIZE, Memory, contents, frame, written
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_few_frames_wait_in_memory(tmp_path):
@@ -69,7 +70,7 @@ def test_processes_write_what_one_writes_and_a_kill_costs_a_shard(
     process = run(
         """
         import multiprocessing, os, sys
-        from jaxdepth.data import packing
+        from jaxdepth.data.store import writer as packing
         from tests.data.memory import SIZE, Memory, frame
 
         def kill(what, done, total):
@@ -106,8 +107,8 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
     process = run(
         """
         import sys, time
-        from jaxdepth import cli
-        from jaxdepth.data import packing
+        from jaxdepth.commands import cli
+        from jaxdepth.data.store import writer as packing
         from tests.data.memory import SIZE, Memory, frame
 
         def slowly(what, done, total):  # so that the others wait for work
@@ -130,7 +131,7 @@ def test_ctrl_c_ends_all_processes_without_a_word(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     said, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (cli.INTERRUPTED, "interrupted\n")
-    assert "finished shards of" in said and not store_reader.is_store(tmp_path / "s")
+    assert "finished shards of" in said and not is_store(tmp_path / "s")
     (part,) = tmp_path.iterdir()
     assert len(list((part / "records").iterdir())) >= 5
 
@@ -140,8 +141,8 @@ def test_a_process_that_dies_is_the_machines_fault(tmp_path):
     process = run(
         """
         import sys
-        from jaxdepth import cli
-        from jaxdepth.data import packing
+        from jaxdepth.commands import cli
+        from jaxdepth.data.store import writer as packing
         from tests.data.memory import SIZE, Deadly, frame
 
         cli.main(lambda argv: packing.write(

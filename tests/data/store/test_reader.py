@@ -8,8 +8,10 @@ import resource
 import numpy as np
 import pytest
 
-from jaxdepth.data.store import writer as store_writer, resample, reader as store_reader
 from jaxdepth.data.sources import Frame
+from jaxdepth.data.store import resample
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import UserError
 from tests.data.memory import depths, frame, one_line, written
 
@@ -67,7 +69,7 @@ def test_several_shards_are_one_store(tmp_path, monkeypatch):
     written(tmp_path, frames)
     # What is read does not hang on the constant of the program that reads.
     monkeypatch.undo()
-    cut = store_reader.Store.open(tmp_path / "s")
+    cut = Store.open(tmp_path / "s")
     assert cut.manifest["shards"] == [3, 0, 2, 3, 3, 1]
     assert len(list((tmp_path / "s").glob("train-*.rgb.npy"))) == 5
     assert len(list((tmp_path / "s").glob("full-*.rgb.npy"))) == 8
@@ -149,11 +151,11 @@ def test_a_file_cut_short_or_missing_is_told_when_opened(tmp_path):
     content = file.read_bytes()
     file.write_bytes(content[:-1])
     with pytest.raises(UserError, match="missing or cut short") as error:
-        store_reader.Store.open(opened.path)
+        Store.open(opened.path)
     assert str(file) in one_line(error)
     file.unlink()
     with pytest.raises(UserError, match="missing or cut short"):
-        store_reader.Store.open(opened.path)
+        Store.open(opened.path)
 
 
 def test_damage_of_the_same_length_is_told(tmp_path):
@@ -163,14 +165,14 @@ def test_damage_of_the_same_length_is_told(tmp_path):
     content[-1] ^= 1
     file.write_bytes(content)
     seen = []
-    again = store_reader.Store.open(opened.path)
+    again = Store.open(opened.path)
     assert again.damaged(lambda *told: seen.append(told)) == [file.name]
     count = len(opened.manifest["files"])
     assert [told[1:] for told in seen] == [(k + 1, count) for k in range(count)]
     content[:128] = bytes(128)
     file.write_bytes(content)
     with pytest.raises(UserError, match="missing or damaged") as error:
-        store_reader.Store.open(opened.path).gather([0], depth="filled")
+        Store.open(opened.path).gather([0], depth="filled")
     assert str(file) in one_line(error)
 
 
@@ -192,7 +194,7 @@ def test_damage_of_the_same_length_is_told(tmp_path):
 def test_a_damaged_manifest_is_told(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"damaged|version 1,|version 99,") as error:
-        store_reader.Store.open(tmp_path)
+        Store.open(tmp_path)
     assert str(tmp_path) in one_line(error)
 
 
@@ -202,7 +204,7 @@ def test_a_manifest_that_lacks_something_is_damaged(tmp_path, key):
     manifest = {k: v for k, v in opened.manifest.items() if k != key}
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=f"damaged.*{key}"):
-        store_reader.Store.open(opened.path)
+        Store.open(opened.path)
 
 
 @pytest.mark.parametrize("name", ["../a.npy", "/a.npy", "a/b.npy", ".a", ""])
@@ -213,7 +215,7 @@ def test_no_shard_lies_elsewhere(tmp_path, name):
     manifest["files"][name] = {"bytes": 1, "sha256": ""}
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="no name of a shard"):
-        store_reader.Store.open(opened.path)
+        Store.open(opened.path)
 
 
 def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
@@ -224,7 +226,7 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
     taken = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc") else 64
     resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 100, before[1]))
     try:
-        opened = store_reader.Store.open(tmp_path / "s")
+        opened = Store.open(tmp_path / "s")
         assert opened.gather(range(80), depth="filled")[0].shape == (80, 1, 1, 3)
     finally:
         del opened
@@ -234,9 +236,9 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
 def test_what_is_no_store_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
-        assert not store_reader.is_store(path)
+        assert not is_store(path)
         with pytest.raises(UserError, match="is not a store"):
-            store_reader.Store.open(path)
+            Store.open(path)
 
 
 def test_large_frames_do_not_wait_in_memory(tmp_path, monkeypatch):

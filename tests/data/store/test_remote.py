@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jaxdepth.data.store import writer as store_writer, remote, reader as store_reader
 from jaxdepth.data.sources import Frame
+from jaxdepth.data.store import remote
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.reader import is_store
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data.memory import SIZE, Memory, depths, frame, one_line, written
 
@@ -167,7 +169,7 @@ def test_a_damaged_shard_is_noticed(url, tmp_path, calls):
     ) as error:
         copy(url, tmp_path)
     assert url in one_line(error)
-    assert not any(store_reader.is_store(p) for p in (tmp_path / "cache").iterdir())
+    assert not any(is_store(p) for p in (tmp_path / "cache").iterdir())
     # Once it is repaired, what was copied well is not fetched again.
     put(url, "train-00001.filled.npy", good)
     before = set(calls["get_file"])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxdepth.data.store import resample
 from jaxdepth.data.sources import Frame
+from jaxdepth.data.store import resample
 from jaxdepth.ops import resize
 
 

@@ -12,8 +12,8 @@ import time
 import numpy as np
 import pytest
 
-from jaxdepth.runtime import atomic
 from jaxdepth.data.store import staging
+from jaxdepth.runtime import atomic
 
 
 def test_real_disk_limits_are_named(tmp_path):
@@ -22,8 +22,7 @@ def test_real_disk_limits_are_named(tmp_path):
 import resource
 import numpy as np
 from pathlib import Path
-from jaxdepth import whole
-from jaxdepth.data import places
+from jaxdepth.data.store import staging as places
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, {resource.RLIM_INFINITY}))
 try:
     places.save_npy(Path({str(tmp_path / "x.npy")!r}), np.zeros(9999, np.uint16))

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdepth.data.store import writer as store_writer, reader as store_reader
 from jaxdepth.data.sources import Frame, ReadOptions
+from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data.memory import (
     SIZE,
@@ -244,8 +245,10 @@ def test_no_full_size_frame_is_kept_where_none_is_wanted(tmp_path):
 def test_the_manifest_says_what_made_the_store(tmp_path):
     source = Memory([frame()])
     options = ReadOptions(every=3)
-    manifest = store_writer.Job(source, store_writer.Packing(SIZE), options).write(tmp_path / "s")
-    assert manifest == store_reader.Store.open(tmp_path / "s").manifest
+    manifest = store_writer.Job(source, store_writer.Packing(SIZE), options).write(
+        tmp_path / "s"
+    )
+    assert manifest == Store.open(tmp_path / "s").manifest
     assert manifest["versions"] == {
         "jaxdepth": metadata.version("jaxdepth"),
         "numpy": np.__version__,
@@ -269,7 +272,7 @@ def test_what_was_stopped_goes_on_after_its_last_shard(tmp_path, monkeypatch, st
     expected = MachineError if isinstance(stop, OSError) else type(stop)
     with pytest.raises(expected):
         written(tmp_path, frames, stop_at=(15, stop), **more)
-    assert not store_reader.is_store(tmp_path / "s")
+    assert not is_store(tmp_path / "s")
     again = Memory(frames, **more)
     seen = []
     opened = store_writer.write(

@@ -1,0 +1,52 @@
+"""`jaxdepth run`: train a network."""
+
+import shlex
+from collections.abc import Sequence
+
+from jaxdepth.commands import cli
+from jaxdepth.config import Config
+from jaxdepth.runtime import host_process, hosts, malloc, terminal
+
+PROG = "jaxdepth run"
+
+
+def command(argv: Sequence[str]) -> int:
+    """Train as the flags say, with the other hosts if any; returns the exit code."""
+    malloc.keep()  # before hosts meet, which asks for devices
+    cli.check_flags(Config, argv)
+    cluster = None if cli.asks_help(argv) else cluster_of(argv)
+    if cluster is not None:
+        if not host_process.inside():
+            return host_process.run(
+                ["jaxdepth", "run", *argv], met_at=cluster.coordinator
+            )
+        host_process.leave_with_parent()
+        hosts.connect(cluster)
+        host_process.note()
+        if not hosts.first():
+            terminal.only_errors_to_terminal()
+    return train(argv)
+
+
+def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
+    """The hosts that the flags or the surroundings speak of."""
+    count, index = (
+        None if value is None or value.lower() == "none" else int(value)
+        for value in (cli.flag_value(argv, name) for name in ("hosts", "host"))
+    )
+    return hosts.find(cli.flag_value(argv, "coordinator"), count, index)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train on the hosts that are connected; returns the exit code."""
+    config = cli.parse_config(argv, prog=PROG, default_recipe=default_recipe)
+    from jaxdepth.commands import train as train_command
+
+    return train_command.run(config, command=shlex.join([*PROG.split(), *argv]))
+
+
+def default_recipe(data: str) -> str:
+    """`demo` where there is neither data nor an accelerator."""
+    import jax
+
+    return "demo" if data == "rooms" and jax.default_backend() == "cpu" else "default"

@@ -1,0 +1,89 @@
+"""Registries: the named choices of one kind, such as losses."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
+
+from jaxdepth.runtime.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A mapping from names to entries of one kind, in the order they were added.
+
+        LOSSES: Registry[Loss] = Registry("loss")
+
+        LOSSES.register("l1", l1)
+        LOSSES["l1"]
+
+    Flags take their choices from registries, so a registered name works in `Config` and
+    in every command.
+
+    Args:
+      kind: what the entries are, for messages: "loss".
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str, entry: T) -> T:
+        """Add an entry and return it.
+
+        Raises: ValueError for a name that is taken, or that can't be a flag's value.
+        """
+        if not name or name != name.strip() or set(name) & set(" =,|"):
+            raise ValueError(f"{self.kind} {name!r}: not a name that a flag can take")
+        if name in self._entries:
+            raise ValueError(f"{self.kind} {name!r} is registered already")
+        self._entries[name] = entry
+        return entry
+
+    def unregister(self, name: str) -> None:
+        """Remove an entry. Raises KeyError for an unknown name."""
+        del self._entries[name]
+
+    def __getitem__(self, name: str) -> T:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise KeyError(
+                f"no {self.kind} {name!r}: one of {', '.join(self)}"
+            ) from None
+
+    def named(self, name: str, *, flag: str | None = None) -> T:
+        """The entry of that name. Raises UserError for an unknown name.
+
+        Args:
+          flag: the flag that the name came from; default: the kind.
+        """
+        if name not in self._entries:
+            raise UserError(
+                f"--{flag or self.kind}={name}: one of {', '.join(self)}"
+                f"{nearest(name, self)}"
+            )
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+Choices = tuple[str, ...] | str
+"""The values of a flag: a tuple, or "module:NAME" of a mapping whose keys they are.
+
+The second form is resolved on use, so that defining flags does not import JAX. Further
+values come before it: "auto|jaxdepth.evaluation.protocols:PROTOCOLS".
+"""
+
+
+def resolve_choices(choices: Choices) -> tuple[str, ...]:
+    """The values that `choices` allows now, names from plugins included."""
+    if not isinstance(choices, str):
+        return choices
+    *words, place = choices.split("|")
+    module, name = place.split(":")
+    return (*words, *getattr(importlib.import_module(module), name))

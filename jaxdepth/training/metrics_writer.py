@@ -1,0 +1,146 @@
+"""Scalars that a run logs: metrics.jsonl and TensorBoard events."""
+
+import contextlib
+import importlib
+import json
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any, TextIO
+
+from jaxdepth.runtime import atomic
+from jaxdepth.runtime.errors import MachineError
+from jaxdepth.workdir import METRICS, plain
+
+EVENTS_EVERY = 10.0  # seconds between writes of buffered events to disk
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard events in a work directory.
+
+    Args:
+      folder: of the run.
+      resume_from: records of later steps, of a run that was cut off, are dropped.
+
+    Raises MachineError where metrics.jsonl can't be written.
+    """
+
+    def __init__(self, folder: Path, *, resume_from: int = 0):
+        self.path = folder / METRICS
+        self._lines = _lines_until(self.path, resume_from)
+        self._events = _Events(folder / "events", resume_from)
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        for file in (self._lines, self._events):
+            try:
+                file.close()
+            except OSError as error:
+                # What stopped the run comes first; here it is most often the same.
+                if kind is None:
+                    raise _cannot_write(self.path.parent, error) from error
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        """Append the record of a logged step; non-finite numbers become null.
+
+        Raises MachineError where storage fails.
+        """
+        try:
+            self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self._scalars("train", step, record)
+
+    def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
+        """Add an entry of results.json to the events. MachineError as for `write`."""
+        self._scalars(
+            f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"]
+        )
+
+    def _scalars(self, prefix: str, step: int, values: dict[str, Any]) -> None:
+        numbers = {
+            f"{prefix}/{name}": float(value)
+            for name, value in values.items()
+            # What is not finite says so in metrics.jsonl, as null.
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        try:
+            self._events.write(step, numbers)
+        except OSError as error:
+            raise _cannot_write(self._events.folder, error) from error
+
+
+class _Events:
+    """A TensorBoard event file of scalars, written where it is called.
+
+    tensorboardX's own SummaryWriter hands events to a thread; where storage fails
+    the thread dies and the run then waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
+            scalars = importlib.import_module("tensorboardX.proto.summary_pb2")
+            from tensorboardX.event_file_writer import EventsWriter
+        self.folder, self._summary = folder, scalars.Summary
+        self._flushed = -math.inf
+        try:
+            folder.mkdir(exist_ok=True)
+            # File names count seconds: the step tells two quick restarts apart.
+            self._file = EventsWriter(str(folder / "events"), f".{step}")
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            # TensorBoard hides what an earlier file has from this step on.
+            self._write(step + 1, session_log=start)
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        value = [
+            self._summary.Value(tag=name, simple_value=number)
+            for name, number in numbers.items()
+        ]
+        self._write(step, summary=self._summary(value=value))
+
+    def _write(self, step: int, **content: Any) -> None:
+        event = self._proto.Event(wall_time=time.time(), step=step, **content)
+        self._file.write_event(event)
+        if time.monotonic() - self._flushed >= EVENTS_EVERY:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a line that was cut off is left out."""
+    path = folder / METRICS
+    records = []
+    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
+    return records
+
+
+def _lines_until(path: Path, step: int) -> TextIO:
+    """metrics.jsonl, open at its end, with the records up to `step` alone."""
+    try:
+        if path.exists():
+            kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
+            with atomic.replacing(path) as file:
+                file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+        return open(path, "a")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> MachineError:
+    return MachineError(f"{path} could not be written: {error.strerror}")

@@ -1,0 +1,12 @@
+"""Convert the published FCRN weights: see `jaxdepth convert-fcrn --help`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: python tools/convert_fcrn.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands.main import main
+
+if __name__ == "__main__":
+    main("convert-fcrn")

@@ -1,0 +1,12 @@
+"""Convert ResNet-50 weights of torchvision: see `jaxdepth convert-resnet --help`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: python tools/convert_resnet.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands.main import main
+
+if __name__ == "__main__":
+    main("convert-resnet")

@@ -1,0 +1,12 @@
+"""Check a data set before training: see `jaxdepth inspect-data --help`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: python tools/inspect_data.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands.main import main
+
+if __name__ == "__main__":
+    main("inspect-data")

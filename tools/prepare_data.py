@@ -1,0 +1,12 @@
+"""Convert a data set to a store: see `jaxdepth prepare-data --help`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: python tools/prepare_data.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands.main import main
+
+if __name__ == "__main__":
+    main("prepare-data")

@@ -1,0 +1,12 @@
+"""Compile a training step for a TPU: see `jaxdepth compile-for --help`."""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: python tools/tpu_compile.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxdepth.commands.main import main
+
+if __name__ == "__main__":
+    main("compile-for")
