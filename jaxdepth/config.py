@@ -1,197 +1,268 @@
-"""One typed configuration that every command reads; validation; JSON.
+"""The configuration: nested dataclasses behind flat flags, validation and JSON.
 
-Values may be `"auto"` until `resolve` has seen the platform. The choices written
-here are those of the tables they name (`ARCHS`, `LOSSES`, ...); a test holds the two
-together, so that this module needs the standard library alone.
+Values may be "auto" until `resolve` and `resolve_steps` know platform and data. Choices
+are the names in the registries, which are imported when a choice is looked up, so that
+importing this module imports no JAX.
 """
 
 import dataclasses
 import json
 import math
 import re
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from jaxdepth.recipes import RECIPES
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 
 Auto = Literal["auto"]
 Size = tuple[int, int]
-# The formats of data.sources, and what their content says.
-DataFormat = Literal[
-    "auto", "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth", "tum",
-    "folder",
-]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Network."""
+
+    arch: str = flag("upproj", choices="jaxdepth.models:ARCHS")
+    """Network: CNN with fully connected layers, CNN, CNN with a transposed convolution,
+    or ResNet-50 with up-projection blocks."""
+    size: str = "auto"
+    """Input size of the network, HEIGHTxWIDTH; auto: 228x304."""
+    layout: str = flag("torchvision", choices="jaxdepth.models:LAYOUTS")
+    """Variant of the network: torchvision's ResNet-50, the published FCRN, or its
+    Make3D variant."""
+    unpool: str = flag("zero", choices="jaxdepth.ops.upconv:UNPOOLS")
+    """Values that unpooling inserts between two entries: zeros or their average."""
+    upconv: str = flag("auto", choices="auto|jaxdepth.ops.upconv:FORMS")
+    """Algorithm of the up-convolution; all give the same values. auto: by platform."""
+    dropout: float | Auto = flag("auto", at_least=0, below=1)
+    """Dropout rate before the last layer; auto: 0.5 for cnn_fc, 0 for the others."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """Arithmetic of the network; auto: bf16 on accelerators, f32 on CPU."""
+    bn: Literal["global", "local"] = "global"
+    """Batch statistics over the global batch, or per device."""
+    freeze: Literal["none", "encoder", "bn_stats"] = "none"
+    """Keep the encoder fixed, or all batch statistics."""
+    init: Literal["random", "imagenet", "nyu"] = "random"
+    """Initialisation: random, an ImageNet encoder, or a whole network trained on NYU;
+    the last two need --weights."""
+    weights: str | None = None
+    """Converted weights for --init."""
+
+    @property
+    def image_size(self) -> Size:
+        """(height, width) of the network's input. `size` must be resolved."""
+        return parse_size(self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Loss."""
+
+    name: str = flag("si", name="loss", choices="jaxdepth.losses:LOSSES")
+    """Training loss: mean squared, scale-invariant, berHu; scale-invariant with
+    gradient matching or with berHu."""
+    si_lambda: float = flag(0.5, at_least=0, at_most=1)
+    """Weight of the squared mean in the scale-invariant loss."""
+    berhu_scope: Literal["image", "batch"] = "image"
+    """Scope of berHu's threshold: each image (the paper) or the batch (Laina et
+    al.)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Training data."""
+
+    path: str = flag("rooms", name="data")
+    """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
+    folder of image and depth pairs."""
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
+    """Format of --data; auto: detected from its content."""
+    depth_scale: float | None = flag(None, above=0)
+    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth: Literal["filled", "raw"] = "filled"
+    """Ground truth with holes filled, or as measured."""
+    mask_extremes: Literal["auto", "on", "off"] = "auto"
+    """Mask each image's own smallest and largest depth, as the paper does; auto: on for
+    raw depth, off for filled."""
+    max_depth: float = flag(10.0, above=0)
+    """Ground truth beyond this many metres is masked."""
+    rooms: int | Auto = flag("auto", at_least=1)
+    """Number of rooms to render for training."""
+    split: Literal["auto", "official", "tune", "report", "all"] = "auto"
+    """Training and evaluation frames. official: the 795/654 of NYU; tune and report:
+    held-out scenes of the 795; all: train on everything; auto: official for NYU, the
+    data's own split otherwise."""
+    train_images: int | None = flag(None, at_least=1)
+    """Train on the first N images in the order of the seed."""
+    augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
+    """Data augmentation. full: scale 1 to 1.5, rotation, crop, flip and colour; mild:
+    scale about 1; flip: crop, flip and colour."""
+    cache: Literal["none", "host", "device"] = "none"
+    """Cache training frames in host memory, or sharded over the accelerators, which
+    then need no input from the host. The batches are the same."""
+    cache_dir: str = "~/.cache/jaxdepth"
+    """Folder for rendered rooms, prepared data and compiled programs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning rate."""
+
+    name: str = flag(
+        "adam", name="optimizer", choices="jaxdepth.training.optimizer:OPTIMIZERS"
+    )
+    """adam adds L2 to the gradient as the paper does, adamw decouples weight decay."""
+    lr: float = flag(1e-3, above=0)
+    """Learning rate."""
+    lr_batch: int | None = flag(None, at_least=1)
+    """Batch size that --lr applies to: the learning rate scales with --batch_size.
+    Default: --lr is used as it is."""
+    schedule: str = flag("constant", choices="jaxdepth.training.optimizer:SCHEDULES")
+    """Learning rate schedule."""
+    warmup_steps: int = flag(0, at_least=0)
+    """Steps of linear warm-up."""
+    warmup_epochs: float | None = flag(None, at_least=0)
+    """Linear warm-up in epochs, instead of --warmup_steps."""
+    weight_decay: float = flag(1e-4, at_least=0)
+    """L2 penalty."""
+    decay: Literal["kernels", "all"] = "kernels"
+    """Parameters with weight decay: kernels, or all as in the paper."""
+    clip_norm: float | None = flag(None, above=0)
+    """Largest global norm of the gradient."""
+    encoder_lr_factor: float = flag(1.0, at_least=0)
+    """Factor on the learning rate of the encoder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Training."""
+
+    steps: int | Auto = flag("auto", at_least=1)
+    """Training steps; auto: from --epochs, or 20 epochs."""
+    epochs: float | None = flag(None, above=0)
+    """Passes over the training images, instead of --steps."""
+    batch_size: int | Auto = flag("auto", at_least=1)
+    """Images per step over all devices; auto: 32."""
+    ema: float = flag(0.0, at_least=0, below=1)
+    """Decay of an exponential moving average of parameters and batch statistics, which
+    is evaluated, saved and used in place of them; 0.99 averages about 100 steps; 0:
+    off."""
+    parallel: Literal["jit", "pmap"] = "jit"
+    """Parallelism over devices; the results are equal."""
+    accumulate: int = flag(1, at_least=1)
+    """Microbatches per step, to save memory. Batch statistics, and berHu's batch scope,
+    are then per microbatch."""
+    steps_per_call: int = flag(1, at_least=1)
+    """Training steps per call of the compiled function; logs, evaluations and
+    checkpoints come after whole calls."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """On a loss that is not finite: stop the run, or skip the step."""
+    seed: int = flag(0, at_least=0, below=2**32)
+    """Seed of everything random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation."""
+
+    eval_data: str | None = None
+    """Path of other data to evaluate on."""
+    eval_every: int | Auto = flag("auto", at_least=0)
+    """Steps between evaluations, 0: at the end only; auto: five a run."""
+    protocol: str = flag(
+        "auto", choices="auto|all|jaxdepth.evaluation.protocols:PROTOCOLS"
+    )
+    """Evaluation protocol; auto: laina for NYU, plain otherwise."""
+    flip_average: Literal["auto", "on", "off"] = "auto"
+    """Flip test-time augmentation; auto: as the protocol says."""
+    densedepth_rel: Literal["truth", "pred"] = "truth"
+    """Denominator of abs_rel in protocol densedepth; pred: as its code did."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputConfig:
+    """Output."""
+
+    workdir: str | None = None
+    """Work directory of the run, a gs:// path too; default runs/ARCH-LOSS-NNN."""
+    resume: str = "auto"
+    """auto: resume the run in --workdir; never: refuse a used folder; or the path of
+    another run to continue, whose steps count: give more --steps than it has."""
+    log_every: int | Auto = flag("auto", at_least=1)
+    """Steps between log lines; auto: about 50 a run, at most 50 steps apart."""
+    save_every: int | Auto = flag("auto", at_least=0)
+    """Steps between checkpoints, 0: at the end only; auto: at every evaluation."""
+    recipe: str = "default"
+    """Named set of flags; --recipe=help lists them."""
+    plugin: str | None = None
+    """Python file to import first: it registers losses, networks or data formats."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterConfig:
+    """Several hosts (not needed on Cloud TPU, Slurm and Open MPI)."""
+
+    coordinator: str | None = None
+    """HOST:PORT of host 0."""
+    hosts: int | None = flag(None, at_least=1)
+    """Number of hosts."""
+    host: int | None = flag(None, at_least=0)
+    """Index of this host, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Train a depth network, evaluate it, save it and show what it learned.
+    """Train a depth network, evaluate it, save it and show its predictions.
 
-    With no data at hand it trains on rendered rooms. Every flag is written
-    --flag=value; flags given beside --recipe win over the recipe.
+    Without --data it trains on rendered rooms. Flags beside --recipe override it.
     """
 
-    # What to train.
-    arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "upproj"
-    """The network: CNN with fully connected layers, pure CNN, CNN with a transposed
-    convolution, or ResNet-50 with up-projection blocks."""
-    loss: Literal["mse", "si", "berhu", "si_grad", "si_berhu"] = "si"
-    """Mean squared, scale-invariant or berHu; scale-invariant with gradient matching,
-    or with berHu."""
-    layout: Literal["torchvision", "fcrn", "fcrn_make3d"] = "torchvision"
-    """Details of the network: torchvision's ResNet-50, the published FCRN, or its
-    Make3D variant."""
-    unpool: Literal["zero", "average"] = "zero"
-    """What an up-projection puts between two entries: zeros, or their average."""
-    upconv: Literal["auto", "plain", "dilated", "four", "packed", "rows"] = "auto"
-    """How the up-convolution is computed. Equal in value; auto: by platform."""
-    dropout: float | Auto = "auto"
-    """Dropped share before the last layer while training; auto: 0.5 for cnn_fc."""
-    si_lambda: float = 0.5
-    """Weight of the squared mean in the scale-invariant loss, 0 to 1."""
-    berhu_scope: Literal["image", "batch"] = "image"
-    """Over what the threshold of berHu is taken: the paper's image, or the batch."""
-
-    # On what.
-    data: str = "rooms"
-    """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
-    folder of image and depth pairs."""
-    data_format: DataFormat = "auto"
-    """What --data is, where its content should not decide."""
-    depth_scale: float | None = None
-    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
-    depth: Literal["filled", "raw"] = "filled"
-    """Train on depth with its holes filled, or as measured."""
-    mask_extremes: Literal["auto", "on", "off"] = "auto"
-    """Leave out each image's own smallest and largest depth, as the paper does;
-    auto: on for raw depth, off for filled."""
-    max_depth: float = 10.0
-    """Truth beyond this many metres does not count."""
-    rooms: int | Auto = "auto"
-    """How many rooms to render for training."""
-    eval_data: str | None = None
-    """Other data to evaluate on, by path."""
-    split: Literal["auto", "official", "tune", "report", "all"] = "auto"
-    """Which frames train and which evaluate. official: the 795/654 of NYU; tune and
-    report: held-out scenes of the 795; all: train on everything; auto: official for
-    NYU, the data's own split otherwise."""
-    train_images: int | None = None
-    """Train on the first so many images in the order of the seed."""
-    size: str = "auto"
-    """Input of the network, HEIGHTxWIDTH; auto: 228x304."""
-    augment: Literal["none", "flip", "mild", "full"] = "full"
-    """Random views while training. full: scale 1 to 1.5, rotation, crop, flip and
-    colour; mild: scale about 1; flip: crop, flip and colour; or none."""
-    cache: Literal["none", "host", "device"] = "none"
-    """Keep the training frames in the host's memory, or on the accelerators, spread
-    over them: no input from the host then, and the same batches."""
-    cache_dir: str = "~/.cache/jaxdepth"
-    """Where rendered rooms, prepared data and compiled programs are kept."""
-
-    # How.
-    steps: int | Auto = "auto"
-    """Training steps; auto: from --epochs, or 20 epochs."""
-    epochs: float | None = None
-    """Passes over the training images, instead of --steps."""
-    batch_size: int | Auto = "auto"
-    """Images per step over all devices; auto: 32."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """adam adds L2 to the gradient as the paper does, adamw decays apart from it."""
-    lr: float = 1e-3
-    """Learning rate."""
-    lr_batch: int | None = None
-    """The batch size that --lr is for: the rate grows in proportion with
-    --batch_size. Default: --lr is the rate."""
-    schedule: Literal["constant", "step", "thirds", "cosine"] = "constant"
-    """Course of the learning rate."""
-    warmup_steps: int = 0
-    """Steps of linear increase at the start."""
-    warmup_epochs: float | None = None
-    """The same in passes over the training images."""
-    weight_decay: float = 1e-4
-    """L2 penalty."""
-    decay: Literal["kernels", "all"] = "kernels"
-    """What is decayed: kernels alone, or all parameters as the paper had it."""
-    clip_norm: float | None = None
-    """Largest global norm of a gradient."""
-    init: Literal["random", "imagenet", "nyu"] = "random"
-    """Start from random weights, an ImageNet encoder, or a whole network (needs
-    --weights)."""
-    weights: str | None = None
-    """Converted weights for --init."""
-    freeze: Literal["none", "encoder", "bn_stats"] = "none"
-    """What training leaves as it is: the encoder, or all batch statistics."""
-    encoder_lr_factor: float = 1.0
-    """Factor on the learning rate of the encoder."""
-    average: float = 0.0
-    """Decay of a running average of parameters and batch statistics, which then is
-    what is evaluated, saved and used: 0.99 looks back 100 steps; 0: none."""
-    precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Arithmetic of the network; auto: bf16 on accelerators, f32 on CPU."""
-    parallel: Literal["jit", "pmap"] = "jit"
-    """How the step is placed on several devices. Equal numbers."""
-    bn: Literal["global", "local"] = "global"
-    """Batch statistics over the whole batch, or per device."""
-    accumulate: int = 1
-    """Split each batch into so many parts, one after another, to save memory. Batch
-    statistics, and berHu's batch scope, are then of each part."""
-    steps_per_call: int = 1
-    """Steps that the devices take in one call, without the host between them; logs,
-    evaluations and checkpoints come after whole calls."""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """A loss that is not finite stops the run, or the step is skipped."""
-    seed: int = 0
-    """Seed of everything random."""
-
-    # Measured how.
-    protocol: Literal["auto", "laina", "eigen", "densedepth", "plain", "all"] = "auto"
-    """How predictions are scored; auto: laina for NYU, plain otherwise."""
-    flip_average: Literal["auto", "on", "off"] = "auto"
-    """Average with the mirrored image's prediction; auto: as the protocol says."""
-    densedepth_rel: Literal["truth", "pred"] = "truth"
-    """Denominator of abs_rel in protocol densedepth; pred: what its code did."""
-
-    # What is left behind.
-    workdir: str | None = None
-    """Folder of the run (a gs:// path is fine); default runs/ARCH-LOSS-NNN."""
-    resume: str = "auto"
-    """auto: go on where --workdir stopped; never: refuse a used folder; or the path
-    of another run to go on from, whose steps count: give more --steps than it has."""
-    log_every: int | Auto = "auto"
-    """Steps between log lines; auto: about 50 a run, at most 50 steps apart."""
-    eval_every: int | Auto = "auto"
-    """Steps between evaluations; auto: five a run."""
-    save_every: int | Auto = "auto"
-    """Steps between checkpoints; auto: at every evaluation."""
-    recipe: str = "default"
-    """A named set of flags: see --recipe=help."""
-
-    # Several hosts, each with the same command. Cloud TPU, Slurm and Open MPI need none
-    # of these.
-    coordinator: str | None = None
-    """HOST:PORT of host 0, by which the hosts meet."""
-    hosts: int | None = None
-    """How many hosts train together."""
-    host: int | None = None
-    """Which one of them this is, from 0."""
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    output: OutputConfig = OutputConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     def __post_init__(self):
         validate(self)
 
-    @property
-    def image_size(self) -> Size:
-        """(height, width) of the network's input; only once `size` is resolved."""
-        return parse_size(self.size)
+    @classmethod
+    def of(cls, **flags: Any) -> "Config":
+        """A configuration from values by flag name: `Config.of(arch="cnn", lr=1e-4)`.
+
+        Raises: TypeError for an unknown flag, UserError for a value that is not
+          allowed.
+        """
+        return flags_lib.from_flat(cls, flags)
+
+    def replace(self, **flags: Any) -> "Config":
+        """A copy with other values, by flag name."""
+        return flags_lib.from_flat(type(self), self.flat() | flags)
+
+    def flat(self) -> dict[str, Any]:
+        """All values by flag name."""
+        return flags_lib.as_flat(self)
 
     @property
-    def peak_lr(self) -> float:
-        """The learning rate at its highest; only once `batch_size` is resolved."""
-        return self.lr * int(self.batch_size) / (self.lr_batch or int(self.batch_size))
+    def image_size(self) -> Size:
+        """(height, width) of the network's input. `size` must be resolved."""
+        return self.model.image_size
 
     @property
     def frame_size(self) -> Size:
         """(height, width) of the training frame that `image_size` is cropped from."""
         return training_frame(self.image_size)
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate. `batch_size` must be resolved."""
+        batch_size = int(self.train.batch_size)
+        return self.optimizer.lr * batch_size / (self.optimizer.lr_batch or batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,26 +275,28 @@ class EvaluateConfig:
     """best, last or the number of a step."""
     data: str | None = None
     """rooms, or a path as for training; default: what the run evaluated on."""
-    data_format: DataFormat = "auto"
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
     """What --data is, where its content should not decide."""
-    depth_scale: float | None = None
+    depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     split: Literal["auto", "official", "tune", "report", "all"] = "auto"
-    """Whose evaluation frames to take; all: every frame; auto: as the run did, or
-    what the data offer."""
-    protocol: Literal["auto", "laina", "eigen", "densedepth", "plain", "all"] = "auto"
-    """How predictions are scored; auto: as the run did on its own data, else laina
-    for NYU and plain otherwise."""
+    """Whose evaluation frames to take; all: every frame; auto: as the run did, or what
+    the data offer."""
+    protocol: str = flag(
+        "auto", choices="auto|all|jaxdepth.evaluation.protocols:PROTOCOLS"
+    )
+    """How predictions are scored; auto: as the run did on its own data, else laina for
+    NYU and plain otherwise."""
     flip_average: Literal["auto", "on", "off"] = "auto"
-    """Average with the mirrored image's prediction; auto: as the run did, which is
-    as the protocol says unless it was told otherwise."""
+    """Average with the mirrored image's prediction; auto: as the run did, which is as
+    the protocol says unless it was told otherwise."""
     densedepth_rel: Literal["auto", "truth", "pred"] = "auto"
-    """Denominator of abs_rel in protocol densedepth; pred: what its code did; auto:
-    as the run did."""
-    max_depth: float | None = None
+    """Denominator of abs_rel in protocol densedepth; pred: what its code did; auto: as
+    the run did."""
+    max_depth: float | None = flag(None, above=0)
     """Truth beyond this many metres does not count under plain; default: as the run
     did."""
-    batch_size: int = 8
+    batch_size: int = flag(8, at_least=1)
     """Images at a time."""
     cache_dir: str = "~/.cache/jaxdepth"
     """Where prepared data and compiled programs are kept."""
@@ -233,7 +306,7 @@ class EvaluateConfig:
     """A CSV file for the numbers of every image; likewise."""
 
     def __post_init__(self):
-        validate_bounds(self)
+        flags_lib.validate(self)
 
 
 def training_frame(image_size: Size) -> Size:
@@ -254,196 +327,152 @@ def parse_size(text: str) -> Size:
 
 
 def choices(name: str) -> tuple[str, ...] | None:
-    """The values that a flag of named choices takes; None for other flags."""
-    hint = get_type_hints(Config)[name]
-    return get_args(hint) if get_origin(hint) is Literal else None
-
-
-# Lower bounds: (flag, smallest, whether it itself is allowed).
-_BOUNDS: tuple[tuple[str, float, bool], ...] = (
-    ("steps", 1, True),
-    ("epochs", 0, False),
-    ("batch_size", 1, True),
-    ("rooms", 1, True),
-    ("train_images", 1, True),
-    ("accumulate", 1, True),
-    ("steps_per_call", 1, True),
-    ("lr", 0, False),
-    ("weight_decay", 0, True),
-    ("lr_batch", 1, True),
-    ("warmup_steps", 0, True),
-    ("warmup_epochs", 0, True),
-    ("average", 0, True),
-    ("clip_norm", 0, False),
-    ("encoder_lr_factor", 0, True),
-    ("depth_scale", 0, False),
-    ("max_depth", 0, False),
-    ("every", 1, True),
-    ("max_gap", 0, False),
-    ("workers", 0, True),
-    ("log_every", 1, True),
-    ("eval_every", 0, True),
-    ("save_every", 0, True),
-    ("si_lambda", 0, True),
-    ("dropout", 0, True),
-    ("seed", 0, True),
-    ("hosts", 1, True),
-    ("host", 0, True),
-    ("fx", 0, False),
-    ("fy", 0, False),
-)
+    """The allowed values of a flag with listed choices; None for other flags."""
+    return flags_lib.flags_of(Config)[name].choices
 
 
 def validate(config: Config) -> None:
-    """Raise UserError for the first value, or pair of values, that makes no sense."""
-    for name in get_type_hints(Config):
-        value, allowed = getattr(config, name), choices(name)
-        if allowed and value not in allowed:
-            hint = nearest(str(value), allowed)
-            raise UserError(f"--{name}={value}: one of {', '.join(allowed)}{hint}")
-    validate_bounds(config)
+    """Raise UserError for the first value, or pair of values, that is not allowed."""
+    flags_lib.validate(config)
     _validate_pairs(config)
 
 
-def validate_bounds(config: Any) -> None:
-    """Raise UserError for the first number that is out of its range."""
-    for name, low, included in _BOUNDS:
-        value = getattr(config, name, None)
-        if value is None or value == "auto":
-            continue
-        inside = value >= low if included else value > low
-        if not math.isfinite(value):
-            raise UserError(f"--{name}={value}: must be a finite number")
-        if not inside:
-            word = "at least" if included else "above"
-            raise UserError(f"--{name}={value}: must be {word} {low:g}")
-    if (seed := getattr(config, "seed", 0)) >= 2**32:
-        raise UserError(f"--seed={seed}: must be below 2^32")
-
-
 def _validate_pairs(config: Config) -> None:
-    if config.size != "auto":
-        parse_size(config.size)
-    if config.workdir == "":
+    from jaxdepth.models import arch_named  # a registry, imported on use
+
+    model, data, train = config.model, config.data, config.train
+    if model.size != "auto":
+        parse_size(model.size)
+    if config.output.workdir == "":
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
-    if config.si_lambda > 1:
-        raise UserError(f"--si_lambda={config.si_lambda}: must be at most 1")
-    if config.dropout != "auto" and config.dropout >= 1:
-        raise UserError(f"--dropout={config.dropout}: must be below 1")
-    if config.average >= 1:
-        raise UserError(f"--average={config.average}: must be below 1")
-    if config.max_depth > 65.535:
+    if data.max_depth > 65.535:
         raise UserError(
-            f"--max_depth={config.max_depth}: at most 65.535 m, what uint16 mm hold"
+            f"--max_depth={data.max_depth}: at most 65.535 m, what uint16 mm hold"
         )
-    if config.steps != "auto" and config.epochs is not None:
+    if train.steps != "auto" and train.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")
-    if config.warmup_steps and config.warmup_epochs is not None:
+    if config.optimizer.warmup_steps and config.optimizer.warmup_epochs is not None:
         raise UserError("--warmup_steps and --warmup_epochs: give one of the two")
-    if config.init != "random" and not config.weights:
+    if model.init != "random" and not model.weights:
         raise UserError(
-            f"--init={config.init} needs --weights=FILE, the converted weights "
+            f"--init={model.init} needs --weights=FILE, the converted weights "
             "(jaxdepth convert-resnet for imagenet, jaxdepth convert-fcrn for nyu)"
         )
-    if config.weights and config.init == "random":
+    if model.weights and model.init == "random":
         raise UserError("--weights without --init: say --init=imagenet or --init=nyu")
-    if config.init != "random" and config.arch != "upproj":
-        raise UserError(
-            f"--init={config.init}: weights for upproj, {config.arch} has no ResNet-50"
-        )
-    if config.layout != "torchvision" and config.arch != "upproj":
-        raise UserError(
-            f"--layout={config.layout} is a layout of upproj, not of {config.arch}"
-        )
-    if config.unpool == "average" and config.arch != "upproj":
-        raise UserError(f"--unpool=average belongs to upproj: {config.arch} has none")
-    if config.split == "all" and config.data == "rooms":
+    arch_named(model.arch).check(model)
+    if data.split == "all" and data.path == "rooms":
         raise UserError("--split=all: rooms have their own split; leave --split out")
 
 
 def resolve(config: Config, *, platform: str) -> Config:
-    """Fill in what `auto` leaves to the platform ("cpu", "gpu" or "tpu").
+    """Resolve the "auto" values that depend on the platform, "cpu", "gpu" or "tpu".
 
-    What depends on the data (steps, protocol, split) is settled when they are open.
-    Where the hosts met is left out: it says nothing of the run.
+    Values that depend on the data (steps, protocol, split) are resolved once it is
+    open. The cluster flags are dropped: they do not describe the run.
     """
+    from jaxdepth.models import arch_named
+
     accelerated = platform != "cpu"
-    config = dataclasses.replace(config, coordinator=None, hosts=None, host=None)
-    values: dict[str, Any] = {}
-    if config.data == "rooms" and not accelerated:
-        demo = RECIPES["demo"].flags
-        names = ["size", "batch_size", "rooms"]
-        names += ["steps"] if config.epochs is None else []
-        values = {k: demo[k] for k in names if getattr(config, k) == "auto"}
-        config = dataclasses.replace(config, **values)
-    if config.size == "auto":
+    config = config.replace(coordinator=None, hosts=None, host=None)
+    if config.data.path == "rooms" and not accelerated:
+        config = _resolve_demo(config)
+    model, values = config.model, {}
+    if model.size == "auto":
         values["size"] = "228x304"
-    if config.batch_size == "auto":
+    if config.train.batch_size == "auto":
         values["batch_size"] = 32
-    if config.rooms == "auto":
+    if config.data.rooms == "auto":
         values["rooms"] = 4000
-    if config.precision == "auto":
+    if model.precision == "auto":
         values["precision"] = "bf16" if accelerated else "f32"
-    if config.dropout == "auto":
-        values["dropout"] = 0.5 if config.arch == "cnn_fc" else 0.0
-    return dataclasses.replace(config, **values)
+    if model.dropout == "auto":
+        values["dropout"] = arch_named(model.arch).dropout
+    return config.replace(**values)
 
 
-def settle_steps(config: Config, *, train_images: int) -> Config:
-    """Fill in what `auto`, and epochs, leave to the number of training images."""
-    steps, warmup_steps = config.steps, config.warmup_steps
-    assert config.batch_size != "auto"
-    if steps == "auto":
-        epochs = 20.0 if config.epochs is None else config.epochs
-        steps = max(1, math.ceil(epochs * train_images / config.batch_size))
-    if config.warmup_epochs is not None:
-        warmup_steps = math.ceil(
-            config.warmup_epochs * train_images / config.batch_size
-        )
-    at_once = config.steps_per_call
+def _resolve_demo(config: Config) -> Config:
+    """Rooms on a CPU take the recipe `demo` for what is "auto"."""
+    names = ["size", "batch_size", "rooms"]
+    names += ["steps"] if config.train.epochs is None else []
+    flat, demo = config.flat(), RECIPES["demo"].flags
+    return config.replace(**{k: demo[k] for k in names if flat[k] == "auto"})
+
+
+def resolve_steps(config: Config, *, train_images: int) -> Config:
+    """Resolve steps, epochs and intervals from the number of training images."""
+    train, optimizer = config.train, config.optimizer
+    assert train.batch_size != "auto"
+    steps_per_epoch = train_images / train.batch_size
+    steps, warmup_steps = train.steps, optimizer.warmup_steps
+    at_once = train.steps_per_call
 
     def whole_calls(count: int) -> int:
         return at_once * math.ceil(count / at_once)
 
-    if config.steps == "auto":
-        steps = whole_calls(steps)
-    values: dict[str, Any] = {"steps": steps, "epochs": None}
-    values |= {"warmup_steps": warmup_steps, "warmup_epochs": None}
-    if config.eval_every == "auto":
-        values["eval_every"] = max(1, math.ceil(steps / 5))
-    if config.log_every == "auto":
-        values["log_every"] = max(1, min(50, steps // 50))
-    evaluations = values.get("eval_every", config.eval_every)
-    if config.save_every == "auto":
-        values["save_every"] = evaluations
-    for name in ("log_every", "eval_every", "save_every"):
-        values[name] = whole_calls(values.get(name, getattr(config, name)))
+    if steps == "auto":
+        epochs = 20.0 if train.epochs is None else train.epochs
+        steps = whole_calls(max(1, math.ceil(epochs * steps_per_epoch)))
+    if optimizer.warmup_epochs is not None:
+        warmup_steps = math.ceil(optimizer.warmup_epochs * steps_per_epoch)
+    eval_every: int | str = config.eval.eval_every
+    log_every, save_every = config.output.log_every, config.output.save_every
+    if eval_every == "auto":
+        eval_every = max(1, math.ceil(steps / 5))
+    if log_every == "auto":
+        log_every = max(1, min(50, steps // 50))
+    if save_every == "auto":
+        save_every = eval_every
     if steps % at_once:
         raise UserError(
             f"--steps={steps} is no multiple of --steps_per_call={at_once}: give "
             f"--steps={whole_calls(steps)}"
         )
-    return dataclasses.replace(config, **values)
+    return config.replace(
+        steps=steps,
+        epochs=None,
+        warmup_steps=warmup_steps,
+        warmup_epochs=None,
+        eval_every=whole_calls(int(eval_every)),
+        log_every=whole_calls(int(log_every)),
+        save_every=whole_calls(int(save_every)),
+    )
+
+
+# Flags that were renamed since a config.json may have been written.
+_RENAMED = flags_lib.RENAMED
+# Values that are gone, with equal ones: up-convolution forms differ in cost only.
+_REPLACED = {("upconv", "packed"): "auto", ("upconv", "rows"): "auto"}
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """A dict that JSON holds and `from_json` reads."""
-    return dataclasses.asdict(config)
+    """A flat dict, by flag name, that JSON holds and `from_json` reads."""
+    return config.flat()
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The configuration that `to_json` wrote. Fields unknown here are an error."""
-    known = {field.name for field in dataclasses.fields(Config)}
-    unknown = sorted(set(values) - known)
+    """The configuration that `to_json` wrote, of this version or an earlier one.
+
+    Raises: UserError for unknown flags and values.
+    """
+    values = {_RENAMED.get(name, name): value for name, value in values.items()}
+    values = {k: _REPLACED.get((k, str(v)), v) for k, v in values.items()}
+    unknown = sorted(set(values) - set(flags_lib.flags_of(Config)))
     if unknown:
         raise UserError(
             f"config.json holds {', '.join(unknown)}, which this version of jaxdepth "
             "does not know: use the version that wrote it"
         )
     try:
-        return Config(**values)
-    except TypeError as error:  # a number where a word should stand, or the reverse
+        return Config.of(**values)
+    except TypeError as error:  # a number instead of a word, or the reverse
         raise UserError(f"config.json is damaged: {error}") from None
+    except UserError as error:
+        if plugin := values.get("plugin"):
+            raise UserError(
+                f"{error}; the run was trained with --plugin={plugin}: pass it as well"
+            ) from None
+        raise
 
 
 def loads(text: str, *, where: str) -> dict[str, Any]:

@@ -1,16 +1,20 @@
-"""The training losses over valid pixels, and the table of them.
+"""Training losses over valid pixels, and their registry.
 
-Each image is averaged over its own valid pixels, then the images that have one are
-averaged. An image without a valid pixel adds nothing, to the gradient either. All
-arithmetic is float32, whatever the dtype of the prediction.
+A loss is averaged over the valid pixels of each image, then over the images that have
+one. An image without a valid pixel adds nothing, to the gradient either. All arithmetic
+is float32, whatever the dtype of the prediction.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
+
+from jaxdepth.runtime.registry import Registry
 
 BerhuScope = Literal["image", "batch"]
 
@@ -60,7 +64,9 @@ def si(
       none. Never negative for `si_lambda` <= 1.
     Source: Eigen et al. 2014, equations 3 and 4.
     """
-    sums = loss_sums("si", pred, target, valid=valid, si_lambda=si_lambda)
+    sums = loss_sums(
+        "si", pred, target, valid=valid, options=LossOptions(si_lambda=si_lambda)
+    )
     return _mean(*sums)
 
 
@@ -95,8 +101,7 @@ def berhu(
         pred,
         target,
         valid=valid,
-        berhu_scope=berhu_scope,
-        axis_name=axis_name,
+        options=LossOptions(berhu_scope=berhu_scope, axis_name=axis_name),
     )
     return _mean(*sums)
 
@@ -119,7 +124,9 @@ def si_grad(
     Source: Li and Snavely 2018 (MegaDepth), equations 2 and 3, without the ordinal
       term.
     """
-    sums = loss_sums("si_grad", pred, target, valid=valid, si_lambda=si_lambda)
+    sums = loss_sums(
+        "si_grad", pred, target, valid=valid, options=LossOptions(si_lambda=si_lambda)
+    )
     return _mean(*sums)
 
 
@@ -141,22 +148,46 @@ def si_berhu(
         pred,
         target,
         valid=valid,
-        si_lambda=si_lambda,
-        berhu_scope=berhu_scope,
-        axis_name=axis_name,
+        options=LossOptions(si_lambda, berhu_scope, axis_name),
     )
     return _mean(*sums)
 
 
-LOSSES: dict[str, Callable[..., Float[Array, ""]]] = {
-    "mse": mse,
-    "si": si,
-    "berhu": berhu,
-    "si_grad": si_grad,
-    "si_berhu": si_berhu,
-}
-# What is added to `si`, by half.
-_SI_AND_HALF = {"si_grad": "gradient", "si_berhu": "berhu"}
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """Options that a loss may use.
+
+    Attributes:
+      si_lambda: weight of the squared mean in the scale-invariant loss.
+      berhu_scope: scope of berHu's threshold, each image or the batch.
+      axis_name: mapped axis that the batch is spread over, None on one device.
+    """
+
+    si_lambda: float = 0.5
+    berhu_scope: BerhuScope = "image"
+    axis_name: str | None = None
+
+
+PerImageLoss = Callable[[jax.Array, jax.Array, jax.Array, LossOptions], jax.Array]
+"""(pred, target, valid, options) -> the loss of each image, (b,) float32.
+
+`pred` and `target` are (b, h, w) float32 in metres, 1 where `valid` is False; an image
+without a valid pixel must give a finite value, which is not counted.
+"""
+
+LOSSES: Registry[PerImageLoss] = Registry("loss")
+
+
+def register_loss(name: str) -> Callable[[PerImageLoss], PerImageLoss]:
+    """Register a per-image loss under a name, which `--loss` then takes.
+
+        @register_loss("l1")
+        def l1(pred, target, valid, options):
+            return masked_mean(jnp.abs(pred - target), valid)
+
+    Raises: ValueError for a name that is registered already.
+    """
+    return lambda function: LOSSES.register(name, function)
 
 
 def loss_sums(
@@ -165,39 +196,31 @@ def loss_sums(
     target: Float[Array, "b h w"],
     *,
     valid: Bool[Array, "b h w"],
-    si_lambda: float = 0.5,
-    berhu_scope: BerhuScope = "image",
-    axis_name: str | None = None,
+    options: LossOptions | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Numerator and denominator of a loss, to be summed over devices, divided once.
 
-    Args are those of the loss; the ones it does not know are left aside.
+    Args:
+      name: name in `LOSSES`.
+      pred: predicted depth, metres, any floating dtype.
+      target: measured depth, metres; may be anything where `valid` is False.
+      valid: True where `target` counts.
+      options: options of the losses; default: `LossOptions()`.
 
     Returns: the sum of the per-image losses over images with a valid pixel, and the
       number of those images; float32 scalars of this device's images. (The threshold
-      of berHu in scope "batch" is the only thing that looks across `axis_name`.)
+      of berHu in scope "batch" is the only value taken across `options.axis_name`.)
     Raises: KeyError for a name that is not in `LOSSES`.
     """
-    # Safe values go in first: a NaN behind a mask applied last would still reach the
-    # gradient as 0 * NaN.
+    loss = LOSSES[name]
+    # Replace invalid values first: a NaN behind a mask that is applied last would still
+    # reach the gradient as 0 * NaN.
     pred = jnp.where(valid, pred.astype(jnp.float32), 1.0)
     target = jnp.where(valid, target.astype(jnp.float32), 1.0)
-
-    def term(name: str) -> Float[Array, "b"]:
-        if name == "mse":
-            return _masked_mean(jnp.square(pred - target), valid)
-        if name == "si":
-            return _si(pred, target, valid, si_lambda)
-        if name == "gradient":
-            return _gradient(pred, target, valid)
-        return _berhu(pred, target, valid, berhu_scope, axis_name)
-
-    if name not in LOSSES:
-        raise KeyError(f"no loss {name!r}: one of {', '.join(LOSSES)}")
-    more = _SI_AND_HALF.get(name)
-    images = term(name) if more is None else term("si") + 0.5 * term(more)
+    images = loss(pred, target, valid, options or LossOptions())
     counted = jnp.any(valid, axis=(1, 2))
-    return jnp.sum(images), jnp.sum(counted, dtype=jnp.float32)
+    total = jnp.sum(jnp.where(counted, images, 0.0))
+    return total, jnp.sum(counted, dtype=jnp.float32)
 
 
 def _log_diff(
@@ -206,17 +229,28 @@ def _log_diff(
     return jnp.log(jnp.maximum(pred, MIN_PRED)) - jnp.log(target)
 
 
+@register_loss("mse")
+def _mse(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    return masked_mean(jnp.square(pred - target), valid)
+
+
+@register_loss("si")
 def _si(
     pred: Float[Array, "b h w"],
     target: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
-    si_lambda: float,
+    options: LossOptions,
 ) -> Float[Array, "b"]:
     log_diff = _log_diff(pred, target)
-    mean = _masked_mean(log_diff, valid)
+    mean = masked_mean(log_diff, valid)
     # mean(d^2) - s mean(d)^2 = var(d) + (1 - s) mean(d)^2, without the cancellation.
-    variance = _masked_mean(jnp.square(log_diff - mean[:, None, None]), valid)
-    return variance + (1 - si_lambda) * jnp.square(mean)
+    variance = masked_mean(jnp.square(log_diff - mean[:, None, None]), valid)
+    return variance + (1 - options.si_lambda) * jnp.square(mean)
 
 
 def _gradient(
@@ -228,26 +262,27 @@ def _gradient(
     total = jnp.zeros(len(pred))
     for apart in (1, 2, 4, 8):
         d, v = log_diff[:, ::apart, ::apart], valid[:, ::apart, ::apart]
-        down = _size(d[:, 1:] - d[:, :-1]) * (v[:, 1:] & v[:, :-1])
-        across = _size(d[:, :, 1:] - d[:, :, :-1]) * (v[:, :, 1:] & v[:, :, :-1])
+        down = _absolute(d[:, 1:] - d[:, :-1]) * (v[:, 1:] & v[:, :-1])
+        across = _absolute(d[:, :, 1:] - d[:, :, :-1]) * (v[:, :, 1:] & v[:, :, :-1])
         steps = jnp.sum(down, axis=(1, 2)) + jnp.sum(across, axis=(1, 2))
         total += steps / jnp.maximum(jnp.sum(v, axis=(1, 2), dtype=jnp.float32), 1.0)
     return total
 
 
-def _size(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
+def _absolute(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
     """|x|, with the gradient 0 at 0, where jnp.abs has 1."""
     return x * lax.stop_gradient(jnp.sign(x))
 
 
+@register_loss("berhu")
 def _berhu(
     pred: Float[Array, "b h w"],
     target: Float[Array, "b h w"],
     valid: Bool[Array, "b h w"],
-    scope: BerhuScope,
-    axis_name: str | None,
+    options: LossOptions,
 ) -> Float[Array, "b"]:
-    error = _size(pred - target)  # 0 where not valid
+    scope, axis_name = options.berhu_scope, options.axis_name
+    error = _absolute(pred - target)  # 0 where not valid
     # Stopped before the maximum over devices, which has no gradient rule.
     fixed = lax.stop_gradient(error)
     if scope == "image":
@@ -261,13 +296,34 @@ def _berhu(
     safe = jnp.where(some, c, 1.0)
     # e * (e / c), not e^2 / c: the square of a tiny error would underflow.
     parabola = 0.5 * (error * (error / safe) + safe)
-    return _masked_mean(
+    return masked_mean(
         jnp.where(~some | (error <= c), error, parabola),
         valid,
     )
 
 
-def _masked_mean(
+@register_loss("si_grad")
+def _si_grad(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    return _si(pred, target, valid, options) + 0.5 * _gradient(pred, target, valid)
+
+
+@register_loss("si_berhu")
+def _si_berhu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    si_term = _si(pred, target, valid, options)
+    return si_term + 0.5 * _berhu(pred, target, valid, options)
+
+
+def masked_mean(
     x: Float[Array, "b h w"], valid: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
     """Mean of each image over its valid pixels; 0 without one."""

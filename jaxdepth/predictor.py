@@ -11,13 +11,12 @@ from jaxtyping import Float, UInt8
 
 from jaxdepth import config as config_lib
 from jaxdepth import images as images_lib
-from jaxdepth import workdir
+from jaxdepth import models, workdir
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import step as step_lib
-from jaxdepth.training.builders import build_model
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
 
@@ -38,11 +37,11 @@ class Predictor:
     def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
         self.config = config
         self.step = step
-        model = build_model(config)
+        model = models.create(config.model)
         self.variables = jax.device_put(variables)
 
         def forward(variables, rgb):
-            return step_lib.predict(model, variables, rgb, layout=config.layout)
+            return step_lib.predict(model, variables, rgb, layout=config.model.layout)
 
         # Weights are an argument: as a constant they would be compiled in.
         self.forward = forward
@@ -58,7 +57,7 @@ class Predictor:
         Its height is that of the training frame and its aspect is kept, up to 8 to 1;
         `cnn_fc` has one size alone.
         """
-        if self.config.arch == "cnn_fc":
+        if models.arch_named(self.config.model.arch).fixed_size:
             return self.config.image_size
         height, width = protocols.whole_frame_size(photo, self.config.image_size)
         least = -(-height // MAX_ASPECT)
@@ -124,9 +123,9 @@ def load(name: str | Path, *, step: str | int = "best") -> Predictor:
     saved = here.read_config()
     config = config_lib.from_json(saved["config"])
     checkpoints = Checkpoints(here.checkpoints, read_only=True)
-    split = saved.get("data", {}).get("eval_split", config.split)
+    split = saved.get("data", {}).get("eval_split", config.data.split)
     chosen = choose_step(checkpoints, split, step)
-    model = build_model(config)
+    model = models.create(config.model)
     image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
     target = jax.eval_shape(model.init, jax.random.key(0), image)
     target = {"batch_stats": {}, **target}

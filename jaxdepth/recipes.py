@@ -186,7 +186,7 @@ RECIPES["labeled"] = Recipe(
         "lr": 3e-4,
         "schedule": "cosine",
         "warmup_epochs": 1.0,
-        "average": 0.97,
+        "ema": 0.97,
         "augment": "mild",
         "epochs": 60.0,
         "batch_size": 16,

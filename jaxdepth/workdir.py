@@ -175,20 +175,20 @@ def choose(config: Config) -> WorkDir:
 
     Raises UserError where --resume=never meets a folder with a run.
     """
-    if config.workdir is not None:
-        here = WorkDir.open(config.workdir)
-        if config.resume == "never" and here.used():
+    if config.output.workdir is not None:
+        here = WorkDir.open(config.output.workdir)
+        if config.output.resume == "never" and here.used():
             raise UserError(
-                f"--resume=never, but {config.workdir} holds a run: name another "
+                f"--resume=never, but {here.name} holds a run: name another "
                 "--workdir, or leave --resume=never out to go on"
             )
         if here.local.exists() and not here.local.is_dir():
             raise UserError(
-                f"--workdir={config.workdir}: a file of that name is in the way"
+                f"--workdir={config.output.workdir}: a file of that name is in the way"
             )
         return here
     runs = Path("runs")
-    stem = f"{config.arch}-{config.loss}"
+    stem = f"{config.model.arch}-{config.loss.name}"
     taken = [
         int(match[1])
         for path in (runs.iterdir() if runs.is_dir() else ())
@@ -244,7 +244,7 @@ def discard_if_empty(workdir: WorkDir) -> None:
 _FREE = {
     "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
     "on_nan", "parallel", "accumulate", "steps_per_call", "upconv", "cache",
-    "cache_dir", "recipe", "precision",
+    "cache_dir", "recipe", "precision", "plugin",
 }  # fmt: skip
 
 
@@ -253,12 +253,11 @@ def differences(before: Config, now: Config, *, but: Collection[str] = ()) -> li
 
     `but` names flags that a run may change when it goes on, but not here.
     """
+    old, new = before.flat(), now.flat()
     return [
-        f"--{field.name}={getattr(before, field.name)} there, "
-        f"{getattr(now, field.name)} here"
-        for field in dataclasses.fields(Config)
-        if (field.name not in _FREE or field.name in but)
-        and getattr(before, field.name) != getattr(now, field.name)
+        f"--{name}={old[name]} there, {new[name]} here"
+        for name in old
+        if (name not in _FREE or name in but) and old[name] != new[name]
     ]
 
 
@@ -275,27 +274,27 @@ def refuse_changes(before: Config, now: Config, *, where: str) -> None:
 def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
     """UserError where a run to go on from holds the state of something else."""
     for name in ("arch", "layout", "unpool"):
-        there, here = getattr(before, name), getattr(now, name)
+        there, here = getattr(before.model, name), getattr(now.model, name)
         if there != here:
             raise UserError(
                 f"--resume={where} is of --{name}={there}, this is --{name}={here}"
             )
-    if bool(before.average) != bool(now.average):
+    if bool(before.train.ema) != bool(now.train.ema):
         raise UserError(
-            f"--resume={where} is of --average={before.average:g}, this is "
-            f"--average={now.average:g}: both keep an average, or neither"
+            f"--resume={where} is of --ema={before.train.ema:g}, this is "
+            f"--ema={now.train.ema:g}: both keep an average, or neither"
         )
     # What an optimizer remembers of each parameter.
     remembers = {
-        "optimizer": lambda config: config.optimizer == "sgd",
-        "freeze": lambda config: config.freeze == "encoder",
-        "encoder_lr_factor": lambda config: config.encoder_lr_factor == 1.0,
+        "optimizer": lambda config: config.optimizer.name == "sgd",
+        "freeze": lambda config: config.model.freeze == "encoder",
+        "encoder_lr_factor": lambda config: config.optimizer.encoder_lr_factor == 1.0,
     }
     for name, what in remembers.items():
         if what(before) != what(now):
             raise UserError(
-                f"--resume={where} is of --{name}={getattr(before, name)}, this is "
-                f"--{name}={getattr(now, name)}, whose optimizer remembers other things"
+                f"--resume={where} is of --{name}={before.flat()[name]}, this is "
+                f"--{name}={now.flat()[name]}, whose optimizer remembers other things"
             )
 
 

@@ -260,8 +260,8 @@ def test_a_prediction_that_is_not_finite_shows(name):
     pred, target, _ = random_batch(5)
     for bad in (np.nan, np.inf):
         pred[1, 2, 3] = bad
-        value = losses.LOSSES[name](
-            jnp.asarray(pred), jnp.asarray(target), valid=jnp.ones(SHAPE, bool)
+        value, _ = losses.loss_sums(
+            name, jnp.asarray(pred), jnp.asarray(target), valid=jnp.ones(SHAPE, bool)
         )
         assert not np.isfinite(value)
 
@@ -273,9 +273,8 @@ def test_sums_over_devices_are_the_batch(name, scope):
     pred[6] += 20  # the largest error, on one device alone
 
     def sums(p, t, v):
-        return losses.loss_sums(
-            name, p, t, valid=v, berhu_scope=scope, axis_name="devices"
-        )
+        options = losses.LossOptions(berhu_scope=scope, axis_name="devices")
+        return losses.loss_sums(name, p, t, valid=v, options=options)
 
     def share(p, t, v):
         grad = jax.grad(lambda p: sums(p, t, v)[0])(p)

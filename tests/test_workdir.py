@@ -1,6 +1,5 @@
 """The work directory: names, JSON, remote mirrors, and who may go on."""
 
-import dataclasses
 import gc
 import json
 import uuid
@@ -22,12 +21,12 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def test_runs_are_numbered():
-    names = [workdir.choose(Config(arch="cnn")).name for _ in range(2)]
+    names = [workdir.choose(Config.of(arch="cnn")).name for _ in range(2)]
     assert names == ["runs/cnn-si-001", "runs/cnn-si-002"]
     Path("runs/cnn-si-041").mkdir()
     Path("runs/cnn-si-notes").mkdir()
-    assert workdir.choose(Config(arch="cnn")).name == "runs/cnn-si-042"
-    assert workdir.choose(Config(loss="mse")).name == "runs/upproj-mse-001"
+    assert workdir.choose(Config.of(arch="cnn")).name == "runs/cnn-si-042"
+    assert workdir.choose(Config.of(loss="mse")).name == "runs/upproj-mse-001"
 
 
 def test_a_run_that_never_started_leaves_no_folder():
@@ -42,19 +41,19 @@ def test_a_run_that_never_started_leaves_no_folder():
 
 def test_never_refuses_a_used_folder_alone():
     Path("a").mkdir()
-    never = Config(workdir="a", resume="never")
+    never = Config.of(workdir="a", resume="never")
     assert workdir.choose(never).name == "a"
     Path("a/config.json").write_text("{}")
     with pytest.raises(UserError, match="--resume=never"):
         workdir.choose(never)
-    assert workdir.choose(Config(workdir="a")).used()
+    assert workdir.choose(Config.of(workdir="a")).used()
 
 
 def test_a_file_in_the_way():
     Path("a").write_text("mine")
     for name in ("a", "a/b"):
         with pytest.raises(UserError, match="file"):
-            workdir.choose(Config(workdir=name)).create()
+            workdir.choose(Config.of(workdir=name)).create()
     assert Path("a").read_text() == "mine"
 
 
@@ -86,9 +85,9 @@ def test_what_is_no_run_is_named():
 
 
 def test_who_may_go_on():
-    before = Config(lr=1e-3, steps=5)
-    workdir.refuse_changes(before, dataclasses.replace(before, steps=9), where="r")
-    changed = dataclasses.replace(before, lr=1e-2, loss="mse")
+    before = Config.of(lr=1e-3, steps=5)
+    workdir.refuse_changes(before, before.replace(steps=9), where="r")
+    changed = before.replace(lr=1e-2, loss="mse")
     with pytest.raises(UserError, match=r"--loss=si there, mse here.*--lr=0\.001"):
         workdir.refuse_changes(before, changed, where="r")
 

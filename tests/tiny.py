@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxdepth.config import Config
 from jaxdepth.models import create_model
+from jaxdepth.runtime.flags import flags_of
 from jaxdepth.training.step import StepSpec, init_state
 
 SIZE = (19, 38)  # the network's input
@@ -43,18 +45,28 @@ def keep_gradient() -> optax.GradientTransformation:
 
 
 def spec(arch: str = "cnn", **options: Any) -> StepSpec:
-    """A step of SGD on the mean squared error; options go to network or step."""
+    """A step of SGD on the mean squared error.
+
+    Options are fields of `StepSpec`, flags of training or fields of the network.
+    """
     fields = {field.name for field in dataclasses.fields(StepSpec)}
+    flags = set(flags_of(Config)) - {"optimizer", "freeze", "dropout"}
     of_step = {k: v for k, v in options.items() if k in fields}
-    of_model = {k: v for k, v in options.items() if k not in fields}
-    defaults: dict[str, Any] = {
+    of_config = {k: v for k, v in options.items() if k in flags - fields}
+    of_model = {k: v for k, v in options.items() if k not in fields | flags}
+    defaults: dict[str, Any] = {"loss": "mse", "augment": "none"}
+    config = Config.of(size=f"{SIZE[0]}x{SIZE[1]}", **(defaults | of_config))
+    usual: dict[str, Any] = {
         "model": model(arch, **of_model),
         "optimizer": optax.chain(keep_gradient(), optax.sgd(0.01, momentum=0.9)),
-        "loss": "mse",
-        "layout": "torchvision",
-        "image_size": SIZE,
+        "config": config,
     }
-    return StepSpec(**(defaults | of_step))
+    return StepSpec(**(usual | of_step))
+
+
+def changed(spec: StepSpec, **flags: Any) -> StepSpec:
+    """The same step with other flags of training."""
+    return dataclasses.replace(spec, config=spec.config.replace(**flags))
 
 
 def state(spec: StepSpec, *, seed: int = 0):

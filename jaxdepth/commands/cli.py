@@ -4,13 +4,9 @@ tyro reads the flags and writes the help; the two commonest mistakes, an unknown
 and a wrong choice, are answered here first, in one line with the nearest right one.
 """
 
-import contextlib
-import dataclasses
 import errno
-import io
 import logging
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,16 +14,11 @@ import traceback
 import typing
 from collections.abc import Callable, Sequence
 
-import tyro
-
 from jaxdepth.config import Config
 from jaxdepth.recipes import RECIPES, recipe_named
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import hosts, terminal
-from jaxdepth.runtime.errors import MachineError, UserError, nearest
-
-T = typing.TypeVar("T")
-
-_NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
+from jaxdepth.runtime.errors import MachineError, UserError
 
 OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 # A file can't be opened under the name that was given.
@@ -37,119 +28,39 @@ _OF_NAMES = (
 )  # fmt: skip
 
 
-def parse(cls: type[T], argv: Sequence[str], *, prog: str) -> T:
-    """An instance of dataclass `cls` from flags. UserError on the first wrong one."""
-    argv = list(argv)
-    check_flags(cls, argv)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                cls,
-                args=argv,
-                prog=prog,
-                use_underscores=True,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise UserError(_one_line(errors.getvalue(), prog)) from None
-
-
 def parse_config(
     argv: Sequence[str],
     *,
     prog: str,
     default_recipe: Callable[[str], str] = lambda data: "default",
+    examples: Sequence[str] = (),
 ) -> Config:
-    """`Config` from flags over a recipe: --recipe, or the default for --data."""
-    argv = list(argv)
-    given = flag_value(argv, "recipe")
+    """`Config` from flags over a recipe: --recipe, or the default for --data.
+
+    Raises: UserError for the first mistake; SystemExit after --help and --recipe=help.
+    """
+    argv = flags_lib.load_plugins(argv)
+    given = flags_lib.value_of(argv, "recipe")
     if given == "help":
         for name, entry in RECIPES.items():
             print(f"{name:16} {entry.doc}\n{' ':16} {entry.command(name)}")
         raise SystemExit(OK)
-    check_flags(Config, argv)
-    name = given or "default"
-    if given is None and not asks_help(argv):
-        name = default_recipe(flag_value(argv, "data") or "rooms")
-    flags = dict(recipe_named(name).flags)
-    # Steps and epochs name one thing: the one given beside the recipe wins, and what
-    # fits the recipe's own number of steps goes with it.
-    for pair, more in (
+    if flags_lib.asks_help(argv):
+        return flags_lib.parse(Config, argv, prog=prog, examples=examples)
+    flags_lib.check(Config, argv)
+    name = given or default_recipe(flags_lib.value_of(argv, "data") or "rooms")
+    preset = dict(recipe_named(name).flags)
+    # Steps and epochs exclude each other: the one given beside the recipe wins, and
+    # the recipe's intervals, which fit its own number of steps, are dropped.
+    for pair, dependent in (
         (("steps", "epochs"), ("eval_every",)),
         (("warmup_steps", "warmup_epochs"), ()),
     ):
-        if any(flag_value(argv, key) for key in pair):
-            flags = {k: v for k, v in flags.items() if k not in (*pair, *more)}
-    preset = [f"--{key}={value}" for key, value in flags.items()]
-    rest = [f"--recipe={name}"] if given is None else []
-    return parse(Config, preset + rest + argv, prog=prog)
-
-
-def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """The last value of a flag in `argv`, written --flag=value or --flag value."""
-    value = None
-    for k, word in enumerate(argv):
-        key, equals, rest = word.partition("=")
-        if key.replace("-", "_") == f"__{name}":
-            value = rest if equals else (argv[k + 1] if k + 1 < len(argv) else None)
-    return value
-
-
-def asks_help(argv: Sequence[str]) -> bool:
-    """Whether the flags want help, or the list of recipes, and nothing done."""
-    return bool({"-h", "--help"} & set(argv)) or flag_value(argv, "recipe") == "help"
-
-
-def check_flags(cls: type, argv: Sequence[str]) -> None:
-    """UserError for the first unknown flag of dataclass `cls`, or impossible value."""
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    for k, word in enumerate(argv):
-        if not word.startswith("--") or word in ("--help", "--"):
-            continue
-        key, equals, value = word.partition("=")
-        name = key[2:].replace("-", "_")
-        if name.startswith("no_") and hints.get(name[3:]) is bool and not equals:
-            continue
-        if name not in names:
-            hint = nearest(name, names).replace("mean ", "mean --")
-            raise UserError(f"unknown flag {key}{hint} (--help lists them all)")
-        if not equals:
-            value = argv[k + 1] if k + 1 < len(argv) else ""
-        _check_value(name, value, hints[name])
-
-
-def _check_value(name: str, value: str, hint: typing.Any) -> None:
-    """Raise UserError unless `value` can be read as `hint`, a field's type."""
-    options = typing.get_args(hint) if not isinstance(hint, type) else (hint,)
-    if typing.get_origin(hint) is typing.Literal:
-        words = [str(option) for option in options]
-        if value not in words:
-            raise UserError(
-                f"--{name}={value}: one of {', '.join(words)}{nearest(value, words)}"
-            )
-        return
-    wanted = [word for kind, word in _NUMBERS.items() if kind in options]
-    if not wanted:
-        return
-    words = [w for o in options for w in typing.get_args(o)]
-    words += ["none"] if type(None) in options else []
-    if value.lower() in words:
-        return
-    try:
-        (int if int in options else float)(value)
-    except ValueError:
-        raise UserError(f"--{name}={value}: {' or '.join(wanted + words)}") from None
-
-
-def _one_line(message: str, prog: str) -> str:
-    """The first sentence of one of tyro's boxes."""
-    text = re.sub(r"[╭╮╰╯│─]", " ", message)
-    text = re.split(r"Argument helptext|For full helptext|Perhaps you", text)[0]
-    words = " ".join(text.split())
-    return f"{words or 'the flags could not be read'} ({prog} --help lists them)"
+        if any(flags_lib.value_of(argv, key) for key in pair):
+            drop = (*pair, *dependent)
+            preset = {k: v for k, v in preset.items() if k not in drop}
+    words = [f"--{key}={value}" for key, value in preset.items()]
+    return flags_lib.parse(Config, [*words, f"--recipe={name}", *argv], prog=prog)
 
 
 def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:

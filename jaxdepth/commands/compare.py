@@ -3,12 +3,10 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 
-from jaxdepth.commands import cli
 from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.evaluate import Scored
@@ -16,8 +14,10 @@ from jaxdepth.config import EvaluateConfig
 from jaxdepth.evaluation import bootstrap
 from jaxdepth.evaluation.evaluator import Scores
 from jaxdepth.evaluation.metrics import METRICS
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class CompareConfig:
     ones for both runs.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: tuple[str, ...] = flag(positional=True)
     """Work directories of run A and of run B."""
     step: str = "best"
     """best, last or the number of a step."""
@@ -175,4 +175,4 @@ def _show(found: dict[str, Any], measured_by: str) -> None:
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
-    return run(cli.parse(CompareConfig, argv, prog="jaxdepth compare"))
+    return run(flags_lib.parse(CompareConfig, argv, prog="jaxdepth compare"))

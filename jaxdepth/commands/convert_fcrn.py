@@ -12,13 +12,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-import tyro
 
 from jaxdepth.commands import cli, trained_network
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import fcrn, files
 
 logger = logging.getLogger("jaxdepth.tools")
@@ -29,7 +30,7 @@ PROG = "jaxdepth convert-fcrn"
 class ConvertConfig:
     """Convert the published NYU network for --init=nyu, or back with --reverse."""
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    files: tuple[str, ...] = flag(positional=True)
     """CHECKPOINT OUT: a .npy file or a TensorFlow checkpoint (its prefix, or its
     folder), and OUT.safetensors; with --reverse converted weights or a run's work
     directory, and OUT.npy."""
@@ -43,7 +44,7 @@ class ConvertConfig:
 
 def command(argv: Sequence[str]) -> int:
     """Convert as the flags say; returns the exit code."""
-    config = cli.parse(ConvertConfig, argv, prog=PROG)
+    config = flags_lib.parse(ConvertConfig, argv, prog=PROG)
     if len(config.files) != 2:
         raise UserError(f"give CHECKPOINT OUT: {len(config.files)} names were given")
     source = config.files[0]

@@ -22,13 +22,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from jaxdepth.commands import cli, trained_network
 from jaxdepth.models.layouts import layout_named
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import files, resnet, torchwriter
 
 logger = logging.getLogger("jaxdepth.tools")
@@ -46,7 +46,7 @@ class ConvertConfig:
     """Convert torchvision's ResNet-50 for --init=imagenet, or upproj to PyTorch with
     --reverse."""
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    files: tuple[str, ...] = flag(positional=True)
     """CHECKPOINT OUT, or OUT alone with --download; with --reverse a run's work
     directory or converted weights, and OUT. OUT ends in .safetensors, or with
     --reverse in .pth."""
@@ -60,7 +60,7 @@ class ConvertConfig:
 
 def command(argv: Sequence[str]) -> int:
     """Convert as the flags say; returns the exit code."""
-    config = cli.parse(ConvertConfig, argv, prog=PROG)
+    config = flags_lib.parse(ConvertConfig, argv, prog=PROG)
     wanted = 1 if config.download else 2
     if len(config.files) != wanted:
         names = "OUT" if config.download else "CHECKPOINT OUT"

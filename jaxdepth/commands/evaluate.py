@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
-from jaxdepth.commands import cli
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands import train as train_command
 from jaxdepth.config import Config, EvaluateConfig
@@ -20,6 +20,7 @@ from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import bootstrap, metrics, protocols
 from jaxdepth.evaluation.evaluator import Evaluator, Scores
 from jaxdepth.runtime import compilation_cache, malloc, output_files, terminal
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
@@ -82,21 +83,21 @@ def score(config: EvaluateConfig) -> Scored:
     trained = predictor.config
     flags = _as_training_flags(config, trained)
     opened, rows, split = _frames(flags, trained, split=config.split)
-    truth = flags.depth if flags.depth in opened.depths else opened.depths[0]
+    truth = flags.data.depth if flags.data.depth in opened.depths else opened.depths[0]
     chosen = train_command.chosen_protocols(flags, nyu="official" in opened.splits)
     evaluator = Evaluator(
         predictor.forward,
         chosen,
         image_size=trained.image_size,
-        arch_fixed=trained.arch == "cnn_fc",
+        arch_fixed=models.arch_named(trained.model.arch).fixed_size,
         given_truth=truth,
         batch_size=config.batch_size,
     )
     logger.info(
         "%s (%s, %s, step %s) on %s, split %s: %d images",
         config.checkpoint,
-        trained.arch,
-        trained.loss,
+        trained.model.arch,
+        trained.loss.name,
         predictor.step,
         opened.name,
         split,
@@ -143,7 +144,7 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     """
     given = {name: getattr(config, name) for name in _GIVEN}
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
-    if config.data is not None and config.data != trained.data:
+    if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
         values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
         if config.data == "rooms":  # the network saw none: as few as there can be
@@ -151,7 +152,7 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     elif config.data is not None:
         values["eval_data"] = None
     values |= {k: v for k, v in given.items() if v not in ("auto", None)}
-    return dataclasses.replace(trained, **values)
+    return trained.replace(**values)
 
 
 def _frames(
@@ -164,18 +165,20 @@ def _frames(
       split: as the flag has it.
     """
     counter = terminal.Counter()
-    own = flags.eval_data is None and flags.data == trained.data
+    own = flags.eval.eval_data is None and flags.data.path == trained.data.path
     # Of data that all trained there is no other part to take.
-    own = own and trained.split != "all"
-    if flags.data == "rooms" and flags.eval_data is None:
+    own = own and trained.data.split != "all"
+    if flags.data.path == "rooms" and flags.eval.eval_data is None:
         if split != "auto":
             raise UserError(f"--split={split}: rooms have their own; leave --split out")
         opened = dataset.open_rooms(flags, progress=counter)
-    elif flags.eval_data is not None:
-        opened = dataset.open_other(flags, flags.eval_data, progress=counter)
+    elif flags.eval.eval_data is not None:
+        opened = dataset.open_other(flags, flags.eval.eval_data, progress=counter)
     else:
         keep = "auto" if own and split != "all" else "all"
-        opened = dataset.open_store(flags, flags.data, keep_full=keep, progress=counter)
+        opened = dataset.open_store(
+            flags, flags.data.path, keep_full=keep, progress=counter
+        )
     if split == "all":
         rows = np.arange(len(opened))
     elif split != "auto":
@@ -220,4 +223,4 @@ def _write(config: EvaluateConfig, scored: Scored) -> None:
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
     malloc.keep()
-    return run(cli.parse(EvaluateConfig, argv, prog="jaxdepth evaluate"))
+    return run(flags_lib.parse(EvaluateConfig, argv, prog="jaxdepth evaluate"))

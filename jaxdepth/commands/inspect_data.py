@@ -13,18 +13,17 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from jaxdepth import plots
 from jaxdepth.commands import cli
-from jaxdepth.config import DataFormat, validate_bounds
 from jaxdepth.data.doctor import alignment, export, findings, measurements
 from jaxdepth.data.sources import ReadOptions, Source
 from jaxdepth.data.store import staging
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.flags import flag
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger("jaxdepth.tools")
@@ -36,15 +35,15 @@ CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 class InspectConfig:
     """Say and draw what must be known of data before training on them."""
 
-    data: Annotated[str, tyro.conf.Positional]
+    data: str = flag(positional=True)
     """A store, or data of any format."""
     out: str | None = None
     """Folder for the pictures; default: inspections/NAME."""
     frames: int = measurements.FRAMES
     """How many frames are looked at, from first to last; 0: all of them."""
-    data_format: DataFormat = "auto"
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
     """The format, where it is not to be recognised by its content."""
-    depth_scale: float | None = None
+    depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     json: str | None = None
     """A file for the findings and all numbers; an existing one is not
@@ -56,7 +55,7 @@ class InspectConfig:
     """Which depth is exported; default: filled where there is."""
 
     def __post_init__(self):
-        validate_bounds(self)
+        flags_lib.validate(self)
         if self.frames < 0:
             raise UserError(f"--frames={self.frames}: 0 (all) or more")
         if self.depth is not None and self.export is None:
@@ -65,7 +64,7 @@ class InspectConfig:
 
 def command(argv: Sequence[str]) -> int:
     """Inspect as the flags say; findings are no failure."""
-    config = cli.parse(InspectConfig, argv, prog=PROG)
+    config = flags_lib.parse(InspectConfig, argv, prog=PROG)
     options = ReadOptions(depth_scale=config.depth_scale)
     opened = measurements.open_data(
         config.data, data_format=config.data_format, options=options

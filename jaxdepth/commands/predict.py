@@ -8,16 +8,15 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from jaxdepth import images as images_lib
 from jaxdepth import plots
 from jaxdepth import predictor as predictor_lib
-from jaxdepth.commands import cli
-from jaxdepth.config import validate_bounds
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import atomic, compilation_cache
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".npy", ".png", "_color.png")
@@ -34,27 +33,27 @@ class PredictConfig:
     NAME_color.png, at the photo's own size.
     """
 
-    images: tyro.conf.Positional[tuple[str, ...]]
+    images: tuple[str, ...] = flag(positional=True)
     """Photos, or folders of photos."""
-    checkpoint: str
+    checkpoint: str = flag()
     """Work directory of the run."""
     step: str = "best"
     """best, last or the number of a step."""
     out: str = "predictions"
     """Folder for the results; made where it is missing."""
-    batch_size: int = 8
+    batch_size: int = flag(8, at_least=1)
     """Photos of one size at a time."""
     ply: bool = False
     """Also write NAME.ply, a coloured point cloud; needs --fx."""
-    fx: float | None = None
+    fx: float | None = flag(None, above=0)
     """Focal length of the photos, pixels, across."""
-    fy: float | None = None
+    fy: float | None = flag(None, above=0)
     """Focal length, pixels, down; default: --fx."""
     cache_dir: str = "~/.cache/jaxdepth"
     """Where compiled programs are kept."""
 
     def __post_init__(self):
-        validate_bounds(self)
+        flags_lib.validate(self)
         if self.ply and self.fx is None:
             raise UserError(
                 "--ply needs --fx=PIXELS, the focal length at the photo's size"
@@ -203,4 +202,4 @@ def _write(
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
-    return run(cli.parse(PredictConfig, argv, prog="jaxdepth predict"))
+    return run(flags_lib.parse(PredictConfig, argv, prog="jaxdepth predict"))

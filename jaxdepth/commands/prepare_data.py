@@ -16,19 +16,19 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from jaxdepth import config
 from jaxdepth.commands import cli
-from jaxdepth.config import Auto, DataFormat
+from jaxdepth.config import Auto
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.data.store import remote, staging
 from jaxdepth.data.store.reader import is_store
 from jaxdepth.data.store.writer import Job, Packing
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth prepare-data"
@@ -42,19 +42,19 @@ SAMPLE, START_SECONDS, SECONDS_BACK = 4, 4.0, 0.004
 class PrepareConfig:
     """Pack images and depth into a store, which --data= of jaxdepth run takes."""
 
-    files: Annotated[tuple[str, ...], tyro.conf.Positional]
+    files: tuple[str, ...] = flag(positional=True)
     """SOURCE OUT: what to read, and the folder or URL (gs://...) of the store."""
     size: str = "240x320"
     """Stored frames, HEIGHTxWIDTH: 20/19 of the --size that a network trains at."""
-    data_format: DataFormat = "auto"
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
     """What SOURCE is, where its content should not decide."""
-    depth_scale: float | None = None
+    depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
-    every: int = 1
+    every: int = flag(1, at_least=1)
     """Of a recorded sequence, one frame out of so many."""
     doubles: Literal["drop", "keep"] = "drop"
     """Of a raw dump, images that several depth maps are matched with."""
-    max_gap: float | None = None
+    max_gap: float | None = flag(None, above=0)
     """Of a raw dump, the largest time between image and depth, seconds."""
     variant: Literal["B", "A"] = "B"
     """Release of the NYU toolbox whose projection is followed."""
@@ -68,14 +68,14 @@ class PrepareConfig:
     keep_full: Literal["auto", "all", "none"] = "auto"
     """Frames kept at full size, too, to evaluate on; auto: those that a split
     evaluates on, or where none does all of up to 1000."""
-    workers: int | Auto = "auto"
+    workers: int | Auto = flag("auto", at_least=0)
     """Processes that read and pack; auto: one per CPU where that is quicker than
     reading here, which 0 does."""
     dry_run: bool = False
     """Say what would be written, and write nothing."""
 
     def __post_init__(self):
-        config.validate_bounds(self)
+        flags_lib.validate(self)
         if self.max_depth > 65.535:
             raise UserError(
                 f"--max_depth={self.max_depth}: at most 65.535 m, what uint16 mm hold"
@@ -89,7 +89,7 @@ class PrepareConfig:
 
 def command(argv: Sequence[str]) -> int:
     """Prepare as the flags say; returns the exit code."""
-    flags = cli.parse(PrepareConfig, argv, prog=PROG)
+    flags = flags_lib.parse(PrepareConfig, argv, prog=PROG)
     path, out = _names(flags)
     source = open_source(
         path, data_format=flags.data_format, options=flags.read_options

@@ -1,20 +1,29 @@
-"""`jaxdepth run`: train a network."""
+"""`jaxdepth run`: train a network, on one host or as one of several."""
 
 import shlex
 from collections.abc import Sequence
 
 from jaxdepth.commands import cli
 from jaxdepth.config import Config
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import host_process, hosts, malloc, terminal
 
 PROG = "jaxdepth run"
+EXAMPLES = (
+    "jaxdepth run --arch=upproj --loss=si",
+    "jaxdepth run --arch=upproj --loss=berhu --data=nyu_depth_v2_labeled.mat",
+    "jaxdepth run --recipe=labeled --data=FOLDER --weights=resnet50.safetensors",
+)
 
 
 def command(argv: Sequence[str]) -> int:
     """Train as the flags say, with the other hosts if any; returns the exit code."""
     malloc.keep()  # before hosts meet, which asks for devices
-    cli.check_flags(Config, argv)
-    cluster = None if cli.asks_help(argv) else cluster_of(argv)
+    flags_lib.check(Config, argv)
+    only_help = (
+        flags_lib.asks_help(argv) or flags_lib.value_of(argv, "recipe") == "help"
+    )
+    cluster = None if only_help else cluster_of(argv)
     if cluster is not None:
         if not host_process.inside():
             return host_process.run(
@@ -32,14 +41,16 @@ def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
     """The hosts that the flags or the surroundings speak of."""
     count, index = (
         None if value is None or value.lower() == "none" else int(value)
-        for value in (cli.flag_value(argv, name) for name in ("hosts", "host"))
+        for value in (flags_lib.value_of(argv, name) for name in ("hosts", "host"))
     )
-    return hosts.find(cli.flag_value(argv, "coordinator"), count, index)
+    return hosts.find(flags_lib.value_of(argv, "coordinator"), count, index)
 
 
 def train(argv: Sequence[str]) -> int:
     """Train on the hosts that are connected; returns the exit code."""
-    config = cli.parse_config(argv, prog=PROG, default_recipe=default_recipe)
+    config = cli.parse_config(
+        argv, prog=PROG, default_recipe=default_recipe, examples=EXAMPLES
+    )
     from jaxdepth.commands import train as train_command
 
     return train_command.run(config, command=shlex.join([*PROG.split(), *argv]))

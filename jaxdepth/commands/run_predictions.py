@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import train as train_command
 from jaxdepth.commands.finished_runs import Run
@@ -71,7 +72,7 @@ class Trained:
     ):
         config = run.config
         if cache_dir is not None:
-            config = dataclasses.replace(config, cache_dir=cache_dir)
+            config = config.replace(cache_dir=cache_dir)
         self.config, self._progress = config, progress
         self.predictor = predictor_lib.load(run.workdir.name, step=step)
         self.data = dataset.open_data(config, progress=progress)
@@ -87,8 +88,8 @@ class Trained:
             self.predictor.forward,
             train_command.chosen_protocols(config, nyu=data.nyu)[:1],
             image_size=config.image_size,
-            arch_fixed=config.arch == "cnn_fc",
-            given_truth=config.depth,
+            arch_fixed=models.arch_named(config.model.arch).fixed_size,
+            given_truth=config.data.depth,
         )
 
         def progress(done: int) -> None:
@@ -107,7 +108,7 @@ class Trained:
 
     def truth(self, frame: dict[str, Any]) -> Float[np.ndarray, "h w"]:
         """The truth that the run trains on, or else the other kind."""
-        kinds = (self.config.depth, *self.data.evaluation.depths)
+        kinds = (self.config.data.depth, *self.data.evaluation.depths)
         found = (frame["depth"].get(kind) for kind in kinds)
         return next(depth for depth in found if depth is not None)
 

@@ -128,7 +128,7 @@ def show(
     predictor = Predictor(config, state.variables)
     rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))
-    kinds = (config.depth, "raw" if config.depth == "filled" else "filled")
+    kinds = (config.data.depth, "raw" if config.data.depth == "filled" else "filled")
     truth = [
         next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
         for f in frames
@@ -141,7 +141,7 @@ def show(
         target=truth,
         pred=[predictor.predict(f["rgb"]) for f in frames],
         names=[f["name"] for f in frames],
-        title=f"{config.arch}, {config.loss}, step {step} - {data.name}, "
+        title=f"{config.model.arch}, {config.loss.name}, step {step} - {data.name}, "
         f"{data.eval_split}",
     )
     records = metrics_writer.read_metrics(workdir.local)

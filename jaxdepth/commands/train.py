@@ -1,6 +1,6 @@
-"""One run from its configuration to its results: open, train, evaluate, show.
+"""A training run in four stages: open, claim, train, finish.
 
-`train.loop` does the steps; what surrounds them is here.
+`training.loop` takes the steps; this module prepares them and keeps the results.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,26 +16,25 @@ import numpy as np
 from etils import epath
 
 from jaxdepth import config as config_lib
+from jaxdepth import models
 from jaxdepth import workdir as workdir_lib
 from jaxdepth.commands import cli
 from jaxdepth.commands import summary as summary_lib
+from jaxdepth.commands.scorer import Scorer
 from jaxdepth.config import Config
 from jaxdepth.data import dataset, pipeline
 from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
-from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.runtime import compilation_cache, host_process, hosts, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import (
-    builders,
     device_cache,
     initialize,
     metrics_writer,
     sharding,
-    validation_loss,
 )
 from jaxdepth.training import loop as loop_lib
-from jaxdepth.training import step as step_lib
+from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training.checkpoint import Checkpoints, Elsewhere
 from jaxdepth.training.loop import Outcome, StopSignals, resumed
 from jaxdepth.training.state import TrainState
@@ -49,17 +49,24 @@ from jaxdepth.weights import files
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
-EVAL_BATCH = 8
 
 
 @dataclasses.dataclass
 class Session:
-    """An open run.
+    """A run: what its stages share.
 
     Attributes:
-      config: settled, nothing is `auto` any more.
-      results: what results.json will hold, growing.
-      weights: what --weights holds.
+      config: resolved configuration, without "auto" values.
+      command: the command line.
+      workdir: its work directory.
+      data: open data.
+      baselines: constants and mean depth map of the training depth.
+      placement: devices.
+      results: contents of results.json, which grow.
+      model: the network.
+      state: state that training starts from, one copy on the host.
+      checkpoints: writes checkpoints; set by `claim`.
+      damaged: steps whose checkpoints can't be read.
     """
 
     config: Config
@@ -69,7 +76,10 @@ class Session:
     baselines: baselines_lib.Baselines
     placement: sharding.Placement
     results: dict[str, Any]
-    weights: files.Weights | None
+    model: Any = None
+    state: TrainState | None = None
+    checkpoints: Checkpoints | None = None
+    damaged: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def protocols(self) -> tuple[protocols.Protocol, ...]:
@@ -79,71 +89,118 @@ class Session:
 def chosen_protocols(config: Config, *, nyu: bool) -> tuple[protocols.Protocol, ...]:
     """The protocols of --protocol; the first one names the numbers shown first."""
     default = "laina" if nyu else "plain"
-    names = [default] if config.protocol == "auto" else [config.protocol]
-    if config.protocol == "all":
+    names = [default] if config.eval.protocol == "auto" else [config.eval.protocol]
+    if config.eval.protocol == "all":
         names = [default, *(name for name in protocols.PROTOCOLS if name != default)]
     return protocols.choose(
         names,
-        max_depth=config.max_depth,
-        flip_average=config.flip_average,
-        densedepth_rel=config.densedepth_rel,
+        max_depth=config.data.max_depth,
+        flip_average=config.eval.flip_average,
+        densedepth_rel=config.eval.densedepth_rel,
     )
 
 
 def run(config: Config, *, command: str) -> int:
-    """Train, evaluate, save and show. Returns the exit code.
+    """Train, evaluate and save a run in four stages. Returns the exit code.
 
-    Raises UserError and MachineError as its parts do; a folder that this call made is
-    taken back where the run never started.
+    Raises: UserError and MachineError. A folder made by this call is removed if the
+      run did not start.
     """
-    compilation_cache.keep(config.cache_dir)
-    any_batch = config.batch_size == "auto"
-    config = config_lib.resolve(config, platform=jax.default_backend())
-    hosts.check_equal("flags", _common_flags(config))
-    placement = sharding.Placement.over(config.parallel)
-    config = _settle_batch(config, placement, up=any_batch)
-    with hosts.together():  # before anything that takes long
-        weights = files.read(config.weights) if config.weights is not None else None
+    compilation_cache.keep(config.data.cache_dir)
+    config, placement, weights = _prepare(config)
     with (
         terminal.log_file() as begin_log,
         StopSignals() as stopping,
         workdir_lib.shared(config) as workdir,
-        contextlib.ExitStack() as held,
+        contextlib.ExitStack() as locks,
     ):
-        try:
-            # What the user may have got wrong comes out before anything is written.
-            with hosts.together():
-                if there := workdir.local.is_dir():
-                    held.enter_context(workdir.locked())
-                session = _open(config, workdir, placement, weights, command=command)
-            hosts.check_equal("data", _common_data(session))
-            model, state, damaged = _get_ready(session)
-            with hosts.together():
-                workdir.create()
-                if not there:
-                    held.enter_context(workdir.locked())
-                    if workdir.used():
-                        raise UserError(
-                            f"{workdir.name} was used by another run in the meantime: "
-                            "start again to go on with it"
-                        )
-                _claim(session)
-        except BaseException:
-            if config.workdir is None:
-                workdir_lib.discard_if_empty(workdir)
-            raise
+        with _removed_on_failure(config, workdir):
+            session = open_session(config, workdir, placement, weights, command, locks)
+            claim(session, locks)
         begin_log(workdir.local / "run.log")
-        ready = Ready(model, state, _checkpoints(workdir))
-        ready.checkpoints.drop(damaged)
-        try:
-            return _run(session, ready, stopping)
-        except Exception as error:
-            logger.debug("the run stopped", exc_info=True)
-            if isinstance(error, OSError | MachineError) or hosts.is_lost(error):
-                raise _with_last_checkpoint(error, ready.checkpoints) from error
-            raise
-        finally:
-            workdir.sync()
+        with _failures_with_checkpoint(session):
+            outcome = train(session, stopping)
+            return finish(session, outcome)
+
+
+def _prepare(
+    config: Config,
+) -> tuple[Config, sharding.Placement, files.Weights | None]:
+    """Resolve what depends on the devices, and read the weights: quick checks first."""
+    any_batch = config.train.batch_size == "auto"
+    config = config_lib.resolve(config, platform=jax.default_backend())
+    hosts.check_equal("flags", _common_flags(config))
+    placement = sharding.Placement.over(config.train.parallel)
+    config = _resolve_batch(config, placement, round_up=any_batch)
+    path = config.model.weights
+    with hosts.together():
+        weights = None if path is None else files.read(path)
+    return config, placement, weights
+
+
+@contextlib.contextmanager
+def _removed_on_failure(config: Config, workdir: WorkDir) -> Iterator[None]:
+    """Remove a folder that was made for this run if an error is raised."""
+    try:
+        yield
+    except BaseException:
+        if config.output.workdir is None:
+            workdir_lib.discard_if_empty(workdir)
+        raise
+
+
+@contextlib.contextmanager
+def _failures_with_checkpoint(session: Session) -> Iterator[None]:
+    """Turn failures of the machine into one line that names the last checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        logger.debug("the run stopped", exc_info=True)
+        if isinstance(error, OSError | MachineError) or hosts.is_lost(error):
+            assert session.checkpoints is not None
+            raise _with_last_checkpoint(error, session.checkpoints) from error
+        raise
+    finally:
+        session.workdir.sync()
+
+
+def open_session(
+    config: Config,
+    workdir: WorkDir,
+    placement: sharding.Placement,
+    weights: files.Weights | None,
+    command: str,
+    locks: contextlib.ExitStack,
+) -> Session:
+    """Stage 1: open data, weights and state. Writes nothing.
+
+    The work directory is locked if it exists.
+    """
+    with hosts.together():
+        if workdir.local.is_dir():
+            locks.enter_context(workdir.locked())
+        session = _open_data(config, workdir, placement, command=command)
+    hosts.check_equal("data", _common_data(session))
+    _initialize(session, weights)
+    return session
+
+
+def claim(session: Session, locks: contextlib.ExitStack) -> None:
+    """Stage 2: create and lock the work directory, and write config.json."""
+    workdir = session.workdir
+    with hosts.together():
+        existed = workdir.local.is_dir()
+        workdir.create()
+        if not existed:
+            locks.enter_context(workdir.locked())
+            if workdir.used():
+                raise UserError(
+                    f"{workdir.name} was used by another run in the meantime: start "
+                    "again to resume it"
+                )
+        _write_config(session)
+    session.checkpoints = _checkpoints(workdir)
+    session.checkpoints.drop(session.damaged)
 
 
 def _common_flags(config: Config) -> dict[str, Any]:
@@ -161,8 +218,8 @@ def _common_data(session: Session) -> dict[str, Any]:
         "training images": len(data.train_rows),
         "evaluation images": len(data.eval_rows),
         "training mean": round(session.baselines.constant, 3),
-        "steps": config.steps,
-        "depth": config.depth,
+        "steps": config.train.steps,
+        "depth": config.data.depth,
     }
 
 
@@ -185,29 +242,26 @@ def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> Machine
     return MachineError(f"{what}; {checkpoints.last_good()}")
 
 
-def _settle_batch(config: Config, placement: sharding.Placement, *, up: bool) -> Config:
-    """The batch divides over devices and parts, or, with `up`, is made to."""
-    size = int(config.batch_size)
-    if up:
-        parts = len(placement.devices) * config.accumulate
+def _resolve_batch(
+    config: Config, placement: sharding.Placement, *, round_up: bool
+) -> Config:
+    """Check that the batch divides over devices and microbatches, or round it up."""
+    size = int(config.train.batch_size)
+    if round_up:
+        parts = len(placement.devices) * config.train.accumulate
         size = parts * math.ceil(size / parts)
-    placement.check_batch(size, config.accumulate)
-    return dataclasses.replace(config, batch_size=size)
+    placement.check_batch(size, config.train.accumulate)
+    return config.replace(batch_size=size)
 
 
-def _open(
-    config: Config,
-    workdir: WorkDir,
-    placement: sharding.Placement,
-    weights: files.Weights | None,
-    *,
-    command: str,
+def _open_data(
+    config: Config, workdir: WorkDir, placement: sharding.Placement, *, command: str
 ) -> Session:
-    """Open data, and settle what depends on them."""
+    """Open the data and resolve the values that depend on it."""
     _introduce(config, workdir)
     data = dataset.open_data(config, progress=terminal.Counter())
-    config = config_lib.settle_steps(config, train_images=len(data.train_rows))
-    config = dataclasses.replace(config, split=_split_flag(data), depth=data.depth)
+    config = config_lib.resolve_steps(config, train_images=len(data.train_rows))
+    config = config.replace(split=_split_flag(data), depth=data.depth)
     for line in data.notes:
         logger.info("note: %s", line)
     results: dict[str, Any] = {"evaluations": []}
@@ -221,19 +275,16 @@ def _open(
             _frame_depth(depth, config)
             for _, depth in dataset.chunks(data.train, data.train_rows, data.depth)
         ),
-        max_depth=config.max_depth,
+        max_depth=config.data.max_depth,
     )
-    opened = Session(
-        config, command, workdir, data, fitted, placement, results, weights
-    )
-    for protocol in opened.protocols:
+    session = Session(config, command, workdir, data, fitted, placement, results)
+    for protocol in session.protocols:
         for size in data.evaluation.full_sizes(data.eval_rows):
             protocols.check_frame(protocol, size)
-    return opened
+    return session
 
 
-def _claim(session: Session) -> None:
-    """Make the work directory this run's."""
+def _write_config(session: Session) -> None:
     data = session.data
     record = {
         "config": config_lib.to_json(session.config),
@@ -270,8 +321,8 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
     device = jax.devices()[0]
     logger.info(
         "jaxdepth: training %s with loss %s on %d %s device%s (%s)%s",
-        config.arch,
-        config.loss,
+        config.model.arch,
+        config.loss.name,
         len(jax.devices()),
         device.platform.upper(),
         "s" if len(jax.devices()) > 1 else "",
@@ -280,124 +331,45 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
     )
     logger.info(
         "recipe %s: --size=%s --batch_size=%s --lr=%g --optimizer=%s --precision=%s",
-        config.recipe,
-        config.size,
-        config.batch_size,
+        config.output.recipe,
+        config.model.size,
+        config.train.batch_size,
         config.peak_lr,
-        config.optimizer,
-        config.precision,
+        config.optimizer.name,
+        config.model.precision,
     )
-    if config.data == "rooms":
+    if config.data.path == "rooms":
         logger.info(
             "no data given: training on %s rendered rooms. For NYU Depth V2: "
             "--data=nyu_depth_v2_labeled.mat (see README)",
-            config.rooms,
+            config.data.rooms,
         )
     logger.info("work directory: %s", workdir.name)
 
 
-class Scorer:
-    """Evaluates the network, and the baselines once, under the run's protocols."""
-
-    def __init__(self, session: Session, model: Any):
-        config = session.config
-
-        def predict(variables: Any, rgb: jax.Array) -> jax.Array:
-            return step_lib.predict(model, variables, rgb, layout=config.layout)
-
-        self.session = session
-        self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]
-        options: dict[str, Any] = {
-            "share": (hosts.index(), hosts.count()),
-            "image_size": config.image_size,
-            "given_truth": config.depth,
-            "batch_size": EVAL_BATCH,
-        }
-        if len(session.placement.local) > 1:
-            options["devices"] = session.placement.local
-        self._network = Evaluator(
-            predict,
-            session.protocols,
-            arch_fixed=config.arch == "cnn_fc",
-            **options,
-        )
-        self._maps = Evaluator(predict_map, session.protocols[:1], **options)
-        self._loss = validation_loss.ValidationLoss(
-            config,
-            model,
-            session.data,
-            devices=session.placement.local,
-            batch_size=EVAL_BATCH,
-        )
-
-    def network(self, step: int, state: TrainState) -> list[dict[str, Any]]:
-        """Entries of results.json for this step, the one to look at last.
-
-        `loss` beside their metrics is the training loss on the evaluation frames.
-        """
-        scores = self._network(state.variables, self._frames())
-        loss = self._loss(state.variables)
-        return [
-            {"step": step, **entry, "loss": loss}
-            for entry in self._entries(self._network, scores)
-        ]
-
-    def baselines(self) -> dict[str, dict[str, float | None]]:
-        """Metrics of the three baselines, as the first protocol averages them."""
-        fitted, size = self.session.baselines, self.session.config.image_size
-        found = {}
-        for name, depth in (
-            ("constant", fitted.constant),
-            ("constant_delta", fitted.constant_delta),
-            ("mean_map", fitted.mean_map),
-        ):
-            variables = map_variables(depth, size)
-            scores = self._maps(variables, self._frames())
-            found[name] = self._entries(self._maps, scores)[-1]["metrics"]
-        return found
-
-    def _frames(self) -> Any:
-        """This host's share of the evaluation frames."""
-        return self.session.data.evaluation.full_frames(self._rows)
-
-    def _entries(self, evaluator: Evaluator, scores: Any) -> list[dict]:
-        data = self.session.data
-        return evaluator.entries(scores, data=data.name, split=data.eval_split)
-
-
-@dataclasses.dataclass
-class Ready:
-    """What a run begins with, on the host."""
-
-    model: Any
-    state: TrainState
-    checkpoints: Checkpoints
-
-
-def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
-    """The network, the state that training begins, or goes on, with, and the steps of
-    checkpoints that are damaged."""
+def _initialize(session: Session, weights: files.Weights | None) -> None:
+    """Create the network and the state that training starts, or resumes, from."""
     config = session.config
-    model = builders.build_model(
-        config,
+    model = models.create(
+        config.model,
         init_depth=session.baselines.constant,
-        bn_axis=sharding.AXIS if config.bn == "global" else None,
+        bn_axis=sharding.AXIS,
     )
     state = init_state(
         model,
-        lambda params: builders.build_optimizer(config, params),
+        lambda params: optimizer_lib.create(config, params),
         image_size=config.image_size,
-        seed=config.seed,
+        seed=config.train.seed,
     )
-    if session.weights is not None:
+    if weights is not None:
         state = initialize.start_from(
             state,
-            session.weights,
-            init=config.init,
-            layout=config.layout,
-            where=str(config.weights),
+            weights,
+            init=config.model.init,
+            layout=config.model.layout,
+            where=str(config.model.weights),
         )
-    if config.average:
+    if config.train.ema:
         state = state.start_average()
     damaged: list[int] = []
     with hosts.together():
@@ -408,16 +380,7 @@ def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
     session.results["evaluations"] = [
         e for e in session.results["evaluations"] if e["step"] <= step
     ]
-    return model, state, damaged
-
-
-def _run(session: Session, ready: Ready, stopping: StopSignals) -> int:
-    _say_start(session, ready.state)
-    scorer = Scorer(session, ready.model)
-    if "baselines" not in session.results:
-        session.results["baselines"] = scorer.baselines()
-    outcome = _train(session, ready, scorer, stopping)
-    return _finish(session, outcome, ready)
+    session.model, session.state, session.damaged = model, state, damaged
 
 
 def _starting_state(
@@ -434,65 +397,72 @@ def _starting_state(
                 f"{workdir.name} holds checkpoints of a run whose {workdir_lib.CONFIG} "
                 "is gone: name another --workdir"
             )
-        state = resumed(own, fresh, steps=int(config.steps), where=workdir.name)
+        state = resumed(own, fresh, steps=int(config.train.steps), where=workdir.name)
         damaged = own.damaged
-    if int(state.step) == 0 and config.resume not in ("auto", "never"):
-        other = WorkDir.open(config.resume)
+    if int(state.step) == 0 and config.output.resume not in ("auto", "never"):
+        other = WorkDir.open(config.output.resume)
         before = config_lib.from_json(other.read_config()["config"])
-        workdir_lib.refuse_other_network(before, config, where=config.resume)
+        workdir_lib.refuse_other_network(before, config, where=config.output.resume)
         theirs = Checkpoints(other.checkpoints, read_only=True)
-        state = resumed(theirs, fresh, steps=int(config.steps), where=config.resume)
+        state = resumed(
+            theirs, fresh, steps=int(config.train.steps), where=config.output.resume
+        )
         if state is fresh:
-            raise UserError(f"--resume={config.resume} holds no checkpoint")
-        if int(state.step) == int(config.steps):
+            raise UserError(f"--resume={config.output.resume} holds no checkpoint")
+        if int(state.step) == int(config.train.steps):
             raise UserError(
-                f"--resume={config.resume} was trained for --steps={config.steps} "
-                "already: steps count on from there, so give more"
+                f"--resume={config.output.resume} was trained for "
+                f"--steps={config.train.steps} already: steps count on from there, so "
+                "give more"
             )
-    if int(state.step) % config.steps_per_call:
+    if int(state.step) % config.train.steps_per_call:
         raise UserError(
             f"it goes on from step {int(state.step)}, which is no multiple of "
-            f"--steps_per_call={config.steps_per_call}: leave that flag out"
+            f"--steps_per_call={config.train.steps_per_call}: leave that flag out"
         )
     return state, damaged
 
 
-def _say_start(session: Session, state: TrainState) -> None:
+def _log_start(session: Session, state: TrainState) -> None:
     config, data = session.config, session.data
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     logger.info(
         "data: %s, split %s, %s depth: %d images train, %d evaluate under %s",
         data.name,
         data.split,
-        config.depth,
+        config.data.depth,
         len(data.train_rows),
         len(data.eval_rows),
         ", ".join(p.title(config.image_size) for p in session.protocols),
     )
     start = int(state.step)
-    if start == config.steps:
+    if start == config.train.steps:
         logger.info("all %d steps are done already", start)
         return
     logger.info(
         "%s: %.1f M parameters, steps %d to %s of %s images; the first step compiles, "
         "which takes a while",
-        config.arch,
+        config.model.arch,
         parameters / 1e6,
         start + 1,
-        config.steps,
-        config.batch_size,
+        config.train.steps,
+        config.train.batch_size,
     )
     if start:
         logger.info("going on from step %d", start)
 
 
-def _train(
-    session: Session, ready: Ready, scorer: Scorer, stopping: StopSignals
-) -> Outcome:
+def train(session: Session, stopping: StopSignals) -> Outcome:
+    """Stage 3: train from the session's state to the last step, or until stopped."""
     config, data, workdir = session.config, session.data, session.workdir
-    state, checkpoints = ready.state, ready.checkpoints
-    optimizer = builders.build_optimizer(config, state.params)
-    spec = builders.build_spec(config, ready.model, optimizer, axis_name=sharding.AXIS)
+    state, checkpoints = session.state, session.checkpoints
+    assert state is not None and checkpoints is not None
+    _log_start(session, state)
+    scorer = Scorer(session)
+    if "baselines" not in session.results:
+        session.results["baselines"] = scorer.baselines()
+    optimizer = optimizer_lib.create(config, state.params)
+    spec = StepSpec(session.model, optimizer, config, sharding.AXIS)
     start = int(state.step)
 
     def evaluate_now(step: int, state: TrainState) -> float | None:
@@ -510,13 +480,13 @@ def _train(
             data.train,
             data.train_rows,
             depth=data.depth,
-            seed=config.seed,
-            batch_size=int(config.batch_size),
+            seed=config.train.seed,
+            batch_size=int(config.train.batch_size),
             start_step=start,
-            stop_step=int(config.steps),
+            stop_step=int(config.train.steps),
             host=hosts.index(),
             hosts=hosts.count(),
-            cache=config.cache,
+            cache=config.data.cache,
         ) as batches,
     ):
         outcome = loop_lib.loop(
@@ -527,7 +497,7 @@ def _train(
             placement=session.placement,
             checkpoints=checkpoints,
             writer=writer,
-            learning_rate=builders.schedule(config),
+            learning_rate=optimizer_lib.schedule_of(config),
             evaluate=evaluate_now,
             after_log=workdir.sync,
             stopping=stopping,
@@ -547,8 +517,8 @@ def _train(
 def _step_fn(session: Session, spec: StepSpec) -> Any:
     """The compiled step, on batches from the host or on a table on the devices."""
     placement, data = session.placement, session.data
-    stacked = session.config.steps_per_call > 1
-    if session.config.cache != "device":
+    stacked = session.config.train.steps_per_call > 1
+    if session.config.data.cache != "device":
         return placement.compile(train_step, spec, stacked=stacked)
     part = device_cache.reader(
         data.train, data.train_rows, depth=data.depth, devices=len(placement.devices)
@@ -577,10 +547,11 @@ def _step_fn(session: Session, spec: StepSpec) -> Any:
     )
 
 
-def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
-    """Write and show the results, or say how to go on; returns the exit code."""
+def finish(session: Session, outcome: Outcome) -> int:
+    """Stage 4: write and show the results, or say how to resume; the exit code."""
     workdir, step = session.workdir, int(outcome.state.step)
-    checkpoints = ready.checkpoints
+    checkpoints = session.checkpoints
+    assert checkpoints is not None
     if outcome.reason == "non_finite":
         logger.error(
             "stopped: the loss is not finite near step %d; %s. Lower --lr, or use "
@@ -590,7 +561,7 @@ def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
         )
         return cli.NON_FINITE
     if outcome.reason in ("preempted", "interrupted"):
-        command = _command_to_go_on(session)
+        command = _resume_command(session)
         logger.info("%s at step %d, saved. To go on: %s", outcome.reason, step, command)
         code = cli.PREEMPTED if outcome.reason == "preempted" else cli.INTERRUPTED
         return code
@@ -598,7 +569,7 @@ def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
         session.results |= {
             "images_per_s": outcome.images_per_s,
             "skipped_steps": outcome.skipped,
-            "bn": session.config.bn,
+            "bn": session.config.model.bn,
             "command": session.command,
             **workdir_lib.environment(),
         }
@@ -611,8 +582,8 @@ def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
     return cli.OK
 
 
-def _command_to_go_on(session: Session) -> str:
+def _resume_command(session: Session) -> str:
     command = re.sub(r" --resume[= ]never\b", "", session.command)
-    if session.config.workdir is None:
+    if session.config.output.workdir is None:
         command += f" --workdir={session.workdir.name}"
     return command

@@ -42,10 +42,10 @@ def read(source: str, *, step: str = "best") -> Network:
         return Network(weights.arrays, weights.layout, "zero", weights.origin)
     network = predictor_lib.load(source, step=step)
     config = network.config
-    if config.arch != "upproj":
+    if config.model.arch != "upproj":
         raise UserError(
-            f"{source} is of --arch={config.arch}: only upproj is known elsewhere"
+            f"{source} is of --arch={config.model.arch}: only upproj is known elsewhere"
         )
     arrays = {path: np.asarray(x) for path, x in flatten(network.variables).items()}
     origin = f"jaxdepth, {Path(source).name}, step {network.step}"
-    return Network(arrays, config.layout, config.unpool, origin)
+    return Network(arrays, config.model.layout, config.model.unpool, origin)

@@ -66,12 +66,12 @@ def open_store(
     """
     return prepared(
         path,
-        cache_dir=Path(config.cache_dir).expanduser(),
+        cache_dir=Path(config.data.cache_dir).expanduser(),
         size=config.frame_size,
-        data_format=config.data_format,
-        options=ReadOptions(depth_scale=config.depth_scale),
-        mask_extremes=config.mask_extremes,
-        max_depth=config.max_depth,
+        data_format=config.data.data_format,
+        options=ReadOptions(depth_scale=config.data.depth_scale),
+        mask_extremes=config.data.mask_extremes,
+        max_depth=config.data.max_depth,
         keep_full=keep_full,
         progress=progress,
     )
@@ -84,28 +84,28 @@ def open_other(config: Config, path: str, *, progress: Callable | None = None) -
     depth holds for both where these have a use for one.
     """
     packed = is_remote(path) or is_store(path)
-    scale = config.depth_scale
+    scale = config.data.depth_scale
     if packed or not takes(path, "depth_scale"):
         scale = None
-    config = dataclasses.replace(config, data_format="auto", depth_scale=scale)
+    config = config.replace(data_format="auto", depth_scale=scale)
     return open_store(config, path, keep_full="all", progress=progress)
 
 
 def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
     """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
-    count = int(config.rooms)
+    count = int(config.data.rooms)
     source = rooms_source.Rooms(
-        seed=config.seed,
+        seed=config.train.seed,
         train=count,
         evaluation=max(32, count // 10),
         size=config.frame_size,
     )
     return prepared(
         source,
-        cache_dir=Path(config.cache_dir).expanduser(),
+        cache_dir=Path(config.data.cache_dir).expanduser(),
         size=config.frame_size,
         mask_extremes="off",
-        max_depth=config.max_depth,
+        max_depth=config.data.max_depth,
         progress=progress,
     )
 
@@ -116,20 +116,20 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     Raises UserError for data that can't be read, splits that they don't have, and an
     empty training or evaluation set.
     """
-    rooms = config.data == "rooms"
+    rooms = config.data.path == "rooms"
     if rooms:
         train = open_rooms(config, progress=progress)
     else:
-        train = open_store(config, config.data, progress=progress)
+        train = open_store(config, config.data.path, progress=progress)
         _check_size(config, train)
     split = own_split(config, train)
     train_rows = np.asarray(train.splits[split]["train"])
     notes = list(train.notes)
-    if config.eval_data is None:
+    if config.eval.eval_data is None:
         evaluation, eval_split = train, split
         eval_rows = np.asarray(train.splits[split]["eval"])
     else:
-        evaluation = open_other(config, config.eval_data, progress=progress)
+        evaluation = open_other(config, config.eval.eval_data, progress=progress)
         eval_rows, eval_split = evaluation_rows(evaluation)
         notes += [f"{evaluation.name}: {line}" for line in evaluation.notes]
     if len(eval_rows) == 0:
@@ -138,13 +138,12 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         )
     if len(train_rows) == 0:
         raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
-    if config.train_images is not None:
-        if config.train_images > len(train_rows):
-            raise UserError(
-                f"--train_images={config.train_images}: there are {len(train_rows)}"
-            )
+    if config.data.train_images is not None:
+        wanted, available = config.data.train_images, len(train_rows)
+        if wanted > available:
+            raise UserError(f"--train_images={wanted}: there are {available}")
         train_rows = train_rows[
-            order.first_in_seed_order(config.seed, len(train_rows), config.train_images)
+            order.first_in_seed_order(config.train.seed, available, wanted)
         ]
     depth, more = _depth(config, train)
     return Data(
@@ -174,19 +173,19 @@ def _check_size(config: Config, train: Store) -> None:
     if height < rows or width < columns:
         raise UserError(
             f"{train.name} holds frames of {height}x{width}, smaller than the "
-            f"{rows}x{columns} that --size={config.size} is cropped from: {ways}"
+            f"{rows}x{columns} that --size={config.model.size} is cropped from: {ways}"
         )
     if abs(height * columns / (width * rows) - 1) > MAX_SQUEEZE:
         raise UserError(
             f"{train.name} holds frames of {height}x{width}, whose shape is not that "
-            f"of --size={config.size}: {ways}"
+            f"of --size={config.model.size}: {ways}"
         )
 
 
 def own_split(config: Config, train: Store) -> str:
     """The split of the training data that --split names. UserError for another."""
-    if config.split != "auto":
-        split = config.split
+    if config.data.split != "auto":
+        split = config.data.split
     elif "official" in train.splits and "own" not in train.splits:
         split = "official"
     else:
@@ -218,12 +217,14 @@ def evaluation_rows(opened: Store) -> tuple[np.ndarray, str]:
 
 def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
     """Which truth trains; the other one, and a note, where that is not there."""
-    if config.depth in train.depths:
-        return config.depth, []
+    if config.data.depth in train.depths:
+        return config.data.depth, []
     other = train.depths[0]
-    if other == "raw" and config.data == "rooms":
+    if other == "raw" and config.data.path == "rooms":
         return other, []
-    return other, [f"{train.name} has no {config.depth} depth: training on {other}"]
+    return other, [
+        f"{train.name} has no {config.data.depth} depth: training on {other}"
+    ]
 
 
 def chunks(

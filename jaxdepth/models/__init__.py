@@ -1,5 +1,6 @@
-"""The networks, by name. Whoever adds one adds it to `ARCHS`."""
+"""The networks, by name. To add one, add its entry to `ARCHS`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -7,34 +8,140 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxdepth.config import ModelConfig
 from jaxdepth.models.cnn import CNN, CNNFC
 from jaxdepth.models.layouts import LAYOUTS, Layout, layout_named, normalize
 from jaxdepth.models.upproj import UpProj
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.registry import Registry
 
 __all__ = [
     "ARCHS",
     "LAYOUTS",
+    "Arch",
     "Layout",
+    "arch_named",
+    "create",
     "create_model",
     "normalize",
     "output_size",
+    "register_arch",
 ]
 
-ARCHS: dict[str, Callable[..., nn.Module]] = {
-    "cnn_fc": CNNFC,
-    "cnn": CNN,
-    "cnn_trans": functools.partial(CNN, transposed=True),
-    "upproj": UpProj,
-}
 FREEZE = ("none", "encoder", "bn_stats")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arch:
+    """A network that `--arch` names.
+
+    Attributes:
+      module: makes the Flax module from keyword arguments: those fields of
+        `create_model`'s arguments that it declares. Its `__call__(image, *,
+        train=False, keys=None)` takes (b, h, w, 3) float32 from `normalize` and returns
+        (b, i, j) float32 metres; its `output_size((h, w))` is (i, j).
+      layouts: names of layouts that it has.
+      init: values of --init that it has weights for, besides "random".
+      fixed_size: it is built for one input size, so whole frames are stretched to it.
+      min_size: smallest height and width of its input.
+    """
+
+    module: Callable[..., nn.Module]
+    layouts: tuple[str, ...] = ("torchvision",)
+    init: tuple[str, ...] = ()
+    fixed_size: bool = False
+    min_size: int = 1
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields that the module declares."""
+        module = self.module
+        cls = module.func if isinstance(module, functools.partial) else module
+        return frozenset(getattr(cls, "__dataclass_fields__", ()))
+
+    @property
+    def dropout(self) -> float:
+        """The dropout rate that the module has by default."""
+        return getattr(self.module(), "dropout", 0.0)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError for options that this network does not have."""
+        if model.init not in ("random", *self.init):
+            raise UserError(
+                f"--init={model.init}: weights for upproj, {model.arch} has no "
+                "ResNet-50"
+            )
+        self.check_options(model.arch, layout=model.layout, unpool=model.unpool)
+
+    def check_options(self, arch: str, *, layout: str | Layout, unpool: str) -> None:
+        """Raise UserError for a layout or an unpooling that it does not have."""
+        layout_named(layout)  # raises for an unknown name
+        if isinstance(layout, str) and layout not in self.layouts:
+            raise UserError(f"--layout={layout} is a layout of upproj, not of {arch}")
+        if unpool != "zero" and "unpool" not in self.fields:
+            raise UserError(f"--unpool={unpool} belongs to upproj: {arch} has none")
+
+
+ARCHS: Registry[Arch] = Registry("arch")
+ARCHS.register("cnn_fc", Arch(CNNFC, fixed_size=True, min_size=39))
+ARCHS.register("cnn", Arch(CNN))
+ARCHS.register("cnn_trans", Arch(functools.partial(CNN, transposed=True)))
+ARCHS.register("upproj", Arch(UpProj, layouts=tuple(LAYOUTS), init=("imagenet", "nyu")))
+
+
+def register_arch(
+    name: str, module: Callable[..., nn.Module], **properties: Any
+) -> Callable[..., nn.Module]:
+    """Register a network under a name, which `--arch` and `create_model` then take.
+
+    Args:
+      name: name of the network.
+      module: see `Arch`.
+      **properties: other attributes of `Arch`.
+
+    Returns: `module`.
+    Raises: ValueError for a name that is registered already.
+    """
+    ARCHS.register(name, Arch(module, **properties))
+    return module
+
+
+def arch_named(name: str) -> Arch:
+    """The network of that name. Raises UserError for an unknown name."""
+    return ARCHS.named(name)
+
+
+def create(
+    model: ModelConfig, *, init_depth: float = 2.7, bn_axis: str | None = None
+) -> nn.Module:
+    """The network that a resolved configuration describes.
+
+    Args:
+      model: section of the configuration.
+      init_depth: depth in metres that it predicts before training.
+      bn_axis: device axis for global batch statistics, None for one device. It has no
+        effect with `--bn=local`.
+    """
+    assert model.dropout != "auto"
+    return create_model(
+        model.arch,
+        layout=model.layout,
+        unpool=model.unpool,
+        upconv=model.upconv,
+        dropout=model.dropout,
+        dtype=jnp.bfloat16 if model.precision == "bf16" else jnp.float32,
+        image_size=model.image_size,
+        init_depth=init_depth,
+        bn_axis=bn_axis if model.bn == "global" else None,
+        freeze=model.freeze,
+    )
 
 
 def create_model(
     arch: str = "upproj",
     *,
-    layout: str = "torchvision",
+    layout: str | Layout = "torchvision",
     unpool: str = "zero",
     upconv: str = "auto",
     dropout: float | None = None,
@@ -56,70 +163,63 @@ def create_model(
 
     `variables` holds `params`, with `encoder`, `decoder` (upproj and cnn_fc) and
     `head`, and `batch_stats`; both float32. `image` comes from `normalize`; `keys` are
-    typed PRNG keys, one per image, and needed for dropout alone.
+    typed PRNG keys, one per image, needed for dropout only.
 
     Args:
       arch: name in `ARCHS`.
-      layout: name in `LAYOUTS`; all but "torchvision" are of upproj alone.
-      unpool: "zero" or "average"; upproj alone unpools.
-      upconv: form of the up-convolution; other networks have none and ignore it.
-      dropout: share dropped before the last layer while training; None: 0.5 in
-        cnn_fc, 0 in others.
-      dtype: to compute in. Results are float32 always.
-      image_size: (height, width) that cnn_fc is built for; others take any.
-      init_depth: metres that an untrained network predicts: the training mean. 2.7 is
-        near that of NYU.
-      bn_axis: name of the device axis over which batch statistics are taken together.
-      freeze: "encoder" or "bn_stats" keep the encoder's or all running statistics,
-        and normalise by them, while training. Parameters are the optimizer's matter.
+      layout: name in `LAYOUTS`; all but "torchvision" are layouts of upproj only.
+      unpool: "zero" or "average"; only upproj unpools.
+      upconv: algorithm of the up-convolution; ignored by networks without one.
+      dropout: dropout rate before the last layer; None: 0.5 in cnn_fc, 0 in others.
+      dtype: dtype of the computation. Results are float32 always.
+      image_size: (height, width) that cnn_fc is built for; the others take any size.
+      init_depth: depth in metres that an untrained network predicts: the mean of the
+        training depth. 2.7 is close to NYU's.
+      bn_axis: device axis over which batch statistics are averaged.
+      freeze: "encoder" or "bn_stats" keep the encoder's or all running statistics, and
+        normalise by them, while training. The optimizer keeps parameters fixed.
       **widths: other fields of the module, for smaller networks: `stage_sizes`,
         `width`, `decoder_in`, `decoder_features`; `features`, `hidden`.
 
-    Raises: UserError on values that are unknown or do not go together.
+    Raises: UserError for values that are unknown or do not go together.
     """
-    _one_of("arch", arch, ARCHS)
-    _one_of("unpool", unpool, UNPOOLS)
-    _one_of("upconv", upconv, ("auto", *FORMS))
-    _one_of("freeze", freeze, FREEZE)
-    fields: dict[str, Any] = {
+    entry = arch_named(arch)
+    _check_one_of("unpool", unpool, UNPOOLS)
+    _check_one_of("upconv", upconv, ("auto", *FORMS))
+    _check_one_of("freeze", freeze, FREEZE)
+    entry.check_options(arch, layout=layout, unpool=unpool)
+    if min(image_size) < entry.min_size:
+        height, width = image_size
+        raise UserError(
+            f"--size={height}x{width}: too small for {arch}, which needs at least "
+            f"{entry.min_size}x{entry.min_size}"
+        )
+    options: dict[str, Any] = {
         "layout": layout_named(layout),
+        "unpool": unpool,
+        "upconv": upconv,
         "dtype": dtype,
+        "image_size": image_size,
         "init_depth": init_depth,
         "bn_axis": bn_axis,
         "freeze": freeze,
-        **widths,
     }
     if dropout is not None:
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout={dropout}: at least 0 and below 1")
-        fields["dropout"] = dropout
-    if arch == "upproj":
-        fields |= {"unpool": unpool, "upconv": upconv}
-    else:
-        if layout != "torchvision":
-            raise UserError(f"layout={layout} is a layout of upproj, not of {arch}")
-        if unpool != "zero":
-            raise UserError(f"unpool={unpool} belongs to upproj: {arch} has none")
-    if arch == "cnn_fc":
-        height, width = image_size
-        if min(height, width) < 39:
-            raise UserError(
-                f"image size {height}x{width}: too small for cnn_fc, whose three pools "
-                "need at least 39x39"
-            )
-        fields["image_size"] = (height, width)
-    return ARCHS[arch](**fields)
+            raise UserError(f"--dropout={dropout}: at least 0 and below 1")
+        options["dropout"] = dropout
+    declared = {k: v for k, v in options.items() if k in entry.fields}
+    return entry.module(**declared, **widths)
 
 
 def output_size(arch: str, image_size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the depth that `arch` gives for an image of `image_size`.
+    """(height, width) of the depth that `arch` predicts for an image of `image_size`.
 
     228x304: upproj 128x160, cnn and cnn_trans 57x76, cnn_fc 55x74 (built for it).
     """
-    _one_of("arch", arch, ARCHS)
-    return ARCHS[arch]().output_size(image_size)  # pyright: ignore
+    return arch_named(arch).module().output_size(image_size)  # pyright: ignore
 
 
-def _one_of(what: str, name: str, known: Any) -> None:
-    if name not in known:
-        raise UserError(f"{what}={name}: one of {', '.join(known)}")
+def _check_one_of(flag: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise UserError(f"--{flag}={name}: one of {', '.join(names)}")

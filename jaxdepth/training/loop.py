@@ -116,7 +116,11 @@ def loop(
 
     Raises MachineError where a checkpoint can't be written.
     """
-    start, stop, at_once = int(state.step), int(config.steps), config.steps_per_call
+    start, stop, at_once = (
+        int(state.step),
+        int(config.train.steps),
+        config.train.steps_per_call,
+    )
     placed = placement.place_state(state)
     clock, total = _Clock(), _Clock()
     skipped = 0.0
@@ -134,8 +138,8 @@ def loop(
             clock.waited += waited
             placed, logs = step_fn(placed, batch)
             logs_waiting.append(logs)
-            clock.images += at_once * int(config.batch_size)
-            total.images += at_once * int(config.batch_size)
+            clock.images += at_once * int(config.train.batch_size)
+            total.images += at_once * int(config.train.batch_size)
             first = step == start + at_once
             if first:
                 jax.block_until_ready(logs)
@@ -145,9 +149,9 @@ def loop(
                 total.restart()
             reason = wishes.after_call(stopping.reason)
             ending = step == stop or reason is not None
-            evaluating = not ending and _is_time(config.eval_every, step)
-            saving = not ending and _is_time(config.save_every, step)
-            logging_now = ending or first or _is_time(config.log_every, step)
+            evaluating = not ending and _is_time(config.eval.eval_every, step)
+            saving = not ending and _is_time(config.output.save_every, step)
+            logging_now = ending or first or _is_time(config.output.log_every, step)
             # A state after a step that was not finite is neither scored nor saved.
             looking = evaluating or saving
             if logging_now or (looking and _not_finite(logs_waiting, placement)):
@@ -162,7 +166,7 @@ def loop(
                 )
                 after_log()
                 clock.restart()
-                if bad and config.on_nan == "stop":
+                if bad and config.train.on_nan == "stop":
                     return Outcome(placement.one(placed), "non_finite", measured)
             if total.images:
                 measured = total.images / max(total.seconds, 1e-9)

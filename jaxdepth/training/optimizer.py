@@ -1,42 +1,74 @@
-"""Schedules, the optimizer, and which parameters it moves."""
+"""Learning rate schedules and optimizers, by name, and the parameters they update."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdepth.config import Config
+from jaxdepth.runtime.registry import Registry
+
 PyTree = Any
 
-# After what share of the steps the rate falls, and by what factor.
-_FALLS = {
-    "step": {1 / 2: 0.1, 3 / 4: 0.1},
-    "thirds": {1 / 3: 0.5, 2 / 3: 0.2},
-}
+Schedule = Callable[[float, int], optax.Schedule]
+"""(lr, steps) -> schedule over `steps` steps after warm-up, starting at `lr`."""
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+SCHEDULES.register("constant", lambda lr, steps: optax.schedules.constant_schedule(lr))
+
+
+def _piecewise(factors: dict[float, float]) -> Schedule:
+    """Multiply the learning rate by each factor after that share of the steps."""
+
+    def schedule(lr: float, steps: int) -> optax.Schedule:
+        edges = {math.ceil(share * steps): by for share, by in factors.items()}
+        return optax.schedules.piecewise_constant_schedule(lr, edges)
+
+    return schedule
+
+
+SCHEDULES.register("step", _piecewise({1 / 2: 0.1, 3 / 4: 0.1}))
+# After Laina et al. 2016: 1/2 of it after a third, 1/10 after two thirds.
+SCHEDULES.register("thirds", _piecewise({1 / 3: 0.5, 2 / 3: 0.2}))
+SCHEDULES.register("cosine", optax.schedules.cosine_decay_schedule)
+
+Rule = Callable[
+    [optax.GradientTransformation, optax.GradientTransformation],
+    optax.GradientTransformation,
+]
+"""(l2, descend) -> optimizer: `l2` adds weight decay, `descend` the learning rate."""
+
+OPTIMIZERS: Registry[Rule] = Registry("optimizer")
+OPTIMIZERS.register(
+    "adam", lambda l2, descend: optax.chain(l2, optax.scale_by_adam(), descend)
+)
+OPTIMIZERS.register(
+    "adamw", lambda l2, descend: optax.chain(optax.scale_by_adam(), l2, descend)
+)
+OPTIMIZERS.register(
+    "sgd", lambda l2, descend: optax.chain(l2, optax.trace(decay=0.9), descend)
+)
 
 
 def learning_rate(
     *, lr: float, schedule: str, steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Step (from 0) -> learning rate.
+    """Learning rate by step, from 0.
 
-    constant: `lr`; step: `lr`, a tenth of it after half of the steps, a hundredth
-    after three quarters; thirds: half of it after a third of the steps, a tenth after
-    two thirds (after Laina et al. 2016); cosine: from `lr` to 0 at `steps`. Before
-    that it rises in equal parts over `warmup_steps`, the first step taking the first
-    part.
+    Args:
+      lr: highest learning rate.
+      schedule: name in `SCHEDULES`. constant: `lr`; step: a tenth of it after half of
+        the steps, a hundredth after three quarters; thirds: half of it after a third,
+        a tenth after two thirds (Laina et al. 2016); cosine: from `lr` to 0.
+      steps: steps of training, warm-up included.
+      warmup_steps: steps of linear warm-up: step k has (k + 1) / warmup_steps of `lr`.
+
+    Raises: KeyError for an unknown schedule.
     """
-    after = max(1, steps - warmup_steps)
-    if schedule == "constant":
-        main = optax.schedules.constant_schedule(lr)
-    elif schedule == "cosine":
-        main = optax.schedules.cosine_decay_schedule(lr, after)
-    elif schedule in _FALLS:
-        edges = {math.ceil(share * after): by for share, by in _FALLS[schedule].items()}
-        main = optax.schedules.piecewise_constant_schedule(lr, edges)
-    else:
-        raise ValueError(f"schedule {schedule!r}: constant, step, thirds or cosine")
+    main = SCHEDULES[schedule](lr, max(1, steps - warmup_steps))
     if not warmup_steps:
         return main
 
@@ -47,14 +79,36 @@ def learning_rate(
     return warmed
 
 
+def schedule_of(config: Config) -> optax.Schedule:
+    """The learning rate schedule of a resolved configuration."""
+    return learning_rate(
+        lr=config.peak_lr,
+        schedule=config.optimizer.schedule,
+        steps=int(config.train.steps),
+        warmup_steps=config.optimizer.warmup_steps,
+    )
+
+
+def create(config: Config, params: PyTree) -> optax.GradientTransformation:
+    """The optimizer of a resolved configuration."""
+    optimizer = config.optimizer
+    return make_optimizer(
+        optimizer=optimizer.name,
+        rate=schedule_of(config),
+        weight_decay=optimizer.weight_decay,
+        decay=optimizer.decay,
+        clip_norm=optimizer.clip_norm,
+        freeze=config.model.freeze,
+        encoder_lr_factor=optimizer.encoder_lr_factor,
+        params=params,
+    )
+
+
 def make_optimizer(
     *,
     params: PyTree,
     optimizer: str = "adam",
-    lr: float = 1e-3,
-    schedule: str = "constant",
-    steps: int = 1,
-    warmup_steps: int = 0,
+    rate: optax.Schedule | float = 1e-3,
     weight_decay: float = 0.0,
     decay: str = "kernels",
     clip_norm: float | None = None,
@@ -67,19 +121,19 @@ def make_optimizer(
     rate; sgd: momentum 0.9, L2 added to the gradient.
 
     Args:
-      params: what it will move; `params["encoder"]` is the encoder.
+      params: parameters to optimise; `params["encoder"]` is the encoder.
+      optimizer: name in `OPTIMIZERS`.
+      rate: learning rate, or its schedule.
       decay: "all" parameters, as PyTorch does, or "kernels" alone.
       clip_norm: largest global norm of the gradient of what moves.
       freeze: "encoder" moves nothing in it and keeps no moments for it; "bn_stats" is
         not a matter of parameters.
       encoder_lr_factor: on the rate of the encoder.
     """
-    rate = learning_rate(
-        lr=lr, schedule=schedule, steps=steps, warmup_steps=warmup_steps
-    )
+    schedule = rate if callable(rate) else optax.schedules.constant_schedule(rate)
 
     def one(factor: float) -> optax.GradientTransformation:
-        return _rule(optimizer, rate, factor, weight_decay, decay)
+        return _rule(optimizer, schedule, factor, weight_decay, decay)
 
     if freeze == "encoder" or encoder_lr_factor != 1.0:
         frozen = freeze == "encoder"
@@ -122,10 +176,4 @@ def _rule(
         weight_decay, mask=_kernels if decay == "kernels" else None
     )
     descend = optax.scale_by_learning_rate(lambda step: factor * rate(step))
-    if name == "adam":
-        return optax.chain(l2, optax.scale_by_adam(), descend)
-    if name == "adamw":
-        return optax.chain(optax.scale_by_adam(), l2, descend)
-    if name == "sgd":
-        return optax.chain(l2, optax.trace(decay=0.9), descend)
-    raise ValueError(f"optimizer {name!r}: adam, adamw or sgd")
+    return OPTIMIZERS[name](l2, descend)

@@ -5,7 +5,7 @@ The step knows of other devices only the name of the axis that it sums over.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
 from jaxdepth import losses
-from jaxdepth.config import training_frame
+from jaxdepth.config import Config
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
 from jaxdepth.training import augment, device_cache
@@ -25,36 +25,18 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What a step does, settled before it is compiled.
+    """What a step does; static for compilation.
 
     Attributes:
-      model: a network of `create_model`.
-      optimizer: of `optim.make_optimizer`.
-      loss: name in `losses.LOSSES`, with `si_lambda` and `berhu_scope`.
-      layout: whose input normalisation applies.
-      image_size: (height, width) of the crop that the network sees.
-      augment: name in `augment.POLICIES`.
-      max_depth: metres beyond which truth does not count.
-      seed: of augmentation and dropout.
-      accumulate: microbatches per step, one after another.
-      average: decay of the running average of the network, 0 for none.
-      skip_non_finite: leave the state as it is where loss or gradient is not finite.
+      model: a network of `models.create`.
+      optimizer: of `optimizer.create`.
+      config: resolved configuration.
       axis_name: the axis that devices share, None on one.
     """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
-    loss: str
-    layout: str
-    image_size: tuple[int, int]
-    augment: str = "none"
-    max_depth: float = 10.0
-    si_lambda: float = 0.5
-    berhu_scope: Literal["image", "batch"] = "image"
-    seed: int = 0
-    accumulate: int = 1
-    average: float = 0.0
-    skip_non_finite: bool = False
+    config: Config
     axis_name: str | None = None
 
 
@@ -93,7 +75,7 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
     """Sum of the images' losses; then how many count, and the new statistics."""
     pred, changed = spec.model.apply(
         {"params": params, "batch_stats": batch_stats},
-        normalize(image, spec.layout),
+        normalize(image, spec.config.model.layout),
         train=True,
         keys=keys,
         mutable=["batch_stats"],
@@ -104,28 +86,31 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
 
 def _against(spec: StepSpec, pred, depth):
     """Sum of the losses of `pred` against truth of any size; how many images count."""
-    valid = valid_depth(depth, max_depth=spec.max_depth)
+    valid = valid_depth(depth, max_depth=spec.config.data.max_depth)
     height, width = pred.shape[1:3]
     target, valid = resize.masked_area(depth, valid, (height, width))
+    loss = spec.config.loss
     return losses.loss_sums(
-        spec.loss,
+        loss.name,
         pred,
         target,
         valid=valid,
-        si_lambda=spec.si_lambda,
-        berhu_scope=spec.berhu_scope,
-        axis_name=spec.axis_name,
+        options=losses.LossOptions(loss.si_lambda, loss.berhu_scope, spec.axis_name),
     )
 
 
 def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
     """Gradient sum, loss sum, image count and statistics of one microbatch."""
-    keys = augment.example_keys(spec.seed, step, batch["position"])
+    keys = augment.example_keys(spec.config.train.seed, step, batch["position"])
     augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    frame = training_frame(spec.image_size)
+    frame = spec.config.frame_size
     rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
     image, depth = augment.augment(
-        rgb, depth_mm, augment_keys, size=spec.image_size, policy=spec.augment
+        rgb,
+        depth_mm,
+        augment_keys,
+        size=spec.config.image_size,
+        policy=spec.config.data.augment,
     )
     value_and_grad = jax.value_and_grad(_loss_sums, argnums=1, has_aux=True)
     (total, (images, batch_stats)), grads = value_and_grad(
@@ -144,7 +129,7 @@ def gradients(
 
     Returns: (gradient, loss, images that count, batch_stats).
     """
-    if spec.accumulate == 1:
+    if spec.config.train.accumulate == 1:
         sums = _microbatch(spec, state.params, state.step, state.batch_stats, batch)
         grads, total, images, batch_stats = sums
     else:
@@ -159,8 +144,10 @@ def gradients(
 
 
 def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
-    """As `_microbatch`, over `spec.accumulate` parts of the batch."""
-    parts = jax.tree.map(lambda x: x.reshape(spec.accumulate, -1, *x.shape[1:]), batch)
+    """As `_microbatch`, over `spec.config.train.accumulate` parts of the batch."""
+    parts = jax.tree.map(
+        lambda x: x.reshape(spec.config.train.accumulate, -1, *x.shape[1:]), batch
+    )
 
     def add(carry, part):
         grads, total, images, batch_stats = carry
@@ -186,11 +173,11 @@ def validation_sums(
 
     Returns: the sum of the images' losses, and how many images have truth.
     """
-    frame = training_frame(spec.image_size)
+    frame = spec.config.frame_size
     rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
     keys = jax.random.split(jax.random.key(0), len(rgb))
-    image, depth = augment.augment(rgb, depth_mm, keys, size=spec.image_size)
-    pred = predict(spec.model, variables, image, layout=spec.layout)
+    image, depth = augment.augment(rgb, depth_mm, keys, size=spec.config.image_size)
+    pred = predict(spec.model, variables, image, layout=spec.config.model.layout)
     return _against(spec, pred, depth)
 
 
@@ -219,13 +206,13 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    if spec.average:
+    if spec.config.train.ema:
         average = follow(
-            state.average, new.network, decay=spec.average, step=state.step
+            state.average, new.network, decay=spec.config.train.ema, step=state.step
         )
         new = dataclasses.replace(new, average=average)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-    if spec.skip_non_finite:
+    if spec.config.train.on_nan == "skip":
         kept = dataclasses.replace(
             state,
             step=state.step + 1,

@@ -15,9 +15,8 @@ from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
 from jaxdepth.ops import platform
 from jaxdepth.runtime import hosts
-from jaxdepth.training import builders
 from jaxdepth.training.state import PyTree
-from jaxdepth.training.step import validation_sums
+from jaxdepth.training.step import StepSpec, validation_sums
 
 
 class ValidationLoss:
@@ -52,7 +51,7 @@ class ValidationLoss:
         mesh = Mesh(np.array(devices), ("batch",))
         self._along = NamedSharding(mesh, PartitionSpec("batch"))
         self._whole = NamedSharding(mesh, PartitionSpec())
-        spec = builders.build_spec(config, model, optax.identity(), axis_name=None)
+        spec = StepSpec(model, optax.identity(), config, None)
         self._sums = jax.jit(
             functools.partial(validation_sums, spec),
             compiler_options=platform.compiler_options(),

@@ -11,6 +11,7 @@ from jaxdepth.commands import cli
 from jaxdepth.commands.predict import PredictConfig
 from jaxdepth.config import Config
 from jaxdepth.recipes import RECIPES
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
 
 
@@ -20,21 +21,29 @@ def read(*argv: str, **options) -> Config:
 
 def test_flags_are_read():
     config = read("--arch=cnn", "--lr=0.01", "--steps=5", "--size", "48x64")
-    assert (config.arch, config.lr, config.steps) == ("cnn", 0.01, 5)
-    assert config.size == "48x64"
+    assert (config.model.arch, config.optimizer.lr, config.train.steps) == (
+        "cnn",
+        0.01,
+        5,
+    )
+    assert config.model.size == "48x64"
     # Dashes are read as well.
-    assert read("--batch-size=4").batch_size == 4
+    assert read("--batch-size=4").train.batch_size == 4
 
 
 def test_recipes_and_flags_beside_them():
     config = read("--recipe=table1_cnn", "--lr=0.5")
-    assert config.lr == 0.5 and config.arch == "cnn" and config.epochs == 20
-    assert config.recipe == "table1_cnn"
+    assert (
+        config.optimizer.lr == 0.5
+        and config.model.arch == "cnn"
+        and config.train.epochs == 20
+    )
+    assert config.output.recipe == "table1_cnn"
     config = read("--recipe=table1_cnn", "--steps=3")
-    assert config.steps == 3 and config.epochs is None
-    assert read("--recipe=fcrn_large_batch", "--weights=x").warmup_epochs == 2
+    assert config.train.steps == 3 and config.train.epochs is None
+    assert read("--recipe=fcrn_large_batch", "--weights=x").optimizer.warmup_epochs == 2
     config = read("--recipe=fcrn_large_batch", "--weights=x", "--warmup_steps=7")
-    assert config.warmup_steps == 7 and config.warmup_epochs is None
+    assert config.optimizer.warmup_steps == 7 and config.optimizer.warmup_epochs is None
 
 
 def test_the_default_recipe_depends_on_the_data():
@@ -44,8 +53,8 @@ def test_the_default_recipe_depends_on_the_data():
         asked.append(data)
         return "demo" if data == "rooms" else "default"
 
-    assert read(default_recipe=choose).steps == RECIPES["demo"].flags["steps"]
-    assert read("--data=x", default_recipe=choose).recipe == "default"
+    assert read(default_recipe=choose).train.steps == RECIPES["demo"].flags["steps"]
+    assert read("--data=x", default_recipe=choose).output.recipe == "default"
     assert asked == ["rooms", "x"]
 
 
@@ -89,10 +98,12 @@ def test_recipe_help_lists_them_all(capsys):
 
 
 def test_photos_are_named_without_a_flag():
-    config = cli.parse(PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p")
+    config = flags_lib.parse(
+        PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p"
+    )
     assert tuple(config.images) == ("a.jpg", "b")
     with pytest.raises(UserError, match="checkpoint"):
-        cli.parse(PredictConfig, ["a.jpg"], prog="p")
+        flags_lib.parse(PredictConfig, ["a.jpg"], prog="p")
 
 
 @pytest.mark.parametrize(

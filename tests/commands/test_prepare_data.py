@@ -194,17 +194,17 @@ def test_the_command_that_trains(splits, size, flags):
 
 def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", "--size=120x160")
-    flags = Config(data=str(tmp_path / "out"), split="all", cache_dir=str(tmp_path))
+    flags = Config.of(data=str(tmp_path / "out"), split="all", cache_dir=str(tmp_path))
     words = "smaller than the 240x320 that --size=228x304 is cropped from: train with "
     with pytest.raises(UserError, match=f"{words}--size=114x152, or prepare") as error:
-        dataset.open_data(dataclasses.replace(flags, size="228x304"))
+        dataset.open_data(flags.replace(size="228x304"))
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="whose shape is not that of --size=64x64"):
-        dataset.open_data(dataclasses.replace(flags, size="64x64"))
+        dataset.open_data(flags.replace(size="64x64"))
     # Its own size, and one whose rounding differs, are no trouble.
     for size in ("114x152", "48x64"):
         with pytest.raises(UserError, match="leaves no frame to evaluate on"):
-            dataset.open_data(dataclasses.replace(flags, size=size))
+            dataset.open_data(flags.replace(size=size))
 
 
 def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said):
@@ -212,7 +212,7 @@ def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said
     url = f"memory://{uuid.uuid4().hex}/prepared"
     assert prepare(source, url, "--size=96x128") == cli.OK
     assert f"--data={url} --size=91x121 --split=all" in said.text
-    flags = Config(
+    flags = Config.of(
         data=url, eval_data=url, split="all", size="48x64", cache_dir=str(tmp_path)
     )
     data = dataset.open_data(flags)

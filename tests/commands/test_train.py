@@ -428,7 +428,10 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
 
 def test_a_batch_that_nobody_gave_divides_over_the_devices():
     placement = sharding.Placement.over("jit")  # eight of them
-    config = Config(batch_size=9, accumulate=2)
+    config = Config.of(batch_size=9, accumulate=2)
     with pytest.raises(UserError, match="does not divide over 8 devices"):
-        train_command._settle_batch(config, placement, up=False)
-    assert train_command._settle_batch(config, placement, up=True).batch_size == 16
+        train_command._resolve_batch(config, placement, round_up=False)
+    assert (
+        train_command._resolve_batch(config, placement, round_up=True).train.batch_size
+        == 16
+    )

@@ -44,16 +44,16 @@ def go(
 ) -> Run:
     """Train the tiny network to `stop`; every step is logged."""
     options: dict[str, Any] = {"log_every": 1, "eval_every": 0, "save_every": 0}
-    config = Config(steps=stop, batch_size=BATCH, **(options | flags))
+    config = Config.of(steps=stop, batch_size=BATCH, **(options | flags))
     spec = tiny.spec(
         optimizer=optax.sgd(lr),
         axis_name=AXIS,
-        skip_non_finite=config.on_nan == "skip",
-        average=config.average,
+        on_nan=config.train.on_nan,
+        ema=config.train.ema,
     )
     if state is None:
         fresh = tiny.state(spec)
-        state = fresh.start_average() if config.average else fresh
+        state = fresh.start_average() if config.train.ema else fresh
     placement = Placement.over(kind)
     checkpoints = Checkpoints(str(folder / "checkpoints"))
     evaluated: list[int] = []
@@ -69,7 +69,7 @@ def go(
             state,
             feed if feed is not None else batches(int(state.step)),
             step_fn=placement.compile(
-                train_step, spec, stacked=config.steps_per_call > 1
+                train_step, spec, stacked=config.train.steps_per_call > 1
             ),
             placement=placement,
             checkpoints=checkpoints,
@@ -107,12 +107,12 @@ def test_stopping_and_going_on_changes_nothing(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_an_average_goes_on_from_its_checkpoint(tmp_path, kind):
-    whole = go(tmp_path / "whole", 4, kind=kind, average=0.9)
-    first = go(tmp_path / "parts", 3, kind=kind, average=0.9, save_every=2)
+    whole = go(tmp_path / "whole", 4, kind=kind, ema=0.9)
+    first = go(tmp_path / "parts", 3, kind=kind, ema=0.9, save_every=2)
     assert first.saved == [2]
     checkpoints = Checkpoints(str(tmp_path / "parts" / "checkpoints"), read_only=True)
     saved = checkpoints.restore_state(first.outcome.state)
-    second = go(tmp_path / "parts", 4, state=saved, kind=kind, average=0.9)
+    second = go(tmp_path / "parts", 4, state=saved, kind=kind, ema=0.9)
     ours, theirs = second.outcome.state, whole.outcome.state
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert not np.array_equal(

@@ -117,7 +117,7 @@ def test_the_state_comes_back_in_one_copy(alone, together):
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
-    spec = tiny.spec(average=0.3, bn_axis=AXIS, axis_name=AXIS)
+    spec = tiny.spec(ema=0.3, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over(kind)
     state = tiny.state(spec).start_average()
     step = placement.compile(train_step, spec)

@@ -124,7 +124,7 @@ def test_truth_beyond_max_depth_is_no_truth():
     assert beyond.any()
     cut = batch | {"depth_mm": np.where(beyond, 0, batch["depth_mm"]).astype(np.uint16)}
     assert same(gradients(spec, state, batch), gradients(spec, state, cut))
-    farther = gradients(dataclasses.replace(spec, max_depth=30.0), state, batch)
+    farther = gradients(tiny.changed(spec, max_depth=30.0), state, batch)
     assert farther[1] > 2 * gradients(spec, state, batch)[1]
 
 
@@ -172,7 +172,7 @@ def test_parts_one_after_another_add_up(parts):
     # One part has no truth at all, another one image of two.
     spec = tiny.spec(loss="si", freeze="bn_stats", augment="none", dropout=0.5)
     state, batch = tiny.state(spec), tiny.batch(8, empty=(0, 1, 2))
-    split = dataclasses.replace(spec, accumulate=parts)
+    split = tiny.changed(spec, accumulate=parts)
     close(gradients(split, state, batch), gradients(spec, state, batch))
 
 
@@ -186,7 +186,7 @@ def test_parts_have_batch_statistics_of_their_own():
     first = gradients(spec, state, halves[0])
     # The running statistics go from one part to the next.
     second = gradients(spec, state.replace(batch_stats=first[3]), halves[1])
-    got = gradients(dataclasses.replace(spec, accumulate=2), state, batch)
+    got = gradients(tiny.changed(spec, accumulate=2), state, batch)
     mean = jax.tree.map(lambda a, b: (1 * a + 4 * b) / 5, first[:2], second[:2])
     close(got[:2], mean)
     assert got[2] == 5
@@ -224,7 +224,7 @@ def broken(state):
 
 
 def test_a_step_that_is_not_finite_can_be_skipped():
-    spec = tiny.spec(skip_non_finite=True)
+    spec = tiny.spec(on_nan="skip")
     state, batch = broken(tiny.state(spec)), tiny.batch(2)
     new, logs = take_step(spec, state, batch)
     assert logs["skipped"] == 1 and np.isnan(logs["loss"])
@@ -235,7 +235,7 @@ def test_a_step_that_is_not_finite_can_be_skipped():
 def test_a_skipped_step_moves_on_in_the_schedule_and_nowhere_else():
     rate = optax.scale_by_learning_rate(lambda step: 1.0 / (1 + step))
     spec = dataclasses.replace(
-        tiny.spec(skip_non_finite=True),
+        tiny.spec(on_nan="skip"),
         optimizer=optax.chain(optax.scale_by_adam(), rate),
     )
     state = broken(tiny.state(spec))
@@ -254,7 +254,7 @@ def test_a_step_that_is_not_finite_is_told():
 
 
 def test_finite_steps_are_not_skipped():
-    spec = tiny.spec(skip_non_finite=True)
+    spec = tiny.spec(on_nan="skip")
     state, batch = tiny.state(spec), tiny.batch(2)
     new, logs = take_step(spec, state, batch)
     usual, _ = take_step(tiny.spec(), state, batch)
@@ -263,14 +263,14 @@ def test_finite_steps_are_not_skipped():
 
 
 def test_a_skipped_step_leaves_the_average():
-    spec = tiny.spec(skip_non_finite=True, average=0.5)
+    spec = tiny.spec(on_nan="skip", ema=0.5)
     state, batch = broken(tiny.state(spec)).start_average(), tiny.batch(2)
     new, logs = take_step(spec, state, batch)
     assert logs["skipped"] == 1 and same(new.average, state.average)
 
 
 def test_an_average_changes_nothing_of_the_training():
-    spec = tiny.spec(average=0.5)
+    spec = tiny.spec(ema=0.5)
     state, batch = tiny.state(spec), tiny.batch(2)
     new, _ = take_step(spec, state.start_average(), batch)
     usual, _ = take_step(tiny.spec(), state, batch)
@@ -281,7 +281,7 @@ def test_an_average_changes_nothing_of_the_training():
 @pytest.mark.parametrize("freeze", ["encoder", "bn_stats"])
 def test_what_is_frozen_stays(freeze):
     optimizer = functools.partial(
-        make_optimizer, optimizer="adam", lr=0.1, weight_decay=0.1, freeze=freeze
+        make_optimizer, optimizer="adam", rate=0.1, weight_decay=0.1, freeze=freeze
     )
     spec = tiny.spec("upproj", freeze=freeze)
     state = init_state(

@@ -13,7 +13,7 @@ from jaxdepth.data.store.reader import Store
 from jaxdepth.training.step import validation_sums
 from jaxdepth.training.validation_loss import ValidationLoss
 
-CONFIG = Config(arch="cnn", loss="si", size="19x38", steps=1, dropout=0.0)
+CONFIG = Config.of(arch="cnn", loss="si", size="19x38", steps=1, dropout=0.0)
 
 
 class Frames(Store):

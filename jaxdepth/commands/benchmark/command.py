@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from jaxdepth.commands import cli
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import Report
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import malloc
 from jaxdepth.runtime.errors import UserError, nearest
 
@@ -51,7 +52,7 @@ def found(place: tuple[str, str]) -> Any:
 
 def command(argv: Sequence[str]) -> int:
     """Measure what the first word names; returns the exit code."""
-    if cli.asks_help(argv[:1]):
+    if flags_lib.asks_help(argv[:1]):
         print(f"{__doc__}\n{PROG} {'|'.join(COMMANDS)} --help tells the flags of each.")
         return cli.OK
     if not argv or argv[0] not in COMMANDS:
@@ -63,7 +64,9 @@ def command(argv: Sequence[str]) -> int:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
     malloc.keep()  # as training does
     chosen = COMMANDS[argv[0]]
-    settings = cli.parse(found(chosen.settings), argv[1:], prog=f"{PROG} {argv[0]}")
+    settings = flags_lib.parse(
+        found(chosen.settings), argv[1:], prog=f"{PROG} {argv[0]}"
+    )
     measure(settings, found(chosen.run))
     return cli.OK
 

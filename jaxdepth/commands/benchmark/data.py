@@ -125,9 +125,9 @@ def waiting(settings: DataSettings, opened: Store, report: Report) -> None:
     """Share of the time of training on the store that goes by waiting for input."""
     height, width = opened.size
     size = f"{19 * height // 20}x{19 * width // 20}"
-    config = Config(arch=settings.arch, size=size, batch_size=settings.batch_size)
+    config = Config.of(arch=settings.arch, size=size, batch_size=settings.batch_size)
     config = config_lib.resolve(config, platform=jax.default_backend())
-    config = config_lib.settle_steps(config, train_images=len(opened))
+    config = config_lib.resolve_steps(config, train_images=len(opened))
     devices = jax.devices()
     whole = settings.batch_size % len(devices) == 0
     placement = Placement.over("jit", devices if whole else devices[:1])

@@ -85,7 +85,7 @@ def run(settings: NetworkSettings, report: Report) -> None:
     gc.collect()
     _show_times(_short(settings, batch), times, images, report)
     config = settings.config(batch, settings.image_size)
-    dtype = jnp.bfloat16 if config.precision == "bf16" else jnp.float32
+    dtype = jnp.bfloat16 if config.model.precision == "bf16" else jnp.float32
     peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
     time = float(np.median(times[ours.NAME]))
     values = rates(settings, facts, images, time, peaks, len(devices))
@@ -159,24 +159,28 @@ def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
     """What is measured, on what, in one line."""
     config = settings.config(batch, settings.image_size)
     what = "inference"
-    details = [config.precision]
-    if config.precision == "f32" and jax.default_backend() == "gpu":
+    details = [config.model.precision]
+    if config.model.precision == "f32" and jax.default_backend() == "gpu":
         details += [f"TF32 {settings.tf32}"]
-    if config.arch == "upproj":
-        details += [f"upconv {config.upconv}", f"layout {config.layout}"]
+    if config.model.arch == "upproj":
+        details += [f"upconv {config.model.upconv}", f"layout {config.model.layout}"]
     if isinstance(settings, TrainSettings):
         what = "training"
-        details += [f"loss {config.loss}", config.optimizer, f"frames: {config.cache}"]
-        details += [f"augment {config.augment}"]
+        details += [
+            f"loss {config.loss.name}",
+            config.optimizer.name,
+            f"frames: {config.data.cache}",
+        ]
+        details += [f"augment {config.data.augment}"]
         more = {"accumulate": 1, "steps_per_call": 1, "parallel": "jit", "bn": "global"}
         details += [
-            f"{name} {getattr(config, name)}"
+            f"{name} {config.flat()[name]}"
             for name, usual in more.items()
-            if getattr(config, name) != usual
+            if config.flat()[name] != usual
         ]
     return (
-        f"{what} {config.arch} at {config.size}, batch {batch} on {devices} x "
-        f"{device_name()}, {', '.join(details)}"
+        f"{what} {config.model.arch} at {config.model.size}, batch {batch} on "
+        f"{devices} x {device_name()}, {', '.join(details)}"
     )
 
 

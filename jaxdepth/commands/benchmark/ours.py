@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth import models
 from jaxdepth.commands.benchmark import noise
 from jaxdepth.commands.benchmark.settings import (
     InferSettings,
@@ -26,10 +27,10 @@ from jaxdepth.commands.benchmark.timing import Contestant
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
 from jaxdepth.ops import platform
-from jaxdepth.training import builders
+from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
-from jaxdepth.training.step import init_state, train_step, train_step_on_table
+from jaxdepth.training.step import StepSpec, init_state, train_step, train_step_on_table
 
 NAME = "jaxdepth"
 POOL = 4  # batches of images that inference goes round
@@ -113,8 +114,8 @@ def trainer(
     `check` is called before the first step; what it raises ends the attempt.
     """
     config = settings.config(batch_size, image_size)
-    placement = Placement.over(config.parallel, devices)
-    placement.check_batch(batch_size, config.accumulate)
+    placement = Placement.over(config.train.parallel, devices)
+    placement.check_batch(batch_size, config.train.accumulate)
     model, spec, state = training(config, settings.widths)
     placed = placement.place_state(state)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
@@ -128,7 +129,7 @@ def trainer(
             holder["state"], logs = step(holder["state"], next_batch())
             return logs
 
-        images = batch_size * config.steps_per_call
+        images = batch_size * config.train.steps_per_call
         contestant = Contestant(NAME, call, jax.block_until_ready, images)
         try:
             yield Subject(contestant, Facts(compiled, model, parameters))
@@ -138,16 +139,15 @@ def trainer(
 
 def training(config: Config, widths: dict[str, Any]):
     """Network, step and fresh state of a configuration."""
-    axis = AXIS if config.bn == "global" else None
-    model = builders.build_model(config, bn_axis=axis).clone(**widths)
+    model = models.create(config.model, bn_axis=AXIS).clone(**widths)
     state = init_state(
         model,
-        lambda params: builders.build_optimizer(config, params),
+        lambda params: optimizer_lib.create(config, params),
         image_size=config.image_size,
-        seed=config.seed,
+        seed=config.train.seed,
     )
-    optimizer = builders.build_optimizer(config, state.params)
-    spec = builders.build_spec(config, model, optimizer, axis_name=AXIS)
+    optimizer = optimizer_lib.create(config, state.params)
+    spec = StepSpec(model, optimizer, config, AXIS)
     return model, spec, state
 
 
@@ -180,8 +180,8 @@ def _step(config, placement, spec, table, placed, batch):
 @contextlib.contextmanager
 def _feed(settings: TrainSettings, config: Config, placement: Placement):
     """The table of frames, None where they come from the host, and batches for ever."""
-    stacked = config.steps_per_call > 1
-    several = config.steps_per_call
+    stacked = config.train.steps_per_call > 1
+    several = config.train.steps_per_call
 
     def placed(source: Iterator[dict[str, np.ndarray]]):
         batches = [next(source) for _ in range(several)]
@@ -190,12 +190,12 @@ def _feed(settings: TrainSettings, config: Config, placement: Placement):
         joined = {k: np.stack([b[k] for b in batches]) for k in batches[0]}
         return placement.place_batch(joined, stacked=True)
 
-    if config.cache == "device":
+    if config.data.cache == "device":
         part = noise.table_part(
             settings.frames, config.frame_size, len(placement.devices)
         )
         table = jax.block_until_ready(placement.place_table(part))
-        source = noise.rows(settings.frames, int(config.batch_size))
+        source = noise.rows(settings.frames, int(config.train.batch_size))
         yield table, lambda: placed(source)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -207,10 +207,10 @@ def _feed(settings: TrainSettings, config: Config, placement: Placement):
             np.arange(len(store)),
             depth=store.depths[0],
             seed=0,
-            batch_size=int(config.batch_size),
+            batch_size=int(config.train.batch_size),
             start_step=0,
             stop_step=10**9,
-            cache=config.cache,
+            cache=config.data.cache,
         ) as source:
             yield None, lambda: placed(source)
 
@@ -268,13 +268,13 @@ def one_by_one(settings: InferSettings, image_size: Size) -> list[Contestant]:
 
 def _forward(settings: NetworkSettings, batch_size: int, image_size: Size):
     config = settings.config(batch_size, image_size)
-    model = builders.build_model(config).clone(**settings.widths)
+    model = models.create(config.model).clone(**settings.widths)
     image = jnp.zeros((1, *image_size, 3), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image)
 
     def forward(variables, rgb):
         image = rgb.astype(jnp.float32)
-        return step_lib.predict(model, variables, image, layout=config.layout)
+        return step_lib.predict(model, variables, image, layout=config.model.layout)
 
     return forward, variables, model
 

@@ -106,7 +106,7 @@ class Batches:
         # PyTorch indexes no uint16.
         depth = held["depth_mm"].astype(np.int32)
         self.depth = torch.tensor(depth, device=device())
-        self.rows = noise.rows(count, int(config.batch_size))
+        self.rows = noise.rows(count, int(config.train.batch_size))
 
     def next(self) -> tuple[Tensor, Tensor]:
         """(b,h,w,3) uint8 and (b,h,w) millimetres."""
@@ -118,8 +118,8 @@ class Inputs:
     """Frames to what the network and the loss take."""
 
     def __init__(self, config: Config, peer: Peer, out: Size):
-        self.size, self.max_depth = config.image_size, config.max_depth
-        self.layout: Layout = LAYOUTS[config.layout]
+        self.size, self.max_depth = config.image_size, config.data.max_depth
+        self.layout: Layout = LAYOUTS[config.model.layout]
         self.channels_last = peer.channels_last
         rows, columns = (
             torch.tensor(area_matrix(n, m), device=device())
@@ -163,7 +163,7 @@ def loss_of(name: str, pred: Tensor, target: Tensor, valid: Tensor, config: Conf
         images = mean((pred - target) ** 2)
     elif name == "si":
         d = pred.clamp(min=MIN_PRED).log() - target.log()
-        images = mean(d**2) - config.si_lambda * mean(d) ** 2
+        images = mean(d**2) - config.loss.si_lambda * mean(d) ** 2
     else:
         error = (pred - target).abs()
         c = 0.2 * (error.detach() * share).amax((1, 2), keepdim=True)
@@ -175,14 +175,14 @@ def loss_of(name: str, pred: Tensor, target: Tensor, valid: Tensor, config: Conf
 def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
     """The optimizer of the flags, with L2 on all parameters."""
     options: dict[str, Any] = {
-        "lr": config.lr,
-        "weight_decay": config.weight_decay,
+        "lr": config.optimizer.lr,
+        "weight_decay": config.optimizer.weight_decay,
         "fused": fused,
     }
-    if config.optimizer == "sgd":
+    if config.optimizer.name == "sgd":
         return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](model.parameters(), **options)
+    return kinds[config.optimizer.name](model.parameters(), **options)
 
 
 class _Runner(abc.ABC):
@@ -224,7 +224,7 @@ class Trainer(_Runner):
         target, valid = self.inputs.target(self.inputs.crop(depth_mm))
         with self.autocast():
             pred = self.run(image)
-        return loss_of(self.config.loss, pred, target, valid, self.config)
+        return loss_of(self.config.loss.name, pred, target, valid, self.config)
 
     def step(self) -> Tensor:
         if self.batches is None:
@@ -263,7 +263,9 @@ class Predictor(_Runner):
 
 def _model(config: Config, peer: Peer, widths: dict[str, Any]) -> torch.nn.Module:
     size = config.image_size
-    model = peer_models.create(config.arch, size, up=peer.up, **widths).to(device())
+    model = peer_models.create(config.model.arch, size, up=peer.up, **widths).to(
+        device()
+    )
     if not peer.channels_last:
         return model
     return model.to(memory_format=torch.channels_last)  # pyright: ignore
@@ -279,7 +281,7 @@ def _output_size(model: torch.nn.Module, config: Config, peer: Peer) -> Size:
 
 
 def _autocast(config: Config) -> Callable[[], Any]:
-    if config.precision != "bf16":
+    if config.model.precision != "bf16":
         return contextlib.nullcontext
     return lambda: torch.autocast(device().type, dtype=torch.bfloat16)
 

@@ -140,7 +140,7 @@ class NetworkSettings:
 
     def _config(self, batch_size: int, image_size: Size) -> Config:
         """The same before anything is asked of the platform, which JAX starts for."""
-        return Config(
+        return Config.of(
             arch=self.arch,
             layout=self.layout,
             unpool=self.unpool,

@@ -129,7 +129,7 @@ def _auto() -> str:
 
 def up_cases(settings: UpconvSettings) -> list[Case]:
     """The up-convolutions of the chosen blocks."""
-    model: Any = ARCHS["upproj"]()
+    model: Any = ARCHS["upproj"].module()
     height, width = output_size("upproj", parse_size(settings.size))
     features = (model.decoder_in, *model.decoder_features)
     wanted = ["auto", *FORMS]
@@ -188,7 +188,7 @@ def _conv(x, kernel):
 def transposed_cases(settings: UpconvSettings) -> list[Case]:
     """The last layer of `cnn_trans`: as ours, by lax.conv_transpose, and by phases."""
     height, width = output_size("cnn_trans", parse_size(settings.size))
-    model: Any = ARCHS["cnn_trans"]()
+    model: Any = ARCHS["cnn_trans"].module()
     cin = max(1, model.features[-1] // settings.thin)
     x = (settings.batch_size, -(-height // 2), -(-width // 2), cin)
     forms: dict[str, Form] = {

@@ -19,6 +19,7 @@ from jaxdepth import config as config_lib
 from jaxdepth.commands import cli
 from jaxdepth.commands.compile import hlo, lower
 from jaxdepth.config import Config
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import sharding
@@ -48,7 +49,7 @@ class ExchangesConfig:
 
 def command(argv: Sequence[str]) -> int:
     """Compile, count and print; returns the exit code."""
-    config = cli.parse(ExchangesConfig, argv, prog=PROG)
+    config = flags_lib.parse(ExchangesConfig, argv, prog=PROG)
     if config.devices < 2 or config.accumulate < 1:
         raise UserError("--devices: at least 2, --accumulate: at least 1")
     jax.config.update("jax_platforms", "cpu")
@@ -71,7 +72,7 @@ def command(argv: Sequence[str]) -> int:
 
 def exchanges(config: ExchangesConfig, parallel: str, bn: str) -> list[dict]:
     """`hlo.collectives` of the step that training takes."""
-    settled = Config(
+    settled = Config.of(
         arch=config.arch,
         parallel=parallel,  # pyright: ignore[reportArgumentType]
         bn=bn,  # pyright: ignore[reportArgumentType]
@@ -82,7 +83,7 @@ def exchanges(config: ExchangesConfig, parallel: str, bn: str) -> list[dict]:
         steps=1,
     )
     settled = config_lib.resolve(settled, platform="cpu")
-    settled = config_lib.settle_steps(settled, train_images=1)
+    settled = config_lib.resolve_steps(settled, train_images=1)
     placement = sharding.Placement.over(parallel)
     lowered = lower.lower_step(settled, placement, frames=0)
     return hlo.collectives(hlo.parse(lowered.compile().as_text() or ""))

@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -33,6 +33,7 @@ from jaxdepth.config import Config
 from jaxdepth.ops import platform
 from jaxdepth.recipes import recipe_named
 from jaxdepth.runtime import atomic, terminal
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.versions import version
 from jaxdepth.training import sharding
@@ -63,8 +64,8 @@ class CompileConfig(Config):
 
     topology: str = "v5e:1x1"
     """Which slice: v4, v5e, v5p or v6e, and its shape, as in v5e:2x2."""
-    batch_size: int | Literal["auto", "best"] = "auto"
-    """Images per step over all chips; auto: 128 on each; best: the most that fit."""
+    largest_batch: bool = False
+    """Search for the largest batch that fits; --batch_size=best is the same."""
     block: str | None = None
     """Compile this part alone, forward and gradients: stem, stage1, up4, head, or
     the path of a module, as in encoder/stage1_block1; augment: the way there."""
@@ -79,20 +80,19 @@ class CompileConfig(Config):
     """A file for the compiled module's text; likewise."""
 
     def __post_init__(self):
-        if self.batch_size == "best":  # which training knows nothing of
-            dataclasses.replace(self, batch_size="auto")
-        else:
-            config_lib.validate(self)
+        config_lib.validate(self)
 
 
 def parse(argv: Sequence[str]) -> CompileConfig:
     """Flags over the recipe that --recipe names."""
-    name = cli.flag_value(argv, "recipe") or "default"
+    name = flags_lib.value_of(argv, "recipe") or "default"
     flags = recipe_named(name).flags
     # Weights and length have no place in what is compiled.
     kept = {k: v for k, v in flags.items() if k not in ("init", "steps", "epochs")}
     preset = [f"--{key}={value}" for key, value in kept.items()]
-    return cli.parse(CompileConfig, [*preset, *argv], prog=PROG)
+    if flags_lib.value_of(argv, "batch_size") == "best":
+        argv = [*flags_lib.without(argv, "batch_size"), "--largest_batch"]
+    return flags_lib.parse(CompileConfig, [*preset, *argv], prog=PROG)
 
 
 def describe(wanted: chips_lib.Slice) -> Sequence[sharding.Device]:
@@ -125,11 +125,11 @@ def describe(wanted: chips_lib.Slice) -> Sequence[sharding.Device]:
 
 def settle(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
     """Nothing `auto` any more: what training would do on a TPU."""
-    size: Any = config.batch_size
-    if size in ("auto", "best"):
+    size: Any = config.train.batch_size
+    if size == "auto" or config.largest_batch:
         size = per_chip * chips
-    length = 1000 if config.steps == "auto" else config.steps
-    given = dataclasses.replace(config, batch_size=size, steps=length, epochs=None)
+    length = 1000 if config.train.steps == "auto" else config.train.steps
+    given = config.replace(batch_size=size, steps=length, epochs=None)
     return config_lib.resolve(given, platform="tpu")  # pyright: ignore[reportReturnType]
 
 
@@ -149,15 +149,13 @@ class Target:
         return len(self.devices)
 
 
-def compiled(
-    config: CompileConfig, target: Target
-) -> tuple[Any, dict[str, str], float]:
+def compiled(config: Any, target: Target) -> tuple[Any, dict[str, str], float]:
     """The compiled module, the compiler's options, and the seconds it took.
 
     Raises TooLarge.
     """
-    placement = sharding.Placement.over(config.parallel, target.devices)
-    placement.check_batch(int(config.batch_size), config.accumulate)
+    placement = sharding.Placement.over(config.train.parallel, target.devices)
+    placement.check_batch(int(config.train.batch_size), config.train.accumulate)
     began = time.monotonic()
     with platform.compiling_for("tpu"):
         if config.block is None:
@@ -176,8 +174,9 @@ def compiled(
             raise
         sizes = re.findall(r"\d[\d.]*[GMK]\b", str(error))
         raise TooLarge(
-            f"--batch_size={config.batch_size}: {' of '.join(sizes[:2])} memory of a "
-            f"chip of {target.slice.name}; --batch_size=best finds the most that fit"
+            f"--batch_size={config.train.batch_size}: {' of '.join(sizes[:2])} memory "
+            f"of a chip of {target.slice.name}; --batch_size=best finds the most that "
+            "fit"
         ) from None
 
 
@@ -199,10 +198,10 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     if config.hlo is not None:
         with atomic.replacing(Path(config.hlo)) as file:
             file.write(text.encode())
-    per_chip = int(config.batch_size) // target.chips
+    per_chip = int(config.train.batch_size) // target.chips
     # A loop's body is counted once: a microbatch of one step.
-    once = per_chip // (config.accumulate if config.block is None else 1)
-    calls = config.steps_per_call if config.block is None else 1
+    once = per_chip // (config.train.accumulate if config.block is None else 1)
+    calls = config.train.steps_per_call if config.block is None else 1
     cost, found = module.cost_analysis(), hlo.parse(text)
     work, exchanges = hlo.work(found), hlo.collectives(found)
     images = per_chip * calls
@@ -210,7 +209,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "topology": target.slice.name,
         "chips": target.chips,
         "hosts": len({d.process_index for d in target.devices}),
-        "batch_size": int(config.batch_size),
+        "batch_size": int(config.train.batch_size),
         "images_per_chip": per_chip,
         "block": config.block,
         "compiler_options": options,
@@ -481,7 +480,7 @@ def command(argv: Sequence[str]) -> int:
     # JAX itself stays on the CPU, also where there is a TPU.
     jax.config.update("jax_platforms", "cpu")
     target = Target(wanted, describe(wanted))
-    if config.batch_size == "best":
+    if config.largest_batch:
         report, tried = search(config, target, measure)
     else:
         report = measure(settle(config, target.chips, PER_CHIP), target)

@@ -16,11 +16,13 @@ from flax import linen as nn
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth import models
 from jaxdepth.config import Config
 from jaxdepth.models import normalize
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training import augment, builders, sharding
-from jaxdepth.training.step import init_state, train_step, train_step_on_table
+from jaxdepth.training import augment, sharding
+from jaxdepth.training import optimizer as optimizer_lib
+from jaxdepth.training.step import StepSpec, init_state, train_step, train_step_on_table
 
 
 def lower_step(
@@ -34,16 +36,16 @@ def lower_step(
     state = jax.eval_shape(
         lambda: init_state(
             model,
-            lambda params: builders.build_optimizer(config, params),
+            lambda params: optimizer_lib.create(config, params),
             image_size=config.image_size,
-            seed=config.seed,
+            seed=config.train.seed,
         )
     )
-    optimizer = builders.build_optimizer(config, state.params)
-    spec = builders.build_spec(config, model, optimizer, axis_name=sharding.AXIS)
-    stacked = config.steps_per_call > 1
+    optimizer = optimizer_lib.create(config, state.params)
+    spec = StepSpec(model, optimizer, config, sharding.AXIS)
+    stacked = config.train.steps_per_call > 1
 
-    on_table = config.cache == "device"
+    on_table = config.data.cache == "device"
     step, settled = train_step, (spec,)
     if on_table:
         step, settled = train_step_on_table, (spec, config.frame_size)
@@ -63,8 +65,7 @@ def lower_step(
 
 
 def _model(config: Config) -> nn.Module:
-    bn_axis = sharding.AXIS if config.bn == "global" else None
-    return builders.build_model(config, bn_axis=bn_axis)
+    return models.create(config.model, bn_axis=sharding.AXIS)
 
 
 def _laid(tree: Any, placement: sharding.Placement, spec: P) -> Any:
@@ -84,11 +85,11 @@ def _laid(tree: Any, placement: sharding.Placement, spec: P) -> Any:
 
 
 def _batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    lead = (int(config.batch_size),)
-    if config.steps_per_call > 1:
-        lead = (config.steps_per_call, *lead)
+    lead = (int(config.train.batch_size),)
+    if config.train.steps_per_call > 1:
+        lead = (config.train.steps_per_call, *lead)
     batch = {"position": jax.ShapeDtypeStruct(lead, jnp.int32)}
-    if config.cache == "device":
+    if config.data.cache == "device":
         return batch | {"rows": jax.ShapeDtypeStruct(lead, jnp.int32)}
     frame = config.frame_size
     return batch | {
@@ -137,9 +138,9 @@ def parts_of(config: Config) -> list[Part]:
             found.append(Part(module.path, module.clone(), shape, kwargs))
         return call(*args, **kwargs)
 
-    model = builders.build_model(config, bn_axis=None)
+    model = models.create(config.model, bn_axis=None)
     image = jax.ShapeDtypeStruct(
-        (int(config.batch_size), *config.image_size, 3), jnp.float32
+        (int(config.train.batch_size), *config.image_size, 3), jnp.float32
     )
 
     def forward(image):
@@ -190,7 +191,7 @@ def lower_block(
         )
         for part in parts
     ]
-    axis = sharding.AXIS if config.bn == "global" else None
+    axis = sharding.AXIS if config.model.bn == "global" else None
     placed = [dataclasses.replace(p, module=_on_axis(p.module, axis)) for p in parts]
     of_image = parts[0].x.shape[-1] == 3
     run = jax.shard_map(
@@ -214,19 +215,19 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
     """From stored frames to the network's input and the truth."""
 
     def run(batch):
-        keys = augment.example_keys(config.seed, 0, batch["position"])
+        keys = augment.example_keys(config.train.seed, 0, batch["position"])
         image, depth = augment.augment(
             batch["rgb"],
             batch["depth_mm"],
             keys,
             size=config.image_size,
-            policy=config.augment,
+            policy=config.data.augment,
         )
-        return normalize(image, config.layout), depth
+        return normalize(image, config.model.layout), depth
 
     split = P(sharding.AXIS)
     run = jax.shard_map(run, mesh=placement.mesh, in_specs=split, out_specs=split)
-    plain = dataclasses.replace(config, steps_per_call=1, cache="none")
+    plain = config.replace(steps_per_call=1, cache="none")
     return jax.jit(run).lower(_laid(_batch(plain), placement, split))
 
 

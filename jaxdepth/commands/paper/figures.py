@@ -7,12 +7,9 @@ import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from jaxdepth import plots
-from jaxdepth.commands import cli
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Run
@@ -20,8 +17,10 @@ from jaxdepth.commands.paper import diagram, figure_drawing, gridding
 from jaxdepth.commands.run_predictions import Trained
 from jaxdepth.config import parse_size
 from jaxdepth.models import ARCHS
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
 FORMS = ("png", "svg")
@@ -31,7 +30,7 @@ FORMS = ("png", "svg")
 class FiguresConfig:
     """Draw the figures of the paper, from work directories of runs or of tables."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    runs: tuple[str, ...] = flag((), positional=True)
     """Work directories of runs, in the order of the legend, or folders of tables;
     figure 1 needs none."""
     figure: Literal["1", "2", "3", "4", "5", "all"] = "5"
@@ -271,4 +270,4 @@ FIGURES: dict[str, tuple[Callable[[Sequence[Run]], list[Run]], Callable[..., Any
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
-    return run(cli.parse(FiguresConfig, argv, prog="jaxdepth figures"))
+    return run(flags_lib.parse(FiguresConfig, argv, prog="jaxdepth figures"))

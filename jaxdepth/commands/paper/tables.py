@@ -21,6 +21,7 @@ from jaxdepth.commands.paper import published, table_formats
 from jaxdepth.commands.paper.table_formats import ABSENT, DONE, FAILED, WAITING, Job
 from jaxdepth.config import Config
 from jaxdepth.recipes import recipe_named
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, subprocesses
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files
@@ -320,31 +321,34 @@ def finished(here: WorkDir, wanted: Config) -> bool:
         return False
     results = here.read_json(workdir_lib.RESULTS)
     steps = [entry.get("step") for entry in results.get("evaluations", ())]
-    return "command" in results and steps[-1:] == [now.steps]
+    return "command" in results and steps[-1:] == [now.train.steps]
 
 
 def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> Config:
     """`wanted` with what platform and data settled when the run before began."""
     config = config_lib.resolve(wanted, platform=saved["devices"]["platform"])
     images = saved["data"]["train_images"]
-    config = config_lib.settle_steps(config, train_images=images)
+    config = config_lib.resolve_steps(config, train_images=images)
     values: dict[str, Any] = {}
     words = shlex.split(saved["command"])
-    if wanted.split == "auto" and cli.flag_value(words, "split") in (None, "auto"):
-        values["split"] = before.split
+    if wanted.data.split == "auto" and flags_lib.value_of(words, "split") in (
+        None,
+        "auto",
+    ):
+        values["split"] = before.data.split
     # Data without the truth that is asked for train on the other one.
-    recipe = recipe_named(before.recipe).flags
-    asked = cli.flag_value(words, "depth") or recipe.get("depth", "filled")
-    if asked == wanted.depth:
-        values["depth"] = before.depth
-    return dataclasses.replace(config, **values)
+    recipe = recipe_named(before.output.recipe).flags
+    asked = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
+    if asked == wanted.data.depth:
+        values["depth"] = before.data.depth
+    return config.replace(**values)
 
 
 def command(argv: Sequence[str]) -> int:
     """Run and print the tables that the flags ask for; returns the exit code."""
     mine, theirs = split_flags(argv)
-    config = cli.parse(TablesConfig, mine, prog=PROG)
-    cache = cli.flag_value(theirs, "cache_dir") or "~/.cache/jaxdepth"
+    config = flags_lib.parse(TablesConfig, mine, prog=PROG)
+    cache = flags_lib.value_of(theirs, "cache_dir") or "~/.cache/jaxdepth"
 
     def start(flags: Sequence[str]) -> subprocesses.Ended:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]

@@ -4,17 +4,16 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from jaxdepth.commands import cli
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands.report import page as page_lib
 from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.commands.run_predictions import Trained
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
 Metric = Literal[
@@ -33,7 +32,7 @@ class ReportConfig:
     data) is named on the page.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: tuple[str, ...] = flag(positional=True)
     """Work directories of runs, or folders of tables, of which the first finished seed
     of each row is shown."""
     out: str = "report.html"
@@ -53,9 +52,9 @@ class ReportConfig:
     """Where prepared data are kept; default: where each run had them."""
 
     def __post_init__(self):
-        for flag, least in (("pictures", 0), ("width", 64)):
-            if getattr(self, flag) < least:
-                raise UserError(f"--{flag}={getattr(self, flag)}: at least {least}")
+        for name, least in (("pictures", 0), ("width", 64)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}={getattr(self, name)}: at least {least}")
 
 
 def run(config: ReportConfig) -> int:
@@ -110,4 +109,4 @@ def _pictures(config: ReportConfig, run: runs_lib.Run) -> sections_lib.Pictures:
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
-    return run(cli.parse(ReportConfig, argv, prog="jaxdepth report"))
+    return run(flags_lib.parse(ReportConfig, argv, prog="jaxdepth report"))

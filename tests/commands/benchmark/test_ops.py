@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.commands import cli
 from jaxdepth.commands.benchmark import command as benchmark
 from jaxdepth.commands.benchmark import noise, plan, timing, upconv
 from jaxdepth.commands.benchmark.plan import CpuSettings, GpuSettings, Part
 from jaxdepth.commands.benchmark.upconv import UpconvSettings
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
 
 TINY = UpconvSettings(size="32x48", thin=64, batch_size=2, repeats=1, seconds=0)
@@ -160,7 +160,7 @@ def test_every_part_is_a_command_that_can_be_read(kind, dry_run, peer, tmp_path)
         documents = {"train": {"facts": {"search": {"best": 96}}}}
         words = plan._words(part, settings, documents, tmp_path)
         read = benchmark.found(benchmark.COMMANDS[words[0]].settings)
-        found = cli.parse(read, words[1:], prog="x")
+        found = flags_lib.parse(read, words[1:], prog="x")
         assert found.peer == ("none" if peer == "none" else found.peer)
         assert (found.thin > 1) == dry_run
         if plan.BEST in part.words and not dry_run:

@@ -11,14 +11,16 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdepth import models
 from jaxdepth.commands.benchmark import command as benchmark
 from jaxdepth.commands.benchmark import ours
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training import builders
+from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.state import flatten
+from jaxdepth.training.step import StepSpec
 from tests import tiny
 from tests.models import reference
 
@@ -46,7 +48,7 @@ def settings_of(kind, arch, **options):
 def network_of(settings):
     """Our network, and variables of which all make a difference."""
     config = settings.config(1, settings.image_size)
-    model = builders.build_model(config).clone(**settings.widths)
+    model = models.create(config.model).clone(**settings.widths)
     image = np.zeros((1, *config.image_size, 3), np.float32)
     return model, reference.variables(model, image)
 
@@ -76,8 +78,8 @@ def test_a_peer_predicts_what_our_network_does(arch):
 def our_gradients(settings, variables, batch):
     """Loss, gradients and statistics of our step, from given variables."""
     config = settings.config(len(batch["rgb"]), settings.image_size)
-    model = builders.build_model(config).clone(**settings.widths, dropout=0.0)
-    spec = builders.build_spec(config, model, tiny.keep_gradient(), axis_name=None)
+    model = models.create(config.model).clone(**settings.widths, dropout=0.0)
+    spec = StepSpec(model, tiny.keep_gradient(), config, None)
     state = step_lib.TrainState(step=np.int32(0), opt_state=None, **variables)
     return jax.jit(step_lib.gradients, static_argnums=0)(spec, state, batch)
 
@@ -128,11 +130,11 @@ def test_a_peer_takes_the_same_step_of_the_optimizer(optimizer):
     settings = settings_of(TrainSettings, "cnn", optimizer=optimizer)
     config = settings.config(2, SIZE)
     # Large enough that L2 shows.
-    config = dataclasses.replace(config, weight_decay=0.1, lr=0.1)
+    config = config.replace(weight_decay=0.1, lr=0.1)
     rng = np.random.default_rng(0)
     start = {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}
     grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
-    rule = builders.build_optimizer(config, start)
+    rule = optimizer_lib.create(config, start)
     state: Any = rule.init(start)
     ours_now: Any = start
     theirs = torch.nn.Linear(3, 4, bias=False)

@@ -36,15 +36,23 @@ def settled(*flags: str) -> compile_command.CompileConfig:
 def test_flags_are_those_of_training_over_a_recipe():
     config = compile_command.parse(["--recipe=table4_nyu", "--topology=v6e:2x2"])
     # Without weights, which change nothing in what is compiled.
-    assert (config.layout, config.decay, config.init) == ("fcrn", "all", "random")
+    assert (config.model.layout, config.optimizer.decay, config.model.init) == (
+        "fcrn",
+        "all",
+        "random",
+    )
     config = compile_command.settle(config, chips=4, per_chip=128)
-    assert (config.batch_size, config.precision, config.size) == (8, "bf16", "228x304")
+    assert (config.train.batch_size, config.model.precision, config.model.size) == (
+        8,
+        "bf16",
+        "228x304",
+    )
 
 
 @pytest.mark.parametrize("size", ["auto", "best"])
 def test_batches_fill_the_tiles_of_every_chip(size):
     config = compile_command.parse([f"--batch_size={size}"])
-    assert compile_command.settle(config, chips=4, per_chip=128).batch_size == 512
+    assert compile_command.settle(config, chips=4, per_chip=128).train.batch_size == 512
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,7 @@ def test_what_libtpu_refuses_is_one_line(said, kind, message, monkeypatch):
 )
 def test_the_step_is_lowered_with_the_state_it_was_given(flags):
     config = settled(*SMALL, *flags)
-    placement = sharding.Placement.over(config.parallel, jax.devices()[:2])
+    placement = sharding.Placement.over(config.train.parallel, jax.devices()[:2])
     with platform.compiling_for("tpu"):
         lowered = lower.lower_step(config, placement, frames=9)
     (state, batch, *table), _ = lowered.args_info
@@ -117,7 +125,10 @@ def test_the_step_is_lowered_with_the_state_it_was_given(flags):
     assert not any(info.donated for info in jax.tree.leaves((batch, table)))
     assert len(table) == ("--cache=device" in flags)
     each = (3,) if "--steps_per_call=3" in flags else ()
-    assert logs["loss"].shape == (*((2,) if config.parallel == "pmap" else ()), *each)
+    assert logs["loss"].shape == (
+        *((2,) if config.train.parallel == "pmap" else ()),
+        *each,
+    )
 
 
 def test_blocks_are_found_with_their_inputs():
@@ -230,7 +241,7 @@ def test_what_does_not_fit_is_one_line(monkeypatch):
     monkeypatch.setattr(compile_command.lower, "lower_step", lambda *_, **__: Lowered())
     with pytest.raises(compile_command.TooLarge, match=r"40\.00G of 15\.75G memory"):
         compile_command.compiled(settled("--batch_size=512"), TARGET)
-    config = dataclasses.replace(settled(), batch_size=6)
+    config = settled().replace(batch_size=6)
     with pytest.raises(UserError, match="does not divide over 4 devices"):
         four = dataclasses.replace(TARGET, devices=[*TARGET.devices] * 4)
         compile_command.compiled(config, four)

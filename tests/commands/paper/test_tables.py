@@ -35,9 +35,9 @@ class Runs:
     def __call__(self, flags):
         config = cli.parse_config(flags, prog="test")
         config = config_lib.resolve(config, platform="cpu")
-        images = config.train_images or 600
-        config = config_lib.settle_steps(config, train_images=images)
-        folder = Path(str(config.workdir))
+        images = config.data.train_images or 600
+        config = config_lib.resolve_steps(config, train_images=images)
+        folder = Path(str(config.output.workdir))
         name = "/".join(folder.parts[-2:])
         self.started.append(name)
         # The data settle these, whatever was asked for.

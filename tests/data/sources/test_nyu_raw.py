@@ -1,6 +1,5 @@
 """Raw dumps: real files through the toolbox, and every way a dump can be damaged."""
 
-import dataclasses
 import os
 import pickle
 import shutil
@@ -384,12 +383,12 @@ def test_training_scenes_alone_are_a_training_set(dump):
 
 
 def test_training_scenes_train_where_other_data_evaluate(dump, tmp_path):
-    config = Config(data=str(dump), size="60x80", cache_dir=str(tmp_path / "cache"))
+    config = Config.of(data=str(dump), size="60x80", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="--eval_data"):
         dataset.open_data(config)
     test_scene = tmp_path / "held_out" / f"{scenes_of('test')[0]}b"
     shutil.copytree(dump / SCENE, test_scene)
-    config = dataclasses.replace(config, eval_data=str(test_scene.parent))
+    config = config.replace(eval_data=str(test_scene.parent))
     data = dataset.open_data(config)
     assert data.train_rows.tolist() == data.eval_rows.tolist() == [0]
     assert data.name == "held_out" and data.nyu and data.depth == "raw"

@@ -1,0 +1,488 @@
+"""Command-line flags from dataclasses: parsing, validation and help.
+
+A flag is a field of a dataclass. Its help is the docstring under the field, its type
+the annotation, its choices and bounds the arguments of `flag`. A field that is a
+dataclass itself is a section: its fields are flags of the same flat name space, grouped
+in the help under the section's docstring.
+"""
+
+import argparse
+import ast
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import itertools
+import math
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.registry import Choices, resolve_choices
+
+T = TypeVar("T")
+WIDTH = 100  # columns of the help
+RENAMED = {"average": "ema"}  # flags of earlier versions, and their present names
+_NUMBERS = {int: "a whole number", float: "a number"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Info:
+    name: str | None
+    choices: Choices | None
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+    positional: bool
+
+
+def flag(
+    default: Any = dataclasses.MISSING,
+    *,
+    name: str | None = None,
+    choices: Choices | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """A dataclass field that is a flag with constraints.
+
+    Args:
+      default: default value; a field without one must be given.
+      name: name of the flag, if it is not that of the field.
+      choices: allowed values, see `runtime.registry.Choices`.
+      at_least, above, at_most, below: bounds of a number.
+      positional: the value is given without a flag name.
+    """
+    info = _Info(name, choices, at_least, above, at_most, below, positional)
+    return dataclasses.field(default=default, metadata={"flag": info})
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """A flag as the command line knows it.
+
+    Attributes:
+      name: without dashes.
+      path: names of the fields that lead to it, from the outermost dataclass.
+      hint: annotated type.
+      default: default value, `dataclasses.MISSING` if it must be given.
+      help: its docstring.
+      info: constraints.
+      section: the dataclass that holds it.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    hint: Any
+    default: Any
+    help: str
+    info: _Info
+    section: type
+
+    @property
+    def choices(self) -> tuple[str, ...] | None:
+        """The values that it takes; None if they are not listed."""
+        if self.info.choices is not None:
+            return resolve_choices(self.info.choices)
+        if typing.get_origin(self.hint) is typing.Literal:
+            return tuple(str(option) for option in typing.get_args(self.hint))
+        return None
+
+    @property
+    def options(self) -> tuple[Any, ...]:
+        """The members of its type, if that is a union; else the type."""
+        if typing.get_origin(self.hint) in (typing.Union, types.UnionType):
+            return typing.get_args(self.hint)
+        return (self.hint,)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words that it takes beside a number or text: "auto", "none"."""
+        literals = [w for option in self.options for w in typing.get_args(option)]
+        words = [word for word in literals if isinstance(word, str)]
+        return (*words, *(["none"] if type(None) in self.options else []))
+
+    def convert(self, text: str) -> Any:
+        """The value that `text` stands for. Raises UserError if it stands for none."""
+        if (choices := self.choices) is not None:
+            self.check_choice(text, choices)
+            return text
+        if text.lower() in self.words:
+            return None if text.lower() == "none" else text.lower()
+        if bool in self.options:
+            if text.lower() not in ("true", "false"):
+                raise UserError(f"--{self.name}={text}: true or false")
+            return text.lower() == "true"
+        kinds = [kind for kind in _NUMBERS if kind in self.options]
+        try:
+            return kinds[0](text) if kinds else text
+        except ValueError:
+            wanted = " or ".join([*(_NUMBERS[kind] for kind in kinds), *self.words])
+            raise UserError(f"--{self.name}={text}: {wanted}") from None
+
+    def check_choice(self, value: Any, choices: Sequence[str]) -> None:
+        """Raise UserError unless `value` is one of the choices."""
+        if value not in choices:
+            raise UserError(
+                f"--{self.name}={value}: one of {', '.join(choices)}"
+                f"{nearest(str(value), choices)}"
+            )
+
+    def check(self, value: Any) -> None:
+        """Raise UserError if a value is not among the choices or out of bounds."""
+        if (choices := self.choices) is not None:
+            self.check_choice(value, choices)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return
+        if not math.isfinite(value):
+            raise UserError(f"--{self.name}={value}: must be a finite number")
+        info = self.info
+        for bound, inside, words in (
+            (info.at_least, lambda x, b: x >= b, "at least"),
+            (info.above, lambda x, b: x > b, "above"),
+            (info.at_most, lambda x, b: x <= b, "at most"),
+            (info.below, lambda x, b: x < b, "below"),
+        ):
+            if bound is not None and not inside(value, bound):
+                raise UserError(f"--{self.name}={value}: must be {words} {bound}")
+
+
+_PLAIN = _Info(None, None, None, None, None, None, False)
+
+
+@functools.cache
+def flags_of(cls: type) -> dict[str, Flag]:
+    """The flags of a dataclass and its sections, by flat name, in order."""
+    flags: dict[str, Flag] = {}
+    hints = typing.get_type_hints(cls)
+    helps = _field_docs(cls)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            for name, inner in flags_of(hint).items():
+                path = (field.name, *inner.path)
+                flags[name] = dataclasses.replace(inner, path=path)
+            continue
+        info = field.metadata.get("flag", _PLAIN)
+        name = info.name or field.name
+        doc = helps.get(field.name, "")
+        flags[name] = Flag(name, (field.name,), hint, field.default, doc, info, cls)
+    return flags
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """Docstrings under the fields of a dataclass and its bases, as one line each."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        try:
+            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        except (OSError, TypeError):  # made at run time: there is no source
+            continue
+        body = typing.cast(ast.ClassDef, tree.body[0]).body
+        for node, after in itertools.pairwise(body):
+            if (
+                isinstance(node, ast.AnnAssign)
+                and isinstance(node.target, ast.Name)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+                and isinstance(after.value.value, str)
+            ):
+                docs[node.target.id] = " ".join(after.value.value.split())
+    return docs
+
+
+def get(config: Any, flag: Flag) -> Any:
+    """The value that a dataclass holds for a flag."""
+    return functools.reduce(getattr, flag.path, config)
+
+
+def as_flat(config: Any) -> dict[str, Any]:
+    """All values of a dataclass and its sections, by flag name."""
+    return {name: get(config, flag) for name, flag in flags_of(type(config)).items()}
+
+
+def from_flat(cls: type[T], values: Mapping[str, Any]) -> T:
+    """An instance of a dataclass with sections from values by flag name.
+
+    Raises: TypeError for an unknown name, UserError for a value that is not allowed.
+    """
+    flags = flags_of(cls)
+    if unknown := set(values) - set(flags):
+        raise TypeError(f"{cls.__name__} has no {', '.join(sorted(unknown))}")
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        *sections, last = flags[name].path
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return _build(cls, nested)
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    hints = typing.get_type_hints(cls)
+    return cls(
+        **{
+            name: _build(hints[name], value)
+            if dataclasses.is_dataclass(hints[name])
+            else value
+            for name, value in values.items()
+        }
+    )
+
+
+def validate(config: Any) -> None:
+    """Raise UserError for the first value that is not allowed."""
+    for name, value in as_flat(config).items():
+        flags_of(type(config))[name].check(value)
+
+
+def parse(
+    cls: type[T], argv: Sequence[str], *, prog: str, examples: Sequence[str] = ()
+) -> T:
+    """An instance of dataclass `cls` from command-line words.
+
+    Flags are written --name=value or --name value; dashes in names count as
+    underscores. `--plugin=FILE.py` is imported first; `--help` prints the help.
+
+    Raises: UserError for the first mistake; SystemExit after `--help`.
+    """
+    argv = load_plugins(argv)
+    flags = flags_of(cls)
+    if "plugin" not in flags:
+        argv = without(argv, "plugin")
+    if asks_help(argv):
+        _parser(cls, flags, prog=prog, examples=examples).print_help()
+        raise SystemExit(0)
+    check(cls, argv)
+    parser = _parser(cls, flags, prog=prog)
+    texts = vars(parser.parse_intermixed_args(_normalized(argv)))
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        if text is None or name not in flags:  # --help and --plugin: handled above
+            continue
+        known = flags[name]
+        if isinstance(text, bool):
+            values[name] = text
+        elif isinstance(text, list):
+            values[name] = tuple(text)
+        else:
+            values[name] = known.convert(text)
+    for name, known in flags.items():
+        if known.default is dataclasses.MISSING and not values.get(name):
+            raise UserError(_missing(known, prog))
+    return from_flat(cls, values)
+
+
+def _missing(known: Flag, prog: str) -> str:
+    name = known.name.upper() if known.info.positional else f"--{known.name}="
+    return f"{name}: missing ({known.help or 'it must be given'}); see {prog} --help"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        text = message.removeprefix("argument ")
+        text = text.replace("unrecognized arguments: ", "unexpected word ")
+        raise UserError(f"{text} ({self.prog} --help lists the flags)")
+
+
+def _parser(
+    cls: type,
+    flags: Mapping[str, Flag],
+    *,
+    prog: str,
+    examples: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    about = inspect.cleandoc(cls.__doc__ or "")
+    if examples:
+        lines = "\n".join(f"  {line}" for line in examples)
+        about = f"examples:\n{lines}\n\n{about}"
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} {' '.join(_usage(flags))}",
+        description=about,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=26, width=WIDTH
+        ),
+        allow_abbrev=False,
+        add_help=False,
+    )
+    groups: dict[type, Any] = {}
+    for known in flags.values():
+        if known.section not in groups:
+            groups[known.section] = parser.add_argument_group(_title(cls, known))
+        _add(groups[known.section], known)
+    general = parser.add_argument_group("every command")
+    general.add_argument("--help", action="store_true", default=None, help="show this")
+    if "plugin" not in flags:
+        general.add_argument("--plugin", metavar="FILE.py", help=PLUGIN_HELP)
+    return parser
+
+
+PLUGIN_HELP = "Python file to import first: it registers losses, networks, data formats"
+
+
+def _usage(flags: Mapping[str, Flag]) -> list[str]:
+    places = [f.name.upper() for f in flags.values() if f.info.positional]
+    return [*places, "[--flag=value ...]"]
+
+
+def _title(cls: type, known: Flag) -> str:
+    if known.section is cls:
+        return "flags"
+    return inspect.cleandoc(known.section.__doc__ or "").split("\n")[0].rstrip(".")
+
+
+def _add(group: Any, known: Flag) -> None:
+    text = known.help.rstrip(".")
+    if (choices := known.choices) is not None:
+        text += f" [{', '.join(choices)}]"
+    if known.default not in (dataclasses.MISSING, None, ""):
+        text += f" (default: {known.default})"
+    text = text.replace("%", "%%")
+    if known.info.positional:
+        many = typing.get_origin(known.hint) is tuple
+        group.add_argument(
+            known.name,
+            nargs="*" if many else "?",
+            metavar=known.name.upper(),
+            help=text,
+        )
+    elif known.hint is bool:
+        group.add_argument(
+            f"--{known.name}", action="store_true", default=None, help=text
+        )
+        group.add_argument(
+            f"--no_{known.name}",
+            dest=known.name,
+            action="store_false",
+            default=None,
+            help=argparse.SUPPRESS,
+        )
+    else:
+        group.add_argument(f"--{known.name}", metavar=_metavar(known), help=text)
+
+
+def _metavar(known: Flag) -> str:
+    if known.choices is not None:
+        return "NAME"
+    kind = next((k for k in (int, float) if k in known.options), str)
+    word = {int: "N", float: "X", str: "TEXT"}[kind]
+    return "|".join([word, *(w for w in known.words if w != "none")])
+
+
+def _normalized(argv: Sequence[str]) -> list[str]:
+    """The words with underscores in the names of flags."""
+    words = []
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if key.startswith("--") and len(key) > 2:
+            key = "--" + key[2:].replace("-", "_")
+        words.append(f"{key}{equals}{value}")
+    return words
+
+
+def check(cls: type, argv: Sequence[str]) -> None:
+    """Raise UserError for the first unknown flag, or value that is not allowed."""
+    load_plugins(argv)
+    flags = flags_of(cls)
+    words = _normalized(argv)
+    for k, word in enumerate(words):
+        if not word.startswith("--") or word in ("--help", "--"):
+            continue
+        key, equals, value = word[2:].partition("=")
+        if key.startswith("no_") and key[3:] in flags and not equals:
+            continue
+        if key not in flags:
+            if key == "plugin":
+                continue
+            if key in RENAMED and RENAMED[key] in flags:
+                raise UserError(f"--{key} was renamed: use --{RENAMED[key]}")
+            hint = nearest(key, flags).replace("mean ", "mean --")
+            raise UserError(f"unknown flag --{key}{hint} (--help lists them all)")
+        if flags[key].hint is bool:
+            continue
+        following = words[k + 1] if k + 1 < len(words) else ""
+        if not equals and not following:
+            raise UserError(f"--{key}: give a value, as in --{key}=VALUE")
+        flags[key].convert(value if equals else following)
+
+
+def value_of(argv: Sequence[str], name: str) -> str | None:
+    """The last value of a flag in `argv`, written --flag=value or --flag value."""
+    value = None
+    for k, word in enumerate(argv):
+        key, equals, rest = word.partition("=")
+        if key.replace("-", "_") == f"__{name}":
+            value = rest if equals else (argv[k + 1] if k + 1 < len(argv) else None)
+    return value
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+    """Whether the words ask for help."""
+    return bool({"-h", "--help"} & set(argv))
+
+
+def without(argv: Sequence[str], name: str) -> list[str]:
+    """The words without a flag and its value."""
+    words, skip = [], False
+    for word in argv:
+        key, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif key.replace("-", "_") == f"__{name}":
+            skip = not equals
+        else:
+            words.append(word)
+    return words
+
+
+_loaded: dict[Path, types.ModuleType] = {}
+
+
+def load_plugins(argv: Sequence[str]) -> list[str]:
+    """Import the file that `--plugin` names, once; returns the words as a list."""
+    if (path := value_of(argv, "plugin")) is not None and path.lower() != "none":
+        load_plugin(path)
+    return list(argv)
+
+
+def load_plugin(path: str | Path) -> types.ModuleType:
+    """Import a Python file that registers losses, networks or data formats.
+
+    A file is imported once per process. Raises UserError if it can't be read or fails.
+    """
+    file = Path(path).expanduser().resolve()
+    if file in _loaded:
+        return _loaded[file]
+    if not file.is_file():
+        raise UserError(f"--plugin={path}: there is no such file")
+    name = f"jaxdepth_plugin_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin={path}: not a Python file (.py)")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look modules up there
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in inspect.trace() if f.filename == str(file)]
+        where = f" line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"--plugin={path}{where}: {type(error).__name__}: {error}"
+        ) from error
+    _loaded[file] = module
+    return module
