@@ -1,8 +1,4 @@
-"""What every command shares: flags from a dataclass, and exit codes.
-
-tyro reads the flags and writes the help; the two commonest mistakes, an unknown flag
-and a wrong choice, are answered here first, in one line with the nearest right one.
-"""
+"""Shared by all commands: flags over recipes, exit codes and one-line errors."""
 
 import errno
 import logging
@@ -21,8 +17,8 @@ from jaxdepth.runtime import hosts, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 
 OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
-# A file can't be opened under the name that was given.
-_OF_NAMES = (
+# Errors of a file name that the user gave.
+_NAME_ERRORS = (
     errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR,
     errno.ELOOP,
 )  # fmt: skip
@@ -64,16 +60,16 @@ def parse_config(
 
 
 def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
-    """Run a command on `sys.argv` and leave with its exit code, without tracebacks.
+    """Run a command on `sys.argv` and exit with its code, without tracebacks.
 
     Mistakes of the user and failures of the machine are one line on stderr. A second
-    Ctrl-C, or one outside training, leaves with 130.
+    Ctrl-C, or one outside training, exits with 130.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.raiseExceptions = False  # a log that can't be written stops nothing
-    # What fails on a thread is raised again where its result is waited for, and what
-    # fails while objects go follows from that.
-    threading.excepthook = sys.unraisablehook = _note_aside
+    # Errors in threads are raised again where their result is awaited; errors raised
+    # by finalizers are secondary. Both are logged at debug level.
+    threading.excepthook = sys.unraisablehook = _log_secondary
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and in Orbax's loops
     terminal.log_to_terminal()
     quiet_libraries()
@@ -86,11 +82,15 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     except KeyboardInterrupt as error:
         code = _fail("interrupted", INTERRUPTED, error)
     except BrokenPipeError:
-        # Somebody closed our output (head, less): nothing more can be said.
+        # The reader closed the pipe (head, less).
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename:
+        if (
+            isinstance(error, OSError)
+            and error.errno in _NAME_ERRORS
+            and error.filename
+        ):
             name = os.fsdecode(error.filename)
             code = _fail(f"error: {name}: {error.strerror}", USER, error)
         elif not hosts.several():
@@ -103,7 +103,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
 
 
 def _fail(line: str, code: int, error: BaseException) -> int:
-    """Say how it failed, once for all hosts where all fail alike."""
+    """Print the error, once if all hosts raise it; the exit code."""
     everywhere = getattr(error, "everywhere", False)
     if not everywhere or hosts.first():
         print(" ".join(line.split()), file=sys.stderr)
@@ -111,7 +111,7 @@ def _fail(line: str, code: int, error: BaseException) -> int:
 
 
 def _leave(code: int) -> int:
-    """Of several hosts, go at once: JAX would wait for those that wait for this one."""
+    """On multi-host runs, exit immediately: JAX would wait for the other hosts."""
     if hosts.several():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -119,12 +119,12 @@ def _leave(code: int) -> int:
     return code
 
 
-def _note_aside(failed: typing.Any) -> None:
-    logging.getLogger("jaxdepth").debug("aside, failed: %r", failed.exc_value)
+def _log_secondary(failed: typing.Any) -> None:
+    logging.getLogger("jaxdepth").debug("secondary error: %r", failed.exc_value)
 
 
 def quiet_libraries() -> None:
-    """Keep what TensorFlow and absl say on import away from the terminal."""
+    """Silence what TensorFlow and absl log on import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("absl", "tensorflow", "jax._src.xla_bridge"):

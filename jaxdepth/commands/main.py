@@ -3,7 +3,7 @@
 import importlib
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxdepth.commands import cli
 from jaxdepth.runtime.errors import UserError, nearest
@@ -59,7 +59,7 @@ def help_text() -> str:
     )
 
 
-def load(name: str) -> typing.Callable[[Sequence[str]], int]:
+def load(name: str) -> Callable[[Sequence[str]], int]:
     """The function behind a command name. Raises UserError for an unknown name."""
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)

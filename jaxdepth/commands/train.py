@@ -370,7 +370,7 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
             where=str(config.model.weights),
         )
     if config.train.ema:
-        state = state.start_average()
+        state = state.start_ema()
     damaged: list[int] = []
     with hosts.together():
         if hosts.first():

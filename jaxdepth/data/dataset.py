@@ -1,4 +1,4 @@
-"""From the data flags to open stores: what trains, what evaluates, under what name."""
+"""Open data sets from the data flags: frames to train on and to evaluate on."""
 
 import dataclasses
 import logging
@@ -161,9 +161,9 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
 
 
 def _check_size(config: Config, train: Store) -> None:
-    """UserError where stored frames would have to grow, or to be squeezed.
+    """Raise UserError if stored frames are too small or have another aspect ratio.
 
-    Larger ones of the same shape are shrunk in the step.
+    Larger frames are shrunk in the step.
     """
     (height, width), (rows, columns) = train.size, config.frame_size
     ways = (
@@ -177,13 +177,13 @@ def _check_size(config: Config, train: Store) -> None:
         )
     if abs(height * columns / (width * rows) - 1) > MAX_SQUEEZE:
         raise UserError(
-            f"{train.name} holds frames of {height}x{width}, whose shape is not that "
-            f"of --size={config.model.size}: {ways}"
+            f"{train.name} holds frames of {height}x{width}, whose aspect ratio is not "
+            f"that of --size={config.model.size}: {ways}"
         )
 
 
 def own_split(config: Config, train: Store) -> str:
-    """The split of the training data that --split names. UserError for another."""
+    """The split of the training data that --split names. Raises UserError."""
     if config.data.split != "auto":
         split = config.data.split
     elif "official" in train.splits and "own" not in train.splits:
@@ -207,7 +207,7 @@ def own_split(config: Config, train: Store) -> str:
 
 
 def evaluation_rows(opened: Store) -> tuple[np.ndarray, str]:
-    """Its own evaluation frames and their split's name, or else all it has."""
+    """Evaluation frames of a store and the name of their split, or else all frames."""
     for split in ("own", "official"):
         rows = opened.splits.get(split)
         if rows is not None and len(rows["eval"]):
@@ -216,7 +216,7 @@ def evaluation_rows(opened: Store) -> tuple[np.ndarray, str]:
 
 
 def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
-    """Which truth trains; the other one, and a note, where that is not there."""
+    """The kind of depth to train on; the other kind, with a note, if it is missing."""
     if config.data.depth in train.depths:
         return config.data.depth, []
     other = train.depths[0]
@@ -230,6 +230,6 @@ def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
 def chunks(
     data: Store, rows: np.ndarray, depth: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rgb, depth_mm) of all rows, some at a time."""
+    """(rgb, depth_mm) of all rows, in chunks."""
     for k in range(0, len(rows), CHUNK):
         yield data.gather(rows[k : k + CHUNK], depth=depth)

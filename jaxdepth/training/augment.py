@@ -1,7 +1,6 @@
-"""Random views of a frame, image and depth together, on the device.
+"""Data augmentation of image and depth together, on the device.
 
-The transform of each image depends on its own key alone: not on the batch around it
-and not on how that is spread over devices.
+The transform of an image depends on its key only, not on the batch or the devices.
 """
 
 import dataclasses
@@ -18,11 +17,11 @@ class AugmentPolicy:
     """Ranges of the random transform, after Eigen et al. 2014 and Laina et al. 2016.
 
     Attributes:
-      scale: the image is enlarged by s of this range, and its depth divided by s.
-      rotation: degrees, to both sides.
-      colour: factor of each channel.
-      brightness: factor of all channels together.
-      flip: share of mirrored images.
+      scale: range of the factor that enlarges the image and divides its depth.
+      rotation: largest angle in degrees, in both directions.
+      colour: range of the factor of each channel.
+      brightness: range of the factor of all channels.
+      flip: probability of mirroring.
     """
 
     scale: tuple[float, float] = (1.0, 1.5)
@@ -33,14 +32,14 @@ class AugmentPolicy:
 
     @property
     def resamples(self) -> bool:
-        """Whether views lie off the frame's own pixels."""
+        """Whether views need interpolation between the frame's pixels."""
         return self.scale != (1.0, 1.0) or self.rotation != 0.0
 
 
 POLICIES: dict[str, AugmentPolicy | None] = {
     "none": None,
     "flip": AugmentPolicy(scale=(1.0, 1.0), rotation=0.0),
-    # About as often nearer as farther: a network in doubt learns no nearer depths.
+    # Scales on both sides of 1, so that uncertain depths are not biased to be nearer.
     "mild": AugmentPolicy(scale=(0.9, 1.12), rotation=2.5),
     "full": AugmentPolicy(),
 }
@@ -49,9 +48,9 @@ POLICIES: dict[str, AugmentPolicy | None] = {
 def example_keys(
     seed: int, step: Int[Array, ""] | int, position: Int[Array, "b"]
 ) -> Key[Array, "b"]:
-    """One key per image, from the seed, the step and the place in the global batch."""
+    """One key per image from seed, step and index in the global batch."""
     key = jax.random.fold_in(jax.random.key(seed), step)
-    return jax.vmap(lambda place: jax.random.fold_in(key, place))(position)
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(position)
 
 
 def crop_offsets(frame: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
@@ -67,19 +66,19 @@ def augment(
     size: tuple[int, int],
     policy: str | AugmentPolicy | None = "none",
 ) -> tuple[Float[Array, "b i j 3"], Float[Array, "b i j"]]:
-    """Crops of `size`: the centre, or a random view.
+    """Crops of `size`: the centre crop, or a random view.
 
-    With a policy: scale, rotation about the centre of the view, random place, mirror
-    and colour factors. Colours are sampled bilinearly and repeated past the edge;
-    depth is sampled at the nearest pixel, so that it is never mixed across a hole or
-    an edge, and is missing past the frame's border. Depth is divided by the scale. A
-    policy without scale and rotation cuts whole pixels out instead.
+    With a policy: scale, rotation about the centre of the view, random crop, flip and
+    colour factors. Colours are interpolated bilinearly, with replicated edges; depth is
+    taken from the nearest pixel, so that it is never mixed across a hole or an edge,
+    and is missing beyond the frame. Depth is divided by the scale. A policy without
+    scale and rotation crops whole pixels.
 
     Args:
       rgb, depth_mm: training frames; 0 mm = missing.
       keys: one per image; unused without a policy.
       size: (height, width), at most the frame's.
-      policy: name in `POLICIES`, or one of one's own; "none" or None: centre crop.
+      policy: name in `POLICIES`, or a policy; "none" or None: centre crop.
 
     Returns: colours 0 to 255 and metres (0 = missing), float32.
     """
@@ -95,7 +94,7 @@ def augment(
 
 
 def _view(rgb, depth_mm, key, size, policy: AugmentPolicy):
-    """One image's random view."""
+    """A random view of one image."""
     k_scale, k_angle, k_place, k_flip, k_colour, k_bright = jax.random.split(key, 6)
     s = jax.random.uniform(k_scale, (), minval=policy.scale[0], maxval=policy.scale[1])
     limit = jnp.deg2rad(policy.rotation)
@@ -127,11 +126,12 @@ def sample_grid(
     place: Float[Array, "2"],
     flip: Array | bool,
 ) -> tuple[Float[Array, "i j"], Float[Array, "i j"]]:
-    """Where in the frame each pixel of the view lies: (rows, columns), 0-based.
+    """Coordinates in the frame of each pixel of the view: (rows, columns), 0-based.
 
-    The view covers `size` / `scale` pixels of the frame, turned by `angle` (radians)
-    about its own centre, whose place runs from one end of what fits (-1) to the other
-    (1) along each axis. With scale 1, angle 0 and place 0 it is the centre crop.
+    The view covers `size` / `scale` pixels of the frame and is rotated by `angle`
+    (radians) about its centre. `place` moves the centre along each axis from one end of
+    the possible range (-1) to the other (1). Scale 1, angle 0 and place 0 give the
+    centre crop.
     """
     height, width = size
     centre = jnp.array([(n - 1) / 2 for n in size], jnp.float32)
@@ -148,7 +148,7 @@ def sample_grid(
 
 
 def _cut(x, size, place, flip):
-    """`size` pixels of the frame; `place` runs from one end (-1) to the other (1)."""
+    """A crop of `size` pixels; `place` moves it from one end (-1) to the other (1)."""
     room = jnp.array([n - m for n, m in zip(x.shape, size, strict=False)])
     start = jnp.minimum(jnp.int32((place + 1) / 2 * (room + 1)), room)
     more = (0,) * (x.ndim - 2)
@@ -179,23 +179,23 @@ def _bilinear(rgb, rows, columns):
 
 
 def _unpacked(rgb):
-    """(rows, columns) -> colours there, float32."""
+    """A function (rows, columns) -> colours, float32."""
     image = rgb.astype(jnp.float32)
     return lambda r, c: image[r, c]
 
 
 def _packed(rgb):
-    """As `_unpacked`, from one word a pixel.
+    """`_unpacked` with the three channels packed into one 32-bit word.
 
-    A TPU gathers elements: by its compiler's estimate a third of the cycles and a tenth
-    of the bytes. On CPU it is 2.5 times slower.
+    A TPU gathers single elements: by its compiler's estimate this takes a third of the
+    cycles and a tenth of the bytes. On CPU it is 2.5 times slower.
     """
     red, green, blue = jnp.moveaxis(rgb.astype(jnp.uint32), -1, 0)
     words = red | green << 8 | blue << 16
 
     def at(r, c):
-        found = words[r, c]
-        channels = [(found >> shift) & 255 for shift in (0, 8, 16)]
+        packed = words[r, c]
+        channels = [(packed >> shift) & 255 for shift in (0, 8, 16)]
         return jnp.stack(channels, -1).astype(jnp.float32)
 
     return at

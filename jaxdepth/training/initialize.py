@@ -1,4 +1,4 @@
-"""Weights into a fresh state: what `--init` and `--weights` do."""
+"""Initialisation from converted weights: `--init` and `--weights`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,16 +19,16 @@ _PARTS = {"imagenet": ("encoder",), "nyu": ("encoder", "decoder", "head")}
 def start_from(
     state: TrainState, weights: Weights, *, init: str, layout: str, where: str
 ) -> TrainState:
-    """The state with the arrays of `weights` in place of its own.
+    """The state with arrays replaced by those of `weights`.
 
     Args:
-      state: fresh; its optimizer holds no memory of parameters.
+      state: fresh state, whose optimizer state does not depend on parameters.
       weights: of `files.read`.
       init: "imagenet" (the encoder, with its statistics) or "nyu" (everything).
-      layout: of the network that is trained.
-      where: the file, for messages.
+      layout: layout of the network to train.
+      where: path of the weights, for messages.
 
-    Raises UserError where they are of another network, layout or normalisation.
+    Raises: UserError for weights of another network, layout or normalisation.
     """
     if weights.init != init:
         raise UserError(
@@ -36,20 +36,22 @@ def start_from(
         )
     _check_layout(weights, layout, where)
     parts = _PARTS[init]
-    mine = {
+    shapes = {
         path: tuple(x.shape)
         for path, x in flatten(state.variables).items()
         if _part(path) in parts
     }
-    theirs = {path: x for path, x in weights.arrays.items() if _part(path) in parts}
-    same = [Entry(path, path) for path in sorted(mine)]
-    mismatch = compare(same, theirs, mine)
+    arrays = {path: x for path, x in weights.arrays.items() if _part(path) in parts}
+    same = [Entry(path, path) for path in sorted(shapes)]
+    mismatch = compare(same, arrays, shapes)
     if mismatch:
-        raise UserError(f"{where} is of another network: {mismatch.summary()}")
+        raise UserError(
+            f"{where} holds weights of another network: {mismatch.summary()}"
+        )
 
     def replaced(collection: str, tree: PyTree) -> PyTree:
         flat = flatten(tree)
-        new = {k: theirs.get(f"{collection}/{k}", x) for k, x in flat.items()}
+        new = {k: arrays.get(f"{collection}/{k}", x) for k, x in flat.items()}
         return unflatten_dict(new, sep="/")
 
     return dataclasses.replace(
@@ -60,34 +62,35 @@ def start_from(
 
 
 def _part(path: str) -> str:
-    """Which part of a network `params/encoder/...` is of."""
+    """The part of the network in a path: "encoder" of `params/encoder/...`."""
     return path.split("/")[1] if "/" in path else ""
 
 
 def _check_layout(weights: Weights, layout: str, where: str) -> None:
     wanted = dataclasses.asdict(layout_named(layout))
     if weights.layout not in LAYOUTS:
-        raise UserError(f"{where} is of layout {weights.layout}, which is not known")
+        raise UserError(f"{where} has layout {weights.layout}, which is unknown")
     if weights.layout != layout:
-        theirs = dataclasses.asdict(LAYOUTS[weights.layout])
+        stored = dataclasses.asdict(LAYOUTS[weights.layout])
         raise UserError(
-            f"{where} is of layout {weights.layout}, which differs from "
-            f"--layout={layout} ({_differences(theirs, wanted)}): "
+            f"{where} has layout {weights.layout}, which differs from "
+            f"--layout={layout} ({_differences(stored, wanted)}): "
             f"give --layout={weights.layout}"
         )
     for name in ("rgb_mean", "rgb_std"):
-        theirs, ours = getattr(weights, name), wanted[name]
-        if len(theirs) != len(ours) or not np.allclose(theirs, ours, rtol=1e-6):
+        stored, expected = getattr(weights, name), wanted[name]
+        same = len(stored) == len(expected)
+        if not same or not np.allclose(stored, expected, rtol=1e-6):
             raise UserError(
-                f"{where} wants its input normalised by {name} {theirs}, layout "
-                f"{layout} by {ours}"
+                f"{where} needs input normalised by {name} {stored}, layout {layout} "
+                f"uses {expected}"
             )
 
 
-def _differences(theirs: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What of two layouts differs, field by field."""
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The fields in which two layouts differ, with both values."""
     return ", ".join(
-        f"{name} {theirs[name]} and not {wanted[name]}"
+        f"{name} {stored[name]} and not {wanted[name]}"
         for name in wanted
-        if theirs[name] != wanted[name]
+        if stored[name] != wanted[name]
     )

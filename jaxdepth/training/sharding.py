@@ -1,7 +1,7 @@
-"""Where a step runs: `jit` over a mesh of all devices, or `pmap`. No arithmetic.
+"""Placement of steps and arrays: `jit` over a mesh of all devices, or `pmap`.
 
-Both give the step the same axis to sum over, so both compute the same numbers. State
-is replicated; batches are split over devices, and over hosts each brings its own part.
+Both give the step the same axis to sum over, so both compute the same values. State is
+replicated; batches are sharded over devices, and each host provides its own part.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ from jaxdepth.runtime.errors import UserError
 
 AXIS = "data"
 PyTree = Any
-Device: TypeAlias = Any  # jax.Device, which type checkers don't know as a type
+Device: TypeAlias = Any  # jax.Device is not a type to type checkers
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """How arrays and steps are laid over devices.
+    """How arrays and steps are placed on devices.
 
     Attributes:
       kind: "jit" or "pmap".
@@ -37,7 +37,7 @@ class Placement:
 
     @classmethod
     def over(cls, kind: str, devices: Sequence[Device] | None = None) -> "Placement":
-        """Over the given devices, or all there are, host by host."""
+        """A placement over the given devices, or all devices in the order of hosts."""
         return cls(kind, tuple(devices or hosts.ordered_devices()))
 
     @property
@@ -62,21 +62,24 @@ class Placement:
     def compile(
         self,
         step: Callable,
-        *settled: Any,
+        *static: Any,
         table: PyTree | None = None,
         stacked: bool = False,
     ) -> Callable:
-        """`step(*settled, state, batch)` as (placed state, placed batch) -> the same.
+        """Compile `step(*static, state, batch)` as (state, batch) -> (state, logs).
 
-        The state's memory is reused. Logs come back replicated.
+        Arguments and results are placed. The state's buffers are donated. Logs are
+        replicated.
 
         Args:
-          table: of `place_table`; each device's part of it is the step's last argument.
-          stacked: take as many steps as the batch's first axis is long, in one call,
-            and return the logs of all of them.
+          step: the function to compile.
+          *static: its first arguments, fixed for compilation.
+          table: of `place_table`; each device's part is the step's last argument.
+          stacked: scan over the batch's first axis, one step each, and return the logs
+            of all steps.
         """
         more = () if table is None else (table,)
-        run = self.mapped(step, *settled, table=table is not None, stacked=stacked)
+        run = self.mapped(step, *static, table=table is not None, stacked=stacked)
         if self.kind == "jit":
             run = jax.jit(
                 run, donate_argnums=0, compiler_options=self.compiler_options()
@@ -84,10 +87,10 @@ class Placement:
         return lambda state, batch: run(state, batch, *more)
 
     def mapped(
-        self, step: Callable, *settled: Any, table: bool = False, stacked: bool = False
+        self, step: Callable, *static: Any, table: bool = False, stacked: bool = False
     ) -> Callable:
-        """What `compile` compiles: (state, batch, *table) -> (state, logs)."""
-        bound = functools.partial(step, *settled)
+        """The function to compile: (state, batch, *table) -> (state, logs)."""
+        bound = functools.partial(step, *static)
         if stacked:
             bound = functools.partial(_many, bound)
         if self.kind == "pmap":
@@ -107,8 +110,7 @@ class Placement:
         )
 
     def compiler_options(self) -> dict[str, Any]:
-        """Those for these devices. None under pmap, which takes no options."""
-        # The compiler asked is the one for this host's own devices.
+        """Compiler options for these devices; empty under pmap, which takes none."""
         return {} if self.kind == "pmap" else platform.compiler_options(self.local[0])
 
     def place_state(self, state: PyTree) -> PyTree:
@@ -136,7 +138,9 @@ class Placement:
     ) -> dict[str, jax.Array]:
         """Send this host's part of a batch to its devices.
 
-        `stacked`: its first axis counts the steps of one call.
+        Args:
+          batch: host arrays.
+          stacked: the first axis counts the steps of one call.
         """
         if self.kind == "pmap":
             n = len(self.local)
@@ -155,9 +159,9 @@ class Placement:
         }
 
     def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
-        """Lay a table over all devices: `part(k)` is what device number k holds.
+        """Shard a table over all devices: device k holds `part(k)`.
 
-        Parts have one shape. Each host makes those of its own devices, one at a time.
+        Parts have one shape. Each host makes those of its devices, one at a time.
         """
         local = set(self.local)
         parts = [
@@ -172,7 +176,7 @@ class Placement:
 
     @staticmethod
     def _assembled(parts: list[PyTree], mesh: Mesh) -> PyTree:
-        """One array of each leaf, whose first axis runs over the mesh."""
+        """One array per leaf, its first axis sharded over the mesh."""
 
         def join(*leaves: jax.Array) -> jax.Array:
             rows, *shape = leaves[0].shape
@@ -183,7 +187,7 @@ class Placement:
         return jax.tree.map(join, *parts)
 
     def one(self, tree: PyTree) -> PyTree:
-        """One copy of what every device holds: the state as `place_state` took it."""
+        """One copy of a replicated tree: the inverse of `place_state`."""
         if self.kind == "pmap":
             return jax.tree.map(
                 lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree
@@ -194,11 +198,11 @@ class Placement:
 
 
 def _many(step: Callable, state: PyTree, batches: PyTree, *table: PyTree):
-    """One step after another on the device; the last state, and all logs."""
+    """Steps one after another on the device; the last state and the logs of all."""
     return jax.lax.scan(lambda s, batch: step(s, batch, *table), state, batches)
 
 
 def _split_over(tree: PyTree, devices: list[Device]) -> PyTree:
-    """Axis 0 over devices, as pmap wants its arguments."""
+    """Shard axis 0 over devices, as pmap expects its arguments."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), P(AXIS))
     return jax.device_put(tree, sharding)

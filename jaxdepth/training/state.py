@@ -1,4 +1,4 @@
-"""What a training step changes."""
+"""The training state, and its exponential moving average."""
 
 import dataclasses
 from typing import Any
@@ -13,15 +13,14 @@ PyTree = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes; a pytree, replicated on every device.
+    """Everything that training changes: a pytree, replicated on every device.
 
     Attributes:
-      step: () int32, how many steps were taken.
+      step: () int32, number of steps taken.
       params: parameters, float32.
       batch_stats: running means and (biased) variances, float32.
-      opt_state: the optimizer's own state.
-      average: running averages of the two, as `network` has them; None where none are
-        kept.
+      opt_state: state of the optimizer.
+      average: exponential moving averages (EMA) of `network`; None without `--ema`.
     """
 
     step: Any
@@ -32,35 +31,36 @@ class TrainState:
 
     @property
     def network(self) -> dict[str, PyTree]:
-        """What the next step starts from."""
+        """Parameters and batch statistics that the next step starts from."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What `model.apply` takes: the average where one is kept."""
+        """Variables for `model.apply`: the EMA if there is one."""
         return self.network if self.average is None else self.average
 
-    def start_average(self) -> "TrainState":
-        """The state with an average that begins here."""
-        # Copies: a step is given the memory of its state, once.
+    def start_ema(self) -> "TrainState":
+        """The state with an EMA that starts from its present values."""
+        # Copied because the step donates its buffers.
         average = jax.tree.map(jnp.array, self.network)
         return dataclasses.replace(self, average=average)
 
 
-def follow(
+def update_ema(
     average: PyTree, network: PyTree, *, decay: float, step: jax.Array | int
 ) -> PyTree:
-    """The running average one step later.
+    """The exponential moving average after one more step.
 
         average + (1 - d) (network - average),   d = min(decay, (1 + step)/(10 + step))
 
-    so that the start is soon forgotten. Batch statistics are averaged as parameters
-    are, not measured anew.
+    so that the first values fade soon. Batch statistics are averaged like parameters,
+    not measured again.
 
     Args:
-      average, network: trees alike, float32; arrays that never move stay bit for bit.
-      decay: 0 to below 1; 0.99 looks back about 100 steps.
-      step: steps taken before this one.
+      average, network: trees of the same structure, float32. Constant arrays stay
+        bit for bit.
+      decay: 0 to below 1; 0.99 averages about 100 steps.
+      step: number of steps taken before this one.
 
     Source: Polyak and Juditsky 1992; d as `num_updates` of TensorFlow's
     ExponentialMovingAverage.
@@ -70,5 +70,5 @@ def follow(
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:
-    """Nested dicts as one, by paths `a/b/c`."""
+    """Nested dicts as one dict with paths `a/b/c` as keys."""
     return dict(traverse_util.flatten_dict(tree, sep="/"))

@@ -18,7 +18,7 @@ from jaxdepth.config import Config
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
 from jaxdepth.training import augment, device_cache
-from jaxdepth.training.state import PyTree, TrainState, follow
+from jaxdepth.training.state import PyTree, TrainState, update_ema
 
 Batch = dict[str, jax.Array]
 
@@ -43,7 +43,7 @@ class StepSpec:
 def valid_depth(
     depth: Float[Array, "b h w"], *, max_depth: float
 ) -> Bool[Array, "b h w"]:
-    """Which truth counts: finite, above 0, at most `max_depth` metres."""
+    """Mask of valid ground truth: finite, above 0, at most `max_depth` metres."""
     return jnp.isfinite(depth) & (depth > 0) & (depth <= max_depth)
 
 
@@ -52,9 +52,9 @@ def to_training_frame(
     depth_mm: UInt16[Any, "b h w"],
     size: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
-    """Shrink stored frames to the training frame: area mean, and over valid depth.
+    """Shrink stored frames to the training frame by area means, depth over valid pixels.
 
-    Frames that have that size already pass through. Returns the input's dtypes.
+    Frames of that size pass through. The dtypes stay.
     """
     if rgb.shape[1:3] == size:
         return rgb, depth_mm
@@ -67,12 +67,12 @@ def to_training_frame(
 def predict(
     model: nn.Module, variables: PyTree, rgb: Float[Array, "b h w 3"], *, layout: str
 ) -> Float[Array, "b i j"]:
-    """Metres at the network's output size, from colours of 0 to 255."""
+    """Depth in metres at the network's output size, from colours of 0 to 255."""
     return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
 
 
 def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
-    """Sum of the images' losses; then how many count, and the new statistics."""
+    """Sum of per-image losses; number of images that count, new batch statistics."""
     pred, changed = spec.model.apply(
         {"params": params, "batch_stats": batch_stats},
         normalize(image, spec.config.model.layout),
@@ -80,12 +80,12 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
         keys=keys,
         mutable=["batch_stats"],
     )
-    total, images = _against(spec, pred, depth)
+    total, images = _loss_against(spec, pred, depth)
     return total, (images, changed.get("batch_stats", batch_stats))
 
 
-def _against(spec: StepSpec, pred, depth):
-    """Sum of the losses of `pred` against truth of any size; how many images count."""
+def _loss_against(spec: StepSpec, pred, depth):
+    """Sum of per-image losses against depth of any size; number of valid images."""
     valid = valid_depth(depth, max_depth=spec.config.data.max_depth)
     height, width = pred.shape[1:3]
     target, valid = resize.masked_area(depth, valid, (height, width))
@@ -124,8 +124,8 @@ def gradients(
 ) -> tuple[PyTree, Float[Array, ""], Int[Array, ""] | Float[Array, ""], PyTree]:
     """Loss and its gradient over the global batch, and the new batch statistics.
 
-    Sums of losses, images and gradients run over microbatches and devices and are
-    divided once, so uneven numbers of images with truth change nothing.
+    Losses, image counts and gradients are summed over microbatches and devices and
+    divided once, so that uneven numbers of images with ground truth do not matter.
 
     Returns: (gradient, loss, images that count, batch_stats).
     """
@@ -136,15 +136,15 @@ def gradients(
         grads, total, images, batch_stats = _accumulated(spec, state, batch)
     if spec.axis_name is not None:
         grads, total, images = jax.lax.psum((grads, total, images), spec.axis_name)
-        # With statistics over the global batch this changes nothing; with statistics
-        # per device it makes the running ones common.
+        # Global statistics are equal on all devices already; per-device running
+        # statistics are averaged.
         batch_stats = jax.lax.pmean(batch_stats, spec.axis_name)
     share = 1.0 / jnp.maximum(images, 1.0)
     return jax.tree.map(lambda g: g * share, grads), total * share, images, batch_stats
 
 
 def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
-    """As `_microbatch`, over `spec.config.train.accumulate` parts of the batch."""
+    """`_microbatch` summed over `accumulate` microbatches."""
     parts = jax.tree.map(
         lambda x: x.reshape(spec.config.train.accumulate, -1, *x.shape[1:]), batch
     )
@@ -164,21 +164,21 @@ def _accumulated(spec: StepSpec, state: TrainState, batch: Batch):
 def validation_sums(
     spec: StepSpec, variables: PyTree, batch: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The loss that `train_step` takes, with running statistics and nothing random.
+    """The training loss with running statistics, without augmentation and dropout.
 
     Args:
       variables: parameters and batch statistics.
       batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
         store, 0 = missing.
 
-    Returns: the sum of the images' losses, and how many images have truth.
+    Returns: the sum of per-image losses, and the number of images with ground truth.
     """
     frame = spec.config.frame_size
     rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
     keys = jax.random.split(jax.random.key(0), len(rgb))
     image, depth = augment.augment(rgb, depth_mm, keys, size=spec.config.image_size)
     pred = predict(spec.model, variables, image, layout=spec.config.model.layout)
-    return _against(spec, pred, depth)
+    return _loss_against(spec, pred, depth)
 
 
 def train_step(
@@ -187,14 +187,14 @@ def train_step(
     """One step of training.
 
     Args:
-      spec: what to do.
-      state: before the step.
+      spec: what the step does.
+      state: state before the step.
       batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
-        store, 0 = missing; `position` (b,) int32, each image's place in the global
-        batch, which with seed and step decides its augmentation.
+        store, 0 = missing; `position` (b,) int32, each image's index in the global
+        batch, which determines its augmentation together with seed and step.
 
-    Returns: the state after it, and `loss`, `grad_norm`, `images` (that had truth) and
-    `skipped` (1 where nothing was changed because something was not finite).
+    Returns: the new state, and `loss`, `grad_norm`, `images` (with ground truth) and
+    `skipped` (1 if loss or gradient was not finite).
     """
     grads, loss, images, batch_stats = gradients(spec, state, batch)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
@@ -207,18 +207,18 @@ def train_step(
         opt_state=opt_state,
     )
     if spec.config.train.ema:
-        average = follow(
+        average = update_ema(
             state.average, new.network, decay=spec.config.train.ema, step=state.step
         )
         new = dataclasses.replace(new, average=average)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spec.config.train.on_nan == "skip":
-        kept = dataclasses.replace(
+        unchanged = dataclasses.replace(
             state,
             step=state.step + 1,
             opt_state=_on_schedule(state.opt_state, opt_state),
         )
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, kept)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, unchanged)
     skipped = 1.0 - finite.astype(jnp.float32)
     logs = {
         "loss": loss,
@@ -229,13 +229,15 @@ def train_step(
     return new, logs
 
 
-def _on_schedule(kept: Any, new: Any) -> Any:
-    """The optimizer's memory, with the learning rate where the new one has it."""
+def _on_schedule(before: Any, new: Any) -> Any:
+    """The optimizer state before the step, with the schedule's count after it."""
 
     def is_rate(x: Any) -> bool:
         return isinstance(x, optax.ScaleByScheduleState)
 
-    return jax.tree.map(lambda a, b: b if is_rate(b) else a, kept, new, is_leaf=is_rate)
+    return jax.tree.map(
+        lambda a, b: b if is_rate(b) else a, before, new, is_leaf=is_rate
+    )
 
 
 def train_step_on_table(
@@ -245,25 +247,33 @@ def train_step_on_table(
     batch: Batch,
     frames: device_cache.Table,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step` on frames that lie on the devices.
+    """`train_step` on frames of the device cache.
 
     Args:
+      spec, state: as in `train_step`.
       frame: (height, width) of the frames.
-      batch: `rows` (b,) int32, places in the table, and `position` (b,) int32.
-      frames: this device's part of the table, see `data.table`.
+      batch: `rows` (b,) int32, indices into the cache, and `position` (b,) int32.
+      frames: this device's part of the cache, see `device_cache`.
     """
-    found = device_cache.gather(
+    gathered = device_cache.gather(
         frames, batch["rows"], frame=frame, axis_name=spec.axis_name
     )
-    return train_step(spec, state, {**found, "position": batch["position"]})
+    return train_step(spec, state, {**gathered, "position": batch["position"]})
 
 
 def init_state(
     model: nn.Module, optimizer_for: Any, *, image_size: tuple[int, int], seed: int
 ) -> TrainState:
-    """A fresh state from a seed. `optimizer_for`: params -> GradientTransformation."""
+    """A fresh state.
+
+    Args:
+      model: the network.
+      optimizer_for: params -> GradientTransformation.
+      image_size: (height, width) of the network's input.
+      seed: seed of the parameters.
+    """
     image = jnp.zeros((1, *image_size, 3), jnp.float32)
-    # The hardware generator: it compiles twice as fast as the default one.
+    # The hardware generator compiles twice as fast as the default one.
     rng = jax.random.key(seed, impl="rbg")
     variables = jax.jit(model.init)(rng, image)
     params = variables["params"]

@@ -49,13 +49,13 @@ def test_the_newest_state_comes_back_whole(tmp_path, fresh):
 
 
 def test_an_average_is_the_network_and_training_goes_on_beside_it(tmp_path, fresh):
-    state = numbered(3).start_average()
+    state = numbered(3).start_ema()
     average = jax.tree.map(lambda x: np.full_like(x, 7), state.average)
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(3, dataclasses.replace(state, average=average))
     checkpoints.close()
     opened = Checkpoints(str(tmp_path), read_only=True)
-    restored = opened.restore_state(fresh.start_average())
+    restored = opened.restore_state(fresh.start_ema())
     assert restored is not None
     assert_is(dataclasses.replace(restored, average=None), 3)
     model = opened.restore_model(fresh.network, step=3)

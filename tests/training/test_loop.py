@@ -53,7 +53,7 @@ def go(
     )
     if state is None:
         fresh = tiny.state(spec)
-        state = fresh.start_average() if config.train.ema else fresh
+        state = fresh.start_ema() if config.train.ema else fresh
     placement = Placement.over(kind)
     checkpoints = Checkpoints(str(folder / "checkpoints"))
     evaluated: list[int] = []

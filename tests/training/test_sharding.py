@@ -119,7 +119,7 @@ def test_the_state_comes_back_in_one_copy(alone, together):
 def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
     spec = tiny.spec(ema=0.3, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over(kind)
-    state = tiny.state(spec).start_average()
+    state = tiny.state(spec).start_ema()
     step = placement.compile(train_step, spec)
     placed = placement.place_state(state)
     expected = jax.tree.map(np.float64, state.network)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdepth.training.state import follow
+from jaxdepth.training.state import update_ema
 
 
 def test_the_average_follows_the_formula():
@@ -11,7 +11,7 @@ def test_the_average_follows_the_formula():
     seen = rng.normal(size=(400, 3)).astype(np.float32)
     got, expected = {"a": jnp.zeros(3)}, np.zeros(3)
     for step, x in enumerate(seen):
-        got = follow(got, {"a": jnp.asarray(x)}, decay=0.97, step=jnp.int32(step))
+        got = update_ema(got, {"a": jnp.asarray(x)}, decay=0.97, step=jnp.int32(step))
         d = min(0.97, (1 + step) / (10 + step))
         expected = d * expected + (1 - d) * x
         np.testing.assert_allclose(got["a"], expected, atol=1e-6)
@@ -22,5 +22,5 @@ def test_what_never_moves_stays_bit_for_bit():
     x = {"a": jnp.asarray(np.random.default_rng(1).normal(size=100), jnp.float32)}
     got = x
     for step in range(50):
-        got = follow(got, x, decay=0.99, step=step)
+        got = update_ema(got, x, decay=0.99, step=step)
     assert np.asarray(got["a"]).tobytes() == np.asarray(x["a"]).tobytes()

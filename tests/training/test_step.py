@@ -264,7 +264,7 @@ def test_finite_steps_are_not_skipped():
 
 def test_a_skipped_step_leaves_the_average():
     spec = tiny.spec(on_nan="skip", ema=0.5)
-    state, batch = broken(tiny.state(spec)).start_average(), tiny.batch(2)
+    state, batch = broken(tiny.state(spec)).start_ema(), tiny.batch(2)
     new, logs = take_step(spec, state, batch)
     assert logs["skipped"] == 1 and same(new.average, state.average)
 
@@ -272,7 +272,7 @@ def test_a_skipped_step_leaves_the_average():
 def test_an_average_changes_nothing_of_the_training():
     spec = tiny.spec(ema=0.5)
     state, batch = tiny.state(spec), tiny.batch(2)
-    new, _ = take_step(spec, state.start_average(), batch)
+    new, _ = take_step(spec, state.start_ema(), batch)
     usual, _ = take_step(tiny.spec(), state, batch)
     assert usual.average is None and usual.variables == usual.network
     assert same(new.replace(average=None), usual)
