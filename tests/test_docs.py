@@ -18,6 +18,9 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|\.venv/bin/)jaxdepth ((?:[a-z][a-z0-9-]*)|COMMAND)(.*)")
 FLAG = re.compile(r"(?<!\S)--([a-z][a-z0-9_-]*)")
 
+# Flags of the next merge; remove each once `jaxdepth run --help` lists it.
+ADDED = frozenset({"plugin", "ema"})
+
 # Rows of tables take the flags of a run, which the help of `tables` does not repeat.
 TAKES_RUN_FLAGS = ("tables",)
 
