@@ -57,7 +57,7 @@ def save_color_png(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
 
 
 def _save_png(path: Path, values: np.ndarray) -> None:
-    with atomic.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         Image.fromarray(values).save(file, format="PNG")
 
 
@@ -100,7 +100,7 @@ def write_ply(
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "end_header\n",
     ]
-    with atomic.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         file.write("\n".join(lines).encode() + points.tobytes())
 
 
@@ -116,7 +116,7 @@ def canvas(width: float, height: float) -> Any:
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure whole or not at all, as the path's suffix says: .png or .svg."""
-    with atomic.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         file.write(rendered(figure, path.suffix[1:]))
 
 

@@ -89,7 +89,7 @@ def test_who_may_go_on():
     before = Config(lr=1e-3, steps=5)
     workdir.refuse_changes(before, dataclasses.replace(before, steps=9), where="r")
     changed = dataclasses.replace(before, lr=1e-2, loss="mse")
-    with pytest.raises(UserError, match=r"--loss=si there, mse here.*--lr=0\.001"):
+    with pytest.raises(UserError, match=r"--loss=si before, mse now.*--lr=0\.001"):
         workdir.refuse_changes(before, changed, where="r")
 
 

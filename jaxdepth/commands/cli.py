@@ -182,7 +182,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         if isinstance(error, OSError) and error.errno in _OF_NAMES and error.filename:
             name = os.fsdecode(error.filename)
             code = _fail(f"error: {name}: {error.strerror}", USER, error)
-        elif not hosts.several():
+        elif not hosts.is_multi_host():
             raise
         else:
             traceback.print_exc()
@@ -194,14 +194,14 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
 def _fail(line: str, code: int, error: BaseException) -> int:
     """Say how it failed, once for all hosts where all fail alike."""
     everywhere = getattr(error, "everywhere", False)
-    if not everywhere or hosts.first():
+    if not everywhere or hosts.is_first_host():
         print(" ".join(line.split()), file=sys.stderr)
     return code if everywhere else _leave(code)
 
 
 def _leave(code: int) -> int:
     """Of several hosts, go at once: JAX would wait for those that wait for this one."""
-    if hosts.several():
+    if hosts.is_multi_host():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

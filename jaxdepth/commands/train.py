@@ -23,7 +23,7 @@ from jaxdepth.data import dataset, pipeline
 from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
-from jaxdepth.runtime import compilation_cache, host_process, hosts, terminal
+from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import (
     builders,
@@ -96,13 +96,13 @@ def run(config: Config, *, command: str) -> int:
     Raises UserError and MachineError as its parts do; a folder that this call made is
     taken back where the run never started.
     """
-    compilation_cache.keep(config.cache_dir)
+    jax_setup.enable_compilation_cache(config.cache_dir)
     any_batch = config.batch_size == "auto"
     config = config_lib.resolve(config, platform=jax.default_backend())
-    hosts.check_equal("flags", _common_flags(config))
+    hosts.check_equal_on_hosts("flags", _common_flags(config))
     placement = sharding.Placement.over(config.parallel)
     config = _settle_batch(config, placement, up=any_batch)
-    with hosts.together():  # before anything that takes long
+    with hosts.raise_on_all_hosts():  # before anything that takes long
         weights = files.read(config.weights) if config.weights is not None else None
     with (
         terminal.log_file() as begin_log,
@@ -112,13 +112,13 @@ def run(config: Config, *, command: str) -> int:
     ):
         try:
             # What the user may have got wrong comes out before anything is written.
-            with hosts.together():
+            with hosts.raise_on_all_hosts():
                 if there := workdir.local.is_dir():
                     held.enter_context(workdir.locked())
                 session = _open(config, workdir, placement, weights, command=command)
-            hosts.check_equal("data", _common_data(session))
+            hosts.check_equal_on_hosts("data", _common_data(session))
             model, state, damaged = _get_ready(session)
-            with hosts.together():
+            with hosts.raise_on_all_hosts():
                 workdir.create()
                 if not there:
                     held.enter_context(workdir.locked())
@@ -139,7 +139,7 @@ def run(config: Config, *, command: str) -> int:
             return _run(session, ready, stopping)
         except Exception as error:
             logger.debug("the run stopped", exc_info=True)
-            if isinstance(error, OSError | MachineError) or hosts.is_lost(error):
+            if isinstance(error, OSError | MachineError) or hosts.is_lost_peer(error):
                 raise _with_last_checkpoint(error, ready.checkpoints) from error
             raise
         finally:
@@ -168,9 +168,11 @@ def _common_data(session: Session) -> dict[str, Any]:
 
 def _checkpoints(workdir: WorkDir) -> Checkpoints:
     """To be written by host 0, which alone has the work directory."""
-    place = workdir.where_checkpoints_are
-    host_process.note(place)
-    return Checkpoints(workdir.checkpoints) if hosts.first() else Elsewhere(place)
+    place = workdir.checkpoints_on_host_0
+    host_process.record_progress(place)
+    return (
+        Checkpoints(workdir.checkpoints) if hosts.is_first_host() else Elsewhere(place)
+    )
 
 
 def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> MachineError:
@@ -178,7 +180,7 @@ def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> Machine
     what = str(error)
     if isinstance(error, OSError):
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
-    elif hosts.is_lost(error):
+    elif hosts.is_lost_peer(error):
         what = f"lost peer: {what.splitlines()[0][:200]}"
     if "last good checkpoint" in what:
         return MachineError(what)
@@ -400,10 +402,10 @@ def _get_ready(session: Session) -> tuple[Any, TrainState, list[int]]:
     if config.average:
         state = state.start_average()
     damaged: list[int] = []
-    with hosts.together():
-        if hosts.first():
+    with hosts.raise_on_all_hosts():
+        if hosts.is_first_host():
             state, damaged = _starting_state(session, state)
-    state = hosts.same_state(state)
+    state = hosts.broadcast_state(state)
     step = int(state.step)
     session.results["evaluations"] = [
         e for e in session.results["evaluations"] if e["step"] <= step
@@ -603,7 +605,7 @@ def _finish(session: Session, outcome: Outcome, ready: Ready) -> int:
             **workdir_lib.environment(),
         }
         workdir.write_json(workdir_lib.RESULTS, session.results)
-    if hosts.first():
+    if hosts.is_first_host():
         summary_lib.show(
             session.config, workdir, session.data, session.results, outcome.state
         )

@@ -41,7 +41,7 @@ class Checkpoints:
         self._saved_rmse: dict[int, float | None] = {}
         self._underway: int | None = None
         alone: dict[str, Any] = {"create": not read_only}
-        if hosts.several():
+        if hosts.is_multi_host():
             # Every host has the whole state: one of them reads and writes it, and
             # Orbax is not to wait for the others.
             alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
@@ -272,10 +272,10 @@ class Elsewhere(Checkpoints):
         """Nothing to close."""
 
     def last_good(self, *, failed: int | None = None) -> str:
-        return last_in(str(self.folder))
+        return describe_last(str(self.folder))
 
 
-def last_in(folder: str) -> str:
+def describe_last(folder: str) -> str:
     """ "last good checkpoint: ...", as anybody sees it who looks into the folder."""
     path = epath.Path(folder)
     try:

@@ -120,7 +120,7 @@ def loop(
     placed = placement.place_state(state)
     clock, total = _Clock(), _Clock()
     skipped = 0.0
-    wishes, reason = hosts.Wishes(), None
+    consensus, reason = hosts.StopConsensus(), None
     measured: float | None = None
     logs_waiting: list[dict] = []
     with contextlib.ExitStack() as stack:
@@ -143,7 +143,7 @@ def loop(
                 logger.info("%s done after %.1f s", what, total.seconds)
                 clock.restart()
                 total.restart()
-            reason = wishes.after_call(stopping.reason)
+            reason = consensus.after_step(stopping.reason)
             ending = step == stop or reason is not None
             evaluating = not ending and _is_time(config.eval_every, step)
             saving = not ending and _is_time(config.save_every, step)

@@ -32,7 +32,7 @@ PROG = "jaxdepth tables"
 # The recorded command identifies files of this command, in its old and new form.
 MARKS = ("jaxdepth tables", "experiments.tables")
 # Starts a run with these flags of jaxdepth run and waits for its end.
-Start = Callable[[Sequence[str]], subprocesses.Ended]
+Start = Callable[[Sequence[str]], subprocesses.Completed]
 # What a row says itself, and what this command decides.
 _OWN = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
 # Flags that name one thing, and what of a scale goes with its own choice.
@@ -346,9 +346,9 @@ def command(argv: Sequence[str]) -> int:
     config = cli.parse(TablesConfig, mine, prog=PROG)
     cache = cli.flag_value(theirs, "cache_dir") or "~/.cache/jaxdepth"
 
-    def start(flags: Sequence[str]) -> subprocesses.Ended:
+    def start(flags: Sequence[str]) -> subprocesses.Completed:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]
-        return subprocesses.launch(words, environment=environment(cache))
+        return subprocesses.run(words, environment=environment(cache))
 
     said = shlex.join([*PROG.split(), *argv])
     return run(config, theirs, command=said, start=start)

@@ -19,6 +19,7 @@ from jaxdepth.data.store import staging
 from jaxdepth.data.store.reader import MANIFEST, Store, is_store, manifest_of, sha256
 from jaxdepth.data.store.staging import RECORDS, Record
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.storage import storage_errors
 
 logger = logging.getLogger(__name__)
 MARK = "preparing.json"  # which key's shards lie where there is no manifest yet
@@ -28,33 +29,6 @@ Progress = Callable[[str, int, int], None]
 
 def is_remote(path: str) -> bool:
     return "://" in path
-
-
-@contextlib.contextmanager
-def told(url: str) -> Iterator[None]:
-    """Turn what fsspec and the libraries under it raise into one line.
-
-    UserError where the place is wrong (no bucket, no rights, no library for it),
-    MachineError otherwise.
-    """
-    try:
-        yield
-    except (UserError, MachineError):
-        raise
-    except Exception as error:  # each library has kinds of its own
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, FileNotFoundError):
-            line = f"{url}: there is no such file, folder or bucket ({reason})"
-        elif isinstance(error, PermissionError):
-            line = f"{url}: access is refused ({reason})"
-        elif isinstance(error, ImportError | ValueError):
-            # No gcsfs for gs://, a protocol that nobody knows.
-            line = f"{url} can't be opened: {reason}"
-        else:
-            kind = type(error).__name__
-            line = f"{url}: the transfer failed ({kind}: {reason})"
-            raise MachineError(line) from error
-        raise UserError(line) from error
 
 
 def manifest_at(url: str) -> dict[str, Any] | None:
@@ -101,7 +75,7 @@ def copied(url: str, *, cache_dir: Path, progress: Progress | None = None) -> St
 
 
 def _manifest_text(url: str) -> bytes | None:
-    with told(url):
+    with storage_errors(url):
         system, root = _opened(url)
         try:
             return system.cat_file(f"{root}/{MANIFEST}")
@@ -120,7 +94,7 @@ def _fetch(
     url: str, files: dict[str, Any], folder: Path, progress: Progress | None
 ) -> None:
     """Get all files that the folder lacks, several at a time, and check them."""
-    with told(url):
+    with storage_errors(url):
         system, root = _opened(url)
 
     def get(name: str) -> None:
@@ -128,7 +102,7 @@ def _fetch(
         if file.is_file() and sha256(file) == known["sha256"]:
             return
         part = folder / f".{name}"
-        with told(f"{url}/{name}"):
+        with storage_errors(f"{url}/{name}"):
             system.get_file(f"{root}/{name}", str(part))
         if sha256(part) != known["sha256"]:
             part.unlink()
@@ -164,7 +138,7 @@ class Remote:
         self.url, self.key = url.rstrip("/"), key
 
     def __enter__(self) -> "Remote":
-        with told(self.url):
+        with storage_errors(self.url):
             self._system, self._root = _opened(self.url)
             there = self._names()
             if there and self._key_there(there) != self.key:
@@ -192,7 +166,7 @@ class Remote:
             )
 
     def records(self) -> dict[int, Record]:
-        with told(self.url):
+        with storage_errors(self.url):
             sizes, found = self._names(), {}
             for name in sizes:
                 match = re.fullmatch(rf"{RECORDS}/(\d+)\.json", name)
@@ -209,20 +183,20 @@ class Remote:
 
     def keep(self, number: int, record: Record) -> None:
         def put(name: str) -> None:
-            with told(f"{self.url}/{name}"):
+            with storage_errors(f"{self.url}/{name}"):
                 self._system.put_file(str(self.folder / name), f"{self._root}/{name}")
             (self.folder / name).unlink()
 
         for _ in _by_threads(put, list(record.files)):
             pass
-        with told(self.url):
+        with storage_errors(self.url):
             self._system.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
             self._system.pipe_file(
                 f"{self._root}/{RECORDS}/{number:05d}.json", record.to_json().encode()
             )
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        with told(self.url):
+        with storage_errors(self.url):
             self._system.pipe_file(
                 f"{self._root}/{MANIFEST}", json.dumps(manifest, indent=1).encode()
             )

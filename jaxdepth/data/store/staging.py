@@ -7,7 +7,6 @@ the manifest is: without a manifest nothing is a store.
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -21,17 +20,11 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import numpy as np
 
 from jaxdepth.data.store.reader import MANIFEST
-from jaxdepth.runtime import atomic
+from jaxdepth.runtime import atomic, locks
 from jaxdepth.runtime.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # on Windows nothing is locked
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 RECORDS = "records"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclasses.dataclass
@@ -189,56 +182,22 @@ def check_above(path: Path, *, what: str) -> None:
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a store that is to be made; wait for who holds it, and say so.
+    """Hold the lock of a store that is to be written; wait for it if it is held.
 
-    The lock is a file beside `out` that is there while it is held. Its folder is made.
-    On file systems without locks nothing is held.
+    The lock is a file beside `out`, whose parent folder is created.
     """
+
+    def report() -> None:
+        logger.info("%s is being prepared by another process: waiting for it", out)
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f".{out.name}.lock")
-    stream = _lock(path, out)
-    try:
+    with locks.file_lock(out.with_name(f".{out.name}.lock"), if_held=report):
         yield
-    finally:
-        # While it is held: who opened it before sees that its name is gone.
-        path.unlink(missing_ok=True)
-        stream.close()
-
-
-def _lock(path: Path, out: Path) -> BinaryIO:
-    while True:
-        stream = open(path, "ab")  # noqa: SIM115
-        try:
-            _wait_for(stream, out)
-            if path.exists() and os.path.samestat(
-                path.stat(), os.fstat(stream.fileno())
-            ):
-                return stream
-        except FileNotFoundError:
-            pass  # unlinked between two looks at it
-        except BaseException:
-            stream.close()
-            raise
-        stream.close()
-
-
-def _wait_for(stream: BinaryIO, out: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s is being prepared by somebody else: waiting for it", out)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def save_npy(file: Path, array: np.ndarray) -> dict[str, Any]:
     """Write `array` as .npy, whole or not at all; its size and checksum."""
-    with atomic.replacing(file, durable=True) as stream:
+    with atomic.atomic_write(file, durable=True) as stream:
         checked = _Checked(stream)
         np.save(checked, array)
     return {"bytes": checked.size, "sha256": checked.digest.hexdigest()}
@@ -246,7 +205,7 @@ def save_npy(file: Path, array: np.ndarray) -> dict[str, Any]:
 
 def write_whole(file: Path, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    with atomic.replacing(file, durable=True) as stream:
+    with atomic.atomic_write(file, durable=True) as stream:
         stream.write(content)
 
 
