@@ -35,7 +35,7 @@ from jaxdepth.training import (
 )
 from jaxdepth.training import loop as loop_lib
 from jaxdepth.training import step as step_lib
-from jaxdepth.training.checkpoint import Checkpoints, Elsewhere
+from jaxdepth.training.checkpoint import Checkpoints, NullCheckpoints
 from jaxdepth.training.loop import Outcome, StopSignals, resumed
 from jaxdepth.training.state import TrainState
 from jaxdepth.training.step import (
@@ -171,7 +171,9 @@ def _checkpoints(workdir: WorkDir) -> Checkpoints:
     place = workdir.checkpoints_on_host_0
     host_process.record_progress(place)
     return (
-        Checkpoints(workdir.checkpoints) if hosts.is_first_host() else Elsewhere(place)
+        Checkpoints(workdir.checkpoints)
+        if hosts.is_first_host()
+        else NullCheckpoints(place)
     )
 
 
