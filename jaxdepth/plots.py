@@ -1,4 +1,4 @@
-"""Pictures: depth as colour, panels, curves; depth as PNG, point clouds as PLY."""
+"""Colour maps, depth PNGs, point clouds, panels and curves."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from PIL import Image
 
 from jaxdepth.runtime import atomic
 
-COLOURS = "magma_r"  # near is bright, far is dark; uniform to the eye
+COLOURS = "magma_r"  # near is bright, far is dark; perceptually uniform
 ERRORS = "viridis"
 MISSING = (128, 128, 128)
-MAKER = "jaxdepth"
+MAKER = "jaxdepth"  # in the metadata of written figures
 
 
 def depth_range(*depths: Float[np.ndarray, "..."]) -> tuple[float, float]:
-    """The 1st and 99th percentile of what is finite and above 0, metres."""
+    """Return the 1st and 99th percentile of finite depth above 0, metres."""
     values = np.concatenate([d[np.isfinite(d) & (d > 0)].ravel() for d in depths])
     if not len(values):
         return 0.0, 1.0
@@ -34,30 +34,35 @@ def colorize(
     valid: Bool[np.ndarray, "h w"] | None = None,
     colours: str = COLOURS,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Depth of `vmin` to `vmax` metres as colours; what is missing is grey."""
+    """Map depth between `vmin` and `vmax`, metres, to colours; missing depth is grey.
+
+    Args:
+      valid: pixels to colour; default: finite depth above 0.
+    """
     import matplotlib
 
-    there = np.isfinite(depth) & (depth > 0) if valid is None else valid
-    scaled = (np.where(there, depth, vmin) - vmin) / (vmax - vmin)
+    valid = _has_depth(depth) if valid is None else valid
+    scaled = (np.where(valid, depth, vmin) - vmin) / (vmax - vmin)
     rgb = matplotlib.colormaps[colours](np.clip(scaled, 0, 1), bytes=True)[..., :3]
-    return np.where(there[..., None], rgb, np.array(MISSING, np.uint8))
+    return np.where(valid[..., None], rgb, np.array(MISSING, np.uint8))
 
 
 def save_depth_png16(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
-    """Whole millimetres as 16-bit PNG; 0 = missing, 65535 = that far or farther."""
+    """Write a 16-bit PNG of millimetres: 0 = missing, 65535 = 65.535 m or more."""
     scaled = np.round(np.asarray(depth, np.float64) * 1000)
-    there = np.isfinite(scaled) & (scaled > 0)
-    values = np.where(there, np.clip(scaled, 0, 65535), 0).astype(np.uint16)
+    values = np.where(_has_depth(scaled), np.clip(scaled, 0, 65535), 0).astype(
+        np.uint16
+    )
     _save_png(path, values)
 
 
 def save_color_png(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
-    """Depth as colours between its own 1st and 99th percentile."""
+    """Write depth as colours between its 1st and 99th percentile."""
     _save_png(path, colorize(depth, *depth_range(depth)))
 
 
 def _save_png(path: Path, values: np.ndarray) -> None:
-    with atomic.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         Image.fromarray(values).save(file, format="PNG")
 
 
@@ -71,14 +76,14 @@ def write_ply(
     cx: float,
     cy: float,
 ) -> None:
-    """A coloured point cloud, binary PLY, of the pixels that have depth.
+    """Write the pixels with depth as a coloured point cloud, binary PLY.
 
     Camera coordinates in metres: x right, y down, z along the optical axis;
     x = (column - cx) z / fx, y = (row - cy) z / fy, with 0-based pixel centres.
     """
-    there = np.isfinite(depth) & (depth > 0)
-    row, column = np.nonzero(there)
-    z = depth[there].astype(np.float32)
+    valid = _has_depth(depth)
+    row, column = np.nonzero(valid)
+    z = depth[valid].astype(np.float32)
     points = np.empty(
         len(z),
         [
@@ -90,7 +95,7 @@ def write_ply(
     points["y"] = (row - cy) * z / fy
     points["z"] = z
     for k, name in enumerate(("red", "green", "blue")):
-        points[name] = rgb[there][:, k]
+        points[name] = rgb[valid][:, k]
     lines = [
         "ply",
         "format binary_little_endian 1.0",
@@ -100,12 +105,12 @@ def write_ply(
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "end_header\n",
     ]
-    with atomic.replacing(path) as file:
+    with atomic.atomic_write(path) as file:
         file.write("\n".join(lines).encode() + points.tobytes())
 
 
 def canvas(width: float, height: float) -> Any:
-    """A figure without pyplot, hence without a display or global state."""
+    """Create a figure without pyplot, which needs no display and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -115,23 +120,23 @@ def canvas(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure whole or not at all, as the path's suffix says: .png or .svg."""
-    with atomic.replacing(path) as file:
+    """Write a figure atomically, in the format of the suffix: .png or .svg."""
+    with atomic.atomic_write(path) as file:
         file.write(rendered(figure, path.suffix[1:]))
 
 
 def rendered(figure: Any, form: str) -> bytes:
-    """A figure as "png" or "svg", without a date: equal figures are equal bytes.
+    """Render a figure as "png" or "svg". Equal figures give equal bytes: no date.
 
-    The file says that this package made it, so that it may be replaced by another.
+    The metadata name this package, so that its commands may replace the file.
     """
     import matplotlib
 
-    about = {"png": {"Software": MAKER}, "svg": {"Creator": MAKER, "Date": None}}
-    held = io.BytesIO()
+    metadata = {"png": {"Software": MAKER}, "svg": {"Creator": MAKER, "Date": None}}
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": MAKER}):
-        figure.savefig(held, format=form, dpi=110, metadata=about[form])
-    return held.getvalue()
+        figure.savefig(buffer, format=form, dpi=110, metadata=metadata[form])
+    return buffer.getvalue()
 
 
 def panel(
@@ -143,16 +148,17 @@ def panel(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Rows of image, truth, prediction and error, as one PNG.
+    """Write a PNG with one row per image: image, ground truth, prediction, error.
 
-    Truth and predictions share one scale in metres over all rows; errors have their
-    own, from 0 to their 99th percentile. Missing truth, predictions that are no
-    distance, and errors against missing truth are grey. Under each row: its RMSE and
-    delta1 over the pixels with truth.
+    Ground truth and predictions share one scale in metres over all rows. Errors have
+    their own, from 0 to their 99th percentile. Missing ground truth, predictions that
+    are not positive and finite, and errors without ground truth are grey. The caption
+    of a row gives RMSE and delta1 over the pixels with ground truth.
 
     Args:
-      rgb, target, pred: per row; one size within a row. Metres; truth 0 = missing.
-      names: what is written under the images.
+      rgb, target, pred: one entry per row, of equal size within a row; depth in
+        metres, ground truth 0 = missing.
+      names: captions of the images.
     """
     low, high = depth_range(*target, *pred)
     errors = [_error(p, t) for p, t in zip(pred, target, strict=True)]
@@ -160,7 +166,7 @@ def panel(
     count = len(rgb)
     figure = canvas(11, 2.3 * count + 1.2)
     axes = figure.subplots(count, 4, squeeze=False)
-    heads = ("image", "truth", "prediction", "absolute error")
+    heads = ("image", "ground truth", "prediction", "absolute error")
     for k in range(count):
         cells = (
             rgb[k],
@@ -183,45 +189,45 @@ def panel(
 
 
 def plain_text(text: str) -> str:
-    """Text in which a dollar sign is no mathematics, and that legends don't hide.
+    """Escape text for matplotlib: dollar signs, and a leading underscore in legends.
 
-    What is not UTF-8 in the name of a file is a question mark.
+    Characters that are not UTF-8, as in file names, become question marks.
     """
     text = text.encode("utf-8", "replace").decode()
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
-def _truth(target: np.ndarray) -> np.ndarray:
-    return np.isfinite(target) & (target > 0)
+def _has_depth(depth: np.ndarray) -> np.ndarray:
+    return np.isfinite(depth) & (depth > 0)
 
 
 def _error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """|pred - target| in metres; NaN without truth or without a finite prediction."""
-    there = _truth(target) & np.isfinite(pred)
-    return np.abs(np.where(there, pred, np.nan) - np.where(there, target, np.nan))
+    """|pred - target| in metres; NaN without ground truth or a finite prediction."""
+    valid = _has_depth(target) & np.isfinite(pred)
+    return np.abs(np.where(valid, pred, np.nan) - np.where(valid, target, np.nan))
 
 
 def caption(pred: np.ndarray, target: np.ndarray) -> str:
-    """RMSE and delta1 of one image over the pixels with truth, in words."""
-    there = _truth(target)
-    if not there.any():
-        return "no truth"
-    p, t = pred[there].astype(np.float64), target[there].astype(np.float64)
+    """Return "rmse R m, delta1 D" of an image, over the pixels with ground truth."""
+    valid = _has_depth(target)
+    if not valid.any():
+        return "no ground truth"
+    p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)
     if not np.isfinite(p).all():
         return "prediction not finite"
-    # As ratios without a division: what is not above 0 is never near.
-    near = (p < 1.25 * t) & (t < 1.25 * p)
-    return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {near.mean():.2f}"
+    # The ratios without a division: predictions of 0 or below are never within.
+    within = (p < 1.25 * t) & (t < 1.25 * p)
+    return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {within.mean():.2f}"
 
 
 def colour_bar(figure, axes, colours: str, low: float, high: float, label: str) -> None:
-    """A scale of `low` to `high` under these axes."""
+    """Draw a colour bar from `low` to `high` under the axes."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
-    # As thick in a picture of eight rows as in one of two.
+    # The thickness does not depend on the number of rows.
     share = 0.12 / (figure.bbox.height / figure.dpi - 1)
     bar = figure.colorbar(
         scale, ax=axes, location="bottom", fraction=share, aspect=40, pad=share
@@ -233,11 +239,11 @@ def colour_bar(figure, axes, colours: str, low: float, high: float, label: str) 
 def curves(
     path: Path, records: Sequence[dict[str, Any]], entries: Sequence[dict[str, Any]]
 ) -> None:
-    """Training loss and learning rate, and RMSE and delta1 of the evaluations, as PNG.
+    """Write a PNG of training loss, learning rate, and RMSE and delta1 over the steps.
 
     Args:
-      records: of metrics.jsonl.
-      entries: the evaluations of results.json; those under the last one's protocol and
+      records: the lines of metrics.jsonl.
+      entries: the evaluations of results.json; those with the last one's protocol and
         averaging are drawn.
     """
     figure = canvas(10, 4)
@@ -260,7 +266,7 @@ def curves(
 
 
 def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The evaluations under the protocol and averaging of the last one."""
+    """Return the evaluations with the protocol, averaging and data of the last one."""
     kind = ("protocol", "averaging", "data", "split")
     return [e for e in entries if all(e.get(k) == entries[-1].get(k) for k in kind)]
 
@@ -268,17 +274,16 @@ def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def series(
     records: Sequence[dict[str, Any]], name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that have a number of that name."""
+    """Return the steps and values of the records that have a value `name`."""
     points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     step, value = np.array(points, np.float64).reshape(-1, 2).T
     return step, value
 
 
 def draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
-    """Training loss as logged and smoothed; logarithmic where it falls tenfold."""
+    """Plot the loss as logged and smoothed; logarithmic if it varies over tenfold."""
     axis.set_ylabel("training loss")
-    few = len(loss) < 10
-    if few:
+    if len(loss) < 10:
         axis.plot(step, loss, "o-", color="C0")
     else:
         axis.plot(step, loss, color="0.75", linewidth=1, label="as logged")
@@ -289,24 +294,23 @@ def draw_loss(axis: Any, step: np.ndarray, loss: np.ndarray) -> None:
 
 
 def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
-    """RMSE on the left scale, delta1 on the right one, over steps."""
+    """Plot RMSE on the left scale and delta1 on the right scale, over steps."""
     axis.set_xlabel("step")
     axis.margins(x=0.06)
     if not entries:
         axis.set_title("no evaluation", fontsize=9)
         return
-    last, like = entries[-1], last_kind(entries)
-    steps = [e["step"] for e in like]
-    other = axis.twinx()
-    for where, name, colour, mark in (
+    last, drawn = entries[-1], last_kind(entries)
+    steps = [e["step"] for e in drawn]
+    for scale, name, colour, mark in (
         (axis, "rmse", "C3", "o-"),
-        (other, "delta1", "C2", "s--"),
+        (axis.twinx(), "delta1", "C2", "s--"),
     ):
-        values = [e["metrics"][name] for e in like]
+        values = [e["metrics"][name] for e in drawn]
         numbers = [np.nan if v is None else v for v in values]
-        where.plot(steps, numbers, mark, color=colour, markersize=5)
-        where.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
-        where.tick_params(axis="y", labelcolor=colour)
+        scale.plot(steps, numbers, mark, color=colour, markersize=5)
+        scale.set_ylabel(f"{name} [m]" if name == "rmse" else name, color=colour)
+        scale.tick_params(axis="y", labelcolor=colour)
     axis.set_title(
         plain_text(
             f"{last['data']}, {last['split']}: {last['protocol']}, {last['averaging']}"
@@ -316,18 +320,18 @@ def _draw_evaluations(axis: Any, entries: Sequence[dict[str, Any]]) -> None:
 
 
 def smooth(values: np.ndarray, share: float = 0.02) -> np.ndarray:
-    """Gaussian mean over neighbours, `share` of the length wide, cut at the ends."""
+    """Smooth by a Gaussian with a standard deviation of `share` times the length."""
     if not len(values):
         return values
-    places = np.arange(len(values))
+    indices = np.arange(len(values))
     width = max(1.0, share * len(values))
     radius = int(np.ceil(3 * width))
     window = np.exp(-0.5 * (np.arange(-radius, radius + 1) / width) ** 2)
 
-    def spread(x: np.ndarray) -> np.ndarray:
-        return np.convolve(x, window)[places + radius]
+    def convolve(x: np.ndarray) -> np.ndarray:
+        return np.convolve(x, window)[indices + radius]
 
-    return spread(values) / spread(np.ones(len(values)))
+    return convolve(values) / convolve(np.ones(len(values)))
 
 
 def contact_sheet(
@@ -338,9 +342,9 @@ def contact_sheet(
     names: Sequence[str],
     title: str,
 ) -> None:
-    """Images and their depth side by side, three pairs in a row, as one PNG.
+    """Write a PNG of images with their depth beside them, three pairs per row.
 
-    Depth is metres, 0 = missing, which is grey; all of it has one scale.
+    All depth maps, in metres, share one scale; 0 = missing is grey.
     """
     low, high = depth_range(*depth)
     rows = max(1, -(-len(rgb) // 3))
@@ -348,10 +352,10 @@ def contact_sheet(
     axes = figure.subplots(rows, 6, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for k, (image, truth, name) in enumerate(zip(rgb, depth, names, strict=True)):
+    for k, (image, target, name) in enumerate(zip(rgb, depth, names, strict=True)):
         left, right = axes[k // 3][2 * (k % 3) :][:2]
         left.imshow(image, interpolation="nearest")
-        right.imshow(colorize(truth, low, high), interpolation="nearest")
+        right.imshow(colorize(target, low, high), interpolation="nearest")
         left.set_title(plain_text(end(name, 60)), fontsize=7, loc="left", pad=2)
     colour_bar(figure, axes, COLOURS, low, high, "depth [m]")
     figure.suptitle(plain_text(title), fontsize=12)
@@ -360,7 +364,7 @@ def contact_sheet(
 
 
 def end(text: str, most: int) -> str:
-    """Text of at most so many characters: its end, where it is longer."""
+    """Return the last `most` characters; a longer text begins with an ellipsis."""
     return text if len(text) <= most else f"…{text[1 - most :]}"
 
 
@@ -373,13 +377,13 @@ def statistics(
     reach: int,
     title: str,
 ) -> None:
-    """Histograms of depth and of missing pixels, and the map of shifts, as one PNG.
+    """Write a PNG of histograms of depth and missing pixels, and the alignment map.
 
     Args:
-      depth: sampled, metres, all > 0.
-      missing: by kind of truth, the share of missing pixels of each frame.
-      surface: how well depth fits the image when it is shifted by up to `reach`
-        pixels up to down and left to right; None where nothing was compared.
+      depth: a sample of depth, metres, all > 0.
+      missing: kind of depth -> the share of missing pixels of each frame.
+      surface: the fit of depth to the image for shifts of up to `reach` pixels, from
+        up to down and from left to right; None if it was not measured.
     """
     figure = canvas(12, 3.8)
     depths, holes, shifts = figure.subplots(1, 3, width_ratios=(2, 1.3, 1))
@@ -398,8 +402,8 @@ def statistics(
     if surface is None:
         shifts.set_axis_off()
     else:
-        end = reach * len(surface) / (len(surface) - 1)  # of the outer cells
-        extent = (-end, end, end, -end)
+        edge = reach * len(surface) / (len(surface) - 1)  # outer edge of the cells
+        extent = (-edge, edge, edge, -edge)
         shifts.imshow(surface, extent=extent, cmap=ERRORS, vmin=min(0, surface.min()))
         shifts.plot(0, 0, "+", color="white", markersize=12)
         shifts.set(xlabel="depth shifted right [pixels]", ylabel="down [pixels]")

@@ -1,13 +1,13 @@
 """The work directory of a run: its name, its configuration, its results.
 
-A run writes to a local folder. Where --workdir is remote (gs://, memory://, ...) that
-folder is a mirror: `sync` copies what changed, and checkpoints go there directly.
+A run writes to a local folder. If --workdir is remote (gs://, memory://, ...), that
+folder is a mirror: `sync` uploads it, and checkpoints are written to the remote place
+directly.
 """
 
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import os
 import platform as platform_module
@@ -22,28 +22,23 @@ from typing import Any
 import fsspec
 import jax
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
-from jaxdepth.data.store.remote import told
-from jaxdepth.runtime import atomic, hosts, versions
+from jaxdepth.runtime import atomic, hosts, locks, versions
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.storage import storage_errors
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
-logger = logging.getLogger(__name__)
-TABLES = "tables.json"  # in a folder of tables, of which runs are rows
+TABLES = "tables.json"  # in the folder of a table, which holds one run per row
+_LOCK = ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkDir:
-    """Where a run leaves things.
+    """A work directory.
 
     Attributes:
-      name: as the user knows it.
+      name: the path or URL that the user gave.
       local: the folder that files are written to.
       remote: the URL that `local` mirrors, or None.
     """
@@ -54,40 +49,43 @@ class WorkDir:
 
     @classmethod
     def open(cls, name: str | Path) -> "WorkDir":
-        """The work directory of that name; nothing is created for a local one.
+        """Open a work directory; a local folder is not created.
 
-        The mirror of a remote one is gone when nobody holds this object any more.
-        Raises UserError or MachineError where the place can't be read.
+        The mirror of a remote one is deleted with this object.
+        Raises UserError or MachineError if a remote one can't be read.
         """
         name = str(name)
         if "://" not in name:
             return cls(name, Path(name).expanduser())
         local = Path(tempfile.mkdtemp(prefix="jaxdepth-"))
-        here = cls(name, local, name.rstrip("/"))
-        weakref.finalize(here, shutil.rmtree, local, ignore_errors=True)
-        here._fetch()
-        return here
+        workdir = cls(name, local, name.rstrip("/"))
+        weakref.finalize(workdir, shutil.rmtree, local, ignore_errors=True)
+        workdir._fetch()
+        return workdir
 
     @property
     def checkpoints(self) -> str:
-        """Where Orbax reads and writes: always the place itself, never the mirror."""
+        """The folder of the checkpoints, at the remote place if there is one."""
         if self.remote is not None:
             return f"{self.remote}/checkpoints"
         return str((self.local / "checkpoints").absolute())
 
     @property
-    def where_checkpoints_are(self) -> str:
-        """The same place as another host knows it, whose folder is a scratch one."""
+    def checkpoints_on_host_0(self) -> str:
+        """The same folder, also on hosts whose `local` is a scratch folder."""
         if "://" in self.name:
             return f"{self.name.rstrip('/')}/checkpoints"
         return str((Path(self.name).expanduser() / "checkpoints").absolute())
 
     def used(self) -> bool:
-        """Whether a run was started here."""
+        """Whether the folder holds a run."""
         return (self.local / CONFIG).exists()
 
     def create(self) -> None:
-        """Make the folder. MachineError where the file system refuses."""
+        """Create the folder.
+
+        Raises: UserError if a file has its name; MachineError if it can't be created.
+        """
         try:
             (self.local / "panels").mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -100,24 +98,24 @@ class WorkDir:
             ) from None
         except OSError as error:
             raise MachineError(
-                f"{self.name} can't be made: {error.strerror}"
+                f"{self.name} can't be created: {error.strerror}"
             ) from error
 
     def sync(self) -> None:
-        """Copy what is local to the remote place; nothing to do for a local one."""
+        """Upload the files to the remote work directory; no-op for a local one."""
         if self.remote is None:
             return
-        with told(self.remote):
+        with storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for path in self.local.rglob("*"):
                 if path.is_file():
-                    there = f"{root}/{path.relative_to(self.local).as_posix()}"
-                    system.makedirs(os.path.dirname(there), exist_ok=True)
-                    system.put_file(str(path), there)
+                    target = f"{root}/{path.relative_to(self.local).as_posix()}"
+                    system.makedirs(os.path.dirname(target), exist_ok=True)
+                    system.put_file(str(path), target)
 
     def _fetch(self) -> None:
         assert self.remote is not None
-        with told(self.remote):
+        with storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for name in (CONFIG, RESULTS, METRICS, TABLES, "run.log"):
                 if system.exists(f"{root}/{name}"):
@@ -125,27 +123,25 @@ class WorkDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """UserError while another process of this machine has this folder locked.
+        """Hold the folder's lock. Raises UserError if another process holds it.
 
-        Of a remote place nothing is known; nor where the file system has no locks.
+        A remote work directory is not locked.
         """
-        with contextlib.ExitStack() as stack:
-            if self.remote is None and fcntl is not None:
-                place = os.open(self.local, os.O_RDONLY)
-                stack.callback(os.close, place)
-                try:
-                    fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(
-                        f"{self.name} is in use by another run: wait for its end, or "
-                        "name another --workdir"
-                    ) from None
-                except OSError as error:
-                    logger.debug("%s can't be locked: %s", self.name, error)
+
+        def refuse() -> None:
+            raise UserError(
+                f"{self.name} is in use by another run: wait for its end, or name "
+                "another --workdir"
+            )
+
+        if self.remote is not None:
+            yield
+            return
+        with locks.file_lock(self.local / _LOCK, if_held=refuse):
             yield
 
     def read_config(self) -> dict[str, Any]:
-        """What config.json holds. UserError where it is not of a run of jaxdepth."""
+        """Read config.json. Raises UserError if jaxdepth did not write it."""
         saved = self.read_json(CONFIG)
         if not isinstance(saved.get("config"), dict):
             raise UserError(
@@ -155,11 +151,11 @@ class WorkDir:
         return saved
 
     def write_json(self, name: str, values: Any) -> None:
-        """Write a JSON file whole or not at all. Non-finite numbers become null."""
+        """Write a JSON file atomically. Non-finite numbers become null."""
         write_json(self.local / name, values)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of this run; UserError where it is absent or damaged."""
+        """Read a JSON file of this run; UserError if it is missing or damaged."""
         path = self.local / name
         try:
             text = path.read_text("utf-8", "replace")
@@ -171,31 +167,35 @@ class WorkDir:
 
 
 def choose(config: Config) -> WorkDir:
-    """The work directory that the flags ask for: named, or the next free one.
+    """Open the work directory of --workdir, or create the next free one in `runs`.
 
-    Raises UserError where --resume=never meets a folder with a run.
+    Raises UserError if --resume=never is given and the folder holds a run.
     """
     if config.output.workdir is not None:
-        here = WorkDir.open(config.output.workdir)
-        if config.output.resume == "never" and here.used():
+        workdir = WorkDir.open(config.output.workdir)
+        if config.output.resume == "never" and workdir.used():
             raise UserError(
-                f"--resume=never, but {here.name} holds a run: name another "
+                f"--resume=never, but {workdir.name} holds a run: name another "
                 "--workdir, or leave --resume=never out to go on"
             )
-        if here.local.exists() and not here.local.is_dir():
+        if workdir.local.exists() and not workdir.local.is_dir():
             raise UserError(
                 f"--workdir={config.output.workdir}: a file of that name is in the way"
             )
-        return here
+        return workdir
+    return _create_numbered(f"{config.model.arch}-{config.loss.name}")
+
+
+def _create_numbered(stem: str) -> WorkDir:
+    """Create runs/STEM-NNN with the first number that follows those in use."""
     runs = Path("runs")
-    stem = f"{config.model.arch}-{config.loss.name}"
     taken = [
         int(match[1])
         for path in (runs.iterdir() if runs.is_dir() else ())
         if (match := re.fullmatch(re.escape(stem) + r"-(\d{3,})", path.name))
     ]
     number = max(taken, default=0) + 1
-    while True:  # two runs that start together take two numbers
+    while True:  # another run may create the same folder at the same time
         name = runs / f"{stem}-{number:03d}"
         try:
             name.mkdir(parents=True)
@@ -203,45 +203,44 @@ def choose(config: Config) -> WorkDir:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise MachineError(f"{name} can't be made: {error.strerror}") from error
+            raise MachineError(f"{name} can't be created: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def shared(config: Config) -> Iterator[WorkDir]:
-    """`choose`, once for all hosts.
+    """Open the work directory by `choose` on host 0, for all hosts.
 
-    Host 0 has the work directory. The others have a scratch folder of that name, with
-    what says where the run stands, and whatever they write there goes at the end.
+    The other hosts get a scratch folder with the same name and copies of config.json
+    and results.json; it is deleted at the end.
     """
-    here: WorkDir | None = None
-    with hosts.together():
-        if hosts.first():
-            here = choose(config)
-    if here is not None:
-        files = [here.local / name for name in (CONFIG, RESULTS)]
-        told = {file.name: file.read_text() for file in files if file.exists()}
-        hosts.from_first({"name": here.name, "files": told})
-        yield here
+    workdir: WorkDir | None = None
+    with hosts.raise_on_all_hosts():
+        if hosts.is_first_host():
+            workdir = choose(config)
+    if workdir is not None:
+        paths = [workdir.local / name for name in (CONFIG, RESULTS)]
+        files = {path.name: path.read_text() for path in paths if path.exists()}
+        hosts.broadcast_json({"name": workdir.name, "files": files})
+        yield workdir
         return
-    there = hosts.from_first(None)
+    message = hosts.broadcast_json(None)
     with tempfile.TemporaryDirectory(prefix="jaxdepth-") as scratch:
-        for name, text in there["files"].items():
+        for name, text in message["files"].items():
             (Path(scratch) / name).write_text(text)
-        yield WorkDir(there["name"], Path(scratch))
+        yield WorkDir(message["name"], Path(scratch))
 
 
 def discard_if_empty(workdir: WorkDir) -> None:
-    """Take back a folder that `choose` made for a run that never started."""
-    if hosts.first() and workdir.remote is None and workdir.local.is_dir():
-        try:
+    """Remove the folder that `choose` created for a run that did not start."""
+    if hosts.is_first_host() and workdir.remote is None and workdir.local.is_dir():
+        with contextlib.suppress(OSError):  # a folder is not empty
+            (workdir.local / _LOCK).unlink(missing_ok=True)
             workdir.local.rmdir()
             workdir.local.parent.rmdir()
-        except OSError:
-            return  # not empty: somebody's
 
 
-# What may differ between the run that stopped and the one that goes on.
-_FREE = {
+# Flags that a resumed run may change.
+_CHANGEABLE = {
     "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
     "on_nan", "parallel", "accumulate", "steps_per_call", "upconv", "cache",
     "cache_dir", "recipe", "precision", "plugin",
@@ -249,20 +248,21 @@ _FREE = {
 
 
 def differences(before: Config, now: Config, *, but: Collection[str] = ()) -> list[str]:
-    """ "--lr=0.1 there, 0.2 here" for each flag that makes another experiment.
+    """Return "--lr=0.1 before, 0.2 now" for each flag that makes another experiment.
 
-    `but` names flags that a run may change when it goes on, but not here.
+    Args:
+      but: flags to compare although a resumed run may change them.
     """
     old, new = before.flat(), now.flat()
     return [
-        f"--{name}={old[name]} there, {new[name]} here"
+        f"--{name}={old[name]} before, {new[name]} now"
         for name in old
-        if (name not in _FREE or name in but) and old[name] != new[name]
+        if (name not in _CHANGEABLE or name in but) and old[name] != new[name]
     ]
 
 
 def refuse_changes(before: Config, now: Config, *, where: str) -> None:
-    """UserError where a resumed run would not be the same experiment."""
+    """Raise UserError if a resumed run would be another experiment."""
     pairs = differences(before, now)
     if pairs:
         raise UserError(
@@ -272,34 +272,34 @@ def refuse_changes(before: Config, now: Config, *, where: str) -> None:
 
 
 def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
-    """UserError where a run to go on from holds the state of something else."""
+    """Raise UserError if `before` has another network or optimizer state."""
     for name in ("arch", "layout", "unpool"):
-        there, here = getattr(before.model, name), getattr(now.model, name)
-        if there != here:
+        old, new = before.flat()[name], now.flat()[name]
+        if old != new:
             raise UserError(
-                f"--resume={where} is of --{name}={there}, this is --{name}={here}"
+                f"--resume={where} is of --{name}={old}, this is --{name}={new}"
             )
     if bool(before.train.ema) != bool(now.train.ema):
         raise UserError(
             f"--resume={where} is of --ema={before.train.ema:g}, this is "
             f"--ema={now.train.ema:g}: both keep an average, or neither"
         )
-    # What an optimizer remembers of each parameter.
-    remembers = {
+    # The flags that decide which arrays the optimizer state has.
+    same_state = {
         "optimizer": lambda config: config.optimizer.name == "sgd",
         "freeze": lambda config: config.model.freeze == "encoder",
         "encoder_lr_factor": lambda config: config.optimizer.encoder_lr_factor == 1.0,
     }
-    for name, what in remembers.items():
-        if what(before) != what(now):
+    for name, kind in same_state.items():
+        if kind(before) != kind(now):
             raise UserError(
                 f"--resume={where} is of --{name}={before.flat()[name]}, this is "
-                f"--{name}={now.flat()[name]}, whose optimizer remembers other things"
+                f"--{name}={now.flat()[name]}, with another optimizer state"
             )
 
 
 def environment() -> dict[str, Any]:
-    """Versions and devices, as results and configurations carry them."""
+    """Return versions and devices, for results.json and config.json."""
     names = ("jaxdepth", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = jax.devices()
     return {
@@ -315,7 +315,7 @@ def environment() -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value that JSON holds: non-finite numbers are None, arrays are lists."""
+    """Convert to a JSON value: non-finite numbers to None, arrays to lists."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -328,11 +328,11 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, values: Any) -> None:
-    """Write JSON whole or not at all. MachineError where storage fails."""
+    """Write JSON atomically. Raises MachineError if storage fails."""
     path = Path(path).expanduser()
     text = json.dumps(plain(values), indent=1)
     try:
-        with atomic.replacing(path, durable=True) as file:
+        with atomic.atomic_write(path, durable=True) as file:
             file.write(f"{text}\n".encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from error

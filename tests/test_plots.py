@@ -1,4 +1,4 @@
-"""Pictures looked into: colours, pixels and points read back by other means."""
+"""Figures and files: colours, pixels and points, read back by other means."""
 
 import struct
 import subprocess
@@ -19,24 +19,24 @@ def read_png(path):
         return np.asarray(image)
 
 
-def test_importing_it_draws_in_no_matplotlib():
+def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, jaxdepth.plots; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "False"
 
 
-def test_colours_are_those_of_the_map_at_its_places():
+def test_depth_is_mapped_to_the_colour_map():
     depth = np.array([[1.0, 2.0, 3.0], [0.5, 9.0, 0.0]], np.float32)
-    found = plots.colorize(depth, 1.0, 3.0)
+    rgb = plots.colorize(depth, 1.0, 3.0)
     colours = matplotlib.colormaps["magma_r"]
-    places = {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0, (1, 0): 0.0, (1, 1): 1.0}
-    for place, share in places.items():
+    shares = {(0, 0): 0.0, (0, 1): 0.5, (0, 2): 1.0, (1, 0): 0.0, (1, 1): 1.0}
+    for pixel, share in shares.items():
         expected = np.array(colours(share)[:3]) * 255
-        np.testing.assert_allclose(found[place], expected, atol=1)
-    assert found.dtype == np.uint8 and found.shape == (2, 3, 3)
+        np.testing.assert_allclose(rgb[pixel], expected, atol=1)
+    assert rgb.dtype == np.uint8 and rgb.shape == (2, 3, 3)
 
 
-def test_near_is_bright_and_far_is_dark_without_a_turn():
+def test_luminance_decreases_with_depth():
     depth = np.linspace(1, 9, 200, dtype=np.float32)[None]
     # Luminance of ITU-R BT.601.
     light = plots.colorize(depth, 1.0, 9.0)[0] @ np.array([0.299, 0.587, 0.114])
@@ -45,23 +45,23 @@ def test_near_is_bright_and_far_is_dark_without_a_turn():
 
 
 @pytest.mark.parametrize("hole", [0.0, -1.0, np.nan, np.inf, -np.inf])
-def test_missing_is_grey(hole):
+def test_missing_depth_is_grey(hole):
     depth = np.array([[2.0, hole]], np.float32)
-    found = plots.colorize(depth, 1.0, 3.0)
-    assert found[0, 1].tolist() == [128, 128, 128]
-    assert found[0, 0].tolist() != [128, 128, 128]
+    rgb = plots.colorize(depth, 1.0, 3.0)
+    assert rgb[0, 1].tolist() == [128, 128, 128]
+    assert rgb[0, 0].tolist() != [128, 128, 128]
 
 
-def test_what_is_given_as_valid_is_drawn_and_nothing_else():
+def test_only_valid_pixels_are_coloured():
     depth = np.array([[0.0, 1.0]], np.float32)
-    found = plots.colorize(
+    rgb = plots.colorize(
         depth, 0.0, 1.0, valid=np.array([[True, False]]), colours="viridis"
     )
-    assert found[0, 0].tolist() == [68, 1, 84]  # viridis begins there
-    assert found[0, 1].tolist() == [128, 128, 128]
+    assert rgb[0, 0].tolist() == [68, 1, 84]  # the first colour of viridis
+    assert rgb[0, 1].tolist() == [128, 128, 128]
 
 
-def test_range_is_of_percentiles_of_what_is_there():
+def test_depth_range_gives_percentiles_of_valid_depth():
     depth = np.concatenate([np.arange(1, 1002), [0.0, np.nan, np.inf, -5.0]])
     assert plots.depth_range(depth[:500], depth[500:]) == (11.0, 991.0)
     assert plots.depth_range(np.full((2, 2), 3.0)) == (3.0, 3.1)
@@ -79,34 +79,34 @@ def test_png16_holds_whole_millimetres(tmp_path_factory, metres):
     assert (back > 0).all()
 
 
-def test_png16_marks_what_it_cannot_hold(tmp_path):
+def test_png16_marks_missing_and_far_depth(tmp_path):
     path = tmp_path / "depth.png"
     depth = np.array([[0, np.nan, np.inf, -2, 65.535, 65.54, 1e6, 1e-5, 2.5]])
     plots.save_depth_png16(path, depth.astype(np.float32))
-    # Farther than 65.535 m is the largest value, all else that is no distance is 0.
+    # Depth beyond 65.535 m is the largest value; invalid depth is 0.
     assert read_png(path).tolist() == [[0, 0, 0, 0, 65535, 65535, 65535, 0, 2500]]
 
 
-def test_color_png_is_the_depth_over_its_own_range(tmp_path):
+def test_color_png_is_scaled_to_the_range_of_the_depth(tmp_path):
     depth = np.linspace(2, 4, 300, dtype=np.float32).reshape(15, 20)
     depth[3, 4] = 0
     plots.save_color_png(tmp_path / "c.png", depth)
-    found = read_png(tmp_path / "c.png")
-    assert found.shape == (15, 20, 3)
-    assert found[3, 4].tolist() == [128, 128, 128]
-    assert found[0, 0].sum() > 600 and found[-1, -1].sum() < 30
+    rgb = read_png(tmp_path / "c.png")
+    assert rgb.shape == (15, 20, 3)
+    assert rgb[3, 4].tolist() == [128, 128, 128]
+    assert rgb[0, 0].sum() > 600 and rgb[-1, -1].sum() < 30
     assert [p.name for p in tmp_path.iterdir()] == ["c.png"]
 
 
 def parse_ply(path):
-    """Header lines, and the vertices as a list of tuples: one record at a time."""
+    """Return the header lines, and the vertices as a list of tuples."""
     head, _, body = path.read_bytes().partition(b"end_header\n")
     record = struct.Struct("<fffBBB")
     assert len(body) % record.size == 0
     return head.decode("ascii").splitlines(), list(record.iter_unpack(body))
 
 
-def test_point_cloud_against_the_pinhole_written_out(tmp_path):
+def test_points_follow_the_pinhole_model(tmp_path):
     rng = np.random.default_rng(0)
     depth = rng.uniform(0.5, 9, (6, 8)).astype(np.float32)
     rgb = rng.integers(0, 256, (6, 8, 3), np.uint8)
@@ -145,7 +145,7 @@ def test_points_project_back_to_their_pixels(tmp_path):
     assert x[0] < 0 and y[0] < 0  # x to the right, y down: upper left is negative
 
 
-def test_a_cloud_without_points_is_a_file_all_the_same(tmp_path):
+def test_an_empty_point_cloud_is_a_valid_file(tmp_path):
     plots.write_ply(
         tmp_path / "a.ply", np.zeros((2, 2), np.float32),
         np.zeros((2, 2, 3), np.uint8), fx=1, fy=1, cx=0, cy=0,
@@ -168,15 +168,15 @@ def scenes(count: int, size=(30, 40)):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, in order."""
+    """The saved figures, in order."""
     figures = []
     save = plots.save
 
-    def keep(figure, path):
+    def record(figure, path):
         figures.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "save", keep)
+    monkeypatch.setattr(plots, "save", record)
     return figures
 
 
@@ -184,7 +184,7 @@ def images(figure):
     return [a.images[0].get_array() for a in figure.axes if a.images]
 
 
-def test_panel_has_one_scale_for_truth_and_prediction(tmp_path, drawn):
+def test_panel_shares_one_scale_between_ground_truth_and_prediction(tmp_path, drawn):
     shown = scenes(3)
     shown["target"][1][:5] = 0
     plots.panel(tmp_path / "p.png", **shown)
@@ -192,9 +192,9 @@ def test_panel_has_one_scale_for_truth_and_prediction(tmp_path, drawn):
     assert len(cells) == 12
     low, high = plots.depth_range(*shown["target"], *shown["pred"])
     for k in range(3):
-        rgb, truth, pred, error = cells[4 * k : 4 * k + 4]
+        rgb, target, pred, error = cells[4 * k : 4 * k + 4]
         np.testing.assert_array_equal(rgb, shown["rgb"][k])
-        for cell, depth in ((truth, shown["target"][k]), (pred, shown["pred"][k])):
+        for cell, depth in ((target, shown["target"][k]), (pred, shown["pred"][k])):
             np.testing.assert_array_equal(cell, plots.colorize(depth, low, high))
         grey = (error == 128).all(-1)
         np.testing.assert_array_equal(grey, shown["target"][k] == 0)
@@ -203,13 +203,13 @@ def test_panel_has_one_scale_for_truth_and_prediction(tmp_path, drawn):
     assert min(read_png(tmp_path / "p.png").shape[:2]) > 700
 
 
-def test_panel_says_rmse_and_delta1_of_each_row(tmp_path, drawn):
+def test_panel_captions_give_rmse_and_delta1(tmp_path, drawn):
     shown = scenes(2, (2, 2))
     shown["target"] = [
         np.array([[2.0, 4.0], [1.0, 0.0]], np.float32),
         np.array([[2.0, 2.0], [2.0, 2.0]], np.float32),
     ]
-    # Errors 1, 0 and 1 where there is truth: two ratios beyond 1.25.
+    # Errors 1, 0 and 1 with ground truth: two ratios beyond 1.25.
     shown["pred"] = [
         np.array([[3.0, 4.0], [0.0, 9.0]], np.float32),
         np.array([[2.4, 2.0], [2.0, 2.0]], np.float32),
@@ -224,14 +224,14 @@ def test_panel_says_rmse_and_delta1_of_each_row(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("target", "pred", "caption"),
     [
-        (0.0, 2.0, "no truth"),
-        (np.nan, 2.0, "no truth"),
+        (0.0, 2.0, "no ground truth"),
+        (np.nan, 2.0, "no ground truth"),
         (2.0, np.nan, "prediction not finite"),
         (2.0, np.inf, "prediction not finite"),
         (2.0, 0.0, "rmse 2.00 m, delta1 0.00"),
     ],
 )
-def test_panel_of_what_went_wrong(tmp_path, drawn, target, pred, caption):
+def test_panel_captions_of_invalid_images(tmp_path, drawn, target, pred, caption):
     shown = scenes(1)
     shown["target"][0][:], shown["pred"][0][:] = target, pred
     plots.panel(tmp_path / "p.png", **shown)
@@ -253,7 +253,9 @@ def lines(axis):
     return [line.get_xydata().tolist() for line in axis.lines]
 
 
-def test_curves_show_loss_rate_and_the_last_kind_of_evaluation(tmp_path, drawn):
+def test_curves_draw_loss_learning_rate_and_the_last_kind_of_evaluation(
+    tmp_path, drawn
+):
     records = [
         {"step": k, "loss": 10.0 / k, "learning_rate": 0.01 * k} for k in range(1, 51)
     ]
@@ -277,21 +279,21 @@ def test_curves_show_loss_rate_and_the_last_kind_of_evaluation(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1, "loss": 1.0}]])
-def test_curves_of_next_to_nothing(tmp_path, drawn, records):
+def test_curves_of_few_records(tmp_path, drawn, records):
     plots.curves(tmp_path / "c.png", records, [])
     assert drawn[0].axes[0].get_yscale() == "linear"
     assert len(drawn[0].axes) == 3
 
 
-def test_names_that_legends_hide_or_read_as_mathematics():
+def test_plain_text_escapes_underscores_and_dollar_signs():
     assert plots.plain_text("_a$b$") == r" _a\$b\$" and plots.plain_text("a_") == "a_"
 
 
-def test_smoothing_nothing_is_nothing():
+def test_smoothing_an_empty_array():
     assert len(plots.smooth(np.zeros(0))) == 0
 
 
-def test_smoothing_keeps_a_level_and_a_slope_and_lowers_noise():
+def test_smoothing_keeps_constants_and_slopes_and_reduces_noise():
     np.testing.assert_allclose(plots.smooth(np.full(50, 3.0)), 3.0)
     slope = np.arange(400.0)
     np.testing.assert_allclose(plots.smooth(slope)[50:-50], slope[50:-50])
@@ -299,7 +301,7 @@ def test_smoothing_keeps_a_level_and_a_slope_and_lowers_noise():
     assert plots.smooth(noise).std() < 0.35
 
 
-def test_real_frames_make_a_panel(tmp_path, shared_data, drawn):
+def test_panel_of_a_real_frame(tmp_path, shared_data, drawn):
     folder = shared_data / "nyu_train"
     rgb = read_png(folder / "rgb" / "0003.jpg")
     target = (read_png(folder / "depth8" / "0003.png") + 0.5) * 9.99547 / 255
@@ -311,7 +313,7 @@ def test_real_frames_make_a_panel(tmp_path, shared_data, drawn):
     assert drawn[0].axes[2].get_xlabel().startswith("rmse 0.25 m, delta1 ")
 
 
-def test_contact_sheet_shows_pairs_under_one_scale(tmp_path, drawn):
+def test_contact_sheet_draws_pairs_with_one_scale(tmp_path, drawn):
     shown = scenes(4)
     depth = shown["target"]
     depth[2][:10] = 0
@@ -334,7 +336,7 @@ def test_contact_sheet_shows_pairs_under_one_scale(tmp_path, drawn):
     assert read_png(tmp_path / "s.png").shape[1] == 1430
 
 
-def test_statistics_are_shares_of_pixels_and_numbers_of_frames(tmp_path, drawn):
+def test_statistics_draw_shares_of_pixels_and_numbers_of_frames(tmp_path, drawn):
     depth = np.repeat(np.array([1, 2, 3, 90], np.float32), (300, 600, 99, 1))
     surface = np.zeros((5, 5))
     surface[2, 3] = 0.3  # a cell of 2 pixels to the right
@@ -345,7 +347,7 @@ def test_statistics_are_shares_of_pixels_and_numbers_of_frames(tmp_path, drawn):
     depths, holes, shifts = drawn[0].axes
     heights = sorted(bar.get_height() for bar in depths.patches)[-3:]
     np.testing.assert_allclose(heights, [9.9, 30, 60], rtol=1e-6)
-    assert depths.patches[-1].get_x() < 4  # one pixel does not stretch the picture
+    assert depths.patches[-1].get_x() < 4  # one far pixel does not extend the axis
     assert "median 2 m" in depths.get_legend().get_texts()[0].get_text()
     assert sorted(bar.get_height() for bar in holes.patches)[-2:] == [1, 2]
     image = shifts.images[0]
@@ -353,7 +355,7 @@ def test_statistics_are_shares_of_pixels_and_numbers_of_frames(tmp_path, drawn):
     assert read_png(tmp_path / "s.png").shape[1] == 1320
 
 
-def test_statistics_of_nothing(tmp_path, drawn):
+def test_statistics_of_empty_data(tmp_path, drawn):
     plots.statistics(
         tmp_path / "s.png", depth=np.zeros(0, np.float32), missing={"raw": []},
         surface=None, reach=4, title="",

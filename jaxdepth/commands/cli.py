@@ -93,7 +93,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
         ):
             name = os.fsdecode(error.filename)
             code = _fail(f"error: {name}: {error.strerror}", USER, error)
-        elif not hosts.several():
+        elif not hosts.is_multi_host():
             raise
         else:
             traceback.print_exc()
@@ -105,14 +105,14 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
 def _fail(line: str, code: int, error: BaseException) -> int:
     """Print the error, once if all hosts raise it; the exit code."""
     everywhere = getattr(error, "everywhere", False)
-    if not everywhere or hosts.first():
+    if not everywhere or hosts.is_first_host():
         print(" ".join(line.split()), file=sys.stderr)
     return code if everywhere else _leave(code)
 
 
 def _leave(code: int) -> int:
     """On multi-host runs, exit immediately: JAX would wait for the other hosts."""
-    if hosts.several():
+    if hosts.is_multi_host():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -19,8 +19,8 @@ from jaxdepth.data import dataset
 from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import bootstrap, metrics, protocols
 from jaxdepth.evaluation.evaluator import Evaluator, Scores
-from jaxdepth.runtime import compilation_cache, malloc, output_files, terminal
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import jax_setup, output_files, terminal
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
@@ -78,7 +78,7 @@ def run(config: EvaluateConfig) -> int:
 
 def score(config: EvaluateConfig) -> Scored:
     """Load a network and the data, and score it on them."""
-    compilation_cache.keep(config.cache_dir)
+    jax_setup.enable_compilation_cache(config.cache_dir)
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)
@@ -222,5 +222,5 @@ def _write(config: EvaluateConfig, scored: Scored) -> None:
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags; returns the exit code."""
-    malloc.keep()
+    jax_setup.retain_host_memory()
     return run(flags_lib.parse(EvaluateConfig, argv, prog="jaxdepth evaluate"))

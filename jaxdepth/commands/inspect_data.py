@@ -98,7 +98,7 @@ def _check_places(config: InspectConfig, out: Path, source: Source) -> None:
         output_files.check_apart(json=config.json, out=out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is a file: name a folder")
-    staging.check_above(out, what="--out")
+    staging.check_parents(out, what="--out")
     for name in (CONTACT_SHEET, STATISTICS):
         output_files.check_ours(out / name, plots.MAKER, flag="out")
     if config.export:

@@ -13,7 +13,7 @@ from jaxdepth import images as images_lib
 from jaxdepth import plots
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.predictor import Predictor
-from jaxdepth.runtime import atomic, compilation_cache
+from jaxdepth.runtime import atomic, jax_setup
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.flags import flag
@@ -75,7 +75,7 @@ def run(config: PredictConfig) -> int:
     _refuse_clashes(paths, out, ours, ply=config.ply)
     for note in notes:
         logger.info("note: %s", note)
-    compilation_cache.keep(config.cache_dir)
+    jax_setup.enable_compilation_cache(config.cache_dir)
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _write(
         if new:
             with open(out / OURS, "ab") as file:
                 file.write(os.fsencode(path.stem) + b"\n")
-        with atomic.replacing(target.with_name(path.stem + ".npy")) as part:
+        with atomic.atomic_write(target.with_name(path.stem + ".npy")) as part:
             np.save(part, depth)
         plots.save_depth_png16(target.with_name(path.stem + ".png"), depth)
         plots.save_color_png(target.with_name(path.stem + "_color.png"), depth)

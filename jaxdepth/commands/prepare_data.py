@@ -1,12 +1,12 @@
-"""Any data that training reads, packed once into a store: in a folder or at a URL.
+"""`jaxdepth prepare-data`: pack a data set into a store, in a folder or at a URL.
 
     jaxdepth prepare-data nyu_depth_v2_labeled.mat nyu
     jaxdepth prepare-data pairs/ tum --size=120x160 --depth_scale=5000
     jaxdepth prepare-data raw/ gs://bucket/nyu --every=10
     jaxdepth prepare-data raw/ nyu --dry_run
 
-Frames that can't be used are left out and listed. A call that was stopped goes on
-after its last finished shard when it is given again.
+Frames that can't be used are left out and listed. If the command is stopped, the same
+command resumes after the last finished shard.
 """
 
 import dataclasses
@@ -32,47 +32,47 @@ from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth prepare-data"
-LISTED = 20  # frames named on the terminal
-# Of processes that read: frames timed to choose, seconds until the first one works, and
-# seconds that a frame costs on its way back.
-SAMPLE, START_SECONDS, SECONDS_BACK = 4, 4.0, 0.004
+LISTED = 20  # frames listed on the terminal
+# For the choice of worker processes: the number of frames to time, the seconds that a
+# worker takes to start, and the seconds to return a frame to the parent.
+SAMPLE, START_SECONDS, RETURN_SECONDS = 4, 4.0, 0.004
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Pack images and depth into a store, which --data= of jaxdepth run takes."""
+    """Pack images and depth into a store, for --data of jaxdepth run."""
 
     files: tuple[str, ...] = flag(positional=True)
-    """SOURCE OUT: what to read, and the folder or URL (gs://...) of the store."""
+    """SOURCE OUT: the data to read, and the folder or URL (gs://...) of the store."""
     size: str = "240x320"
-    """Stored frames, HEIGHTxWIDTH: 20/19 of the --size that a network trains at."""
+    """Size of the stored frames, HEIGHTxWIDTH: 20/19 of --size in training."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
-    """What SOURCE is, where its content should not decide."""
+    """Format of SOURCE; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     every: int = flag(1, at_least=1)
-    """Of a recorded sequence, one frame out of so many."""
+    """Keep every Nth frame of a recorded sequence."""
     doubles: Literal["drop", "keep"] = "drop"
-    """Of a raw dump, images that several depth maps are matched with."""
+    """Images of a raw dump that are matched with several depth maps."""
     max_gap: float | None = flag(None, above=0)
-    """Of a raw dump, the largest time between image and depth, seconds."""
+    """Maximum time between image and depth in a raw dump, seconds."""
     variant: Literal["B", "A"] = "B"
-    """Release of the NYU toolbox whose projection is followed."""
+    """Release of the NYU toolbox whose projection is used."""
     fill: Literal["none", "colorization", "cross_bf"] = "none"
-    """How holes in projected raw depth are filled."""
+    """Method to fill holes in projected raw depth."""
     mask_extremes: Literal["auto", "on", "off"] = "auto"
-    """Leave out each image's own smallest and largest depth, as the paper does;
+    """Remove each image's minimum and maximum depth, as in the paper;
     auto: on for raw depth, off for filled."""
     max_depth: float = 10.0
-    """Metres; farther truth is none for --mask_extremes."""
+    """Metres; --mask_extremes ignores depth beyond it."""
     keep_full: Literal["auto", "all", "none"] = "auto"
-    """Frames kept at full size, too, to evaluate on; auto: those that a split
-    evaluates on, or where none does all of up to 1000."""
+    """Frames to keep at full size, too, for evaluation; auto: those that a split
+    evaluates on, or without such a split all of up to 1000."""
     workers: int | Auto = flag("auto", at_least=0)
-    """Processes that read and pack; auto: one per CPU where that is quicker than
-    reading here, which 0 does."""
+    """Number of worker processes; auto: one per CPU if that is faster than none;
+    0: none."""
     dry_run: bool = False
-    """Say what would be written, and write nothing."""
+    """Print what would be written, and write nothing."""
 
     def __post_init__(self):
         flags_lib.validate(self)
@@ -83,14 +83,15 @@ class PrepareConfig:
 
     @property
     def read_options(self) -> ReadOptions:
+        """The flags that concern reading."""
         names = [field.name for field in dataclasses.fields(ReadOptions)]
         return ReadOptions(**{name: getattr(self, name) for name in names})
 
 
 def command(argv: Sequence[str]) -> int:
-    """Prepare as the flags say; returns the exit code."""
+    """Run the command; return its exit code."""
     flags = flags_lib.parse(PrepareConfig, argv, prog=PROG)
-    path, out = _names(flags)
+    path, out = _source_and_output(flags)
     source = open_source(
         path, data_format=flags.data_format, options=flags.read_options
     )
@@ -109,7 +110,7 @@ def command(argv: Sequence[str]) -> int:
     if flags.dry_run:
         for note in source.notes:
             logger.info("note: %s", note)
-        _say_sizes(job, out)
+        _print_sizes(job, out)
         return cli.OK
     if (manifest := job.finished(out)) is not None:
         logger.info(
@@ -117,16 +118,16 @@ def command(argv: Sequence[str]) -> int:
             out,
         )
     else:
-        counter = Rate()
-        workers = workers_for(job) if flags.workers == "auto" else flags.workers
+        counter = FrameCounter()
+        workers = choose_workers(job) if flags.workers == "auto" else flags.workers
         manifest = job.write(out, workers=workers, progress=counter)
-        _summarise(manifest, out, counter)
+        _print_summary(manifest, out, counter)
     logger.info("train on it: %s", training_command(manifest, out))
     return cli.OK
 
 
-def _names(flags: PrepareConfig) -> tuple[str, str]:
-    """SOURCE and OUT. UserError where they make no sense together."""
+def _source_and_output(flags: PrepareConfig) -> tuple[str, str]:
+    """Return SOURCE and OUT. Raises UserError if they don't fit together."""
     if len(flags.files) != 2 and not (flags.dry_run and len(flags.files) == 1):
         raise UserError(f"give SOURCE OUT: {len(flags.files)} names were given")
     path, out = flags.files[0], flags.files[-1] if len(flags.files) == 2 else "OUT"
@@ -135,19 +136,20 @@ def _names(flags: PrepareConfig) -> tuple[str, str]:
     if is_store(path):
         raise UserError(f"{path} is a store already: train on it with --data={path}")
     if not remote.is_remote(out):
-        place, root = staging.folder_of(out, what="OUT"), Path(path)
-        if root.is_dir() and place.resolve().is_relative_to(root.resolve()):
+        folder, root = staging.resolve_output(out, what="OUT"), Path(path)
+        if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
             raise UserError(
-                f"{out} lies in {path}, where its arrays would count as data: name a "
-                "place outside"
+                f"{out} is inside {path}, where its arrays would be read as data: name "
+                "a folder outside"
             )
     return path, out
 
 
-def workers_for(job: Job) -> int:
-    """One process per CPU where that is quicker than none, by the time of some frames.
+def choose_workers(job: Job) -> int:
+    """Return the number of CPUs if that many workers are faster than none, else 0.
 
-    A process takes seconds to start, and what it packed has to come back.
+    Estimated from the time of a few frames, the time to start workers, and the time
+    to return packed frames.
     """
     allowed = getattr(os, "sched_getaffinity", None)
     cpus = len(allowed(0)) if allowed is not None else os.cpu_count() or 1
@@ -157,24 +159,24 @@ def workers_for(job: Job) -> int:
     began = time.monotonic()
     for row in rows[1:]:
         job.try_row(row)
-    work = (time.monotonic() - began) / max(1, len(rows) - 1) * frames
-    apart = START_SECONDS + max(work / cpus, SECONDS_BACK * frames)
-    return cpus if cpus > 1 and apart < work else 0
+    alone = (time.monotonic() - began) / max(1, len(rows) - 1) * frames
+    with_workers = START_SECONDS + max(alone / cpus, RETURN_SECONDS * frames)
+    return cpus if cpus > 1 and with_workers < alone else 0
 
 
-class Rate(terminal.Counter):
-    """Progress that also knows how many frames went through it, and in what time."""
+class FrameCounter(terminal.Counter):
+    """Progress that also records the number of frames packed, and the seconds."""
 
     def __init__(self):
         super().__init__()
         self._began = time.monotonic()
-        self.before: int | None = None
+        self._first: int | None = None
         self.seconds, self.frames = 0.0, 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         super().__call__(what, done, total)
-        self.before = done if self.before is None else self.before
-        self.seconds, self.frames = time.monotonic() - self._began, done - self.before
+        self._first = done if self._first is None else self._first
+        self.seconds, self.frames = time.monotonic() - self._began, done - self._first
 
 
 def _describe(job: Job) -> None:
@@ -197,8 +199,8 @@ def _describe(job: Job) -> None:
         )
 
 
-def _say_sizes(job: Job, out: str) -> None:
-    """A table of what would be written, MiB by kind."""
+def _print_sizes(job: Job, out: str) -> None:
+    """Print a table of the sizes that would be written, MiB by kind."""
     height, width = job.packing.size
     rows = [_sizes(f"{height}x{width}", job, len(job.source.infos), height * width)]
     if job.full_rows:
@@ -208,7 +210,7 @@ def _say_sizes(job: Job, out: str) -> None:
     total = [sum(column) for column in zip(*(row[2:] for row in rows), strict=True)]
     rows.append(["together", "", *total])
     terminal.print_table(
-        f"{out} would hold, if all frames can be read and have the first one's size",
+        f"size of {out}, if all frames are readable and as large as the first one",
         [
             "frames of",
             "number",
@@ -221,13 +223,14 @@ def _say_sizes(job: Job, out: str) -> None:
 
 def _sizes(name: str, job: Job, count: int, pixels: int) -> list[Any]:
     mib = [
-        count * pixels * each / 2**20 for each in (3, *(2 for _ in job.source.truths))
+        count * pixels * bytes_per_pixel / 2**20
+        for bytes_per_pixel in (3, *(2 for _ in job.source.truths))
     ]
     return [name, count, *mib, sum(mib)]
 
 
 def _full_size(job: Job) -> tuple[int, int]:
-    """Height and width of the first frame that is kept at full size."""
+    """Height and width of the first readable frame of which a full size is kept."""
     for row in sorted(job.full_rows):
         try:
             height, width = job.source.frame(row).rgb.shape[:2]
@@ -237,8 +240,8 @@ def _full_size(job: Job) -> tuple[int, int]:
     return 0, 0
 
 
-def _summarise(manifest: dict[str, Any], out: str, counter: Rate) -> None:
-    size = sum(known["bytes"] for known in manifest["files"].values())
+def _print_summary(manifest: dict[str, Any], out: str, counter: FrameCounter) -> None:
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
     logger.info(
         "%s: %d frames of %s, %d of them at full size too, %.1f MiB; %d packed now in "
         "%.1f s, %.1f frames/s",
@@ -258,7 +261,7 @@ def _summarise(manifest: dict[str, Any], out: str, counter: Rate) -> None:
 
 
 def _list(what: str, names: list[str]) -> None:
-    """The first frames of a kind; one alone stands in the notes already."""
+    """List the first frames of a kind. A single one is in the notes already."""
     if len(names) < 2:
         return
     logger.info("%d frames %s, all named in manifest.json:", len(names), what)
@@ -269,9 +272,9 @@ def _list(what: str, names: list[str]) -> None:
 
 
 def training_command(manifest: dict[str, Any], out: str) -> str:
-    """The command that trains on the store, or evaluates on it where none of it trains.
+    """Return the command that trains on the store, or only evaluates on it.
 
-    PATH stands for the data that it lacks.
+    PATH stands for data that the store does not contain.
     """
     run = ["jaxdepth", "run"]
     words, (height, width) = [f"--data={out}"], manifest["size"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jaxdepth.commands import cli
 from jaxdepth.config import Config
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime import host_process, hosts, malloc, terminal
+from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 
 PROG = "jaxdepth run"
 EXAMPLES = (
@@ -18,23 +18,31 @@ EXAMPLES = (
 
 def command(argv: Sequence[str]) -> int:
     """Train as the flags say, with the other hosts if any; returns the exit code."""
-    malloc.keep()  # before hosts meet, which asks for devices
+    jax_setup.retain_host_memory()  # before hosts meet, which asks for devices
     flags_lib.check(Config, argv)
     only_help = (
         flags_lib.asks_help(argv) or flags_lib.value_of(argv, "recipe") == "help"
     )
     cluster = None if only_help else cluster_of(argv)
     if cluster is not None:
-        if not host_process.inside():
+        if not host_process.is_child():
             return host_process.run(
-                ["jaxdepth", "run", *argv], met_at=cluster.coordinator
+                ["jaxdepth", "run", *argv],
+                coordinator=cluster.coordinator,
+                last_checkpoint=_last_checkpoint,
             )
-        host_process.leave_with_parent()
+        host_process.exit_with_parent()
         hosts.connect(cluster)
-        host_process.note()
-        if not hosts.first():
+        host_process.record_progress()
+        if not hosts.is_first_host():
             terminal.only_errors_to_terminal()
     return train(argv)
+
+
+def _last_checkpoint(folder: str) -> str:
+    from jaxdepth.training import checkpoint  # Orbax takes seconds to import
+
+    return checkpoint.describe_last(folder)
 
 
 def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
@@ -43,7 +51,7 @@ def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
         None if value is None or value.lower() == "none" else int(value)
         for value in (flags_lib.value_of(argv, name) for name in ("hosts", "host"))
     )
-    return hosts.find(flags_lib.value_of(argv, "coordinator"), count, index)
+    return hosts.detect_cluster(flags_lib.value_of(argv, "coordinator"), count, index)
 
 
 def train(argv: Sequence[str]) -> int:

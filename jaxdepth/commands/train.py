@@ -25,7 +25,7 @@ from jaxdepth.config import Config
 from jaxdepth.data import dataset, pipeline
 from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
-from jaxdepth.runtime import compilation_cache, host_process, hosts, terminal
+from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import (
     device_cache,
@@ -35,7 +35,7 @@ from jaxdepth.training import (
 )
 from jaxdepth.training import loop as loop_lib
 from jaxdepth.training import optimizer as optimizer_lib
-from jaxdepth.training.checkpoint import Checkpoints, Elsewhere
+from jaxdepth.training.checkpoint import Checkpoints, NullCheckpoints
 from jaxdepth.training.loop import Outcome, StopSignals, resumed
 from jaxdepth.training.state import TrainState
 from jaxdepth.training.step import (
@@ -106,7 +106,7 @@ def run(config: Config, *, command: str) -> int:
     Raises: UserError and MachineError. A folder made by this call is removed if the
       run did not start.
     """
-    compilation_cache.keep(config.data.cache_dir)
+    jax_setup.enable_compilation_cache(config.data.cache_dir)
     config, placement, weights = _prepare(config)
     with (
         terminal.log_file() as begin_log,
@@ -129,11 +129,11 @@ def _prepare(
     """Resolve what depends on the devices, and read the weights: quick checks first."""
     any_batch = config.train.batch_size == "auto"
     config = config_lib.resolve(config, platform=jax.default_backend())
-    hosts.check_equal("flags", _common_flags(config))
+    hosts.check_equal_on_hosts("flags", _common_flags(config))
     placement = sharding.Placement.over(config.train.parallel)
     config = _resolve_batch(config, placement, round_up=any_batch)
     path = config.model.weights
-    with hosts.together():
+    with hosts.raise_on_all_hosts():
         weights = None if path is None else files.read(path)
     return config, placement, weights
 
@@ -156,7 +156,7 @@ def _failures_with_checkpoint(session: Session) -> Iterator[None]:
         yield
     except Exception as error:
         logger.debug("the run stopped", exc_info=True)
-        if isinstance(error, OSError | MachineError) or hosts.is_lost(error):
+        if isinstance(error, OSError | MachineError) or hosts.is_lost_peer(error):
             assert session.checkpoints is not None
             raise _with_last_checkpoint(error, session.checkpoints) from error
         raise
@@ -176,11 +176,11 @@ def open_session(
 
     The work directory is locked if it exists.
     """
-    with hosts.together():
+    with hosts.raise_on_all_hosts():
         if workdir.local.is_dir():
             locks.enter_context(workdir.locked())
         session = _open_data(config, workdir, placement, command=command)
-    hosts.check_equal("data", _common_data(session))
+    hosts.check_equal_on_hosts("data", _common_data(session))
     _initialize(session, weights)
     return session
 
@@ -188,7 +188,7 @@ def open_session(
 def claim(session: Session, locks: contextlib.ExitStack) -> None:
     """Stage 2: create and lock the work directory, and write config.json."""
     workdir = session.workdir
-    with hosts.together():
+    with hosts.raise_on_all_hosts():
         existed = workdir.local.is_dir()
         workdir.create()
         if not existed:
@@ -225,9 +225,13 @@ def _common_data(session: Session) -> dict[str, Any]:
 
 def _checkpoints(workdir: WorkDir) -> Checkpoints:
     """To be written by host 0, which alone has the work directory."""
-    place = workdir.where_checkpoints_are
-    host_process.note(place)
-    return Checkpoints(workdir.checkpoints) if hosts.first() else Elsewhere(place)
+    place = workdir.checkpoints_on_host_0
+    host_process.record_progress(place)
+    return (
+        Checkpoints(workdir.checkpoints)
+        if hosts.is_first_host()
+        else NullCheckpoints(place)
+    )
 
 
 def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> MachineError:
@@ -235,7 +239,7 @@ def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> Machine
     what = str(error)
     if isinstance(error, OSError):
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
-    elif hosts.is_lost(error):
+    elif hosts.is_lost_peer(error):
         what = f"lost peer: {what.splitlines()[0][:200]}"
     if "last good checkpoint" in what:
         return MachineError(what)
@@ -372,10 +376,10 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
     if config.train.ema:
         state = state.start_ema()
     damaged: list[int] = []
-    with hosts.together():
-        if hosts.first():
+    with hosts.raise_on_all_hosts():
+        if hosts.is_first_host():
             state, damaged = _starting_state(session, state)
-    state = hosts.same_state(state)
+    state = hosts.broadcast_state(state)
     step = int(state.step)
     session.results["evaluations"] = [
         e for e in session.results["evaluations"] if e["step"] <= step
@@ -574,7 +578,7 @@ def finish(session: Session, outcome: Outcome) -> int:
             **workdir_lib.environment(),
         }
         workdir.write_json(workdir_lib.RESULTS, session.results)
-    if hosts.first():
+    if hosts.is_first_host():
         summary_lib.show(
             session.config, workdir, session.data, session.results, outcome.state
         )

@@ -14,7 +14,7 @@ from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.remote import is_remote
-from jaxdepth.data.store.writer import prepared
+from jaxdepth.data.store.writer import prepare
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def open_store(
 
     `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
     """
-    return prepared(
+    return prepare(
         path,
         cache_dir=Path(config.data.cache_dir).expanduser(),
         size=config.frame_size,
@@ -100,7 +100,7 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
         evaluation=max(32, count // 10),
         size=config.frame_size,
     )
-    return prepared(
+    return prepare(
         source,
         cache_dir=Path(config.data.cache_dir).expanduser(),
         size=config.frame_size,

@@ -1,4 +1,4 @@
-"""Which frames step k of seed s takes: pure functions, no state to save."""
+"""The order of training frames: pure functions of seed and step, without state."""
 
 import functools
 
@@ -8,36 +8,39 @@ from jaxtyping import Int
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:
-    """The order of epoch `epoch`: each of 0..n-1 once."""
+    """Return the order of an epoch: a permutation of 0..n-1, read-only."""
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
     order = np.random.Generator(bits).permutation(n)
-    order.setflags(write=False)  # it is shared
+    order.setflags(write=False)  # callers share the cached array
     return order
 
 
 def rows_of_step(seed: int, step: int, batch_size: int, n: int) -> Int[np.ndarray, "b"]:
-    """Rows of the batch that follows `step` steps.
+    """Return the rows of the batch of step `step`, counted from 0.
 
-    Epochs follow each other without a gap: place p of the stream, counted from 0, is
-    entry p mod n of epoch p // n, so a batch may end one epoch and begin the next.
+    Epochs follow each other without a gap: index i of the stream of all epochs is
+    entry i mod n of epoch i // n, so a batch may contain frames of two epochs.
     """
-    places = step * batch_size + np.arange(batch_size)
-    epochs, within = np.divmod(places, n)
+    indices = step * batch_size + np.arange(batch_size)
+    epochs, within = np.divmod(indices, n)
     rows = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        rows[here] = permutation(seed, int(epoch), n)[within[here]]
+        in_epoch = epochs == epoch
+        rows[in_epoch] = permutation(seed, int(epoch), n)[within[in_epoch]]
     return rows
 
 
 def first_in_seed_order(seed: int, n: int, count: int) -> Int[np.ndarray, "c"]:
-    """The first `count` of n rows in the order of the seed's first epoch."""
+    """Return the first `count` of n rows in the order of the seed's first epoch."""
     return permutation(seed, 0, n)[:count]
 
 
 def host_slice(batch_size: int, host: int, hosts: int) -> slice:
-    """The places of the global batch that a host brings."""
-    each, rest = divmod(batch_size, hosts)
-    if rest:
+    """Return the slice of the global batch that belongs to a host.
+
+    Raises ValueError if the batch can't be divided equally.
+    """
+    per_host, remainder = divmod(batch_size, hosts)
+    if remainder:
         raise ValueError(f"a batch of {batch_size} does not divide over {hosts} hosts")
-    return slice(host * each, (host + 1) * each)
+    return slice(host * per_host, (host + 1) * per_host)

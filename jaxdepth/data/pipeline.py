@@ -1,9 +1,9 @@
-"""Batches from a store in the order of `order`: by tf.data, or threads without it."""
+"""Input pipeline: batches of a store's frames, by tf.data or by threads."""
 
 import collections
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from jaxdepth.data import order
 from jaxdepth.data.store.reader import Store
 
 Batch = dict[str, np.ndarray]
-AHEAD = 4  # batches prepared beforehand
+Load = Callable[[int], tuple[np.ndarray, np.ndarray]]
+AHEAD = 4  # batches prepared in advance
 
 
 @contextlib.contextmanager
@@ -31,56 +32,52 @@ def batches(
     threads: int = 2,
     backend: str = "auto",
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of steps `start_step` to `stop_step` - 1, this host's part of each.
+    """Open the batches of steps `start_step` to `stop_step` - 1, in `order`'s order.
 
     Args:
-      rows: the store's rows that train.
+      rows: the rows of the store to train on.
       depth: "filled" or "raw".
-      batch_size: global; `host` of `hosts` gets its slice.
-      cache: "host" reads all rows into memory first; with "device" the frames lie on
-        the accelerators (`data.table`), and batches name them alone.
-      backend: "tf", "threads", or "auto": tf.data where TensorFlow can be imported.
+      batch_size: the global one; host `host` of `hosts` gets its slice.
+      cache: "host" loads all rows into memory first; "device" expects all frames in
+        the device cache (`training.device_cache`), so batches hold only indices.
+      backend: "tf", "threads", or "auto": tf.data if TensorFlow can be imported.
 
-    Yields an iterator of `rgb` (b,h,w,3) uint8, `depth_mm` (b,h,w) uint16 and
-    `position` (b,) int32, each image's place in the global batch. With
-    cache="device": `rows` (b,) int32, places in `rows`, and `position`.
+    Yields:
+      An iterator of batches: `rgb` (b, h, w, 3) uint8, `depth_mm` (b, h, w) uint16 and
+      `position` (b,) int32, the index of each image in the global batch. With
+      cache="device": `rows` (b,) int32, indices into `rows`, and `position`.
     """
-    part = order.host_slice(batch_size, host, hosts)
-    position = np.arange(batch_size, dtype=np.int32)[part]
+    local = order.host_slice(batch_size, host, hosts)
+    position = np.arange(batch_size, dtype=np.int32)[local]
 
-    def places_of(step: int) -> np.ndarray:
-        return order.rows_of_step(seed, step, batch_size, len(rows))[part]
+    def indices(step: int) -> np.ndarray:
+        return order.rows_of_step(seed, step, batch_size, len(rows))[local]
 
+    steps = range(start_step, stop_step)
     if cache == "device":
         yield (
-            {"rows": places_of(step).astype(np.int32), "position": position}
-            for step in range(start_step, stop_step)
+            {"rows": indices(step).astype(np.int32), "position": position}
+            for step in steps
         )
         return
-    held = store.gather(rows, depth=depth) if cache == "host" else None
-
-    def make(step: int) -> tuple[np.ndarray, np.ndarray]:
-        places = places_of(step)
-        if held is not None:
-            return held[0][places], held[1][places]
-        return store.gather(rows[places], depth=depth)
-
+    gather = _gather_from(store, rows, depth=depth, in_memory=cache == "host")
     use_tf = backend == "tf" or (backend == "auto" and _has_tensorflow())
-    source = _by_tf(make, start_step, stop_step, threads) if use_tf else None
-    if source is not None:
-        try:
-            yield ({"rgb": a, "depth_mm": b, "position": position} for a, b in source)
-        finally:
-            # Its threads call Python: left to the interpreter's end, they wait for it
-            # and it for them.
-            source.close()
-        return
-    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        made = _by_threads(make, start_step, stop_step, pool)
-        try:
-            yield ({"rgb": a, "depth_mm": b, "position": position} for a, b in made)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    prefetch = _prefetch_by_tf if use_tf else _prefetch_by_threads
+    with prefetch(lambda step: gather(indices(step)), steps, threads) as frames:
+        yield (
+            {"rgb": rgb, "depth_mm": depth_mm, "position": position}
+            for rgb, depth_mm in frames
+        )
+
+
+def _gather_from(
+    store: Store, rows: np.ndarray, *, depth: str, in_memory: bool
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a function that gathers the frames of indices into `rows`."""
+    if not in_memory:
+        return lambda indices: store.gather(rows[indices], depth=depth)
+    rgb, depth_mm = store.gather(rows, depth=depth)
+    return lambda indices: (rgb[indices], depth_mm[indices])
 
 
 def _has_tensorflow() -> bool:
@@ -91,46 +88,71 @@ def _has_tensorflow() -> bool:
     return True
 
 
-def _by_tf(
-    make: Callable, start: int, stop: int, threads: int
-) -> Generator[Any, None, None]:
-    """One gather per step, several at a time, in order.
+@contextlib.contextmanager
+def _prefetch_by_tf(load: Load, steps: range, threads: int) -> Iterator[Iterator[Any]]:
+    """Call `load` for each step in parallel; yield the results in order.
 
-    What `make` raises is raised here as it was, not as TensorFlow's wrapping of it.
+    An exception of `load` is raised unchanged, not as TensorFlow's wrapper of it.
     """
+    results = _iterate_tf(load, steps, threads)
+    try:
+        yield results
+    finally:
+        # Its threads call Python. If they still ran at the interpreter's exit, they
+        # and the interpreter would wait for each other.
+        results.close()
+
+
+def _iterate_tf(load: Load, steps: range, threads: int) -> Any:
     import tensorflow as tf
 
-    with contextlib.suppress(RuntimeError):  # TensorFlow has begun: too late to hide
+    with contextlib.suppress(RuntimeError):  # TensorFlow is initialized already
         tf.config.set_visible_devices([], "GPU")
         tf.config.set_visible_devices([], "TPU")
 
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
-    def noted(step):
+    def load_recording_errors(step):
         try:
-            return make(int(step))
+            return load(int(step))
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
             raise
 
-    def gather(step):
-        return tf.numpy_function(noted, [step], (tf.uint8, tf.uint16), stateful=False)
+    def load_tf(step):
+        return tf.numpy_function(
+            load_recording_errors, [step], (tf.uint8, tf.uint16), stateful=False
+        )
 
-    steps = tf.data.Dataset.range(start, stop)
-    batches = steps.map(gather, num_parallel_calls=threads, deterministic=True)
+    dataset = tf.data.Dataset.range(steps.start, steps.stop)
+    dataset = dataset.map(load_tf, num_parallel_calls=threads, deterministic=True)
     try:
-        yield from batches.prefetch(AHEAD).as_numpy_iterator()
+        yield from dataset.prefetch(AHEAD).as_numpy_iterator()
     except tf.errors.OpError:
-        if failed:
-            raise failed[0] from None
+        if errors:
+            raise errors[0] from None
         raise
 
 
-def _by_threads(make: Callable, start: int, stop: int, pool: Any) -> Iterator[Any]:
-    waiting: collections.deque = collections.deque()
-    for step in range(start, stop):
-        waiting.append(pool.submit(make, step))
-        if len(waiting) > AHEAD:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+@contextlib.contextmanager
+def _prefetch_by_threads(
+    load: Load, steps: range, threads: int
+) -> Iterator[Iterator[Any]]:
+    """Call `load` for each step in parallel; yield the results in order."""
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        try:
+            yield _iterate_threads(load, steps, pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _iterate_threads(
+    load: Load, steps: range, pool: concurrent.futures.Executor
+) -> Iterator[Any]:
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    for step in steps:
+        pending.append(pool.submit(load, step))
+        if len(pending) > AHEAD:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 import contextlib
 import os
@@ -9,14 +9,15 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` once all of it is written.
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces `path` once it is written completely.
 
-    Its name until then is hidden and nobody else's, even where nothing is locked.
+    The data go to a hidden file with a unique name in the same folder, which is
+    renamed at the end. If the body raises, `path` keeps its old content.
 
     Args:
-      durable: it is on the disk before it takes that place: a crash of the machine
-        leaves one of the two.
+      durable: flush the data to the disk before the file is renamed, so that a crash
+        of the machine leaves either the old or the new content.
     """
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:

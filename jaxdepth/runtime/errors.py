@@ -1,6 +1,6 @@
-"""The two kinds of expected failure; entry points turn them into exit codes.
+"""The two kinds of expected errors, which commands turn into exit codes.
 
-`everywhere`: whether all hosts that train together end by it, each by itself.
+`everywhere` is True if every host raises the error itself.
 """
 
 import difflib
@@ -8,18 +8,19 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """The user's mistake. One line: what is wrong, where, what to do. Exit code 2."""
+    """A mistake of the user: one line that names the flag or file, the problem and
+    the fix. Exit code 2."""
 
     everywhere = False
 
 
 class MachineError(Exception):
-    """The machine stopped us: storage or a lost peer. One line. Exit code 1."""
+    """A failure of the machine (storage, a lost peer): one line. Exit code 1."""
 
     everywhere = False
 
 
 def nearest(word: str, among: Iterable[str]) -> str:
-    """`"; did you mean X?"`, or nothing where no word is near."""
+    """Return `"; did you mean X?"` for the closest match, "" if nothing is close."""
     close = difflib.get_close_matches(word, list(among), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

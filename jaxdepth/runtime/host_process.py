@@ -1,148 +1,137 @@
-"""A parent for each of several hosts' processes, that tells in one line how it died.
+"""Runs each host of a multi-host run in a child process, to report how it died.
 
-Where a host does not come, or goes, JAX ends the process from within C++, with a stack
-trace and no word to Python. So on several hosts the work is done by a child process.
+If a host does not join, or is lost, JAX aborts the process from C++ with a stack trace;
+Python gets no exception. The parent process turns that into a message of one line.
 """
 
 import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
+from jaxdepth.runtime import subprocesses
 from jaxdepth.runtime.errors import MachineError, UserError
 
-NOTES = "JAXDEPTH_NOTES"  # file in which the child says how far it is
-_FATAL = re.compile(rb"F\d{4} \d\d:\d\d:|terminate called|\[\d+\] .*FATAL")
-_OWN = re.compile(r"error: |stopped: |interrupted|Traceback ")  # see jaxdepth/cli.py
-_MET = "the hosts have met"
+NOTES = "JAXDEPTH_NOTES"  # the file in which the child records its progress
+_FATAL = re.compile(r"F\d{4} \d\d:\d\d:|terminate called|\[\d+\] .*FATAL")
+# The first words of messages from Python: see jaxdepth/commands/cli.py.
+_PYTHON = re.compile(r"error: |stopped: |interrupted|Traceback ")
+_CONNECTED = "the hosts are connected"
 
 
-def inside() -> bool:
-    """Whether this process has such a parent."""
+def is_child() -> bool:
+    """Whether this process was started by `run`."""
     return NOTES in os.environ
 
 
-def run(argv: Sequence[str], *, met_at: str | None = None) -> int:
-    """`python -m ARGV` as a child; its exit code.
+def run(
+    argv: Sequence[str],
+    *,
+    last_checkpoint: Callable[[str], str],
+    coordinator: str | None = None,
+) -> int:
+    """Run `python -m ARGV` as a child process; return its exit code.
 
-    Signals go on to the child. Its stderr comes through, but for what C++ says when it
-    ends the process.
+    Signals are forwarded to the child. Its stderr is relayed, except for the output of
+    a C++ abort.
 
     Args:
-      met_at: the coordinator's address, for the message where hosts don't meet.
+      last_checkpoint: describes the newest checkpoint in the folder that the child
+        recorded by `record_progress`.
+      coordinator: its address, for the message if the hosts can't connect.
 
-    Raises: MachineError where the child was ended, UserError where the hosts were
-      numbered wrongly.
+    Raises:
+      MachineError: a signal ended the child.
+      UserError: the hosts were given wrong numbers.
     """
+    stderr = _StderrFilter()
     with tempfile.TemporaryDirectory(prefix="jaxdepth-") as folder:
         notes = Path(folder) / "notes"
-        child = subprocess.Popen(
+        completed = subprocesses.run(
             [sys.executable, "-m", *argv],
-            env={**os.environ, NOTES: str(notes), "TF_CPP_MIN_LOG_LEVEL": "3"},
-            # Held open while this process lives: see `leave_with_parent`.
-            stdin=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # A terminal sends Ctrl-C to its whole group: the child hears it from here.
-            start_new_session=True,
+            environment={
+                **os.environ,
+                NOTES: str(notes),
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+            on_stderr=stderr.write,
+            pipe_stdin=True,  # for `exit_with_parent`
         )
-        assert child.stderr is not None
-        with child, _passing_on(child):
-            held = _relay(child.stderr)
-            code = child.wait()
-        if code >= 0:
-            sys.stderr.write("".join(_own(held)))
-            return code
-        said = notes.read_text() if notes.exists() else ""
-    raise _explained(-code, "".join(held), said, met_at)
+        if completed.code >= 0:
+            sys.stderr.write("".join(stderr.python_lines()))
+            return completed.code
+        progress = notes.read_text() if notes.exists() else ""
+    error = _cause(-completed.code, "".join(stderr.held), progress, coordinator)
+    checkpoints = progress.replace(_CONNECTED, "").strip()
+    if checkpoints:
+        raise MachineError(f"{error}; {last_checkpoint(checkpoints)}")
+    raise error
 
 
-@contextlib.contextmanager
-def _passing_on(child: subprocess.Popen) -> Iterator[None]:
-    def pass_on(number: int, _: object) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            child.send_signal(number)
+class _StderrFilter:
+    """Relays lines to stderr until C++ reports a fatal error; holds the rest."""
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    def __init__(self) -> None:
+        self.held: list[str] = []
 
+    def write(self, line: str) -> None:
+        if self.held or _FATAL.match(line):
+            self.held.append(line)
+        else:
+            subprocesses.write_stderr(line)
 
-def _relay(stream: BinaryIO | Iterable[bytes]) -> list[str]:
-    """Pass lines on to stderr, until C++ says its last words, which are returned."""
-    held: list[str] = []
-    for line in stream:
-        if held or _FATAL.match(line):
-            held.append(line.decode(errors="replace"))
-            continue
-        sys.stderr.write(line.decode(errors="replace"))
-        sys.stderr.flush()
-    return held
+    def python_lines(self) -> Sequence[str]:
+        """What Python wrote after C++ did: both may notice that a peer is lost."""
+        indices = (k for k, line in enumerate(self.held) if _PYTHON.match(line))
+        return self.held[next(indices, len(self.held)) :]
 
 
-def _own(held: Sequence[str]) -> Sequence[str]:
-    """What Python said while C++ was speaking: both may see a peer go."""
-    first = next((i for i, line in enumerate(held) if _OWN.match(line)), len(held))
-    return held[first:]
-
-
-def _explained(
-    number: int, words: str, notes: str, met_at: str | None
+def _cause(
+    number: int, stderr: str, progress: str, coordinator: str | None
 ) -> MachineError | UserError:
-    """The death of a child by signal `number`, in one line."""
-    status = re.search(r"absl::Status: (.*)", words)
+    """Describe in one line why signal `number` ended the child."""
+    status = re.search(r"absl::Status: (.*)", stderr)
     reason = status[1].strip() if status else ""
     name = signal.Signals(number).name
     if number != signal.SIGABRT or not reason:
-        what = f"this host's process was ended by {name}"
-        what += ": too little memory?" if number == signal.SIGKILL else ""
-    elif _MET not in notes:
-        return _not_met(reason, met_at or "the coordinator")
-    else:
-        first = re.split(r"\. |\[type|: The following", reason)[0]
-        what = f"lost peer: another host was ended or can't be reached ({first})"
-    folder = notes.replace(_MET, "").strip()
-    return MachineError(f"{what}; {_last_good(folder)}" if folder else what)
+        memory = ": too little memory?" if number == signal.SIGKILL else ""
+        return MachineError(f"this host's process was ended by {name}{memory}")
+    if _CONNECTED not in progress:
+        return _connection_error(reason, coordinator or "the coordinator")
+    first = re.split(r"\. |\[type|: The following", reason)[0]
+    return MachineError(
+        f"lost peer: another host was ended or can't be reached ({first})"
+    )
 
 
-def _last_good(folder: str) -> str:
-    from jaxdepth.training.checkpoint import last_in  # Orbax takes seconds to import
-
-    return last_in(folder)
-
-
-def _not_met(reason: str, where: str) -> MachineError | UserError:
+def _connection_error(reason: str, coordinator: str) -> MachineError | UserError:
     if reason.startswith("ALREADY_EXISTS"):
         return UserError("two hosts have one number: give each its own --host")
     if "Unexpected task" in reason:
         return UserError("the hosts were given different --hosts=N")
     return MachineError(
-        f"lost peer: not all hosts came to {where} in time ({reason}): run the same "
-        "command on each, and let them reach that address"
+        f"lost peer: not all hosts came to {coordinator} in time ({reason}): run the "
+        "same command on each, and let them reach that address"
     )
 
 
-def note(checkpoints: str = "") -> None:
-    """Tell the parent that the hosts have met, and where their checkpoints are."""
-    if inside():
+def record_progress(checkpoints: str = "") -> None:
+    """Record for the parent that the hosts are connected, and the checkpoint folder."""
+    if is_child():
         with contextlib.suppress(OSError):
-            Path(os.environ[NOTES]).write_text(f"{_MET}\n{checkpoints}")
+            Path(os.environ[NOTES]).write_text(f"{_CONNECTED}\n{checkpoints}")
 
 
-def leave_with_parent() -> None:
-    """End this process when its parent is gone, however that came about."""
+def exit_with_parent() -> None:
+    """End this process as soon as its parent ends, for whatever reason."""
 
     def watch() -> None:
+        # The parent holds the other end of stdin.
         with contextlib.suppress(OSError):
             while os.read(0, 1):
                 pass

@@ -1,9 +1,9 @@
-"""Several hosts that train as one: how they meet, what they tell each other.
+"""Multi-host training: connects the hosts and exchanges messages between them.
 
-Each host runs the same command. They meet by `jax.distributed`; what travels over the
-devices (gradients, statistics) is the step's own affair, here are the words between
-hosts: short values through the coordinator, which may come hours apart, and the state.
-On one host everything here is the identity, and nothing is asked of any network.
+Each host runs the same command and connects by `jax.distributed`. The collectives of a
+training step (gradients, statistics) live in the step; this module exchanges short
+JSON values through the coordinator, at any time, and broadcasts the initial state. On
+a single host every function is the identity and uses no network.
 """
 
 import collections
@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdepth.runtime.errors import MachineError, UserError
 
 PyTree = Any
-TIMEOUT = "JAXDEPTH_HOST_TIMEOUT"  # seconds that a host may be silent, or late to meet
-MEET_SECONDS, SILENT_SECONDS = 300, 100  # JAX's own
-LAG = 4  # calls of the step between a wish and its being granted
+# Seconds that a host may take to connect, or be silent afterwards.
+TIMEOUT = "JAXDEPTH_HOST_TIMEOUT"
+CONNECT_SECONDS, SILENT_SECONDS = 300, 100  # JAX's defaults
+LAG = 4  # calls of the step between a request to stop and the stop
 _PIECE = 2_000_000  # characters; the coordinator's messages are limited to 4 MiB
-_rounds = itertools.count()
+_round_numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where the hosts meet. What is None, JAX finds out.
+    """The arguments of `jax.distributed.initialize`; JAX detects those that are None.
 
     Attributes:
       coordinator: HOST:PORT of host 0.
-      count, index: how many hosts, and which one this is.
-      local_devices: GPUs of this process, None for JAX's choice.
+      count, index: the number of hosts, and the index of this one.
+      local_devices: indices of this process's GPUs; None for JAX's choice.
     """
 
     coordinator: str | None = None
@@ -48,27 +49,29 @@ class Cluster:
     local_devices: tuple[int, ...] | None = None
 
 
-def find(
+def detect_cluster(
     coordinator: str | None = None,
     count: int | None = None,
     index: int | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> Cluster | None:
-    """The hosts that flags, or else the surroundings, speak of; None for one alone.
+    """Detect the cluster from flags, else from the environment; None for one host.
 
-    Surroundings are JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    Slurm, Open MPI, and the machine of a Cloud TPU, in this order. No network is asked.
+    The environment is, in this order: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; Slurm; Open MPI; a Cloud TPU machine. No network is used.
 
-    Raises UserError where they don't fit together.
+    Raises UserError if the values are incomplete or contradict each other.
     """
     slurm = _slurm(environ)
     mpi = _mpi(environ)
     coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
-    given = (count, _number("JAX_NUM_PROCESSES", environ), slurm[0], mpi[0])
-    count = next((n for n in given if n is not None), None)
-    given = (index, _number("JAX_PROCESS_ID", environ), slurm[1], mpi[1])
-    index = next((n for n in given if n is not None), None)
+    count = _first_given(
+        count, _number("JAX_NUM_PROCESSES", environ), slurm.count, mpi.count
+    )
+    index = _first_given(
+        index, _number("JAX_PROCESS_ID", environ), slurm.index, mpi.index
+    )
     if count is None and coordinator is None:
         return Cluster() if _on_cloud_tpu(environ) else None
     if count == 1:
@@ -80,9 +83,10 @@ def find(
     if not 0 <= index < count:
         raise UserError(f"--host={index}: with --hosts={count} it is 0 to {count - 1}")
     if coordinator is None:
-        if slurm[0] or "OMPI_MCA_orte_hnp_uri" in environ:
-            alone = slurm[2] if slurm[0] else mpi[2]
-            return Cluster(None, count, index, _all_gpus(environ) if alone else None)
+        if slurm.count or "OMPI_MCA_orte_hnp_uri" in environ:
+            launcher = slurm if slurm.count else mpi
+            gpus = _all_gpus(environ) if launcher.one_per_machine else None
+            return Cluster(None, count, index, gpus)
         raise UserError(
             f"--hosts={count}: give --coordinator=HOST:PORT, an address of host 0 "
             "that all of them reach"
@@ -92,24 +96,33 @@ def find(
     return Cluster(coordinator, count, index)
 
 
-# (tasks, this one's number, whether it has its machine to itself)
-_Launched = tuple[int | None, int | None, bool]
+def _first_given(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
-def _slurm(environ: Mapping[str, str]) -> _Launched:
-    """Of `srun`; not of the batch script around it, which is one process."""
+@dataclasses.dataclass(frozen=True)
+class _Launcher:
+    """What Slurm or Open MPI set for a process: None if it did not start it."""
+
+    count: int | None = None
+    index: int | None = None
+    one_per_machine: bool = False
+
+
+def _slurm(environ: Mapping[str, str]) -> _Launcher:
+    """The variables of `srun`; not of the batch script around it, one process."""
     if not {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= environ.keys():
-        return None, None, False
+        return _Launcher()
     count = _number("SLURM_STEP_NUM_TASKS", environ)
     if count is None:
         count = _number("SLURM_NTASKS", environ)
-    each = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    alone = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", each) is not None
-    return count, _number("SLURM_PROCID", environ), alone
+    tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    single = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", tasks_per_node) is not None
+    return _Launcher(count, _number("SLURM_PROCID", environ), single)
 
 
-def _mpi(environ: Mapping[str, str]) -> _Launched:
-    return (
+def _mpi(environ: Mapping[str, str]) -> _Launcher:
+    return _Launcher(
         _number("OMPI_COMM_WORLD_SIZE", environ),
         _number("OMPI_COMM_WORLD_RANK", environ),
         environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == "1",
@@ -126,22 +139,22 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
 
 
 def _on_cloud_tpu(environ: Mapping[str, str]) -> bool:
-    """Whether JAX, on import, saw TPU chips and the libraries for them.
+    """Whether JAX detected TPU chips and their libraries when it was imported.
 
-    It asks the machine's metadata for the other hosts then; where there are no such
-    metadata it says so itself, by the second variable.
+    JAX then asks the metadata server for the other hosts; without such a server it
+    sets the second variable.
     """
     platforms = environ.get("JAX_PLATFORMS", "")
-    wanted = not platforms or "tpu" in platforms
+    allowed = not platforms or "tpu" in platforms
     return (
-        wanted and "TPU_ML_PLATFORM" in environ and "TPU_SKIP_MDS_QUERY" not in environ
+        allowed and "TPU_ML_PLATFORM" in environ and "TPU_SKIP_MDS_QUERY" not in environ
     )
 
 
 def _all_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Numbers of this machine's GPUs, for a process that has them to itself.
+    """Indices of this machine's GPUs, for the only process on the machine.
 
-    JAX gives a process that Slurm or Open MPI started one GPU, whatever there are.
+    By default JAX gives a process that Slurm or Open MPI started a single GPU.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -152,12 +165,16 @@ def _all_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
 
 
 def connect(cluster: Cluster) -> None:
-    """Meet the other hosts; before anything asks JAX for devices.
+    """Connect to the other hosts. Call it before JAX initializes its devices.
 
-    JAX ends the process where they don't come, or where one is lost later on:
-    `supervise` turns that into one line.
+    If a host does not connect, or is lost later, JAX aborts the process;
+    `host_process` turns that into a message.
+
+    Raises:
+      UserError: the hosts can't be determined, or have different numbers of devices.
+      MachineError: the coordinator can't be reached.
     """
-    # Stopping is agreed on by `Wishes`, for Ctrl-C as well.
+    # `StopConsensus` replaces it, and covers Ctrl-C as well.
     jax.config.update("jax_enable_preemption_service", False)
     seconds = _number(TIMEOUT, os.environ)
     try:
@@ -166,94 +183,94 @@ def connect(cluster: Cluster) -> None:
             num_processes=cluster.count,
             process_id=cluster.index,
             local_device_ids=cluster.local_devices,
-            # Named hosts are these, whatever else the surroundings say.
+            # Explicit hosts take precedence over those of the environment.
             cluster_detection_method="deactivate" if cluster.coordinator else None,
-            initialization_timeout=seconds or MEET_SECONDS,
+            initialization_timeout=seconds or CONNECT_SECONDS,
             heartbeat_timeout_seconds=seconds or SILENT_SECONDS,
         )
     except ValueError as error:
         if cluster.count is None:
-            return  # TPU chips without metadata of other hosts: one host
-        raise UserError(f"the hosts can't meet: {error}") from None
+            return  # TPU chips without metadata of other hosts: a single host
+        raise UserError(f"the hosts can't connect: {error}") from None
     except Exception as error:
-        where = cluster.coordinator or "the coordinator"
-        raise MachineError(f"the hosts can't meet at {where}: {error}") from error
-    _check_devices()
+        coordinator = cluster.coordinator or "the coordinator"
+        raise MachineError(
+            f"the hosts can't connect at {coordinator}: {error}"
+        ) from error
+    _check_device_counts()
 
 
-def _check_devices() -> None:
-    here = {len(group) for group in _by_host().values()}
-    if len(here) > 1:
-        numbers = " and ".join(map(str, sorted(here)))
+def _check_device_counts() -> None:
+    per_host = collections.Counter(device.process_index for device in jax.devices())
+    counts = sorted(set(per_host.values()))
+    if len(counts) > 1:
+        numbers = " and ".join(map(str, counts))
         raise UserError(f"the hosts have {numbers} devices: each must have as many")
 
 
-def _by_host() -> dict[int, list[Any]]:
-    groups: dict[int, list[Any]] = {}
-    for device in jax.devices():
-        groups.setdefault(device.process_index, []).append(device)
-    return groups
-
-
 def count() -> int:
-    """How many hosts train together."""
+    """Return the number of hosts."""
     return jax.process_count()
 
 
 def index() -> int:
-    """Which one this is, from 0."""
+    """Return the index of this host, from 0."""
     return jax.process_index()
 
 
-def several() -> bool:
-    """Whether hosts were connected; asks for no devices."""
+def is_multi_host() -> bool:
+    """Whether hosts are connected; does not initialize JAX's devices."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
-    """Whether this host writes and speaks for all."""
-    return not several() or index() == 0
+def is_first_host() -> bool:
+    """Whether this is host 0, which alone writes files and logs."""
+    return not is_multi_host() or index() == 0
 
 
 def gather(value: Any) -> list[Any]:
-    """What each host gave, by host: JSON values, of any size, whenever they come.
+    """Return the values of all hosts, by host: JSON values of any size.
 
-    All hosts call it equally often, on the main thread.
+    Waits for all hosts. Each must call it equally often, on its main thread.
     """
-    if not several():
+    if not is_multi_host():
         return [value]
-    client = _client()
-    number = next(_rounds)
+    client = _coordination_client()
+    number = next(_round_numbers)
     text = json.dumps(value)
     pieces = [text[k : k + _PIECE] for k in range(0, len(text), _PIECE)]
-    mine = f"jaxdepth/{number}/{index()}"
+    prefix = f"jaxdepth/{number}/{index()}"
     for k, piece in enumerate(pieces):
-        client.key_value_set(f"{mine}/{k}", piece)
-    client.key_value_set(f"{mine}/count", str(len(pieces)))
-    found = [
-        json.loads(_read(client, f"jaxdepth/{number}/{h}")) for h in range(count())
+        client.key_value_set(f"{prefix}/{k}", piece)
+    client.key_value_set(f"{prefix}/count", str(len(pieces)))
+    values = [
+        json.loads(_read(client, f"jaxdepth/{number}/{host}"))
+        for host in range(count())
     ]
     if number and index() == 0:
-        # All are in this round, so nobody reads the one before any more.
+        # Every host has reached this round, so the previous one has been read.
         client.key_value_delete(f"jaxdepth/{number - 1}/")
-    return found
+    return values
 
 
-def _client() -> Any:
-    # Not public, but what Orbax uses, too: JAX has no other way to send words between
-    # hosts that does not need their devices.
+def _coordination_client() -> Any:
+    """Return the client of JAX's coordination service, a key-value store.
+
+    Not a public API, but Orbax uses it, too: JAX has no public way to send messages
+    between hosts without their devices.
+    """
     from jax._src import distributed
 
     return distributed.global_state.client
 
 
-def _read(client: Any, place: str) -> str:
-    count = int(_wait_for(client, f"{place}/count"))
-    return "".join(_wait_for(client, f"{place}/{k}") for k in range(count))
+def _read(client: Any, prefix: str) -> str:
+    count = int(_wait_for(client, f"{prefix}/count"))
+    return "".join(_wait_for(client, f"{prefix}/{k}") for k in range(count))
 
 
 def _wait_for(client: Any, key: str) -> str:
-    """A value as soon as it is there; in between, Ctrl-C is heard."""
+    """Wait for a value; Ctrl-C is handled every 2 seconds."""
     while True:
         try:
             return client.blocking_key_value_get(key, 2000)
@@ -262,18 +279,19 @@ def _wait_for(client: Any, key: str) -> str:
                 raise MachineError(f"lost peer: {error}") from error
 
 
-def from_first(value: Any) -> Any:
-    """Host 0's value, on all hosts; a JSON value."""
-    return gather(value if first() else None)[0]
+def broadcast_json(value: Any) -> Any:
+    """Return host 0's JSON value on all hosts."""
+    return gather(value if is_first_host() else None)[0]
 
 
-def check_equal(what: str, value: Mapping[str, Any]) -> None:
-    """UserError, on all hosts, where one of them has other values than host 0."""
-    for host, other in enumerate(told := gather(value)):
+def check_equal_on_hosts(what: str, value: Mapping[str, Any]) -> None:
+    """Raise UserError on all hosts if one has other values than host 0."""
+    first, *others = gather(value)
+    for host, other in enumerate(others, 1):
         differing = [
-            f"{k}={told[0].get(k)} on host 0, {other.get(k)} on host {host}"
-            for k in told[0]
-            if told[0].get(k) != other.get(k)
+            f"{key}={first.get(key)} on host 0, {other.get(key)} on host {host}"
+            for key in first
+            if first.get(key) != other.get(key)
         ]
         if differing:
             raise _everywhere(
@@ -282,96 +300,93 @@ def check_equal(what: str, value: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What fails on one host fails on all of them, with the same line.
+def raise_on_all_hosts() -> Iterator[None]:
+    """Raise on all hosts the UserError or MachineError that the body raises on one.
 
-    Inside, no other words are exchanged.
+    Waits for all hosts at the end. The body must not call other functions of this
+    module that exchange messages.
     """
-    failed: UserError | MachineError | None = None
+    failure: UserError | MachineError | None = None
     try:
         yield
     except (UserError, MachineError) as error:
-        failed = error
-        if not several():
+        failure = error
+        if not is_multi_host():
             raise
-    if not several():
+    if not is_multi_host():
         return
     kinds = {"UserError": UserError, "MachineError": MachineError}
-    told = gather(failed and [type(failed).__name__, str(failed)])
-    for host, words in enumerate(told):
-        if words is None:
+    failures = gather(failure and [type(failure).__name__, str(failure)])
+    for host, description in enumerate(failures):
+        if description is None:
             continue
-        kind, line = words
-        own = failed is not None and host == index()
+        kind, line = description
+        local = failure is not None and host == index()
         raise _everywhere(
             kinds[kind](line if host == 0 else f"host {host}: {line}")
-        ) from (failed if own else None)
+        ) from (failure if local else None)
 
 
 def _everywhere(error: Any) -> Any:
-    """The error marked as one that ends all hosts alike."""
+    """Mark an error as one that every host raises."""
     error.everywhere = True
     return error
 
 
-def same_state(state: PyTree) -> PyTree:
-    """Host 0's arrays on every host, so that the copies can't differ."""
-    if not several():
+def broadcast_state(state: PyTree) -> PyTree:
+    """Return host 0's arrays on all hosts, so that the copies are equal."""
+    if not is_multi_host():
         return state
     state = jax.tree.map(np.asarray, state)
     return multihost_utils.broadcast_one_to_all(state)
 
 
-class Wishes:
-    """A host's wish to stop, granted on all hosts after the same call of the step.
+class StopConsensus:
+    """Agrees across hosts on a common step to stop at.
 
-    Each call sends the hosts' wishes over the devices, behind the step, and reads
-    those of `LAG` calls before: nobody waits for the step that is under way.
+    Each call starts an all-reduce of the hosts' reasons to stop, on the devices and
+    after the step, and reads the result of `LAG` calls before. So no host waits for
+    the step that is running.
     """
 
     def __init__(self) -> None:
-        self._underway: collections.deque[jax.Array] = collections.deque()
-        if several():
+        self._pending: collections.deque[jax.Array] = collections.deque()
+        if is_multi_host():
             mesh = Mesh(np.array(ordered_devices()), ("all",))
-            self._along = NamedSharding(mesh, PartitionSpec("all"))
-            whole = NamedSharding(mesh, PartitionSpec())
-            self._largest = jax.jit(lambda x: x.max(), out_shardings=whole)
+            self._sharded = NamedSharding(mesh, PartitionSpec("all"))
+            replicated = NamedSharding(mesh, PartitionSpec())
+            self._max = jax.jit(lambda x: x.max(), out_shardings=replicated)
 
-    def after_call(self, wish: str | None) -> str | None:
-        """What all hosts stop for now: "preempted", "interrupted", or None."""
-        if not several():
-            return wish
-        mine = np.full(jax.local_device_count(), _WISHES.index(wish), np.int32)
-        sent = jax.make_array_from_process_local_data(self._along, mine)
-        self._underway.append(self._largest(sent))
-        if len(self._underway) <= LAG:
+    def after_step(self, reason: str | None) -> str | None:
+        """Return the reason for which all hosts stop now, or None.
+
+        Args:
+          reason: this host's own: "preempted", "interrupted" or None.
+        """
+        if not is_multi_host():
+            return reason
+        local = np.full(jax.local_device_count(), _REASONS.index(reason), np.int32)
+        placed = jax.make_array_from_process_local_data(self._sharded, local)
+        self._pending.append(self._max(placed))
+        if len(self._pending) <= LAG:
             return None
-        return _WISHES[int(self._underway.popleft().addressable_data(0))]
+        return _REASONS[int(self._pending.popleft().addressable_data(0))]
 
 
-# The later one wins: who is preempted must be started again by the machine.
-_WISHES = (None, "interrupted", "preempted")
+# The maximum takes precedence: a scheduler restarts preempted runs only.
+_REASONS = (None, "interrupted", "preempted")
 
 
 def ordered_devices() -> list[Any]:
-    """All devices, host by host, so that a host's part of a batch is one piece."""
+    """Return all devices by host, so that a host's part of a batch is contiguous."""
     return sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
 
 
-def is_lost(error: BaseException) -> bool:
-    """Whether an error of JAX says that another host has gone."""
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether JAX raised the error because another host is gone."""
     words = r"gloo|nccl|coordination service|UNAVAILABLE|heartbeat|closed by peer"
     return (
-        several()
+        is_multi_host()
         and isinstance(error, jax.errors.JaxRuntimeError)
         and re.search(words, str(error), re.IGNORECASE) is not None
     )
-
-
-def on_each(make: Callable[[], Any]) -> Any:
-    """`make()` on host 0, and its JSON value on all; its failure fails all."""
-    value = None
-    with together():
-        if first():
-            value = make()
-    return from_first(value)

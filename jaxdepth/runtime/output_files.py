@@ -1,4 +1,4 @@
-"""Files that a command writes for the user: checked before the work, written whole."""
+"""Files that a command writes for the user: checks before the work, atomic writes."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from jaxdepth.runtime.errors import MachineError, UserError
 
 
 def check_new_file(path: str | Path, *, flag: str) -> None:
-    """UserError where a file that a flag asks for could not be made at its end."""
+    """Raise UserError if a flag names an output file that exists or can't be made."""
     path = Path(path).expanduser()
     if path.exists():
         raise UserError(f"--{flag}={path} exists: name another file")
@@ -16,7 +16,7 @@ def check_new_file(path: str | Path, *, flag: str) -> None:
 
 
 def check_apart(**paths: str | Path) -> None:
-    """UserError where two flags name one file, which the second would replace."""
+    """Raise UserError if two flags name the same file."""
     seen: dict[Path, str] = {}
     for flag, path in paths.items():
         other = seen.setdefault(Path(path).expanduser().resolve(), flag)
@@ -27,7 +27,7 @@ def check_apart(**paths: str | Path) -> None:
 def check_ours(path: Path, *marks: str, flag: str) -> None:
     """Raise UserError if a file exists that this command did not write.
 
-    A file is ours if its first 4096 bytes hold one of `marks`.
+    The command's own files hold one of `marks` in their first 4096 bytes.
     """
     try:
         with open(path, "rb") as file:
@@ -39,19 +39,18 @@ def check_ours(path: Path, *marks: str, flag: str) -> None:
         raise UserError(f"--{flag}: {path}: {error.strerror}") from None
     if not ours:
         raise UserError(
-            f"{path} is there and was not written by this command: name another "
-            f"--{flag}"
+            f"{path} exists and was not written by this command: name another --{flag}"
         )
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """A text file, whole or not at all; MachineError where it can't be.
+    """Write a text file atomically. Raises MachineError if it can't be written.
 
-    Names of files that are not UTF-8 are written with escapes.
+    File names in the text that are not UTF-8 are written with escapes.
     """
     path = Path(path).expanduser()
     try:
-        with atomic.replacing(path) as file:
+        with atomic.atomic_write(path) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise MachineError(f"{path} can't be written: {error.strerror}") from error

@@ -1,96 +1,160 @@
-"""A command as a process of its own: our signals go on to it, its last words stay."""
+"""Child processes: run a command, forward signals to it, relay its stderr."""
 
 import contextlib
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclasses.dataclass(frozen=True)
-class Ended:
-    """How a process ended.
+class Completed:
+    """How a child process ended.
 
     Attributes:
-      code: its exit code; negative: minus the signal that killed it.
-      reason: its last line on stderr, or what killed it; "" where it said nothing.
-      stopped: whether we were told to stop meanwhile.
+      code: the exit code; -N if signal N killed the process.
+      reason: the last line on stderr, or the signal that killed the process; "" if
+        there is neither.
+      stopped: this process received a signal, which was forwarded.
+      timed_out: the process was stopped because its time was over.
     """
 
     code: int
     reason: str
     stopped: bool
+    timed_out: bool = False
 
 
-def launch(argv: Sequence[str], *, environment: Mapping[str, str]) -> Ended:
-    """Run a command to its end; stdout and stderr are ours.
+def write_stderr(line: str) -> None:
+    """Write a line to this process's stderr at once."""
+    sys.stderr.write(line)
+    sys.stderr.flush()
 
-    It has its own process group, so that Ctrl-C in a terminal reaches us alone and
-    goes on to it once: the first stops a run after its step, the second at once.
+
+def run(
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    on_stderr: Callable[[str], None] = write_stderr,
+    log: IO[Any] | None = None,
+    pipe_stdin: bool = False,
+    timeout: float | None = None,
+    grace: float = 0.0,
+) -> Completed:
+    """Run a command until it ends; forward SIGINT, SIGTERM and SIGHUP to it.
+
+    The child has its own process group, so that Ctrl-C in a terminal reaches only this
+    process, which forwards it once: the first Ctrl-C stops a training run after the
+    current step, the second one at once.
+
+    Args:
+      on_stderr: called for each line that the child writes to stderr.
+      log: a file for the child's stdout and stderr, in place of `on_stderr`. Without
+        it the child inherits stdout.
+      pipe_stdin: connect the child's stdin to a pipe, which closes when this process
+        ends for whatever reason.
+      timeout: seconds until the child gets SIGINT. Requires `log`.
+      grace: seconds from that SIGINT until the child's process group is killed.
     """
-    with _Signals() as signals:
-        with subprocess.Popen(
+    with (
+        _SignalForwarder() as forwarder,
+        subprocess.Popen(
             argv,
-            stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE if pipe_stdin else None,
+            stdout=log,
+            stderr=subprocess.PIPE if log is None else subprocess.STDOUT,
             text=True,
             errors="replace",
             env=dict(environment),
             start_new_session=True,
-        ) as process:
-            signals.pass_on_to(process)
-            assert process.stderr is not None
-            last = _copy(process.stderr)
-            code = process.wait()
-        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-        return Ended(code, killed or last, signals.received)
+        ) as process,
+    ):
+        forwarder.attach(process)
+        last, timed_out = "", False
+        try:
+            if process.stderr is not None:
+                last = _relay(process.stderr, on_stderr)
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            code, timed_out = _stop(process, grace), True
+        except BaseException:
+            _stop(process, grace)
+            raise
+    killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+    return Completed(code, killed or last, forwarder.received, timed_out)
 
 
-def _copy(lines: Iterable[str]) -> str:
-    """Put lines on stderr as they come; returns the last one with a word in it."""
+def _relay(lines: Iterable[str], on_line: Callable[[str], None]) -> str:
+    """Call `on_line` for each line; return the last line that is not blank."""
     last = ""
     for line in lines:
-        sys.stderr.write(line)
-        sys.stderr.flush()
+        on_line(line)
         last = line.strip() or last
     return last
 
 
-class _Signals:
-    """Hands the signals that stop us on to a process. Off the main thread: none."""
+def _stop(process: subprocess.Popen, grace: float) -> int:
+    """Interrupt a process; after `grace` seconds kill it and its children."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace)
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+class _SignalForwarder:
+    """Sends the signals that this process receives to a child process.
+
+    Signals that arrive before `attach` are sent then. Off the main thread, where
+    Python installs no handlers, nothing is forwarded. A SIGHUP that this process
+    ignores (nohup) stays ignored; an ignored SIGINT does not, because the child would
+    inherit that.
+    """
 
     def __init__(self) -> None:
-        self._waiting: list[int] = []
+        self._pending: list[int] = []
         self._process: subprocess.Popen | None = None
         self.received = False
 
-    def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {}
+    def __enter__(self) -> "_SignalForwarder":
+        self._previous: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {n: signal.signal(n, self._note) for n in STOPS}
+            for number in FORWARDED:
+                ignored = signal.getsignal(number) == signal.SIG_IGN
+                if not (ignored and number == signal.SIGHUP):
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def pass_on_to(self, process: subprocess.Popen) -> None:
+    def attach(self, process: subprocess.Popen) -> None:
+        """Set the process that gets the signals."""
         self._process = process
-        for number in self._taken():
-            process.send_signal(number)
+        self._send_pending()
 
-    def _note(self, number: int, _: Any) -> None:
+    def _handle(self, number: int, _: Any) -> None:
         self.received = True
-        self._waiting.append(number)
+        self._pending.append(number)
         if self._process is not None:
-            for waiting in self._taken():
-                self._process.send_signal(waiting)
+            self._send_pending()
 
-    def _taken(self) -> Iterator[int]:
+    def _send_pending(self) -> None:
+        assert self._process is not None
+        for number in self._pop_pending():
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def _pop_pending(self) -> Iterator[int]:
+        # A handler may run between any two instructions: pop before sending.
         with contextlib.suppress(IndexError):
             while True:
-                yield self._waiting.pop(0)
+                yield self._pending.pop(0)

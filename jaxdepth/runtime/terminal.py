@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics.jsonl, TensorBoard events, log, progress."""
+"""Terminal output: progress, log lines and tables; and the log file of a run."""
 
 import contextlib
 import logging
@@ -24,8 +24,7 @@ from rich.text import Text
 from jaxdepth.runtime import hosts
 
 logger = logging.getLogger(__name__)
-EVENTS_EVERY = 10.0  # seconds between writes of buffered events to disk
-PLAIN_EVERY = 5.0  # seconds between progress lines where there is no terminal
+PLAIN_EVERY = 5.0  # seconds between progress lines if there is no terminal
 
 
 class _Bar:
@@ -40,7 +39,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=console(),
             expand=True,
-            # Updates come with the log, which may be minutes apart.
+            # The log, which may come minutes apart, updates the bar.
             speed_estimate_period=1800,
         )
         self._progress.start()
@@ -61,7 +60,7 @@ class _Bar:
 
 
 class _Lines:
-    """Progress as plain lines, some seconds apart."""
+    """Progress as plain lines, at least `PLAIN_EVERY` seconds apart."""
 
     def __init__(self, total: int, start: int):
         self._total, self._start = total, start
@@ -70,7 +69,7 @@ class _Lines:
 
     def update(self, step: int, *, loss: float, images_per_s: float | None) -> None:
         now = time.monotonic()
-        if self._first is None:  # the first step compiles: no measure of the others
+        if self._first is None:  # the first step compiles: left out of the rate
             self._first = step, now
         elif now - self._last < PLAIN_EVERY and step < self._total:
             return
@@ -95,8 +94,13 @@ class _Lines:
 
 @contextlib.contextmanager
 def progress(total: int, *, start: int = 0) -> Iterator[_Bar | _Lines]:
-    """A bar on a terminal, plain lines elsewhere; `update` after each logged step."""
-    bar = (_Bar if console().is_terminal and hosts.first() else _Lines)(total, start)
+    """Show a progress bar on a terminal, plain lines elsewhere.
+
+    Yields: the bar; call its `update` after each logged step.
+    """
+    bar = (_Bar if console().is_terminal and hosts.is_first_host() else _Lines)(
+        total, start
+    )
     try:
         yield bar
     finally:
@@ -104,10 +108,11 @@ def progress(total: int, *, start: int = 0) -> Iterator[_Bar | _Lines]:
 
 
 class Counter:
-    """Progress of one thing after another, its rate and the time left, as lines.
+    """Progress callback that logs lines with the rate and the remaining time.
 
-    "preparing rooms: 64 of 528, 21.3/s, left 0:22", first after a second. What comes
-    before the second call, as compiling, is no measure of the others.
+    "preparing rooms: 64 of 528, 21.3/s, left 0:22", the first after one second. The
+    time before the second call is left out of the rate, because it may include
+    compilation. A call with another `what` starts a new count.
     """
 
     def __init__(self):
@@ -141,12 +146,12 @@ def _clock(seconds: float) -> str:
 
 
 def console() -> Console:
-    """The terminal, or a pipe, as rich sees it."""
+    """Return a rich console for stdout."""
     return Console(file=sys.stdout, highlight=False)
 
 
 class _TerminalHandler(logging.Handler):
-    """Log lines on the terminal, above a progress bar where there is one."""
+    """Prints log lines above the progress bar, if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream: TextIO = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -154,9 +159,9 @@ class _TerminalHandler(logging.Handler):
 
 
 def log_to_terminal() -> None:
-    """Show what this package says: plain lines on stdout, warnings on stderr."""
+    """Print the log of this package: plain lines on stdout, warnings on stderr."""
     package = logging.getLogger("jaxdepth")
-    package.setLevel(logging.DEBUG)  # for the log file, which keeps tracebacks
+    package.setLevel(logging.DEBUG)  # the log file contains tracebacks
     package.propagate = False
     if not any(isinstance(h, _TerminalHandler) for h in package.handlers):
         handler = _TerminalHandler()
@@ -165,7 +170,7 @@ def log_to_terminal() -> None:
 
 
 def only_errors_to_terminal() -> None:
-    """Leave the terminal to another host, which says the same."""
+    """Print errors only: host 0 prints the same log."""
     for handler in logging.getLogger("jaxdepth").handlers:
         if isinstance(handler, _TerminalHandler):
             handler.setLevel(logging.ERROR)
@@ -173,24 +178,24 @@ def only_errors_to_terminal() -> None:
 
 @contextlib.contextmanager
 def log_file() -> Iterator[Callable[[Path], None]]:
-    """Append everything that this package says to a file, with the time.
+    """Append the log of this package to a file, with the time of each line.
 
-    Yields: a function that opens the file. What was said before that, while its folder
-    was still to be made, is written first.
+    Yields: a function that opens the file. Lines logged before that call, while the
+    folder does not exist yet, are written first.
     """
     package = logging.getLogger("jaxdepth")
     if package.level == logging.NOTSET:
         package.setLevel(logging.INFO)
-    waiting = logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
-    package.addHandler(waiting)
+    buffer = logging.handlers.MemoryHandler(10**6, flushLevel=logging.CRITICAL + 1)
+    package.addHandler(buffer)
 
     def begin(path: Path) -> None:
         handler = logging.FileHandler(path)
         layout = "%(asctime)s %(levelname)s %(message)s"
         handler.setFormatter(logging.Formatter(layout))
-        waiting.setTarget(handler)
-        waiting.flush()
-        package.removeHandler(waiting)
+        buffer.setTarget(handler)
+        buffer.flush()
+        package.removeHandler(buffer)
         package.addHandler(handler)
         stack.callback(_close_quietly, handler)
         stack.callback(package.removeHandler, handler)
@@ -199,14 +204,14 @@ def log_file() -> Iterator[Callable[[Path], None]]:
         try:
             yield begin
         finally:
-            # Without the target: what nobody asked to keep is not written on closing.
-            waiting.setTarget(None)
-            package.removeHandler(waiting)
-            waiting.close()
+            # Without a target, lines that were held back are dropped, not written.
+            buffer.setTarget(None)
+            package.removeHandler(buffer)
+            buffer.close()
 
 
 def _close_quietly(handler: logging.Handler) -> None:
-    """On a full disk the end of the log is lost; whatever else is lost says so."""
+    """Close a log file. On a full disk its last lines are lost without an error."""
     with contextlib.suppress(OSError):
         handler.close()
 
@@ -214,16 +219,16 @@ def _close_quietly(handler: logging.Handler) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> None:
-    """A table on the terminal; numbers with three places, None as a dash.
+    """Print a table; floats have three decimals, None is a dash.
 
-    Where it is narrow the first column wraps, numbers never do. In a pipe there are
-    no frames and nothing is folded.
+    On a narrow terminal the first column wraps, the others don't. In a pipe there are
+    no borders and nothing wraps.
     """
     out = console()
     if not out.is_terminal:
         out.print(_plain_table(title, columns, rows), markup=False, soft_wrap=True)
         return
-    # As Text: in a string, rich takes square brackets for markup.
+    # Text, because rich interprets square brackets in a string as markup.
     table = Table(
         title=Text(title),
         title_justify="left",
@@ -246,7 +251,7 @@ def print_table(
 def _plain_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> str:
-    """The table as lines of text, columns two spaces apart."""
+    """Format a table as lines of text, columns two spaces apart."""
     lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [

@@ -1,11 +1,11 @@
-"""Versions of the packages at work, which results and stores carry."""
+"""Versions of installed packages, recorded in results and stores."""
 
 from collections.abc import Iterable
 from importlib import metadata
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None of one that is absent, or run from its source."""
+    """Return a package's version; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -13,6 +13,6 @@ def version(package: str) -> str | None:
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are there."""
-    found = {package: version(package) for package in packages}
-    return {package: known for package, known in found.items() if known is not None}
+    """Return the versions of those packages that are installed."""
+    versions = {package: version(package) for package in packages}
+    return {package: known for package, known in versions.items() if known is not None}

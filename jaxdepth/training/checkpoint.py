@@ -1,19 +1,21 @@
-"""Checkpoints in a work directory: save, restore, verify, fall back.
+"""Checkpoints of a run: save, restore, verify, fall back.
 
-Orbax writes them. Beside the arrays each holds a checksum of every one of them, so
-that a damaged checkpoint is noticed and the one before it is taken.
+Orbax writes them. Each checkpoint also holds a checksum of every array, so that a
+damaged checkpoint is detected and the one before it is restored.
 """
 
+import dataclasses
 import logging
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import checkpoint_managers
 
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import MachineError, UserError
@@ -25,63 +27,70 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run, in `folder` (local or gs://).
 
-    Kept are the last two and the best one. "Best" is the lowest RMSE given to `save`.
+    The last two and the best one are kept. The best one has the lowest RMSE that was
+    passed to `save`.
 
     Attributes:
-      damaged: steps that `restore_state` passed over.
+      damaged: steps that `restore_state` skipped.
     """
 
     def __init__(self, folder: str, *, read_only: bool = False):
-        # Orbax tells of every save and of every option it derives, and of failures
-        # before it raises them.
+        # Orbax logs every save, every derived option, and errors before raising them.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = epath.Path(folder)
         self.read_only = read_only
         self.damaged: list[int] = []
         self._saved_rmse: dict[int, float | None] = {}
-        self._underway: int | None = None
-        alone: dict[str, Any] = {"create": not read_only}
-        if hosts.several():
-            # Every host has the whole state: one of them reads and writes it, and
-            # Orbax is not to wait for the others.
-            alone["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
+        self._saving: int | None = None
+        self._manager = self._create_manager()
+
+    def _create_manager(self) -> ocp.CheckpointManager:
+        multi_host: dict[str, Any] = {}
+        if hosts.is_multi_host():
+            # Every host holds the complete state. One of them reads or writes it, and
+            # Orbax must not wait for the others.
+            multi_host["multiprocessing_options"] = ocp.options.MultiprocessingOptions(
                 primary_host=hosts.index(),
                 active_processes={hosts.index()},
                 barrier_sync_key_prefix=f"host{hosts.index()}",
             )
-            alone["create"] = False
-            if not read_only:
-                self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.read_only:  # Orbax does not create it for a part of the hosts
+            self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            read_only=read_only,
-            enable_async_checkpointing=not read_only,
-            **alone,
+            read_only=self.read_only,
+            create=False,
+            enable_async_checkpointing=not self.read_only,
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(2), _PreserveBest(self._rmse)]
+            ),
+            **multi_host,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        return ocp.CheckpointManager(self.folder, options=options)
 
     def steps(self) -> list[int]:
-        """Steps that were saved whole, ascending."""
+        """Return the steps of all complete checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step of lowest RMSE; None where none was saved with one."""
-        rmse = {step: self._rmse(step) for step in self.steps()}
-        known = {step: value for step, value in rmse.items() if value is not None}
-        return min(known, key=lambda step: known[step]) if known else None
+        """Return the step of lowest RMSE; None if none was saved with an RMSE."""
+        return _lowest(self.steps(), self._rmse)
 
     def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
-        """Save the state of `step`, in the background. A step saved before is kept.
+        """Save the state of `step` in the background. No-op if the step is saved.
 
-        Raises MachineError where storage fails, now or in the save before.
+        Raises MachineError if storage fails, in this save or the previous one.
         """
-        # First: a failure of the save before is that step's, not this one's.
+        # Before anything else, so that an error of the previous save names its step.
         self.wait()
         if step in self._manager.all_steps():
             return
-        # A copy: on CPU Orbax would read, in the background, memory that the next step
-        # was given to reuse.
+        # Read the RMSE of earlier checkpoints before the save: the preservation policy
+        # needs them during it.
+        self.best_step()
+        self._saved_rmse[step] = rmse
+        # Copy: the next step donates the buffers, which Orbax reads in the background.
         state = jax.tree.map(np.array, state)
-        model, optimizer = state.variables, _beside_model(state)
+        model, optimizer = state.variables, _optimizer_item(state)
         checks = {
             "rmse": rmse,
             "model": checksums(model),
@@ -98,92 +107,91 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._failure(step, error) from error
-        if not saved:  # Orbax saves nothing before the newest step that is there
+        if not saved:  # Orbax refuses steps before the newest checkpoint
             raise MachineError(
                 f"checkpoint of step {step} was not written to {self.folder}, which "
                 f"holds a later one; {self.last_good()}"
             )
-        self._underway = step
-        self._saved_rmse[step] = rmse
-        self._prune()
+        self._saving = step
 
     def drop(self, steps: Sequence[int]) -> None:
         """Delete the checkpoints of these steps.
 
-        While a damaged one is there, no step before it is saved again.
+        Orbax saves no step before a damaged checkpoint until that one is deleted.
         """
         for step in steps:
             self._manager.delete(step)
             self._saved_rmse.pop(step, None)
 
     def wait(self) -> None:
-        """Until everything saved is on disk. Raises MachineError if it can't be."""
+        """Wait until the last save is complete. Raises MachineError if it failed."""
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._failure(self._underway, error) from error
+            raise self._failure(self._saving, error) from error
 
     def last_good(self, *, failed: int | None = None) -> str:
-        """ "last good checkpoint: ...", the newest one that is whole on the disk.
+        """Return "last good checkpoint: ...", the newest complete one.
 
         Args:
           failed: a step whose save is known to have failed.
         """
         try:
             self._manager.wait_until_finished()
-        except Exception:  # it was raised before, or another failure comes first
-            failed = self._underway
+        except Exception:  # raised before, or less important than the current error
+            failed = self._saving
         good = [step for step in self.steps() if step != failed]
         last = f"step {good[-1]} in {self.folder}" if good else "none"
         return f"last good checkpoint: {last}"
 
     def close(self) -> None:
+        """Wait for the last save and release Orbax's resources."""
         self.wait()
         self._manager.close()
 
     def restore_state(self, target: TrainState) -> TrainState | None:
-        """The newest state that is whole; None where nothing was saved.
+        """Restore the newest undamaged state; None if there are no checkpoints.
 
         Args:
           target: a state of the same structure; its values are not used.
 
-        Raises UserError where every checkpoint is damaged or of another network.
+        Raises UserError if all checkpoints are damaged, or one has another network.
         """
         steps = self.steps()
         for step in reversed(steps):
-            model, optimizer = target.variables, _beside_model(target)
+            model, optimizer = target.variables, _optimizer_item(target)
             try:
                 self._check_shapes(step, model)
-                got = self._restore(step, {"model": model, "optimizer": optimizer})
-            except Damaged as error:
+                items = self._restore(step, {"model": model, "optimizer": optimizer})
+            except DamagedCheckpoint as error:
                 logger.warning("checkpoint of step %d is damaged: %s", step, error)
                 self.damaged.append(step)
                 continue
             opt_state = jax.tree.unflatten(
                 jax.tree.structure(target.opt_state),
-                jax.tree.leaves(got["optimizer"]["opt_state"]),
+                jax.tree.leaves(items["optimizer"]["opt_state"]),
             )
             return TrainState(
-                step=got["optimizer"]["step"],
+                step=items["optimizer"]["step"],
                 opt_state=opt_state,
-                average=None if target.average is None else got["model"],
-                **got["optimizer"].get("network", got["model"]),
+                average=None if target.average is None else items["model"],
+                **items["optimizer"].get("network", items["model"]),
             )
         if steps:
             raise UserError(f"every checkpoint in {self.folder} is damaged: start anew")
         return None
 
     def restore_model(self, target: PyTree, *, step: int) -> PyTree:
-        """`{"params", "batch_stats"}` of one step, shaped as `target`.
+        """Restore `{"params", "batch_stats"}` of one step, shaped as `target`.
 
-        Raises UserError where it is damaged, or of another network.
+        Raises UserError if the checkpoint is damaged, or has another network.
         """
         try:
             self._check_shapes(step, target)
             return self._restore(step, {"model": target})["model"]
-        except Damaged as error:
+        except DamagedCheckpoint as error:
             others = [s for s in self.steps() if s != step]
-            hint = f"; --step= one of {others} may be whole" if others else ""
+            hint = f"; --step= one of {others} may be undamaged" if others else ""
             raise UserError(
                 f"checkpoint of step {step} in {self.folder} is damaged ({error}){hint}"
             ) from None
@@ -200,32 +208,34 @@ class Checkpoints:
         }
         args["checks"] = ocp.args.JsonRestore()
         try:
-            got = self._manager.restore(step, args=ocp.args.Composite(**args))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
-            raise Damaged(_first_line(error)) from error
+            raise DamagedCheckpoint(_first_line(error)) from error
         for item in items:
-            wrong = _differing(checksums(got[item]), got["checks"][item])
+            wrong = _first_difference(
+                checksums(restored[item]), restored["checks"][item]
+            )
             if wrong:
-                raise Damaged(f"checksum of {wrong} differs")
-        return {item: got[item] for item in items}
+                raise DamagedCheckpoint(f"checksum of {wrong} differs")
+        return {item: restored[item] for item in items}
 
     def _check_shapes(self, step: int, target: PyTree) -> None:
-        """Raise UserError where the checkpoint is of another network."""
+        """Raise UserError if the checkpoint has another network."""
         try:
-            # The manager knows no shapes before the item's first restore.
+            # The manager returns no shapes before the first restore of an item.
             handler = ocp.PyTreeCheckpointHandler()
-            found = _shapes(handler.metadata(self.folder / str(step) / "model"))
+            saved = _shapes(handler.metadata(self.folder / str(step) / "model"))
         except Exception as error:
-            raise Damaged(_first_line(error)) from error
-        wanted = _shapes(target)
-        if not found or found == wanted:
+            raise DamagedCheckpoint(_first_line(error)) from error
+        expected = _shapes(target)
+        if not saved or saved == expected:
             return
-        names = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
+        names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
         first = names[0]
         raise UserError(
             f"the checkpoint in {self.folder} is of another network: {len(names)} "
-            f"arrays differ, first {first} (there {found.get(first, 'absent')}, "
-            f"here {wanted.get(first, 'absent')})"
+            f"arrays differ, first {first} (saved {saved.get(first, 'absent')}, "
+            f"expected {expected.get(first, 'absent')})"
         )
 
     def _rmse(self, step: int) -> float | None:
@@ -234,16 +244,9 @@ class Checkpoints:
                 args = ocp.args.Composite(checks=ocp.args.JsonRestore())
                 checks = self._manager.restore(step, args=args)["checks"]
                 self._saved_rmse[step] = checks["rmse"]
-            except Exception:  # a damaged one is never the best
+            except Exception:  # a damaged checkpoint is never the best
                 self._saved_rmse[step] = None
         return self._saved_rmse[step]
-
-    def _prune(self) -> None:
-        steps = self.steps()
-        keep = {*steps[-2:], self.best_step()}
-        for step in steps:
-            if step not in keep:
-                self._manager.delete(step)
 
     def _failure(self, step: int | None, error: Exception) -> MachineError:
         what = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -253,36 +256,59 @@ class Checkpoints:
         )
 
 
-class Elsewhere(Checkpoints):
-    """The checkpoints of a run that another host writes."""
+@dataclasses.dataclass(frozen=True)
+class _PreserveBest(checkpoint_managers.PreservationPolicy):
+    """Preserves the checkpoint of lowest RMSE.
+
+    Orbax's `BestN` requires the RMSE in an item of its own. Here it is in `checks`.
+    """
+
+    rmse: Callable[[int], float | None]
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: Any
+    ) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        best = _lowest(steps, self.rmse)
+        return [step == best for step in steps]
+
+
+def _lowest(steps: Sequence[int], rmse: Callable[[int], float | None]) -> int | None:
+    """The step of lowest RMSE; the first of several."""
+    known = {step: value for step in steps if (value := rmse(step)) is not None}
+    return min(known, key=lambda step: known[step]) if known else None
+
+
+class NullCheckpoints(Checkpoints):
+    """Saves nothing: host 0 writes the checkpoints in `folder`."""
 
     def __init__(self, folder: str):
         self.folder = epath.Path(folder)
 
     def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
-        """Nothing: the other host does."""
+        """No-op; host 0 saves."""
 
     def drop(self, steps: Sequence[int]) -> None:
-        """Nothing: the other host does."""
+        """No-op; host 0 saves."""
 
     def wait(self) -> None:
-        """Nothing to wait for."""
+        """No-op; host 0 waits."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """No-op."""
 
     def last_good(self, *, failed: int | None = None) -> str:
-        return last_in(str(self.folder))
+        return describe_last(str(self.folder))
 
 
-def last_in(folder: str) -> str:
-    """ "last good checkpoint: ...", as anybody sees it who looks into the folder."""
+def describe_last(folder: str) -> str:
+    """Return "last good checkpoint: ...", found by listing `folder` without Orbax."""
     path = epath.Path(folder)
     try:
         steps = [
             int(entry.name)
             for entry in path.iterdir()
-            # In a bucket nothing is renamed: a file says that it is whole.
+            # Buckets have no atomic rename: Orbax marks complete checkpoints by a file.
             if entry.name.isdigit()
             and ("://" not in folder or (entry / "commit_success.txt").exists())
         ]
@@ -292,38 +318,36 @@ def last_in(folder: str) -> str:
     return f"last good checkpoint: {last}"
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be read, or that holds other bytes than were saved."""
+class DamagedCheckpoint(Exception):
+    """A checkpoint can't be read, or its arrays differ from their checksums."""
 
 
 def checksums(tree: PyTree) -> dict[str, int]:
-    """CRC-32 of every array, by its path."""
+    """Return the CRC-32 of every array, by its path in the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(_host(leaf)).data)
+        jax.tree_util.keystr(path): zlib.crc32(
+            np.ascontiguousarray(_to_numpy(leaf)).data
+        )
         for path, leaf in leaves
     }
 
 
-def _host(leaf: Any) -> np.ndarray:
-    """One host's copy of an array that every device holds whole."""
+def _to_numpy(leaf: Any) -> np.ndarray:
+    """Copy an array that is replicated over all devices, of this and other hosts."""
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = leaf.addressable_data(0)
     return np.asarray(leaf)
 
 
-def _beside_model(state: TrainState) -> dict[str, PyTree]:
-    """What training needs beside the network to use.
+def _optimizer_item(state: TrainState) -> dict[str, PyTree]:
+    """The item "optimizer": what training needs in addition to the item "model".
 
-    Where that is an average, this holds the network that the next step starts from.
+    With an EMA, "model" holds the averaged network, and "optimizer" the trained one.
     """
-    beside = {"opt_state": _as_lists(state.opt_state), "step": state.step}
-    return beside if state.average is None else beside | {"network": state.network}
-
-
-def _as_lists(opt_state: PyTree) -> list:
-    """Optax's states are named tuples whose names change: keep their leaves alone."""
-    return jax.tree.leaves(opt_state)
+    # Only the leaves, because Optax's named tuples change between versions.
+    item = {"opt_state": jax.tree.leaves(state.opt_state), "step": state.step}
+    return item if state.average is None else item | {"network": state.network}
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
@@ -336,15 +360,15 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _differing(a: dict[str, int], b: dict[str, int]) -> str:
+def _first_difference(a: dict[str, int], b: dict[str, int]) -> str:
     names = sorted(k for k in a | b if a.get(k) != b.get(k))
     return names[0] if names else ""
 
 
 def _reason(error: Exception) -> str:
-    """What the operating system said, where an error of storage holds it."""
-    found = re.search(r"([^:]+) \[os_error_code", str(error))
-    return found[1].strip() if found else _first_line(error)
+    """The message of the operating system, if the error contains one."""
+    match = re.search(r"([^:]+) \[os_error_code", str(error))
+    return match[1].strip() if match else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

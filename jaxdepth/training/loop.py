@@ -177,7 +177,7 @@ def loop(
     at_once = config.train.steps_per_call
     placed = placement.place_state(state)
     meter = _Meter(config, placement)
-    consensus, reason = hosts.Wishes(), None
+    consensus, reason = hosts.StopConsensus(), None
     with contextlib.ExitStack() as stack:
         if stopping is None:
             stopping = stack.enter_context(StopSignals())
@@ -194,7 +194,7 @@ def loop(
                 steps = f"first {at_once} steps" if at_once > 1 else "first step"
                 logger.info("%s done after %.1f s", steps, meter.total.seconds)
                 meter.restart()
-            reason = consensus.after_call(stopping.reason)
+            reason = consensus.after_step(stopping.reason)
             ending = step == stop or reason is not None
             evaluating = not ending and _is_due(config.eval.eval_every, step)
             saving = not ending and _is_due(config.output.save_every, step)

@@ -135,7 +135,7 @@ def _lines_until(path: Path, step: int) -> TextIO:
     try:
         if path.exists():
             kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
-            with atomic.replacing(path) as file:
+            with atomic.atomic_write(path) as file:
                 file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
         return open(path, "a")
     except OSError as error:

@@ -124,7 +124,9 @@ class Placement:
             )
             return _split_over(stacked, self.local)
         sharding = NamedSharding(self.mesh, P())
-        if hosts.several():  # device_put would compare the hosts' copies, leaf by leaf
+        if (
+            hosts.is_multi_host()
+        ):  # device_put would compare the hosts' copies, leaf by leaf
             return jax.tree.map(
                 lambda x: jax.make_array_from_process_local_data(
                     sharding, np.asarray(x)
@@ -192,7 +194,7 @@ class Placement:
             return jax.tree.map(
                 lambda x: x.addressable_data(0).reshape(x.shape[1:]), tree
             )
-        if hosts.several():
+        if hosts.is_multi_host():
             return jax.tree.map(lambda x: x.addressable_data(0), tree)
         return tree
 

@@ -85,7 +85,7 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
 
 
 def _loss_against(spec: StepSpec, pred, depth):
-    """Sum of per-image losses against depth of any size; number of valid images."""
+    """Sum of per-image losses against depth of any size; valid images."""
     valid = valid_depth(depth, max_depth=spec.config.data.max_depth)
     height, width = pred.shape[1:3]
     target, valid = resize.masked_area(depth, valid, (height, width))

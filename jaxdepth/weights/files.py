@@ -102,7 +102,7 @@ def output(name: str, *suffixes: str) -> Path:
 def writing(path: Path) -> Iterator[BinaryIO]:
     """A file that is at `path` once it is whole. MachineError where storage fails."""
     try:
-        with atomic.replacing(path) as file:
+        with atomic.atomic_write(path) as file:
             yield file
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from error

@@ -120,7 +120,7 @@ def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
             inspect(pairs, f"--depth_scale={scale}")
     monkeypatch.chdir(tmp_path / "full")
     (tmp_path / "full" / "mine").unlink()
-    with pytest.raises(UserError, match="the folder you are in"):
+    with pytest.raises(UserError, match="the current folder"):
         inspect(pairs, "--export=.")
 
 
@@ -135,9 +135,9 @@ def test_what_is_in_the_way_is_told_before_the_work_and_stays(
         path.write_text("mine")
     with pytest.raises(UserError, match="is a file"):
         inspect(pairs, f"--out={file}")
-    with pytest.raises(UserError, match="file is no folder"):
+    with pytest.raises(UserError, match="file is not a folder"):
         inspect(pairs, f"--out={file / 'o'}")
-    with pytest.raises(UserError, match="file is no folder"):
+    with pytest.raises(UserError, match="file is not a folder"):
         inspect(pairs, f"--export={file / 'o' / 'p'}")
     with pytest.raises(UserError, match="was not written by this command"):
         inspect(pairs, f"--out={folder}")

@@ -1,4 +1,4 @@
-"""Preparing data as a user does it."""
+"""The command prepare-data."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_pairs(folder, count=12, size=(24, 32)):
-    """Image and depth in two scenes; no two alike."""
+    """Write distinct images and depth maps of two scenes."""
     for k in range(count):
         shot = frame(k, size)
         for kind, array in (
@@ -46,7 +46,7 @@ def pairs(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def said(caplog):
+def log(caplog):
     caplog.set_level(logging.INFO)
     return caplog
 
@@ -55,26 +55,26 @@ def prepare(*argv):
     return prepare_data.command([*map(str, argv)])
 
 
-def test_a_folder_becomes_a_store(pairs, tmp_path, said):
+def test_a_folder_becomes_a_store(pairs, tmp_path, log):
     out = tmp_path / "out"
     assert prepare(pairs, out, "--size=12x16") == cli.OK
     opened = Store.open(out)
     expected = store_writer.write(open_source(pairs), tmp_path / "again", size=(12, 16))
     assert opened.manifest["files"] == expected.manifest["files"]
-    assert "format folder, 12 frames of 2 scenes, filled depth" in said.text
-    assert "out: 12 frames of 12x16, 12 of them at full size too, 0." in said.text
-    assert re.search(r"; 12 packed now in \d+\.\d s, \d+\.\d frames/s", said.text)
-    assert f"--data={out} --size=11x15 --split=all --eval_data=PATH" in said.text
-    said.clear()
+    assert "format folder, 12 frames of 2 scenes, filled depth" in log.text
+    assert "out: 12 frames of 12x16, 12 of them at full size too, 0." in log.text
+    assert re.search(r"; 12 packed now in \d+\.\d s, \d+\.\d frames/s", log.text)
+    assert f"--data={out} --size=11x15 --split=all --eval_data=PATH" in log.text
+    log.clear()
     before = (out / "manifest.json").stat().st_mtime_ns
     assert prepare(pairs, out, "--size=12x16") == cli.OK
-    assert "holds these data already" in said.text and "packed now" not in said.text
+    assert "holds these data already" in log.text and "packed now" not in log.text
     assert (out / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"is not empty .*: name another folder"):
         prepare(pairs, out, "--size=6x8")
 
 
-def test_frames_that_cannot_be_used_are_listed(pairs, tmp_path, said, monkeypatch):
+def test_unusable_frames_are_listed(pairs, tmp_path, log, monkeypatch):
     broken = pairs / "scene0" / "rgb" / "04.png"
     broken.write_bytes(broken.read_bytes()[:60])
     other = pairs / "scene1" / "rgb" / "07.png"
@@ -89,19 +89,19 @@ def test_frames_that_cannot_be_used_are_listed(pairs, tmp_path, said, monkeypatc
     assert "04.png" in reasons["scene0/rgb/04.png"]
     assert "must have one size" in reasons["scene1/rgb/07.png"]
     assert manifest["left_out"] == ["scene1/rgb/01.png"] and manifest["count"] == 9
-    lines = [record.getMessage() for record in said.records]
+    lines = [record.getMessage() for record in log.records]
     at = lines.index("2 frames can't be used, all named in manifest.json:")
     assert lines[at + 1].startswith("  scene0/rgb/04.png: ")
     assert lines[at + 2] == "  and 1 more"
     assert any("1 frames without any depth left out, first scene1" in x for x in lines)
 
 
-def test_a_dry_run_says_the_sizes_and_writes_nothing(pairs, tmp_path, said, capsys):
+def test_a_dry_run_prints_the_sizes_and_writes_nothing(pairs, tmp_path, log, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert prepare(pairs, tmp_path / "out", "--size=12x16", "--dry_run") == cli.OK
     assert prepare(pairs, "--size=1200x1600", "--dry_run") == cli.OK
     assert sorted(tmp_path.rglob("*")) == before
-    assert "split all: 12 train, 0 evaluate" in said.text
+    assert "split all: 12 train, 0 evaluate" in log.text
     table = capsys.readouterr().out
     mib = 12 * 1200 * 1600 / 2**20
     row = rf"1200x1600 +12 +{3 * mib:.1f} +{2 * mib:.1f} +{5 * mib:.1f}\n"
@@ -109,7 +109,7 @@ def test_a_dry_run_says_the_sizes_and_writes_nothing(pairs, tmp_path, said, caps
     assert re.search(r"24x32 \(full size\) +12 ", table)
 
 
-def test_every_way_of_reading_has_its_flag():
+def test_every_read_option_has_a_flag():
     flags = {f.name: f.default for f in dataclasses.fields(prepare_data.PrepareConfig)}
     for field in dataclasses.fields(ReadOptions):
         assert flags[field.name] == field.default
@@ -124,9 +124,9 @@ def test_every_way_of_reading_has_its_flag():
         (["pairs"], "give SOURCE OUT: 1 names"),
         (["pairs", "out", "more"], "3 names"),
         (["none", "out"], "no such file"),
-        (["pairs", "pairs/out"], "lies in pairs"),
-        (["pairs", "."], "'.' is the folder you are in"),
-        (["pairs", ""], "'' is the folder you are in"),
+        (["pairs", "pairs/out"], "is inside pairs"),
+        (["pairs", "."], "'.' is the current folder"),
+        (["pairs", ""], "'' is the current folder"),
         (["gs://b/x", "out"], "local paths"),
         (["pairs", "out", "--size=12"], "HEIGHTxWIDTH"),
         (["pairs", "out", "--max_depth=99"], "at most 65.535"),
@@ -138,7 +138,7 @@ def test_every_way_of_reading_has_its_flag():
         (["pairs", "nowhere://b/out"], "nowhere://b/out can't be opened"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(
+def test_user_errors_are_one_line_and_write_nothing(
     pairs, tmp_path, monkeypatch, argv, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -149,18 +149,18 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_store_is_no_source(pairs, tmp_path):
+def test_a_store_as_source_is_an_error(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", "--size=12x16")
     with pytest.raises(UserError, match="is a store already: train on it with --data"):
         prepare(tmp_path / "out", tmp_path / "other")
 
 
-def test_processes_are_taken_where_reading_is_slow(monkeypatch):
+def test_workers_are_used_if_reading_is_slow(monkeypatch):
     monkeypatch.setattr(prepare_data.os, "sched_getaffinity", lambda _: set(range(8)))
 
     def chosen(frames, seconds):
         source = Memory([frame(size=(2, 2))] * frames, seconds=seconds)
-        return prepare_data.workers_for(Job(source, Packing((2, 2))))
+        return prepare_data.choose_workers(Job(source, Packing((2, 2))))
 
     assert chosen(frames=1000, seconds=0.05) == 8
     assert chosen(frames=20, seconds=0.05) == 0
@@ -168,7 +168,7 @@ def test_processes_are_taken_where_reading_is_slow(monkeypatch):
 
 
 COMMANDS = [
-    # split -> frames that train and that evaluate, stored size, flags
+    # split -> numbers of training and evaluation frames; stored size; flags
     ({"own": (9, 3), "all": (9, 0)}, (240, 320), "--data=s"),
     ({"official": (9, 3), "tune": (8, 1)}, (240, 320), "--data=s"),
     ({"official": (9, 0), "tune": (6, 3)}, (120, 160),
@@ -179,7 +179,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("splits", "size", "flags"), COMMANDS)
-def test_the_command_that_trains(splits, size, flags):
+def test_the_training_command(splits, size, flags):
     manifest = {
         "size": size,
         "full": {"full-00000-0": [0]},
@@ -188,11 +188,11 @@ def test_the_command_that_trains(splits, size, flags):
             for name, (train, evaluated) in splits.items()
         },
     }
-    told = prepare_data.training_command(manifest, "s")
-    assert told == f"jaxdepth run {flags}"
+    command = prepare_data.training_command(manifest, "s")
+    assert command == f"jaxdepth run {flags}"
 
 
-def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
+def test_training_frames_are_not_enlarged_or_stretched(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", "--size=120x160")
     flags = Config.of(data=str(tmp_path / "out"), split="all", cache_dir=str(tmp_path))
     words = "smaller than the 240x320 that --size=228x304 is cropped from: train with "
@@ -201,17 +201,17 @@ def test_frames_do_not_grow_or_change_their_shape(pairs, tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="whose shape is not that of --size=64x64"):
         dataset.open_data(flags.replace(size="64x64"))
-    # Its own size, and one whose rounding differs, are no trouble.
+    # The stored size works, and so does one that rounds differently.
     for size in ("114x152", "48x64"):
         with pytest.raises(UserError, match="leaves no frame to evaluate on"):
             dataset.open_data(flags.replace(size=size))
 
 
-def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said):
+def test_a_remote_store_with_larger_frames_can_be_trained_on(tmp_path, log):
     source = make_pairs(tmp_path / "pairs", size=(96, 128))
     url = f"memory://{uuid.uuid4().hex}/prepared"
     assert prepare(source, url, "--size=96x128") == cli.OK
-    assert f"--data={url} --size=91x121 --split=all" in said.text
+    assert f"--data={url} --size=91x121 --split=all" in log.text
     flags = Config.of(
         data=url, eval_data=url, split="all", size="48x64", cache_dir=str(tmp_path)
     )
@@ -226,7 +226,7 @@ def test_a_store_elsewhere_with_larger_frames_is_open_to_training(tmp_path, said
 
 
 @pytest.mark.slow
-def test_real_frames_by_processes_of_the_script(shared_data, tmp_path):
+def test_the_script_packs_real_frames_with_workers(shared_data, tmp_path):
     tool = shared_data.parent / "tools" / "build_labeled_mat.py"
     if not tool.exists():
         pytest.skip("no build_labeled_mat.py beside the sample data")
@@ -243,17 +243,17 @@ def test_real_frames_by_processes_of_the_script(shared_data, tmp_path):
     opened = Store.open(out)
     assert not opened.damaged()
     assert len(opened) == 12 and opened.manifest["intrinsics"]["size"] == [240, 320]
-    # NYU's colour camera at half the size.
+    # The colour camera of NYU at half size.
     assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.858 / 2, abs=1e-3)
     source = open_source(mat)
     rgb, depth = opened.gather([0, 11], depth="filled")
-    for place, row in enumerate([0, 11]):
+    for k, row in enumerate([0, 11]):
         shot = source.frame(row)
         mean = shot.rgb.reshape(240, 2, 320, 2, 3).astype(float).mean((1, 3))
-        np.testing.assert_array_equal(rgb[place], np.floor(mean + 0.5))
+        np.testing.assert_array_equal(rgb[k], np.floor(mean + 0.5))
         metres = shot.depths["filled"].astype(float)
         metres = metres.reshape(240, 2, 320, 2).mean((1, 3))
-        assert np.abs(depth[place] - 1000 * metres).max() <= 1
+        assert np.abs(depth[k] - 1000 * metres).max() <= 1
     wrong = subprocess.run(
         [sys.executable, "tools/prepare_data.py", mat, out, "--size=120x160"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,

@@ -170,7 +170,7 @@ def test_mistakes_change_nothing_of_a_run(trained, cache):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="more than --steps=2"):
         train(trained, cache, "--steps=2")
-    with pytest.raises(UserError, match="--protocol=auto there, eigen here"):
+    with pytest.raises(UserError, match="--protocol=auto before, eigen now"):
         train(trained, cache, "--steps=8", "--protocol=eigen")
     assert before == {
         p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()
@@ -240,7 +240,7 @@ def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
 def test_a_used_folder_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
-    with pytest.raises(UserError, match=r"--lr=0\.0006 there, 0\.5 here"):
+    with pytest.raises(UserError, match=r"--lr=0\.0006 before, 0\.5 now"):
         train(trained, cache, "--steps=8", "--lr=0.5")
 
 

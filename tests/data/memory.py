@@ -1,4 +1,4 @@
-"""A source of frames in memory, which other processes can import."""
+"""A source of frames in memory, in a module that worker processes can import."""
 
 import dataclasses
 import multiprocessing
@@ -20,11 +20,11 @@ class Memory:
     """Frames in memory.
 
     Attributes:
-      broken: row -> reason of frames that can't be read.
-      wrong: rows that the source refuses otherwise.
-      stop_at: a row at which something quite different goes wrong, and what.
-      seconds: what reading one takes.
-      read: how many were read, in this process.
+      broken: row -> reason, for frames that raise BrokenFrame.
+      wrong: rows that raise UserError.
+      stop_at: a row, and another exception that it raises.
+      seconds: the time to read a frame.
+      read: the number of frames read in this process.
     """
 
     frames: list[Frame]
@@ -70,7 +70,7 @@ class Memory:
 
 
 class Deadly(Memory):
-    """Ends the process that reads its fourth frame, as who takes too much memory."""
+    """Kills the worker that reads row 3, as the system does when memory runs out."""
 
     def frame(self, row):
         if row == 3 and multiprocessing.parent_process() is not None:
@@ -79,7 +79,7 @@ class Deadly(Memory):
 
 
 def frame(seed=0, size=(24, 32), kinds=("filled",), holes=0.2):
-    """Noise, with holes in raw depth."""
+    """A frame of noise, with holes in raw depth."""
     rng = np.random.default_rng(seed)
     rgb = rng.integers(0, 256, (*size, 3), np.uint8)
     depth = {}
@@ -90,27 +90,27 @@ def frame(seed=0, size=(24, 32), kinds=("filled",), holes=0.2):
     return Frame(rgb, **depth)
 
 
-def written(folder, frames, *, out="s", kinds=("filled",), **more):
-    """A store of those frames; the options go to the source or to `packing.write`."""
+def written(folder, frames, *, out="s", kinds=("filled",), **options):
+    """Write a store; options go to `Memory` or to `writer.write`, by their names."""
     names = {field.name for field in dataclasses.fields(Memory)}
-    of_source = {k: v for k, v in more.items() if k in names}
-    of_store = {k: v for k, v in more.items() if k not in names}
+    of_source = {k: v for k, v in options.items() if k in names}
+    of_store = {k: v for k, v in options.items() if k not in names}
     source = Memory(frames, truths=kinds, **of_source)
     return store_writer.write(source, folder / out, **{"size": SIZE, **of_store})
 
 
 def depths(opened, kind="filled"):
-    """All depth of a store, millimetres."""
+    """All depth maps of a store, millimetres."""
     return opened.gather(np.arange(len(opened)), depth=kind)[1]
 
 
 def contents(folder):
-    """Every file of a store, by name."""
+    """The files of a store: name -> content."""
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def one_line(error) -> str:
-    """The text of a caught error, which has one line."""
+    """Assert that the message of a caught error has one line; return it."""
     text = str(error.value)
     assert "\n" not in text
     return text

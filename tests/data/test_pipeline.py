@@ -1,4 +1,4 @@
-"""Batches against the store's own rows, by both backends."""
+"""Batches compared with the rows of the store, for both backends."""
 
 import itertools
 import subprocess
@@ -18,7 +18,7 @@ BACKENDS = ["threads", "tf"]
 
 
 class Numbers:
-    """Frame k is colour k, and k + 1 metres filled, half of that raw."""
+    """A source: frame k has colour k and k + 1 metres of filled depth, half as raw."""
 
     name, format, truths, eight_bit = "numbers", "folder", ("filled", "raw"), False
     notes: list[str] = []  # noqa: RUF012
@@ -51,9 +51,9 @@ def collect(opened, start, stop, *, batch_size=4, **more):
         return list(batches)
 
 
-def same(found, expected):
-    assert len(found) == len(expected)
-    for a, b in zip(found, expected, strict=True):
+def assert_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         assert a.keys() == b.keys() == {"rgb", "depth_mm", "position"}
         for key in a:
             assert a[key].dtype == b[key].dtype
@@ -61,10 +61,10 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_batches_are_the_stores_rows_in_order(opened, backend):
-    found = collect(opened, 0, 7, backend=backend)
-    assert len(found) == 7
-    for step, batch in enumerate(found):
+def test_batches_hold_the_rows_of_their_step(opened, backend):
+    batches = collect(opened, 0, 7, backend=backend)
+    assert len(batches) == 7
+    for step, batch in enumerate(batches):
         rows = ROWS[order.rows_of_step(9, step, 4, len(ROWS))]
         assert batch["rgb"].shape == (4, 4, 6, 3) and batch["rgb"].dtype == np.uint8
         assert batch["depth_mm"].dtype == np.uint16
@@ -74,10 +74,10 @@ def test_batches_are_the_stores_rows_in_order(opened, backend):
         np.testing.assert_array_equal(batch["position"], range(4))
 
 
-def test_frames_on_the_devices_are_named_alone(opened):
-    named = collect(opened, 3, 9, cache="device", host=1, hosts=2)
+def test_with_a_device_cache_batches_hold_indices(opened):
+    indices = collect(opened, 3, 9, cache="device", host=1, hosts=2)
     frames = collect(opened, 3, 9, backend="threads", host=1, hosts=2)
-    for a, b in zip(named, frames, strict=True):
+    for a, b in zip(indices, frames, strict=True):
         assert a.keys() == {"rows", "position"} and a["rows"].dtype == np.int32
         rgb, depth_mm = opened.gather(ROWS[a["rows"]], depth="filled")
         np.testing.assert_array_equal(rgb, b["rgb"])
@@ -86,7 +86,7 @@ def test_frames_on_the_devices_are_named_alone(opened):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_truth_asked_for_comes(opened, backend):
+def test_depth_selects_filled_or_raw(opened, backend):
     filled, raw = (
         collect(opened, 0, 2, backend=backend, depth=kind) for kind in ("filled", "raw")
     )
@@ -96,67 +96,70 @@ def test_the_truth_asked_for_comes(opened, backend):
 
 def test_backends_give_equal_batches(opened):
     by_tf, by_threads = (collect(opened, 3, 30, backend=name) for name in BACKENDS)
-    same(by_tf, by_threads)
+    assert_equal(by_tf, by_threads)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("start", [1, 5, 9])
-def test_starting_anywhere_continues_the_sequence(opened, backend, start):
-    whole = collect(opened, 0, 10, backend="threads")
-    same(collect(opened, start, 10, backend=backend), whole[start:])
+def test_batches_do_not_depend_on_the_first_step(opened, backend, start):
+    expected = collect(opened, 0, 10, backend="threads")
+    assert_equal(collect(opened, start, 10, backend=backend), expected[start:])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hosts_bring_their_parts_of_the_same_batches(opened, backend):
-    whole = collect(opened, 0, 5, batch_size=6)
+def test_the_batches_of_hosts_are_slices_of_the_global_batch(opened, backend):
+    expected = collect(opened, 0, 5, batch_size=6)
     parts = [
         collect(opened, 0, 5, batch_size=6, backend=backend, host=h, hosts=3)
         for h in range(3)
     ]
     joined = [
-        {key: np.concatenate([part[step][key] for part in parts]) for key in whole[0]}
+        {
+            key: np.concatenate([part[step][key] for part in parts])
+            for key in expected[0]
+        }
         for step in range(5)
     ]
-    same(joined, whole)
+    assert_equal(joined, expected)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_held_in_memory_are_the_same(opened, backend):
-    held = collect(opened, 2, 9, backend=backend, cache="host")
-    same(held, collect(opened, 2, 9, backend=backend))
+def test_a_host_cache_gives_the_same_batches(opened, backend):
+    cached = collect(opened, 2, 9, backend=backend, cache="host")
+    assert_equal(cached, collect(opened, 2, 9, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_run_without_steps_has_no_batches(opened, backend):
+def test_without_steps_there_are_no_batches(opened, backend):
     assert collect(opened, 4, 4, backend=backend) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_damaged_shard_is_told_in_one_line(tmp_path, backend):
-    broken = store_writer.write(Numbers(), tmp_path / "s", size=(4, 6))
-    file = broken.path / "train-00000.rgb.npy"
+def test_a_damaged_shard_is_an_error_of_one_line(tmp_path, backend):
+    damaged = store_writer.write(Numbers(), tmp_path / "s", size=(4, 6))
+    file = damaged.path / "train-00000.rgb.npy"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(UserError, match="missing or damaged") as error:
-        collect(broken, 0, 3, backend=backend)
+        collect(damaged, 0, 3, backend=backend)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_leaving_early_does_not_hang(opened, backend):
+def test_closing_early_does_not_hang(opened, backend):
     if backend == "tf":
         pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
     code = f"""
         import itertools, time
         import numpy as np
         from jaxdepth.data import pipeline
-        from jaxdepth.data.store import reader as store
-        opened, gather = store.Store.open({str(opened.path)!r}), store.Store.gather
+        from jaxdepth.data.store.reader import Store
+        opened = Store.open({str(opened.path)!r})
 
-        def slowly(*given, **named):  # so that some are under way at the end
+        def slow_gather(*args, **options):  # so that some calls run at the end
             time.sleep(0.1)
-            return gather(opened, *given, **named)
+            return Store.gather(opened, *args, **options)
 
-        opened.gather = slowly
+        opened.gather = slow_gather
         with pipeline.batches(
             opened, np.arange({N}), depth="filled", seed=0, batch_size=4,
             start_step=0, stop_step=10**9, backend={backend!r},
@@ -170,22 +173,22 @@ def test_leaving_early_does_not_hang(opened, backend):
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr[-2000:]
 
 
-def test_batches_are_made_ahead_but_not_without_end(opened, monkeypatch):
-    made = []
+def test_the_number_of_batches_in_advance_is_bounded(opened, monkeypatch):
+    calls = []
     gather = opened.gather
     monkeypatch.setattr(
-        opened, "gather", lambda *a, **k: made.append(1) or gather(*a, **k)
+        opened, "gather", lambda *a, **k: calls.append(1) or gather(*a, **k)
     )
     with pipeline.batches(
         opened, ROWS, depth="filled", seed=0, batch_size=4, start_step=0,
         stop_step=10**6, backend="threads",
     ) as batches:  # fmt: skip
         list(itertools.islice(batches, 3))
-    assert 3 <= len(made) <= 3 + pipeline.AHEAD + 1
+    assert 3 <= len(calls) <= 3 + pipeline.AHEAD + 1
 
 
-def test_without_tensorflow_threads_take_over(opened, monkeypatch):
+def test_without_tensorflow_threads_are_used(opened, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    same(
+    assert_equal(
         collect(opened, 0, 3, backend="auto"), collect(opened, 0, 3, backend="threads")
     )

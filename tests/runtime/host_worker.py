@@ -1,8 +1,8 @@
-"""One of two hosts of `test_hosts.py`: connects once, then trains case after case.
+"""One of the two hosts of `test_hosts.py`: connects once, then trains case by case.
 
-python host_worker.py HOST PORT FOLDER: FOLDER/cases.json holds lists of flags; what
-each of them returned goes to FOLDER/codes-HOST.json. A case named "stop" is sent
-SIGTERM, on host 1 alone, once it has trained a step.
+python host_worker.py HOST PORT FOLDER: FOLDER/cases.json holds a list of flags per
+case; the exit codes or error messages go to FOLDER/codes-HOST.json. In the case "stop",
+host 1 sends SIGTERM to itself after its first step.
 """
 
 import json
@@ -19,7 +19,7 @@ from jaxdepth.runtime.errors import UserError
 
 
 def stop_soon(folder: Path) -> None:
-    """SIGTERM to this process when the run in `folder` has logged its first step."""
+    """Send SIGTERM to this process when the run in `folder` has logged a step."""
 
     def wait() -> None:
         while not (folder / "metrics.jsonl").exists():
@@ -34,16 +34,16 @@ def main(host: int, port: str, folder: Path) -> None:
     terminal.log_to_terminal()
     cli.quiet_libraries()
     hosts.connect(hosts.Cluster(f"localhost:{port}", 2, host))
-    if not hosts.first():
+    if not hosts.is_first_host():
         terminal.only_errors_to_terminal()
     codes = {}
     for name, flags in json.loads((folder / "cases.json").read_text()).items():
         if name == "stop" and host == 1:
             stop_soon(folder / "stop")
-        # Where the flags differ between hosts, there is a list for each.
-        mine = flags[host] if isinstance(flags[0], list) else flags
+        # A list per host, if the flags differ between hosts.
+        host_flags = flags[host] if isinstance(flags[0], list) else flags
         try:
-            codes[name] = run.train(mine)
+            codes[name] = run.train(host_flags)
         except UserError as error:
             codes[name] = str(error)
     (folder / f"codes-{host}.json").write_text(json.dumps(codes))

@@ -11,7 +11,7 @@ from jaxdepth.runtime import terminal
 
 
 class Terminal(io.StringIO):
-    """Stands in for a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -23,13 +23,13 @@ def screen(monkeypatch):
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("TERM", "dumb")  # no colours between the letters
+    monkeypatch.setenv("TERM", "dumb")  # no colour codes in the text
     return Terminal()
 
 
 @contextlib.contextmanager
-def said():
-    """What the package logs, as a list of lines."""
+def logged():
+    """The log of the package, as a list of lines."""
     texts: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: texts.append(record.getMessage())
@@ -46,14 +46,14 @@ def said():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told."""
+    """A clock that the test sets."""
     now = [0.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     return now
 
 
-def test_lines_in_a_pipe_come_seconds_apart_and_at_the_end(clock):
-    with said() as texts, terminal.progress(100) as bar:
+def test_progress_lines_are_seconds_apart_and_include_the_last(clock):
+    with logged() as texts, terminal.progress(100) as bar:
         for step in range(10, 101, 10):
             clock[0] += 2.0
             bar.update(step, loss=0.5, images_per_s=4.0)
@@ -71,8 +71,8 @@ def test_lines_in_a_pipe_come_seconds_apart_and_at_the_end(clock):
     ("seconds", "text"),
     [(0.4, "0:00"), (59.7, "1:00"), (600, "10:00"), (3725, "1:02:05")],
 )
-def test_time_left_in_minutes_and_hours(clock, seconds, text):
-    with said() as texts, terminal.progress(3) as bar:
+def test_the_remaining_time_is_in_minutes_and_hours(clock, seconds, text):
+    with logged() as texts, terminal.progress(3) as bar:
         bar.update(1, loss=1.0, images_per_s=None)
         clock[0] += seconds if seconds > 5 else 10
         bar.update(2, loss=1.0, images_per_s=None)
@@ -80,17 +80,17 @@ def test_time_left_in_minutes_and_hours(clock, seconds, text):
     assert texts[-1] == f"step 2/3  loss 1.0000  left {left}"
 
 
-def test_a_resumed_run_goes_on_counting(clock):
-    with said() as texts, terminal.progress(100, start=50) as bar:
+def test_a_resumed_run_counts_from_its_first_step(clock):
+    with logged() as texts, terminal.progress(100, start=50) as bar:
         bar.update(51, loss=float("nan"), images_per_s=None)
     assert texts == ["step 51/100  loss nan"]
 
 
-def test_a_terminal_gets_a_bar_that_fits(screen, monkeypatch):
+def test_the_progress_bar_fits_the_terminal(screen, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     with (
         contextlib.redirect_stdout(screen),
-        said() as texts,
+        logged() as texts,
         terminal.progress(1200, start=3) as bar,
     ):
         bar.update(600, loss=0.1234567, images_per_s=1234.5)
@@ -100,12 +100,12 @@ def test_a_terminal_gets_a_bar_that_fits(screen, monkeypatch):
     assert len(last) <= 80
 
 
-def test_counter_tells_the_rate_and_what_is_left(clock):
+def test_counter_logs_the_rate_and_the_remaining_time(clock):
     counter = terminal.Counter()
     clock[0] = 100.0
-    with said() as texts:
+    with logged() as texts:
         counter("rendering", 0, 64)
-        clock[0] += 30.0  # compiling: no measure of the others
+        clock[0] += 30.0  # compilation, left out of the rate
         for done in range(8, 65, 8):
             counter("rendering", done, 64)
             clock[0] += 2.0
@@ -135,7 +135,7 @@ ROWS = [
 TITLE = "nyu_depth_v2_labeled, split tune, 81 images, truth filled; rmse in metres [m]"
 
 
-def test_table_in_a_pipe_is_plain_and_whole(capsys):
+def test_a_table_in_a_pipe_is_plain_and_complete(capsys):
     terminal.print_table(TITLE, COLUMNS, ROWS)
     title, head, *rows = capsys.readouterr().out.splitlines()
     assert title == TITLE
@@ -146,7 +146,7 @@ def test_table_in_a_pipe_is_plain_and_whole(capsys):
     "".join([head, *rows]).encode("ascii")
 
 
-def test_table_on_a_terminal_keeps_every_number_on_80_columns(screen):
+def test_a_table_on_80_columns_keeps_every_number(screen):
     with contextlib.redirect_stdout(screen):
         terminal.print_table(TITLE, COLUMNS, ROWS)
     text = screen.getvalue()
@@ -156,10 +156,10 @@ def test_table_on_a_terminal_keeps_every_number_on_80_columns(screen):
     assert "…" not in text
 
 
-def test_log_file_appends_with_the_time(tmp_path):
+def test_the_log_file_is_appended_with_the_time(tmp_path):
     path = tmp_path / "run.log"
     logger = logging.getLogger("jaxdepth.somewhere")
-    with said():
+    with logged():
         for text in ("first", "second"):
             with terminal.log_file() as begin:
                 logger.info("before " + text)
@@ -167,7 +167,7 @@ def test_log_file_appends_with_the_time(tmp_path):
                 logger.info(text)
         logger.info("after")
         with terminal.log_file():
-            logger.info("never begun")
+            logger.info("not opened")
     written = path.read_text().splitlines()
     assert [line.split(" ", 3)[2:] for line in written] == [
         ["INFO", "before first"],
@@ -177,16 +177,16 @@ def test_log_file_appends_with_the_time(tmp_path):
     ]
 
 
-def test_terminal_gets_plain_lines_and_warnings_apart(capsys):
+def test_the_log_goes_to_stdout_and_warnings_to_stderr(capsys):
     package = logging.getLogger("jaxdepth")
     before = package.handlers[:], package.level, package.propagate
     try:
         terminal.log_to_terminal()
-        terminal.log_to_terminal()  # twice is once
-        package.getChild("x").info("said")
+        terminal.log_to_terminal()  # the second call has no effect
+        package.getChild("x").info("logged")
         package.getChild("x").warning("warned")
-        package.getChild("x").debug("not said")
+        package.getChild("x").debug("not logged")
     finally:
         package.handlers[:], package.level, package.propagate = before
     out = capsys.readouterr()
-    assert (out.out, out.err) == ("said\n", "warned\n")
+    assert (out.out, out.err) == ("logged\n", "warned\n")

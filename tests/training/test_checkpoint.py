@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is kept, and what damage does."""
+"""Checkpoints: restoring, preservation, damaged files, storage errors."""
 
 import dataclasses
 
@@ -14,10 +14,8 @@ from tests import tiny
 
 
 def numbered(step: int) -> TrainState:
-    """A state whose every number tells its step."""
-    fresh = tiny.state(tiny.spec())
-    filled = jax.tree.map(lambda x: np.full_like(x, step), fresh)
-    return filled
+    """A state in which every number is `step`."""
+    return jax.tree.map(lambda x: np.full_like(x, step), tiny.state(tiny.spec()))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def assert_is(state, step: int) -> None:
         assert np.all(np.asarray(leaf) == step)
 
 
-def test_the_newest_state_comes_back_whole(tmp_path, fresh):
+def test_the_newest_state_is_restored(tmp_path, fresh):
     save(tmp_path, (1, 3.0), (2, 1.0), (3, 2.0))
     opened = Checkpoints(str(tmp_path), read_only=True)
     restored = opened.restore_state(fresh)
@@ -48,7 +46,7 @@ def test_the_newest_state_comes_back_whole(tmp_path, fresh):
     assert all(jax.tree.leaves(same))
 
 
-def test_an_average_is_the_network_and_training_goes_on_beside_it(tmp_path, fresh):
+def test_with_an_ema_the_averaged_and_the_trained_network_are_saved(tmp_path, fresh):
     state = numbered(3).start_ema()
     average = jax.tree.map(lambda x: np.full_like(x, 7), state.average)
     checkpoints = Checkpoints(str(tmp_path))
@@ -64,23 +62,43 @@ def test_an_average_is_the_network_and_training_goes_on_beside_it(tmp_path, fres
         assert all(np.all(np.asarray(x) == 7) for x in jax.tree.leaves(tree))
 
 
-def test_kept_are_the_best_and_the_last_two(tmp_path, fresh):
+def test_the_best_and_the_last_two_are_preserved(tmp_path, fresh):
     save(tmp_path, (1, 5.0), (2, 1.0), (3, 4.0), (4, 3.0), (5, None))
     opened = Checkpoints(str(tmp_path), read_only=True)
     assert opened.steps() == [2, 4, 5]
     assert opened.best_step() == 2
     model = {"params": fresh.params, "batch_stats": fresh.batch_stats}
-    found = opened.restore_model(model, step=2)
-    assert all(np.all(np.asarray(x) == 2) for x in jax.tree.leaves(found))
+    restored = opened.restore_model(model, step=2)
+    assert all(np.all(np.asarray(x) == 2) for x in jax.tree.leaves(restored))
 
 
-def test_an_empty_folder_holds_nothing(tmp_path, fresh):
+def test_the_best_of_an_earlier_run_is_preserved(tmp_path):
+    save(tmp_path, (1, 1.0), (2, 2.0), (3, 2.5))
+    save(tmp_path, (4, 3.0), (5, 2.0))
+    assert Checkpoints(str(tmp_path), read_only=True).steps() == [1, 4, 5]
+
+
+def test_a_checkpoint_is_deleted_only_after_the_next_is_complete(tmp_path, monkeypatch):
+    save(tmp_path, (1, None), (2, None))
+    checkpoints = Checkpoints(str(tmp_path))
+
+    def fail(step):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "_finalize_checkpoint", fail)
+    checkpoints.save(3, numbered(3))
+    with pytest.raises(MachineError, match=r"step 3 .*No space left.*step 2 in"):
+        checkpoints.wait()
+    assert {"1", "2"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_an_empty_folder_has_no_checkpoints(tmp_path, fresh):
     opened = Checkpoints(str(tmp_path / "new"))
     assert opened.restore_state(fresh) is None
     assert opened.steps() == [] and opened.best_step() is None
 
 
-def test_a_step_saved_twice_is_kept_as_it_was(tmp_path, fresh):
+def test_saving_a_step_twice_keeps_the_first(tmp_path, fresh):
     checkpoints = Checkpoints(str(tmp_path))
     checkpoints.save(1, numbered(1))
     checkpoints.wait()
@@ -95,7 +113,7 @@ def largest_file(folder):
 
 
 @pytest.mark.parametrize("how", ["cut", "changed", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, how, caplog):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, fresh, how, caplog):
     save(tmp_path, (1, None), (2, None))
     target = largest_file(tmp_path / "2")
     content = bytearray(target.read_bytes())
@@ -111,7 +129,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, fresh, how, 
     assert "step 2 is damaged" in caplog.text
 
 
-def test_what_is_trained_again_after_damage_is_saved(tmp_path, fresh):
+def test_steps_are_saved_again_after_damage(tmp_path, fresh):
     save(tmp_path, (1, None), (3, None))
     largest_file(tmp_path / "3").unlink()
     checkpoints = Checkpoints(str(tmp_path))
@@ -127,7 +145,7 @@ def test_what_is_trained_again_after_damage_is_saved(tmp_path, fresh):
     assert_is(opened.restore_state(fresh), 3)
 
 
-def test_nothing_but_damage_is_an_error(tmp_path, fresh):
+def test_only_damaged_checkpoints_are_an_error(tmp_path, fresh):
     save(tmp_path, (1, None))
     largest_file(tmp_path / "1").unlink()
     opened = Checkpoints(str(tmp_path), read_only=True)
@@ -135,13 +153,13 @@ def test_nothing_but_damage_is_an_error(tmp_path, fresh):
         opened.restore_state(fresh)
 
 
-def test_checksums_tell_of_a_single_bit():
+def test_checksums_detect_a_single_bit():
     before = checksums({"a": np.zeros(3, np.float32)})
     assert before != checksums({"a": np.array([0, 0, 1e-45], np.float32)})
     assert before != checksums({"b": np.zeros(3, np.float32)})
 
 
-def test_another_network_is_refused(tmp_path):
+def test_another_network_is_an_error(tmp_path):
     save(tmp_path, (1, None))
     other = tiny.state(tiny.spec("upproj"))
     opened = Checkpoints(str(tmp_path), read_only=True)
@@ -162,8 +180,8 @@ def test_full_storage_names_the_last_good_checkpoint(tmp_path, monkeypatch):
         checkpoints.save(2, numbered(2))
 
 
-def test_a_state_that_trains_on_is_not_the_saved_one(tmp_path, fresh):
-    # On CPU the step may write its result where the state before it lay.
+def test_later_steps_do_not_change_a_saved_state(tmp_path, fresh):
+    # On CPU the step may write its result into the donated buffers.
     spec = tiny.spec()
     step = jax.jit(train_step, static_argnums=0, donate_argnums=1)
     state = jax.tree.map(jax.numpy.asarray, tiny.state(spec))

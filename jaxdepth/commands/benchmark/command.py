@@ -20,7 +20,7 @@ from jaxdepth.commands import cli
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime import malloc
+from jaxdepth.runtime import jax_setup
 from jaxdepth.runtime.errors import UserError, nearest
 
 PROG = "jaxdepth benchmark"
@@ -62,7 +62,7 @@ def command(argv: Sequence[str]) -> int:
     # and then as much as there is.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
-    malloc.keep()  # as training does
+    jax_setup.retain_host_memory()  # as training does
     chosen = COMMANDS[argv[0]]
     settings = flags_lib.parse(
         found(chosen.settings), argv[1:], prog=f"{PROG} {argv[0]}"

@@ -4,24 +4,20 @@ Each is a process of its own, so that one that fails, or takes too long, costs t
 others nothing. What is found is written after each of them; what isn't reached is said.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import number
-from jaxdepth.runtime import atomic, terminal
+from jaxdepth.runtime import atomic, subprocesses, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
@@ -215,51 +211,18 @@ def _run(
     command = [sys.executable, str(SCRIPT), *words, f"--json={result}"]
     with open(log, "a") as file:
         print(f"+ {shlex.join(command)}", file=file, flush=True)
-        with _hearing_interrupts():
-            process = subprocess.Popen(
-                command,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-        reason = None
-        try:
-            code = process.wait(limit)
-            reason = f"exit code {code}: {_last_line(log)}" if code else None
-        except subprocess.TimeoutExpired:
-            reason = f"stopped after {limit:.0f} s"
-            _stop(process)
-        except BaseException:
-            _stop(process)
-            raise
+        completed = subprocesses.run(
+            command, environment=environment, log=file, timeout=limit, grace=GRACE
+        )
+    if completed.stopped:
+        raise KeyboardInterrupt
+    reason = None
+    if completed.timed_out:
+        reason = f"stopped after {limit:.0f} s"
+    elif completed.code:
+        reason = f"exit code {completed.code}: {_last_line(log)}"
     document = json.loads(result.read_text()) if result.exists() else {}
     return document | ({"stopped": reason} if reason else {})
-
-
-@contextlib.contextmanager
-def _hearing_interrupts() -> Iterator[None]:
-    """What a shell starts in the background ignores SIGINT, and so would its parts."""
-    before = signal.getsignal(signal.SIGINT)
-    ignored = before is signal.SIG_IGN
-    if ignored and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-    else:
-        yield
-
-
-def _stop(process: subprocess.Popen) -> None:
-    """Ask a part to write what it has; end it, and all it started, if it doesn't."""
-    with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _last_line(log: Path) -> str:
@@ -278,7 +241,7 @@ def _write(path: Path, settings: GpuSettings, documents: dict[str, Any]) -> None
         "parts": documents,
     }
     try:
-        with atomic.replacing(path) as file:
+        with atomic.atomic_write(path) as file:
             file.write(report_lib.dumps(merged).encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from None

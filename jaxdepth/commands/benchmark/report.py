@@ -185,7 +185,7 @@ def write(path: str, text: str) -> None:
     """A new file, whole or not at all."""
     check_free(path)
     try:
-        with atomic.replacing(Path(path)) as file:
+        with atomic.atomic_write(Path(path)) as file:
             file.write(text.encode())
     except OSError as error:
         raise MachineError(f"{path} could not be written: {error.strerror}") from None

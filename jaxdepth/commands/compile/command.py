@@ -196,7 +196,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     module, options, seconds = compiled(config, target)
     text = module.as_text()
     if config.hlo is not None:
-        with atomic.replacing(Path(config.hlo)) as file:
+        with atomic.atomic_write(Path(config.hlo)) as file:
             file.write(text.encode())
     per_chip = int(config.train.batch_size) // target.chips
     # A loop's body is counted once: a microbatch of one step.
@@ -488,7 +488,7 @@ def command(argv: Sequence[str]) -> int:
     show(report)
     if config.json is not None:
         found = workdir.plain(record(config, report, tried, argv))
-        with atomic.replacing(Path(config.json)) as file:
+        with atomic.atomic_write(Path(config.json)) as file:
             file.write(json.dumps(found, indent=1).encode())
         logger.info("numbers: %s", config.json)
     return cli.OK

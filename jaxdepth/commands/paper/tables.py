@@ -33,7 +33,7 @@ PROG = "jaxdepth tables"
 # The recorded command identifies files of this command, in its old and new form.
 MARKS = ("jaxdepth tables", "experiments.tables")
 # Starts a run with these flags of jaxdepth run and waits for its end.
-Start = Callable[[Sequence[str]], subprocesses.Ended]
+Start = Callable[[Sequence[str]], subprocesses.Completed]
 # What a row says itself, and what this command decides.
 _OWN = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
 # Flags that name one thing, and what of a scale goes with its own choice.
@@ -350,9 +350,9 @@ def command(argv: Sequence[str]) -> int:
     config = flags_lib.parse(TablesConfig, mine, prog=PROG)
     cache = flags_lib.value_of(theirs, "cache_dir") or "~/.cache/jaxdepth"
 
-    def start(flags: Sequence[str]) -> subprocesses.Ended:
+    def start(flags: Sequence[str]) -> subprocesses.Completed:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]
-        return subprocesses.launch(words, environment=environment(cache))
+        return subprocesses.run(words, environment=environment(cache))
 
     said = shlex.join([*PROG.split(), *argv])
     return run(config, theirs, command=said, start=start)

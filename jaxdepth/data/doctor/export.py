@@ -85,7 +85,7 @@ def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
     if kind not in source.truths:
         have = " and ".join(source.truths)
         raise UserError(f"{source.name} has no {kind} depth, but {have}")
-    out = staging.folder_of(out, what="folder")
+    out = staging.resolve_output(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another folder")
     return kind, out

@@ -1,4 +1,4 @@
-"""A source's frames read and packed one after another: here, or by other processes."""
+"""Reads and packs the frames of a source in order, in this process or in workers."""
 
 import collections
 import contextlib
@@ -23,20 +23,21 @@ from jaxdepth.runtime.errors import MachineError, UserError
 
 T = typing.TypeVar("T")
 Arrays = dict[str, np.ndarray]
-AHEAD = 4  # frames per worker that wait, packed, for their turn
+AHEAD = 4  # packed frames per worker that wait for earlier ones
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A frame as a store keeps it.
+    """A frame in the form in which a store holds it.
 
     Attributes:
-      small: "rgb" and each kind of truth at the training size; None where the frame
-        has no truth or can't be used.
-      full: the same at the frame's own size; None where that is not kept.
+      small: "rgb" and each kind of depth at the training size; None if the frame has
+        no depth or can't be used.
+      full: the same at full size; None if no full-size copy is kept.
       camera: fx, fy, cx, cy at the training size, pixels.
-      unmasked: kinds whose extremes stayed, as there was no other depth.
-      broken: why the frame can't be used.
+      unmasked: number of depth maps whose extremes were kept, because there is no
+        other depth in them.
+      broken: the reason why the frame can't be used.
     """
 
     small: Arrays | None = None
@@ -48,14 +49,14 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class Packer:
-    """Reads and packs frames of a source; travels to other processes.
+    """Reads and packs frames of a source. Workers get a pickled copy.
 
     Attributes:
       size: (height, width) of the training frames.
-      masked: kinds of truth that lose each frame's extremes.
-      max_mm: farther truth is no truth for those.
-      full_rows: whose full-size frames are wanted.
-      skip_wrong: a frame that the source refuses is a broken one.
+      masked: kinds of depth whose extremes are removed from each frame.
+      max_mm: depth beyond this is ignored when the extremes are determined.
+      full_rows: rows of which full-size copies are kept.
+      skip_wrong: mark a frame as broken if the source raises UserError for it.
     """
 
     source: Source
@@ -66,10 +67,10 @@ class Packer:
     skip_wrong: bool
 
     def read(self, row: int) -> Frame | str:
-        """The frame, or why it can't be used.
+        """Read a frame; return the reason instead if it can't be used.
 
-        Raises: UserError where the source refuses it, unless that is skipped;
-          MachineError where storage fails.
+        Raises: UserError if the source does, unless `skip_wrong`; MachineError if
+          storage fails.
         """
         try:
             return self.source.frame(row)
@@ -84,7 +85,7 @@ class Packer:
             ) from error
 
     def pack(self, row: int, frame: Frame | str) -> Packed:
-        """The arrays of a frame that was read."""
+        """Pack what `read` returned."""
         if isinstance(frame, str):
             return Packed(broken=frame)
         depths = {k: resample.millimetres(d) for k, d in frame.depths.items()}
@@ -108,36 +109,36 @@ class Packer:
 def in_order(
     packer: Packer, rows: Iterable[int], *, workers: int, scratch: Path
 ) -> Generator[Packed, None, None]:
-    """The packed frames of `rows`, one after another; few of them wait in memory.
+    """Yield the packed frames of `rows` in order; few of them are in memory at a time.
 
     Args:
-      workers: processes that read and pack. With less than two, frames are read here,
-        one after another, and packed on threads.
-      scratch: a folder for what processes have packed.
+      workers: the number of worker processes. With fewer than two, this process reads
+        the frames and packs them on threads.
+      scratch: a folder for files with packed frames, from workers.
 
-    Raises what `Packer.read` does, and MachineError where a process dies.
+    Raises what `Packer.read` raises, and MachineError if a worker dies.
     """
     if workers < 2:
         with ThreadPoolExecutor(2) as pool:
-            here = (pool.submit(packer.pack, k, packer.read(k)) for k in rows)
-            yield from _windowed(here, AHEAD)
+            futures = (pool.submit(packer.pack, k, packer.read(k)) for k in rows)
+            yield from _windowed(futures, AHEAD)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(packer,)
     )
     try:
-        with _one_thread_each():
-            there = (pool.submit(_work, row, scratch) for row in rows)
-            for file in _windowed(there, AHEAD * workers):
-                yield _taken(file)
+        with _single_threaded_workers():
+            futures = (pool.submit(_work, row, scratch) for row in rows)
+            for file in _windowed(futures, AHEAD * workers):
+                yield _load_and_delete(file)
     except BrokenProcessPool:
-        # A worker that Ctrl-C found while it still imported is gone before our own
-        # interrupt comes, which is what to say then.
+        # On Ctrl-C, workers that are still importing die first. Wait for the
+        # KeyboardInterrupt in this process, which is the cause to report.
         time.sleep(0.2)
         raise MachineError(
-            f"a process that reads {packer.source.name} died, perhaps for want of "
-            f"memory: use fewer than {workers} workers"
+            f"a worker process that reads {packer.source.name} died, perhaps because "
+            f"memory ran out: use fewer than {workers} workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -146,19 +147,19 @@ def in_order(
 
 
 def _windowed(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
-    """Results in order; no more than `ahead` futures are taken before their turn."""
-    waiting: collections.deque[Future[T]] = collections.deque()
+    """Yield results in order; start at most `ahead` futures in advance."""
+    pending: collections.deque[Future[T]] = collections.deque()
     for future in futures:
-        waiting.append(future)
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        pending.append(future)
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """New processes multiply matrices on one thread: there is one process per core."""
+def _single_threaded_workers() -> Iterator[None]:
+    """Give new processes one BLAS thread each, because there is one per core."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -172,23 +173,23 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-_packer: Packer | None = None  # of a worker
+_packer: Packer | None = None  # set in workers
 
 
 def _start_worker(packer: Packer) -> None:
     global _packer
     import jax
 
-    # Its accelerator is the training run's, here or on a neighbour's terminal.
+    # Accelerators belong to training runs, which may use this machine now.
     jax.config.update("jax_platforms", "cpu")
-    # Ctrl-C reaches all processes of a terminal: the parent ends its workers.
+    # Ctrl-C reaches all processes of a terminal; the parent stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _packer = packer
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent is gone, killed without a chance to say so."""
+    """Exit when the parent is gone, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -196,10 +197,10 @@ def _end_with_parent() -> None:
 
 
 def _work(row: int, scratch: Path) -> Path:
-    """Pack a frame into a file.
+    """Pack a frame into a file, and return its path.
 
-    A worker that is killed while megabytes of it are in a pipe would leave its reader
-    waiting for the rest for ever.
+    Not through a pipe: if a worker were killed while it sends a frame, the parent
+    would wait forever for the rest.
     """
     assert _packer is not None
     file = scratch / f".packed-{row}"
@@ -208,7 +209,7 @@ def _work(row: int, scratch: Path) -> Path:
     return file
 
 
-def _taken(file: Path) -> Packed:
+def _load_and_delete(file: Path) -> Packed:
     with open(file, "rb") as stream:
         packed = pickle.load(stream)
     file.unlink()

@@ -1,11 +1,11 @@
-"""Packed frames on disk, read: plain `.npy` shards and a JSON manifest.
+"""Reads a store: a folder of `.npy` shards and a JSON manifest, `manifest.json`.
 
-A store is a folder. `manifest.json` says what is in it; `train-KKKKK.rgb.npy` holds
-(n, h, w, 3) uint8 at the training size and `train-KKKKK.KIND.npy` (n, h, w) uint16
-millimetres, 0 = missing, for each kind of truth ("filled", "raw"); `shards` of the
-manifest is their n. The frames that evaluation needs are there a second time at their
-own full size, as `full-KKKKK-J.*`, shards of one size each; `full` says which frames.
-NumPy opens all of it without us. `packing.py` writes it.
+`train-KKKKK.rgb.npy` holds (n, h, w, 3) uint8 at the training size, and
+`train-KKKKK.KIND.npy` (n, h, w) uint16 millimetres, 0 = missing, for each kind of depth
+("filled", "raw"). The manifest's `shards` lists n of each shard. Frames for evaluation
+are also stored at their full size, in `full-KKKKK-J.*` with one size per shard; the
+manifest's `full` lists their rows. NumPy can read the shards without this package.
+`writer.py` writes stores.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from jaxdepth.runtime.errors import UserError
 
 VERSION = 2
 MANIFEST = "manifest.json"
-# Beside what opening reads.
-_NEEDED = {"full", "left_out", "broken", "count", "notes", "splits"}
+# Required keys, in addition to those that opening a store reads.
+_REQUIRED = {"full", "left_out", "broken", "count", "notes", "splits"}
 
 
 class Store:
-    """An open store. `open` reads the manifest; arrays are mapped when first used.
+    """A store. `open` reads the manifest; arrays are memory-mapped on first use.
 
     Attributes:
       path: the folder.
-      name: what results call the data.
+      name: the name of the data set in results.
       size: (height, width) of the training frames.
-      depths: kinds of truth, "filled" first.
+      depths: the kinds of depth, "filled" first.
       splits: name -> {"train": rows, "eval": rows}.
-      notes: lines that the user should read.
+      notes: lines to show to the user.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
@@ -52,7 +52,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open a store. UserError where it is none, or of another version."""
+        """Open a store. Raises UserError if it is damaged or of another version."""
         path = Path(path).expanduser()
         try:
             text = (path / MANIFEST).read_text()
@@ -60,14 +60,14 @@ class Store:
             raise UserError(f"{path} is not a store: it has no {MANIFEST}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}/{MANIFEST} can't be read: {error}") from None
-        manifest = manifest_of(text, where=str(path))
+        manifest = parse_manifest(text, where=str(path))
         try:
-            found = cls(path, manifest)
+            store = cls(path, manifest)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(str(path), error) from None
-        found._check_sizes()
+        store._check_sizes()
         _allow_open_files(len(manifest["files"]))
-        return found
+        return store
 
     def __len__(self) -> int:
         return len(self.manifest["frames"])
@@ -75,9 +75,12 @@ class Store:
     def gather(
         self, rows: Sequence[int] | np.ndarray, *, depth: str
     ) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt16[np.ndarray, "n h w"]]:
-        """Frames at the training size: colours, and millimetres of kind `depth`.
+        """Read frames at the training size: colour, and depth in millimetres.
 
-        UserError where the store has no truth of that kind.
+        Args:
+          depth: the kind of depth, "filled" or "raw".
+
+        Raises UserError if the store has no such depth, or a shard is damaged.
         """
         if depth not in self.depths:
             raise UserError(
@@ -88,31 +91,31 @@ class Store:
         millimetres = np.empty((len(rows), *self.size), np.uint16)
         shards = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
+            selected = np.flatnonzero(shards == shard)
             count = self.manifest["shards"][shard]
-            within = rows[here] - (self._ends[shard] - count)
-            rgb[here] = self._map(f"train-{shard:05d}.rgb.npy")[within]
-            millimetres[here] = self._map(f"train-{shard:05d}.{depth}.npy")[within]
+            within = rows[selected] - (self._ends[shard] - count)
+            stem = f"train-{shard:05d}"
+            rgb[selected] = self._map(f"{stem}.rgb.npy")[within]
+            millimetres[selected] = self._map(f"{stem}.{depth}.npy")[within]
         return rgb, millimetres
 
     def full_frames(self, rows: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
-        """Frames at their own size: `rgb`, `depth` {kind: metres}, `name`, `scene`.
+        """Read frames at full size: `rgb`, `depth` {kind: metres}, `name`, `scene`.
 
-        UserError where a row's full frame was not kept.
+        Raises UserError if the store has no full-size copy of a row.
         """
-        where = self._full_places
         for row in np.asarray(rows).tolist():
             info = self.manifest["frames"][row]
-            if row not in where:
+            if not self.has_full(row):
                 raise UserError(
-                    f"{self.path} keeps no full-size copy of {info['name']}: prepare "
-                    "it again with --keep_full=all"
+                    f"{self.path} has no full-size copy of {info['name']}: prepare it "
+                    "again with --keep_full=all"
                 )
-            stem, place = where[row]
+            stem, index = self._full_indices[row]
             yield {
-                "rgb": np.asarray(self._map(f"{stem}.rgb.npy")[place]),
+                "rgb": np.asarray(self._map(f"{stem}.rgb.npy")[index]),
                 "depth": {
-                    kind: self._map(f"{stem}.{kind}.npy")[place].astype(np.float32)
+                    kind: self._map(f"{stem}.{kind}.npy")[index].astype(np.float32)
                     / np.float32(1000)
                     for kind in self.depths
                 },
@@ -121,45 +124,46 @@ class Store:
             }
 
     def full_sizes(self, rows: Sequence[int] | np.ndarray) -> set[tuple[int, int]]:
-        """The sizes of these rows' frames, of those that are kept at their own."""
-        places = (self._full_places.get(row) for row in np.asarray(rows).tolist())
-        stems = {place[0] for place in places if place is not None}
+        """Return the full sizes, (height, width), of those rows that have one."""
+        rows = np.asarray(rows).tolist()
+        stems = {self._full_indices[row][0] for row in rows if self.has_full(row)}
         shapes = (self._map(f"{stem}.rgb.npy").shape for stem in stems)
         return {(height, width) for _, height, width, _ in shapes}
 
     def has_full(self, row: int) -> bool:
-        """Whether the row is there at its own size."""
-        return row in self._full_places
+        """Whether the store has a full-size copy of the row."""
+        return row in self._full_indices
 
     def damaged(self, progress: Callable | None = None) -> list[str]:
-        """The shards that are not what their checksums say; reads all of the store.
+        """Return the names of shards that differ from their checksums; reads them all.
 
-        `progress` is called with (what, done, total).
+        Args:
+          progress: called with (what, done, total).
         """
-        known = self.manifest["files"]
-        found = []
-        for done, name in enumerate(known, 1):
-            file = self.path / name
+        files = self.manifest["files"]
+        damaged = []
+        for done, name in enumerate(files, 1):
             try:
-                same = sha256(file) == known[name]["sha256"]
+                same = sha256(self.path / name) == files[name]["sha256"]
             except OSError:
                 same = False
             if not same:
-                found.append(name)
+                damaged.append(name)
             if progress is not None:
-                progress(f"summing shards of {self.name}", done, len(known))
-        return found
+                progress(f"checking shards of {self.name}", done, len(files))
+        return damaged
 
     @functools.cached_property
-    def _full_places(self) -> dict[int, tuple[str, int]]:
+    def _full_indices(self) -> dict[int, tuple[str, int]]:
+        """Row -> stem of its full-size shard, and its index in that shard."""
         return {
-            row: (stem, place)
+            row: (stem, index)
             for stem, rows in self.manifest["full"].items()
-            for place, row in enumerate(rows)
+            for index, row in enumerate(rows)
         }
 
     def _map(self, name: str) -> np.ndarray:
-        # Threads may map a file twice, which does no harm.
+        # Two threads may both map a file; that is harmless.
         if name not in self._maps:
             try:
                 self._maps[name] = np.load(
@@ -172,35 +176,40 @@ class Store:
         return self._maps[name]
 
     def _check_sizes(self) -> None:
-        for name, known in self.manifest["files"].items():
+        for name, entry in self.manifest["files"].items():
             file = self.path / name
-            if not file.is_file() or file.stat().st_size != known["bytes"]:
+            if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise UserError(f"{file} is missing or cut short: prepare it again")
 
 
 def is_store(path: str | Path) -> bool:
+    """Whether the folder has a manifest."""
     return (Path(path).expanduser() / MANIFEST).is_file()
 
 
-def manifest_of(text: str | bytes, *, where: str) -> dict[str, Any]:
-    """Parse a manifest. UserError where it is damaged or of another version."""
+def parse_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """Parse a manifest. Raises UserError if it is damaged or of another version.
+
+    Args:
+      where: the path or URL of the store, for messages.
+    """
     try:
         manifest = json.loads(text)
         version = manifest["version"]
         if version != VERSION:
             raise UserError(
-                f"{where} is a store of version {version}, this reads {VERSION}: "
+                f"{where} is a store of version {version}, expected {VERSION}: "
                 "prepare it again"
             )
-        for name, known in manifest["files"].items():
-            # A copy is written under these names: none may lead out of its folder.
+        for name, entry in manifest["files"].items():
+            # Downloads are written under these names: none may leave the folder.
             if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"{name!r} is no name of a shard")
-            if not isinstance(known["bytes"], int) or "sha256" not in known:
+                raise ValueError(f"{name!r} is not the name of a shard")
+            if not isinstance(entry["bytes"], int) or "sha256" not in entry:
                 raise ValueError(f"{name} has no size or no checksum")
         if sum(manifest["shards"]) != len(manifest["frames"]):
-            raise ValueError("shards and frames do not fit")
-        if missing := _NEEDED - manifest.keys():
+            raise ValueError("shards and frames differ in number")
+        if missing := _REQUIRED - manifest.keys():
             raise ValueError(f"no {' or '.join(sorted(missing))}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(where, error) from None
@@ -208,7 +217,7 @@ def manifest_of(text: str | bytes, *, where: str) -> dict[str, Any]:
 
 
 def sha256(file: Path) -> str:
-    """Checksum of a file, as the manifest has it."""
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -219,10 +228,10 @@ def _damaged(where: str, error: Exception) -> UserError:
 
 
 def _allow_open_files(count: int) -> None:
-    """Let this process hold `count` files more: a mapped shard is an open file."""
+    """Raise the limit of open files, because each mapped shard is one."""
     try:
         import resource
-    except ImportError:  # not on Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else hard

@@ -1,5 +1,7 @@
-"""Stores at a URL (gs://, or whatever fsspec knows): sent up shard by shard, copied
-once to the cache folder to be read."""
+"""Stores at a URL (gs://, or any other that fsspec knows).
+
+They are uploaded shard by shard, and downloaded once to the cache folder.
+"""
 
 import concurrent.futures
 import contextlib
@@ -16,83 +18,59 @@ from typing import Any
 import fsspec
 
 from jaxdepth.data.store import staging
-from jaxdepth.data.store.reader import MANIFEST, Store, is_store, manifest_of, sha256
+from jaxdepth.data.store.reader import MANIFEST, Store, is_store, parse_manifest, sha256
 from jaxdepth.data.store.staging import RECORDS, Record
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.storage import storage_errors
 
 logger = logging.getLogger(__name__)
-MARK = "preparing.json"  # which key's shards lie where there is no manifest yet
-THREADS = 4  # files on their way at a time
+MARK = "preparing.json"  # the key of the shards at a URL without a manifest
+THREADS = 4  # parallel transfers
 Progress = Callable[[str, int, int], None]
 
 
 def is_remote(path: str) -> bool:
+    """Whether `path` is a URL."""
     return "://" in path
 
 
-@contextlib.contextmanager
-def told(url: str) -> Iterator[None]:
-    """Turn what fsspec and the libraries under it raise into one line.
-
-    UserError where the place is wrong (no bucket, no rights, no library for it),
-    MachineError otherwise.
-    """
-    try:
-        yield
-    except (UserError, MachineError):
-        raise
-    except Exception as error:  # each library has kinds of its own
-        reason = " ".join(str(error).split())[:300]
-        if isinstance(error, FileNotFoundError):
-            line = f"{url}: there is no such file, folder or bucket ({reason})"
-        elif isinstance(error, PermissionError):
-            line = f"{url}: access is refused ({reason})"
-        elif isinstance(error, ImportError | ValueError):
-            # No gcsfs for gs://, a protocol that nobody knows.
-            line = f"{url} can't be opened: {reason}"
-        else:
-            kind = type(error).__name__
-            line = f"{url}: the transfer failed ({kind}: {reason})"
-            raise MachineError(line) from error
-        raise UserError(line) from error
-
-
 def manifest_at(url: str) -> dict[str, Any] | None:
-    """The manifest of a remote store; None where there is none."""
+    """Read the manifest of a remote store; None if there is none."""
     text = _manifest_text(url)
-    return None if text is None else manifest_of(text, where=url)
+    return None if text is None else parse_manifest(text, where=url)
 
 
-def copied(url: str, *, cache_dir: Path, progress: Progress | None = None) -> Store:
-    """A remote store's copy in the cache folder, made when it is first asked for.
+def download(url: str, *, cache_dir: Path, progress: Progress | None = None) -> Store:
+    """Open a remote store's copy in the cache folder; download it if it is not there.
 
-    The copy belongs to the URL and the manifest's content: a store that was replaced
-    is copied again. What was copied before an interruption is not fetched twice.
+    The copy is named by the URL and the manifest's content, so a store that was
+    replaced is downloaded again. After an interruption only the missing shards are.
 
-    Raises: UserError where there is no store, or a shard differs from its checksum;
-      MachineError where it can't be reached or the cache can't be written.
+    Raises:
+      UserError: there is no store at `url`, or a shard differs from its checksum.
+      MachineError: the URL can't be reached, or the cache can't be written.
     """
     url = url.rstrip("/")
     text = _manifest_text(url)
     if text is None:
         raise UserError(
             f"{url} is not a store: it has no {MANIFEST}. Other data are read from "
-            "local paths: jaxdepth prepare-data makes a store of them, there or here"
+            "local paths only: make a store of them with jaxdepth prepare-data"
         )
-    manifest = manifest_of(text, where=url)
+    manifest = parse_manifest(text, where=url)
     digest = hashlib.sha256(url.encode() + b"\0" + text).hexdigest()[:16]
     name = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2]) or "store"
     out = cache_dir.expanduser() / f"{name}-{digest}"
     try:
         with staging.locked(out):
             if is_store(out):
-                with contextlib.suppress(UserError):  # a damaged one is copied again
+                with contextlib.suppress(UserError):  # damaged: download it again
                     return Store.open(out)
                 shutil.rmtree(out)
             part = out.with_name(f".{out.name}.part")
             part.mkdir(exist_ok=True)
-            _fetch(url, manifest["files"], part, progress)
-            staging.write_whole(part / MANIFEST, text)
+            _download_files(url, manifest["files"], part, progress)
+            staging.write_file(part / MANIFEST, text)
             part.rename(out)
         return Store.open(out)
     except OSError as error:
@@ -101,76 +79,76 @@ def copied(url: str, *, cache_dir: Path, progress: Progress | None = None) -> St
 
 
 def _manifest_text(url: str) -> bytes | None:
-    with told(url):
-        system, root = _opened(url)
+    with storage_errors(url):
+        system, root = _file_system(url)
         try:
             return system.cat_file(f"{root}/{MANIFEST}")
         except FileNotFoundError:
             return None
 
 
-def _opened(url: str) -> tuple[Any, str]:
-    """The file system, without what it remembers of the place, and the path in it."""
+def _file_system(url: str) -> tuple[Any, str]:
+    """The file system of a URL, without cached listings, and the path in it."""
     system, root = fsspec.core.url_to_fs(url)
     system.invalidate_cache()
     return system, str(root).rstrip("/")
 
 
-def _fetch(
+def _download_files(
     url: str, files: dict[str, Any], folder: Path, progress: Progress | None
 ) -> None:
-    """Get all files that the folder lacks, several at a time, and check them."""
-    with told(url):
-        system, root = _opened(url)
+    """Download the files that the folder lacks, in parallel; verify checksums."""
+    with storage_errors(url):
+        system, root = _file_system(url)
 
     def get(name: str) -> None:
-        known, file = files[name], folder / name
-        if file.is_file() and sha256(file) == known["sha256"]:
+        checksum, file = files[name]["sha256"], folder / name
+        if file.is_file() and sha256(file) == checksum:
             return
         part = folder / f".{name}"
-        with told(f"{url}/{name}"):
+        with storage_errors(f"{url}/{name}"):
             system.get_file(f"{root}/{name}", str(part))
-        if sha256(part) != known["sha256"]:
+        if sha256(part) != checksum:
             part.unlink()
             raise UserError(f"{url}/{name} is damaged: prepare it again")
         part.rename(file)
 
-    mib = sum(known["bytes"] for known in files.values()) / 2**20
-    for done, _ in enumerate(_by_threads(get, list(files)), 1):
+    mib = sum(entry["bytes"] for entry in files.values()) / 2**20
+    for done, _ in enumerate(_in_parallel(get, list(files)), 1):
         if progress is not None:
             progress(f"copying {mib:.0f} MiB from {url}, files", done, len(files))
 
 
-def _by_threads(act: Callable[[str], None], names: list[str]) -> Iterator[None]:
-    """Act on each name, several at a time, and yield after each; an error ends it."""
+def _in_parallel(transfer: Callable[[str], None], names: list[str]) -> Iterator[None]:
+    """Call `transfer` for each name on threads; yield after each, stop at an error."""
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        waiting = [pool.submit(act, name) for name in names]
+        futures = [pool.submit(transfer, name) for name in names]
         try:
-            for future in concurrent.futures.as_completed(waiting):
+            for future in concurrent.futures.as_completed(futures):
                 future.result()
                 yield
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-class Remote:
-    """A URL that a store grows at: finished blocks go up, the manifest last.
+class RemoteStaging:
+    """A URL to which finished blocks are uploaded, and the manifest last.
 
-    Nothing is locked there: two machines that prepare the same data with the same
-    options at one URL write the same files. What another key left there is refused.
+    There is no lock: two machines that prepare the same data with the same options at
+    one URL write equal files. Entering raises UserError if the URL holds anything else.
     """
 
     def __init__(self, url: str, key: str):
         self.url, self.key = url.rstrip("/"), key
 
-    def __enter__(self) -> "Remote":
-        with told(self.url):
-            self._system, self._root = _opened(self.url)
-            there = self._names()
-            if there and self._key_there(there) != self.key:
+    def __enter__(self) -> "RemoteStaging":
+        with storage_errors(self.url):
+            self._system, self._root = _file_system(self.url)
+            names = self._names()
+            if names and self._read_key(names) != self.key:
                 raise UserError(
-                    f"{self.url} is not empty ({sorted(there)[0]}): name another "
-                    "place, or remove what is there"
+                    f"{self.url} is not empty ({sorted(names)[0]}): name another URL, "
+                    "or delete its content"
                 )
             self._system.makedirs(self._root, exist_ok=True)
             self._system.pipe_file(f"{self._root}/{MARK}", self.key.encode())
@@ -181,19 +159,20 @@ class Remote:
         shutil.rmtree(self.folder, ignore_errors=True)
         if kind is None:
             return
-        with contextlib.suppress(Exception):  # what stopped us comes first
+        with contextlib.suppress(Exception):  # report the first error only
             if self._names().keys() == {MARK}:
                 self._system.rm(f"{self._root}/{MARK}")
                 return
             logger.info(
-                "%d finished shards stay at %s: the same command goes on from there",
+                "%d finished shards of %s are kept: run the same command to continue",
                 len(self.records()),
                 self.url,
             )
 
     def records(self) -> dict[int, Record]:
-        with told(self.url):
-            sizes, found = self._names(), {}
+        """Return the finished blocks by number, without those that lack files."""
+        with storage_errors(self.url):
+            sizes, records = self._names(), {}
             for name in sizes:
                 match = re.fullmatch(rf"{RECORDS}/(\d+)\.json", name)
                 if match is None:
@@ -201,44 +180,47 @@ class Remote:
                 text = self._system.cat_file(f"{self._root}/{name}")
                 record = Record.from_json(text)
                 if record is not None and all(
-                    sizes.get(file) == known["bytes"]
-                    for file, known in record.files.items()
+                    sizes.get(file) == entry["bytes"]
+                    for file, entry in record.files.items()
                 ):
-                    found[int(match[1])] = record
-        return found
+                    records[int(match[1])] = record
+        return records
 
-    def keep(self, number: int, record: Record) -> None:
+    def commit(self, number: int, record: Record) -> None:
+        """Upload and delete a block's local files, then upload its record."""
+
         def put(name: str) -> None:
-            with told(f"{self.url}/{name}"):
+            with storage_errors(f"{self.url}/{name}"):
                 self._system.put_file(str(self.folder / name), f"{self._root}/{name}")
             (self.folder / name).unlink()
 
-        for _ in _by_threads(put, list(record.files)):
+        for _ in _in_parallel(put, list(record.files)):
             pass
-        with told(self.url):
+        with storage_errors(self.url):
             self._system.makedirs(f"{self._root}/{RECORDS}", exist_ok=True)
             self._system.pipe_file(
                 f"{self._root}/{RECORDS}/{number:05d}.json", record.to_json().encode()
             )
 
-    def finish(self, manifest: dict[str, Any]) -> None:
-        with told(self.url):
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Upload the manifest and delete the records."""
+        with storage_errors(self.url):
             self._system.pipe_file(
                 f"{self._root}/{MANIFEST}", json.dumps(manifest, indent=1).encode()
             )
-            # After it: an interruption in between leaves a store with some files more.
+            # Afterwards: an interruption only leaves unused files in the store.
             self._system.rm(f"{self._root}/{RECORDS}", recursive=True)
             self._system.rm(f"{self._root}/{MARK}")
 
     def _names(self) -> dict[str, int]:
-        """Names below the URL, and their sizes."""
-        found = self._system.find(self._root, detail=True)
+        """The files at the URL: name -> size in bytes."""
+        entries = self._system.find(self._root, detail=True)
         return {
             path.removeprefix(f"{self._root}/"): info["size"]
-            for path, info in found.items()
+            for path, info in entries.items()
         }
 
-    def _key_there(self, names: dict[str, int]) -> str | None:
+    def _read_key(self, names: dict[str, int]) -> str | None:
         if MARK not in names:
             return None
         return self._system.cat_file(f"{self._root}/{MARK}").decode()

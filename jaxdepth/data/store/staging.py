@@ -1,13 +1,12 @@
-"""Where a store grows: block by block, so that what was stopped goes on where it was.
+"""Staging area for a store that is being written, so that a stopped call can resume.
 
-A block is what becomes one training shard and the full-size shards beside it. Its files
-are whole before its record says that it is finished, and all records are there before
-the manifest is: without a manifest nothing is a store.
+A store is written in blocks. A block is one training shard with its full-size shards.
+Its record is written after its files, and the manifest after all records. A folder
+without a manifest is not a store.
 """
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import logging
@@ -21,29 +20,24 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 import numpy as np
 
 from jaxdepth.data.store.reader import MANIFEST
-from jaxdepth.runtime import atomic
+from jaxdepth.runtime import atomic, locks
 from jaxdepth.runtime.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # on Windows nothing is locked
-    fcntl = None
 
 logger = logging.getLogger(__name__)
 RECORDS = "records"
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclasses.dataclass
 class Record:
-    """A finished block. Rows are the source's.
+    """A finished block. Rows are rows of the source.
 
     Attributes:
       kept: rows in the training shard, in order.
       empty: rows without any depth.
-      broken: (row, reason) of what can't be used.
-      unmasked: frames whose extremes stayed, as they have no other depth.
-      cameras: the different intrinsics of the kept frames, None for unknown ones.
+      broken: (row, reason) of frames that can't be used.
+      unmasked: number of depth maps whose extremes were kept, because there is no
+        other depth in them.
+      cameras: the distinct intrinsics of the kept frames, None if unknown.
       full: stem of a full-size shard -> its rows.
       files: name -> {"bytes", "sha256"}.
     """
@@ -57,11 +51,12 @@ class Record:
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
+        """Serialize the record."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Record | None":
-        """None for what is no record, as after a crash of the whole machine."""
+        """Parse a record; None if it is damaged, as after a crash of the machine."""
         try:
             values = json.loads(text)
             broken = [(row, reason) for row, reason in values.pop("broken")]
@@ -71,34 +66,34 @@ class Record:
 
 
 @runtime_checkable
-class Place(Protocol):
-    """Somewhere for a store to grow in, one key at a time.
+class StagingArea(Protocol):
+    """Holds the finished blocks of a store that is being written.
 
     Attributes:
-      folder: where a block's files are to be written.
+      folder: the local folder that a block's files are written to.
     """
 
     folder: Path
 
     def records(self) -> dict[int, Record]:
-        """The blocks that are finished already, by number."""
+        """Return the finished blocks by number."""
         ...
 
-    def keep(self, number: int, record: Record) -> None:
-        """Have a block's files, which are in `folder`, and remember its record."""
+    def commit(self, number: int, record: Record) -> None:
+        """Save a block, whose files are in `folder`, and its record."""
         ...
 
-    def finish(self, manifest: dict[str, Any]) -> None:
-        """Make it a store."""
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Turn the finished blocks into a store."""
         ...
 
 
-class Folder:
-    """A hidden folder beside `out` that takes its name when the store is whole.
+class LocalStaging:
+    """A hidden folder beside `out`, which is renamed to `out` when it is complete.
 
-    As a context it cleans up: finished blocks stay after an interruption or a failure
-    of the machine, for the next call with the same key, and go where the data are
-    wrong. Whoever enters holds the lock of `out`.
+    On exit the context manager keeps the finished blocks after an interruption or a
+    MachineError, for the next call with the same key, and deletes them after a
+    UserError. The caller holds the lock of `out`.
     """
 
     def __init__(self, out: Path, key: str):
@@ -106,7 +101,7 @@ class Folder:
         self.folder = out.with_name(f".{out.name}.{key}.part")
         self._records = self.folder / RECORDS
 
-    def __enter__(self) -> "Folder":
+    def __enter__(self) -> "LocalStaging":
         self._records.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -114,35 +109,38 @@ class Folder:
         if kind is None:
             self._remove_other_keys()
             return
-        kept = len(self.records()) if self.folder.is_dir() else 0
-        if kept == 0 or issubclass(kind, UserError):
+        finished = len(self.records()) if self.folder.is_dir() else 0
+        if finished == 0 or issubclass(kind, UserError):
             shutil.rmtree(self.folder, ignore_errors=True)
             return
         logger.info(
-            "%d finished shards of %s are kept: the same command goes on from there",
-            kept,
+            "%d finished shards of %s are kept: run the same command to continue",
+            finished,
             self.out,
         )
 
     def records(self) -> dict[int, Record]:
-        found = {}
+        """Return the finished blocks by number, without those that lack files."""
+        records = {}
         for file in sorted(self._records.glob("*.json")):
             record = Record.from_json(file.read_bytes())
             if record is not None and all(
-                _has_size(self.folder / name, known["bytes"])
-                for name, known in record.files.items()
+                _has_size(self.folder / name, entry["bytes"])
+                for name, entry in record.files.items()
             ):
-                found[int(file.stem)] = record
-        return found
+                records[int(file.stem)] = record
+        return records
 
-    def keep(self, number: int, record: Record) -> None:
-        write_whole(self._records / f"{number:05d}.json", record.to_json().encode())
+    def commit(self, number: int, record: Record) -> None:
+        """Write the record; the files are in place already."""
+        write_file(self._records / f"{number:05d}.json", record.to_json().encode())
 
-    def finish(self, manifest: dict[str, Any]) -> None:
+    def publish(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, rename the folder to `out`, and delete the records."""
         text = json.dumps(manifest, indent=1)
-        write_whole(self.folder / MANIFEST, text.encode())
+        write_file(self.folder / MANIFEST, text.encode())
         os.replace(self.folder, self.out)
-        # After the renaming: a crash in between leaves a store with some files more.
+        # After the rename: a crash in between only leaves unused files in the store.
         shutil.rmtree(self.out / RECORDS, ignore_errors=True)
         for file in self.out.iterdir():
             if file.is_file() and file.name not in {MANIFEST, *manifest["files"]}:
@@ -159,102 +157,69 @@ def _has_size(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
 
 
-def folder_of(out: str | Path, *, what: str) -> Path:
-    """Where a folder that comes into being beside its name, and then takes it, goes.
+def resolve_output(out: str | Path, *, what: str) -> Path:
+    """Return the path of an output folder that is staged beside it and then renamed.
 
-    A link is followed: what it names takes the place of what it leads to, and comes
-    into being there. UserError where no folder can take that place.
+    A symbolic link is followed, so that the folder is staged beside the link's target.
 
     Args:
-      what: the flag or argument that names it.
+      what: the flag or argument that gave `out`, for messages.
+
+    Raises UserError if no folder can be renamed to that path.
     """
     path = Path(out).expanduser()
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     if os.path.isdir(path) and (os.path.ismount(path) or path.samefile(Path())):
         raise UserError(
-            f"{what} {str(out)!r} is the folder you are in, or a disk's own: name a "
-            "folder in it, which is made"
+            f"{what} {str(out)!r} is the current folder, or the root of a disk: name "
+            "a new folder in it"
         )
-    check_above(path, what=what)
+    check_parents(path, what=what)
     return path
 
 
-def check_above(path: Path, *, what: str) -> None:
-    """UserError where a file stands in the way of the folders above `path`."""
-    above = path.absolute().parents
-    there = next(parent for parent in above if os.path.exists(parent))
-    if not os.path.isdir(there):
-        raise UserError(f"{what} {path}: {there} is no folder")
+def check_parents(path: Path, *, what: str) -> None:
+    """Raise UserError if a parent of `path` is a file."""
+    parents = path.absolute().parents
+    nearest = next(parent for parent in parents if os.path.exists(parent))
+    if not os.path.isdir(nearest):
+        raise UserError(f"{what} {path}: {nearest} is not a folder")
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold the lock of a store that is to be made; wait for who holds it, and say so.
+    """Hold the lock of a store that is to be written; wait for it if it is held.
 
-    The lock is a file beside `out` that is there while it is held. Its folder is made.
-    On file systems without locks nothing is held.
+    The lock is a file beside `out`, whose parent folder is created.
     """
+
+    def report() -> None:
+        logger.info("%s is being prepared by another process: waiting for it", out)
+
     out.parent.mkdir(parents=True, exist_ok=True)
-    path = out.with_name(f".{out.name}.lock")
-    stream = _lock(path, out)
-    try:
+    with locks.file_lock(out.with_name(f".{out.name}.lock"), if_held=report):
         yield
-    finally:
-        # While it is held: who opened it before sees that its name is gone.
-        path.unlink(missing_ok=True)
-        stream.close()
-
-
-def _lock(path: Path, out: Path) -> BinaryIO:
-    while True:
-        stream = open(path, "ab")  # noqa: SIM115
-        try:
-            _wait_for(stream, out)
-            if path.exists() and os.path.samestat(
-                path.stat(), os.fstat(stream.fileno())
-            ):
-                return stream
-        except FileNotFoundError:
-            pass  # unlinked between two looks at it
-        except BaseException:
-            stream.close()
-            raise
-        stream.close()
-
-
-def _wait_for(stream: BinaryIO, out: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s is being prepared by somebody else: waiting for it", out)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
 
 
 def save_npy(file: Path, array: np.ndarray) -> dict[str, Any]:
-    """Write `array` as .npy, whole or not at all; its size and checksum."""
-    with atomic.replacing(file, durable=True) as stream:
-        checked = _Checked(stream)
-        np.save(checked, array)
-    return {"bytes": checked.size, "sha256": checked.digest.hexdigest()}
+    """Write a .npy file atomically; return its size and checksum."""
+    with atomic.atomic_write(file, durable=True) as stream:
+        hashed = _HashingStream(stream)
+        np.save(hashed, array)
+    return {"bytes": hashed.size, "sha256": hashed.digest.hexdigest()}
 
 
-def write_whole(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with atomic.replacing(file, durable=True) as stream:
+def write_file(file: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic.atomic_write(file, durable=True) as stream:
         stream.write(content)
 
 
-class _Checked:
-    """A stream that counts and sums what goes through it into a file.
+class _HashingStream:
+    """Passes bytes on to a file and computes their number and SHA-256 checksum.
 
-    np.save writes into it piece by piece. Into a file of its own it writes at once,
-    and its error on a full disk does not say that the disk is full.
+    `np.save` writes into it piece by piece. Into a real file it writes with one call,
+    whose error on a full disk does not tell that the disk is full.
     """
 
     def __init__(self, stream: BinaryIO):

@@ -1,7 +1,7 @@
-"""Any source's frames packed into a store: read, shrunk, written shard by shard.
+"""Writes a store from any source: reads frames, resizes them, writes shards.
 
-`write` makes a store where it is told to, `prepared` one in the cache folder. What was
-stopped goes on after its last finished shard (`places.py`).
+`write` writes to a given folder, `prepare` to the cache folder. A call that was stopped
+resumes after its last finished shard (see `staging.py`).
 """
 
 import contextlib
@@ -20,35 +20,36 @@ from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
 from jaxdepth.data.store.reader import VERSION, Store, is_store
-from jaxdepth.data.store.staging import Place, Record
+from jaxdepth.data.store.staging import Record, StagingArea
 from jaxdepth.runtime import versions
 from jaxdepth.runtime.errors import MachineError, UserError
 
 logger = logging.getLogger(__name__)
-SHARD = 128  # frames of the source that one training shard is made of
-FULL_SHARD = 64
-FULL_BYTES = 256 << 20  # of full-size frames that wait to be written
-# Frames that may be a set to evaluate on, where no split says so: a raw dump or a list
-# of training frames is larger, and takes 1.5 MB a frame.
+SHARD = 128  # source frames per training shard
+FULL_SHARD = 64  # frames per full-size shard
+FULL_BYTES = 256 << 20  # full-size frames that wait in memory for their shard
+# Without a split for evaluation, full-size copies are kept of a source of up to so many
+# frames, which may be an evaluation set. Larger ones (a raw dump, a list of training
+# frames) are not, and would take 1.5 MB per frame.
 FULL_AT_MOST = 1000
 Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """How frames become a store; part of its key.
+    """The options of a store; part of its key.
 
     Attributes:
       size: (height, width) of the training frames.
-      mask_extremes: remove pixels equal to the frame's own smallest or largest valid
-        millimetre (the paper, section 4) before any resize; "auto": of raw depth.
-        Never of 8-bit truth, nor where nothing would be left.
-      max_depth: metres; farther truth is no truth for `mask_extremes`.
-      keep_full: "auto" keeps full-size copies of frames that a split evaluates on,
-        and, where no split does, of all of up to `FULL_AT_MOST`; "all" of all; "none"
-        of none.
-      skip_wrong: leave out and list every frame that the source refuses, not only
-        those whose files can't be read.
+      mask_extremes: "on": before any resize, remove pixels equal to the frame's
+        minimum or maximum valid depth (the paper, section 4), except from 8-bit depth
+        and where no depth would be left; "auto": only from raw depth; "off".
+      max_depth: metres; depth beyond it is ignored by `mask_extremes`.
+      keep_full: of which frames full-size copies are kept: "auto": those that a split
+        evaluates on, or without such a split all of up to `FULL_AT_MOST`; "all";
+        "none".
+      skip_wrong: leave out and list all frames for which the source raises UserError,
+        not only those whose files can't be read.
     """
 
     size: tuple[int, int] = (240, 320)
@@ -70,13 +71,13 @@ def write(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Store:
-    """Write a store into a folder, and open it. See `Packing` and `Job.write`."""
+    """Write a store to a folder and open it. See `Packing` and `Job.write`."""
     packing = Packing(size, mask_extremes, max_depth, keep_full, skip_wrong)
     Job(source, packing).write(out, workers=workers, progress=progress)
     return Store.open(out)
 
 
-def prepared(
+def prepare(
     data: str | Source,
     *,
     cache_dir: Path,
@@ -89,36 +90,36 @@ def prepared(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Store:
-    """A store of the data: the given one, or one kept in the cache folder.
+    """Open `data` as a store; if it is not one, prepare one in the cache folder.
 
-    What was prepared before, from the same files with the same options, is used again.
-    A store at a URL is copied to the cache folder once.
+    A store that was prepared from the same files with the same options is reused. A
+    store at a URL is downloaded to the cache folder once.
     """
     if isinstance(data, str):
         if remote.is_remote(data):
-            return remote.copied(data, cache_dir=cache_dir, progress=progress)
+            return remote.download(data, cache_dir=cache_dir, progress=progress)
         if is_store(data):
             return Store.open(data)
         data = open_source(data, data_format=data_format, options=options)
     job = Job(data, Packing(size, mask_extremes, max_depth, keep_full), options)
     name = f"{data.format}-{size[0]}x{size[1]}-{job.key}"
     out = Path(cache_dir).expanduser() / name
-    # A damaged one is made again: nothing else has that name.
+    # Replace a damaged store; nothing else can have that name.
     job.write(out, workers=workers, progress=progress, replace=True)
     return Store.open(out)
 
 
 class Job:
-    """A source that is to be packed in one way.
+    """Writes a store from a source, with given options.
 
     Args:
-      options: what the source was opened with.
+      options: the options with which the source was opened.
 
     Attributes:
-      key: 16 hex digits that change with the data and the options.
-      splits: the source's.
-      full_rows: rows whose full-size frames are kept.
-      masked: kinds of truth that lose each frame's extremes.
+      key: 16 hexadecimal digits, a hash of the data and the options.
+      splits: the splits of the source.
+      full_rows: rows of which full-size copies are kept.
+      masked: kinds of depth whose extremes are removed from each frame.
     """
 
     def __init__(
@@ -157,21 +158,23 @@ class Job:
         if self.packing.keep_full == "none":
             return frozenset()
         total = len(self.source.infos)
-        wanted = {row for rows in self.splits.values() for row in rows["eval"]}
-        few = not wanted and total <= FULL_AT_MOST
-        if self.packing.keep_full == "all" or few:
+        evaluated = {row for rows in self.splits.values() for row in rows["eval"]}
+        small = not evaluated and total <= FULL_AT_MOST
+        if self.packing.keep_full == "all" or small:
             return frozenset(range(total))
-        return frozenset(wanted)
+        return frozenset(evaluated)
 
     def finished(self, out: str | Path) -> dict[str, Any] | None:
-        """The manifest of the store that this job made at a path or URL, if it did."""
-        found = None
-        with contextlib.suppress(UserError):  # what is wrong there is told later on
+        """Return the manifest at a path or URL if this job wrote that store."""
+        manifest = None
+        with contextlib.suppress(UserError):  # `write` reports it
             if remote.is_remote(str(out)):
-                found = remote.manifest_at(str(out))
+                manifest = remote.manifest_at(str(out))
             else:
-                found = Store.open(out).manifest
-        return found if found is not None and found.get("key") == self.key else None
+                manifest = Store.open(out).manifest
+        if manifest is None or manifest.get("key") != self.key:
+            return None
+        return manifest
 
     def write(
         self,
@@ -181,74 +184,74 @@ class Job:
         progress: Progress | None = None,
         replace: bool = False,
     ) -> dict[str, Any]:
-        """Write the store, whole or not at all, unless it is there. Its manifest.
+        """Write the store atomically, unless it exists; return its manifest.
 
-        A call that was stopped leaves its finished shards, in a hidden folder beside
-        `out` or at the URL, where the next one with the same key goes on. For a
-        folder, calls at the same time wait for one another.
+        A call that was stopped leaves its finished shards in a hidden folder beside
+        `out`, or at the URL, and the next call with the same key resumes. Parallel
+        calls for the same folder wait for each other.
 
         Args:
-          out: a folder, or a URL that fsspec knows: there shards go up as they are
-            finished, the manifest last.
-          workers: processes that read; see `frames.in_order`.
+          out: a folder, or a URL that fsspec knows, to which finished shards are
+            uploaded, and the manifest last.
+          workers: the number of processes that read; see `frames.in_order`.
           progress: called with (what, done, total).
-          replace: remove what is at `out` and is no such store.
+          replace: delete anything else at `out`.
 
-        Raises: UserError where `out` is in the way, the data are wrong, or no frame
-          has truth; MachineError where storage fails.
+        Raises: UserError if `out` holds something else, the data are wrong, or no
+          frame has depth; MachineError if storage fails.
         """
         try:
-            if (found := self.finished(out)) is not None:
-                return found
+            if (manifest := self.finished(out)) is not None:
+                return manifest
             if remote.is_remote(str(out)):
-                with remote.Remote(str(out), self.key) as place:
-                    return self._run(place, workers, progress)
-            out = staging.folder_of(out, what="store")
+                with remote.RemoteStaging(str(out), self.key) as area:
+                    return self._run(area, workers, progress)
+            out = staging.resolve_output(out, what="store")
             with staging.locked(out):
-                if (found := self.finished(out)) is not None:
-                    return found
-                _make_way(out, replace=replace)
-                with staging.Folder(out, self.key) as place:
-                    return self._run(place, workers, progress)
+                if (manifest := self.finished(out)) is not None:
+                    return manifest
+                _check_free(out, replace=replace)
+                with staging.LocalStaging(out, self.key) as area:
+                    return self._run(area, workers, progress)
         except OSError as error:
             raise MachineError(
                 f"the store {out} could not be written: {error.strerror or error}"
             ) from error
 
     def _run(
-        self, place: Place, workers: int, progress: Progress | None
+        self, area: StagingArea, workers: int, progress: Progress | None
     ) -> dict[str, Any]:
-        """Pack what the place has no record of, and finish it."""
+        """Write the blocks that the staging area does not have, and publish it."""
         total = len(self.source.infos)
         blocks = [
             range(first, min(first + SHARD, total)) for first in range(0, total, SHARD)
         ]
-        records = place.records()
+        records = area.records()
         todo = [number for number in range(len(blocks)) if number not in records]
         done = total - sum(len(blocks[number]) for number in todo)
         if done:
-            logger.info("going on: %d of %d frames were packed before", done, total)
+            logger.info("resuming: %d of %d frames are packed already", done, total)
         rows = (row for number in todo for row in blocks[number])
         with contextlib.closing(
-            in_order(self._packer(), rows, workers=workers, scratch=place.folder)
+            in_order(self._packer(), rows, workers=workers, scratch=area.folder)
         ) as packed:
             for number in todo:
-                block = _Block(number, place.folder, self.source.truths)
+                block = _Block(number, area.folder, self.source.truths)
                 for row in blocks[number]:
                     if progress is not None:
                         progress(f"preparing {self.source.name}", done, total)
                     block.add(row, next(packed))
                     done += 1
                 records[number] = block.close()
-                place.keep(number, records[number])
+                area.commit(number, records[number])
         if progress is not None:
             progress(f"preparing {self.source.name}", total, total)
         manifest = self._manifest([records[number] for number in range(len(blocks))])
-        place.finish(manifest)
+        area.publish(manifest)
         return manifest
 
     def try_row(self, row: int) -> Packed:
-        """Read and pack one frame, to see what it takes and what comes."""
+        """Read and pack one frame, for measuring the time."""
         packer = self._packer()
         return packer.pack(row, packer.read(row))
 
@@ -263,7 +266,7 @@ class Job:
         )
 
     def _manifest(self, records: list[Record]) -> dict[str, Any]:
-        """What manifest.json says, once all blocks are finished."""
+        """The content of manifest.json, from the records of all blocks."""
         source, infos = self.source, self.source.infos
         kept = [row for record in records for row in record.kept]
         empty = [infos[row].name for record in records for row in record.empty]
@@ -273,14 +276,14 @@ class Job:
             for row, reason in record.broken
         ]
         if not kept:
-            raise UserError(f"{source.name}: {_nothing_left(len(infos), broken)}")
-        place = {row: k for k, row in enumerate(kept)}
+            raise UserError(f"{source.name}: {_no_frames_reason(len(infos), broken)}")
+        stored = {row: k for k, row in enumerate(kept)}
         return {
             "version": VERSION,
             "key": self.key,
             "name": source.name,
             "format": source.format,
-            # What is listed file by file is in the key alone.
+            # Long lists, such as one entry per file, are part of the key only.
             "origin": {
                 k: v
                 for k, v in self._origin.items()
@@ -298,7 +301,7 @@ class Job:
             "broken": broken,
             "splits": {
                 name: {
-                    part: [place[row] for row in rows if row in place]
+                    part: [stored[row] for row in rows if row in stored]
                     for part, rows in split.items()
                 }
                 for name, split in self.splits.items()
@@ -314,7 +317,7 @@ class Job:
             ],
             "shards": [len(record.kept) for record in records],
             "full": {
-                stem: [place[row] for row in rows]
+                stem: [stored[row] for row in rows]
                 for record in records
                 for stem, rows in record.full.items()
             },
@@ -322,20 +325,20 @@ class Job:
         }
 
     def _versions(self) -> dict[str, Any]:
-        """Of what made the numbers: this package, NumPy, toolbox or renderer."""
+        """Versions of this package, NumPy, and the toolbox or renderer."""
         named = {
             k: self._origin[k] for k in ("toolbox", "renderer") if k in self._origin
         }
         return versions.installed(("jaxdepth", "numpy")) | named
 
     def _camera(self, records: list[Record]) -> dict[str, Any] | None:
-        """Intrinsics at the training size where all frames share them."""
-        found = {
+        """Intrinsics at the training size, if all frames share them."""
+        cameras = {
             None if camera is None else tuple(camera)
             for record in records
             for camera in record.cameras
         }
-        camera = found.pop() if len(found) == 1 else None
+        camera = cameras.pop() if len(cameras) == 1 else None
         if camera is None:
             return None
         named = dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True))
@@ -367,8 +370,8 @@ class Job:
         return notes
 
 
-def _make_way(out: Path, *, replace: bool) -> None:
-    """UserError where something is at `out`, unless that is to be replaced."""
+def _check_free(out: Path, *, replace: bool) -> None:
+    """Raise UserError if `out` exists and is not empty; delete it if `replace`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if replace:
@@ -382,7 +385,7 @@ def _make_way(out: Path, *, replace: bool) -> None:
     raise UserError(f"{out} exists and is not empty ({why}): name another folder")
 
 
-def _nothing_left(total: int, broken: list[dict[str, str]]) -> str:
+def _no_frames_reason(total: int, broken: list[dict[str, str]]) -> str:
     if not broken:
         return f"none of {total} frames has depth"
     return (
@@ -392,18 +395,18 @@ def _nothing_left(total: int, broken: list[dict[str, str]]) -> str:
 
 
 class _Block:
-    """Frames on their way into one training shard and its full-size shards."""
+    """Collects frames into one training shard and its full-size shards."""
 
     def __init__(self, number: int, folder: Path, kinds: tuple[str, ...]):
         self._number, self._folder, self._kinds = number, folder, kinds
         self._small: list[Arrays] = []
         self._full: dict[tuple[int, ...], list[tuple[int, Arrays]]] = {}
-        self._bytes = 0  # of those
+        self._full_bytes = 0
         self._cameras: dict[tuple[float, ...] | None, None] = {}
         self._record = Record()
 
     def add(self, row: int, frame: Packed) -> None:
-        """Take the next frame; a full-size shard that is complete is written."""
+        """Add the next frame; write a full-size shard when it is complete."""
         if frame.broken is not None:
             self._record.broken.append((row, frame.broken))
             return
@@ -417,14 +420,14 @@ class _Block:
         if frame.full is not None:
             size = frame.full["rgb"].shape[:2]
             self._full.setdefault(size, []).append((row, frame.full))
-            # Many sizes share the memory that one would take.
-            self._bytes += sum(x.nbytes for x in frame.full.values())
-            held = sum(map(len, self._full.values()))
-            if held >= FULL_SHARD or self._bytes >= FULL_BYTES:
+            # All sizes together are bounded, because there may be many.
+            self._full_bytes += sum(x.nbytes for x in frame.full.values())
+            count = sum(map(len, self._full.values()))
+            if count >= FULL_SHARD or self._full_bytes >= FULL_BYTES:
                 self._flush_full(max(self._full, key=lambda s: len(self._full[s])))
 
     def close(self) -> Record:
-        """Write what is left; the record of all of it."""
+        """Write the remaining shards; return the record of the block."""
         for size in list(self._full):
             self._flush_full(size)
         if self._small:
@@ -434,7 +437,7 @@ class _Block:
 
     def _flush_full(self, size: tuple[int, ...]) -> None:
         rows, arrays = zip(*self._full.pop(size), strict=True)
-        self._bytes -= sum(x.nbytes for one in arrays for x in one.values())
+        self._full_bytes -= sum(x.nbytes for frame in arrays for x in frame.values())
         stem = f"full-{self._number:05d}-{len(self._record.full)}"
         self._save(stem, arrays)
         self._record.full[stem] = list(rows)
@@ -442,5 +445,5 @@ class _Block:
     def _save(self, stem: str, arrays: Sequence[Arrays]) -> None:
         for kind in ("rgb", *self._kinds):
             name = f"{stem}.{kind}.npy"
-            stacked = np.stack([one[kind] for one in arrays])
+            stacked = np.stack([frame[kind] for frame in arrays])
             self._record.files[name] = staging.save_npy(self._folder / name, stacked)

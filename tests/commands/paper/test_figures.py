@@ -224,7 +224,7 @@ def test_only_our_own_pictures_are_replaced(tmp_path):
     assert figures.command(argv) == figures.command(argv) == cli.OK
     Image.new("RGB", (4, 4)).save(tmp_path / "figure1.png")
     kept = (tmp_path / "figure1.png").read_bytes()
-    with pytest.raises(UserError, match=r"figure1\.png is there and was not written"):
+    with pytest.raises(UserError, match=r"figure1\.png exists and was not written"):
         figures.command(argv)
     assert (tmp_path / "figure1.png").read_bytes() == kept
 

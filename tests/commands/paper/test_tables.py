@@ -14,10 +14,10 @@ from jaxdepth.commands.paper import published, tables
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.recipes import RECIPES
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.runtime.subprocesses import Ended
+from jaxdepth.runtime.subprocesses import Completed
 from jaxdepth.weights import files
 
-OK = Ended(cli.OK, "", False)
+OK = Completed(cli.OK, "", False)
 
 
 class Runs:
@@ -142,7 +142,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
 
 
 def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
-    stopped = Runs({"cnn/seed-0": Ended(130, "", True)})
+    stopped = Runs({"cnn/seed-0": Completed(130, "", True)})
     code, runs, found = tabulate(tmp_path, runs=stopped, table="2")
     assert code == cli.INTERRUPTED
     assert runs.started == ["cnn_mse/seed-0", "cnn/seed-0"]
@@ -163,7 +163,7 @@ def test_data_with_one_kind_of_truth_are_reused(tmp_path):
     tabulate(tmp_path, runs=Runs(depth="raw"), table="3")
     assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
     # Asked for as filled, that is other training than the recipe's.
-    with pytest.raises(UserError, match="--depth=raw there, filled here"):
+    with pytest.raises(UserError, match="--depth=raw before, filled now"):
         tabulate(tmp_path, "--depth=filled", table="3")
 
 
@@ -175,7 +175,7 @@ def test_data_without_the_recipe_s_truth_are_reused(tmp_path):
 def test_rows_of_another_split_are_refused(tmp_path):
     tabulate(tmp_path, "--split=tune", table="3")
     assert tabulate(tmp_path, "--split=tune", table="3")[1].started == []
-    with pytest.raises(UserError, match="--split=tune there, auto here"):
+    with pytest.raises(UserError, match="--split=tune before, auto now"):
         tabulate(tmp_path, table="3")
 
 
@@ -190,7 +190,7 @@ def test_other_tables_are_kept_and_foreign_files_too(tmp_path, capsys):
     text = (tmp_path / "tables.md").read_text()
     assert "seeds 0, 1: mean" in text and "rmse in metres; seed 0" in text
     (tmp_path / "tables.md").write_text("mine")
-    with pytest.raises(UserError, match=r"tables\.md is there and was not written"):
+    with pytest.raises(UserError, match=r"tables\.md exists and was not written"):
         tabulate(tmp_path, table="2")
     assert (tmp_path / "tables.md").read_text() == "mine"
 
@@ -222,7 +222,7 @@ def test_a_run_that_leaves_nothing_has_failed(tmp_path):
 
 
 def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
-    ends = {"cnn_mse/seed-0": Ended(3, "stopped: the loss is not finite", False)}
+    ends = {"cnn_mse/seed-0": Completed(3, "stopped: the loss is not finite", False)}
     code, runs, found = tabulate(tmp_path, runs=Runs(ends), table="2")
     assert code == cli.NON_FINITE and len(runs.started) == 3
     rows = found["tables"][0]["rows"]
@@ -230,17 +230,17 @@ def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
     assert rows[0]["reason"] == "the loss is not finite"
     assert "cnn_mse/seed-0 failed: the loss is" in caplog.text
     assert "\n\nmean squared: failed, the loss" in (tmp_path / "tables.md").read_text()
-    ends = {"cnn_mse/seed-0": Ended(-9, "killed by SIGKILL", False)}
+    ends = {"cnn_mse/seed-0": Completed(-9, "killed by SIGKILL", False)}
     assert tabulate(tmp_path, runs=Runs(ends), table="2")[0] == cli.MACHINE
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--lr=0.5"], r"--lr=0\.001 there, 0\.5 here"),
-        (["--steps=7"], "--steps=480 there, 7 here"),
-        (["--data=other"], "--data=rooms there, other here"),
-        (["--train_images=9"], "--train_images=500 there, 9 here"),
+        (["--lr=0.5"], r"--lr=0\.001 before, 0\.5 now"),
+        (["--steps=7"], r"--steps=480 before, 7 now"),
+        (["--data=other"], r"--data=rooms before, other now"),
+        (["--train_images=9"], r"--train_images=500 before, 9 now"),
     ],
 )
 def test_a_run_of_other_flags_is_refused_before_any_other_starts(

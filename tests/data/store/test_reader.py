@@ -1,4 +1,4 @@
-"""A store against the source that it was written from, and what is wrong with it."""
+"""Reading stores: equality with the source, damaged files and manifests."""
 
 import dataclasses
 import json
@@ -20,28 +20,28 @@ def test_training_frames_are_means_of_blocks(tmp_path):
     frames = [frame(k) for k in range(5)]
     opened = written(tmp_path, frames)
     rgb, depth = opened.gather([4, 0, 2, 2], depth="filled")
-    for place, row in enumerate([4, 0, 2, 2]):
+    for k, row in enumerate([4, 0, 2, 2]):
         blocks = frames[row].rgb.reshape(12, 2, 16, 2, 3).astype(float).mean((1, 3))
-        np.testing.assert_array_equal(rgb[place], np.floor(blocks + 0.5))
+        np.testing.assert_array_equal(rgb[k], np.floor(blocks + 0.5))
         metres = frames[row].depths["filled"].astype(float).reshape(12, 2, 16, 2)
         millimetres = metres.mean((1, 3)) * 1000
-        assert np.abs(depth[place] - millimetres).max() <= 0.5 + 1e-3
+        assert np.abs(depth[k] - millimetres).max() <= 0.5 + 1e-3
     assert (rgb.dtype, depth.dtype) == (np.uint8, np.uint16)
 
 
 def test_full_frames_equal_the_source(tmp_path):
     frames = [frame(k, kinds=("filled", "raw")) for k in range(3)]
     opened = written(tmp_path, frames, kinds=("filled", "raw"), mask_extremes="off")
-    for row, found in zip([2, 0], opened.full_frames([2, 0]), strict=True):
-        np.testing.assert_array_equal(found["rgb"], frames[row].rgb)
+    for row, full in zip([2, 0], opened.full_frames([2, 0]), strict=True):
+        np.testing.assert_array_equal(full["rgb"], frames[row].rgb)
         for kind, metres in frames[row].depths.items():
-            np.testing.assert_allclose(found["depth"][kind], metres, atol=1e-6)
-        assert (found["name"], found["scene"]) == (f"frame {row}", f"scene {row // 2}")
+            np.testing.assert_allclose(full["depth"][kind], metres, atol=1e-6)
+        assert (full["name"], full["scene"]) == (f"frame {row}", f"scene {row // 2}")
 
 
-def test_depth_is_never_mixed_with_holes(tmp_path):
-    # Truth of 2 m and of 6 m in halves, with holes at random: any mean with a hole
-    # as 0 would leave these values.
+def test_depth_is_never_averaged_with_holes(tmp_path):
+    # One half at 2 m, the other at 6 m, with random holes: a mean that included a hole
+    # as 0 would give another value.
     shot = frame(3, size=(30, 44))
     depth = np.full((30, 44), 2.0, np.float32)
     depth[:, 22:] = 6.0
@@ -58,51 +58,51 @@ def test_depth_is_never_mixed_with_holes(tmp_path):
     assert small[0, 0] == 0 and (small > 0).mean() > 0.9
 
 
-def test_several_shards_are_one_store(tmp_path, monkeypatch):
+def test_a_store_may_have_several_shards(tmp_path, monkeypatch):
     frames = [frame(k) for k in range(16)]
-    # Nothing of the second shard is left, and less than all of the third.
+    # No frame of the second shard has depth, and not all of the third.
     for row in (3, 4, 5, 7):
         frames[row] = Frame(frames[row].rgb, filled=np.zeros((24, 32), np.float32))
     kept = [k for k in range(16) if k not in (3, 4, 5, 7)]
     monkeypatch.setattr(store_writer, "SHARD", 3)
     monkeypatch.setattr(store_writer, "FULL_SHARD", 2)
     written(tmp_path, frames)
-    # What is read does not hang on the constant of the program that reads.
+    # Reading does not depend on the constants used for writing.
     monkeypatch.undo()
-    cut = Store.open(tmp_path / "s")
-    assert cut.manifest["shards"] == [3, 0, 2, 3, 3, 1]
+    opened = Store.open(tmp_path / "s")
+    assert opened.manifest["shards"] == [3, 0, 2, 3, 3, 1]
     assert len(list((tmp_path / "s").glob("train-*.rgb.npy"))) == 5
     assert len(list((tmp_path / "s").glob("full-*.rgb.npy"))) == 8
     rows = np.array([11, 0, 3, 3, 2, 5, 4])
-    rgb, depth = cut.gather(rows, depth="filled")
-    for place, row in enumerate(rows):
+    rgb, depth = opened.gather(rows, depth="filled")
+    for k, row in enumerate(rows):
         shot = frames[kept[row]]
-        np.testing.assert_array_equal(rgb[place], resample.to_size(shot.rgb, (12, 16)))
+        np.testing.assert_array_equal(rgb[k], resample.to_size(shot.rgb, (12, 16)))
         small = resample.to_size(resample.millimetres(shot.filled), (12, 16))
-        np.testing.assert_array_equal(depth[place], small)
-    for row, found in zip(rows, cut.full_frames(rows), strict=True):
-        np.testing.assert_array_equal(found["rgb"], frames[kept[row]].rgb)
-        assert found["name"] == f"frame {kept[row]}"
+        np.testing.assert_array_equal(depth[k], small)
+    for row, full in zip(rows, opened.full_frames(rows), strict=True):
+        np.testing.assert_array_equal(full["rgb"], frames[kept[row]].rgb)
+        assert full["name"] == f"frame {kept[row]}"
 
 
-def test_frames_of_differing_sizes(tmp_path, monkeypatch):
+def test_frames_may_differ_in_size(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "FULL_SHARD", 3)
     sizes = [(24, 32), (36, 40), (24, 32), (10, 50), (36, 40), (6, 8), (12, 16)]
     frames = [frame(k, size) for k, size in enumerate(sizes)]
     opened = written(tmp_path, frames)
-    for row, found in enumerate(opened.full_frames(range(len(sizes)))):
-        np.testing.assert_array_equal(found["rgb"], frames[row].rgb)
-        assert found["depth"]["filled"].shape == sizes[row]
+    for row, full in enumerate(opened.full_frames(range(len(sizes)))):
+        np.testing.assert_array_equal(full["rgb"], frames[row].rgb)
+        assert full["depth"]["filled"].shape == sizes[row]
     rgb, depth = opened.gather(range(len(sizes)), depth="filled")
     assert rgb.shape == (7, 12, 16, 3) and (depth > 0).all()
-    # The one that has the size already is stored as it is.
+    # A frame of the training size is stored unchanged.
     np.testing.assert_array_equal(rgb[6], frames[6].rgb)
-    # A smaller one is enlarged; depth is repeated, never interpolated.
-    near = np.round(frames[5].depths["filled"] * 1000).repeat(2, 0).repeat(2, 1)
-    np.testing.assert_array_equal(depth[5], near)
+    # A smaller frame is enlarged; depth is repeated, never interpolated.
+    nearest = np.round(frames[5].depths["filled"] * 1000).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(depth[5], nearest)
 
 
-def test_a_wider_frame_is_cut_about_its_centre(tmp_path):
+def test_a_wider_frame_is_cropped_about_its_centre(tmp_path):
     shot = frame(2, size=(12, 40))
     opened = written(tmp_path, [shot])
     rgb, depth = opened.gather([0], depth="filled")
@@ -112,15 +112,15 @@ def test_a_wider_frame_is_cut_about_its_centre(tmp_path):
 
 
 def test_intrinsics_follow_the_pixels(tmp_path):
-    # 24x40 is cut to 24x32 about the middle and halved; a point far away stays where
-    # its pixel goes. A frame that is left out has no say.
+    # 24x40 is cropped to 24x32 about the centre and halved. A frame that is left out
+    # does not count.
     shots = [
         dataclasses.replace(frame(k, (24, 40)), intrinsics=(50.0, 60.0, 19.0, 11.0))
         for k in range(3)
     ]
     shots[1] = Frame(shots[1].rgb, filled=np.zeros((24, 40), np.float32))
     camera = written(tmp_path, shots).manifest["intrinsics"]
-    # The centre of pixel 19 is 19.5 - 4 from the cut's edge: 7.75 halved pixels.
+    # The centre of pixel 19 is 19.5 - 4 from the crop's edge: 7.75 pixels of half size.
     assert camera == {
         "size": [12, 16], "fx": 25.0, "fy": 30.0, "cx": 7.25, "cy": 5.25
     }  # fmt: skip
@@ -128,14 +128,14 @@ def test_intrinsics_follow_the_pixels(tmp_path):
     assert written(tmp_path, mixed, out="m").manifest["intrinsics"] is None
 
 
-def test_a_truth_that_is_not_there_is_told(tmp_path):
+def test_a_missing_kind_of_depth_is_an_error(tmp_path):
     opened = written(tmp_path, [frame()])
     with pytest.raises(UserError, match="has no raw depth, but filled") as error:
         opened.gather([0], depth="raw")
     one_line(error)
 
 
-def test_numpy_and_json_read_it_without_us(tmp_path):
+def test_numpy_and_json_can_read_a_store(tmp_path):
     opened = written(tmp_path, [frame(k) for k in range(3)])
     manifest = json.loads((opened.path / "manifest.json").read_text())
     assert manifest["count"] == 3 and manifest["size"] == [12, 16]
@@ -145,7 +145,7 @@ def test_numpy_and_json_read_it_without_us(tmp_path):
     assert not opened.damaged()
 
 
-def test_a_file_cut_short_or_missing_is_told_when_opened(tmp_path):
+def test_opening_detects_missing_and_truncated_files(tmp_path):
     opened = written(tmp_path, [frame(k) for k in range(3)])
     file = opened.path / "train-00000.filled.npy"
     content = file.read_bytes()
@@ -158,7 +158,7 @@ def test_a_file_cut_short_or_missing_is_told_when_opened(tmp_path):
         Store.open(opened.path)
 
 
-def test_damage_of_the_same_length_is_told(tmp_path):
+def test_checksums_detect_damage_of_the_same_length(tmp_path):
     opened = written(tmp_path, [frame(k) for k in range(3)])
     file = opened.path / "train-00000.filled.npy"
     content = bytearray(file.read_bytes())
@@ -166,9 +166,9 @@ def test_damage_of_the_same_length_is_told(tmp_path):
     file.write_bytes(content)
     seen = []
     again = Store.open(opened.path)
-    assert again.damaged(lambda *told: seen.append(told)) == [file.name]
+    assert again.damaged(lambda *call: seen.append(call)) == [file.name]
     count = len(opened.manifest["files"])
-    assert [told[1:] for told in seen] == [(k + 1, count) for k in range(count)]
+    assert [call[1:] for call in seen] == [(k + 1, count) for k in range(count)]
     content[:128] = bytes(128)
     file.write_bytes(content)
     with pytest.raises(UserError, match="missing or damaged") as error:
@@ -191,7 +191,7 @@ def test_damage_of_the_same_length_is_told(tmp_path):
         '{"version": 99}',
     ],
 )
-def test_a_damaged_manifest_is_told(tmp_path, text):
+def test_a_damaged_manifest_is_an_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"damaged|version 1,|version 99,") as error:
         Store.open(tmp_path)
@@ -199,7 +199,7 @@ def test_a_damaged_manifest_is_told(tmp_path, text):
 
 
 @pytest.mark.parametrize("key", ["frames", "full", "shards", "left_out", "splits"])
-def test_a_manifest_that_lacks_something_is_damaged(tmp_path, key):
+def test_a_manifest_without_a_required_key_is_an_error(tmp_path, key):
     opened = written(tmp_path, [frame()])
     manifest = {k: v for k, v in opened.manifest.items() if k != key}
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
@@ -208,23 +208,25 @@ def test_a_manifest_that_lacks_something_is_damaged(tmp_path, key):
 
 
 @pytest.mark.parametrize("name", ["../a.npy", "/a.npy", "a/b.npy", ".a", ""])
-def test_no_shard_lies_elsewhere(tmp_path, name):
-    # A store from somebody else would write there when it is copied.
+def test_shard_names_that_leave_the_folder_are_errors(tmp_path, name):
+    # Downloading a malicious store would write outside the cache folder.
     opened = written(tmp_path, [frame()])
     manifest = opened.manifest
     manifest["files"][name] = {"bytes": 1, "sha256": ""}
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="no name of a shard"):
+    with pytest.raises(UserError, match="not the name of a shard"):
         Store.open(opened.path)
 
 
-def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
+def test_a_store_may_have_more_shards_than_the_limit_of_open_files(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(store_writer, "SHARD", 1)
     frames = [frame(size=(2, 2)) for _ in range(80)]
     written(tmp_path, frames, size=(1, 1))
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc") else 64
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 100, before[1]))
+    in_use = len(os.listdir("/proc/self/fd")) if os.path.exists("/proc") else 64
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 100, before[1]))
     try:
         opened = Store.open(tmp_path / "s")
         assert opened.gather(range(80), depth="filled")[0].shape == (80, 1, 1, 3)
@@ -233,7 +235,7 @@ def test_more_shards_than_a_process_may_have_files(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_what_is_no_store_is_told(tmp_path):
+def test_a_path_that_is_not_a_store_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
         assert not is_store(path)
@@ -241,10 +243,10 @@ def test_what_is_no_store_is_told(tmp_path):
             Store.open(path)
 
 
-def test_large_frames_do_not_wait_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_writer, "FULL_BYTES", 3 * 24 * 32 * 5)  # of three frames
+def test_full_size_frames_in_memory_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_writer, "FULL_BYTES", 3 * 24 * 32 * 5)  # three frames
     frames = [frame(k) for k in range(7)]
     opened = written(tmp_path, frames)
     assert len(list((tmp_path / "s").glob("full-*.rgb.npy"))) == 3
-    for row, found in enumerate(opened.full_frames(range(7))):
-        np.testing.assert_array_equal(found["rgb"], frames[row].rgb)
+    for row, full in enumerate(opened.full_frames(range(7))):
+        np.testing.assert_array_equal(full["rgb"], frames[row].rgb)

@@ -1,4 +1,4 @@
-"""Stores at a URL, on fsspec's file system in memory."""
+"""Stores at a URL, with fsspec's in-memory file system."""
 
 import json
 import uuid
@@ -31,27 +31,27 @@ def small_shards(monkeypatch):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Names of files that went up and came down."""
-    seen = {"put_file": [], "get_file": []}
-    for name, found in seen.items():
-        plain = getattr(MemoryFileSystem, name)
+    """The names of uploaded and downloaded files."""
+    names = {"put_file": [], "get_file": []}
+    for method, calls in names.items():
+        original = getattr(MemoryFileSystem, method)
 
-        def counted(self, a, b, *more, _plain=plain, _found=found, **named):
-            _found.append(str(a).rpartition("/")[2])
-            return _plain(self, a, b, *more, **named)
+        def recording(self, a, b, *args, _original=original, _calls=calls, **options):
+            _calls.append(str(a).rpartition("/")[2])
+            return _original(self, a, b, *args, **options)
 
-        monkeypatch.setattr(MemoryFileSystem, name, counted)
-    return seen
+        monkeypatch.setattr(MemoryFileSystem, method, recording)
+    return names
 
 
-def send(url, source=None, **packing_options):
+def upload(url, source=None, **packing_options):
     source = Memory(FRAMES, KINDS) if source is None else source
     job = store_writer.Job(source, store_writer.Packing(SIZE, **packing_options))
     return job.write(url)
 
 
-def there(url):
-    """What lies at the URL: names and contents."""
+def files_at(url):
+    """The files at the URL: name -> content."""
     system, root = fsspec.core.url_to_fs(url)
     return {
         path.removeprefix(f"{root}/"): system.cat_file(path)
@@ -64,161 +64,161 @@ def put(url, name, content):
     system.pipe_file(f"{root}/{name}", content)
 
 
-def copy(url, tmp_path, **more):
-    return store_writer.prepared(url, cache_dir=tmp_path / "cache", size=SIZE, **more)
+def download(url, tmp_path, **more):
+    return store_writer.prepare(url, cache_dir=tmp_path / "cache", size=SIZE, **more)
 
 
-def test_there_and_back(url, tmp_path, calls):
+def test_a_store_is_uploaded_and_downloaded(url, tmp_path, calls):
     local = written(tmp_path, FRAMES, kinds=KINDS)
-    assert send(url) == local.manifest
-    assert there(url) == {p.name: p.read_bytes() for p in local.path.iterdir()}
+    assert upload(url) == local.manifest
+    assert files_at(url) == {p.name: p.read_bytes() for p in local.path.iterdir()}
     seen = []
-    found = copy(f"{url}/", tmp_path, progress=lambda *about: seen.append(about))
-    assert not found.damaged()
-    assert found.manifest == local.manifest
+    copy = download(f"{url}/", tmp_path, progress=lambda *about: seen.append(about))
+    assert not copy.damaged()
+    assert copy.manifest == local.manifest
     for kind in KINDS:
-        np.testing.assert_array_equal(depths(found, kind), depths(local, kind))
+        np.testing.assert_array_equal(depths(copy, kind), depths(local, kind))
     assert sorted(calls["get_file"]) == sorted(local.manifest["files"])
     assert len(seen) == len(local.manifest["files"]) and url in seen[0][0]
-    # Once is enough: nothing but the manifest is asked for again.
-    assert copy(url, tmp_path).path == found.path
+    # Later calls read only the manifest.
+    assert download(url, tmp_path).path == copy.path
     assert len(calls["get_file"]) == len(local.manifest["files"])
 
 
-def test_what_is_up_already_is_not_sent_or_made_again(url, tmp_path, calls):
+def test_uploaded_shards_are_not_packed_or_uploaded_again(url, tmp_path, calls):
     local = written(tmp_path, FRAMES, kinds=KINDS)
     stopped = Memory(FRAMES, KINDS, stop_at=(9, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        send(url, stopped)
-    assert "manifest.json" not in there(url)
+        upload(url, stopped)
+    assert "manifest.json" not in files_at(url)
     with pytest.raises(UserError, match="is not a store: it has no manifest"):
-        copy(url, tmp_path)
+        download(url, tmp_path)
     first, again = list(calls["put_file"]), Memory(FRAMES, KINDS)
     calls["put_file"].clear()
-    send(url, again)
+    upload(url, again)
     assert again.read == 6
     assert len(first) == 6 and not set(first) & set(calls["put_file"])
-    assert there(url) == {p.name: p.read_bytes() for p in local.path.iterdir()}
+    assert files_at(url) == {p.name: p.read_bytes() for p in local.path.iterdir()}
     once_more = Memory(FRAMES, KINDS)
-    send(url, once_more)
+    upload(url, once_more)
     assert once_more.read == 0
 
 
-def test_the_manifest_goes_up_last(url, monkeypatch):
-    plain = MemoryFileSystem.pipe_file
+def test_the_manifest_is_uploaded_last(url, monkeypatch):
+    original = MemoryFileSystem.pipe_file
 
     def fail(self, path, value, **more):
-        assert "manifest.json" not in there(url)
+        assert "manifest.json" not in files_at(url)
         if path.endswith("manifest.json"):
             raise ConnectionError("connection reset")
-        plain(self, path, value, **more)
+        original(self, path, value, **more)
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
     with pytest.raises(MachineError, match="connection reset") as error:
-        send(url)
+        upload(url)
     assert url in one_line(error)
     monkeypatch.undo()
     source = Memory(FRAMES, KINDS)
     monkeypatch.setattr(store_writer, "SHARD", 4)
-    send(url, source)
-    assert source.read == 0 and "manifest.json" in there(url)
+    upload(url, source)
+    assert source.read == 0 and "manifest.json" in files_at(url)
 
 
-def test_a_shard_that_went_up_in_part_is_sent_again(url, tmp_path):
+def test_a_partial_shard_is_uploaded_again(url, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        send(url, Memory(FRAMES, KINDS, stop_at=(9, KeyboardInterrupt())))
+        upload(url, Memory(FRAMES, KINDS, stop_at=(9, KeyboardInterrupt())))
     put(url, "train-00000.rgb.npy", b"half")
     source = Memory(FRAMES, KINDS)
-    send(url, source)
+    upload(url, source)
     assert source.read == 10
-    assert not copy(url, tmp_path).damaged()
+    assert not download(url, tmp_path).damaged()
 
 
-def test_what_lies_there_is_not_mixed_up(url):
+def test_other_files_at_the_url_are_an_error_and_stay(url):
     with pytest.raises(KeyboardInterrupt):
-        send(url, Memory(FRAMES, KINDS, stop_at=(9, KeyboardInterrupt())))
-    before = there(url)
+        upload(url, Memory(FRAMES, KINDS, stop_at=(9, KeyboardInterrupt())))
+    before = files_at(url)
     with pytest.raises(UserError, match="is not empty") as error:
-        send(url, max_depth=5.0)
+        upload(url, max_depth=5.0)
     one_line(error)
-    assert there(url) == before
-    send(url)
+    assert files_at(url) == before
+    upload(url)
     with pytest.raises(UserError, match="is not empty"):
-        send(url, max_depth=5.0)
+        upload(url, max_depth=5.0)
     other = f"memory://{uuid.uuid4().hex}"
     put(other, "thesis.tex", b"years of work")
     with pytest.raises(UserError, match=r"is not empty \(thesis\.tex\)"):
-        send(other)
-    assert there(other) == {"thesis.tex": b"years of work"}
+        upload(other)
+    assert files_at(other) == {"thesis.tex": b"years of work"}
 
 
-def test_what_never_began_leaves_nothing(url):
+def test_without_a_finished_shard_nothing_is_left(url):
     nothing = Frame(FRAMES[0].rgb, filled=np.zeros((24, 32), np.float32))
     source = Memory([nothing], stop_at=(0, KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        send(url, source)
-    assert there(url) == {}
+        upload(url, source)
+    assert files_at(url) == {}
 
 
-def test_a_damaged_shard_is_noticed(url, tmp_path, calls):
-    send(url)
-    good = there(url)["train-00001.filled.npy"]
+def test_a_damaged_shard_is_an_error(url, tmp_path, calls):
+    upload(url)
+    good = files_at(url)["train-00001.filled.npy"]
     put(url, "train-00001.filled.npy", good[:-1] + b"?")
     with pytest.raises(
         UserError, match=r"train-00001\.filled\.npy is damaged"
     ) as error:
-        copy(url, tmp_path)
+        download(url, tmp_path)
     assert url in one_line(error)
     assert not any(is_store(p) for p in (tmp_path / "cache").iterdir())
-    # Once it is repaired, what was copied well is not fetched again.
+    # Once it is repaired, only that shard is downloaded again.
     put(url, "train-00001.filled.npy", good)
     before = set(calls["get_file"])
     calls["get_file"].clear()
-    assert not copy(url, tmp_path).damaged()
+    assert not download(url, tmp_path).damaged()
     assert before & set(calls["get_file"]) == {"train-00001.filled.npy"}
 
 
-def test_a_shard_that_is_missing_is_told(url, tmp_path):
-    send(url)
+def test_a_missing_shard_is_an_error(url, tmp_path):
+    upload(url)
     system, root = fsspec.core.url_to_fs(url)
     system.rm(f"{root}/train-00001.filled.npy")
     with pytest.raises(UserError, match=r"train-00001\.filled\.npy: there is no such"):
-        copy(url, tmp_path)
+        download(url, tmp_path)
 
 
-def test_a_copy_follows_the_store(url, tmp_path):
-    send(url)
-    before = copy(url, tmp_path)
+def test_a_replaced_store_is_downloaded_again(url, tmp_path):
+    upload(url)
+    before = download(url, tmp_path)
     system, root = fsspec.core.url_to_fs(url)
     system.rm(root, recursive=True)
-    send(url, Memory(FRAMES[:3], KINDS))
-    assert (len(before), len(copy(url, tmp_path))) == (10, 3)
+    upload(url, Memory(FRAMES[:3], KINDS))
+    assert (len(before), len(download(url, tmp_path))) == (10, 3)
 
 
-def test_a_damaged_copy_is_made_again(url, tmp_path):
-    send(url)
-    found = copy(url, tmp_path)
-    (found.path / "train-00000.rgb.npy").write_bytes(b"")
-    assert not copy(url, tmp_path).damaged()
+def test_a_damaged_copy_is_downloaded_again(url, tmp_path):
+    upload(url)
+    damaged = download(url, tmp_path)
+    (damaged.path / "train-00000.rgb.npy").write_bytes(b"")
+    assert not download(url, tmp_path).damaged()
 
 
-def test_a_damaged_manifest_is_told(url, tmp_path):
-    send(url)
-    manifest = json.loads(there(url)["manifest.json"])
-    elsewhere = {"../a": {"bytes": 1, "sha256": ""}}
+def test_a_damaged_manifest_is_an_error(url, tmp_path):
+    upload(url)
+    manifest = json.loads(files_at(url)["manifest.json"])
+    outside = {"../a": {"bytes": 1, "sha256": ""}}
     for text, words in (
         ("{", "is damaged"),
-        (json.dumps(manifest | {"version": 1}), "version 1, this reads 2"),
-        (json.dumps(manifest | {"files": elsewhere}), "no name of a shard"),
+        (json.dumps(manifest | {"version": 1}), "version 1, expected 2"),
+        (json.dumps(manifest | {"files": outside}), "not the name of a shard"),
     ):
         put(url, "manifest.json", text.encode())
         with pytest.raises(UserError, match=words) as error:
-            copy(url, tmp_path)
+            download(url, tmp_path)
         assert url in one_line(error)
 
 
 class Refusing(MemoryFileSystem):
-    """A bucket that does not exist, or a library with errors of its own."""
+    """A file system that raises `error` on writes, as for a missing bucket."""
 
     protocol = "refusing"
     error: BaseException = FileNotFoundError("b/no-such-bucket")
@@ -237,7 +237,7 @@ class Refusing(MemoryFileSystem):
 
 
 class HttpError(Exception):
-    """As gcsfs has it: a kind that is no OSError, with lines in its text."""
+    """Like gcsfs's: not an OSError, with several lines."""
 
 
 @pytest.mark.parametrize(
@@ -249,11 +249,11 @@ class HttpError(Exception):
         (OSError(28, "No space left"), MachineError, "No space left"),
     ],
 )
-def test_a_place_that_refuses_is_one_line(monkeypatch, error, kind, words):
+def test_errors_of_the_file_system_are_one_line(monkeypatch, error, kind, words):
     fsspec.register_implementation("refusing", Refusing, clobber=True)
     monkeypatch.setattr(Refusing, "error", error)
     with pytest.raises(kind, match=words) as caught:
-        send("refusing://b/store")
+        upload("refusing://b/store")
     assert "refusing://b/store" in one_line(caught)
 
 
@@ -261,14 +261,14 @@ def test_a_place_that_refuses_is_one_line(monkeypatch, error, kind, words):
     ("name", "words"),
     [("nowhere://bucket/s", "nowhere"), ("gs://bucket/s", "gcsfs")],
 )
-def test_a_place_that_nobody_knows_is_one_line(name, words, monkeypatch, tmp_path):
+def test_unknown_protocols_are_one_line(name, words, monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    for act in (lambda: send(name), lambda: copy(name, tmp_path)):
+    for call in (lambda: upload(name), lambda: download(name, tmp_path)):
         with pytest.raises(UserError, match=words) as caught:
-            act()
+            call()
         assert name in one_line(caught)
 
 
-def test_what_is_remote():
+def test_urls_are_remote():
     assert remote.is_remote("gs://b/c") and remote.is_remote("memory://x")
     assert not remote.is_remote("/a/b") and not remote.is_remote("C:\\a")

@@ -1,4 +1,4 @@
-"""Shrinking frames to the training size, and the camera that goes with it."""
+"""Resampling of frames and intrinsics to the training size."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def frame(seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
-def test_whole_factors_give_the_mean_of_blocks(seed, factor, rows, columns):
+def test_integer_factors_give_the_mean_of_blocks(seed, factor, rows, columns):
     rgb, depth = frame(seed, rows * factor, columns * factor)
     small_rgb = resample.to_size(rgb, (rows, columns))
     small_depth = resample.to_size(depth, (rows, columns))
@@ -28,8 +28,8 @@ def test_whole_factors_give_the_mean_of_blocks(seed, factor, rows, columns):
             block = np.s_[i * factor : (i + 1) * factor, j * factor : (j + 1) * factor]
             mean = rgb[block].astype(float).mean((0, 1))
             np.testing.assert_array_equal(small_rgb[i, j], np.floor(mean + 0.5))
-            there = depth[block][depth[block] > 0].astype(float)
-            expected = there.mean() if len(there) else 0.0
+            valid = depth[block][depth[block] > 0].astype(float)
+            expected = valid.mean() if len(valid) else 0.0
             assert abs(small_depth[i, j] - expected) <= 0.5
 
 
@@ -42,69 +42,69 @@ def test_large_values_do_not_overflow():
 
 @pytest.mark.parametrize("shape", [(48, 64), (60, 64), (48, 100), (48, 63)])
 def test_intrinsics_follow_the_pixels(shape):
-    # A ramp of columns: the value at the new principal point is the old one.
+    # A ramp over the columns: its value at the new principal point is the old cx.
     height, width = shape
     fx, fy, cx, cy = 50.0, 52.0, width / 2 + 1.25, height / 2 - 2.5
     black = np.zeros((height, width, 3), np.uint8)
-    found = resample.intrinsics(
+    camera = resample.intrinsics(
         Frame(black, filled=None, intrinsics=(fx, fy, cx, cy)), (12, 16)
     )
-    assert found is not None
+    assert camera is not None
     ramp = np.tile(np.arange(width, dtype=np.uint16) * 100 + 1000, (height, 1))
     small = (resample.to_size(ramp, (12, 16))[6].astype(float) - 1000) / 100
-    at = np.interp(found[2], np.arange(16), small)
+    at = np.interp(camera[2], np.arange(16), small)
     assert at == pytest.approx(cx, abs=0.02)
-    step = np.diff(small).mean()  # source pixels in one of the small frame
-    assert found[0] == pytest.approx(fx / step, rel=1e-3)
-    back = resample.frame_intrinsics(found, (12, 16), shape)
+    step = np.diff(small).mean()  # source pixels per pixel of the small frame
+    assert camera[0] == pytest.approx(fx / step, rel=1e-3)
+    back = resample.frame_intrinsics(camera, (12, 16), shape)
     assert back == pytest.approx((fx, fy, cx, cy))
 
 
-def test_unsuited_truth_is_missing():
+def test_invalid_depth_becomes_zero():
     metres = np.array([[np.nan, np.inf, -1, 0], [0.0004, 0.0006, 65.535, 65.536]])
-    found = resample.millimetres(metres)
-    np.testing.assert_array_equal(found, [[0, 0, 0, 0], [0, 1, 65535, 0]])
+    codes = resample.millimetres(metres)
+    np.testing.assert_array_equal(codes, [[0, 0, 0, 0], [0, 1, 65535, 0]])
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_whole_factors_equal_the_general_way(factor):
-    # The same mean by matrices, of a map with holes and of colours.
+def test_integer_factors_equal_the_general_resize(factor):
+    # The general resize multiplies by matrices; depth has holes.
     rng = np.random.default_rng(0)
     shape = (6 * factor, 8 * factor)
     metres = rng.integers(0, 9000, shape) * (rng.random(shape) < 0.5)
     depth = metres.astype(np.uint16)
     rgb = rng.integers(0, 256, (*shape, 3), np.uint8)
     mean, valid = resize.masked_area(depth[None].astype(float), depth[None] > 0, (6, 8))
-    found = resample.to_size(depth, (6, 8))
-    np.testing.assert_array_equal(found > 0, valid[0])
-    assert np.abs(found - mean[0]).max() <= 0.5 + 1e-6
+    small = resample.to_size(depth, (6, 8))
+    np.testing.assert_array_equal(small > 0, valid[0])
+    assert np.abs(small - mean[0]).max() <= 0.5 + 1e-6
     colours = resize.resize_area(rgb[None].astype(float), (6, 8))[0]
     assert np.abs(resample.to_size(rgb, (6, 8)) - colours).max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize(("old", "new"), [(20, 24), (12, 24), (7, 24), (23, 24)])
-def test_depth_that_grows_lies_on_its_image(old, new):
+def test_enlarged_depth_is_centred(old, new):
     ramp = np.arange(1, old + 1, dtype=np.uint16)
     grown = resample.to_size(np.tile(ramp, (old, 1)), (new, new))[0]
-    np.testing.assert_array_equal(grown, (old + 1) - grown[::-1])  # as its mirror image
+    np.testing.assert_array_equal(grown, (old + 1) - grown[::-1])  # symmetric
     centres = (np.arange(new) + 0.5) * old / new + 0.5
     assert np.abs(grown - centres).max() <= 0.5
 
 
 @given(st.integers(0, 999), st.sampled_from([256.0, 1000.0, 5000.0, 10000.0]))
-def test_extremes_are_those_of_the_source_s_own_integers(seed, unit):
+def test_extremes_are_compared_as_integers_of_the_source(seed, unit):
     draw = np.random.default_rng(seed)
-    # Few neighbouring integers, so that several of them are one millimetre.
+    # Few consecutive integers, so that several of them round to one millimetre.
     first = int(unit)
     stored = draw.integers(first, first + 8, (5, 6))
     stored[draw.random((5, 6)) < 0.2] = 0
     stored[0, 0] = 20 * first  # beyond max_mm
     near = stored[(stored > 0) & (stored < 11 * first)]
     depth = (stored / unit).astype(np.float32)
-    kept = resample.without_extremes(depth, unit=unit, max_mm=10_000)
-    gone = (stored == near.min()) | (stored == near.max())
-    expected = np.where(gone, 0, resample.millimetres(depth))
+    masked = resample.without_extremes(depth, unit=unit, max_mm=10_000)
+    extreme = (stored == near.min()) | (stored == near.max())
+    expected = np.where(extreme, 0, resample.millimetres(depth))
     if (expected[1:] == 0).all() and (expected[0, 1:] == 0).all():
-        assert kept is None
+        assert masked is None
     else:
-        np.testing.assert_array_equal(kept, expected)
+        np.testing.assert_array_equal(masked, expected)

@@ -1,4 +1,4 @@
-"""Writing stores: what is left out, stopping and going on, the cache."""
+"""Writing stores: frames left out, interruptions and resuming, the cache."""
 
 import concurrent.futures
 import dataclasses
@@ -25,7 +25,7 @@ from tests.data.memory import (
 )
 
 
-def test_frames_without_truth_are_left_out_and_splits_follow(tmp_path):
+def test_frames_without_depth_are_left_out_of_frames_and_splits(tmp_path):
     frames = [frame(k) for k in range(6)]
     nothing = np.zeros((24, 32), np.float32)
     for row in (1, 4):
@@ -36,24 +36,24 @@ def test_frames_without_truth_are_left_out_and_splits_follow(tmp_path):
     assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
     assert opened.manifest["left_out"] == ["frame 1", "frame 4"]
     assert "2 frames without any depth left out, first frame 1" in opened.notes
-    # Full size is kept of what is evaluated on, and of nothing else.
+    # Full-size copies are kept of the evaluation frames only.
     assert [opened.has_full(row) for row in range(4)] == [False, False, True, True]
-    found = next(iter(opened.full_frames([3])))
-    assert found["name"] == "frame 5"
-    np.testing.assert_array_equal(found["rgb"], frames[5].rgb)
+    full = next(iter(opened.full_frames([3])))
+    assert full["name"] == "frame 5"
+    np.testing.assert_array_equal(full["rgb"], frames[5].rgb)
     with pytest.raises(UserError, match="no full-size copy of frame 0") as error:
         next(opened.full_frames([0]))
     one_line(error)
 
 
-def test_no_truth_at_all_is_an_error(tmp_path):
+def test_data_without_any_depth_are_an_error(tmp_path):
     empty = Frame(frame().rgb, filled=np.zeros((24, 32), np.float32))
     with pytest.raises(UserError, match="none of 2 frames has depth"):
         written(tmp_path, [empty, empty])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keep_full_all_keeps_all(tmp_path):
+def test_keep_full_all_keeps_a_copy_of_every_frame(tmp_path):
     split = {"own": {"train": [0, 1], "eval": [2]}}
     opened = written(tmp_path, [frame(k) for k in range(3)], split=split,
                      keep_full="all")  # fmt: skip
@@ -61,7 +61,7 @@ def test_keep_full_all_keeps_all(tmp_path):
 
 
 @pytest.mark.parametrize(("most", "kept"), [(3, True), (2, False)])
-def test_without_a_split_few_frames_are_kept_and_many_are_not(
+def test_without_a_split_full_sizes_are_kept_of_small_sources_only(
     tmp_path, monkeypatch, most, kept
 ):
     monkeypatch.setattr(store_writer, "FULL_AT_MOST", most)
@@ -81,7 +81,7 @@ EXTREMES = [
 
 
 @pytest.mark.parametrize(("kind", "mask", "eight_bit", "removed"), EXTREMES)
-def test_extremes_are_removed_when_they_should_be(
+def test_mask_extremes_removes_the_minimum_and_maximum(
     tmp_path, kind, mask, eight_bit, removed
 ):
     depth = np.full(SIZE, 3.0, np.float32)
@@ -90,32 +90,32 @@ def test_extremes_are_removed_when_they_should_be(
     opened = written(
         tmp_path, [shot], kinds=(kind,), mask_extremes=mask, eight_bit=eight_bit
     )
-    found = depths(opened, kind)[0]
+    small = depths(opened, kind)[0]
     full = next(iter(opened.full_frames([0])))["depth"][kind]
-    # 12 m lie beyond --max_depth, so the largest valid is 9.5 m.
-    gone = (found == 0) & (depth > 0)
+    # 12 m is beyond --max_depth, so the maximum valid depth is 9.5 m.
+    removed_pixels = (small == 0) & (depth > 0)
     expected = (depth == 0.5) | (depth == 9.5) if removed else np.zeros(SIZE, bool)
-    np.testing.assert_array_equal(gone, expected)
+    np.testing.assert_array_equal(removed_pixels, expected)
     np.testing.assert_array_equal((full == 0) & (depth > 0), expected)
     assert opened.manifest["mask_extremes"] == ([kind] if removed else [])
-    said = " ".join(opened.notes)
-    assert ("mask_extremes" in said) == removed
-    assert ("8-bit" in said) == eight_bit
+    notes = " ".join(opened.notes)
+    assert ("mask_extremes" in notes) == removed
+    assert ("8-bit" in notes) == eight_bit
 
 
-def test_masking_never_removes_everything(tmp_path):
+def test_mask_extremes_never_removes_all_depth(tmp_path):
     flat, two = np.full(SIZE, 2.0, np.float32), np.full(SIZE, 2.0, np.float32)
     two[:5] = 4.0
     rgb = frame(size=SIZE).rgb
     shots = [Frame(rgb, raw=flat), Frame(rgb, raw=two), frame(1, SIZE, ("raw",))]
     opened = written(tmp_path, shots, kinds=("raw",))
-    found = depths(opened, "raw")
-    np.testing.assert_array_equal(found[0], 2000)
-    np.testing.assert_array_equal(found[1], two * 1000)
+    stored = depths(opened, "raw")
+    np.testing.assert_array_equal(stored[0], 2000)
+    np.testing.assert_array_equal(stored[1], two * 1000)
     assert "not in 2 that have no other" in " ".join(opened.notes)
 
 
-def test_a_full_disk_is_the_machines_fault(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_machine_error(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -126,9 +126,9 @@ def test_a_full_disk_is_the_machines_fault(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path):
+def test_a_folder_that_is_not_empty_is_never_overwritten(tmp_path):
     (tmp_path / "s").mkdir()
-    opened = written(tmp_path, [frame()])  # an empty one is not in the way
+    opened = written(tmp_path, [frame()])  # an empty folder is used
     before = contents(opened.path)
     with pytest.raises(UserError, match=r"s exists and is not empty \(it is a store of "
                        "other data") as error:  # fmt: skip
@@ -144,63 +144,63 @@ def test_a_folder_with_something_in_it_is_never_overwritten(tmp_path):
     assert (tmp_path / "f").read_text() == "mine"
 
 
-def test_a_link_is_followed(tmp_path):
+def test_a_symbolic_link_is_followed(tmp_path):
     (tmp_path / "disk" / "empty").mkdir(parents=True)
     (tmp_path / "a").symlink_to(tmp_path / "disk" / "empty")
     (tmp_path / "b").symlink_to(tmp_path / "disk" / "new")
-    for name, where in (("a", "empty"), ("b", "new")):
+    for name, target in (("a", "empty"), ("b", "new")):
         opened = written(tmp_path, [frame()], out=name)
         assert len(opened) == 1 and (tmp_path / name).is_symlink()
-        assert (tmp_path / "disk" / where / "manifest.json").is_file()
-        again = written(tmp_path, [frame()], out=name)  # is there already
+        assert (tmp_path / "disk" / target / "manifest.json").is_file()
+        again = written(tmp_path, [frame()], out=name)  # exists already
         assert again.manifest == opened.manifest
     assert {p.name for p in tmp_path.iterdir()} == {"disk", "a", "b"}
 
 
 @pytest.mark.parametrize("out", [".", "", "/"])
-def test_no_folder_that_can_not_be_renamed_over(tmp_path, monkeypatch, out):
+def test_the_current_folder_and_a_root_are_errors(tmp_path, monkeypatch, out):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="the folder you are in, or a disk's own"):
+    with pytest.raises(UserError, match="the current folder, or the root of a disk"):
         written(Path(), [frame()], out=out)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_folder_below_a_file(tmp_path):
+def test_an_output_below_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is no folder"):
+    with pytest.raises(UserError, match="file is not a folder"):
         written(tmp_path / "file" / "deep", [frame()])
 
 
-def test_prepared_data_are_used_again(tmp_path):
+def test_a_prepared_store_is_reused(tmp_path):
     frames = [frame(k) for k in range(3)]
     options = {"cache_dir": tmp_path, "size": SIZE}
     first = Memory(frames)
-    opened = store_writer.prepared(first, **options)
+    opened = store_writer.prepare(first, **options)
     again = Memory(frames)
-    assert store_writer.prepared(again, **options).path == opened.path
+    assert store_writer.prepare(again, **options).path == opened.path
     assert (first.read, again.read) == (3, 0)
     others = [
-        store_writer.prepared(again, **{**options, "size": (6, 8)}),
-        store_writer.prepared(again, **options, mask_extremes="on"),
-        store_writer.prepared(again, **options, max_depth=8.0),
-        store_writer.prepared(again, **options, keep_full="all"),
-        store_writer.prepared(Memory(frames[:2]), **options),
+        store_writer.prepare(again, **{**options, "size": (6, 8)}),
+        store_writer.prepare(again, **options, mask_extremes="on"),
+        store_writer.prepare(again, **options, max_depth=8.0),
+        store_writer.prepare(again, **options, keep_full="all"),
+        store_writer.prepare(Memory(frames[:2]), **options),
     ]
     assert len({opened.path, *(other.path for other in others)}) == 6
-    # A store is taken as it is, wherever it lies.
-    assert store_writer.prepared(str(opened.path), **options).path == opened.path
+    # An existing store is opened from its path.
+    assert store_writer.prepare(str(opened.path), **options).path == opened.path
 
 
-def test_a_damaged_prepared_store_is_made_again(tmp_path):
+def test_a_damaged_prepared_store_is_replaced(tmp_path):
     source = Memory([frame(k) for k in range(3)])
-    opened = store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+    opened = store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
     before = depths(opened)
     (opened.path / "train-00000.filled.npy").write_bytes(b"")
-    again = store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+    again = store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
     np.testing.assert_array_equal(depths(again), before)
 
 
-def test_frames_that_cannot_be_read_are_left_out_and_listed(tmp_path):
+def test_unreadable_frames_are_left_out_and_listed(tmp_path):
     split = {"own": {"train": [0, 1, 2], "eval": [3, 4, 5]}}
     reasons = {1: "1.png is cut short", 3: "3.png\nis no image"}
     opened = written(tmp_path, [frame(k) for k in range(6)], split=split,
@@ -210,12 +210,12 @@ def test_frames_that_cannot_be_read_are_left_out_and_listed(tmp_path):
         {"name": "frame 3", "reason": "3.png is no image"},
     ]
     assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
-    said = "2 frames that can't be used left out, first frame 1: 1.png is cut short"
-    assert said in opened.notes and len(opened) == 4
+    note = "2 frames that can't be used left out, first frame 1: 1.png is cut short"
+    assert note in opened.notes and len(opened) == 4
     assert next(iter(opened.full_frames([2])))["name"] == "frame 4"
 
 
-def test_where_no_frame_is_left_the_first_reason_is_told(tmp_path):
+def test_without_usable_frames_the_error_gives_the_first_reason(tmp_path):
     with pytest.raises(UserError, match="none of 2 frames can be used, first frame 0: "
                        "bad") as error:  # fmt: skip
         written(tmp_path, [frame(), frame()], broken={0: "bad", 1: "worse"})
@@ -223,12 +223,12 @@ def test_where_no_frame_is_left_the_first_reason_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_that_are_wrong_stop_unless_that_is_skipped(tmp_path, monkeypatch):
+def test_wrong_frames_are_errors_unless_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "SHARD", 2)
     frames = [frame(k) for k in range(6)]
     with pytest.raises(UserError, match="frame 5 is wrong"):
         written(tmp_path, frames, wrong=(5,))
-    # The data must be changed, so nothing of them is worth keeping.
+    # The user must change the data, so no finished shards are kept.
     assert list(tmp_path.iterdir()) == []
     opened = written(tmp_path, frames, wrong=(5,), skip_wrong=True)
     assert opened.manifest["broken"] == [
@@ -236,13 +236,13 @@ def test_data_that_are_wrong_stop_unless_that_is_skipped(tmp_path, monkeypatch):
     ]
 
 
-def test_no_full_size_frame_is_kept_where_none_is_wanted(tmp_path):
+def test_keep_full_none_keeps_no_copies(tmp_path):
     split = {"own": {"train": [0], "eval": [1]}}
     opened = written(tmp_path, [frame(), frame()], split=split, keep_full="none")
     assert not opened.has_full(1) and opened.splits["own"]["eval"] == [1]
 
 
-def test_the_manifest_says_what_made_the_store(tmp_path):
+def test_the_manifest_records_versions_and_options(tmp_path):
     source = Memory([frame()])
     options = ReadOptions(every=3)
     manifest = store_writer.Job(source, store_writer.Packing(SIZE), options).write(
@@ -263,12 +263,12 @@ STOPS = [KeyboardInterrupt(), MemoryError(), OSError(errno.EIO, "Input/output er
 
 
 @pytest.mark.parametrize("stop", STOPS, ids=lambda stop: type(stop).__name__)
-def test_what_was_stopped_goes_on_after_its_last_shard(tmp_path, monkeypatch, stop):
+def test_an_interrupted_call_resumes_after_the_last_shard(tmp_path, monkeypatch, stop):
     monkeypatch.setattr(store_writer, "SHARD", 4)
     frames = [frame(k, (30, 44)) for k in range(18)]
     frames[5] = Frame(frames[5].rgb, filled=np.zeros((30, 44), np.float32))
     more = {"broken": {6: "cut short"}, "seconds": 0.0}
-    whole = written(tmp_path, frames, out="whole", **more)
+    complete = written(tmp_path, frames, out="complete", **more)
     expected = MachineError if isinstance(stop, OSError) else type(stop)
     with pytest.raises(expected):
         written(tmp_path, frames, stop_at=(15, stop), **more)
@@ -278,13 +278,13 @@ def test_what_was_stopped_goes_on_after_its_last_shard(tmp_path, monkeypatch, st
     opened = store_writer.write(
         again, tmp_path / "s", size=SIZE, progress=lambda *about: seen.append(about[1])
     )
-    # Two shards were finished; those on the way were not.
+    # Two shards were finished; the frames of the third are read again.
     assert seen[0] == 8 and again.read == 10
-    assert contents(opened.path) == contents(whole.path)
-    assert {p.name for p in tmp_path.iterdir()} == {"s", "whole"}
+    assert contents(opened.path) == contents(complete.path)
+    assert {p.name for p in tmp_path.iterdir()} == {"s", "complete"}
 
 
-def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_finished_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "SHARD", 4)
     frames, save, saved = [frame(k) for k in range(12)], np.save, []
 
@@ -305,7 +305,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     assert source.read == 8
 
 
-def test_a_limit_of_the_file_system_is_the_machines(tmp_path):
+def test_a_limit_on_the_file_size_is_a_machine_error(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
     try:
@@ -316,10 +316,10 @@ def test_a_limit_of_the_file_system_is_the_machines(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_finished_shard_that_was_damaged_is_made_again(tmp_path, monkeypatch):
+def test_a_damaged_finished_shard_is_written_again(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "SHARD", 2)
     frames = [frame(k) for k in range(12)]
-    whole = written(tmp_path, frames, out="whole")
+    complete = written(tmp_path, frames, out="complete")
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path, frames, stop_at=(11, KeyboardInterrupt()))
     (part,) = tmp_path.glob(".s.*.part")
@@ -330,10 +330,10 @@ def test_a_finished_shard_that_was_damaged_is_made_again(tmp_path, monkeypatch):
     source = Memory(frames)
     opened = store_writer.write(source, tmp_path / "s", size=SIZE)
     assert source.read == 12 - 2
-    assert contents(opened.path) == contents(whole.path)
+    assert contents(opened.path) == contents(complete.path)
 
 
-def test_what_other_options_left_is_not_mixed_in(tmp_path, monkeypatch):
+def test_finished_shards_of_other_options_are_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(store_writer, "SHARD", 2)
     frames = [frame(k) for k in range(12)]
     with pytest.raises(KeyboardInterrupt):
@@ -341,34 +341,34 @@ def test_what_other_options_left_is_not_mixed_in(tmp_path, monkeypatch):
     source = Memory(frames)
     store_writer.write(source, tmp_path / "s", size=SIZE)
     assert source.read == 12
-    # Nothing can go on there any more.
+    # The shards of the other options are deleted.
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
-def test_the_same_store_is_written_once(tmp_path):
+def test_an_existing_store_is_not_written_again(tmp_path):
     first, again = Memory([frame()]), Memory([frame()])
     store_writer.write(first, tmp_path / "s", size=SIZE)
     store_writer.write(again, tmp_path / "s", size=SIZE)
     assert (first.read, again.read) == (1, 0)
 
 
-def test_preparing_at_the_same_time_gives_one_store(tmp_path):
+def test_parallel_calls_write_one_store(tmp_path):
     frames = [frame(k) for k in range(40)]
     sources = [Memory(frames, seconds=0.002) for _ in range(4)]
 
     def prepare(source):
-        return store_writer.prepared(source, cache_dir=tmp_path, size=SIZE)
+        return store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(prepare, sources))
     assert list(tmp_path.iterdir()) == [opened[0].path]
-    # One reads, the others wait for it.
+    # One of them reads, the others wait for it.
     assert sorted(source.read for source in sources) == [0, 0, 0, 40]
-    for one in opened:
-        assert not one.damaged()
+    for store in opened:
+        assert not store.damaged()
 
 
-def test_progress_counts_to_the_end(tmp_path):
+def test_progress_counts_every_frame(tmp_path):
     seen = []
     source = Memory([frame(k) for k in range(20)])
     store_writer.write(
