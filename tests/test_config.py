@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxdepth import config as config_lib
 from jaxdepth import losses, recipes
 from jaxdepth.config import Config, EvaluateConfig
-from jaxdepth.data.sources import FORMATS
+from jaxdepth.data.sources import SOURCES
 from jaxdepth.evaluation.protocols import PROTOCOLS
 from jaxdepth.models import ARCHS, LAYOUTS
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
@@ -32,7 +32,7 @@ from jaxdepth.training.optimizer import make_optimizer
         ("unpool", UNPOOLS),
         ("upconv", ("auto", *FORMS)),
         ("protocol", ("auto", *PROTOCOLS, "all")),
-        ("data_format", ("auto", *FORMATS)),
+        ("data_format", ("auto", *SOURCES)),
     ],
 )
 def test_choices_are_those_of_the_tables(flag, table):

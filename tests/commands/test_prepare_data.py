@@ -131,7 +131,7 @@ def test_every_read_option_has_a_flag():
         (["pairs", "out", "--size=12"], "HEIGHTxWIDTH"),
         (["pairs", "out", "--max_depth=99"], "at most 65.535"),
         (["pairs", "out", "--every=0"], "at least 1"),
-        (["pairs", "out", "--every=2"], "have no use for it"),
+        (["pairs", "out", "--every=2"], "does not use it"),
         (["pairs", "out", "--workers=-1"], "at least 0"),
         (["pairs", "out", "--data_format=foldr"], r"did you mean folder\?"),
         (["pairs", "out", "--sise=12x16"], r"did you mean --size\?"),

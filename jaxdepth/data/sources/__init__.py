@@ -1,4 +1,4 @@
-"""Data of any format as frames. One file per format; `open_source` recognises them."""
+"""Data of any format as frames: one module per format, chosen by `open_source`."""
 
 import contextlib
 import contextvars
@@ -12,23 +12,25 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.registry import Registry
 
 
 class BrokenFrame(UserError):
-    """Files of one frame that can't be read, named with the reason."""
+    """One frame can't be read; the message names its file and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One image and its truth.
+    """One image and its ground truth.
 
     Attributes:
       rgb: (H, W, 3) uint8.
-      filled, raw: (H, W) float32 metres, 0 = missing; None where there is none.
-      intrinsics: fx, fy, cx, cy in pixels of this frame, pixel centres from 0; None
-        where they are not known.
-      unit: stored integers per metre of truth. `--mask_extremes` looks for its
-        extremes in them where they are finer than millimetres.
+      filled, raw: depth, (H, W) float32, metres, 0 = missing; None if the source has
+        no depth of this kind.
+      intrinsics: fx, fy, cx, cy in pixels of this frame, with pixel centres counted
+        from 0; None if unknown.
+      unit: stored integers per metre of depth. `--mask_extremes` compares depth in
+        this unit if it is finer than millimetres.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
@@ -39,31 +41,59 @@ class Frame:
 
     @property
     def depths(self) -> dict[str, np.ndarray]:
-        """The kinds of truth that are there."""
+        """The depth maps that this frame has, by kind."""
         both = {"filled": self.filled, "raw": self.raw}
         return {kind: depth for kind, depth in both.items() if depth is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameInfo:
-    """What is known of a frame without reading its pixels."""
+    """Properties of a frame that are known without reading its pixels.
+
+    Attributes:
+      name: unique in the source.
+      scene: frames of one scene are never split between training and evaluation.
+      official_index: number in the labeled set of NYU Depth V2, from 1.
+    """
 
     name: str
     scene: str | None = None
     official_index: int | None = None
 
 
-@runtime_checkable
-class Source(Protocol):
-    """Frames by number.
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How data are read. Each format uses some of these options.
 
     Attributes:
-      name: what results call it.
-      format: name in `FORMATS`, or "rooms".
+      depth_scale: stored units per metre, for depth that is stored in other units.
+      every: keep one frame in `every` of a recorded sequence.
+      doubles: "drop" leaves out frames of a raw dump whose image is matched by more
+        than one depth map (the paper, section 4), "keep" keeps them.
+      max_gap: longest time between image and depth of a raw dump, seconds.
+      variant: release of the NYU toolbox whose projection is computed, "B" or "A".
+      fill: the toolbox's method to fill holes in projected raw depth.
+    """
+
+    depth_scale: float | None = None
+    every: int = 1
+    doubles: Literal["drop", "keep"] = "drop"
+    max_gap: float | None = None
+    variant: Literal["B", "A"] = "B"
+    fill: Literal["none", "colorization", "cross_bf"] = "none"
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set as numbered frames.
+
+    Attributes:
+      name: name of the data in results.
+      format: name in `SOURCES`, or "rooms".
       infos: one per frame.
-      truths: kinds of depth, "filled" first.
-      eight_bit: depth comes from 8-bit codes, whose extremes are plateaus.
-      notes: lines that the user should read.
+      truths: the kinds of depth of every frame: "filled", "raw" or both, in this order.
+      eight_bit: True if depth is stored as 8-bit codes, whose extremes are plateaus.
+      notes: one-line messages for the user.
     """
 
     name: str
@@ -76,55 +106,108 @@ class Source(Protocol):
     def frame(self, row: int) -> Frame:
         """Read one frame.
 
-        Raises BrokenFrame where its files can't be read, which a store may leave out;
-        another UserError where something is wrong with the data as a whole.
+        Raises: BrokenFrame if its files can't be read, so that a store can leave it
+          out; another UserError if the data set as a whole is wrong.
         """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """What changes when the data do: keys a prepared store."""
+        """JSON values that change when the data change: the key of a prepared store."""
         ...
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        """Rows that train and evaluate, by name of the split."""
+        """Rows to train and to evaluate on: split -> {"train": rows, "eval": rows}.
+
+        "all" trains on every frame and evaluates on none; "own" is the data set's own
+        split; "official", "tune" and "report" are those of NYU Depth V2.
+        """
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class ReadOptions:
-    """What a user may say about how data are read. Each format takes some of it.
+@runtime_checkable
+class Format(Protocol):
+    """An entry of `SOURCES`: the class of the sources of one format."""
 
-    Attributes:
-      depth_scale: stored units per metre, where depth is stored in other units.
-      every: of a recorded sequence, one frame out of so many.
-      doubles: "drop" leaves out frames of a raw dump whose image is matched by more
-        than one depth map (the paper, section 4), "keep" keeps them.
-      max_gap: largest time in seconds between image and depth of a raw dump.
-      variant: release of the NYU toolbox whose projection is followed, "B" or "A".
-      fill: how holes in projected raw depth are filled, as the toolbox does.
+    @property
+    def OPTIONS(self) -> frozenset[str]:
+        """Names of the fields of `ReadOptions` that the format uses."""
+        ...
+
+    def recognises(self, path: Path) -> bool:
+        """Whether the path holds data of this format. Fast; never raises."""
+        ...
+
+    def __call__(self, path: Path, options: ReadOptions) -> Source:
+        """Open the data. Raises UserError if they can't be read."""
+        ...
+
+
+class _BuiltIn:
+    """A format of this package; its module is imported on first use.
+
+    Args:
+      place: "module:Class".
     """
 
-    depth_scale: float | None = None
-    every: int = 1
-    doubles: Literal["drop", "keep"] = "drop"
-    max_gap: float | None = None
-    variant: Literal["B", "A"] = "B"
-    fill: Literal["none", "colorization", "cross_bf"] = "none"
+    def __init__(self, place: str):
+        self._place = place
+
+    @property
+    def OPTIONS(self) -> frozenset[str]:
+        return self._format.OPTIONS
+
+    def recognises(self, path: Path) -> bool:
+        return self._format.recognises(path)
+
+    def __call__(self, path: Path, options: ReadOptions) -> Source:
+        return self._format(path, options)
+
+    @property
+    def _format(self) -> Format:
+        module, name = self._place.split(":")
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
-# In the order in which they are asked whether they know the data. Each is a module
-# here with `recognises(path) -> bool`, quick and without errors; `source_of(path,
-# options) -> Source`; and `TAKES`, the options that it has a use for.
-FORMATS: dict[str, str] = {
-    "nyu_labeled": "labeled",
-    "nyu_raw": "nyu_raw",
-    "tfds": "tfds",
-    "fastdepth": "fastdepth",
-    "bts": "bts",
-    "densedepth": "densedepth",
-    "tum": "tum",
-    "folder": "folder",
-}
+SOURCES: Registry[Format] = Registry("data_format")
+"""The formats that `--data_format` accepts.
+
+A format is one class: its objects are a `Source`, and it has the attribute `OPTIONS`
+and the static method `recognises` of `Format`. To add one, register it:
+
+    class Mine:
+        format = "mine"
+        OPTIONS = frozenset({"depth_scale"})
+
+        @staticmethod
+        def recognises(path):
+            return (path / "mine.json").is_file()
+
+        def __init__(self, path, options):
+            self.name, self.notes = path.name, []
+            self.truths, self.eight_bit = ("raw",), False
+            self.infos = [FrameInfo(name) for name in ...]
+
+        def frame(self, row): ...        # Frame(rgb, raw=depth)
+        def fingerprint(self): ...       # {"path": str(path), "changed": mtime}
+        def splits(self): ...            # {"all": {"train": [0, 1, ...], "eval": []}}
+
+    SOURCES.register("mine", Mine)
+
+`files` has helpers: `read_rgb`, `read_depth`, `to_metres`, `stamp`. Objects must be
+picklable, because frames may be read in other processes. Data are recognised by
+registered formats first, then by the built-in ones in the order below.
+"""
+for _name, _place in {
+    "nyu_labeled": "labeled:Labeled",
+    "nyu_raw": "nyu_raw:NyuRaw",
+    "tfds": "tfds:Tfds",
+    "fastdepth": "fastdepth:FastDepth",
+    "bts": "bts:Bts",
+    "densedepth": "densedepth:DenseDepth",
+    "tum": "tum:Tum",
+    "folder": "folder:Folder",
+}.items():
+    SOURCES.register(_name, _BuiltIn(_place))
 
 
 def open_source(
@@ -133,43 +216,39 @@ def open_source(
     data_format: str = "auto",
     options: ReadOptions | None = None,
 ) -> Source:
-    """Open data, whose content tells what they are unless `data_format` does.
+    """Open data of a named format, or of the format that recognises them.
 
-    Raises: UserError where there is nothing, nothing of a known format, or an option
-      was given that the format has no use for.
+    Raises: UserError if the path does not exist, its format is unknown, the data can't
+      be read, or an option was given that the format does not use.
     """
     path, options = Path(path).expanduser(), options or ReadOptions()
     if not path.exists():
-        raise UserError(f"--data={path}: there is no such file or folder")
+        raise UserError(f"--data={path}: no such file or folder")
     if data_format == "auto":
         data_format = _recognised(path)
-    module = _module(data_format)
+    chosen = SOURCES.named(data_format)
     for field in dataclasses.fields(options):
-        given = getattr(options, field.name)
-        if given != field.default and field.name not in module.TAKES:
+        value = getattr(options, field.name)
+        if value != field.default and field.name not in chosen.OPTIONS:
             raise UserError(
-                f"--{field.name}={given}: data of format {data_format} have no use "
-                "for it; leave it out"
+                f"--{field.name}={value}: format {data_format} does not use it; leave "
+                "it out"
             )
-    return module.source_of(path, options)
+    return chosen(path, options)
 
 
 def takes(path: str | Path, option: str) -> bool:
-    """Whether the data at `path` have a use for a field of `ReadOptions`."""
+    """Whether the format of the data at `path` uses a field of `ReadOptions`."""
     path = Path(path).expanduser()
-    return path.exists() and option in _module(_recognised(path)).TAKES
+    return path.exists() and option in SOURCES[_recognised(path)].OPTIONS
 
 
 def _recognised(path: Path) -> str:
-    for name in FORMATS:
-        if _module(name).recognises(path):
+    """The name of the first format that recognises the data."""
+    for name in sorted(SOURCES, key=lambda name: isinstance(SOURCES[name], _BuiltIn)):
+        if SOURCES[name].recognises(path):
             return name
-    # Their readers say what it is instead.
-    return "folder" if path.is_dir() else "nyu_labeled"
-
-
-def _module(data_format: str) -> Any:
-    return importlib.import_module(f"{__name__}.{FORMATS[data_format]}")
+    return "nyu_labeled"  # a file of no known format: its reader says what it expects
 
 
 _ANY_UNIT = contextvars.ContextVar("any_unit", default=False)
@@ -177,7 +256,7 @@ _ANY_UNIT = contextvars.ContextVar("any_unit", default=False)
 
 @contextlib.contextmanager
 def any_unit() -> Iterator[None]:
-    """Within it no unit is refused: for a look at what is wrong with data."""
+    """Disable `check_unit` within the context, to inspect data of a wrong unit."""
     token = _ANY_UNIT.set(True)
     try:
         yield
@@ -186,20 +265,25 @@ def any_unit() -> Iterator[None]:
 
 
 def check_unit(median: float, *, largest: float, where: str, hint: str) -> None:
-    """UserError for depth that can't be metres, but within `any_unit`.
+    """Check that depth values can be metres.
 
     Args:
-      median, largest: over valid pixels of a sample, metres.
+      median, largest: over the valid pixels of a sample, metres.
+      where: the data, for the message.
+      hint: how to fix the unit, for the message.
+
+    Raises: UserError for a median above 100 m or no depth above 0.1 m, except within
+      `any_unit`.
     """
     if _ANY_UNIT.get():
         return
     if median > 100:
         raise UserError(
-            f"{where}: the median depth would be {median:.0f} m, so its unit is not "
-            f"what was assumed: {hint}"
+            f"{where}: the median depth would be {median:.0f} m, so the assumed unit "
+            f"is wrong: {hint}"
         )
     if largest < 0.1:
         raise UserError(
             f"{where}: no depth is above {largest:.3g} m (median {median:.2g} m), so "
-            f"its unit is not what was assumed: {hint}"
+            f"the assumed unit is wrong: {hint}"
         )

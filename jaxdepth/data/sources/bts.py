@@ -1,4 +1,4 @@
-"""Lists of BTS, AdaBins and ZoeDepth: lines "rgb depth focal", depth 16-bit PNG."""
+"""The list files of BTS, AdaBins and ZoeDepth: lines "rgb depth focal"; PNG depth."""
 
 import re
 from collections.abc import Sequence
@@ -10,19 +10,9 @@ from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
 from jaxdepth.runtime.errors import UserError
 
-FOCAL = 518.8579  # pixels, of every line of the NYU lists
-# Where the authors' instructions put what the lists name, below the data's folder.
+FOCAL = 518.8579  # pixels, in every line of the NYU lists
+# Folders of the listed files, below the data's folder, by the authors' instructions.
 BELOW = ("", "sync", "official_splits/test", "train", "test")
-TAKES = frozenset({"depth_scale"})
-
-
-def recognises(path: Path) -> bool:
-    """A list, or a folder that holds one."""
-    return bool(_lists(path))
-
-
-def source_of(path: Path, options: ReadOptions) -> "Bts":
-    return Bts(path, depth_scale=options.depth_scale)
 
 
 class Line(NamedTuple):
@@ -37,25 +27,31 @@ class Line(NamedTuple):
 class Bts:
     """The frames of one list, or of a training and a test list in one folder.
 
-    What they name lies in the list's folder or one above it, or there in sync/,
-    official_splits/test/, train/ or test/. A list with test, val or eval in its name
-    evaluates, any other one trains. Lines without depth ("None", in KITTI's lists) are
-    left out and counted.
+    Listed paths start at the list's folder or at one of its parents, or at the folder
+    sync/, official_splits/test/, train/ or test/ in one of these. Frames of a list with
+    test, val or eval in its name are for evaluation, all others for training. Lines
+    without depth ("None", in KITTI's lists) are left out and counted.
 
-    Depth in metres is the stored value / `depth_scale` (default 1000; KITTI: 256), as
-    measured: 0 = missing. The scene is the image's folder. Where every image of the
-    test list lies in the folder of its scene's type, bathroom/rgb_00045.jpg, they are
-    official frames, which these names count from 0.
+    Depth is raw: metres = stored value / `depth_scale` (default 1000; KITTI: 256),
+    0 = missing. The scene is the image's folder. If every image of the test list is in
+    a folder named after its scene type, such as bathroom/rgb_00045.jpg, the numbers in
+    the names are official indices, counted from 0.
     """
 
     format = "bts"
+    OPTIONS = frozenset({"depth_scale"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
-    def __init__(self, path: Path, *, depth_scale: float | None = None):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the path is a list, or a folder with one."""
+        return bool(_lists(path))
+
+    def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = files.name_of(path)
-        self.depth_scale = depth_scale or 1000.0
+        self.depth_scale = options.depth_scale or 1000.0
         self.notes: list[str] = []
         train, evaluation = self._read()
         self.lines = train + evaluation
@@ -99,13 +95,13 @@ class Bts:
         )
 
     def _read(self) -> tuple[list[Line], list[Line]]:
-        """Lines that train, lines that evaluate."""
-        found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
-        if not found:
+        """Read the lines for training and the lines for evaluation."""
+        lists = _lists(self.path) or ([self.path] if self.path.is_file() else [])
+        if not lists:
             raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
         parts: dict[bool, tuple[Path, list[Line]]] = {}
-        for file in found:
-            lines = self._lines(file, alone=len(found) == 1)
+        for file in lists:
+            lines = self._lines(file, alone=len(lists) == 1)
             tests = re.search(r"test|val|eval", file.stem.lower()) is not None
             if lines and tests in parts:
                 raise UserError(
@@ -120,12 +116,15 @@ class Bts:
         return parts.get(False, nothing)[1], parts.get(True, nothing)[1]
 
     def _lines(self, file: Path, *, alone: bool) -> list[Line]:
-        """The frames of a list; none, and a note, where its files are not there."""
+        """Read the frames of a list; none, and a note, if its files are missing.
+
+        Raises: UserError for a wrong line; for missing files if the list is `alone`.
+        """
         rows, without = [], 0
         for number, columns in files.read_list(file):
             if not _is_line(columns):
                 raise UserError(
-                    f'{file}, line {number}: "rgb depth focal" is wanted, not '
+                    f'{file}, line {number}: expected "rgb depth focal", not '
                     f"{' '.join(columns)[:120]!r}"
                 )
             without += columns[1] == "None"
@@ -137,14 +136,14 @@ class Bts:
             raise UserError(f"{file} lists no frame with depth")
         root = files.find_root(file.parent, [row[0] for row in rows], BELOW)
         if root is None:
-            told = (
-                f"none of what {file.name} lists is there, such as {rows[0][0]}: it "
-                f"was looked for in {file.parent.absolute()}, in every folder above "
-                f"it, and there in {', '.join(BELOW[1:])}"
+            missing = (
+                f"no file that {file.name} lists exists, such as {rows[0][0]}: "
+                f"searched {file.parent.absolute()}, its parent folders, and "
+                f"{', '.join(BELOW[1:])} in each of them"
             )
             if alone:
-                raise UserError(told)
-            self.notes.append(told)
+                raise UserError(missing)
+            self.notes.append(missing)
             return []
         return [
             Line(
@@ -159,17 +158,17 @@ class Bts:
     def _depth(self, file: Path) -> Any:
         values = files.read_depth(file)
         if values.dtype.itemsize == 1:
-            raise UserError(f"{file} is 8-bit depth: these lists have 16-bit PNG")
+            raise UserError(f"{file} is 8-bit depth: this format has 16-bit PNG")
         return files.to_metres(values, self.depth_scale)
 
 
 def _lists(path: Path) -> list[Path]:
-    """The lists at a path, by their first lines. Never raises."""
+    """Find the lists at a path by their first lines. Never raises."""
     try:
-        among = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+        candidates = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     except OSError:
         return []
-    return [file for file in among if _is_list(files.peek_list(file))]
+    return [file for file in candidates if _is_list(files.peek_list(file))]
 
 
 def _is_list(lines: Sequence[Sequence[str]]) -> bool:
@@ -177,7 +176,7 @@ def _is_list(lines: Sequence[Sequence[str]]) -> bool:
 
 
 def _is_line(columns: Sequence[str]) -> bool:
-    """Whether these are an image, a depth file or None, and a focal length."""
+    """Whether these are an image, a depth file or "None", and a focal length."""
     if len(columns) != 3:
         return False
     rgb, depth, focal = columns
@@ -190,19 +189,19 @@ def _is_line(columns: Sequence[str]) -> bool:
 
 
 def _official_indices(lines: list[Line]) -> list[int | None]:
-    """Of a test list whose folders are scene types; None for all where one isn't."""
-    known = splits.official()
-    found: list[int | None] = []
+    """Official indices of a test list; all None unless every folder is a scene type."""
+    official = splits.official()
+    indices: list[int | None] = []
     for line in lines:
         digits = re.fullmatch(r"rgb_(\d+)", line.image.stem)
         index = int(digits[1]) + 1 if digits else 0
-        if index not in known["test"]:
+        if index not in official["test"]:
             return [None] * len(lines)
-        kind = re.sub(r"_\d+$", "", known["scenes"][index - 1])
-        if line.image.parent.name != kind:
+        scene_type = re.sub(r"_\d+$", "", official["scenes"][index - 1])
+        if line.image.parent.name != scene_type:
             return [None] * len(lines)
-        found.append(index)
-    return found
+        indices.append(index)
+    return indices
 
 
 def _scene(line: Line, index: int | None) -> str | None:

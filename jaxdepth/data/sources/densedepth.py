@@ -1,4 +1,4 @@
-"""DenseDepth's nyu_data.zip: nyu2_train.csv and nyu2_test.csv, image and depth."""
+"""DenseDepth's nyu_data.zip: nyu2_train.csv and nyu2_test.csv of image and depth."""
 
 import re
 from pathlib import Path
@@ -13,17 +13,7 @@ from jaxdepth.runtime.errors import UserError
 
 LISTS = ("nyu2_train.csv", "nyu2_test.csv")
 CODES_PER_METRE = 25.5  # of 8-bit depth: code / 255 * 10 m (DenseDepth, data.py)
-MILLIMETRES = 1000.0
-TAKES: frozenset[str] = frozenset()
-
-
-def recognises(path: Path) -> bool:
-    """One of the two lists, or a folder that holds one or both, or their data/."""
-    return any(_names_pairs(file) for file in _lists(path))
-
-
-def source_of(path: Path, options: ReadOptions) -> "DenseDepth":
-    return DenseDepth(path)
+MILLIMETRES = 1000.0  # per metre, of 16-bit depth
 
 
 class Row(NamedTuple):
@@ -37,25 +27,31 @@ class Row(NamedTuple):
 class DenseDepth:
     """The frames of nyu2_train.csv, nyu2_test.csv or both.
 
-    Paths in the lists start with data/ and are looked for from the list's folder and
-    those above it. Depth is filled. An 8-bit picture holds codes, metres = code / 255 *
-    10 (the training set: steps of 39 mm); a 16-bit one millimetres (the test set).
+    Paths in the lists start with data/, in the list's folder or in one of its parents.
+    Depth is filled. 8-bit images hold codes: metres = code / 255 * 10 (the training
+    set, in steps of 39 mm). 16-bit images hold millimetres (the test set).
 
-    The scene is the training frame's folder without "_out". Test frames bear their
-    official index, counted from 0: nyu2_test/00000_colors.png.
+    The scene of a training frame is its folder's name without "_out". The number in a
+    test frame's name is its official index, counted from 0: nyu2_test/00000_colors.png.
     """
 
     format = "densedepth"
+    OPTIONS: frozenset[str] = frozenset()
     truths: tuple[str, ...] = ("filled",)
 
-    def __init__(self, path: Path):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the path is one of the lists, or a folder with one, or with data/."""
+        return any(_names_pairs(file) for file in _lists(path))
+
+    def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = files.name_of(path)
-        found = _lists(path)
-        if not found:
+        lists = _lists(path)
+        if not lists:
             raise UserError(f"{path} holds neither of {' and '.join(LISTS)}")
-        train = [r for f in found if "test" not in f.name for r in _read(f)]
-        evaluation = [r for f in found if "test" in f.name for r in _read(f)]
+        train = [r for f in lists if "test" not in f.name for r in _read(f)]
+        evaluation = [r for f in lists if "test" in f.name for r in _read(f)]
         self.rows = train + evaluation
         self._train = range(len(train))
         self._evaluation = range(len(train), len(self.rows))
@@ -66,11 +62,11 @@ class DenseDepth:
         ]
         scenes = [info.scene for info in self.infos]
         self.notes = splits.test_scene_notes(self._train, scenes)
-        seen = files.sample(lambda row: _depth(row.depth), self.rows)
-        # Some 8-bit depth is enough: the store then masks no frame's extremes.
-        self.eight_bit = any(eight for _, eight in seen)
+        sampled = files.sample(lambda row: _depth(row.depth), self.rows)
+        # True if any depth has 8 bits: the store then masks the extremes of no frame.
+        self.eight_bit = any(eight for _, eight in sampled)
         files.check_metres(
-            [depth for depth, _ in seen],
+            [depth for depth, _ in sampled],
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
         )
@@ -99,13 +95,13 @@ class DenseDepth:
 
 
 def _lists(path: Path) -> list[Path]:
-    """The lists at a path: itself, or in it, or in its data/. Never raises."""
+    """The lists at a path: the path itself, in it, or in its data/. Never raises."""
     if path.name in LISTS and files.is_file(path):
         return [path]
     for folder in (path, path / "data"):
-        found = [folder / name for name in LISTS if files.is_file(folder / name)]
-        if found:
-            return found
+        lists = [folder / name for name in LISTS if files.is_file(folder / name)]
+        if lists:
+            return lists
     return []
 
 
@@ -120,31 +116,31 @@ def _is_pair(columns: list[str]) -> bool:
 
 
 def _read(file: Path) -> list[Row]:
-    """The frames of a list. UserError where it lists none, or none that is there."""
-    found = files.read_list(file)
-    for number, columns in found:
+    """Read the frames of a list. Raises UserError if there are none."""
+    lines = files.read_list(file)
+    for number, columns in lines:
         if not _is_pair(columns):
             raise UserError(
-                f"{file}, line {number}: an image and its depth are wanted, not "
+                f"{file}, line {number}: expected an image and its depth, not "
                 f"{','.join(columns)[:120]!r}"
             )
-    if not found:
+    if not lines:
         raise UserError(f"{file} lists no frame")
-    names = [columns[0] for _, columns in found]
+    names = [columns[0] for _, columns in lines]
     root = files.find_root(file.parent, names)
     if root is None:
         raise UserError(
-            f"none of what {file} lists is there, such as {names[0]}: it was looked "
-            f"for in {file.parent.absolute()} and every folder above it"
+            f"no file that {file} lists exists, such as {names[0]}: searched "
+            f"{file.parent.absolute()} and its parent folders"
         )
     return [
         Row(rgb.lstrip("/"), files.in_folder(root, rgb), files.in_folder(root, depth))
-        for _, (rgb, depth) in found
+        for _, (rgb, depth) in lines
     ]
 
 
 def _depth(file: Path) -> tuple[np.ndarray, bool]:
-    """Metres, and whether the file had 8 bits a pixel."""
+    """Read depth in metres, (H, W) float32; also whether the file has 8 bits."""
     values = files.read_depth(file)
     eight_bit = values.dtype == np.uint8
     scale = CODES_PER_METRE if eight_bit else MILLIMETRES
@@ -152,16 +148,16 @@ def _depth(file: Path) -> tuple[np.ndarray, bool]:
 
 
 def _official_indices(rows: list[Row]) -> list[int | None]:
-    """The number in a test frame's name, from 1; None for all where one isn't."""
+    """Official indices of test frames by their names; all None unless all are valid."""
     test = set(splits.official()["test"])
-    found: list[int | None] = []
+    indices: list[int | None] = []
     for row in rows:
         digits = re.match(r"\d+", row.image.name)
         index = int(digits[0]) + 1 if digits else 0
         if index not in test:
             return [None] * len(rows)
-        found.append(index)
-    return found
+        indices.append(index)
+    return indices
 
 
 def _scene(row: Row, index: int | None) -> str | None:

@@ -1,4 +1,4 @@
-"""FastDepth's and sparse-to-dense's HDF5: one file a frame, {train,val}/SCENE/N.h5."""
+"""HDF5 of FastDepth and sparse-to-dense: a file per frame, {train,val}/SCENE/N.h5."""
 
 import math
 from pathlib import Path
@@ -12,35 +12,31 @@ from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
 from jaxdepth.runtime.errors import UserError
 
 PARTS = ("train", "val")
-# Of every training scene, kept back by FastDepth's loader (dataloaders/nyu.py).
+# Files of every training scene that FastDepth's loader holds out (dataloaders/nyu.py).
 HOLD_OUT = ("00001.h5", "00201.h5")
 OFFICIAL = "official"  # the folder of the labeled set's frames
-TAKES: frozenset[str] = frozenset()
-
-
-def recognises(path: Path) -> bool:
-    """A folder, or its nyudepthv2/, with HDF5 files in train/ or val/."""
-    return _root(path) is not None
-
-
-def source_of(path: Path, options: ReadOptions) -> "FastDepth":
-    return FastDepth(path)
 
 
 class FastDepth:
-    """Frames of train/ and val/, each with or without folders of scenes.
+    """The frames of train/ and val/, with or without folders of scenes.
 
-    A file holds `rgb` (3,H,W) uint8 and `depth` (H,W) metres, filled in the authors'
-    files; where a sample has holes, it is as measured. Files 00001.h5 and 00201.h5 of
-    the training scenes don't train. val/official/ has the test frames under their
-    official index.
+    A file holds `rgb` (3, H, W) uint8 and `depth` (H, W) in metres. Depth counts as
+    filled, as in the authors' files, unless a sample of it has holes. Files 00001.h5
+    and 00201.h5 of training scenes are left out of training. The file names in
+    val/official/ are official indices of test frames.
     """
 
     format = "fastdepth"
+    OPTIONS: frozenset[str] = frozenset()
     truths: tuple[str, ...]
     eight_bit = False
 
-    def __init__(self, path: Path):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the folder, or its nyudepthv2/, has HDF5 files in train/ or val/."""
+        return _root(path) is not None
+
+    def __init__(self, path: Path, options: ReadOptions):
         root = _root(path)
         if root is None:
             raise UserError(f"{path} holds no HDF5 files in train/ or val/")
@@ -58,8 +54,8 @@ class FastDepth:
         self._train = [k for k, file in enumerate(train) if file.name not in HOLD_OUT]
         if held := len(train) - len(self._train):
             self.notes.append(
-                f"{held} frames named {' or '.join(HOLD_OUT)} don't train: FastDepth "
-                "holds them out"
+                f"{held} frames named {' or '.join(HOLD_OUT)} left out of training, as "
+                "FastDepth does"
             )
         scenes = [info.scene for info in self.infos]
         self.notes += splits.test_scene_notes(self._train, scenes)
@@ -89,7 +85,7 @@ class FastDepth:
 
 
 def _root(path: Path) -> Path | None:
-    """The folder that has train/ or val/ with HDF5 files. Never raises."""
+    """Find the folder with HDF5 files in train/ or val/. Never raises."""
     for root in (path, path / "nyudepthv2"):
         for part in PARTS:
             for pattern in (f"{part}/*.h5", f"{part}/*/*.h5"):
@@ -102,12 +98,12 @@ def _root(path: Path) -> Path | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.h5"), *folder.glob("*/*.h5")]
-    return sorted(file for file in found if not file.name.startswith("."))
+    both = [*folder.glob("*.h5"), *folder.glob("*/*.h5")]
+    return sorted(file for file in both if not file.name.startswith("."))
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """RGB (H,W,3) and metres (H,W). BrokenFrame for what can't be read as such."""
+    """Read RGB (H, W, 3) and depth (H, W) in metres. Raises BrokenFrame."""
     try:
         with h5py.File(file, "r") as stored:
             rgb, depth = (_dataset(stored, name) for name in ("rgb", "depth"))
@@ -122,27 +118,27 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
                 np.ascontiguousarray(rgb[()].transpose(1, 2, 0)),
                 files.to_metres(depth[()]),
             )
-    except Exception as error:  # HDF5 raises what it meets in damaged bytes
+    except Exception as error:  # damaged bytes make HDF5 raise errors of many types
         raise files.broken(file, "HDF5 of rgb and depth", error) from None
 
 
 def _dataset(stored: h5py.File, name: str) -> h5py.Dataset:
-    found = stored.get(name)
-    if not isinstance(found, h5py.Dataset):
+    dataset = stored.get(name)
+    if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"it has no dataset {name}")
-    return found
+    return dataset
 
 
 def _official_indices(evaluation: list[Path]) -> list[int | None]:
-    """The numbers of val/official/, all of them test frames; else None for all."""
+    """Official indices of the files of val/official/; all None unless all are valid."""
     test = set(splits.official()["test"])
-    found: list[int | None] = []
+    indices: list[int | None] = []
     for file in evaluation:
         index = int(file.stem) if file.stem.isdecimal() else 0
         if file.parent.name != OFFICIAL or index not in test:
             return [None] * len(evaluation)
-        found.append(index)
-    return found
+        indices.append(index)
+    return indices
 
 
 def _scene(file: Path, index: int | None) -> str | None:

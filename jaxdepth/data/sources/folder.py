@@ -1,4 +1,4 @@
-"""A folder of image and depth pairs: 16-bit PNG or npy depth."""
+"""A folder of image and depth files in pairs; depth as 16-bit PNG or npy."""
 
 import re
 from pathlib import Path
@@ -16,20 +16,10 @@ DEPTH_WORDS = (
     "depth8", "depth", "gt", "disp",
 )  # fmt: skip
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
-TAKES = frozenset({"depth_scale"})
-
-
-def recognises(path: Path) -> bool:
-    """Any folder: the last format to be asked."""
-    return path.is_dir()
-
-
-def source_of(path: Path, options: ReadOptions) -> "Folder":
-    return Folder(path, depth_scale=options.depth_scale)
 
 
 class Pair(NamedTuple):
-    """The files of one frame, and what their names have in common."""
+    """The files of one frame, and the key that their names share."""
 
     key: str
     image: Path
@@ -38,36 +28,42 @@ class Pair(NamedTuple):
 
 
 class Folder:
-    """Pairs found by their names.
+    """Image and depth pairs, matched by file name or by a list.
 
-    A depth file is any .npy, and a picture whose name says depth or, where its name
-    says nothing, the nearest folder's that says depth or image; what is left of both
-    names without the words rgb, image, color, depth, ... pairs them: rgb/0001.jpg +
-    depth/0001.png, rgb_00001.jpg + sync_depth_00001.png, 7_colors.png + 7_depth.png,
-    a.jpg + a.npy. Where none says anything, a.png is the depth of a.jpg. A sub-folder
-    that holds pairs is their scene.
+    By name: a .npy file is depth. Another file is depth if its name contains a word
+    for depth (`DEPTH_WORDS`); if the name contains no word for depth or image, the
+    nearest parent folder with such a word decides. The key that pairs two files is
+    their path without these words: rgb/0001.jpg + depth/0001.png, rgb_00001.jpg +
+    sync_depth_00001.png, 7_colors.png + 7_depth.png, a.jpg + a.npy. Without any such
+    word, a.png is the depth of a.jpg. The scene is the sub-folder of the pair.
 
-    Where no names pair, a .txt or .csv file in the folder may: two columns, image and
-    depth, paths from the folder. A list of three columns, image, depth as measured
-    and depth filled (Marigold's), says more than names do and is taken before them;
-    where its folders and numbers are the labeled set's, frames are official ones.
+    By list: a .txt or .csv file in the folder with the columns image and depth, paths
+    relative to the folder, is used if no names match. A list with the columns image,
+    raw depth and filled depth (Marigold's) takes precedence over names; if its folders
+    and numbers are those of the labeled set, its frames have official indices.
 
     Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
-    1 for npy and for floating-point pictures); 0, negative, NaN and infinite are
-    missing. 8-bit PNG has no usual scale, so it needs one.
+    1 for npy and floating-point images). Values that are 0, negative, NaN or infinite
+    are missing. 8-bit PNG requires a `depth_scale`.
     """
 
     format = "folder"
+    OPTIONS = frozenset({"depth_scale"})
     truths: tuple[str, ...] = ("filled",)
 
-    def __init__(self, path: Path, *, depth_scale: float | None = None):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the path is a folder."""
+        return path.is_dir()
+
+    def __init__(self, path: Path, options: ReadOptions):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder of images and depth")
         self.path = path
         self.name = files.name_of(path)
-        self.depth_scale = depth_scale
+        self.depth_scale = options.depth_scale
         self.notes: list[str] = []
-        self.pairs = self._listed(3) or self._find()
+        self.pairs = self._listed(3) or self._pairs_by_name()
         self.eight_bit = False
         self._official = _official_indices(self.pairs)
         self.infos = [
@@ -78,7 +74,7 @@ class Folder:
             )
             for pair, index in zip(self.pairs, self._official, strict=True)
         ]
-        self._look()
+        self._inspect_sample()
 
     def frame(self, row: int) -> Frame:
         pair = self.pairs[row]
@@ -87,7 +83,7 @@ class Folder:
         for kind, file in self._depth_files(pair).items():
             depths[kind], eight_bit = self._depth(file)
             if eight_bit != self.eight_bit:
-                bits = {False: "more", True: "8"}
+                bits = {False: "more than 8", True: "8"}
                 raise UserError(
                     f"{file} has {bits[eight_bit]} bits a pixel and other depth of "
                     f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
@@ -105,37 +101,24 @@ class Folder:
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        found = None
+        official = None
         if None not in self._official:
             scenes = [info.scene for info in self.infos]
-            found = splits.by_official_frames(self._official, scenes)
+            official = splits.by_official_frames(self._official, scenes)
         everything = {"train": list(range(len(self.pairs))), "eval": []}
-        return {**(found or {}), "all": everything}
+        return {**(official or {}), "all": everything}
 
     def _depth_files(self, pair: Pair) -> dict[str, Path]:
         if pair.filled is None:
             return {self.truths[0]: pair.depth}
         return {"filled": pair.filled, "raw": pair.depth}
 
-    def _find(self) -> list[Pair]:
-        """Every pair, in the order of keys. UserError where there is none."""
-        images: dict[str, Path] = {}
-        depths: dict[str, Path] = {}
-        for file in files.below(self.path):
-            npy = file.suffix.lower() == ".npy" and file.is_file()
-            if not (npy or images_lib.is_photo(file)):
-                continue
-            relative = file.relative_to(self.path)
-            is_depth = npy or _is_depth(relative)
-            group, key = (depths if is_depth else images), _key(relative)
-            if key in group and _is_depth_of(file, group[key]) and key not in depths:
-                group = depths
-            if key in group:
-                raise UserError(
-                    f"{self.path}: {group[key].relative_to(self.path)} and {relative} "
-                    "would be one frame: keep one of them"
-                )
-            group[key] = file
+    def _pairs_by_name(self) -> list[Pair]:
+        """Every pair, sorted by key; pairs of a list of two columns if no names match.
+
+        Raises: UserError if there is no pair.
+        """
+        images, depths = self._files_by_key()
         keys = sorted(images.keys() & depths.keys())
         if not keys and (listed := self._listed(2)):
             return listed
@@ -154,37 +137,58 @@ class Folder:
                 )
         return [Pair(key, images[key], depths[key]) for key in keys]
 
+    def _files_by_key(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """The images and the depth files. UserError if two of a kind share a key."""
+        images: dict[str, Path] = {}
+        depths: dict[str, Path] = {}
+        for file in files.below(self.path):
+            npy = file.suffix.lower() == ".npy" and file.is_file()
+            if not (npy or images_lib.is_photo(file)):
+                continue
+            relative = file.relative_to(self.path)
+            is_depth = npy or _is_depth(relative)
+            group, key = (depths if is_depth else images), _key(relative)
+            if key in group and _is_depth_of(file, group[key]) and key not in depths:
+                group = depths
+            if key in group:
+                raise UserError(
+                    f"{self.path}: {group[key].relative_to(self.path)} and {relative} "
+                    "would be one frame: keep one of them"
+                )
+            group[key] = file
+        return images, depths
+
     def _listed(self, columns: int) -> list[Pair]:
-        """Frames of the folder's first list of so many columns; none without one."""
+        """Read the folder's first list with that many columns; [] without one."""
         for file in sorted(self.path.glob("*")):
             if file.suffix.lower() not in (".txt", ".csv"):
                 continue
             pairs = _read_pairs(file, columns)
             if pairs:
-                self.notes.append(f"pairs as {file.name} lists them")
+                self.notes.append(f"pairs read from {file.name}")
                 return pairs
         return []
 
     def _depth(self, file: Path) -> tuple[np.ndarray, bool]:
-        """Metres, (H, W) float32, and whether the file had 8 bits."""
+        """Read depth in metres, (H, W) float32; also whether the file has 8 bits."""
         values = files.read_depth(file)
         eight_bit = values.dtype == np.uint8
         npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
         scale = self.depth_scale or (1.0 if npy else 1000.0)
         if eight_bit and self.depth_scale is None:
             raise UserError(
-                f"{file} is 8-bit depth, whose unit is not known: give "
-                "--depth_scale=UNITS_PER_METRE (25.5 where 255 stands for 10 m)"
+                f"{file} is 8-bit depth of unknown unit: give "
+                "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
         return files.to_metres(values, scale), eight_bit
 
-    def _look(self) -> None:
-        """Unit, holes and bits of a sample, before everything is read."""
-        seen = files.sample(
+    def _inspect_sample(self) -> None:
+        """Determine bits and kinds of depth from a sample, and check its unit."""
+        sampled = files.sample(
             lambda pair: [self._depth(f) for f in pair[2:] if f is not None], self.pairs
         )
-        self.eight_bit = any(eight for both in seen for _, eight in both)
-        depths = [both[0][0] for both in seen]
+        self.eight_bit = any(eight for both in sampled for _, eight in both)
+        depths = [both[0][0] for both in sampled]
         if any(pair.filled for pair in self.pairs):
             self.truths = ("filled", "raw")
         else:
@@ -197,17 +201,17 @@ class Folder:
 
 
 def _is_depth(relative: Path) -> bool:
-    """By the file's name or, where it says nothing, the nearest folder's that does."""
+    """Whether the first word for depth or image, from the file's name up, is depth."""
     for part in (relative.stem, *reversed(relative.parts[:-1])):
-        if _says(part, DEPTH_WORDS):
+        if _contains_word(part, DEPTH_WORDS):
             return True
-        if _says(part, IMAGE_WORDS):
+        if _contains_word(part, IMAGE_WORDS):
             return False
     return False
 
 
 def _is_depth_of(file: Path, image: Path) -> bool:
-    """Whether they are a.png and a.jpg, with nothing in the name to tell them apart."""
+    """Whether the two are a.png and a.jpg, so that only the suffix differs."""
     return (
         file.with_suffix("") == image.with_suffix("")
         and file.suffix.lower() == ".png"
@@ -215,14 +219,14 @@ def _is_depth_of(file: Path, image: Path) -> bool:
     )
 
 
-def _says(part: str, words: tuple[str, ...]) -> bool:
+def _contains_word(part: str, words: tuple[str, ...]) -> bool:
     return any(
         re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower()) for word in words
     )
 
 
 def _key(relative: Path) -> str:
-    """The name without the words that tell image from depth."""
+    """The path without suffix and without words for image and depth."""
     words = "|".join((*DEPTH_WORDS, *IMAGE_WORDS))
     parts = []
     for part in (*relative.parts[:-1], relative.stem):
@@ -234,27 +238,27 @@ def _key(relative: Path) -> str:
 
 
 def _official_indices(pairs: list[Pair]) -> list[int | None]:
-    """kitchen_0004/rgb_0001.png is official frame 1 where that is of kitchen_0004.
+    """Official indices by name: kitchen_0004/rgb_0001.png is frame 1 of kitchen_0004.
 
-    Of lists with filled depth alone, and None for all where one doesn't fit.
+    All None unless every pair has filled depth and a number that fits its scene.
     """
     scenes = splits.official()["scenes"]
-    found: list[int | None] = []
+    indices: list[int | None] = []
     for pair in pairs:
         digits = re.search(r"(\d+)$", pair.image.stem)
         index = int(digits[1]) if digits else 0
         fits = 0 < index <= len(scenes) and scenes[index - 1] == pair.image.parent.name
         if pair.filled is None or not fits:
             return [None] * len(pairs)
-        found.append(index)
-    return found
+        indices.append(index)
+    return indices
 
 
 def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
-    """What the first of each has left to be paired by, where there are both."""
+    """The first key of each kind, for a message; "" if one kind has no files."""
     if not images or not depths:
         return ""
-    return f"; here they are {min(images)!r} and {min(depths)!r}"
+    return f"; the first keys are {min(images)!r} and {min(depths)!r}"
 
 
 def _scene(key: str) -> str | None:
@@ -262,23 +266,25 @@ def _scene(key: str) -> str | None:
 
 
 def _read_pairs(file: Path, columns: int) -> list[Pair]:
-    """Frames of a list of so many columns; none where its first line names no files.
+    """Read a list with that many columns; [] if its first two lines name no files.
 
-    That may be a heading, with the names from the second line on. UserError for a
-    later line that names none, and for an image that is listed twice.
+    The first line may be a heading.
+
+    Raises: UserError for a later line that names no files, and for an image that is
+      listed twice.
     """
 
-    def named(names: list[str]) -> list[Path] | None:
+    def existing(names: list[str]) -> list[Path] | None:
         paths = [files.in_folder(file.parent, name) for name in names]
         fits = len(names) == columns and all(map(files.is_file, paths))
         return paths if fits else None
 
-    heads = [named(names) for names in files.peek_list(file, 2)]
-    if not any(heads):
+    first_lines = [existing(names) for names in files.peek_list(file, 2)]
+    if not any(first_lines):
         return []
     frames: dict[str, Pair] = {}
-    for number, names in files.read_list(file)[heads[0] is None :]:
-        paths = named(names)
+    for number, names in files.read_list(file)[first_lines[0] is None :]:
+        paths = existing(names)
         if paths is None:
             raise UserError(
                 f"{file}, line {number}: {' '.join(names)[:120]!r} does not name an "

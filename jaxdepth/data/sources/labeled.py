@@ -1,4 +1,4 @@
-"""`nyu_depth_v2_labeled.mat`: MATLAB v7.3, which is HDF5 with all axes reversed."""
+"""`nyu_depth_v2_labeled.mat`: MATLAB v7.3, that is, HDF5 with all axes reversed."""
 
 import functools
 import json
@@ -15,41 +15,37 @@ from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 FRAMES = 1449  # of the official file
-# The colour camera, to which images are undistorted and depth is registered, at
-# 480x640: fx, fy, cx, cy in pixels.
+# fx, fy, cx, cy in pixels at 480x640 of the colour camera. Images are undistorted, and
+# depth is registered to them.
 INTRINSICS = toolbox.RGB_CAMERA.intrinsics
-TAKES: frozenset[str] = frozenset()
-
-
-def recognises(path: Path) -> bool:
-    """An HDF5 file, or one that is named as MATLAB's are."""
-    return path.is_file() and (path.suffix == ".mat" or _is_hdf5(path))
-
-
-def source_of(path: Path, options: ReadOptions) -> "Labeled":
-    return Labeled(path)
 
 
 def camera_of(shape: tuple[int, ...]) -> tuple[float, float, float, float] | None:
-    """NYU's colour camera, for frames at its own size; None at another."""
+    """Intrinsics of NYU's colour camera; None unless the frame is 480x640."""
     return INTRINSICS if shape[:2] == (480, 640) else None
 
 
 class Labeled:
     """The labeled set, or a part of it.
 
-    `images` (N,3,W,H) uint8, `depths` and, if there, `rawDepths` (N,W,H) metres,
-    `scenes` as references to strings. Frames are read one by one.
+    `images` (N, 3, W, H) uint8; `depths` and, optionally, `rawDepths` (N, W, H) in
+    metres; `scenes` as references to strings. Frames are read one by one.
 
-    A file of 1449 rows has official indices. A smaller one has them in FILE.json
-    beside it (`frames`, from 1; `rows`), or else its scene names decide.
+    Rows of a file with 1449 rows are official frames. A smaller file has official
+    indices in FILE.json beside it (`frames`, from 1; `rows`), or else only scene names.
     """
 
     format = "nyu_labeled"
+    OPTIONS: frozenset[str] = frozenset()
     eight_bit = False
     truths: tuple[str, ...]
 
-    def __init__(self, path: Path):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the path is an HDF5 file or ends in .mat."""
+        return path.is_file() and (path.suffix == ".mat" or _is_hdf5(path))
+
+    def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = path.name
         self.notes: list[str] = []
@@ -60,9 +56,9 @@ class Labeled:
             self._written = self._written_rows()
         except UserError:
             raise
-        except Exception as error:  # HDF5 raises what it meets in damaged bytes
+        except Exception as error:  # damaged bytes make HDF5 raise errors of many types
             raise self._broken(error) from None
-        self._nothing = np.zeros(shapes["depths"][:0:-1], np.float32)
+        self._no_depth = np.zeros(shapes["depths"][:0:-1], np.float32)
         self.truths = self._truths(shapes)
         indices = self._official_indices()
         self.infos = [
@@ -73,22 +69,22 @@ class Labeled:
             )
             for row, (index, scene) in enumerate(zip(indices, scenes, strict=True))
         ]
-        self._look()
+        self._check_unit()
 
     @functools.cached_property
     def _file(self) -> Any:
         return h5py.File(self.path, "r")
 
     def __getstate__(self) -> dict[str, Any]:
-        # An open HDF5 file doesn't travel to another process: it is opened there.
+        # An open HDF5 file can't be pickled: each process opens the file itself.
         return {k: v for k, v in self.__dict__.items() if k != "_file"}
 
     def frame(self, row: int) -> Frame:
-        """Read one frame; one that was never written is black, without any truth."""
+        """Read one frame. A row that was never written is black and has no depth."""
         if self._written is not None and row not in self._written:
-            black = np.zeros((*self._nothing.shape, 3), np.uint8)
-            raw = self._nothing if "raw" in self.truths else None
-            return Frame(black, filled=self._nothing, raw=raw)
+            black = np.zeros((*self._no_depth.shape, 3), np.uint8)
+            raw = self._no_depth if "raw" in self.truths else None
+            return Frame(black, filled=self._no_depth, raw=raw)
         fields = {"filled": "depths", "raw": "rawDepths"}
         rgb = np.ascontiguousarray(self._row("images", row).transpose(2, 1, 0))
         depth = {
@@ -98,29 +94,29 @@ class Labeled:
         return Frame(rgb, depth.get("filled"), depth.get("raw"), camera_of(rgb.shape))
 
     def _row(self, field: str, row: int) -> np.ndarray:
-        """One frame's part of a field, as stored. BrokenFrame where it is damaged."""
+        """Read one row of a field as stored. Raises BrokenFrame if it is damaged."""
         try:
             return self._file[field][row]
-        except Exception as error:  # HDF5 raises what it meets in damaged bytes
+        except Exception as error:  # damaged bytes make HDF5 raise errors of many types
             raise files.broken(self.path, f"row {row} of {field}", error) from None
 
     def fingerprint(self) -> dict[str, Any]:
         stat = self.path.stat()
-        beside = self._sidecar
+        sidecar = self._sidecar
         return {
             "path": str(self.path.resolve()),
             "bytes": stat.st_size,
             "changed": stat.st_mtime_ns,
-            "beside": beside.stat().st_mtime_ns if beside.exists() else 0,
+            "beside": sidecar.stat().st_mtime_ns if sidecar.exists() else 0,
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        found = splits.by_official_frames(
+        official = splits.by_official_frames(
             [info.official_index for info in self.infos],
             [info.scene for info in self.infos],
         )
         everything = {"train": list(range(self._count)), "eval": []}
-        return {**(found or {}), "all": everything}
+        return {**(official or {}), "all": everything}
 
     @property
     def _sidecar(self) -> Path:
@@ -134,13 +130,13 @@ class Labeled:
             raise UserError(f"{self.path}: {error.strerror}") from None
         if head.startswith(b"MATLAB 5.0"):
             raise UserError(
-                f"{self.path} is a MATLAB v5 file; the labeled set is the v7.3 file "
-                "nyu_depth_v2_labeled.mat (2.97 GB)"
+                f"{self.path} is a MATLAB v5 file: give nyu_depth_v2_labeled.mat, a "
+                "v7.3 file (2.97 GB)"
             )
         if not _is_hdf5(self.path):
             raise UserError(
-                f"{self.path} is not a MATLAB v7.3 (HDF5) file, nor a folder or a "
-                "store: give nyu_depth_v2_labeled.mat"
+                f"{self.path} is not a MATLAB v7.3 (HDF5) file, a folder or a store: "
+                "give nyu_depth_v2_labeled.mat"
             )
 
     def _broken(self, error: Exception) -> UserError:
@@ -150,7 +146,7 @@ class Labeled:
         )
 
     def _shapes(self) -> tuple[int, dict[str, tuple[int, ...]]]:
-        """How many frames, and the shapes of the fields. UserError where wrong."""
+        """The number of frames, and the shapes of the fields. Raises UserError."""
         fields = [f for f in ("images", "depths", "rawDepths") if f in self._file]
         for field in sorted({"images", "depths", *fields}):
             if not isinstance(self._file.get(field), h5py.Dataset):
@@ -160,46 +156,48 @@ class Labeled:
                     "nyu_depth_v2_labeled.mat"
                 )
         shapes = {field: self._file[field].shape for field in fields}
-        image = shapes["images"]
-        if len(image) != 4 or image[1] != 3 or not image[0]:
-            raise UserError(
-                f"{self.path}: images has shape {image}, not (frames, 3, width, height)"
-            )
-        if not 0 < image[2] * image[3] <= files.LARGEST:
-            raise UserError(
-                f"{self.path}: images has shape {image}, whose frames are none"
-            )
-        if image[2:] == (480, 640):
-            raise UserError(
-                f"{self.path}: images has shape {image}, but MATLAB's files have "
-                "(frames, 3, width, height), depths (frames, width, height): write it "
-                "with its last two axes exchanged"
-            )
-        if self._file["images"].dtype != np.uint8:
-            raise UserError(
-                f"{self.path}: images is {self._file['images'].dtype}, not uint8"
-            )
+        self._check_images(shapes["images"])
         for field in fields[1:]:
-            if self._file[field].dtype.kind not in "uif":
-                raise UserError(
-                    f"{self.path}: {field} is {self._file[field].dtype}, not metres"
-                )
-            if shapes[field] != (image[0], *image[2:]):
-                raise UserError(
-                    f"{self.path}: {field} has shape {shapes[field]} and images "
-                    f"{image}: image and depth must have one size"
-                )
-        return image[0], shapes
+            self._check_depth(field, shapes)
+        return shapes["images"][0], shapes
+
+    def _check_images(self, shape: tuple[int, ...]) -> None:
+        problem = ""
+        if len(shape) != 4 or shape[1] != 3 or not shape[0]:
+            problem = f"has shape {shape}, not (frames, 3, width, height)"
+        elif not 0 < shape[2] * shape[3] <= files.LARGEST:
+            problem = f"has shape {shape}: frames of that size can't be read"
+        elif shape[2:] == (480, 640):
+            problem = (
+                f"has shape {shape}, but MATLAB's files have (frames, 3, width, "
+                "height), depths (frames, width, height): swap its last two axes"
+            )
+        elif self._file["images"].dtype != np.uint8:
+            problem = f"is {self._file['images'].dtype}, not uint8"
+        if problem:
+            raise UserError(f"{self.path}: images {problem}")
+
+    def _check_depth(self, field: str, shapes: dict[str, tuple[int, ...]]) -> None:
+        images = shapes["images"]
+        if self._file[field].dtype.kind not in "uif":
+            raise UserError(
+                f"{self.path}: {field} is {self._file[field].dtype}, not metres"
+            )
+        if shapes[field] != (images[0], *images[2:]):
+            raise UserError(
+                f"{self.path}: {field} has shape {shapes[field]} and images "
+                f"{images}: image and depth must have one size"
+            )
 
     def _scenes(self) -> list[str | None]:
         if "scenes" not in self._file:
             return [None] * self._count
-        held = self._file["scenes"]
-        text = h5py.check_string_dtype(held.dtype) is not None
-        values = np.asarray(held.asstr() if text else held).ravel()
+        dataset = self._file["scenes"]
+        is_text = h5py.check_string_dtype(dataset.dtype) is not None
+        values = np.asarray(dataset.asstr() if is_text else dataset).ravel()
         if len(values) != self._count:
             return [None] * self._count
-        if text:  # as h5py writes them, not MATLAB
+        if is_text:  # strings written by h5py; MATLAB writes references
             return [str(value) or None for value in values]
         texts = (
             "".join(map(chr, np.ravel(self._file[r] if r else ()))) for r in values
@@ -208,20 +206,20 @@ class Labeled:
         return [text.strip("\0") or None for text in texts]
 
     def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
-        """Which kinds of depth there are: raw that equals filled is no other kind."""
+        """The kinds of depth. Raw depth that equals filled depth does not count."""
         if "rawDepths" not in shapes:
-            self.notes.append(f"{self.name} has no rawDepths: filled depth alone")
+            self.notes.append(f"{self.name} has no rawDepths: only filled depth")
             return ("filled",)
-        same = seen = 0
+        same = compared = 0
         for raw, filled in files.sample(
             lambda row: (self._row("rawDepths", row), self._row("depths", row)),
             self._rows_with_depth(),
         ):
             raw, filled = files.to_metres(raw), files.to_metres(filled)
-            there = raw > 0
-            seen += int(there.sum())
-            same += int((raw[there] == filled[there]).sum())
-        if seen and same == seen:
+            valid = raw > 0
+            compared += int(valid.sum())
+            same += int((raw[valid] == filled[valid]).sum())
+        if compared and same == compared:
             self.notes.append(
                 f"rawDepths of {self.name} equal depths wherever they are not 0: they "
                 "count as filled depth, and there is no raw depth"
@@ -230,9 +228,9 @@ class Labeled:
         return ("filled", "raw")
 
     def _written_rows(self) -> set[int] | None:
-        """Rows whose depth takes space; None where that is not to be known.
+        """Rows with stored depth; None if the file's layout does not tell.
 
-        A file may have all 1449 rows and hold a few: the others are not worth reading.
+        A partial file may have all 1449 rows, most of which were never written.
         """
         depths = self._file["depths"]
         if depths.chunks is None:
@@ -259,14 +257,14 @@ class Labeled:
         return [None] * self._count
 
     def _from_sidecar(self) -> list[int | None] | None:
-        where = self._sidecar
+        file = self._sidecar
         try:
-            values = json.loads(where.read_text())
+            values = json.loads(file.read_text())
             frames = [int(i) for i in values["frames"]]
             rows = [int(r) for r in values.get("rows", range(len(frames)))]
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise UserError(
-                f"{where} does not list the official frames ({error}): it needs "
+                f"{file} does not list the official frames ({error}): it needs "
                 '{"frames": [...], "rows": [...]}'
             ) from None
         if self._count == FRAMES:
@@ -278,15 +276,15 @@ class Labeled:
         )
         if not good:
             raise UserError(
-                f"{where} does not fit {self.name}, which has {self._count} rows"
+                f"{file} does not fit {self.name}, which has {self._count} rows"
             )
         indices: list[int | None] = [None] * self._count
         for row, index in zip(rows, frames, strict=True):
             indices[row] = index
         return indices
 
-    def _look(self) -> None:
-        """Refuse a wrong unit before everything is read."""
+    def _check_unit(self) -> None:
+        """Check the unit of a sample, before all frames are read."""
         files.check_metres(
             files.sample(
                 lambda row: files.to_metres(self._row("depths", row)),

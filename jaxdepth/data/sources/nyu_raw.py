@@ -1,9 +1,8 @@
-"""A raw dump of NYU Depth V2: one folder per scene, as the recorder wrote it."""
+"""Raw dumps of NYU Depth V2: one folder of recorded files per scene."""
 
 import dataclasses
 import os
 import re
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,26 +14,16 @@ from jaxdepth.data.nyu import fill, splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions, files
 from jaxdepth.runtime.errors import UserError
 
-TAKES = frozenset({"every", "doubles", "max_gap", "variant", "fill"})
 FILLS: dict[str, Callable[..., Float64[np.ndarray, "h w"]]] = {
     "colorization": fill.fill_depth_colorization,
     "cross_bf": fill.fill_depth_cross_bf,
 }
-# By the first letter of a file's name: depth, RGB, accelerometer. INDEX.txt is none.
+# File names by their first letter: depth, RGB, accelerometer.
 NAMES = {
     kind: re.compile(rf"{kind}-\d+(\.\d+)?-.*\.{suffix}")
     for kind, suffix in (("d", "pgm"), ("r", "ppm"), ("a", "dump"))
 }
-LEVELS = 2  # folders between the path and a scene's, as where each zip has its own
-
-
-def recognises(path: Path) -> bool:
-    """A folder with raw depth in it, or in the folders below."""
-    return next(_scene_folders(path), None) is not None
-
-
-def source_of(path: Path, options: ReadOptions) -> "NyuRaw":
-    return NyuRaw(path, options)
+LEVELS = 2  # depth of scene folders below the path: each zip may add one
 
 
 class _Files(NamedTuple):
@@ -46,27 +35,33 @@ class _Files(NamedTuple):
 class NyuRaw:
     """Raw depth and RGB, matched in time and projected as the NYU toolbox does.
 
-    A folder that holds d-SECONDS-TICKS.pgm is a scene of that name. `rgb` is the
-    undistorted image and `raw` the depth that it has, in whole millimetres as the
-    toolbox's PNG; with `fill`, `filled` is that without its holes.
+    A folder with d-SECONDS-TICKS.pgm files is a scene. `rgb` is the undistorted image;
+    `raw` is depth projected into it, rounded to millimetres like the toolbox's PNG
+    files; `filled`, with `fill`, is `raw` with its holes filled.
 
-    In this order: frames are matched, doubles left out, then what lies `max_gap`
-    apart, and of the rest of each scene one in `every` is kept.
+    Frames are matched; then doubles are left out, then frames with a gap above
+    `max_gap`; of the remaining frames of each scene, one in `every` is kept.
     """
 
     format = "nyu_raw"
+    OPTIONS = frozenset({"every", "doubles", "max_gap", "variant", "fill"})
     eight_bit = False
     truths: tuple[str, ...]
 
-    def __init__(self, path: Path, options: ReadOptions | None = None):
-        self.options = options or ReadOptions()
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the folder, or one at most two levels below, has raw depth."""
+        return next(_scene_folders(path), None) is not None
+
+    def __init__(self, path: Path, options: ReadOptions):
+        self.options = options
         if self.options.every < 1:
             raise UserError(f"--every={self.options.every}: must be at least 1")
         self.path = path
         self.name = files.name_of(path)
         self.truths = ("raw",) if self.options.fill == "none" else ("filled", "raw")
         self.notes: list[str] = []
-        self._frames = self._find()
+        self._frames = self._frame_files()
         self.infos = [
             FrameInfo(f"{scene}/{Path(frame.depth).stem}", scene)
             for frame in self._frames
@@ -93,11 +88,11 @@ class NyuRaw:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        taken = dataclasses.asdict(self.options)
+        options = dataclasses.asdict(self.options)
         return {
             "path": str(self.path.resolve()),
             "toolbox": toolbox.VERSION,
-            **{name: taken[name] for name in sorted(TAKES)},
+            **{name: options[name] for name in sorted(self.OPTIONS)},
             **files.stamp(
                 Path(frame.folder, name)
                 for frame in self._frames
@@ -106,19 +101,19 @@ class NyuRaw:
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        """By scene: "official", "tune" and "report" where any is official; "all".
+        """Splits by scene: "all"; "official", "tune" and "report" for labeled scenes.
 
-        A raw folder bears its scene's name and, where a scene was recorded in pieces,
-        a letter. No piece of a test scene trains, whatever lists of raw folders say;
-        scenes that were never labeled train and evaluate nothing.
+        A raw folder is named after its scene, plus a letter if the scene was recorded
+        in pieces. No piece of a test scene is in a training set other than that of
+        "all". Scenes without labeled frames are for training only.
         """
         return self._splits
 
-    def _find(self) -> list[_Files]:
-        """The files of every frame, and notes on what is left out."""
-        found: list[_Files] = []
+    def _frame_files(self) -> list[_Files]:
+        """The files of every frame. Adds a note for each reason to leave frames out."""
+        frames: list[_Files] = []
         doubles = apart = total = 0
-        # "." has no name to call a scene by.
+        # Scenes are named after folders, and "." is not a name.
         for folder in _scene_folders(Path(os.path.abspath(self.path))):
             matches = self._matched(folder)
             total += len(matches)
@@ -128,27 +123,27 @@ class NyuRaw:
             limit = self.options.max_gap
             near = [match for match in matches if limit is None or match.gap <= limit]
             apart += len(matches) - len(near)
-            found += [
+            frames += [
                 _Files(str(folder), match.depth, match.rgb)
                 for match in near[:: self.options.every]
             ]
         if doubles:
             self.notes.append(
-                f"{doubles} of {total} frames left out, as their image is matched by "
+                f"{doubles} of {total} frames left out: their image is matched by "
                 "more than one depth map (--doubles=keep keeps them)"
             )
         if apart:
             self.notes.append(
-                f"{apart} of {total} frames left out, as image and depth are more than "
+                f"{apart} of {total} frames left out: image and depth are more than "
                 f"{self.options.max_gap:g} s apart (--max_gap)"
             )
-        if not found:
+        if not frames:
             why = f" ({'; '.join(self.notes)})" if self.notes else ""
             raise UserError(
-                f"{self.path} holds no raw frame, d-SECONDS-TICKS.pgm with "
-                f"r-SECONDS-TICKS.ppm in a scene's folder{why}"
+                f"{self.path} holds no raw frame: expected d-SECONDS-TICKS.pgm and "
+                f"r-SECONDS-TICKS.ppm in a folder per scene{why}"
             )
-        return found
+        return frames
 
     def _matched(self, folder: Path) -> list[toolbox.Match]:
         names = sorted(entry.name for entry in os.scandir(folder))
@@ -156,32 +151,32 @@ class NyuRaw:
             [name for name in names if NAMES[kind].fullmatch(name)] for kind in "dra"
         )
         if not rgb:
-            self.notes.append(f"{folder.name} left out, as it holds no image")
+            self.notes.append(f"{folder.name} left out: it holds no image")
             return []
         return toolbox.synchronise(depth, rgb, accel)
 
     def _split(self) -> dict[str, dict[str, list[int]]]:
         scenes = [info.scene or "" for info in self.infos]
         part = [splits.parts().get(splits.scene_of_folder(scene)) for scene in scenes]
-        found = {"all": {"train": list(range(len(part))), "eval": []}}
+        by_name = {"all": {"train": list(range(len(part))), "eval": []}}
         if not any(part):
-            return found
+            return by_name
         parts = dict(zip(scenes, part, strict=True))
         self._note(
             [scene for scene in parts if parts[scene] == "test"],
-            "of official test scenes: they never train, but with --split=all",
+            "of official test scenes: left out of training unless --split=all",
         )
         self._note(
             [scene for scene in parts if parts[scene] is None],
-            "of no labeled scene: they train, and nothing is evaluated on them",
+            "of scenes without labeled frames: used for training only",
         )
         for name, evaluates in (("official", "test"), ("tune",) * 2, ("report",) * 2):
             held_out = {"test"} if name == "official" else {"test", "tune", "report"}
-            found[name] = {
+            by_name[name] = {
                 "train": [row for row, p in enumerate(part) if p not in held_out],
                 "eval": [row for row, p in enumerate(part) if p == evaluates],
             }
-        return found
+        return by_name
 
     def _note(self, scenes: list[str], what: str) -> None:
         if scenes:
@@ -190,62 +185,46 @@ class NyuRaw:
 
 
 def read_depth(path: Path) -> UInt16[np.ndarray, "480 640"]:
-    """Disparities, 0 to 2047. BrokenFrame for anything else.
+    """Read raw disparities, 0 to 2047. Raises BrokenFrame.
 
-    The recorder wrote them little-endian, against the standard of PGM.
+    The files are little-endian, contrary to the PGM standard.
     """
     payload = _payload(path, b"P5 640 480 65535\n", 2)
     disparity = np.frombuffer(payload, "<u2").reshape(toolbox.SIZE)
     if disparity.max() > toolbox.NO_READING:
         raise BrokenFrame(
-            f"{path} holds {disparity.max()}, which is no disparity of 11 bits: it is "
-            "damaged, or its bytes are swapped"
+            f"{path} holds {disparity.max()}, above 11 bits: it is damaged, or its "
+            "bytes are swapped"
         )
     return disparity
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "480 640 3"]:
-    """Colours. BrokenFrame for anything but a 480x640 PPM of 8 bits."""
+    """Read a 480x640 PPM of 8 bits. Raises BrokenFrame."""
     payload = _payload(path, b"P6 640 480 255\n", 3)
     return np.frombuffer(payload, np.uint8).reshape(*toolbox.SIZE, 3)
 
 
-def read_accel(path: Path) -> Float64[np.ndarray, "4"]:
-    """x, y, z in counts (819 are 1 g) and tilt in half degrees (-128: moving).
-
-    BrokenFrame for a file that isn't libfreenect's 12-byte record.
-    """
-    record = struct.Struct("<hhhbxi")  # the last is the motor's status
-    content = _bytes(path)
-    if len(content) != record.size:
-        raise BrokenFrame(f"{path} has {len(content)} bytes, not {record.size}")
-    return np.array(record.unpack(content)[:4], np.float64)
-
-
 def _payload(path: Path, header: bytes, pixel: int) -> bytes:
-    """What follows the header: `pixel` bytes for each of 480x640."""
-    content = _bytes(path)
+    """Read the data after the header: `pixel` bytes for each of 480x640 pixels."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise files.broken(path, "a raw frame", error.strerror or error) from None
     if not content:
         raise BrokenFrame(f"{path} is empty")
     if not content.startswith(header):
         line = header.decode().strip()
-        raise BrokenFrame(f"{path} does not begin with {line}: no raw frame")
+        raise BrokenFrame(f"{path} does not begin with {line}: not a raw frame")
     size = len(header) + pixel * toolbox.SIZE[0] * toolbox.SIZE[1]
     if len(content) != size:
-        how = "cut short" if len(content) < size else "too long"
-        raise BrokenFrame(f"{path} is {how}: {len(content)} bytes of {size}")
+        problem = "truncated" if len(content) < size else "too long"
+        raise BrokenFrame(f"{path} is {problem}: {len(content)} bytes, not {size}")
     return content[len(header) :]
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise files.broken(path, "a raw frame", error.strerror or error) from None
-
-
 def _scene_folders(path: Path, levels: int = LEVELS) -> Iterator[Path]:
-    """Folders with raw depth, `path` or below it, in the order of their names."""
+    """Folders with raw depth, `path` or below it, sorted by name."""
     folders: list[str] = []
     raw = False
     try:
@@ -256,7 +235,7 @@ def _scene_folders(path: Path, levels: int = LEVELS) -> Iterator[Path]:
                     break
                 if levels and entry.is_dir():
                     folders.append(entry.name)
-    except OSError:  # no folder, or one that may not be read
+    except OSError:  # not a folder, or not readable
         return
     if raw:
         yield path

@@ -1,4 +1,4 @@
-"""Rendered rooms as a source: some to train on, others to evaluate on."""
+"""Rendered rooms as a source, for training and evaluation."""
 
 import collections
 from typing import Any
@@ -10,10 +10,10 @@ from jaxdepth.data.sources import Frame, FrameInfo
 
 
 class Rooms:
-    """`train` frames, then `evaluation` others, of one seed, at `size`.
+    """Rendered rooms of one seed: `train` frames, then `evaluation` frames.
 
-    Their truth has holes as a sensor's has: it is "raw". Frames are meant to be read
-    in ascending order, since they are rendered in batches.
+    Depth is raw: it has holes like a sensor's. Frames are rendered in batches, so
+    reading them in ascending order is fastest.
     """
 
     format = "rooms"

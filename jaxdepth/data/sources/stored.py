@@ -1,4 +1,4 @@
-"""A store's frames as a source."""
+"""The frames of a store as a source."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jaxdepth.data.store.reader import Store
 
 
 class Stored:
-    """Each frame at its full size where that was kept, else at the training size."""
+    """The frames of a store, at full size if it was kept, else at training size."""
 
     format = "store"
     eight_bit = False

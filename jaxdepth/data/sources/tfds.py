@@ -1,4 +1,4 @@
-"""TensorFlow Datasets' nyu_depth_v2 as TFDS prepared it: TFRecord or ArrayRecord."""
+"""nyu_depth_v2 as prepared by TensorFlow Datasets: TFRecord or ArrayRecord files."""
 
 import bisect
 import functools
@@ -17,33 +17,29 @@ from jaxdepth.runtime.errors import UserError
 NAME = "nyu_depth_v2"
 INFO = "dataset_info.json"
 PARTS = ("train", "validation")
-TAKES: frozenset[str] = frozenset()
-
-
-def recognises(path: Path) -> bool:
-    """A version's folder, the data set's above it, or TFDS's above that."""
-    return _folder(path) is not None
-
-
-def source_of(path: Path, options: ReadOptions) -> "Tfds":
-    return Tfds(path)
 
 
 class Tfds:
-    """The frames of splits train and validation, in the order of the record files.
+    """The frames of the splits train and validation, in the order of the record files.
 
-    Features `image` uint8 and `depth` float16 metres. The records hold FastDepth's
-    files in a shuffled order, without names: a frame's scene and official index are
-    not known. 654 frames of validation are the official test set.
+    Features are `image` uint8 and `depth` float16 in metres. The records are the files
+    of FastDepth in shuffled order, without names: the scene and official index of a
+    frame are unknown. 654 frames of validation are the official test set.
 
-    A frame is read by its place in its file, whichever was read before.
+    Frames can be read in any order.
     """
 
     format = "tfds"
+    OPTIONS: frozenset[str] = frozenset()
     truths: tuple[str, ...]
     eight_bit = False
 
-    def __init__(self, path: Path):
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the path is a version's folder, its parent or its grandparent."""
+        return _folder(path) is not None
+
+    def __init__(self, path: Path, options: ReadOptions):
         folder = _folder(path)
         if folder is None:
             raise UserError(f"{path} holds no {NAME}/VERSION/{INFO} of TFDS")
@@ -63,8 +59,8 @@ class Tfds:
         self._train = range(train)
         self._evaluation = range(train, train + evaluation)
         self.notes = [
-            "frames bear no scene and no name: none is kept from training for being of "
-            "a test scene or held out by FastDepth"
+            "scenes and names of frames are unknown: frames of test scenes, and frames "
+            "that FastDepth holds out, are not left out of training"
         ]
         rows = range(len(self.infos))
         depths = files.sample(lambda row: files.to_metres(self._read(row)[1]), rows)
@@ -74,9 +70,9 @@ class Tfds:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open record files and TFDS's builder stay in their process.
-        mine = ("_builder", "_reader")
-        return {k: v for k, v in self.__dict__.items() if k not in mine}
+        # Open record files and TFDS's builder can't be pickled.
+        unpicklable = ("_builder", "_reader")
+        return {k: v for k, v in self.__dict__.items() if k not in unpicklable}
 
     def frame(self, row: int) -> Frame:
         rgb, depth = self._read(row)
@@ -90,38 +86,37 @@ class Tfds:
         return {"path": str(self.path.resolve()), **files.stamp(listed)}
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        nothing = [None] * len(self.infos)
-        whole = len(self._evaluation) == len(splits.official()["test"])
+        unknown = [None] * len(self.infos)
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=nothing,
-            indices=nothing,
-            official_test=whole,
+            scenes=unknown,
+            indices=unknown,
+            official_test=len(self._evaluation) == len(splits.official()["test"]),
         )
 
     @functools.cached_property
     def _builder(self) -> Any:
-        """TFDS's view of the folder. UserError where it is damaged."""
+        """TFDS's builder for the folder. Raises UserError if the folder is damaged."""
         try:
             import tensorflow  # noqa: F401
-            import tensorflow_datasets as tensorflow_datasets
+            import tensorflow_datasets
         except ImportError as error:
             raise UserError(
-                f"{self.path} is read with TensorFlow and tensorflow-datasets, which "
-                f"are not here ({error}): install them"
+                f"{self.path} can't be read without TensorFlow and "
+                f"tensorflow-datasets ({error}): install them"
             ) from None
         try:
             return tensorflow_datasets.builder_from_directory(str(self.path))
-        except Exception as error:  # whatever it meets in damaged JSON
+        except Exception as error:  # damaged JSON causes errors of many types
             raise UserError(
                 f"{self.path} can't be read as a data set of TFDS: "
                 f"{files.reason_of(error)}"
             ) from None
 
     def _check_features(self) -> None:
-        found = self._builder.info.features
-        depth, image = (dict(found).get(name) for name in ("depth", "image"))
+        features = self._builder.info.features
+        depth, image = (dict(features).get(name) for name in ("depth", "image"))
         if (
             image is None
             or depth is None
@@ -130,32 +125,32 @@ class Tfds:
             or np.dtype(depth.np_dtype).kind != "f"
         ):
             raise UserError(
-                f"{self.path} has features {files.reason_of(found)}: image (H, W, 3) "
-                "uint8 and depth (H, W) in metres are wanted"
+                f"{self.path} has features {files.reason_of(features)}: expected image "
+                "(H, W, 3) uint8 and depth (H, W) in metres"
             )
 
     def _shards(self, part: str) -> list[tuple[Path, int]]:
-        """The record files of a split, and how many frames each has."""
-        known = self._builder.info.splits
-        if part not in known:
+        """The record files of a split, with their numbers of frames."""
+        infos = self._builder.info.splits
+        if part not in infos:
             return []
-        paths = [Path(path) for path in known[part].filepaths]
-        return list(zip(paths, known[part].shard_lengths, strict=True))
+        paths = [Path(path) for path in infos[part].filepaths]
+        return list(zip(paths, infos[part].shard_lengths, strict=True))
 
     def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (H,W,3) and depth (H,W) as stored. BrokenFrame where damaged."""
+        """Read image (H, W, 3) and depth (H, W) as stored. Raises BrokenFrame."""
         shard = bisect.bisect_right(self._ends, row)
         file = self._record_files[shard]
-        place = row - (self._ends[shard - 1] if shard else 0)
+        index = row - (self._ends[shard - 1] if shard else 0)
         try:
-            record = self._reader_of(file).read(place)
+            record = self._reader_of(file).read(index)
             example = self._builder.info.features.deserialize_example(record)
             return example["image"].numpy(), example["depth"].numpy()
-        except Exception as error:  # of TensorFlow, TFDS, or the records' library
-            raise files.broken(file, f"record {place}", error) from None
+        except Exception as error:  # from TensorFlow, TFDS or array_record
+            raise files.broken(file, f"record {index}", error) from None
 
     def _reader_of(self, file: Path) -> Any:
-        """The reader of one file. The last is kept: rows mostly ascend."""
+        """The reader of one file. The last one is reused, as rows mostly ascend."""
         reader = self.__dict__.get("_reader")
         if reader is None or reader.file != file:
             arrays = self._builder.info.file_format.value == "array_record"
@@ -165,25 +160,25 @@ class Tfds:
 
 
 class _TfRecords:
-    """Records by number. Their checksums are checked as they are read."""
+    """Random access to the records of a TFRecord file, with checksums checked."""
 
     def __init__(self, file: Path):
         from tensorflow.python.lib.io import tf_record
 
         self.file = file
         self._offsets = _offsets(file)
-        # Documented in its module, though not among TensorFlow's public names, whose
-        # readers all start at the beginning.
+        # Documented in its module but not a public name of TensorFlow; all public
+        # readers start at the first record.
         self._reader = tf_record.tf_record_random_reader(str(file))
 
-    def read(self, place: int) -> bytes:
-        if place >= len(self._offsets):
+    def read(self, index: int) -> bytes:
+        if index >= len(self._offsets):
             raise ValueError("the file ends before it")
-        return self._reader.read(self._offsets[place])[0]
+        return self._reader.read(self._offsets[index])[0]
 
 
 class _ArrayRecords:
-    """Records by number."""
+    """Random access to the records of an ArrayRecord file."""
 
     def __init__(self, file: Path):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -191,40 +186,40 @@ class _ArrayRecords:
         self.file = file
         self._reader = ArrayRecordDataSource([str(file)])
 
-    def read(self, place: int) -> bytes:
-        return self._reader[place]
+    def read(self, index: int) -> bytes:
+        return self._reader[index]
 
 
 def _offsets(file: Path) -> list[int]:
-    """Where the records of a TFRecord file begin.
+    """The byte offsets of the records of a TFRecord file.
 
-    Each is its length (8 bytes, little-endian), that length's checksum (4), the data
-    and their checksum (4).
+    A record is its length (8 bytes, little-endian), the checksum of the length (4),
+    the data and the checksum of the data (4).
     """
-    found, place, size = [], 0, file.stat().st_size
+    offsets, offset, size = [], 0, file.stat().st_size
     with open(file, "rb") as stream:
-        while place + 16 <= size:
-            found.append(place)
-            stream.seek(place)
+        while offset + 16 <= size:
+            offsets.append(offset)
+            stream.seek(offset)
             (length,) = struct.unpack("<Q", stream.read(8))
-            place += length + 16
-    return found
+            offset += length + 16
+    return offsets
 
 
 def _folder(path: Path) -> Path | None:
-    """The newest version's folder at a path. Never raises."""
-    among = [path, *_inside(path), *_inside(path / NAME)]
-    return next((f for f in among if _is_ours(f)), None)
+    """Find the folder of the newest version at a path. Never raises."""
+    candidates = [path, *_versions(path), *_versions(path / NAME)]
+    return next((f for f in candidates if _is_prepared(f)), None)
 
 
-def _inside(path: Path) -> list[Path]:
+def _versions(path: Path) -> list[Path]:
     try:
         return sorted((f.parent for f in path.glob(f"*/{INFO}")), reverse=True)
     except OSError:
         return []
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_prepared(folder: Path) -> bool:
     try:
         return json.loads((folder / INFO).read_text())["name"] == NAME
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""One sequence of TUM RGB-D: lists of times and files, depth 16-bit PNG."""
+"""One sequence of TUM RGB-D: lists of times and files; depth as 16-bit PNG."""
 
 import bisect
 import math
@@ -14,58 +14,54 @@ SCALE = 5000.0  # stored units per metre
 MAX_GAP = 0.02  # seconds between an image and its depth (associate.py's default)
 ASSOCIATIONS = "associations.txt"
 SIZE = (480, 640)
-# fx, fy, cx, cy of the colour cameras at that size, by freiburg number: the benchmark's
-# page on file formats.
+# fx, fy, cx, cy of the colour cameras at that size, by freiburg number. Source: the
+# benchmark's page on file formats.
 CAMERAS = {
     "1": (517.306408, 516.469215, 318.643040, 255.313989),
     "2": (520.908620, 521.007327, 325.141442, 249.701764),
     "3": (535.4, 539.2, 320.1, 247.6),
 }
-TAKES = frozenset({"every", "depth_scale"})
-
-
-def recognises(path: Path) -> bool:
-    """A folder with the data set's lists, or with their association."""
-    if _is_list(path / ASSOCIATIONS, 4):
-        return True
-    return all(_is_list(path / name, 2) for name in ("rgb.txt", "depth.txt"))
-
-
-def source_of(path: Path, options: ReadOptions) -> "Tum":
-    return Tum(path, every=options.every, depth_scale=options.depth_scale)
 
 
 class Match(NamedTuple):
-    """An image and the depth map that was recorded with it, as the lists name them."""
+    """The listed names of an image and of the depth map recorded with it."""
 
     image: str
     depth: str
 
 
 class Tum:
-    """The frames of a sequence, in the order of time; depth as measured, 0 = missing.
+    """The frames of a sequence, in the order of time; depth is raw, 0 = missing.
 
     Image and depth are matched by associations.txt (time image time depth, or depth
-    first where the names say so) where there is one, or else from rgb.txt and
-    depth.txt as `associate` does. Of the matches, `every` so many are taken.
+    first if its file names say so) if it exists, else by `associate` from rgb.txt and
+    depth.txt. One match in `every` is kept.
 
     Depth in metres is the stored value / `depth_scale` (default 5000), registered to
-    the image. The camera is known by the freiburg number in the folder's name or in
-    the lists' comments.
+    the image. The camera is identified by the freiburg number in the folder's name or
+    in a comment of the lists.
     """
 
     format = "tum"
+    OPTIONS = frozenset({"every", "depth_scale"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
-    def __init__(self, path: Path, *, every: int = 1, depth_scale: float | None = None):
-        if every < 1:
-            raise UserError(f"--every={every}: must be at least 1")
+    @staticmethod
+    def recognises(path: Path) -> bool:
+        """Whether the folder has associations.txt, or rgb.txt and depth.txt."""
+        if _is_list(path / ASSOCIATIONS, 4):
+            return True
+        return all(_is_list(path / name, 2) for name in ("rgb.txt", "depth.txt"))
+
+    def __init__(self, path: Path, options: ReadOptions):
+        if options.every < 1:
+            raise UserError(f"--every={options.every}: must be at least 1")
         self.path = path
         self.name = files.name_of(path)
-        self.depth_scale = depth_scale or SCALE
+        self.depth_scale = options.depth_scale or SCALE
         self.notes: list[str] = []
-        self.matches = self._matches()[::every]
+        self.matches = self._matches()[:: options.every]
         self.infos = [FrameInfo(match.image, self.name) for match in self.matches]
         self._camera = CAMERAS.get(_freiburg(path))
         files.check_metres(
@@ -96,13 +92,16 @@ class Tum:
         return {"all": {"train": list(range(len(self.matches))), "eval": []}}
 
     def _matches(self) -> list[Match]:
-        """Every image with its depth, by time; notes how. UserError without any."""
-        listed = self.path / ASSOCIATIONS
-        if files.is_file(listed):
-            self.notes.append(f"image and depth matched as {ASSOCIATIONS} says")
-            rows = _rows(listed, 4)
+        """Match images and depth, in the order of time. Raises UserError if none match.
+
+        Adds a note on how they were matched.
+        """
+        associations = self.path / ASSOCIATIONS
+        if files.is_file(associations):
+            self.notes.append(f"image and depth matched by {ASSOCIATIONS}")
+            rows = _rows(associations, 4)
             if all("depth" in row[1] and "depth" not in row[3] for row in rows):
-                self.notes.append("its depth comes before its images")  # ICL-NUIM
+                self.notes.append("its lines have depth before the image")  # ICL-NUIM
                 return [Match(rgb, depth) for _, depth, _, rgb in rows]
             return [Match(rgb, depth) for _, rgb, _, depth in rows]
         rgb, depth = (_rows(self.path / name, 2) for name in ("rgb.txt", "depth.txt"))
@@ -130,10 +129,10 @@ class Tum:
 def associate(
     first: Sequence[float], second: Sequence[float], max_gap: float = MAX_GAP
 ) -> list[tuple[int, int]]:
-    """Places of matching times, by time.
+    """Match times of two lists; returns pairs of indices in the order of time.
 
-    All pairs less than `max_gap` seconds apart, the closest first, are taken where
-    neither time was taken before.
+    Pairs less than `max_gap` seconds apart are taken greedily, the closest first; each
+    time is used once.
 
     Source: associate.py of the TUM RGB-D tools.
     """
@@ -164,7 +163,7 @@ def _is_list(file: Path, columns: int) -> bool:
 
 
 def _times(names: Sequence[str], columns: int) -> list[float] | None:
-    """The times in a line "time file ..."; None where it is no such line."""
+    """The times in a line "time file ..."; None for any other line."""
     if len(names) != columns:
         return None
     try:
@@ -175,24 +174,24 @@ def _times(names: Sequence[str], columns: int) -> list[float] | None:
 
 
 def _rows(file: Path, columns: int) -> list[Any]:
-    """(time, file, ...) of a list's lines. UserError for a line that is no such."""
-    found = []
+    """Read a list as rows [time, file, ...]. Raises UserError for a wrong line."""
+    rows = []
     for number, names in files.read_list(file):
         times = _times(names, columns)
         if times is None:
-            wanted = " ".join(["time file"] * (columns // 2))
+            expected = " ".join(["time file"] * (columns // 2))
             raise UserError(
-                f'{file}, line {number}: "{wanted}" is wanted, not '
+                f'{file}, line {number}: expected "{expected}", not '
                 f"{' '.join(names)[:120]!r}"
             )
-        found.append([x for pair in zip(times, names[1::2], strict=True) for x in pair])
-    if not found:
+        rows.append([x for pair in zip(times, names[1::2], strict=True) for x in pair])
+    if not rows:
         raise UserError(f"{file} lists no frame")
-    return found
+    return rows
 
 
 def _freiburg(path: Path) -> str:
-    """The number of the camera; "" where nothing tells it."""
+    """The freiburg number of the camera; "" if unknown."""
     comments = []
     for name in ("rgb.txt", "depth.txt"):
         try:
@@ -201,6 +200,6 @@ def _freiburg(path: Path) -> str:
             continue
         comments += [line for line in head.splitlines() if line.startswith("#")]
     for text in (path.absolute().name, *comments):
-        if found := re.search(r"freiburg(\d)|(?<![a-z])fr(\d)(?!\d)", text):
-            return found[1] or found[2]
+        if match := re.search(r"freiburg(\d)|(?<![a-z])fr(\d)(?!\d)", text):
+            return match[1] or match[2]
     return ""

@@ -155,14 +155,14 @@ def test_scenes_are_found_below_the_folder_in_the_order_of_their_names(tmp_path)
 
 
 def test_a_folder_without_raw_depth_is_no_dump(tmp_path, shared_data):
-    assert not nyu_raw.recognises(tmp_path / "none")
+    assert not nyu_raw.NyuRaw.recognises(tmp_path / "none")
     (tmp_path / "r-1.0-2.ppm").touch()
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "d-notes.txt").touch()
-    assert not nyu_raw.recognises(tmp_path)
-    assert not nyu_raw.recognises(tmp_path / "r-1.0-2.ppm")
+    assert not nyu_raw.NyuRaw.recognises(tmp_path)
+    assert not nyu_raw.NyuRaw.recognises(tmp_path / "r-1.0-2.ppm")
     for other in ("sync_png16", "tum_rgbd", "nyu_train"):
-        assert not nyu_raw.recognises(shared_data / other)
+        assert not nyu_raw.NyuRaw.recognises(shared_data / other)
     with pytest.raises(UserError, match="holds no raw frame"):
         open_source(tmp_path, data_format="nyu_raw")
 

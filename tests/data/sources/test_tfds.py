@@ -228,7 +228,7 @@ def test_other_data_sets_of_tfds_are_not_recognised(copied, tmp_path):
     info = copied / "dataset_info.json"
     info.write_text(info.read_text().replace('"nyu_depth_v2"', '"mnist"'))
     made.refused(copied, "holds no nyu_depth_v2", data_format="tfds")
-    assert not tfds.recognises(tmp_path)
+    assert not tfds.Tfds.recognises(tmp_path)
 
 
 def test_without_tensorflow_it_is_said(copied, monkeypatch):
