@@ -77,7 +77,7 @@ class DataConfig:
     path: str = flag("rooms", name="data")
     """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
     folder of image and depth pairs."""
-    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
@@ -275,7 +275,7 @@ class EvaluateConfig:
     """best, last or the number of a step."""
     data: str | None = None
     """rooms, or a path as for training; default: what the run evaluated on."""
-    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """What --data is, where its content should not decide."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""

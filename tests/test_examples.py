@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -58,3 +60,24 @@ def test_a_loss_from_a_script_trains(tmp_path):
 def test_an_own_loop_trains(tmp_path):
     output = execute(tmp_path, str(EXAMPLES / "own_loop.py"), "2")
     assert "step 2: loss" in output
+
+
+def test_own_data_from_a_plugin_are_packed(tmp_path):
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for k in range(8):
+            rgb = rng.integers(0, 255, (48, 64, 3)).astype(np.uint8)
+            Image.fromarray(rgb).save(tmp_path / folder / f"{k}.png")
+            depth = rng.uniform(1, 5, (48, 64))
+            np.savez(tmp_path / folder / f"{k}.npz", depth=depth)
+    plugin = f"--plugin={EXAMPLES / 'own_dataset.py'}"
+    for workers in (0, 2):  # two processes must import the plugin as well
+        words = ["prepare-data", "a", f"store{workers}", "--size=24x32", plugin]
+        output = execute(tmp_path, "-m", "jaxdepth", *words, f"--workers={workers}")
+        assert "8 frames" in output
+    words = [*TINY, "--size=38x48", "--split=all", "--eval_data=b", "--data=a"]
+    output = execute(tmp_path, "-m", "jaxdepth", "run", *words, plugin)
+    assert "a, split all, raw depth: 8 images train, 8 evaluate" in output.replace(
+        "b, split all", "a, split all"
+    )

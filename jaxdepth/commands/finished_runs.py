@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from jaxdepth.runtime.flags import flag
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import UserError

@@ -41,7 +41,7 @@ class InspectConfig:
     """Folder for the pictures; default: inspections/NAME."""
     frames: int = measurements.FRAMES
     """How many frames are looked at, from first to last; 0: all of them."""
-    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """The format, where it is not to be recognised by its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""

@@ -46,7 +46,7 @@ class PrepareConfig:
     """SOURCE OUT: the data to read, and the folder or URL (gs://...) of the store."""
     size: str = "240x320"
     """Size of the stored frames, HEIGHTxWIDTH: 20/19 of --size in training."""
-    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:FORMATS")
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of SOURCE; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""

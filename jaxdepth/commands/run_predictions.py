@@ -15,8 +15,7 @@ from jaxdepth.data import dataset
 from jaxdepth.data.store import resample
 from jaxdepth.evaluation import protocols
 from jaxdepth.evaluation.evaluator import Evaluator
-
-LARGER_IS_BETTER = ("delta1", "delta2", "delta3")
+from jaxdepth.evaluation.metrics import METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +142,6 @@ class Trained:
 
 def ranked(images: Sequence[dict[str, Any]], metric: str) -> list[int]:
     """Places of the images from worst to best; those without a value are left out."""
-    sign = 1 if metric in LARGER_IS_BETTER else -1
+    sign = 1 if METRICS[metric].larger_is_better else -1
     there = [k for k, image in enumerate(images) if image[metric] is not None]
     return sorted(there, key=lambda k: (sign * images[k][metric], k))

@@ -5,25 +5,91 @@ few to lose digits. On the host the rows become one float64 entry per image, fro
 both averagings come: over all pixels of the set, or the mean of the images' values.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-METRICS = (
-    "delta1",
-    "delta2",
-    "delta3",
-    "abs_rel",
-    "sq_rel",
-    "rmse",
-    "rmse_log",
-    "log10",
-    "silog",
+from jaxdepth.runtime.registry import Registry
+
+Means = Mapping[str, np.ndarray]
+"""Means of the per-pixel quantities over valid pixels, by name; per image or pooled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """An entry of `METRICS`.
+
+    Attributes:
+      compute: means -> values, arrays of the same shape.
+      undefined: predictions that make it undefined: "none", "nonfinite", "nonpositive"
+        (which includes those that are not finite) or "rel" (those that make its
+        denominator unusable).
+      larger_is_better: direction.
+      pixel: (pred, target) -> per-pixel quantity whose mean `compute` takes under the
+        metric's own name; None if it only uses the built-in ones.
+    """
+
+    compute: Callable[[Means], np.ndarray]
+    undefined: Literal["none", "nonfinite", "nonpositive", "rel"] = "nonfinite"
+    larger_is_better: bool = False
+    pixel: Callable[[Array, Array], Array] | None = None
+
+
+METRICS: Registry[Metric] = Registry("metric")
+for _k in (1, 2, 3):
+    METRICS.register(
+        f"delta{_k}",
+        Metric(lambda m, k=_k: m[f"delta{k}"], "none", larger_is_better=True),
+    )
+METRICS.register("abs_rel", Metric(lambda m: m["abs_rel"], "rel"))
+METRICS.register("sq_rel", Metric(lambda m: m["sq_rel"]))
+METRICS.register("rmse", Metric(lambda m: np.sqrt(m["sq"])))
+METRICS.register("rmse_log", Metric(lambda m: np.sqrt(m["log_sq"]), "nonpositive"))
+METRICS.register("log10", Metric(lambda m: m["log_abs"] / math.log(10), "nonpositive"))
+METRICS.register(
+    "silog", Metric(lambda m: 100 * np.sqrt(_log_spread(m)), "nonpositive")
 )
+
+
+def _log_spread(means: Means) -> np.ndarray:
+    return np.maximum(means["log_sq"] - means["log_sum"] ** 2, 0.0)
+
+
+def register_metric(
+    name: str,
+    pixel: Callable[[Array, Array], Array],
+    *,
+    finish: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
+    larger_is_better: bool = False,
+) -> None:
+    """Register a metric that is a mean over pixels; every evaluation then has it.
+
+        jaxdepth.register_metric("mae", lambda pred, target: jnp.abs(pred - target))
+
+    Args:
+      name: name of the metric.
+      pixel: (pred, target) in metres, float32 arrays of one shape -> the quantity to
+        average over valid pixels. It must be finite for positive depths.
+      finish: applied to the mean, such as `np.sqrt`.
+      larger_is_better: direction.
+
+    Raises: ValueError for a name that is registered already.
+    """
+    METRICS.register(
+        name,
+        Metric(
+            lambda means: finish(means[name]),
+            larger_is_better=larger_is_better,
+            pixel=pixel,
+        ),
+    )
+
+
 Averaging = Literal["pooled", "per_image"]
 AVERAGINGS: tuple[Averaging, Averaging] = ("pooled", "per_image")
 Rel = Literal["truth", "pred"]
@@ -91,7 +157,9 @@ def _errors(
     p_log = jnp.where(valid & positive, pred, t)
     error, log_diff = p - t, jnp.log(p_log) - jnp.log(t)
     ratio = jnp.maximum(p_log / t, t / p_log)
-    found = {f"delta{k}": positive & (ratio < 1.25**k) for k in (1, 2, 3)}
+    found: dict[str, Array] = {
+        f"delta{k}": positive & (ratio < 1.25**k) for k in (1, 2, 3)
+    }
     found |= {
         "count": jnp.ones_like(t),
         "abs_rel": jnp.abs(error) / (t if rel == "truth" else p_log),
@@ -104,6 +172,8 @@ def _errors(
         # Where the prediction is the denominator, one <= 0 spoils abs_rel as well.
         "rel_undefined": finite & ~positive & (rel == "pred"),
     }
+    own = {k: metric.pixel for k, metric in METRICS.items() if metric.pixel is not None}
+    found |= {name: pixel(p, t) for name, pixel in own.items()}
     return {name: x.astype(jnp.float32) for name, x in found.items()}
 
 
@@ -193,7 +263,7 @@ class Sums:
         `images_without_truth`, and any further sums that `update` was given.
         """
         table = self.table
-        known = {"count", *_SUMMED, *_COUNTS, "rel_undefined"}
+        known = {"count", *_summed(table), *_COUNTS, "rel_undefined"}
         names = [*_COUNTS, *(k for k in table if k not in known)]
         return {
             "pixels": round(math.fsum(table["count"])),
@@ -202,7 +272,7 @@ class Sums:
         }
 
     def compute(self, averaging: Averaging) -> dict[str, float | None]:
-        """The nine metrics; None where one is undefined.
+        """The metrics; None where one is undefined.
 
         delta_k: share of pixels with max(p/t, t/p) < 1.25^k (strictly);
         abs_rel: mean(|p - t| / t); sq_rel: mean((p - t)^2 / t) in metres;
@@ -254,25 +324,57 @@ _SUMMED = (
 )
 
 
+def _summed(table: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the per-pixel quantities in a table."""
+    own = [name for name, metric in METRICS.items() if metric.pixel is not None]
+    return [*_SUMMED, *(name for name in own if name in table)]
+
+
 def values(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The metrics of each row of a table of sums; NaN where undefined."""
     count = np.where(table["count"] > 0, table["count"], np.nan)
-    mean = {k: table[k] / count for k in _SUMMED}
+    means = {k: table[k] / count for k in _summed(table)}
     finite = np.where(table["nonfinite"] > 0, np.nan, 1.0)
-    logs = np.where(table["nonpositive"] > 0, np.nan, finite)
-    rel = np.where(table["rel_undefined"] > 0, np.nan, finite)
-    spread = np.maximum(mean["log_sq"] - mean["log_sum"] ** 2, 0.0)
-    return {
-        "delta1": mean["delta1"],
-        "delta2": mean["delta2"],
-        "delta3": mean["delta3"],
-        "abs_rel": mean["abs_rel"] * rel,
-        "sq_rel": mean["sq_rel"] * finite,
-        "rmse": np.sqrt(mean["sq"]) * finite,
-        "rmse_log": np.sqrt(mean["log_sq"]) * logs,
-        "log10": mean["log_abs"] / math.log(10) * logs,
-        "silog": 100 * np.sqrt(spread) * logs,
+    factors = {
+        "none": np.ones_like(finite),
+        "nonfinite": finite,
+        "nonpositive": np.where(table["nonpositive"] > 0, np.nan, finite),
+        "rel": np.where(table["rel_undefined"] > 0, np.nan, finite),
     }
+    return {
+        name: metric.compute(means) * factors[metric.undefined]
+        for name, metric in METRICS.items()
+        if metric.pixel is None or name in means
+    }
+
+
+def compute(
+    pred: Float[np.ndarray | Array, "*b h w"],
+    target: Float[np.ndarray | Array, "*b h w"],
+    valid: Bool[np.ndarray | Array, "*b h w"] | None = None,
+    *,
+    averaging: Averaging = "pooled",
+) -> dict[str, float | None]:
+    """The metrics of predicted depth maps.
+
+        jaxdepth.metrics.compute(pred, target)["rmse"]
+
+    Args:
+      pred: predicted depth, metres, (h, w) or (b, h, w).
+      target: measured depth, metres, of the same shape.
+      valid: True where `target` counts; default: where it is finite and above 0.
+      averaging: over all pixels, or the mean over images.
+
+    Returns: values by metric name; None where one is undefined, see `Sums.compute`.
+    """
+    if valid is None:
+        valid = np.isfinite(target) & (np.asarray(target) > 0)
+    arrays = [
+        jnp.asarray(x).reshape(-1, *np.shape(x)[-2:]) for x in (pred, target, valid)
+    ]
+    sums = Sums()
+    sums.update(row_sums(arrays[0], arrays[1], valid=arrays[2].astype(bool)))
+    return sums.compute(averaging)
 
 
 def _mean(x: np.ndarray) -> float:

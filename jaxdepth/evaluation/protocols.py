@@ -16,6 +16,7 @@ from jaxdepth.config import training_frame
 from jaxdepth.evaluation import breakdown, metrics
 from jaxdepth.ops import resize
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.registry import Registry
 
 Size = tuple[int, int]
 
@@ -76,49 +77,58 @@ class Protocol:
         return f"{self.name}@{image_size[0]}x{image_size[1]}"
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol(
-            "laina",
-            truth="filled",
-            input_rule="laina_crop",
-            averaging="pooled",
-            masked=False,
-            source="Laina et al. 2016: evaluateNYU and error_metrics of their code",
-        ),
-        Protocol(
-            "eigen",
-            truth="raw",
-            input_rule="whole_frame",
-            averaging="per_image",
-            region=(45, 471, 41, 601),
-            valid_range=(1e-3, 10.0),
-            clamp=(1e-3, 10.0),
-            source="as in the code of BTS, AdaBins and ZoeDepth",
-        ),
-        Protocol(
-            "densedepth",
-            truth="filled",
-            input_rule="whole_frame",
-            averaging="pooled",
-            region=(20, 460, 24, 616),
-            clamp=(0.1, 10.0),
-            clamp_at="output",
-            flip_average=True,
-            masked=False,
-            source="Alhashim and Wonka 2018: utils.evaluate of DenseDepth",
-        ),
-        Protocol(
-            "plain",
-            truth="given",
-            input_rule="whole_frame",
-            averaging="pooled",
-            max_depth=10.0,
-            source="the whole frame, wherever there is truth",
-        ),
-    )
-}
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+
+
+def register_protocol(protocol: Protocol) -> Protocol:
+    """Register a protocol under its name, which `--protocol` then takes.
+
+    Raises: ValueError for a name that is registered already.
+    """
+    return PROTOCOLS.register(protocol.name, protocol)
+
+
+for _protocol in (
+    Protocol(
+        "laina",
+        truth="filled",
+        input_rule="laina_crop",
+        averaging="pooled",
+        masked=False,
+        source="Laina et al. 2016: evaluateNYU and error_metrics of their code",
+    ),
+    Protocol(
+        "eigen",
+        truth="raw",
+        input_rule="whole_frame",
+        averaging="per_image",
+        region=(45, 471, 41, 601),
+        valid_range=(1e-3, 10.0),
+        clamp=(1e-3, 10.0),
+        source="as in the code of BTS, AdaBins and ZoeDepth",
+    ),
+    Protocol(
+        "densedepth",
+        truth="filled",
+        input_rule="whole_frame",
+        averaging="pooled",
+        region=(20, 460, 24, 616),
+        clamp=(0.1, 10.0),
+        clamp_at="output",
+        flip_average=True,
+        masked=False,
+        source="Alhashim and Wonka 2018: utils.evaluate of DenseDepth",
+    ),
+    Protocol(
+        "plain",
+        truth="given",
+        input_rule="whole_frame",
+        averaging="pooled",
+        max_depth=10.0,
+        source="the whole frame, wherever there is truth",
+    ),
+):
+    register_protocol(_protocol)
 
 
 def choose(
@@ -141,12 +151,8 @@ def choose(
     """
     names = [names] if isinstance(names, str) else list(names)
     names = list(PROTOCOLS) if names == ["all"] else names
-    for name in names:
-        if name not in PROTOCOLS:
-            known = ", ".join((*PROTOCOLS, "all"))
-            raise UserError(f"--protocol={name}: one of {known}")
     chosen = []
-    for protocol in (PROTOCOLS[name] for name in names):
+    for protocol in (PROTOCOLS.named(name) for name in names):
         if protocol.max_depth is not None:
             protocol = dataclasses.replace(protocol, max_depth=max_depth)
         if flip_average != "auto":

@@ -52,7 +52,7 @@ def to_training_frame(
     depth_mm: UInt16[Any, "b h w"],
     size: tuple[int, int],
 ) -> tuple[jax.Array, jax.Array]:
-    """Shrink stored frames to the training frame by area means, depth over valid pixels.
+    """Shrink stored frames to the training frame: area means, over valid depth.
 
     Frames of that size pass through. The dtypes stay.
     """
@@ -85,7 +85,7 @@ def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):
 
 
 def _loss_against(spec: StepSpec, pred, depth):
-    """Sum of per-image losses against depth of any size; valid images."""
+    """Sum of per-image losses against depth of any size, and the image count."""
     valid = valid_depth(depth, max_depth=spec.config.data.max_depth)
     height, width = pred.shape[1:3]
     target, valid = resize.masked_area(depth, valid, (height, width))

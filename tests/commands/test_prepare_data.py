@@ -120,7 +120,7 @@ def test_every_read_option_has_a_flag():
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "give SOURCE OUT: 0 names"),
+        ([], "FILES: missing .SOURCE OUT"),
         (["pairs"], "give SOURCE OUT: 1 names"),
         (["pairs", "out", "more"], "3 names"),
         (["none", "out"], "no such file"),
@@ -199,7 +199,9 @@ def test_training_frames_are_not_enlarged_or_stretched(pairs, tmp_path):
     with pytest.raises(UserError, match=f"{words}--size=114x152, or prepare") as error:
         dataset.open_data(flags.replace(size="228x304"))
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="whose shape is not that of --size=64x64"):
+    with pytest.raises(
+        UserError, match="whose aspect ratio is not that of --size=64x64"
+    ):
         dataset.open_data(flags.replace(size="64x64"))
     # The stored size works, and so does one that rounds differently.
     for size in ("114x152", "48x64"):

@@ -218,7 +218,7 @@ def test_going_on_from_another_run(trained, cache, tmp_path):
 
 def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
     folder = tmp_path / "run"
-    flags = ["--steps=4", "--eval_every=4", "--average=0.9"]
+    flags = ["--steps=4", "--eval_every=4", "--ema=0.9"]
     assert train(folder, cache, *flags) == cli.OK
     network = jaxdepth.load(folder)
     usual = jaxdepth.load(trained, step="last")
@@ -233,7 +233,7 @@ def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
     again = json.loads(out.read_text())["evaluations"][-1]["metrics"]
     last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
     assert again["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
-    with pytest.raises(UserError, match=r"is of --average=0, this is --average=0\.9"):
+    with pytest.raises(UserError, match=r"is of --ema=0, this is --ema=0\.9"):
         train(tmp_path / "next", cache, *flags, f"--resume={trained}")
 
 

@@ -53,7 +53,7 @@ def compute(sums, averaging) -> dict[str, Any]:
 
 
 def assert_metrics(found, expected, rtol=1e-5):
-    assert tuple(found) == METRICS
+    assert tuple(found) == tuple(METRICS)
     for name in METRICS:
         np.testing.assert_allclose(found[name], expected[name], rtol=rtol, err_msg=name)
 
@@ -199,7 +199,7 @@ def test_predictions_that_are_not_finite(bad):
     sums = sums_of(pred, target, valid)
     for averaging in AVERAGINGS:
         found = compute(sums, averaging)
-        assert [k for k in METRICS if found[k] is None] == list(METRICS[3:])
+        assert [k for k in METRICS if found[k] is None] == list(METRICS)[3:]
     assert sums.counts["nonfinite"] == 1
     assert sums.counts["nonpositive"] == 0
     good = pred.copy()

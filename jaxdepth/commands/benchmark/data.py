@@ -1,4 +1,4 @@
-"""`benchmark.py data`: the toolbox's projection, and batches from a store."""
+"""`jaxdepth benchmark data`: depth projection, batches, and waiting for input."""
 
 import contextlib
 import dataclasses
@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from jaxdepth import config as config_lib
-from jaxdepth.commands.benchmark import noise, ours
+from jaxdepth.commands.benchmark import noise
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.timing import alternate, rate
+from jaxdepth.commands.compile import lower
 from jaxdepth.config import Config
 from jaxdepth.data import pipeline
 from jaxdepth.data.nyu import toolbox
@@ -27,32 +28,32 @@ SIZE = (240, 320)
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    """Rates of the data path: the toolbox's projection, and batches from a store."""
+    """Measure the NYU toolbox's depth projection, and batches from a store."""
 
     data: str | None = None
-    """A store; default: random frames, written to a temporary folder."""
+    """A store; default: random frames in a temporary store."""
     batch_size: int = 64
     """Images in a batch."""
     frames: int = 1024
-    """Random frames at 240x320 where no store is given."""
+    """Number of random frames of 240x320, without --data."""
     arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "cnn"
-    """Network whose training waits for the batches."""
+    """Architecture that is trained on the batches."""
     seconds: float = 3.0
-    """How long each measurement runs."""
+    """Length of each measurement, seconds."""
     repeats: int = 5
-    """Measurements of each thing, in turns."""
+    """Number of turns after the discarded first one."""
     json: str | None = None
-    """A file for everything that was measured; an existing one is not overwritten."""
+    """New file for all results as JSON."""
     csv: str | None = None
-    """A file for the tables; likewise."""
+    """New file for the tables as CSV."""
 
 
 def run(settings: DataSettings, report: Report) -> None:
-    """Frames projected and images brought, per second."""
+    """Measure projection, batches, and the time that training waits for them."""
     projection(settings, report)
-    with opened_store(settings) as opened:
-        batches(settings, opened, report)
-        waiting(settings, opened, report)
+    with open_store(settings) as store:
+        batches(settings, store, report)
+        waiting(settings, store, report)
 
 
 def raw_frame(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +66,7 @@ def raw_frame(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def projection(settings: DataSettings, report: Report) -> None:
-    """Raw frames projected per second, in this one process."""
+    """Measure projected raw frames per second in one process."""
     raw, rgb = raw_frame()
 
     def project(variant: Literal["B", "A"]) -> float:
@@ -75,23 +76,23 @@ def projection(settings: DataSettings, report: Report) -> None:
             seconds=settings.seconds,
         )
 
-    things = {
+    measurements = {
         "project_depth_map, variant B": lambda: project("B"),
         "project_depth_map, variant A": lambda: project("A"),
     }
-    found = alternate(things, settings.repeats)
-    report.show("the toolbox's projection, one process", found, "frames/s")
+    samples = alternate(measurements, settings.repeats)
+    report.show("the toolbox's projection, one process", samples, "frames/s")
 
 
-def batches(settings: DataSettings, opened: Store, report: Report) -> None:
-    """Images per second that the pipeline brings with nobody to wait for."""
-    rows = np.arange(len(opened))
+def batches(settings: DataSettings, store: Store, report: Report) -> None:
+    """Measure images per second of the input pipeline alone."""
+    rows = np.arange(len(store))
 
     def drain(backend: str, cache: str) -> float:
         with pipeline.batches(
-            opened,
+            store,
             rows,
-            depth=opened.depths[0],
+            depth=store.depths[0],
             seed=0,
             batch_size=settings.batch_size,
             start_step=0,
@@ -106,63 +107,63 @@ def batches(settings: DataSettings, opened: Store, report: Report) -> None:
                 seconds=settings.seconds,
             )
 
-    things = {
+    measurements = {
         f"{backend}, cache {cache}": lambda backend=backend, cache=cache: drain(
             backend, cache
         )
         for backend in ("tf", "threads")
         for cache in ("none", "host")
     }
-    height, width = opened.size
+    height, width = store.size
     report.show(
-        f"batches of {settings.batch_size} at {height}x{width} from {opened.name}",
-        alternate(things, settings.repeats),
+        f"batches of {settings.batch_size} at {height}x{width} from {store.name}",
+        alternate(measurements, settings.repeats),
         "images/s",
     )
 
 
-def waiting(settings: DataSettings, opened: Store, report: Report) -> None:
-    """Share of the time of training on the store that goes by waiting for input."""
-    height, width = opened.size
+def waiting(settings: DataSettings, store: Store, report: Report) -> None:
+    """Measure the share of the training time spent waiting for input."""
+    height, width = store.size
     size = f"{19 * height // 20}x{19 * width // 20}"
     config = Config.of(arch=settings.arch, size=size, batch_size=settings.batch_size)
     config = config_lib.resolve(config, platform=jax.default_backend())
-    config = config_lib.resolve_steps(config, train_images=len(opened))
+    config = config_lib.resolve_steps(config, train_images=len(store))
     devices = jax.devices()
-    whole = settings.batch_size % len(devices) == 0
-    placement = Placement.over("jit", devices if whole else devices[:1])
-    _, spec, state = ours.training(config, {})
-    step = placement.compile(train_step, spec)
-    held = {"state": placement.place_state(state)}
+    divides = settings.batch_size % len(devices) == 0
+    placement = Placement.over("jit", devices if divides else devices[:1])
+    parts = lower.step_parts(config)
+    step = placement.compile(train_step, parts.spec)
+    holder = {"state": placement.place_state(parts.init())}
 
     def share() -> float:
         waited, logs = 0.0, None
         with pipeline.batches(
-            opened,
-            np.arange(len(opened)),
-            depth=opened.depths[0],
+            store,
+            np.arange(len(store)),
+            depth=store.depths[0],
             seed=0,
             batch_size=settings.batch_size,
             start_step=0,
             stop_step=10**9,
         ) as source:
-            began = time.perf_counter()
-            while logs is None or time.perf_counter() - began < settings.seconds:
-                asked = time.perf_counter()
+            start = time.perf_counter()
+            while logs is None or time.perf_counter() - start < settings.seconds:
+                before = time.perf_counter()
                 batch = placement.place_batch(next(source))
-                waited += time.perf_counter() - asked
-                held["state"], logs = step(held["state"], batch)
+                waited += time.perf_counter() - before
+                holder["state"], logs = step(holder["state"], batch)
                 jax.block_until_ready(logs)
-            return 100 * waited / (time.perf_counter() - began)
+            return 100 * waited / (time.perf_counter() - start)
 
-    found = alternate({settings.arch: share}, settings.repeats)
+    samples = alternate({settings.arch: share}, settings.repeats)
     title = f"training at {size}, batch {settings.batch_size}: time waiting for input"
-    report.show(title, found, "%")
+    report.show(title, samples, "%")
 
 
 @contextlib.contextmanager
-def opened_store(settings: DataSettings) -> Iterator[Store]:
-    """The store that was named, or one of random frames."""
+def open_store(settings: DataSettings) -> Iterator[Store]:
+    """The store of --data, or a temporary one of random frames."""
     if settings.data is not None:
         yield Store.open(settings.data)
         return

@@ -1,4 +1,4 @@
-"""What this machine can do at most, and what it has left: peaks and memory."""
+"""Measured peaks of the device, and its memory."""
 
 import dataclasses
 import resource
@@ -13,8 +13,8 @@ from jaxdepth.commands.benchmark import timing
 from jaxdepth.commands.benchmark.report import Report, memory_bytes
 from jaxdepth.ops import platform
 
-# By platform: rows of the square matrices, bytes of the array that is copied. Large
-# enough that caches and the start of a kernel don't matter.
+# By platform: rows of the square matrices, bytes of the copied array. Large enough that
+# caches and kernel launches do not matter.
 MATRIX = {"cpu": 2048}
 COPIED = {"cpu": 2**28}
 MATRIX_ELSEWHERE, COPIED_ELSEWHERE = 8192, 2**30
@@ -24,7 +24,7 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 @dataclasses.dataclass(frozen=True)
 class Peaks:
-    """Measured on one device. FLOP/s: two a multiplication; bytes read and written."""
+    """FLOP/s (two per multiplication) and bytes/s (read and written) of one device."""
 
     flops: float
     bytes: float
@@ -33,19 +33,20 @@ class Peaks:
 def peaks(
     dtype: Any, report: Report, *, trial: bool = False, repeats: int = 5
 ) -> Peaks:
-    """The rates of a large matrix product in `dtype`, and of a large copy.
+    """Measure a large matrix product in `dtype` and a large copy.
 
-    `trial`: of small ones, whose rates mean nothing.
+    Args:
+      trial: use small ones, for tests; their rates mean nothing.
     """
     backend = jax.default_backend()
     n = MATRIX.get(backend, MATRIX_ELSEWHERE)
     size = COPIED.get(backend, COPIED_ELSEWHERE)
     if trial:
         n, size = MATRIX_TRIAL, COPIED_TRIAL
-    found = timing.race(
+    times = timing.time_alternating(
         [_matrix_product(n, dtype), _copy(size)], repeats=repeats, seconds=0.1
     )
-    product, copy = found.values()
+    product, copy = times.values()
     flops = [2 * n**3 / seconds for seconds in product]
     moved = [2 * size / seconds for seconds in copy]
     name = f"matrix product {n}x{n}x{n}, {jnp.dtype(dtype).name}"
@@ -55,25 +56,25 @@ def peaks(
     return Peaks(float(np.median(flops)), float(np.median(moved)))
 
 
-def _matrix_product(n: int, dtype: Any) -> timing.Contestant:
+def _matrix_product(n: int, dtype: Any) -> timing.Workload:
     keys = jax.random.split(jax.random.key(0), 2)
-    # Random: on zeros a product needs less power and runs faster.
+    # Random, because a product of zeros needs less power and runs faster.
     left, right = (jax.random.normal(key, (n, n), dtype) for key in keys)
     product = jax.jit(jnp.matmul, compiler_options=platform.compiler_options())
-    return timing.Contestant(
+    return timing.Workload(
         "product", lambda: product(left, right), jax.block_until_ready
     )
 
 
-def _copy(size: int) -> timing.Contestant:
+def _copy(size: int) -> timing.Workload:
     values = jax.random.bits(jax.random.key(0), (size // 4,), jnp.uint32)
-    # A plain copy would be left out by the compiler.
+    # The compiler would remove a plain copy.
     invert = jax.jit(jnp.bitwise_not)
-    return timing.Contestant("copy", lambda: invert(values), jax.block_until_ready)
+    return timing.Workload("copy", lambda: invert(values), jax.block_until_ready)
 
 
 def peak_memory() -> tuple[int, str]:
-    """The most bytes ever in use, and of what: the fullest device, or this process."""
+    """Peak bytes of the fullest device, or of this process; and which of the two."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     used = max(s.get("peak_bytes_in_use", 0) for s in stats)
     if used:
@@ -84,13 +85,13 @@ def peak_memory() -> tuple[int, str]:
 
 
 def memory_limit() -> int:
-    """Bytes that a device may use: its own limit, or nine tenths of the host's RAM."""
+    """Bytes that a device may use: its limit, or 90 % of the host's memory."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or memory_bytes() * 9 // 10
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether JAX or PyTorch says that memory did not suffice."""
+    """Whether JAX or PyTorch raised this because memory did not suffice."""
     if isinstance(error, MemoryError):
         return True
     if not isinstance(error, RuntimeError):  # JaxRuntimeError, OutOfMemoryError

@@ -1,7 +1,7 @@
-"""Multiplications of a network, counted from its layers' shapes.
+"""Multiply-accumulates (MACs) of a network, counted from the shapes of its layers.
 
-Independent of the form in which a layer is computed: multiplications by the zeros of
-unpooling are never counted, those by the zeros around a map always are.
+The count does not depend on the form of the up-convolution: products with zeros of the
+unpooling are not counted, products with zeros of the padding are.
 """
 
 import math
@@ -16,14 +16,13 @@ from jaxdepth.models.upproj import UpConv
 from jaxdepth.training.state import flatten
 
 HOW = "from the layers' shapes, without multiplications by unpooling's zeros"
-# Taps per entry of an up-convolution's input, all four phases together.
+# Kernel taps per input entry of an up-convolution, summed over the four phases.
 UP_TAPS = {"zero": 25, "average": 49}
-# Forward, and the gradients by input and by kernel.
-TRAINING = 3
+TRAINING = 3  # forward, input gradient, kernel gradient
 
 
 def per_image(model: nn.Module, image_size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the forward pass of one image."""
+    """MACs of the forward pass of one image."""
     counted: dict[str, int] = {}
 
     def count(call, args, kwargs, context):
@@ -49,11 +48,11 @@ def _has_kernel(module: nn.Module) -> bool:
 
 
 def _layer(module: nn.Module, kernel: Any, x: Any, y: Any) -> int:
-    """Of kernel shape (..., cin, cout), from input and output shapes."""
+    """MACs of a layer, from the shapes of kernel (..., cin, cout), input and output."""
     if isinstance(module, UpConv):
-        taps, places = UP_TAPS[module.unpool], math.prod(x[1:3])
+        taps, positions = UP_TAPS[module.unpool], math.prod(x[1:3])
     elif isinstance(module, TransposedHead):
-        taps, places = math.prod(kernel[:-2]), math.prod(x[1:3])
+        taps, positions = math.prod(kernel[:-2]), math.prod(x[1:3])
     else:
-        taps, places = math.prod(kernel[:-2]), math.prod(y[1:-1])
-    return taps * places * math.prod(kernel[-2:])
+        taps, positions = math.prod(kernel[:-2]), math.prod(y[1:-1])
+    return taps * positions * math.prod(kernel[-2:])

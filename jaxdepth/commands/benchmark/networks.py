@@ -1,9 +1,8 @@
-"""`benchmark.py train` and `infer`: one point, beside peers and what the device can."""
+"""`jaxdepth benchmark train` and `infer`."""
 
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,15 @@ from jaxdepth.commands.benchmark import (
     growth,
     machine,
     macs,
-    ours,
     profiling,
     search,
     timing,
+    workloads,
 )
-from jaxdepth.commands.benchmark.machine import Peaks
-from jaxdepth.commands.benchmark.ours import Compiled, Facts, Subject
 from jaxdepth.commands.benchmark.report import Report, device_name
-from jaxdepth.commands.benchmark.settings import (
-    InferSettings,
-    NetworkSettings,
-    Size,
-    TrainSettings,
-)
-from jaxdepth.commands.benchmark.timing import Contestant, Found
+from jaxdepth.commands.benchmark.settings import NetworkSettings
+from jaxdepth.commands.benchmark.timing import Samples, Workload
+from jaxdepth.commands.benchmark.workloads import Compiled, Subject, subject
 from jaxdepth.runtime.errors import UserError
 
 TORCH_MISSING = (
@@ -38,104 +31,43 @@ TORCH_MISSING = (
 )
 
 
-@contextlib.contextmanager
-def subject(
-    settings: NetworkSettings,
-    batch_size: int,
-    image_size: Size,
-    devices: list[Any],
-) -> Iterator[Subject]:
-    """Our training step or forward pass."""
-    if isinstance(settings, TrainSettings):
-        with ours.trainer(
-            settings, batch_size, image_size, devices, check=check_memory
-        ) as found:
-            yield found
-    else:
-        assert isinstance(settings, InferSettings)
-        yield ours.predictor(settings, batch_size, image_size, devices)
-
-
-def check_memory(compiled: Compiled) -> None:
-    """MemoryError where a program needs more than there is, before it is run.
-
-    On CPU the system would end the process.
-    """
-    if compiled.temporary is None or compiled.arguments is None:
-        return
-    if compiled.temporary + compiled.arguments > machine.memory_limit():
-        raise MemoryError("out of memory, by what the compiler says")
-
-
 def run(settings: NetworkSettings, report: Report) -> None:
-    """`benchmark.py train` or `infer`."""
+    """Measure the network, PyTorch's networks and the peaks of the device."""
     prepare(settings)
     if settings.growth != "none":
-        growth.run(settings, report, subject)
+        growth.run(settings, report)
         return
     devices = settings.chosen_devices()
     batch = settings.fixed_batch()
     if settings.batch_size == "best":
-        batch = _best(settings, devices, report)
+        batch = _best_batch(settings, devices, report)
     report.say(describe(settings, batch, len(devices)))
-    with subject(settings, batch, settings.image_size, devices) as found:
-        times, memory = _race(settings, batch, found, report)
-        facts, images = found.facts, found.contestant.images
-    del found
+    with subject(settings, batch, settings.image_size, devices) as ours:
+        times, memory = _measure(settings, batch, ours, report)
+    # Frees the arrays that the workload refers to.
+    ours = ours._replace(workload=dataclasses.replace(ours.workload, call=lambda: None))
     gc.collect()
-    _show_times(_short(settings, batch), times, images, report)
-    config = settings.config(batch, settings.image_size)
-    dtype = jnp.bfloat16 if config.model.precision == "bf16" else jnp.float32
-    peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
-    time = float(np.median(times[ours.NAME]))
-    values = rates(settings, facts, images, time, peaks, len(devices))
-    report.add("rates and shares", values | memory)
-    if isinstance(settings, InferSettings):
-        _latency(settings, report, facts.parameters)
-
-
-def _race(
-    settings: NetworkSettings, batch: int, found: Subject, report: Report
-) -> tuple[Found, dict[str, float]]:
-    """Times of our step and the peers'; our peak memory. A trace where asked for."""
-    timing.seconds_per_call(found.contestant, 1)
-    peak, of = machine.peak_memory()
-    tried = ", with all batches tried" if settings.batch_size == "best" else ""
-    memory = {f"peak memory of the {of}{tried} [MiB]": peak / 2**20}
-    with contextlib.ExitStack() as stack:
-        others = []
-        for words, changed in settings.variants().items():
-            size, devices = settings.image_size, settings.chosen_devices()
-            other = stack.enter_context(subject(changed, batch, size, devices))
-            others.append(_also(other.contestant, found.contestant, words))
-        others += _peers(settings, batch, report, found.facts.parameters)
-        times = timing.race(
-            [found.contestant, *others],
-            repeats=settings.repeats,
-            seconds=settings.seconds,
-        )
-    if settings.profile is not None:
-        folder = Path(settings.profile)
-        profiling.show(folder, found.contestant, found.facts.compiled, report)
-    return times, memory
-
-
-def _also(other: Contestant, first: Contestant, words: str) -> Contestant:
-    """Under its own name, and of as many images a call: --steps_per_call may differ."""
-    times = first.images / other.images
-    if times < 1 or times != int(times):
-        raise UserError(f"--beside={words}: at most as many steps in a call as without")
-
-    def call():
-        return [other.call() for _ in range(int(times))][-1]
-
-    return dataclasses.replace(
-        other, name=f"{other.name}, {words}", call=call, images=first.images
+    images = ours.workload.images
+    _show_times(
+        f"{settings.title} at {settings.size}, batch {batch}", times, images, report
     )
+    precision = settings.config(batch, settings.image_size).model.precision
+    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
+    peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
+    seconds = float(np.median(times[workloads.NAME]))
+    report.add(
+        "rates and shares",
+        rates(settings, ours, seconds, peaks, len(devices)) | memory,
+    )
+    if not settings.trains:
+        _measure_latency(settings, report, ours.parameters)
 
 
 def prepare(settings: NetworkSettings) -> None:
-    """What must be settled before the devices are first used. UserError."""
+    """Configure JAX before it initialises the devices.
+
+    Raises: UserError if PyTorch is needed and not installed.
+    """
     if settings.peer == "torch":
         check_torch()
     growth.simulate_devices(settings)
@@ -148,7 +80,7 @@ def prepare(settings: NetworkSettings) -> None:
 
 
 def check_torch() -> None:
-    """UserError where PyTorch is not installed."""
+    """Raise UserError if PyTorch is not installed."""
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -156,160 +88,200 @@ def check_torch() -> None:
 
 
 def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
-    """What is measured, on what, in one line."""
+    """One line: what is measured, and on which devices."""
     config = settings.config(batch, settings.image_size)
-    what = "inference"
     details = [config.model.precision]
     if config.model.precision == "f32" and jax.default_backend() == "gpu":
         details += [f"TF32 {settings.tf32}"]
     if config.model.arch == "upproj":
         details += [f"upconv {config.model.upconv}", f"layout {config.model.layout}"]
-    if isinstance(settings, TrainSettings):
-        what = "training"
+    if settings.trains:
         details += [
             f"loss {config.loss.name}",
             config.optimizer.name,
             f"frames: {config.data.cache}",
         ]
         details += [f"augment {config.data.augment}"]
-        more = {"accumulate": 1, "steps_per_call": 1, "parallel": "jit", "bn": "global"}
-        details += [
-            f"{name} {config.flat()[name]}"
-            for name, usual in more.items()
-            if config.flat()[name] != usual
-        ]
+        for name in ("accumulate", "steps_per_call", "parallel", "bn"):
+            value = getattr(settings, name)
+            if value != type(settings).__dataclass_fields__[name].default:
+                details.append(f"{name} {value}")
     return (
-        f"{what} {config.model.arch} at {config.model.size}, batch {batch} on "
-        f"{devices} x {device_name()}, {', '.join(details)}"
+        f"{settings.title} at {config.model.size}, batch {batch} on {devices} x "
+        f"{device_name()}, {', '.join(details)}"
     )
 
 
-def _short(settings: NetworkSettings, batch: int) -> str:
-    what = "training" if isinstance(settings, TrainSettings) else "inference"
-    return f"{what} {settings.arch} at {settings.size}, batch {batch}"
+def _measure(
+    settings: NetworkSettings, batch: int, ours: Subject, report: Report
+) -> tuple[Samples, dict[str, float]]:
+    """Times of our workload, its variants and PyTorch's; our peak memory."""
+    timing.seconds_per_call(ours.workload, 1)
+    peak, scope = machine.peak_memory()
+    tried = ", with all batches tried" if settings.batch_size == "best" else ""
+    memory = {f"peak memory of the {scope}{tried} [MiB]": peak / 2**20}
+    size, devices = settings.image_size, settings.chosen_devices()
+    with contextlib.ExitStack() as stack:
+        others = []
+        for words, variant in settings.variants().items():
+            other = stack.enter_context(subject(variant, batch, size, devices))
+            others.append(as_variant(other.workload, ours.workload, words))
+        others += _peers(settings, batch, report, ours.parameters)
+        times = timing.time_alternating(
+            [ours.workload, *others],
+            repeats=settings.repeats,
+            seconds=settings.seconds,
+        )
+    if settings.profile is not None:
+        folder = Path(settings.profile)
+        profiling.show(folder, ours.workload, ours.compiled, report)
+    return times, memory
+
+
+def as_variant(variant: Workload, ours: Workload, words: str) -> Workload:
+    """Rename a variant of --beside, and repeat its call until it has as many images.
+
+    Raises: UserError if the variant has more images per call than `ours`, or if the
+      number is not a divisor.
+    """
+    times, rest = divmod(ours.images, variant.images)
+    if rest:
+        raise UserError(
+            f"--beside={words}: steps_per_call must divide --steps_per_call"
+        )
+
+    def call():
+        return [variant.call() for _ in range(times)][-1]
+
+    name = f"{variant.name}, {words}"
+    return dataclasses.replace(variant, name=name, call=call, images=ours.images)
 
 
 def rates(
     settings: NetworkSettings,
-    found: Facts,
-    images: int,
-    time: float,
-    peaks: Peaks,
+    ours: Subject,
+    seconds: float,
+    peaks: machine.Peaks,
     devices: int,
 ) -> dict[str, Any]:
-    """Images and operations a second, and shares of the device's peaks.
+    """Images and operations per second, and shares of the device's peaks.
 
     Args:
-      images, time: of one call; seconds.
+      seconds: per call.
     """
-    train = isinstance(settings, TrainSettings)
-    forward = macs.per_image(found.model, settings.image_size)
-    flops = 2 * forward * (macs.TRAINING if train else 1) * images / time
+    images, compiled = ours.workload.images, ours.compiled
+    forward = macs.per_image(ours.model, settings.image_size)
+    flops = 2 * forward * (macs.TRAINING if settings.trains else 1) * images / seconds
     # Simulated devices share one processor, whose peak is measured as one device.
-    real = 1 if jax.default_backend() == "cpu" else devices
-    compiled, moved = found.compiled, _bytes(settings, found.compiled)
+    real_devices = 1 if jax.default_backend() == "cpu" else devices
+    peak_bytes = peaks.bytes * real_devices * seconds / devices
     return {
-        "parameters": found.parameters,
-        "images/s": images / time,
-        "images/s/device": images / time / devices,
+        "parameters": ours.parameters,
+        "images/s": images / seconds,
+        "images/s/device": images / seconds / devices,
         "GMAC an image, forward": forward / 1e9,
         "counted": macs.HOW,
         "TFLOP/s": flops / 1e12,
-        "share of the matrix product": flops / (peaks.flops * real),
-        "XLA's GFLOP a step and device": _over(compiled.flops, 1e9),
-        "XLA's GB a step and device": _over(compiled.bytes, 1e9),
-        "share of the copy, by XLA's bytes": _over(
-            moved, peaks.bytes * real * time / devices
+        "share of the matrix product": flops / (peaks.flops * real_devices),
+        "XLA's GFLOP a step and device": _divide(compiled.flops, 1e9),
+        "XLA's GB a step and device": _divide(compiled.bytes, 1e9),
+        "share of the copy, by XLA's bytes": _divide(
+            _bytes_per_call(settings, compiled), peak_bytes
         ),
-        "temporary memory [MiB]": _over(compiled.temporary, 2**20),
-        "arguments [MiB]": _over(compiled.arguments, 2**20),
+        "temporary memory [MiB]": _divide(compiled.temporary, 2**20),
+        "arguments [MiB]": _divide(compiled.arguments, 2**20),
         f"compile{', cached' if settings.compile_cache else ''} [s]": compiled.seconds,
     }
 
 
-def _bytes(settings: NetworkSettings, compiled: Compiled) -> float | None:
-    """Bytes of a call on one device, by XLA, which counts the body of a loop once."""
-    if not isinstance(settings, TrainSettings) or compiled.bytes is None:
-        return compiled.bytes
-    return None if settings.accumulate > 1 else compiled.bytes * settings.steps_per_call
+def _bytes_per_call(settings: NetworkSettings, compiled: Compiled) -> float | None:
+    """Bytes of a call on one device. XLA counts the body of a loop once."""
+    if getattr(settings, "accumulate", 1) > 1 or compiled.bytes is None:
+        return None
+    return compiled.bytes * getattr(settings, "steps_per_call", 1)
 
 
-def _over(value: float | None, unit: float) -> float | None:
+def _divide(value: float | None, unit: float) -> float | None:
     return None if value is None else value / unit
 
 
-def _show_times(title: str, times: Found, images: int, report: Report) -> None:
-    """Times a call, images a second, and ratios where there are peers."""
+def _show_times(title: str, times: Samples, images: int, report: Report) -> None:
+    """Milliseconds per call, images per second, and ratios to the other workloads."""
     report.show(title, {k: [1e3 * t for t in v] for k, v in times.items()}, "ms")
-    rates = {k: [images / t for t in v] for k, v in times.items()}
-    report.show(title, rates, "images/s")
+    per_second = {k: [images / t for t in v] for k, v in times.items()}
+    report.show(title, per_second, "images/s")
     if len(times) == 1:
         return
-    ratios = timing.ratios(times, ours.NAME)
+    ratios = timing.ratios(times, workloads.NAME)
     report.show(f"{title}: times as fast, turn by turn", ratios, "ratio")
-    peers = [name for name in times if not name.startswith(ours.NAME)]
+    peers = [name for name in times if not name.startswith(workloads.NAME)]
     if not peers:
         return
     faster = timing.fastest(times, peers)
-    values = ratios[f"{ours.NAME} / {faster}"]
+    values = ratios[f"{workloads.NAME} / {faster}"]
     report.say(
-        f"against the faster peer, {faster}: {np.median(values):.2f} times as fast "
-        f"({min(values):.2f} to {max(values):.2f} in {len(values)} turns)"
+        f"compared with the faster peer, {faster}: {np.median(values):.2f} times as "
+        f"fast ({min(values):.2f} to {max(values):.2f} in {len(values)} turns)"
     )
     report.facts["faster peer"] = faster
 
 
 def _peers(
     settings: NetworkSettings, batch: int, report: Report, parameters: int
-) -> list[Contestant]:
+) -> list[Workload]:
     if settings.peer == "none":
         return []
     from jaxdepth.commands.benchmark import peer_runs
 
-    return peer_runs.contestants(settings, batch, report, parameters)
+    return peer_runs.workloads(settings, batch, report, parameters)
 
 
-def _best(settings: NetworkSettings, devices: list[Any], report: Report) -> int:
-    """The best batch, searched for; keeps how the others did."""
+def _best_batch(settings: NetworkSettings, devices: list[Any], report: Report) -> int:
+    """Search for the best batch size; the report keeps the rates of all sizes."""
 
     def measure(batch: int) -> float:
-        with subject(settings, batch, settings.image_size, devices) as found:
-            images = found.contestant.images
-            times = timing.race([found.contestant], repeats=2, seconds=settings.seconds)
-        rates = [images / seconds for seconds in times[ours.NAME]]
-        report.show("search for the best batch", {f"batch {batch}": rates}, "images/s")
-        return float(np.median(rates))
+        with subject(settings, batch, settings.image_size, devices) as ours:
+            images = ours.workload.images
+            times = timing.time_alternating(
+                [ours.workload], repeats=2, seconds=settings.seconds
+            )
+        values = [images / seconds for seconds in times[workloads.NAME]]
+        report.show("search for the best batch", {f"batch {batch}": values}, "images/s")
+        return float(np.median(values))
 
-    parts = len(devices) * getattr(settings, "accumulate", 1)
+    multiple = len(devices) * getattr(settings, "accumulate", 1)
     start = 1 if jax.default_backend() == "cpu" else 32
-    start = -(-start // parts) * parts
-    found = search.best_batch(
+    start = -(-start // multiple) * multiple
+    result = search.best_batch(
         measure,
-        start=min(start, max(parts, settings.max_batch)),
-        multiple=parts,
+        start=min(start, max(multiple, settings.max_batch)),
+        multiple=multiple,
         limit=settings.max_batch,
         seconds=settings.search_s,
     )
-    report.facts["search"] = dataclasses.asdict(found) | {"best": found.best}
-    report.say(f"best batch: {found.best} ({found.why()})")
-    return found.best
+    report.facts["search"] = dataclasses.asdict(result) | {"best": result.best}
+    report.say(f"best batch: {result.best} ({result.reason()})")
+    return result.best
 
 
-def _latency(settings: InferSettings, report: Report, parameters: int) -> None:
-    """One frame at a time: milliseconds, and frames a second."""
-    contestants = ours.one_by_one(settings, settings.image_size)
-    for peer in _peers(settings, 1, report, parameters):
-        contestants.append(_waiting(peer))
-    times = timing.race(contestants, repeats=settings.repeats, seconds=settings.seconds)
-    title = f"{_short(settings, 1)}, each waited for"
+def _measure_latency(
+    settings: NetworkSettings, report: Report, parameters: int
+) -> None:
+    """Milliseconds per frame and frames per second if each frame is waited for."""
+    contestants = workloads.single_frames(settings, settings.image_size)
+    contestants += [_waiting(peer) for peer in _peers(settings, 1, report, parameters)]
+    times = timing.time_alternating(
+        contestants, repeats=settings.repeats, seconds=settings.seconds
+    )
+    title = f"{settings.title} at {settings.size}, batch 1, each waited for"
     report.show(title, {k: [1e3 * t for t in v] for k, v in times.items()}, "ms")
     report.show(title, {k: [1 / t for t in v] for k, v in times.items()}, "frames/s")
 
 
-def _waiting(one: Contestant) -> Contestant:
-    """The same, with every call waited for."""
+def _waiting(workload: Workload) -> Workload:
+    """The same workload, waiting for every call."""
 
     def call():
-        return one.wait(one.call())
+        return workload.wait(workload.call())
 
-    return dataclasses.replace(one, call=call, wait=lambda _: None)
+    return dataclasses.replace(workload, call=call, wait=lambda _: None)

@@ -1,4 +1,4 @@
-"""Random frames: as a table for the devices, and as a store."""
+"""Random frames: as arrays, as a device cache and as a store."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ Size = tuple[int, int]
 
 
 class Noise:
-    """A source of random frames."""
+    """A data source of random frames."""
 
     name, format, truths, eight_bit = "noise", "folder", ("filled",), False
 
@@ -35,12 +35,12 @@ class Noise:
 
 
 def store_of(count: int, size: Size, folder: Path) -> Store:
-    """A store of random frames, at the training size alone."""
+    """Write a store of random frames without full-size copies."""
     return store_writer.write(Noise(count, size), folder, size=size, keep_full="none")
 
 
 def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
-    """`rgb` (n,h,w,3) uint8 and `depth_mm` (n,h,w) uint16; a tenth is missing."""
+    """`rgb` (n,h,w,3) uint8 and `depth_mm` (n,h,w) uint16, of which 10 % are 0."""
     rng = np.random.default_rng(seed)
     rgb = rng.integers(0, 256, (count, *size, 3), np.uint8)
     depth = rng.integers(700, 10_000, (count, *size), np.uint16)
@@ -51,20 +51,20 @@ def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
 def table_part(
     count: int, size: Size, devices: int
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """Device number -> its part of `count` frames, for `Placement.place_table`."""
+    """Device number -> its share of `count` frames, for `Placement.place_table`."""
     each = -(-count // devices)
 
     def part(device: int) -> dict[str, np.ndarray]:
-        found = frames(each, size, seed=device)
-        return {name: x.reshape(each, -1) for name, x in found.items()}
+        share = frames(each, size, seed=device)
+        return {name: x.reshape(each, -1) for name, x in share.items()}
 
     return part
 
 
 def rows(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of a table: other rows in each."""
+    """Batches of random row indices."""
     rng = np.random.default_rng(0)
     position = np.arange(batch_size, dtype=np.int32)
     while True:
-        chosen = rng.integers(0, count, batch_size, np.int32)
-        yield {"rows": chosen, "position": position}
+        indices = rng.integers(0, count, batch_size, np.int32)
+        yield {"rows": indices, "position": position}

@@ -1,4 +1,4 @@
-"""torch.compile within a time limit."""
+"""torch.compile with a time limit."""
 
 import contextlib
 import signal
@@ -12,25 +12,25 @@ from jaxdepth.commands.benchmark.report import Report
 
 
 def compiled(
-    one: Any, name: str, *, limit: float, report: Report
+    runner: Any, name: str, *, limit: float, report: Report
 ) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """The network by torch.compile under a name of its own; nothing where that fails.
+    """Label -> the network after torch.compile; empty if compiling fails.
 
-    Its first step compiles it. That is interrupted by a signal after `limit` seconds,
-    for which this must be the main thread.
+    The first step compiles. A signal interrupts it after `limit` seconds, so this must
+    run on the main thread.
 
     Args:
-      one: a `peer_runs.Trainer` or `Predictor`.
+      runner: a `peer_runs.Trainer` or `Predictor`.
     """
-    # For inference the launches of small kernels count, which a CUDA graph takes away.
-    on_gpu = next(one.model.parameters()).is_cuda
-    mode = "reduce-overhead" if on_gpu and not one.model.training else "default"
-    run: Any = torch.compile(one.model, mode=mode)
+    # CUDA graphs remove the cost of launching small kernels, which counts in inference.
+    on_gpu = next(runner.model.parameters()).is_cuda
+    mode = "reduce-overhead" if on_gpu and not runner.model.training else "default"
+    run: Any = torch.compile(runner.model, mode=mode)
     try:
         with time_limit(limit):
-            # To the host: a result that was only started is none yet.
-            one.by(run)().cpu()
-    except Exception as error:  # whatever the compiler does not like
+            # Copied to the host, because on a GPU the result may not be ready.
+            runner.calling(run)().cpu()
+    except Exception as error:  # compiler backends raise different errors
         torch._dynamo.reset()
         words = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
         report.say(f"{name}: not compiled ({words[:160] or type(error).__name__})")
@@ -40,15 +40,15 @@ def compiled(
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the main thread once so much time has passed."""
+    """Raise TimeoutError in the main thread after `seconds`."""
     if threading.current_thread() is not threading.main_thread():
-        raise TimeoutError("not in the main thread, where alone it can be stopped")
+        raise TimeoutError("only the main thread can be interrupted")
 
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Again and again: a library may catch it and go on.
+    # Repeated every 5 s, because a library may catch the error and continue.
     signal.setitimer(signal.ITIMER_REAL, seconds, 5)
     try:
         yield

@@ -1,9 +1,9 @@
-"""The networks as PyTorch has them, for comparison. NCHW, module names as ours.
+"""The networks in PyTorch, for comparison. NCHW, with the module names of the JAX ones.
 
-Written from the papers' descriptions in the way of public ports: torch.nn modules,
-eager, in-place ReLUs. `up` says how an up-convolution is computed: "unpool" to zeros
-and a dense 5x5 convolution, as published ports do; "transposed", one transposed
-convolution; "phases", four small convolutions whose outputs are interleaved.
+Written from the papers in the style of public ports: torch.nn modules, eager, in-place
+ReLUs. `up` is the form of the up-convolution: "unpool", zero unpooling and a dense 5x5
+convolution, as in published ports; "transposed", one transposed convolution; "phases",
+four small convolutions with interleaved outputs.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def _conv(cin: int, cout: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Bottleneck(nn.Module):
-    """ResNet v1.5: the 3x3 convolution strides."""
+    """Bottleneck block of ResNet v1.5, with the stride in the 3x3 convolution."""
 
     def __init__(self, cin: int, width: int, stride: int, project: bool):
         super().__init__()
@@ -44,7 +44,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Without pooling and classifier."""
+    """ResNet without average pooling and classifier."""
 
     def __init__(self, stage_sizes: tuple[int, ...], width: int):
         super().__init__()
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
 
 
 class Phases(nn.Module):
-    """An up-convolution by its four phases."""
+    """Up-convolution as four phases."""
 
     def __init__(self, cin: int, cout: int):
         super().__init__()
@@ -83,8 +83,12 @@ class Phases(nn.Module):
 
 
 def phases(x: Tensor, weight: Tensor) -> Tensor:
-    """Unpooling to zeros and 5x5 by four convolutions; `weight` (cout, cin, 5, 5)."""
-    # Left, right, top, bottom: even rows and columns read one more before.
+    """Zero unpooling and 5x5 convolution as four convolutions.
+
+    Args:
+      weight: (cout, cin, 5, 5).
+    """
+    # Padding is left, right, top, bottom: even outputs read one more input before.
     parts = [
         F.conv2d(F.pad(x, (1 - s, 1, 1 - r, 1)), weight[:, :, r::2, s::2])
         for r in (0, 1)
@@ -104,15 +108,15 @@ def _up(kind: str, cin: int, cout: int) -> nn.Module:
 
 
 def unpool(x: Tensor) -> Tensor:
-    """Every entry to the upper left of a 2x2 cell of zeros."""
+    """Zero unpooling: each entry becomes the upper left of a 2x2 cell of zeros."""
     b, c, h, w = x.shape
-    wide = x.new_zeros(b, c, 2 * h, 2 * w)
-    wide[:, :, ::2, ::2] = x
-    return wide
+    y = x.new_zeros(b, c, 2 * h, 2 * w)
+    y[:, :, ::2, ::2] = x
+    return y
 
 
 class UpProjection(nn.Module):
-    """Both branches of an up-projection; unpooled once for the two of them."""
+    """Up-projection; both branches share the unpooled input."""
 
     def __init__(self, kind: str, cin: int, cout: int):
         super().__init__()
@@ -130,7 +134,7 @@ class UpProjection(nn.Module):
 
 
 class Decoder(nn.Module):
-    """1x1 convolution, then up-projections."""
+    """1x1 convolution and up-projections."""
 
     def __init__(self, kind: str, cin: int, inner: int, features: tuple[int, ...]):
         super().__init__()
@@ -162,7 +166,7 @@ class ConvBlock(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Convolutions, some followed by a 2x2 max-pool. Names: `block1`, ..."""
+    """Convolutions `block1`, ..., some followed by 2x2 max-pooling."""
 
     def __init__(
         self, features: tuple[int, ...], pooled: set[int], *, ceil: bool, fc: bool
@@ -186,7 +190,7 @@ class Blocks(nn.Module):
 
 
 class UpProj(nn.Module):
-    """ResNet-50 and up-projections."""
+    """The network `upproj`: ResNet-50 and up-projections."""
 
     def __init__(
         self,
@@ -208,7 +212,7 @@ class UpProj(nn.Module):
 
 
 class CNN(nn.Module):
-    """Eight convolutions; the last one transposed in `cnn_trans`."""
+    """The networks `cnn` and `cnn_trans`, whose last convolution is transposed."""
 
     def __init__(
         self,
@@ -234,7 +238,7 @@ class CNN(nn.Module):
 
 
 class CNNFC(nn.Module):
-    """Convolutions and two fully connected layers, for one size."""
+    """The network `cnn_fc` for one input size."""
 
     def __init__(
         self,
@@ -249,7 +253,7 @@ class CNNFC(nn.Module):
         self.encoder = Blocks(features, {0, 1, last}, ceil=False, fc=True)
         self.out = output_size("cnn_fc", image_size)
         with torch.no_grad():
-            # Of the last pool, for which batch statistics have no say.
+            # Shape after the last pool; eval, because the image is a single one.
             grid = self.encoder.eval()(torch.zeros(1, 3, *image_size)).shape[1:]
         self.encoder.train()
         self.grid: tuple[int, ...] = tuple(grid)
@@ -263,7 +267,7 @@ class CNNFC(nn.Module):
 
 
 class Depth(nn.Module):
-    """Normalised colours to metres, (b, i, j) float32, by softplus as ours."""
+    """Normalised images to metres, (b, i, j) float32, with softplus."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -276,7 +280,7 @@ class Depth(nn.Module):
 def create(
     arch: str, image_size: tuple[int, int], *, up: str = "unpool", **widths: Any
 ) -> nn.Module:
-    """The network that `jaxdepth.models.create_model` gives, in PyTorch's terms."""
+    """The counterpart of `jaxdepth.models.create_model`."""
     if arch == "upproj":
         network = UpProj(up, **widths)
     elif arch == "cnn_fc":
@@ -287,10 +291,9 @@ def create(
 
 
 def load(model: nn.Module, variables: PyTree) -> None:
-    """Copy our parameters and statistics into a peer.
+    """Copy JAX parameters and batch statistics into a PyTorch network.
 
-    Raises KeyError or RuntimeError where one of them has no place, or a place stays
-    empty.
+    Raises: AttributeError, KeyError or RuntimeError unless the names correspond.
     """
     names = {"kernel": "weight", "scale": "weight", "bias": "bias"}
     names |= {"mean": "running_mean", "var": "running_var"}
@@ -311,9 +314,9 @@ def load(model: nn.Module, variables: PyTree) -> None:
 
 
 def _weight(module: nn.Module, kernel: np.ndarray, grid: tuple[int, ...] | None):
-    """Our kernel (h, w, cin, cout) or (cin, cout) as the module wants it."""
+    """The module's weight from a kernel (h, w, cin, cout) or (cin, cout)."""
     if isinstance(module, nn.Linear):
-        if grid is not None:  # ours flattens (h, w, c), PyTorch's (c, h, w)
+        if grid is not None:  # JAX flattens (h, w, c), PyTorch (c, h, w)
             c, h, w = grid
             kernel = kernel.reshape(h, w, c, -1).transpose(2, 0, 1, 3)
             kernel = kernel.reshape(c * h * w, -1)

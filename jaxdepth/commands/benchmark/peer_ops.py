@@ -1,4 +1,4 @@
-"""PyTorch's operators at the shapes of `upconv`, forward and both gradients."""
+"""PyTorch operators with the shapes of `upconv`, forward and both gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from jaxdepth.commands.benchmark.peer_models import phases, unpool
 from jaxdepth.commands.benchmark.peer_runs import device, synchronize
-from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.commands.benchmark.timing import Workload
 
 Tensor = torch.Tensor
 
@@ -35,18 +35,18 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def contestants(case: Any, direction: str, dtype: Any) -> list[Contestant]:
-    """The peers of a case of `upconv`, in both memory formats."""
+def workloads(case: Any, direction: str, dtype: Any) -> list[Workload]:
+    """The PyTorch forms of an `upconv.Case`, in both memory formats."""
     return [
-        _contestant(name, case, direction, dtype, channels_last)
+        _workload(name, case, direction, dtype, channels_last)
         for name in case.torch
         for channels_last in (False, True)
     ]
 
 
-def _contestant(
+def _workload(
     name: str, case: Any, direction: str, dtype: Any, channels_last: bool
-) -> Contestant:
+) -> Workload:
     b, h, w, cin = case.x
     kh, kw, _, cout = case.kernel
     kind = torch.bfloat16 if dtype == jnp.bfloat16 else torch.float32
@@ -54,8 +54,8 @@ def _contestant(
     shape = (cin, cout, kh, kw) if name == "transposed" else (cout, cin, kh, kw)
 
     def random(*shape: int) -> Tensor:
-        made = torch.randn(shape, dtype=kind, device=device())
-        return made.contiguous(memory_format=form).requires_grad_()
+        values = torch.randn(shape, dtype=kind, device=device())
+        return values.contiguous(memory_format=form).requires_grad_()
 
     x, weight = random(b, cin, h, w), random(*shape)
     function = FORMS[name]
@@ -67,9 +67,9 @@ def _contestant(
             return function(x, weight)
 
     def gradient():
-        wanted = x if direction == "input gradient" else weight
-        return torch.autograd.grad(y, wanted, cotangent, retain_graph=True)
+        variable = x if direction == "input gradient" else weight
+        return torch.autograd.grad(y, variable, cotangent, retain_graph=True)
 
     label = f"torch {name}, {'channels_last' if channels_last else 'NCHW'}"
     call = forward if direction == "forward" else gradient
-    return Contestant(label, call, synchronize)
+    return Workload(label, call, synchronize)

@@ -1,8 +1,8 @@
-"""PyTorch's training step and forward pass, ready to be timed against ours.
+"""PyTorch's training step and forward pass as workloads to time.
 
-Like with like: the same frames' sizes and dtypes, on the device from the start; crop,
-normalisation, truth brought to the output's size, loss, gradients, Adam with L2. Our
-step also counts frames, sums over devices and takes the gradient's norm, for the log.
+They do what ours do: frames of the same sizes and dtypes on the device, crop,
+normalisation, target resized to the output size, loss, gradients, Adam with L2. Our
+step also counts frames, sums over devices and computes the gradient norm for the log.
 """
 
 import abc
@@ -19,7 +19,7 @@ from jaxdepth.commands.benchmark import noise, peer_compile, peer_models
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import NetworkSettings, Size, TrainSettings
-from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.config import Config
 from jaxdepth.losses import MIN_PRED
 from jaxdepth.models import LAYOUTS
@@ -29,18 +29,18 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.augment import crop_offsets
 
 Tensor = torch.Tensor
-POOL = 4  # batches of images that inference goes round
+POOL = 4  # batches of images that inference cycles through
 
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """How a PyTorch network is written and run.
+    """Variant of a PyTorch network.
 
     Attributes:
-      name: as tables call it.
-      up: of `peer_models.create`.
+      name: label in tables.
+      up: form of the up-convolution, of `peer_models.create`.
       channels_last: memory format of parameters and features.
-      fused: the optimizer in one kernel.
+      fused: use the fused optimizer.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Peer:
 
 
 def peers(settings: NetworkSettings) -> list[Peer]:
-    """The plain port, and the tuned one; those asked for."""
+    """The variants that --peers names."""
     known = {
         "plain": Peer("torch plain", "unpool", channels_last=False, fused=False),
         "tuned": Peer("torch tuned", settings.peer_up, channels_last=True, fused=True),
@@ -59,9 +59,9 @@ def peers(settings: NetworkSettings) -> list[Peer]:
 
 
 def prepare(settings: NetworkSettings, report: Report) -> None:
-    """Settle what holds for all of PyTorch, and say what that is.
+    """Configure PyTorch and report its version and device.
 
-    UserError where JAX has an accelerator and PyTorch none.
+    Raises: UserError if PyTorch cannot use the platform that JAX uses.
     """
     check_device()
     on = settings.tf32 == "on"
@@ -70,7 +70,9 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
     torch.backends.cudnn.benchmark = True
     where = f"CPU, {torch.get_num_threads()} threads"
     if device().type == "cuda":
-        where = f"{torch.cuda.get_device_name()}, TF32 {settings.tf32} here and in JAX"
+        where = (
+            f"{torch.cuda.get_device_name()}, TF32 {settings.tf32} in PyTorch and JAX"
+        )
     report.say(
         f"peers: PyTorch {torch.__version__} on {where}; cudnn.benchmark on, frames on "
         "the device, no augmentation"
@@ -78,12 +80,12 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
 
 
 def device() -> torch.device:
-    """Where JAX runs, too."""
+    """The device that JAX uses."""
     return torch.device("cuda" if jax.default_backend() == "gpu" else "cpu")
 
 
 def check_device() -> None:
-    """UserError where JAX has an accelerator that PyTorch can't use."""
+    """Raise UserError if PyTorch cannot use the platform that JAX uses."""
     platform = jax.default_backend()
     if platform != "cpu" and not (platform == "gpu" and torch.cuda.is_available()):
         raise UserError(
@@ -93,29 +95,30 @@ def check_device() -> None:
 
 
 def synchronize(_: Any = None) -> None:
+    """Wait until the device has finished."""
     if device().type == "cuda":
         torch.cuda.synchronize()
 
 
 class Batches:
-    """Random frames on the device, and new batches of them for ever."""
+    """Endless batches of random frames on the device."""
 
     def __init__(self, config: Config, count: int):
-        held = noise.frames(count, config.frame_size)
-        self.rgb = torch.tensor(held["rgb"], device=device())
-        # PyTorch indexes no uint16.
-        depth = held["depth_mm"].astype(np.int32)
+        frames = noise.frames(count, config.frame_size)
+        self.rgb = torch.tensor(frames["rgb"], device=device())
+        # PyTorch cannot index uint16.
+        depth = frames["depth_mm"].astype(np.int32)
         self.depth = torch.tensor(depth, device=device())
         self.rows = noise.rows(count, int(config.train.batch_size))
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """(b,h,w,3) uint8 and (b,h,w) millimetres."""
+        """Images (b,h,w,3) uint8 and depths (b,h,w) int32, millimetres."""
         rows = torch.from_numpy(next(self.rows)["rows"]).long().to(device())
         return self.rgb[rows], self.depth[rows]
 
 
 class Inputs:
-    """Frames to what the network and the loss take."""
+    """Crops and converts frames to the input of the network and of the loss."""
 
     def __init__(self, config: Config, peer: Peer, out: Size):
         self.size, self.max_depth = config.image_size, config.data.max_depth
@@ -141,7 +144,7 @@ class Inputs:
         return ((image - self.mean) / self.std).contiguous(memory_format=form)
 
     def target(self, depth_mm: Tensor) -> tuple[Tensor, Tensor]:
-        """Metres at the output's size, and where they are valid: as `masked_area`."""
+        """Target in metres at the output size and its mask, as `masked_area`."""
         depth = depth_mm.float() / 1000
         valid = (depth > 0) & (depth <= self.max_depth)
         share = valid.float()
@@ -151,12 +154,12 @@ class Inputs:
 
 
 def loss_of(name: str, pred: Tensor, target: Tensor, valid: Tensor, config: Config):
-    """The loss, as `jaxdepth.losses` defines it, with berHu's c over each image."""
-    share = valid.float()
-    count = share.sum((1, 2)).clamp(min=1)
+    """The loss of `jaxdepth.losses`, with the berHu threshold of each image."""
+    weight = valid.float()
+    count = weight.sum((1, 2)).clamp(min=1)
 
     def mean(x: Tensor) -> Tensor:
-        return (x * share).sum((1, 2)) / count
+        return (x * weight).sum((1, 2)) / count
 
     pred, target = torch.where(valid, pred, 1.0), torch.where(valid, target, 1.0)
     if name == "mse":
@@ -166,14 +169,14 @@ def loss_of(name: str, pred: Tensor, target: Tensor, valid: Tensor, config: Conf
         images = mean(d**2) - config.loss.si_lambda * mean(d) ** 2
     else:
         error = (pred - target).abs()
-        c = 0.2 * (error.detach() * share).amax((1, 2), keepdim=True)
+        c = 0.2 * (error.detach() * weight).amax((1, 2), keepdim=True)
         c = c.clamp(min=1e-12)
         images = mean(torch.where(error <= c, error, (error**2 + c**2) / (2 * c)))
     return images.sum() / valid.any(2).any(1).sum().clamp(min=1)
 
 
 def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
-    """The optimizer of the flags, with L2 on all parameters."""
+    """The optimizer of the configuration, with weight decay of all parameters."""
     options: dict[str, Any] = {
         "lr": config.optimizer.lr,
         "weight_decay": config.optimizer.weight_decay,
@@ -186,17 +189,17 @@ def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
 
 
 class _Runner(abc.ABC):
-    """A network, and how it is called."""
+    """A network, and the function that calls it."""
 
     model: torch.nn.Module
     run: Callable[[Tensor], Tensor]
 
     @abc.abstractmethod
     def step(self) -> Tensor:
-        """One call, on other frames each time."""
+        """Process the next batch."""
 
-    def by(self, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        """`step` with the network called in that way."""
+    def calling(self, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        """`step` with `run` as the function that calls the network."""
 
         def call() -> Tensor:
             self.run = run
@@ -206,7 +209,7 @@ class _Runner(abc.ABC):
 
 
 class Trainer(_Runner):
-    """One peer's training step."""
+    """Training step of a PyTorch network."""
 
     def __init__(self, settings: TrainSettings, batch_size: int, peer: Peer):
         config = settings.config(batch_size, settings.image_size)
@@ -219,7 +222,7 @@ class Trainer(_Runner):
         self.run = self.model
 
     def loss(self, rgb: Tensor, depth_mm: Tensor) -> Tensor:
-        """Of a batch of frames; the graph for its gradient is kept."""
+        """Loss of a batch of frames, differentiable."""
         image = self.inputs.image(self.inputs.crop(rgb))
         target, valid = self.inputs.target(self.inputs.crop(depth_mm))
         with self.autocast():
@@ -237,7 +240,7 @@ class Trainer(_Runner):
 
 
 class Predictor(_Runner):
-    """One peer's forward pass."""
+    """Forward pass of a PyTorch network."""
 
     def __init__(self, settings: NetworkSettings, batch_size: int, peer: Peer):
         config = settings.config(batch_size, settings.image_size)
@@ -248,11 +251,11 @@ class Predictor(_Runner):
         self.run = self.model
         shape = (POOL, batch_size, *config.image_size, 3)
         pool = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self.images = [torch.tensor(one, device=device()) for one in pool]
+        self.images = [torch.tensor(batch, device=device()) for batch in pool]
         self.calls = 0
 
     def depth(self, rgb: Tensor) -> Tensor:
-        """Metres from colours (b,h,w,3) uint8."""
+        """Depth in metres of images (b,h,w,3) uint8."""
         with torch.inference_mode(), self.autocast():
             return self.run(self.inputs.image(rgb))
 
@@ -286,39 +289,39 @@ def _autocast(config: Config) -> Callable[[], Any]:
     return lambda: torch.autocast(device().type, dtype=torch.bfloat16)
 
 
-def contestants(
+def workloads(
     settings: NetworkSettings, batch_size: int, report: Report, parameters: int
-) -> list[Contestant]:
-    """The peers of a network, each run once; those that don't fit are left out.
+) -> list[Workload]:
+    """The PyTorch variants of a network, without those that do not fit into memory.
 
-    Raises: RuntimeError where a peer hasn't as many parameters as ours.
+    Raises: RuntimeError if a network does not have `parameters` parameters.
     """
     prepare(settings, report)
-    found = []
+    selected = []
     for peer in peers(settings):
-        one = (
+        runner = (
             Trainer(settings, batch_size, peer)
             if isinstance(settings, TrainSettings)
             else Predictor(settings, batch_size, peer)
         )
-        count = sum(p.numel() for p in one.model.parameters())
+        count = sum(p.numel() for p in runner.model.parameters())
         if count != parameters:
             raise RuntimeError(f"{peer.name} has {count} parameters, ours {parameters}")
         try:
-            one.step()
+            runner.step()
             synchronize()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            report.say(f"{peer.name}: left out, its memory does not suffice")
+            report.say(f"{peer.name}: skipped, it does not fit into memory")
             continue
-        ways = {peer.name: one.run}
+        calls = {peer.name: runner.run}
         if settings.torch_compile:
-            ways |= peer_compile.compiled(
-                one, peer.name, limit=settings.compile_limit, report=report
+            calls |= peer_compile.compiled(
+                runner, peer.name, limit=settings.compile_limit, report=report
             )
-        found += [
-            Contestant(name, one.by(run), synchronize, batch_size)
-            for name, run in ways.items()
+        selected += [
+            Workload(name, runner.calling(run), synchronize, batch_size)
+            for name, run in calls.items()
         ]
-    return found
+    return selected

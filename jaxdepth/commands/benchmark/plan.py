@@ -1,7 +1,7 @@
-"""`benchmark.py cpu` and `gpu`: a list of measurements within so many minutes.
+"""`jaxdepth benchmark cpu` and `gpu`: a list of benchmarks within a time limit.
 
-Each is a process of its own, so that one that fails, or takes too long, costs the
-others nothing. What is found is written after each of them; what isn't reached is said.
+Each part is a process, so a part that fails or runs out of time does not affect the
+others. The results are written after each part.
 """
 
 import dataclasses
@@ -17,54 +17,52 @@ from typing import Any, Literal, NamedTuple
 
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import number
-from jaxdepth.runtime import atomic, subprocesses, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import output_files, subprocesses, terminal
+from jaxdepth.runtime.errors import UserError
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmark.py"
-LEAST = 20.0  # seconds without which a part isn't begun, or half of what it should take
-GRACE = 15.0  # seconds that a part has to write what it found, once its time is up
-SHOWN = ("images/s", "frames/s", "ratio")
-FACTS = ("TFLOP/s", "share of the matrix product", "share of the copy, by XLA's bytes")
-BEST = "{best}"  # the batch that the part named `train` found
-SCRATCH = "{scratch}"  # a folder that is taken away at the end
+COMMAND = (sys.executable, "-m", "jaxdepth", "benchmark")
+MIN_SECONDS = 20.0  # a part starts if this much time, or half of its own, is left
+GRACE_SECONDS = 15.0  # for a part to write its results after it was interrupted
+SHOWN_UNITS = ("images/s", "frames/s", "ratio")
+SHOWN_FACTS = (
+    "TFLOP/s",
+    "share of the matrix product",
+    "share of the copy, by XLA's bytes",
+)
 
 
 class Part(NamedTuple):
-    """A measurement: its name, the command's words, and seconds it should take."""
+    """A benchmark: its name, its command line, and the seconds it should take.
+
+    In the command line, `{best}` is the batch size that the part `train` selected, and
+    `{scratch}` a temporary folder.
+    """
 
     name: str
-    words: str
+    command: str
     seconds: float
 
 
 _GPU = "--arch=upproj --size=228x304 --precision=bf16"
-# The first is a search over batches, each of which compiles; later ones find most of
-# their programs compiled.
+_BEST = f"train {_GPU} --batch_size={{best}}"
+# The first part compiles a program for each batch size; later parts read most of their
+# programs from the compilation cache.
 GPU_PARTS = (
     Part("train", f"train {_GPU} --batch_size=best --search_s=90 --frames=1024", 140),
-    Part(
-        "train_peers",
-        f"train {_GPU} --batch_size={BEST} --peer=torch --profile={SCRATCH}/trace",
-        90,
-    ),
+    Part("train_peers", f"{_BEST} --peer=torch --profile={{scratch}}/trace", 90),
     Part("infer", f"infer {_GPU} --batch_size=128 --peer=torch", 80),
-    Part("train_host", f"train {_GPU} --batch_size={BEST} --beside=cache=host", 60),
+    Part("train_host", f"{_BEST} --beside=cache=host", 60),
     Part(
         "upconv",
         "upconv --precision=bf16 --batch_size=32 --unpool=zero --repeats=3 "
         "--peer=torch",
         90,
     ),
-    Part(
-        "train_forms",
-        f"train {_GPU} --batch_size={BEST} --beside=upconv=dilated,upconv=packed",
-        150,
-    ),
+    Part("train_forms", f"{_BEST} --beside=upconv=dilated,upconv=plain", 150),
     Part("infer_best", f"infer {_GPU} --batch_size=best --search_s=40", 60),
     Part(
         "train_compiled",
-        f"train {_GPU} --batch_size={BEST} --peer=torch --peers=tuned --torch_compile "
-        "--compile_limit=90",
+        f"{_BEST} --peer=torch --peers=tuned --torch_compile --compile_limit=90",
         150,
     ),
     Part(
@@ -73,68 +71,68 @@ GPU_PARTS = (
         90,
     ),
 )
-_GROWTH = "--precision=f32 --devices=1 --repeats=2"
 _CPU = "--size=228x304 --precision=f32 --batch_size=4 --devices=1 --peer=torch"
+_GROWTH = "train --precision=f32 --devices=1 --repeats=2"
 CPU_PARTS = (
     *(
-        Part(f"{what}_{arch}", f"{what} --arch={arch} {_CPU}", seconds)
+        Part(f"{mode}_{arch}", f"{mode} --arch={arch} {_CPU}", seconds)
         for arch, seconds in (
             ("upproj", 240),
             ("cnn", 120),
             ("cnn_trans", 120),
             ("cnn_fc", 120),
         )
-        for what in ("train", "infer")
+        for mode in ("train", "infer")
     ),
     Part("upconv", "upconv --batch_size=4 --peer=torch", 700),
-    Part("growth_size", f"train {_GROWTH} --growth=size --batch_size=4", 240),
+    Part("growth_size", f"{_GROWTH} --growth=size --batch_size=4", 240),
     Part("growth_devices", "train --growth=devices --batch_size=1 --repeats=2", 200),
-    Part("growth_batch", f"train {_GROWTH} --growth=batch", 240),
+    Part("growth_batch", f"{_GROWTH} --growth=batch", 240),
 )
-_DRY = {
+PARTS = {"gpu": GPU_PARTS, "cpu": CPU_PARTS}
+# Flags of --dry_run. They follow the part's own flags, and the last value counts.
+DRY_FLAGS = {
     "train": "--size=32x48 --thin=16 --frames=8 --max_batch=2 --repeats=2 --seconds=0",
     "infer": "--size=32x48 --thin=16 --max_batch=2 --repeats=2 --seconds=0",
-    "upconv": "--size=32x48 --thin=64 --repeats=1 --seconds=0",
+    "upconv": "--size=32x48 --thin=64 --batch_size=2 --repeats=1 --seconds=0",
 }
-_DRY_POINTS = {"size": "24x32,32x48", "devices": "1,2", "batch": "1,2"}
+DRY_POINTS = {"size": "24x32,32x48", "devices": "1,2", "batch": "1,2"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GpuSettings:
-    """Everything that is asked of a GPU, in one call."""
+    """All benchmarks of a GPU in one call."""
 
     out: str
-    """A folder for results and the log; made where there is none."""
+    """Folder for the results and the log; created if missing."""
     minutes: float = 8.5
-    """After which nothing goes on."""
+    """Time limit."""
     only: str = "all"
-    """Names of parts, by commas."""
+    """Names of parts, comma-separated."""
     peer: Literal["none", "torch"] = "torch"
-    """Beside PyTorch's networks, or ours alone."""
+    """torch: compare with PyTorch."""
     dry_run: bool = False
-    """Small networks and images: whether everything runs, anywhere."""
+    """Run every part with small networks and images, on any device."""
 
     @property
     def kind(self) -> str:
         return "gpu"
 
     def parts(self) -> list[Part]:
-        """Those asked for. UserError for a name that is none."""
-        known = {"gpu": GPU_PARTS, "cpu": CPU_PARTS}[self.kind]
-        names = [part.name for part in known]
-        wanted = names if self.only == "all" else self.only.split(",")
-        for name in wanted:
-            if name not in names:
-                raise UserError(f"--only={self.only}: of {', '.join(names)}")
-        return [part for part in known if part.name in wanted]
+        """The parts that --only names. Raises UserError for an unknown name."""
+        parts = {part.name: part for part in PARTS[self.kind]}
+        selected = list(parts) if self.only == "all" else self.only.split(",")
+        if not parts.keys() >= set(selected):
+            raise UserError(f"--only={self.only}: expected names of {', '.join(parts)}")
+        return [part for part in parts.values() if part.name in selected]
 
 
 @dataclasses.dataclass(frozen=True)
 class CpuSettings(GpuSettings):
-    """The four networks in float32, batch 4, beside PyTorch's, on this processor."""
+    """All benchmarks of a CPU: float32, batch size 4, compared with PyTorch."""
 
     minutes: float = 45.0
-    """After which nothing goes on."""
+    """Time limit."""
 
     @property
     def kind(self) -> str:
@@ -142,126 +140,107 @@ class CpuSettings(GpuSettings):
 
 
 def run(settings: GpuSettings, _: Any = None) -> None:
-    """Run the parts one after the other; each may use what earlier ones left over."""
-    parts = settings.parts()
-    out = Path(settings.out)
-    files = [out / f"{settings.kind}.{suffix}" for suffix in ("json", "log")]
+    """Run the parts in order; a part may use the time that earlier parts left."""
+    parts, folder = settings.parts(), Path(settings.out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out={out}: {error.strerror}") from None
-    report_lib.check_free(*map(str, files))
-    began = time.monotonic()
-    end, planned = began + 60 * settings.minutes, began
+        raise UserError(f"--out={folder}: {error.strerror}") from None
+    results, log = (folder / f"{settings.kind}.{suffix}" for suffix in ("json", "log"))
+    for path in (results, log):
+        if path.exists():
+            raise UserError(f"--out={folder}: {path} exists: name another folder")
+    start = time.monotonic()
+    end, part_end = start + 60 * settings.minutes, start
     documents: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for part in parts:
-            planned = min(planned + part.seconds, end)
-            limit = planned - time.monotonic()
-            words = _words(part, settings, documents, Path(scratch))
-            if limit < min(LEAST, part.seconds / 2):
-                documents[part.name] = {"stopped": "not reached: time was up"}
+            part_end = min(part_end + part.seconds, end)
+            limit = part_end - time.monotonic()
+            if limit < min(MIN_SECONDS, part.seconds / 2):
+                document = {"stopped": "not started: the time limit was reached"}
             else:
-                documents[part.name] = _run(
-                    words, limit, files[1], Path(scratch), dry=settings.dry_run
-                )
-            _tell(part.name, documents[part.name], time.monotonic() - began)
-            _write(files[0], settings, documents)
-    _summary(documents, settings)
+                arguments = part_arguments(part, settings, documents, Path(scratch))
+                document = run_part(arguments, limit, log, Path(scratch))
+            documents[part.name] = document
+            status, seconds = document.get("stopped", "done"), time.monotonic() - start
+            print(f"{part.name}: {status} ({seconds:.0f} s)", flush=True)
+            merged = {
+                "command": shlex.join(["python", *sys.argv]),
+                "settings": dataclasses.asdict(settings),
+                "parts": documents,
+            }
+            output_files.write_text(results, report_lib.dumps(merged))
+    print_summary(documents, settings)
 
 
-def _words(
+def part_arguments(
     part: Part, settings: GpuSettings, documents: dict[str, Any], scratch: Path
 ) -> list[str]:
-    """The words of a part's command."""
-    found = documents.get("train", {}).get("facts", {}).get("search", {})
-    best = str(found.get("best", 2 if settings.dry_run else 128))
-    text = part.words.replace(BEST, best).replace(SCRATCH, str(scratch))
-    words = shlex.split(text)
+    """The arguments of `jaxdepth benchmark` for a part."""
+    search = documents.get("train", {}).get("facts", {}).get("search", {})
+    best = search.get("best", 2 if settings.dry_run else 128)
+    words = shlex.split(part.command.format(best=best, scratch=scratch))
     if settings.peer == "none":
-        words = [word for word in words if not word.startswith(("--peer", "--torch"))]
+        words.append("--peer=none")
     if settings.dry_run:
-        words = _dry(words)
+        words += shlex.split(DRY_FLAGS[words[0]])
+        growth = part.name.partition("growth_")[2]
+        if growth:
+            words.append(f"--points={DRY_POINTS[growth]}")
+        if growth != "batch" and "--batch_size=best" not in words:
+            words.append("--batch_size=2")
     if words[0] != "upconv":
         words.append(f"--compile_cache={scratch / 'cache'}")
     return words
 
 
-def _dry(words: list[str]) -> list[str]:
-    """The same measurement of next to nothing."""
-    dry = shlex.split(_DRY[words[0]])
-    grown = [w.removeprefix("--growth=") for w in words if w.startswith("--growth=")]
-    dry += [f"--points={_DRY_POINTS[by]}" for by in grown]
-    batch = [w for w in words if w == "--batch_size=best"] or ["--batch_size=2"]
-    if "batch" in grown:
-        batch = []
-    replaced = {word.partition("=")[0] for word in [*dry, *batch]}
-    words = [w for w in words if w.partition("=")[0] not in replaced]
-    return [*words, *dry, *batch]
-
-
-def _run(
-    words: list[str], limit: float, log: Path, scratch: Path, *, dry: bool
+def run_part(
+    arguments: list[str], limit: float, log: Path, scratch: Path
 ) -> dict[str, Any]:
-    """One part: what it wrote, with `stopped` where it did not come to its end."""
+    """The document that a part wrote; `stopped` in it says why a part is incomplete."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    if dry:  # each program runs a few times: compiling it well would cost the most
+    if any(word.startswith("--thin") for word in arguments):
+        # The programs of a dry run are called few times: compile them quickly.
         environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     result = scratch / f"{time.monotonic_ns()}.json"
-    command = [sys.executable, str(SCRIPT), *words, f"--json={result}"]
+    command = [*COMMAND, *arguments, f"--json={result}"]
+    stopped = None
     with open(log, "a") as file:
         print(f"+ {shlex.join(command)}", file=file, flush=True)
         completed = subprocesses.run(
-            command, environment=environment, log=file, timeout=limit, grace=GRACE
+            command,
+            environment=environment,
+            log=file,
+            timeout=limit,
+            grace=GRACE_SECONDS,
         )
     if completed.stopped:
         raise KeyboardInterrupt
-    reason = None
     if completed.timed_out:
-        reason = f"stopped after {limit:.0f} s"
+        stopped = f"stopped after {limit:.0f} s"
     elif completed.code:
-        reason = f"exit code {completed.code}: {_last_line(log)}"
+        last_line = log.read_text(errors="replace").splitlines()[-1]
+        stopped = f"exit code {completed.code}: {last_line[:200]}"
     document = json.loads(result.read_text()) if result.exists() else {}
-    return document | ({"stopped": reason} if reason else {})
+    return document | ({"stopped": stopped} if stopped else {})
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return lines[-1][:200] if lines else ""
-
-
-def _tell(name: str, document: dict[str, Any], seconds: float) -> None:
-    print(f"{name}: {document.get('stopped', 'done')} ({seconds:.0f} s)", flush=True)
-
-
-def _write(path: Path, settings: GpuSettings, documents: dict[str, Any]) -> None:
-    merged = {
-        "command": shlex.join(["python", *sys.argv]),
-        "settings": dataclasses.asdict(settings),
-        "parts": documents,
-    }
-    try:
-        with atomic.atomic_write(path) as file:
-            file.write(report_lib.dumps(merged).encode())
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from None
-
-
-def _summary(documents: dict[str, Any], settings: GpuSettings) -> None:
-    """The rates and ratios of all parts, and what was not reached."""
+def print_summary(documents: dict[str, Any], settings: GpuSettings) -> None:
+    """Print the rates and ratios of all parts, and the names of incomplete parts."""
     rows: list[Sequence[Any]] = []
     for name, document in documents.items():
         for table in document.get("tables", ()):
-            if table["unit"] in SHOWN:
+            if table["unit"] in SHOWN_UNITS:
                 for row in table["rows"]:
                     values = (number(row[k]) for k in ("median", "min", "max"))
                     rows.append((f"{name}: {row['what']}", table["unit"], *values))
         facts = document.get("facts", {}).get("rates and shares", {})
-        for key in FACTS:
+        for key in SHOWN_FACTS:
             if facts.get(key) is not None:
                 rows.append((f"{name}: {key}", "", number(facts[key]), None, None))
-    title = f"everything measured, in {settings.out}/{settings.kind}.json"
+    title = f"results in {settings.out}/{settings.kind}.json"
     terminal.print_table(title, ("part", "unit", "median", "min", "max"), rows)
-    missing = [name for name, d in documents.items() if "stopped" in d]
-    if missing:
-        print(f"not complete: {', '.join(missing)} (see {settings.kind}.log)")
+    incomplete = [name for name, d in documents.items() if "stopped" in d]
+    if incomplete:
+        print(f"incomplete: {', '.join(incomplete)} (see {settings.kind}.log)")

@@ -1,4 +1,4 @@
-"""A profiler's trace, and the operations that cost the most, without TensorBoard."""
+"""Profiler traces: the most expensive operations, without TensorBoard."""
 
 import re
 from collections import defaultdict
@@ -7,38 +7,34 @@ from typing import Any
 
 import jax
 
-from jaxdepth.commands.benchmark.ours import Compiled
 from jaxdepth.commands.benchmark.report import Report
-from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.commands.benchmark.timing import Workload
+from jaxdepth.commands.benchmark.workloads import Compiled
 from jaxdepth.commands.compile import hlo
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.errors import MachineError
 
 CALLS = 3
-TOP, KEPT = 10, 40  # operations that are printed, and kept for JSON
-# What JAX puts around the names of modules in a program without gradients.
+TOP, KEPT = 10, 40  # number of operations in the table and in the JSON file
+# Scopes of JAX around the module names in a program without gradients.
 _WRAPPERS = re.compile(
     r"^(jit|pjit|vmap|while|body|closed_call|shard_map)\b|[.(]|^[A-Z]"
 )
-# Kernels of a GPU are on its streams, operations of a TPU on a line of their own.
+# Lines of a trace that hold operations: TPUs have one, GPUs one per stream.
 _TPU_LINE, _GPU_LINE = "XLA Ops", "Stream"
 
 
-def show(
-    folder: Path, contestant: Contestant, compiled: Compiled, report: Report
-) -> None:
-    """Trace some calls into `folder` and print the ten costliest operations."""
+def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -> None:
+    """Trace some calls into `folder` and print the ten most expensive operations."""
     try:
-        file = trace(folder, contestant)
+        file = trace(folder, workload)
         times = operations(file)
-    except (
-        Exception
-    ) as error:  # drivers, permissions: times already measured count more
+    except Exception as error:  # of drivers or permissions; the times are still valid
         report.say(f"no profile: {' '.join(str(error).split())[:160]}")
         return
     total = sum(times.values())
     if not total:
-        report.say(f"no profile: {file} holds no operation of the device")
+        report.say(f"no profile: {file} contains no operations")
         return
     names = modules(compiled.text()) if compiled.text else {}
     costliest = sorted(times.items(), key=lambda item: -item[1])[:KEPT]
@@ -57,7 +53,7 @@ def show(
         "costliest": rows,
     }
     terminal.print_table(
-        f"the ten costliest of {len(times)} operations, ms a call; "
+        f"the ten most expensive of {len(times)} operations, ms a call; "
         f"{1e3 * total / CALLS:.1f} ms in all, over all threads or streams",
         ("operation", "part of the network", "ms", "share"),
         [tuple(row.values()) for row in rows[:TOP]],
@@ -65,15 +61,15 @@ def show(
     report.say(f"trace: {file}")
 
 
-def trace(folder: Path, contestant: Contestant) -> Path:
-    """Profile some calls; returns the file of the trace."""
+def trace(folder: Path, workload: Workload) -> Path:
+    """Profile some calls; returns the trace file. Raises MachineError without one."""
     before = set(folder.rglob("*.xplane.pb"))
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # calls of Python are not what is asked for
+    options.python_tracer_level = 0  # no Python calls in the trace
     with jax.profiler.trace(str(folder), profiler_options=options):
         for _ in range(CALLS):
-            last = contestant.call()
-        contestant.wait(last)
+            last = workload.call()
+        workload.wait(last)
     new = set(folder.rglob("*.xplane.pb")) - before
     if not new:
         raise MachineError(f"the profiler left no trace in {folder}")
@@ -81,34 +77,34 @@ def trace(folder: Path, contestant: Contestant) -> Path:
 
 
 def operations(file: Path) -> dict[str, float]:
-    """Seconds of each operation, over all threads or streams and calls."""
+    """Seconds of each operation, summed over calls and threads or streams."""
     data = jax.profiler.ProfileData.from_file(str(file))
     planes = [p for p in data.planes if p.name.startswith("/device:")]
-    found: dict[str, float] = defaultdict(float)
+    seconds: dict[str, float] = defaultdict(float)
     for plane in planes:
         lines = list(plane.lines)
         named = [line for line in lines if line.name == _TPU_LINE]
         for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op", event.name)
-                found[str(operation)] += event.duration_ns / 1e9
-    return dict(found) if found else _on_host(data)
+                seconds[str(operation)] += event.duration_ns / 1e9
+    return dict(seconds) if seconds else _on_host(data)
 
 
 def _on_host(data: Any) -> dict[str, float]:
-    """On CPU operations are events of the host's threads, which name themselves."""
-    found: dict[str, float] = defaultdict(float)
+    """Seconds of each operation on CPU, where events of host threads name them."""
+    seconds: dict[str, float] = defaultdict(float)
     for plane in data.planes:
         for line in plane.lines:
             for event in line.events:
                 operation = dict(event.stats).get("hlo_op")
                 if operation is not None:
-                    found[str(operation)] += event.duration_ns / 1e9
-    return dict(found)
+                    seconds[str(operation)] += event.duration_ns / 1e9
+    return dict(seconds)
 
 
 def modules(text: str) -> dict[str, str]:
-    """Operation -> the part of the network it belongs to, from a compiled program."""
+    """Operation -> its part of the network, from the text of a compiled program."""
     module = hlo.parse(text)
     return {
         instruction.name: _part(module, instruction)
@@ -118,13 +114,13 @@ def modules(text: str) -> dict[str, str]:
 
 
 def _part(module: hlo.Module, instruction: hlo.Instruction) -> str:
-    """As decoder/up4/conv (gradient); "-" where nothing says."""
+    """A module path as in "decoder/up4/conv (gradient)"; "-" if unknown."""
     place = module.place(instruction)
     path = place.module or _path(instruction.op_name)
     return path + " (gradient)" if path and place.gradient else path or "-"
 
 
 def _path(op_name: str) -> str:
-    """jit(forward)/UpProj/decoder/up4/conv/dot_general -> decoder/up4/conv."""
+    """Module path: jit(forward)/UpProj/decoder/up4/conv/dot -> decoder/up4/conv."""
     words = op_name.split("/")[:-1]
     return "/".join(word for word in words if not _WRAPPERS.search(word))

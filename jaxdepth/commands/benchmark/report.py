@@ -1,4 +1,4 @@
-"""What a benchmark found: tables on the terminal, and the same as JSON and CSV."""
+"""Results of a benchmark: tables on the terminal, JSON and CSV."""
 
 import csv
 import datetime
@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdepth.commands.benchmark.timing import Found
-from jaxdepth.runtime import atomic, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.commands.benchmark.timing import Samples
+from jaxdepth.runtime import terminal
 from jaxdepth.runtime.versions import installed
 from jaxdepth.workdir import plain
 
@@ -26,25 +25,25 @@ COLUMNS = ("table", "what", "unit", "median", "min", "max", "repeats")
 
 
 class Report:
-    """Grows while things are measured.
+    """Results, collected while they are measured.
 
     Attributes:
-      tables: {title, unit, rows: [{what, median, min, max, values}]} in their order.
-      facts: single values by name, for JSON and the terminal.
+      tables: in order, {title, unit, rows: [{what, median, min, max, values}]}.
+      facts: name -> a value or a dict of values.
     """
 
     def __init__(self) -> None:
         self.tables: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
 
-    def show(self, title: str, found: Found, unit: str) -> None:
-        """Print medians and spreads, and keep them."""
+    def show(self, title: str, samples: Samples, unit: str) -> None:
+        """Add a table and print it."""
         columns = ("what", "median", "min", "max")
-        rows = self.keep(title, found, unit)
+        rows = self.keep(title, samples, unit)
         lines = [[row["what"], *(number(row[c]) for c in columns[1:])] for row in rows]
         terminal.print_table(f"{title} [{unit}]", columns, lines)
 
-    def keep(self, title: str, found: Found, unit: str) -> list[dict[str, Any]]:
+    def keep(self, title: str, samples: Samples, unit: str) -> list[dict[str, Any]]:
         """Add a table without printing it; returns its rows."""
         rows = [
             {
@@ -54,28 +53,27 @@ class Report:
                 "max": float(max(values)),
                 "values": [float(v) for v in values],
             }
-            for name, values in found.items()
+            for name, values in samples.items()
         ]
         self.tables.append({"title": title, "unit": unit, "rows": rows})
         return rows
 
     def say(self, line: str) -> None:
-        """Print a line, and keep it among the notes."""
+        """Print a line and add it to the notes."""
         self.facts.setdefault("notes", []).append(line)
         print(line, flush=True)
 
     def add(self, title: str, values: dict[str, Any]) -> None:
-        """Print single values, and keep them under the title."""
+        """Add single values under a title and print them."""
         self.facts[title] = values
-        lines = [
-            [name, number(v) if v is not None else v] for name, v in values.items()
-        ]
+        lines = [[name, number(value)] for name, value in values.items()]
         terminal.print_table(title, ("what", "value"), lines)
 
     def document(self, settings: dict[str, Any], stopped: str | None) -> dict[str, Any]:
-        """Everything, with what it was measured on, when, and by which command.
+        """All results, with command, date, hardware and versions, for JSON.
 
-        `stopped`: why the measurement did not come to its end.
+        Args:
+          stopped: why the measurement is incomplete; None if it is complete.
         """
         return plain(
             {
@@ -90,7 +88,7 @@ class Report:
         )
 
     def csv(self) -> str:
-        """One line for each row of each table."""
+        """All tables as CSV, one line per row."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -103,15 +101,15 @@ class Report:
 
 
 def number(value: Any) -> Any:
-    """Four significant digits; whole numbers, words and None as they are."""
+    """Format a float with four significant digits; return other values unchanged."""
     if not isinstance(value, float):
         return value
-    # By format alone, 1234.5 would become 1.234e+03.
+    # The format .4g would write 1234.5 as 1.234e+03.
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def environment() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware and package versions."""
     devices = jax.devices()
     return {
         "hardware": {
@@ -127,13 +125,13 @@ def environment() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """What the first device is called; a CPU by its model."""
+    """Name of the first device; for a CPU, its model."""
     device = jax.devices()[0]
     return cpu_name() if device.platform == "cpu" else device.device_kind
 
 
 def cpu_name() -> str:
-    """The processor's model, where the system says."""
+    """Model of the processor, or its architecture if the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -143,53 +141,31 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> int:
+    """Physical memory of the host."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def busy(seconds: float = 0.3) -> str | None:
-    """What to say where others use this machine: what they take falls on our times."""
+def load_warning(seconds: float = 0.3) -> str | None:
+    """A warning if other processes use more than a fifth of the CPU, else None."""
     before = _ticks()
     time.sleep(seconds)
     total, idle = (after - b for after, b in zip(_ticks(), before, strict=True))
     if not total or idle / total > 0.8:
         return None
     share = 1 - idle / total
-    return f"note: others use {share:.0%} of this machine's processor: times are off"
+    return f"note: other processes use {share:.0%} of the CPU: times are unreliable"
 
 
 def _ticks() -> tuple[int, int]:
-    """All ticks of all cores, and the idle ones; zeros where the system doesn't say."""
+    """Total and idle ticks of all cores; zeros if the system does not say."""
     try:
         words = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     except OSError:
         return 0, 0
     ticks = [int(word) for word in words]
-    return sum(ticks), ticks[3] + ticks[4]  # idle, and waiting for disks
-
-
-def check_free(*paths: str | None) -> None:
-    """UserError where a file is there already, or its folder is not.
-
-    Asked before anything is measured, and again by `write` when it is.
-    """
-    for path in paths:
-        if path is None:
-            continue
-        if Path(path).exists():
-            raise UserError(f"{path} exists: name another file")
-        if not Path(path).resolve().parent.is_dir():
-            raise UserError(f"{path}: its folder does not exist")
-
-
-def write(path: str, text: str) -> None:
-    """A new file, whole or not at all."""
-    check_free(path)
-    try:
-        with atomic.atomic_write(Path(path)) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from None
+    return sum(ticks), ticks[3] + ticks[4]  # idle and iowait
 
 
 def dumps(document: dict[str, Any]) -> str:
+    """The text of a JSON file of results."""
     return json.dumps(document, indent=1) + "\n"

@@ -1,4 +1,4 @@
-"""The batch of most images per second: doubled while there is memory and a gain."""
+"""Search for the batch size with the most images per second."""
 
 import dataclasses
 import gc
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
 from jaxdepth.runtime.errors import UserError
 
-GAIN = 1.01  # a batch must be so much better to count as better
+GAIN = 1.01  # smaller gains in the rate count as none
 
 
 @dataclasses.dataclass
 class Search:
-    """What was found.
+    """Result of a search.
 
     Attributes:
-      rates: batch -> images per second, of those that ran.
-      full: the smallest batch that did not fit, None where all did.
-      late: time ended it.
+      rates: batch size -> images per second, of the sizes that ran.
+      full: the smallest size that did not fit into memory, None if all did.
+      late: whether the time limit ended the search.
     """
 
     rates: dict[int, float] = dataclasses.field(default_factory=dict)
@@ -27,15 +27,15 @@ class Search:
 
     @property
     def best(self) -> int:
-        """The smallest batch within a hundredth of the best rate."""
+        """The smallest batch size within 1 % of the best rate."""
         top = max(self.rates.values())
         return min(b for b, rate in self.rates.items() if rate * GAIN >= top)
 
-    def why(self) -> str:
-        """Why there was no larger batch."""
+    def reason(self) -> str:
+        """Why the search tried no larger size."""
         if self.full is not None:
             return f"{self.full} does not fit"
-        return "time was up" if self.late else "no larger one was faster"
+        return "time limit reached" if self.late else "no larger one was faster"
 
 
 def best_batch(
@@ -46,49 +46,53 @@ def best_batch(
     limit: int,
     seconds: float,
 ) -> Search:
-    """Double from `start` while it fits and pays, then try half way to what didn't fit.
+    """Double the batch size while it fits and the rate grows, then try one between.
+
+    The last size tried is half way between the largest that fits and the smallest that
+    does not.
 
     Args:
-      measure: batch -> images per second. Where memory does not suffice it raises what
-        `is_out_of_memory` knows.
-      multiple: that batches must be of.
-      limit: the largest to try.
-      seconds: after which no other batch is begun.
+      measure: batch size -> images per second; raises an error for which
+        `is_out_of_memory` holds if memory does not suffice.
+      start: the first size.
+      multiple: divisor of all sizes.
+      limit: the largest size.
+      seconds: time limit for starting another size.
 
-    Raises: UserError where not even `start` fits.
+    Raises: UserError if `start` does not fit.
     """
-    found, began = Search(), time.monotonic()
+    result, began = Search(), time.monotonic()
 
     def attempt(batch: int) -> bool:
         try:
-            found.rates[batch] = measure(batch)
+            result.rates[batch] = measure(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            found.full = batch
-        # The arrays of a failed attempt hang on its traceback.
+            result.full = batch
+        # The traceback of a failed attempt refers to its arrays.
         gc.collect()
-        return batch in found.rates
+        return batch in result.rates
 
     def in_time() -> bool:
-        found.late = time.monotonic() - began >= seconds
-        return not found.late
+        result.late = time.monotonic() - began >= seconds
+        return not result.late
 
     batch = start
     if not attempt(batch):
-        raise UserError(f"not even a batch of {start} fits into memory")
-    while (
-        2 * batch <= limit and in_time() and _pays(found.rates) and attempt(2 * batch)
-    ):
+        raise UserError(f"--batch_size=best: a batch of {start} does not fit")
+    while 2 * batch <= limit and in_time() and _grows(result.rates):
+        if not attempt(2 * batch):
+            break
         batch *= 2
-    if found.full is not None:
-        between = (batch + found.full) // 2 // multiple * multiple
-        if batch < between < found.full and in_time():
+    if result.full is not None:
+        between = (batch + result.full) // 2 // multiple * multiple
+        if batch < between < result.full and in_time():
             attempt(between)
-    return found
+    return result
 
 
-def _pays(rates: dict[int, float]) -> bool:
-    """Whether one of the last two doublings brought anything."""
+def _grows(rates: dict[int, float]) -> bool:
+    """Whether one of the last two doublings increased the rate."""
     values = list(rates.values())
     return len(values) < 3 or max(values[-2:]) > GAIN * values[-3]

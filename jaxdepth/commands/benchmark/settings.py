@@ -1,4 +1,4 @@
-"""The flags of `train` and `infer`, and the project's configuration they stand for."""
+"""Flags of the benchmarks, and the `Config` that they stand for."""
 
 import dataclasses
 from typing import Any, Literal
@@ -12,181 +12,221 @@ from jaxdepth.runtime.errors import UserError
 
 Size = tuple[int, int]
 PEERS = ("plain", "tuned")
-VARIED = ("upconv", "unpool", "precision", "layout")
+# Flags with the name, the choices and the checks of a field of `Config`. All but
+# --arch may differ in --beside.
+NETWORK_FLAGS = ("arch", "upconv", "unpool", "precision", "layout")
+TRAINING_FLAGS = (
+    "parallel",
+    "bn",
+    "accumulate",
+    "steps_per_call",
+    "cache",
+    "augment",
+    "loss",
+    "optimizer",
+)
+# What --peer=torch implements.
+PEER_CHOICES: dict[str, tuple[Any, ...]] = {
+    "arch": ("cnn_fc", "cnn", "cnn_trans", "upproj"),
+    "layout": ("torchvision",),
+    "unpool": ("zero",),
+    "loss": ("mse", "si", "berhu"),
+    "accumulate": (1,),
+    "steps_per_call": (1,),
+    "growth": ("none",),
+    "devices": (1, None),
+}
+
+
+def check_bounds(settings: Any, **lower: float) -> None:
+    """Raise UserError for the first setting below its lower bound."""
+    for name, bound in lower.items():
+        value = getattr(settings, name)
+        if value is not None and value < bound:
+            raise UserError(f"--{name}={value}: must be at least {bound}")
+
+
+def selected(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
+    """Split comma-separated names. Raises UserError for an unknown name."""
+    names = text.split(",")
+    if not set(names) <= set(known):
+        raise UserError(f"--{flag}={text}: expected names of {', '.join(known)}")
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
-    """Flags that training and inference share."""
+    """Flags of training and inference."""
 
-    arch: Literal["cnn_fc", "cnn", "cnn_trans", "upproj"] = "upproj"
-    """The network."""
-    layout: Literal["torchvision", "fcrn", "fcrn_make3d"] = "torchvision"
-    """Details of the network."""
-    unpool: Literal["zero", "average"] = "zero"
-    """What an up-projection puts between two entries."""
+    arch: str = "upproj"
+    """Architecture, as for training."""
+    layout: str = "torchvision"
+    """Layout of the network, as for training."""
+    unpool: str = "zero"
+    """Unpooling of an up-projection, as for training."""
     upconv: str = "auto"
     """Form of the up-convolution, as for training."""
     size: str = "228x304"
-    """Input of the network, HEIGHTxWIDTH."""
+    """Input size of the network, HEIGHTxWIDTH."""
     batch_size: int | Literal["auto", "best"] = "auto"
-    """Images a step over all devices. auto: 4 on CPU, 32 elsewhere; best: the one of
-    most images per second, by doubling until memory is full."""
+    """Images per step on all devices. auto: 4 on CPU, 32 elsewhere; best: the size with
+    the most images per second, searched by doubling until memory is full."""
     max_batch: int = 1024
-    """Where --batch_size=best stops doubling."""
+    """Largest size that --batch_size=best tries."""
     search_s: float = 240.0
-    """Seconds after which --batch_size=best takes what it has."""
-    precision: Literal["auto", "f32", "bf16"] = "auto"
-    """Arithmetic; auto: bf16 on accelerators, f32 on CPU."""
+    """Time limit of --batch_size=best, seconds."""
+    precision: str = "auto"
+    """Arithmetic: f32 or bf16; auto: bf16 on accelerators, f32 on CPU."""
     tf32: Literal["on", "off"] = "on"
-    """On GPUs: products of float32 in 19 bits, here and in the peers alike."""
+    """Use TF32 for float32 products on GPUs, in JAX and in PyTorch."""
     devices: int | None = None
-    """Use the first so many; default all. On CPU more are simulated as needed."""
+    """Number of devices; default: all. CPU devices are simulated as needed."""
     repeats: int = 5
-    """Turns, after one that doesn't count."""
+    """Number of turns after the discarded first one."""
     seconds: float = 1.0
-    """Each turn repeats its step until so many have passed."""
+    """Minimum length of a turn, seconds."""
     peer: Literal["none", "torch"] = "none"
-    """Measure PyTorch's networks in the same turns: the plain and the tuned one."""
+    """torch: time PyTorch networks in the same turns."""
     peers: str = "plain,tuned"
-    """Which of them, by commas."""
+    """PyTorch networks to time, comma-separated: plain, tuned."""
     peer_up: Literal["transposed", "phases"] = "transposed"
-    """How the tuned peer computes up-convolutions."""
+    """Form of the up-convolution in the tuned PyTorch network."""
     torch_compile: bool = False
-    """Race the peers a second time, as torch.compile makes them."""
+    """Also time the PyTorch networks after torch.compile."""
     compile_limit: float = 120.0
-    """Seconds for torch.compile, each peer; what takes longer is left out."""
+    """Time limit of torch.compile for each network, seconds."""
     beside: str = ""
-    """The same with other flags in the same turns, as in upconv=dilated: several by
-    commas, each of several flags by +, as in bn=local+cache=host,augment=full."""
+    """Variants to time in the same turns: flags that differ, as in upconv=dilated.
+    Variants are separated by commas, flags of one variant by +, as in
+    bn=local+cache=host,augment=full."""
     growth: Literal["none", "batch", "size", "devices"] = "none"
-    """Instead of one point, a row of them, and how far from linear the times grow."""
+    """Measure how the time grows with the batch size, image size or devices."""
     points: str = "auto"
-    """The points of --growth, by commas: 1,2,4 or 120x160,240x320."""
+    """Points of --growth, comma-separated, as in 1,2,4 or 120x160,240x320."""
     thin: int = 1
-    """For trials: channels divided by this, and where it isn't 1 one block a stage."""
+    """Divide all channel counts by this, for trials; above 1, one block per stage."""
     compile_cache: str | None = None
-    """A folder for compiled programs: compile times are those of reading it, then."""
+    """Folder of JAX's compilation cache; compile times are then those of reading it."""
     profile: str | None = None
-    """A folder for a trace; the ten costliest operations are printed."""
+    """Folder for a profiler trace; the ten most expensive operations are printed."""
     json: str | None = None
-    """A file for everything that was measured; an existing one is not overwritten."""
+    """New file for all results as JSON."""
     csv: str | None = None
-    """A file for the tables; likewise."""
+    """New file for the tables as CSV."""
 
     def __post_init__(self) -> None:
-        low = {"repeats": 1, "seconds": 0, "max_batch": 1, "search_s": 0}
-        low |= {"compile_limit": 0, "devices": 1, "thin": 1}
-        for name, least in low.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name}={value}: must be at least {least}")
-        if isinstance(self.batch_size, int) and self.batch_size < 1:
-            raise UserError(f"--batch_size={self.batch_size}: must be at least 1")
-        forms = config_lib.choices("upconv") or ()
-        if self.upconv not in forms:
-            raise UserError(f"--upconv={self.upconv}: one of {', '.join(forms)}")
-        config_lib.parse_size(self.size)
-        self._config(1, self.image_size)
-        self._check_peer()
+        check_bounds(self, repeats=1, seconds=0, max_batch=1, search_s=0)
+        check_bounds(self, compile_limit=0, devices=1, thin=1)
+        for name in (*NETWORK_FLAGS, *TRAINING_FLAGS):
+            value = getattr(self, name, None)
+            choices = config_lib.choices(name)
+            if choices and value is not None and value not in choices:
+                raise UserError(f"--{name}={value}: one of {', '.join(choices)}")
+        batch_size = self.batch_size if isinstance(self.batch_size, int) else 1
+        self._unresolved_config(batch_size, config_lib.parse_size(self.size))
+        selected("peers", self.peers, PEERS)
+        if self.peer == "torch":
+            self._check_peer()
         self.variants()
         if self.growth != "none" and (self.profile is not None or self.beside):
-            raise UserError("--profile and --beside are of one point, not of --growth")
+            raise UserError("--growth: leave --profile and --beside out")
         if self.points != "auto" and self.growth == "none":
-            raise UserError("--points belongs to --growth=batch, size or devices")
+            raise UserError("--points needs --growth=batch, size or devices")
         if self.growth == "batch" and self.batch_size != "auto":
-            raise UserError("--growth=batch takes its batches from --points")
+            raise UserError("--growth=batch: set --points instead of --batch_size")
 
     def _check_peer(self) -> None:
-        for name in self.peers.split(","):
-            if name not in PEERS:
-                raise UserError(f"--peers={self.peers}: of {', '.join(PEERS)}")
-        if self.peer == "none":
-            return
-        if self.layout != "torchvision" or self.unpool != "zero":
-            raise UserError(
-                "--peer=torch has layout torchvision and zero unpooling, as public "
-                "ports do: leave --layout and --unpool out"
-            )
-        if self.growth != "none":
-            raise UserError("--peer=torch is of one point: leave --growth out")
-        if self.devices not in (None, 1):
-            raise UserError("--peer=torch runs on one device: --devices=1")
+        for name, allowed in PEER_CHOICES.items():
+            value = getattr(self, name, allowed[0])
+            if value not in allowed:
+                choices = " or ".join(str(v) for v in allowed if v is not None)
+                raise UserError(f"--peer=torch: --{name}={value}: must be {choices}")
 
     @property
     def image_size(self) -> Size:
+        """(height, width) of the network's input."""
         return config_lib.parse_size(self.size)
 
     @property
+    def trains(self) -> bool:
+        """Whether training steps are measured; otherwise forward passes."""
+        return False
+
+    @property
+    def title(self) -> str:
+        """The first words of a table's title."""
+        return f"{'training' if self.trains else 'inference'} {self.arch}"
+
+    @property
     def widths(self) -> dict[str, Any]:
-        """Fields of the network that --thin changes, by the name both sides have."""
+        """Fields of the networks, JAX and PyTorch, that --thin changes."""
         if self.thin == 1:
             return {}
         model = create_model(self.arch, image_size=self.image_size)
         names = ("width", "decoder_in", "decoder_features", "features", "hidden")
-        found = {
+        fields = {
             name: _thinner(getattr(model, name), self.thin)
             for name in names
             if hasattr(model, name)
         }
         if self.arch == "upproj":
-            found["stage_sizes"] = (1, 1, 1, 1)
-        return found
+            fields["stage_sizes"] = (1, 1, 1, 1)
+        return fields
 
     def config(self, batch_size: int, image_size: Size) -> Config:
-        """What a run with these flags would be configured as, on this platform."""
-        config = self._config(batch_size, image_size)
+        """The configuration of a run with these flags, resolved for this platform."""
+        config = self._unresolved_config(batch_size, image_size)
         return config_lib.resolve(config, platform=jax.default_backend())
 
-    def _config(self, batch_size: int, image_size: Size) -> Config:
-        """The same before anything is asked of the platform, which JAX starts for."""
+    def _unresolved_config(self, batch_size: int, image_size: Size) -> Config:
+        """The configuration, without asking JAX for the platform, which starts it."""
+        flags: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (*NETWORK_FLAGS, *TRAINING_FLAGS)
+            if hasattr(self, name)
+        }
         return Config.of(
-            arch=self.arch,
-            layout=self.layout,
-            unpool=self.unpool,
-            upconv=self.upconv,  # pyright: ignore[reportArgumentType]
             size=f"{image_size[0]}x{image_size[1]}",
             batch_size=batch_size,
-            precision=self.precision,
-            # The rate is constant and nothing ends: the number of steps has no say.
-            steps=10**6,
-            **self._of_training(),
+            steps=10**6,  # more than are measured; the learning rate is constant
+            decay="all",  # weight decay of all parameters, as in PyTorch
+            **flags,
         )
 
-    def _of_training(self) -> dict[str, Any]:
-        return {}
-
     def variants(self) -> dict[str, Any]:
-        """What --beside asks for: its own words, and these settings so changed."""
+        """Text of each variant in --beside -> these settings with its changes."""
         words = self.beside.split(",") if self.beside else []
-        return {word: self._changed(word) for word in words}
+        return {word: self._variant(word) for word in words}
 
-    def _changed(self, word: str) -> Any:
+    def _variant(self, word: str) -> Any:
+        names = [*NETWORK_FLAGS[1:], *TRAINING_FLAGS]
+        known = [name for name in names if hasattr(self, name)]
         values: dict[str, Any] = {}
         for flag in word.split("+"):
             name, _, value = flag.partition("=")
-            if name not in self._of_training() and name not in VARIED:
-                known = ", ".join((*VARIED, *self._of_training()))
-                raise UserError(f"--beside={self.beside}: {name} is none of {known}")
-            whole = isinstance(getattr(self, name), int)
-            if whole and not value.isdecimal():
-                raise UserError(f"--beside={self.beside}: {name} is a whole number")
-            values[name] = int(value) if whole else value
+            if name not in known:
+                raise UserError(
+                    f"--beside={self.beside}: {name} is none of {', '.join(known)}"
+                )
+            is_integer = isinstance(getattr(self, name), int)
+            if is_integer and not value.isdecimal():
+                raise UserError(f"--beside={self.beside}: {name} must be an integer")
+            values[name] = int(value) if is_integer else value
         return dataclasses.replace(self, **values, beside="")
 
     def fixed_batch(self) -> int:
-        """The batch, where it is not searched for."""
+        """The batch size if it is not searched for."""
         if isinstance(self.batch_size, int):
             return self.batch_size
         return 4 if jax.default_backend() == "cpu" else 32
 
     def chosen_devices(self) -> list[Any]:
-        """The devices asked for. UserError where there are fewer."""
-        there = jax.devices()
-        count = 1 if self.peer != "none" else self.devices or len(there)
-        if count > len(there):
-            raise UserError(f"--devices={count}: there are {len(there)}")
-        return there[:count]
+        """The devices of --devices. Raises UserError if there are fewer."""
+        devices = jax.devices()
+        count = 1 if self.peer != "none" else self.devices or len(devices)
+        if count > len(devices):
+            raise UserError(f"--devices={count}: JAX has {len(devices)}")
+        return devices[:count]
 
 
 def _thinner(width: Any, thin: int) -> Any:
@@ -197,45 +237,37 @@ def _thinner(width: Any, thin: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings(NetworkSettings):
-    """Training: images per second, FLOP/s, memory, beside what the device can do."""
+    """Measure training: images per second, FLOP/s and memory, compared with peaks."""
 
-    parallel: Literal["jit", "pmap"] = "jit"
-    """How the step is placed on devices."""
-    bn: Literal["global", "local"] = "global"
-    """Batch statistics over all devices, or each its own."""
+    parallel: str = "jit"
+    """Placement of the step, as for training: jit or pmap."""
+    bn: str = "global"
+    """Batch statistics of the global batch or of each device: global or local."""
     accumulate: int = 1
-    """Parts of a batch, one after another."""
+    """Number of microbatches per step."""
     steps_per_call: int = 1
-    """Steps in one call."""
-    cache: Literal["device", "host", "none"] = "device"
-    """Where frames lie: on the devices, in the host's memory, or on disk; from the
-    last two they travel by the project's own pipeline."""
+    """Steps per call."""
+    cache: str = "device"
+    """Location of the frames: device, host (memory) or none (disk). From the last two,
+    the training input pipeline brings them."""
     frames: int = 256
-    """How many random frames there are."""
-    augment: Literal["none", "full"] = "none"
-    """Random views in our step; the peers' have none."""
-    loss: Literal["mse", "si", "berhu"] = "si"
-    """The loss."""
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """The optimizer, with L2 on all parameters as PyTorch has it."""
+    """Number of random frames."""
+    augment: str = "none"
+    """Augmentation of our step, as for training; PyTorch networks have none."""
+    loss: str = "si"
+    """Loss, as for training."""
+    optimizer: str = "adam"
+    """Optimizer, as for training, with weight decay of all parameters."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("accumulate", "steps_per_call", "frames"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
-        if self.peer != "none" and (self.accumulate, self.steps_per_call) != (1, 1):
-            raise UserError(
-                "--peer=torch takes one step a call: leave --accumulate and "
-                "--steps_per_call out"
-            )
+        check_bounds(self, frames=1)
 
-    def _of_training(self) -> dict[str, Any]:
-        names = ("parallel", "bn", "accumulate", "steps_per_call", "cache")
-        names += ("augment", "loss", "optimizer")
-        return {name: getattr(self, name) for name in names} | {"decay": "all"}
+    @property
+    def trains(self) -> bool:
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
 class InferSettings(NetworkSettings):
-    """Inference: images per second of a batch, and frames per second one by one."""
+    """Measure inference: images per second of batches, and of single frames."""

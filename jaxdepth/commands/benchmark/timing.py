@@ -1,7 +1,7 @@
-"""Times of things that take turns: medians, spreads and ratios turn by turn.
+"""Timing of functions in alternating turns: medians, spreads, ratios turn by turn.
 
-Whatever slows the machine down for a while then hits all of them alike. A turn before
-the first, in which caches fill and what is left to compile is compiled, doesn't count.
+Because turns alternate, other load on the machine affects all functions alike. The
+first turn warms up caches and compiles, and is discarded.
 """
 
 import dataclasses
@@ -12,39 +12,39 @@ from typing import Any
 
 import numpy as np
 
-Found = dict[str, list[float]]
+Samples = dict[str, list[float]]  # name -> one value per turn
 MAX_CALLS = 2000
 
 
-def alternate(things: dict[str, Callable[[], float]], repeats: int) -> Found:
-    """Measure each in turn, `repeats` times over, after one turn that doesn't count."""
-    found: Found = {name: [] for name in things}
+def alternate(measurements: dict[str, Callable[[], float]], repeats: int) -> Samples:
+    """Call each function in turn, `repeats` times after a discarded first turn."""
+    samples: Samples = {name: [] for name in measurements}
     for turn in range(repeats + 1):
-        for name, measure in things.items():
+        for name, measure in measurements.items():
             value = measure()
             if turn:
-                found[name].append(value)
-    return found
+                samples[name].append(value)
+    return samples
 
 
-def rate(make: Callable[[], Any], *, per_call: int, seconds: float) -> float:
-    """`per_call` things a call, for some seconds: things per second."""
-    began, calls = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        make()
+def rate(call: Callable[[], Any], *, per_call: int, seconds: float) -> float:
+    """Items per second of a function that processes `per_call` items per call."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        call()
         calls += 1
-    return calls * per_call / (time.perf_counter() - began)
+    return calls * per_call / (time.perf_counter() - start)
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
-    """Something that can be called again and again, each time on other inputs.
+class Workload:
+    """A function to time, which takes new inputs at each call.
 
     Attributes:
-      name: as tables call it.
-      call: starts the work and returns what to wait for.
-      wait: until what calls returned is there. Calls of one contestant end in order.
-      images: that a call works through.
+      name: label in tables.
+      call: starts the computation and returns its result.
+      wait: blocks until a result is ready; results become ready in order.
+      images: images per call.
     """
 
     name: str
@@ -53,48 +53,48 @@ class Contestant:
     images: int = 1
 
 
-def seconds_per_call(contestant: Contestant, calls: int) -> float:
-    """Mean time of so many calls, one after another, waited for at the end alone."""
-    began = time.perf_counter()
+def seconds_per_call(workload: Workload, calls: int) -> float:
+    """Mean seconds of consecutive calls; only the last result is waited for."""
+    start = time.perf_counter()
     last = None
     for _ in range(calls):
-        last = contestant.call()
-    contestant.wait(last)
-    return (time.perf_counter() - began) / calls
+        last = workload.call()
+    workload.wait(last)
+    return (time.perf_counter() - start) / calls
 
 
-def calls_for(contestant: Contestant, seconds: float) -> int:
-    """How many calls fill so many seconds: of one call, after one that warms up."""
-    seconds_per_call(contestant, 1)
-    once = seconds_per_call(contestant, 1)
+def calls_for(workload: Workload, seconds: float) -> int:
+    """Number of calls that take `seconds`, from one call after a warm-up call."""
+    seconds_per_call(workload, 1)
+    once = seconds_per_call(workload, 1)
     return max(1, min(MAX_CALLS, math.ceil(seconds / max(once, 1e-9))))
 
 
-def race(
-    contestants: Sequence[Contestant], *, repeats: int, seconds: float = 0.0
-) -> Found:
-    """Seconds per call of each, in alternating turns of at least `seconds` each."""
-    calls = [calls_for(one, seconds) for one in contestants]
+def time_alternating(
+    workloads: Sequence[Workload], *, repeats: int, seconds: float = 0.0
+) -> Samples:
+    """Seconds per call of each workload, in alternating turns of `seconds` each."""
+    calls = [calls_for(workload, seconds) for workload in workloads]
     return alternate(
         {
-            one.name: lambda one=one, n=n: seconds_per_call(one, n)
-            for one, n in zip(contestants, calls, strict=True)
+            workload.name: lambda workload=workload, n=n: seconds_per_call(workload, n)
+            for workload, n in zip(workloads, calls, strict=True)
         },
         repeats,
     )
 
 
-def ratios(found: Found, ours: str) -> Found:
-    """How many times faster `ours` was than each other, turn by turn (found: times)."""
+def ratios(times: Samples, ours: str) -> Samples:
+    """How many times faster `ours` is than each other workload, turn by turn."""
     return {
         f"{ours} / {name}": [
-            theirs / own for own, theirs in zip(found[ours], values, strict=True)
+            theirs / own for own, theirs in zip(times[ours], values, strict=True)
         ]
-        for name, values in found.items()
+        for name, values in times.items()
         if name != ours
     }
 
 
-def fastest(found: Found, among: Sequence[str]) -> str:
-    """The name of the lowest median."""
-    return min(among, key=lambda name: float(np.median(found[name])))
+def fastest(times: Samples, names: Sequence[str]) -> str:
+    """The name with the lowest median time."""
+    return min(names, key=lambda name: float(np.median(times[name])))

@@ -1,4 +1,4 @@
-"""`benchmark.py upconv`: operators in their forms, forward and both gradients."""
+"""`jaxdepth benchmark upconv`: forms of operators, forward and both gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,76 +11,65 @@ from jax import lax
 
 from jaxdepth.commands.benchmark import networks, timing
 from jaxdepth.commands.benchmark.report import Report, device_name, number
-from jaxdepth.commands.benchmark.timing import Contestant
+from jaxdepth.commands.benchmark.settings import check_bounds, selected
+from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.config import parse_size
 from jaxdepth.models import ARCHS, output_size
 from jaxdepth.ops import conv, platform
-from jaxdepth.ops.upconv import FORMS, upconv
+from jaxdepth.ops.upconv import FORMS, default_form, upconv
 from jaxdepth.runtime import terminal
-from jaxdepth.runtime.errors import UserError
 
-LETTERS = {"plain": "a", "dilated": "b", "four": "c", "packed": "d", "rows": "d2"}
+LETTERS = {"plain": "a", "dilated": "b", "four": "c"}
 DIRECTIONS = ("forward", "input gradient", "kernel gradient")
-PARTS = ("upconv", "pointwise", "transposed")
 
 
 @dataclasses.dataclass(frozen=True)
 class UpconvSettings:
-    """Operators of the networks in their forms: forward, input and kernel gradient.
+    """Measure forms of operators: forward pass, input and kernel gradient.
 
-    The up-convolutions at the four blocks of upproj, 1x1 convolutions at the stages of
-    ResNet-50, and the transposed convolution of cnn_trans.
+    Operators: the up-convolutions of upproj, the 1x1 convolutions of ResNet-50, and the
+    transposed convolution of cnn_trans.
     """
 
     size: str = "228x304"
-    """Input of the network that the blocks belong to, HEIGHTxWIDTH."""
+    """Input size of the network, HEIGHTxWIDTH."""
     batch_size: int = 4
-    """Images."""
+    """Images per batch."""
     precision: Literal["f32", "bf16"] = "f32"
     """Arithmetic."""
     unpool: Literal["zero", "average", "both"] = "both"
-    """What an up-projection puts between two entries."""
+    """Unpooling of an up-projection, as for training."""
     forms: str = "all"
-    """Forms by commas, as in four,dilated."""
+    """Forms of the up-convolution, comma-separated, as in four,dilated."""
     blocks: str = "1,2,3,4"
-    """Which up-projections, by commas."""
+    """Up-projections, comma-separated."""
     parts: str = "upconv,pointwise,transposed"
-    """Which operators, by commas."""
+    """Operators, comma-separated."""
     thin: int = 1
-    """Divide all channels by this: for trials."""
+    """Divide all channel counts by this, for trials."""
     peer: Literal["none", "torch"] = "none"
-    """PyTorch's operators in the same turns."""
+    """torch: time PyTorch operators in the same turns."""
     repeats: int = 5
-    """Turns, after one that doesn't count."""
+    """Number of turns after the discarded first one."""
     seconds: float = 0.2
-    """Each turn repeats its operator until so many have passed."""
+    """Minimum length of a turn, seconds."""
     skip_s: float = 2.0
-    """Forms whose first call takes so many seconds are given up."""
+    """Skip forms whose call takes longer than this, seconds."""
     json: str | None = None
-    """A file for everything that was measured; an existing one is not overwritten."""
+    """New file for all results as JSON."""
     csv: str | None = None
-    """A file for the tables; likewise."""
+    """New file for the tables as CSV."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "thin", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)}: must be at least 1")
+        check_bounds(self, batch_size=1, thin=1, repeats=1)
         parse_size(self.size)
-        _words("forms", self.forms, ("all", "auto", *FORMS))
-        _words("blocks", self.blocks, ("1", "2", "3", "4"))
-        _words("parts", self.parts, PARTS)
+        selected("forms", self.forms, ("all", "auto", *FORMS))
+        selected("blocks", self.blocks, ("1", "2", "3", "4"))
+        selected("parts", self.parts, tuple(OPERATORS))
 
     @property
     def dtype(self) -> Any:
         return jnp.bfloat16 if self.precision == "bf16" else jnp.float32
-
-
-def _words(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
-    words = text.split(",")
-    for word in words:
-        if word not in known:
-            raise UserError(f"--{flag}={text}: of {', '.join(known)}")
-    return words
 
 
 Form = Callable[[jax.Array, jax.Array], jax.Array]
@@ -91,9 +80,9 @@ class Case:
     """One operator at one shape.
 
     Attributes:
-      name: shape in words.
+      name: title of its table.
       x, kernel: shapes, NHWC and HWIO.
-      forms: name -> function of both.
+      forms: name -> function of input and kernel.
       torch: names in `peer_ops.FORMS`.
     """
 
@@ -105,10 +94,11 @@ class Case:
 
 
 def run(settings: UpconvSettings, report: Report) -> None:
-    """Tables of milliseconds by form and direction."""
+    """Print a table of milliseconds by form and direction for each operator."""
+    auto = default_form(jax.default_backend())
     report.say(
         f"operators in {settings.precision}, batch {settings.batch_size}, on "
-        f"{device_name()}; auto is {_auto()}"
+        f"{device_name()}; --upconv=auto is {auto}"
     )
     if settings.peer == "torch":
         networks.check_torch()
@@ -116,25 +106,18 @@ def run(settings: UpconvSettings, report: Report) -> None:
 
         peer_runs.check_device()
     for part in settings.parts.split(","):
-        makers = {"upconv": up_cases, "pointwise": pointwise_cases}
-        for case in makers.get(part, transposed_cases)(settings):
+        for case in OPERATORS[part](settings):
             _measure(case, settings, report)
 
 
-def _auto() -> str:
-    from jaxdepth.ops.upconv import default_form
-
-    return f"{default_form(jax.default_backend())} here"
-
-
 def up_cases(settings: UpconvSettings) -> list[Case]:
-    """The up-convolutions of the chosen blocks."""
+    """The up-convolutions of the selected blocks."""
     model: Any = ARCHS["upproj"].module()
     height, width = output_size("upproj", parse_size(settings.size))
     features = (model.decoder_in, *model.decoder_features)
-    wanted = ["auto", *FORMS]
+    names = ["auto", *FORMS]
     if settings.forms != "all":
-        wanted = settings.forms.split(",")
+        names = settings.forms.split(",")
     kinds = ("zero", "average") if settings.unpool == "both" else (settings.unpool,)
     cases = []
     for kind in kinds:
@@ -142,7 +125,7 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
             shrink = 2 ** (len(features) - block)
             cin, cout = (max(1, c // settings.thin) for c in features[block - 1 :][:2])
             x = (settings.batch_size, height // shrink, width // shrink, cin)
-            forms = {_named(form): _up_form(form, kind) for form in wanted}
+            forms = {_label(form): _up_form(form, kind) for form in names}
             name = (
                 f"5x5 up-convolution {block}, {kind} unpooling, {_shape(x)} -> {cout}"
             )
@@ -151,7 +134,8 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
     return cases
 
 
-def _named(form: str) -> str:
+def _label(form: str) -> str:
+    """Name with the letter of the form, as in earlier results."""
     return f"{LETTERS[form]} {form}" if form in LETTERS else form
 
 
@@ -160,7 +144,7 @@ def _up_form(form: str, kind: str) -> Form:
 
 
 def pointwise_cases(settings: UpconvSettings) -> list[Case]:
-    """1x1 convolutions at ResNet-50's stages: as ours, as dot and as convolution."""
+    """The 1x1 convolutions of ResNet-50: `conv2d`, a dot product, a convolution."""
     height, width = parse_size(settings.size)
     cases = []
     for stage in range(4):
@@ -186,7 +170,7 @@ def _conv(x, kernel):
 
 
 def transposed_cases(settings: UpconvSettings) -> list[Case]:
-    """The last layer of `cnn_trans`: as ours, by lax.conv_transpose, and by phases."""
+    """The last layer of `cnn_trans`: `transposed_conv2x` and `lax.conv_transpose`."""
     height, width = output_size("cnn_trans", parse_size(settings.size))
     model: Any = ARCHS["cnn_trans"].module()
     cin = max(1, model.features[-1] // settings.thin)
@@ -203,62 +187,70 @@ def _lax_transposed(x, kernel):
     return lax.conv_transpose(x, kernel, (2, 2), ((1, 2), (1, 2)))
 
 
+OPERATORS: dict[str, Callable[[UpconvSettings], list[Case]]] = {
+    "upconv": up_cases,
+    "pointwise": pointwise_cases,
+    "transposed": transposed_cases,
+}
+
+
 def _shape(x: tuple[int, ...]) -> str:
     return f"{x[1]}x{x[2]}x{x[3]}"
 
 
 def _measure(case: Case, settings: UpconvSettings, report: Report) -> None:
-    """All forms of a case in turns, one direction after the other."""
+    """Time all forms of a case, one direction after another, and print a table."""
     names: list[str] = []
     medians: list[dict[str, float]] = []
     for direction in DIRECTIONS:
-        contestants = _contestants(case, direction, settings)
-        slow = [one for one in contestants if _seconds(one) > settings.skip_s]
-        for one in slow:
-            report.say(f"{case.name}, {direction}: {one.name} is too slow, given up")
-        rest = [one for one in contestants if one not in slow]
-        times = timing.race(rest, repeats=settings.repeats, seconds=settings.seconds)
-        found = {name: [1e3 * t for t in seconds] for name, seconds in times.items()}
-        report.keep(f"{case.name}, {direction}", found, "ms")
-        names = [one.name for one in contestants]
-        medians.append({name: float(np.median(ms)) for name, ms in found.items()})
-    rows = [[name, *(_beside(found, name) for found in medians)] for name in names]
+        workloads = _workloads(case, direction, settings)
+        slow = [w for w in workloads if first_call(w) > settings.skip_s]
+        for workload in slow:
+            report.say(f"{case.name}, {direction}: {workload.name} is slow, skipped")
+        times = timing.time_alternating(
+            [w for w in workloads if w not in slow],
+            repeats=settings.repeats,
+            seconds=settings.seconds,
+        )
+        samples = {name: [1e3 * t for t in seconds] for name, seconds in times.items()}
+        report.keep(f"{case.name}, {direction}", samples, "ms")
+        names = [workload.name for workload in workloads]
+        medians.append({name: float(np.median(ms)) for name, ms in samples.items()})
+    rows = [[name, *(_cell(column, name) for column in medians)] for name in names]
     columns = ("form", *DIRECTIONS)
     terminal.print_table(f"{case.name} [ms, times the fastest]", columns, rows)
 
 
-def _beside(medians: dict[str, float], name: str) -> str | None:
-    """A time and how many times the shortest it is; None where it was given up."""
+def _cell(medians: dict[str, float], name: str) -> str | None:
+    """A time and its ratio to the shortest one; None if the form was skipped."""
     if name not in medians:
         return None
     return f"{number(medians[name])} ({medians[name] / min(medians.values()):.2f})"
 
 
-def _contestants(
-    case: Case, direction: str, settings: UpconvSettings
-) -> list[Contestant]:
-    """All forms of a case in one direction, ours and the peers'."""
-    found = [
-        _contestant(name, form, case, direction, settings.dtype)
+def _workloads(case: Case, direction: str, settings: UpconvSettings) -> list[Workload]:
+    """All forms of a case in one direction, of JAX and of PyTorch."""
+    workloads = [
+        form_workload(name, form, case, direction, settings.dtype)
         for name, form in case.forms.items()
     ]
     if settings.peer == "torch":
         from jaxdepth.commands.benchmark import peer_ops
 
-        found += peer_ops.contestants(case, direction, settings.dtype)
-    return found
+        workloads += peer_ops.workloads(case, direction, settings.dtype)
+    return workloads
 
 
-def _seconds(one: Contestant) -> float:
-    """Of the first call, or the second where the first was slow, which may warm up."""
-    first = timing.seconds_per_call(one, 1)
-    return first if first < 0.5 else timing.seconds_per_call(one, 1)
+def first_call(workload: Workload) -> float:
+    """Seconds of the first call; of the second if the first took over 0.5 s."""
+    first = timing.seconds_per_call(workload, 1)
+    return first if first < 0.5 else timing.seconds_per_call(workload, 1)
 
 
-def _contestant(
+def form_workload(
     name: str, form: Form, case: Case, direction: str, dtype: Any
-) -> Contestant:
-    """A form in one direction, on random inputs of which there are several."""
+) -> Workload:
+    """A form in one direction, alternating between two random inputs."""
     out = jax.eval_shape(
         form,
         jax.ShapeDtypeStruct(case.x, dtype),
@@ -271,7 +263,7 @@ def _contestant(
     )
 
     def gradient(number: int):
-        # The operator is linear in both: the forward pass itself is left out.
+        # The operator is linear in both, so the forward pass is not computed.
         return jax.jit(lambda x, kernel, y: jax.vjp(form, x, kernel)[1](y)[number])
 
     functions = {
@@ -287,4 +279,4 @@ def _contestant(
         k = next(calls) % 2
         return function(xs[k], kernels[k], ys[k])
 
-    return Contestant(name, call, jax.block_until_ready)
+    return Workload(name, call, jax.block_until_ready)

@@ -1,14 +1,14 @@
-"""What `tpu_compile` compiles: the training step, or one of its blocks, lowered.
+"""The training step, or one block of the network, lowered for `compile-for`.
 
-Shapes stand for arrays, described chips for devices; everything else is training's own.
+Arguments are shapes and devices are descriptions; the functions are those of training.
 """
 
 import contextlib
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,63 +25,86 @@ from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training.step import StepSpec, init_state, train_step, train_step_on_table
 
 
-def lower_step(
-    config: Config, placement: sharding.Placement, *, frames: int
-) -> jax.stages.Lowered:
-    """The training step as training compiles it, lowered for the placement's devices.
+class StepParts(NamedTuple):
+    """What a training step is made of.
 
-    `frames`: of the table on the devices, under --cache=device.
+    Attributes:
+      model: the network.
+      spec: static argument of the step.
+      init: returns a new training state.
     """
-    model = _model(config)
-    state = jax.eval_shape(
-        lambda: init_state(
+
+    model: nn.Module
+    spec: Any
+    init: Callable[[], Any]
+
+    def step(self, config: Config) -> tuple[Any, ...]:
+        """The step function and its static arguments, for `Placement.mapped`."""
+        if config.data.cache == "device":
+            return train_step_on_table, self.spec, config.frame_size
+        return train_step, self.spec
+
+
+def step_parts(config: Config, fields: dict[str, Any] | None = None) -> StepParts:
+    """The parts of the training step of a resolved configuration.
+
+    Args:
+      fields: fields of the network to replace.
+    """
+    axis = sharding.AXIS if config.model.bn == "global" else None
+    model = models.create(config.model, bn_axis=axis).clone(**(fields or {}))
+
+    def init():
+        return init_state(
             model,
             lambda params: optimizer_lib.create(config, params),
             image_size=config.image_size,
             seed=config.train.seed,
         )
-    )
-    optimizer = optimizer_lib.create(config, state.params)
+
+    optimizer = optimizer_lib.create(config, jax.eval_shape(init).params)
     spec = StepSpec(model, optimizer, config, sharding.AXIS)
-    stacked = config.train.steps_per_call > 1
+    return StepParts(model, spec, init)
 
-    on_table = config.data.cache == "device"
-    step, settled = train_step, (spec,)
-    if on_table:
-        step, settled = train_step_on_table, (spec, config.frame_size)
-    run = placement.mapped(step, *settled, table=on_table, stacked=stacked)
 
-    state = _laid(state, placement, P())
+def lower_step(
+    config: Config, placement: sharding.Placement, *, frames: int
+) -> jax.stages.Lowered:
+    """The training step as training compiles it, lowered for the placement's devices.
+
+    Args:
+      frames: number of frames on the devices under --cache=device.
+    """
+    parts = step_parts(config)
+    stacked, cached = config.train.steps_per_call > 1, config.data.cache == "device"
+    run = placement.mapped(*parts.step(config), table=cached, stacked=stacked)
+    state = _placed(jax.eval_shape(parts.init), placement, P())
     batches = P(None, sharding.AXIS) if stacked else P(sharding.AXIS)
-    arguments = [_laid(_batch(config), placement, batches)]
-    if on_table:
-        table = _table(config, frames, len(placement.devices))
-        arguments.append(_laid(table, placement, P(sharding.AXIS)))
+    arguments = [_placed(_batch(config), placement, batches)]
+    if cached:
+        table = _device_cache(config, frames, len(placement.devices))
+        arguments.append(_placed(table, placement, P(sharding.AXIS)))
 
-    def call(*arguments):  # under pmap, jit would see the mapped function's own flags
+    def call(*arguments):  # jit would read the mapped function's own options of pmap
         return run(*arguments)
 
     return jax.jit(call, donate_argnums=0).lower(state, *arguments)
 
 
-def _model(config: Config) -> nn.Module:
-    return models.create(config.model, bn_axis=sharding.AXIS)
-
-
-def _laid(tree: Any, placement: sharding.Placement, spec: P) -> Any:
-    """Shapes as the placement lays such arrays over its devices."""
+def _placed(tree: Any, placement: sharding.Placement, spec: P) -> Any:
+    """Shapes with the sharding that the placement gives such arrays."""
     devices = len(placement.devices)
 
-    def laid(x) -> jax.ShapeDtypeStruct:
-        shape, place = list(x.shape), spec
+    def place(x) -> jax.ShapeDtypeStruct:
+        shape, axes = list(x.shape), spec
         if placement.kind == "pmap":  # axis 0 counts devices
             if spec:
                 shape[len(spec) - 1] //= devices
-            shape, place = [devices, *shape], P(sharding.AXIS)
-        sharded = NamedSharding(placement.mesh, place)
+            shape, axes = [devices, *shape], P(sharding.AXIS)
+        sharded = NamedSharding(placement.mesh, axes)
         return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharded)
 
-    return jax.tree.map(laid, tree)
+    return jax.tree.map(place, tree)
 
 
 def _batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -98,7 +121,7 @@ def _batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def _table(
+def _device_cache(
     config: Config, frames: int, devices: int
 ) -> dict[str, jax.ShapeDtypeStruct]:
     rows = -(-frames // devices) * devices
@@ -111,13 +134,13 @@ def _table(
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A module of the network, alone.
+    """A module of the network with its input.
 
     Attributes:
-      path: in the network.
-      module: without a parent.
-      x: its input.
-      options: other arguments of its call.
+      path: names from the network to the module.
+      module: the module without its parent.
+      x: shape and dtype of its input.
+      options: keyword arguments of its call.
     """
 
     path: tuple[str, ...]
@@ -127,15 +150,15 @@ class Part:
 
 
 def parts_of(config: Config) -> list[Part]:
-    """All modules of the network in the order of their calls, with their inputs."""
-    found: list[Part] = []
+    """All modules of the network with their inputs, in the order of their calls."""
+    parts: list[Part] = []
 
     def record(call, args, kwargs, context):
         module = context.module
-        # What takes a kernel besides its input is no part that stands alone.
+        # A module that takes a kernel besides its input cannot be called alone.
         if context.method_name == "__call__" and len(args) == 1:
             shape = jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)
-            found.append(Part(module.path, module.clone(), shape, kwargs))
+            parts.append(Part(module.path, module.clone(), shape, kwargs))
         return call(*args, **kwargs)
 
     model = models.create(config.model, bn_axis=None)
@@ -149,11 +172,11 @@ def parts_of(config: Config) -> list[Part]:
             model.apply(variables, image, train=True, mutable=["batch_stats"])
 
     jax.eval_shape(forward, image)
-    return found
+    return parts
 
 
-def chosen(parts: Sequence[Part], name: str) -> list[Part]:
-    """The modules that --block names, one after another; UserError if none."""
+def select(parts: Sequence[Part], name: str) -> list[Part]:
+    """The modules that --block names, in order. Raises UserError for unknown names."""
     if name == "stem":
         first = next(part for part in parts if part.path == ("encoder",))
         if hasattr(first.module, "stage_sizes"):
@@ -164,26 +187,26 @@ def chosen(parts: Sequence[Part], name: str) -> list[Part]:
     near = [part for part in parts if len(part.path) in (1, 2)]
     named = [part for part in near if part.path[-1] == name]
     stage = [part for part in near if part.path[-1].startswith(f"{name}_block")]
-    found = exact or named or stage
-    if not found:
+    selected = exact or named or stage
+    if not selected:
         words = [re.sub(r"_block\d+$", "", part.path[-1]) for part in near]
         known = ", ".join(dict.fromkeys(["augment", "stem", *words]))
         raise UserError(f"--block={name}: one of {known}, or the path of a module")
-    return found
+    return selected
 
 
 def lower_block(
     config: Config, placement: sharding.Placement, *, block: str
 ) -> jax.stages.Lowered:
-    """Part of the network, forward and gradients, lowered for the same devices.
+    """A block of the network, forward and backward, lowered for the same devices.
 
-    Its input and the gradient of its output are arguments; the gradient of the input
-    is computed unless the input is the image.
+    The arguments are its variables, its input and the gradient of its output. The
+    gradient of the input is computed unless the input is the image.
     """
     placement = dataclasses.replace(placement, kind="jit")
     if block == "augment":
         return _lower_augment(config, placement)
-    parts = chosen(parts_of(config), block)
+    parts = select(parts_of(config), block)
     variables = [
         jax.eval_shape(
             lambda x, part=part: part.module.init(jax.random.key(0), x, **part.options),
@@ -192,10 +215,10 @@ def lower_block(
         for part in parts
     ]
     axis = sharding.AXIS if config.model.bn == "global" else None
-    placed = [dataclasses.replace(p, module=_on_axis(p.module, axis)) for p in parts]
+    sharded = [dataclasses.replace(p, module=_on_axis(p.module, axis)) for p in parts]
     of_image = parts[0].x.shape[-1] == 3
     run = jax.shard_map(
-        functools.partial(_forward_and_gradients, placed, of_image),
+        functools.partial(_forward_and_gradients, sharded, of_image),
         mesh=placement.mesh,
         in_specs=(P(), P(sharding.AXIS), P(sharding.AXIS)),
         out_specs=(P(), P(sharding.AXIS)),
@@ -204,15 +227,15 @@ def lower_block(
     y = jax.eval_shape(lambda v, x: _forward(parts, v, x)[0], variables, parts[0].x)
     split = P(sharding.AXIS)
     arguments = (
-        _laid(variables, placement, P()),
-        _laid(parts[0].x, placement, split),
-        _laid(y, placement, split),
+        _placed(variables, placement, P()),
+        _placed(parts[0].x, placement, split),
+        _placed(y, placement, split),
     )
     return jax.jit(run).lower(*arguments)
 
 
 def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.Lowered:
-    """From stored frames to the network's input and the truth."""
+    """The augmentation: from stored frames to the network's input and target."""
 
     def run(batch):
         keys = augment.example_keys(config.train.seed, 0, batch["position"])
@@ -228,7 +251,7 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
     split = P(sharding.AXIS)
     run = jax.shard_map(run, mesh=placement.mesh, in_specs=split, out_specs=split)
     plain = config.replace(steps_per_call=1, cache="none")
-    return jax.jit(run).lower(_laid(_batch(plain), placement, split))
+    return jax.jit(run).lower(_placed(_batch(plain), placement, split))
 
 
 def _on_axis(module: nn.Module, axis: str | None) -> nn.Module:
@@ -240,18 +263,19 @@ def _on_axis(module: nn.Module, axis: str | None) -> nn.Module:
 
 
 def _forward(parts: Sequence[Part], variables: Sequence[Any], x: Any):
-    """Output of the last part; all new batch statistics."""
-    kept = []
+    """Output of the last part, and the new batch statistics of all parts."""
+    batch_stats = []
     for part, values in zip(parts, variables, strict=True):
         with contextlib.ExitStack() as scopes:
-            # As in the whole network, whose own name stands first; a module adds its.
+            # The scopes of the network, after the network's own name; the module adds
+            # its name.
             for word in ("part", *part.path[:-1]):
                 scopes.enter_context(jax.named_scope(word))
-            x, changed = part.module.apply(
+            x, updated = part.module.apply(
                 values, x, mutable=["batch_stats"], **part.options
             )
-        kept.append(changed)
-    return x, kept
+        batch_stats.append(updated)
+    return x, batch_stats
 
 
 def _forward_and_gradients(parts, of_image: bool, variables, x, gradient):
@@ -261,9 +285,9 @@ def _forward_and_gradients(parts, of_image: bool, variables, x, gradient):
 
     params = [v["params"] for v in variables]
     if of_image:
-        _, pull, kept = jax.vjp(lambda p: forward(p, x), params, has_aux=True)
+        _, pull, batch_stats = jax.vjp(lambda p: forward(p, x), params, has_aux=True)
         (grads,), of_input = pull(gradient), ()
     else:
-        _, pull, kept = jax.vjp(forward, params, x, has_aux=True)
+        _, pull, batch_stats = jax.vjp(forward, params, x, has_aux=True)
         grads, of_input = pull(gradient)
-    return (jax.lax.psum(grads, sharding.AXIS), kept), of_input
+    return (jax.lax.psum(grads, sharding.AXIS), batch_stats), of_input

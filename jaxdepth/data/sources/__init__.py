@@ -191,7 +191,7 @@ and the static method `recognises` of `Format`. To add one, register it:
         def fingerprint(self): ...       # {"path": str(path), "changed": mtime}
         def splits(self): ...            # {"all": {"train": [0, 1, ...], "eval": []}}
 
-    SOURCES.register("mine", Mine)
+    register_source("mine", Mine)
 
 `files` has helpers: `read_rgb`, `read_depth`, `to_metres`, `stamp`. Objects must be
 picklable, because frames may be read in other processes. Data are recognised by
@@ -208,6 +208,18 @@ for _name, _place in {
     "folder": "folder:Folder",
 }.items():
     SOURCES.register(_name, _BuiltIn(_place))
+
+
+def register_source(name: str, source: type) -> type:
+    """Register a data format under a name, which `--data_format` then takes.
+
+    Args:
+      name: name of the format.
+      source: class of its sources, see `SOURCES`.
+
+    Raises: ValueError for a name that is registered already.
+    """
+    return SOURCES.register(name, source)
 
 
 def open_source(

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic, and its commands at sizes that mean nothing."""
+"""Benchmarks of networks: timing, search, settings and reports, at small sizes."""
 
 import contextlib
 import csv
@@ -19,11 +19,11 @@ from jaxdepth.commands.benchmark import (
     machine,
     macs,
     networks,
-    ours,
     profiling,
     report,
     search,
     timing,
+    workloads,
 )
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
 from jaxdepth.models import create_model, output_size
@@ -45,17 +45,17 @@ def train_settings(**options):
 
 
 def counting(name="it", log=None):
-    """A contestant that numbers its calls."""
+    """A workload that logs and counts its calls."""
     log = [] if log is None else log
 
     def call():
         log.append(name)
         return len(log)
 
-    return timing.Contestant(name, call, lambda last: log.append(f"wait {last}")), log
+    return timing.Workload(name, call, lambda last: log.append(f"wait {last}")), log
 
 
-def test_turns_alternate_and_the_first_does_not_count():
+def test_turns_alternate_and_the_first_is_discarded():
     asked, values = [], iter(range(100))
 
     def thing(name):
@@ -67,13 +67,13 @@ def test_turns_alternate_and_the_first_does_not_count():
     assert found == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
 
 
-def test_calls_are_waited_for_at_the_end_alone():
+def test_only_the_last_call_is_waited_for():
     one, log = counting()
     assert timing.seconds_per_call(one, 3) > 0
     assert log == ["it", "it", "it", "wait 3"]
 
 
-def test_a_turn_fills_its_seconds_and_a_race_alternates(monkeypatch):
+def test_turns_have_a_minimum_length(monkeypatch):
     clock = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
     one, log = counting("a")
@@ -81,13 +81,13 @@ def test_a_turn_fills_its_seconds_and_a_race_alternates(monkeypatch):
     assert timing.calls_for(one, 2.0) == 4
     other, _ = counting("b", log)
     log.clear()
-    found = timing.race([one, other], repeats=2)
+    found = timing.time_alternating([one, other], repeats=2)
     turns = [name for name in log if name in ("a", "b")]
     assert turns == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
     assert found == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
 
 
-def test_ratios_are_taken_turn_by_turn_against_the_faster_peer():
+def test_ratios_are_taken_turn_by_turn():
     found = {"ours": [1.0, 2.0], "slow": [4.0, 4.0], "fast": [1.5, 1.0]}
     assert timing.ratios(found, "ours") == {
         "ours / slow": [4.0, 2.0],
@@ -102,7 +102,7 @@ def searched(measure, **options):
 
 
 def full_at(limit):
-    """Rates that rise with the batch, up to where memory ends."""
+    """A measurement whose rate grows with the batch, out of memory from `limit` on."""
     tried = []
 
     def measure(batch):
@@ -114,19 +114,19 @@ def full_at(limit):
     return measure, tried
 
 
-def test_the_search_backs_off_where_memory_ends():
+def test_the_search_tries_half_way_to_the_first_size_that_does_not_fit():
     measure, tried = full_at(8)
     found = searched(measure)
     assert tried == [1, 2, 4, 8, 6]
     assert (found.full, found.best) == (8, 6)
-    assert found.why() == "8 does not fit"
-    # Half way has to divide over devices and microbatches, too.
+    assert found.reason() == "8 does not fit"
+    # The size half way must be a multiple of devices and microbatches.
     measure, tried = full_at(8)
     assert searched(measure, start=4, multiple=4).best == 4
     assert tried == [4, 8]
 
 
-def test_the_search_ends_where_nothing_is_gained_or_time_is_up():
+def test_the_search_ends_without_a_gain_or_at_the_time_limit():
     tried = []
 
     def flat(batch):
@@ -143,56 +143,50 @@ def test_the_search_ends_where_nothing_is_gained_or_time_is_up():
     assert searched(measure, limit=8).best == 8
 
 
-def test_the_search_passes_other_errors_on():
+def test_the_search_raises_other_errors():
     def broken(batch):
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
         searched(broken)
     measure, _ = full_at(1)
-    with pytest.raises(UserError, match="not even a batch of 1"):
+    with pytest.raises(UserError, match="a batch of 1 does not fit"):
         searched(measure)
 
 
-def test_out_of_memory_is_told_from_other_errors():
-    import torch
-
-    for error in (
-        MemoryError(),
-        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    ):
-        assert machine.is_out_of_memory(error)
+def test_out_of_memory_errors_are_recognised():
+    assert machine.is_out_of_memory(MemoryError())
+    error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    assert machine.is_out_of_memory(error)
     assert not machine.is_out_of_memory(RuntimeError("INTERNAL: no"))
     assert not machine.is_out_of_memory(ValueError("out of memory"))
 
 
-def test_a_program_that_would_not_fit_is_refused(monkeypatch):
+def test_a_program_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(machine, "memory_limit", lambda: 1000)
-    networks.check_memory(ours.Compiled(0.0, temporary=500, arguments=500))
-    networks.check_memory(ours.Compiled(0.0))  # nobody said
+    workloads.check_memory(workloads.Compiled(0.0, temporary=500, arguments=500))
+    workloads.check_memory(workloads.Compiled(0.0))  # unknown
     with pytest.raises(MemoryError):
-        networks.check_memory(ours.Compiled(0.0, temporary=600, arguments=500))
+        workloads.check_memory(workloads.Compiled(0.0, temporary=600, arguments=500))
 
 
 @pytest.mark.parametrize(
     ("options", "gmac"),
-    # DESIGN.md: 17.2 in layout fcrn, 17.5 in torchvision. By average unpooling an
-    # up-convolution has 49 taps, not 25.
+    # With average unpooling an up-convolution has 49 taps instead of 25.
     [
         ({"layout": "fcrn"}, 17.22),
         ({}, 17.54),
         ({"unpool": "average"}, 17.54 * 1.4591),
     ],
 )
-def test_multiplications_of_the_whole_network(options, gmac):
+def test_macs_of_upproj(options, gmac):
     model = create_model("upproj", **options)
     assert macs.per_image(model, (228, 304)) / 1e9 == pytest.approx(gmac, rel=1e-3)
 
 
-def test_multiplications_by_hand():
+def test_macs_of_small_networks_counted_by_hand():
     # 16x24: 3x3 to 4 channels, pooled, 3x3 to 6 at 8x12, pooled to 4x6 and again to
-    # 2x3; the transposed one meets 9 taps from each of its entries.
+    # 2x3; the transposed convolution has 9 taps per input entry.
     model = create_model("cnn_trans", features=(4, 6), pools=2)
     expected = 16 * 24 * 9 * 3 * 4 + 8 * 12 * 9 * 4 * 6 + 2 * 3 * 9 * 6
     assert macs.per_image(model, (16, 24)) == expected
@@ -210,14 +204,13 @@ def test_multiplications_by_hand():
         {"arch": "cnn_fc", "size": "40x48", "augment": "full", "optimizer": "sgd"},
     ],
 )
-def test_a_training_call_takes_real_steps_on_new_frames(options):
+def test_training_calls_take_steps_on_new_frames(options, monkeypatch):
     settings = train_settings(**options)
     devices, checked = settings.chosen_devices(), []
-    with ours.trainer(
-        settings, 4, settings.image_size, devices, check=checked.append
-    ) as (one, facts):
-        assert one.images == 4 * settings.steps_per_call
-        logs = [jax.tree.map(np.ravel, one.call()) for _ in range(3)]
+    monkeypatch.setattr(workloads, "check_memory", checked.append)
+    with workloads.subject(settings, 4, settings.image_size, devices) as facts:
+        assert facts.workload.images == 4 * settings.steps_per_call
+        logs = [jax.tree.map(np.ravel, facts.workload.call()) for _ in range(3)]
     losses = np.concatenate([x["loss"] for x in logs])
     assert np.all(np.isfinite(losses)) and len(set(losses.tolist())) > 1
     assert all(np.all(x["images"] == 4) for x in logs)
@@ -227,16 +220,16 @@ def test_a_training_call_takes_real_steps_on_new_frames(options):
     assert facts.parameters == sum(x.size for x in jax.tree.leaves(shapes["params"]))
 
 
-def test_inference_goes_round_different_images():
+def test_inference_cycles_through_images():
     settings = InferSettings(arch="cnn", size="24x32", thin=16, devices=1)
-    one, facts = ours.predictor(settings, 2, (24, 32), jax.devices()[:1])
-    depths = [np.asarray(one.call()) for _ in range(2)]
+    facts = workloads.predictor(settings, 2, (24, 32), jax.devices()[:1])
+    depths = [np.asarray(facts.workload.call()) for _ in range(2)]
     assert depths[0].shape == (2, *output_size("cnn", (24, 32)))
     assert not np.array_equal(depths[0], depths[1])
     assert facts.compiled.temporary is not None
 
 
-def test_train_writes_what_it_measured(tmp_path, capsys):
+def test_train_writes_json_and_csv(tmp_path, capsys):
     files = [tmp_path / "train.json", tmp_path / "train.csv"]
     words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=3", "--frames=8"]
     words += [f"--json={files[0]}", f"--csv={files[1]}"]
@@ -266,14 +259,14 @@ def test_train_writes_what_it_measured(tmp_path, capsys):
     assert len(lines) == sum(len(t["rows"]) for t in found["tables"])
     assert lines[0]["what"] == "jaxdepth" and lines[0]["unit"] == "ms"
     assert float(lines[0]["median"]) == pytest.approx(times["median"], rel=1e-4)
-    # A second time nothing is measured and nothing overwritten.
+    # An existing file is not overwritten.
     before = files[0].read_bytes()
     with pytest.raises(UserError, match=r"train.json exists: name another file"):
         benchmark.command(["train", *words])
     assert files[0].read_bytes() == before
 
 
-def test_variants_race_in_the_same_turns(tmp_path):
+def test_variants_are_timed_in_the_same_turns(tmp_path):
     file = tmp_path / "v.json"
     words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=2", "--frames=8"]
     words += ["--steps_per_call=2", f"--json={file}"]
@@ -289,17 +282,17 @@ def test_variants_race_in_the_same_turns(tmp_path):
     assert ratios[0]["values"] == pytest.approx([a / b for a, b in pairs])
 
 
-def test_calls_of_fewer_steps_are_repeated():
+def test_variants_with_fewer_steps_per_call_repeat_it():
     one, log = counting()
-    two = timing.Contestant("two", int, int, images=4)
-    also = networks._also(dataclasses.replace(one, images=2), two, "words")
+    two = timing.Workload("two", int, int, images=4)
+    also = networks.as_variant(dataclasses.replace(one, images=2), two, "words")
     assert (also.name, also.images) == ("it, words", 4)
     assert also.call() == 2 and log == ["it", "it"]
-    with pytest.raises(UserError, match="at most as many steps in a call"):
-        networks._also(two, dataclasses.replace(one, images=2), "words")
+    with pytest.raises(UserError, match="steps_per_call must divide"):
+        networks.as_variant(two, dataclasses.replace(one, images=2), "words")
 
 
-def test_what_was_found_before_a_failure_is_written(tmp_path):
+def test_an_incomplete_report_is_written(tmp_path):
     file = tmp_path / "x.json"
 
     def run(settings, report):
@@ -314,7 +307,7 @@ def test_what_was_found_before_a_failure_is_written(tmp_path):
     assert found["stopped"].startswith("KeyboardInterrupt")
 
 
-def test_infer_has_a_row_for_single_frames(tmp_path):
+def test_infer_measures_single_frames(tmp_path):
     file = tmp_path / "infer.json"
     words = ["--arch=cnn", *TINY, "--batch_size=best", "--max_batch=2", "--repeats=2"]
     assert benchmark.command(["infer", *words, f"--json={file}"]) == 0
@@ -333,11 +326,13 @@ def test_infer_has_a_row_for_single_frames(tmp_path):
     )
 
 
-def test_growth_is_measured_against_linear(monkeypatch):
+def test_growth_is_relative_to_linear(monkeypatch):
     times = {1: 1.0, 2: 1.5, 8: 16.0}
     batches = iter((1, 2, 8))
     monkeypatch.setattr(
-        timing, "race", lambda contestants, **_: {ours.NAME: [times[next(batches)]] * 2}
+        timing,
+        "time_alternating",
+        lambda *_, **__: {workloads.NAME: [times[next(batches)]] * 2},
     )
     found = report.Report()
     settings = train_settings(growth="batch", points="1,2,4,8")
@@ -346,10 +341,12 @@ def test_growth_is_measured_against_linear(monkeypatch):
     def subject(settings, batch, size, devices):
         if batch == 4:
             raise RuntimeError("RESOURCE_EXHAUSTED")
-        facts = ours.Facts(ours.Compiled(0.0, temporary=2**20), nn.Module(), 0)
-        yield ours.Subject(timing.Contestant(ours.NAME, int, int, batch), facts)
+        workload = timing.Workload(workloads.NAME, int, int, batch)
+        compiled = workloads.Compiled(0.0, temporary=2**20)
+        yield workloads.Subject(workload, compiled, nn.Module(), 0)
 
-    growth.run(settings, found, subject)
+    monkeypatch.setattr(workloads, "subject", subject)
+    growth.run(settings, found)
     rows = found.facts["growth"]
     assert {name: row["of linear"] for name, row in rows.items()} == {
         "1": 1.0,
@@ -358,23 +355,23 @@ def test_growth_is_measured_against_linear(monkeypatch):
     }
     assert rows["8"]["images/s"] == 0.5 and rows["8"]["ms a step"] == 16000
     assert rows["8"]["temporary MiB"] == 1
-    assert found.facts["notes"] == ["4: does not fit into memory, left out"]
+    assert found.facts["notes"] == ["4: does not fit into memory, skipped"]
 
 
 def test_growth_over_sizes_and_devices():
-    devices = growth.points(train_settings(growth="devices"))
-    assert devices == [1, 2, 4, 8]
+    counts = growth.points(train_settings(growth="devices"))
+    assert counts == [1, 2, 4, 8]
     settings = train_settings(growth="size", points="24x32,48x64")
     assert growth.points(settings) == [(24, 32), (48, 64)]
-    there = jax.devices()
-    assert growth._place(settings, (24, 32), there) == (4, (24, 32), there[:1])
+    devices = jax.devices()
+    assert growth.place(settings, (24, 32), devices) == (4, (24, 32), devices[:1])
     settings = train_settings(growth="devices", batch_size=3)
-    assert growth._place(settings, 4, there) == (12, (24, 32), there[:4])
-    with pytest.raises(UserError, match="16 asked for, 8 there"):
-        growth._place(settings, 16, there)
+    assert growth.place(settings, 4, devices) == (12, (24, 32), devices[:4])
+    with pytest.raises(UserError, match="16 devices, but JAX has 8"):
+        growth.place(settings, 16, devices)
 
 
-def test_profile_names_the_costliest_operations(tmp_path, capsys):
+def test_profile_lists_the_most_expensive_operations(tmp_path, capsys):
     file = tmp_path / "p.json"
     words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=1", "--frames=8"]
     words += [f"--profile={tmp_path / 'trace'}", f"--json={file}"]
@@ -382,9 +379,9 @@ def test_profile_names_the_costliest_operations(tmp_path, capsys):
     profile = json.loads(file.read_text())["facts"]["profile"]
     rows = profile["costliest"]
     assert profiling.TOP < len(rows) <= profiling.KEPT
-    # The table has ten, after the title and its columns.
+    # Ten rows follow the title and the column names.
     printed = capsys.readouterr().out
-    table = printed[printed.index("the ten costliest") :].splitlines()
+    table = printed[printed.index("the ten most expensive") :].splitlines()
     assert [line.split()[0] for line in table[2:12]] == [
         row["operation"] for row in rows[:10]
     ]
@@ -396,17 +393,17 @@ def test_profile_names_the_costliest_operations(tmp_path, capsys):
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 
-def test_a_profiler_that_fails_costs_nothing_else(tmp_path, monkeypatch):
+def test_a_failing_profiler_is_reported(tmp_path, monkeypatch):
     def no(*_, **__):
         raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
 
     monkeypatch.setattr(jax.profiler, "trace", no)
     found = report.Report()
-    profiling.show(tmp_path, counting()[0], ours.Compiled(0.0), found)
+    profiling.show(tmp_path, counting()[0], workloads.Compiled(0.0), found)
     assert found.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
 
 
-def test_operations_are_named_by_modules():
+def test_operations_get_module_names():
     text = """
 %inside (p: f32[2]) -> f32[2] {
   ROOT %n = f32[2] negate(%p), metadata={op_name="jit(f)/jvp(Net)/up/bn/neg"}
@@ -424,54 +421,75 @@ ENTRY %main (a: f32[2]) -> f32[2] {
     assert found["add.1"] == "up (gradient)" and found["forward"] == "up/conv"
 
 
-def test_a_busy_machine_is_noticed(monkeypatch):
+def test_load_of_other_processes_gives_a_warning(monkeypatch):
     ticks = iter([(100, 90), (200, 185), (200, 185), (300, 185)])
     monkeypatch.setattr(report, "_ticks", lambda: next(ticks))
-    assert report.busy(0.0) is None
-    assert "others use 100%" in (report.busy(0.0) or "")
+    assert report.load_warning(0.0) is None
+    assert "other processes use 100%" in (report.load_warning(0.0) or "")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say what to measure: .* train|infer"),
+        ([], "name a benchmark: .* train|infer"),
         (["trian"], "did you mean train"),
         (["train", "--arch=resnet"], "--arch=resnet: one of"),
         (["train", "--batch_size=0"], "--batch_size=0: must be at least 1"),
         (["train", "--batch_size=few"], "--batch_size=few: a whole number or auto"),
         (["train", "--size=228"], "--size=228: give HEIGHTxWIDTH"),
         (["train", "--upconv=five"], "--upconv=five: one of"),
-        (["train", "--json=/nowhere/x.json"], "/nowhere/x.json: its folder"),
-        (["train", "--devices=9", *TINY[:2]], "--devices=9: there are 8"),
+        (
+            ["train", "--json=/nowhere/x.json"],
+            "--json=/nowhere/x.json: there is no folder",
+        ),
+        (["train", "--devices=9", *TINY[:2]], "--devices=9: JAX has 8"),
         (["train", "--batch_size=3", "--devices=2"], "--batch_size=3 does not divide"),
-        (["train", "--growth=batch", "--points=1,b"], "--points=1,b: whole numbers"),
-        (["train", "--points=1,2"], "--points belongs to --growth"),
-        (["train", "--growth=batch", "--batch_size=2"], "takes its batches from"),
+        (
+            ["train", "--growth=batch", "--points=1,b"],
+            "--points=1,b: expected positive integers",
+        ),
+        (["train", "--points=1,2"], "--points needs --growth"),
+        (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
         (["train", "--beside=upconv=five"], "--upconv=five: one of"),
         (["train", "--beside=size=3x4"], "size is none of upconv"),
-        (["train", "--beside=accumulate=x"], "accumulate is a whole number"),
-        (["train", "--peer=torch", "--layout=fcrn"], "--peer=torch has layout"),
-        (["train", "--peer=torch", "--devices=2"], "--peer=torch runs on one device"),
-        (["train", "--peer=torch", "--accumulate=2"], "leave --accumulate and"),
-        (["infer", "--peer=torch", "--peers=slow"], "--peers=slow: of plain, tuned"),
+        (["train", "--beside=accumulate=x"], "accumulate must be an integer"),
+        (
+            ["train", "--peer=torch", "--layout=fcrn"],
+            "--peer=torch: --layout=fcrn: must be torchvision",
+        ),
+        (
+            ["train", "--peer=torch", "--devices=2"],
+            "--peer=torch: --devices=2: must be 1",
+        ),
+        (["train", "--peer=torch", "--accumulate=2"], "--accumulate=2: must be 1"),
+        (
+            ["infer", "--peer=torch", "--peers=slow"],
+            "--peers=slow: expected names of plain, tuned",
+        ),
         (["infer", "--accumulate=2"], "unknown flag --accumulate"),
-        (["upconv", "--forms=five"], "--forms=five: of all, auto, plain"),
-        (["gpu", "--out=x", "--only=nothing"], "--only=nothing: of train"),
+        (
+            ["upconv", "--forms=five"],
+            "--forms=five: expected names of all, auto, plain",
+        ),
+        (
+            ["gpu", "--out=x", "--only=nothing"],
+            "--only=nothing: expected names of train",
+        ),
     ],
 )
-def test_mistakes_are_one_line(words, message):
+def test_errors_are_one_line(words, message):
     with pytest.raises(UserError, match=message) as error:
         benchmark.command(words)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("words", [("infer", "--arch=cnn", *TINY), ("upconv",)])
-def test_peers_without_pytorch(words, monkeypatch):
+def test_peers_need_pytorch(words, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
         benchmark.command([*words, "--peer=torch"])
 
 
-def test_help_tells_what_there_is(capsys):
+def test_help_lists_the_benchmarks(capsys):
     assert benchmark.command(["--help"]) == 0
     assert "train|infer|upconv|data|cpu|gpu --help" in capsys.readouterr().out

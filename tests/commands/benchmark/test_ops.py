@@ -1,6 +1,7 @@
-"""Single operators in their forms, the data path, and the lists of measurements."""
+"""Benchmarks of operators and of the data path, and the lists of benchmarks."""
 
 import json
+import sys
 import textwrap
 
 import jax
@@ -33,7 +34,7 @@ def all_cases():
     ]
 
 
-def test_the_cases_are_those_of_the_networks():
+def test_cases_have_the_shapes_of_the_networks():
     cases = upconv.up_cases(UpconvSettings(unpool="zero", batch_size=4))
     assert [(case.x, case.kernel) for case in cases] == [
         ((4, 8, 10, 1024), (5, 5, 1024, 512)),
@@ -41,26 +42,37 @@ def test_the_cases_are_those_of_the_networks():
         ((4, 32, 40, 256), (5, 5, 256, 128)),
         ((4, 64, 80, 128), (5, 5, 128, 64)),
     ]
-    names = ["auto", "a plain", "b dilated", "c four", "d packed", "d2 rows"]
-    assert list(cases[0].forms)[:6] == names
+    names = ["auto", "a plain", "b dilated", "c four"]
+    assert list(cases[0].forms)[:4] == names
     (transposed,) = upconv.transposed_cases(UpconvSettings(batch_size=4))
     assert (transposed.x, transposed.kernel) == ((4, 29, 38, 256), (3, 3, 256, 1))
     shapes = [case.x for case in upconv.pointwise_cases(UpconvSettings(batch_size=4))]
     assert shapes[0] == (4, 57, 76, 64) and shapes[-1] == (4, 8, 10, 2048)
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
-def test_what_competes_is_equal(case):
-    """Ours by every form, and PyTorch's where it takes part."""
+def inputs(case):
     rng = np.random.default_rng(0)
-    x, kernel = (rng.normal(size=s).astype(np.float32) for s in (case.x, case.kernel))
-    both = jnp.asarray(x), jnp.asarray(kernel)
-    first, *others = (np.asarray(jax.jit(f)(*both)) for f in case.forms.values())
+    return [rng.normal(size=s).astype(np.float32) for s in (case.x, case.kernel)]
+
+
+@pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
+def test_forms_agree(case):
+    arrays = [jnp.asarray(array) for array in inputs(case)]
+    first, *others = (np.asarray(jax.jit(f)(*arrays)) for f in case.forms.values())
     for other in others:
         np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in all_cases() if c.torch], ids=lambda case: case.name
+)
+def test_pytorch_forms_agree(case):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     from jaxdepth.commands.benchmark import peer_ops
 
+    x, kernel = inputs(case)
+    form = next(iter(case.forms.values()))
+    expected = jax.jit(form)(jnp.asarray(x), jnp.asarray(kernel))
     for name in case.torch:
         weight = kernel.transpose(3, 2, 0, 1)
         if name == "transposed":
@@ -68,49 +80,51 @@ def test_what_competes_is_equal(case):
         y = peer_ops.FORMS[name](
             torch.tensor(x.transpose(0, 3, 1, 2)), torch.tensor(weight.copy())
         )
-        theirs = y.numpy().transpose(0, 2, 3, 1)
-        np.testing.assert_allclose(theirs, first, rtol=1e-4, atol=1e-4)
+        actual = y.numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_each_direction_is_what_it_says():
+def test_directions_return_output_and_gradients():
     (case, *_) = upconv.up_cases(TINY)
     form = case.forms["c four"]
-    made = {
-        direction: upconv._contestant("c four", form, case, direction, np.float32)
+    workloads = {
+        direction: upconv.form_workload("c four", form, case, direction, np.float32)
         for direction in upconv.DIRECTIONS
     }
     b, h, w, _ = case.x
-    forward = made["forward"].call()
+    forward = workloads["forward"].call()
     assert forward.shape == (b, 2 * h, 2 * w, case.kernel[-1])
-    assert made["input gradient"].call().shape == case.x
-    assert made["kernel gradient"].call().shape == case.kernel
-    # Fresh inputs: the next call is of others.
-    assert not np.array_equal(forward, made["forward"].call())
+    assert workloads["input gradient"].call().shape == case.x
+    assert workloads["kernel gradient"].call().shape == case.kernel
+    # The next call gets other inputs.
+    assert not np.array_equal(forward, workloads["forward"].call())
 
 
 def test_upconv_writes_a_table_for_each_direction(tmp_path, monkeypatch):
-    # One form is slow: it is given up, and the others are measured.
-    seconds = upconv._seconds
+    # A slow form is skipped, and the others are measured.
+    first_call = upconv.first_call
     monkeypatch.setattr(
-        upconv, "_seconds", lambda one: 9.0 if "rows" in one.name else seconds(one)
+        upconv,
+        "first_call",
+        lambda workload: 9.0 if "dilated" in workload.name else first_call(workload),
     )
     file = tmp_path / "u.json"
     words = ["upconv", "--size=32x48", "--thin=64", "--batch_size=2", "--repeats=2"]
-    words += ["--seconds=0", "--unpool=average", "--blocks=4", "--forms=four,rows"]
+    words += ["--seconds=0", "--unpool=average", "--blocks=4", "--forms=four,dilated"]
     benchmark.command([*words, "--parts=upconv", f"--json={file}"])
-    found = json.loads(file.read_text())
+    document = json.loads(file.read_text())
     name = "5x5 up-convolution 4, average unpooling, 8x16x2 -> 1"
-    assert [t["title"] for t in found["tables"]] == [
+    assert [t["title"] for t in document["tables"]] == [
         f"{name}, {direction}" for direction in upconv.DIRECTIONS
     ]
-    for table in found["tables"]:
+    for table in document["tables"]:
         assert [row["what"] for row in table["rows"]] == ["c four"]
         assert len(table["rows"][0]["values"]) == 2
-    given_up = [x for x in found["facts"]["notes"] if "too slow, given up" in x]
-    assert len(given_up) == 3
+    skipped = [x for x in document["facts"]["notes"] if "is slow, skipped" in x]
+    assert len(skipped) == 3
 
 
-def test_peers_of_operators_run_in_all_directions():
+def test_pytorch_operators_run_in_all_directions():
     pytest.importorskip("torch", reason="PyTorch is not installed")
     from jaxdepth.commands.benchmark import peer_ops
 
@@ -119,10 +133,11 @@ def test_peers_of_operators_run_in_all_directions():
         ("input gradient", (2, 16, 1, 2)),
         ("kernel gradient", (8, 16, 5, 5)),
     ):
-        made = peer_ops.contestants(case, direction, np.float32)
-        assert len(made) == 6
-        assert made[0].call()[0].shape == shape
-    assert timing.race(made, repeats=1).keys() == {one.name for one in made}
+        workloads = peer_ops.workloads(case, direction, np.float32)
+        assert len(workloads) == 6
+        assert workloads[0].call()[0].shape == shape
+    times = timing.time_alternating(workloads, repeats=1)
+    assert times.keys() == {workload.name for workload in workloads}
 
 
 def test_data_rates(tmp_path):
@@ -130,17 +145,17 @@ def test_data_rates(tmp_path):
     file = tmp_path / "d.json"
     words = ["--frames=8", "--batch_size=2", "--seconds=0.01", "--repeats=1"]
     benchmark.command(["data", *words, f"--json={file}"])
-    found = json.loads(file.read_text())
-    assert [t["unit"] for t in found["tables"]] == ["frames/s", "images/s", "%"]
-    names = [row["what"] for row in found["tables"][1]["rows"]]
+    document = json.loads(file.read_text())
+    assert [t["unit"] for t in document["tables"]] == ["frames/s", "images/s", "%"]
+    names = [row["what"] for row in document["tables"][1]["rows"]]
     kinds = [(a, b) for a in ("tf", "threads") for b in ("none", "host")]
     assert names == [f"{backend}, cache {cache}" for backend, cache in kinds]
-    assert all(r["median"] > 0 for t in found["tables"] for r in t["rows"])
-    (waited,) = found["tables"][2]["rows"]
+    assert all(r["median"] > 0 for t in document["tables"] for r in t["rows"])
+    (waited,) = document["tables"][2]["rows"]
     assert waited["what"] == "cnn" and waited["median"] < 100
 
 
-def test_random_frames_lie_as_tables_do():
+def test_random_frames_have_the_shapes_of_the_device_cache():
     part = noise.table_part(5, (2, 3), devices=2)
     assert part(0)["rgb"].shape == (3, 18) and part(1)["depth_mm"].shape == (3, 6)
     assert not np.array_equal(part(0)["rgb"], part(1)["rgb"])
@@ -154,18 +169,18 @@ def test_random_frames_lie_as_tables_do():
 @pytest.mark.parametrize("kind", [GpuSettings, CpuSettings])
 @pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("peer", ["none", "torch"])
-def test_every_part_is_a_command_that_can_be_read(kind, dry_run, peer, tmp_path):
+def test_every_part_has_valid_arguments(kind, dry_run, peer, tmp_path):
     settings = kind(out="x", dry_run=dry_run, peer=peer)
     for part in settings.parts():
         documents = {"train": {"facts": {"search": {"best": 96}}}}
-        words = plan._words(part, settings, documents, tmp_path)
-        read = benchmark.found(benchmark.COMMANDS[words[0]].settings)
-        found = flags_lib.parse(read, words[1:], prog="x")
-        assert found.peer == ("none" if peer == "none" else found.peer)
-        assert (found.thin > 1) == dry_run
-        if plan.BEST in part.words and not dry_run:
-            assert found.batch_size == 96
-    # Unspent seconds are passed on, but the plan as such is to fit.
+        words = plan.part_arguments(part, settings, documents, tmp_path)
+        cls = benchmark.load(benchmark.COMMANDS[words[0]].settings)
+        parsed = flags_lib.parse(cls, words[1:], prog="x")
+        assert parsed.peer == ("none" if peer == "none" else parsed.peer)
+        assert (parsed.thin > 1) == dry_run
+        if "{best}" in part.command and not dry_run:
+            assert parsed.batch_size == 96
+    # The first parts fit into the time limit.
     if kind is GpuSettings:
         first = settings.parts()[:5]
         assert sum(part.seconds for part in first) < 60 * settings.minutes < 540
@@ -189,31 +204,31 @@ finally:
 """
 
 
-def test_a_plan_keeps_what_was_reached_in_time(tmp_path, monkeypatch, capsys):
+def test_results_are_written_after_each_part(tmp_path, monkeypatch, capsys):
     script = tmp_path / "benchmark.py"
     script.write_text(textwrap.dedent(FAKE))
-    monkeypatch.setattr(plan, "SCRIPT", script)
-    monkeypatch.setattr(plan, "GPU_PARTS", PARTS)
+    monkeypatch.setattr(plan, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setitem(plan.PARTS, "gpu", PARTS)
     out = tmp_path / "out"
-    # 8 seconds: the first three end at once, the fourth is stopped, the last waits.
+    # In 8 seconds the first three end, the fourth is stopped, the last never starts.
     settings = GpuSettings(out=str(out), minutes=8 / 60)
     plan.run(settings)
-    found = json.loads((out / "gpu.json").read_text())["parts"]
-    assert "stopped" not in found["train"]
-    assert "--batch_size=48" in found["train_peers"]["words"]
-    assert found["infer"] == {"stopped": "exit code 2: error: no such thing"}
-    # It was asked to stop, and wrote what it had.
-    assert found["upconv"]["stopped"].startswith("stopped after")
-    assert found["upconv"]["tables"]
-    assert found["late"] == {"stopped": "not reached: time was up"}
+    parts = json.loads((out / "gpu.json").read_text())["parts"]
+    assert "stopped" not in parts["train"]
+    assert "--batch_size=48" in parts["train_peers"]["words"]
+    assert parts["infer"] == {"stopped": "exit code 2: error: no such thing"}
+    # It was interrupted and wrote its results.
+    assert parts["upconv"]["stopped"].startswith("stopped after")
+    assert parts["upconv"]["tables"]
+    assert parts["late"] == {"stopped": "not started: the time limit was reached"}
     printed = capsys.readouterr().out
     assert "train: jaxdepth" in printed and "12.5" in printed
-    assert "not complete: infer, upconv, late" in printed
-    with pytest.raises(UserError, match="exists: name another file"):
+    assert "incomplete: infer, upconv, late" in printed
+    with pytest.raises(UserError, match="exists: name another folder"):
         plan.run(settings)
 
 
-def test_parts_may_use_what_earlier_ones_left(tmp_path, monkeypatch):
+def test_parts_may_use_the_time_that_earlier_parts_left(tmp_path, monkeypatch):
     now, limits = [100.0], []
     takes = {"train": 1.0, "train_peers": 5.0, "infer": 2.0, "upconv": 4.0}
 
@@ -223,14 +238,14 @@ def test_parts_may_use_what_earlier_ones_left(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(plan, "GPU_PARTS", PARTS)
-    monkeypatch.setattr(plan, "_run", run)
+    monkeypatch.setitem(plan.PARTS, "gpu", PARTS)
+    monkeypatch.setattr(plan, "run_part", run)
     plan.run(GpuSettings(out=str(tmp_path), minutes=13 / 60))
-    # 3; 2 and the 2 left over; 2, of which 1 is gone already; 4 and 1 more; then 1,
-    # which is too little for a part of 60.
+    # 3; 2 and 2 left; 2, of which 1 is used; 4, of which 1 is used; 1 is left, which is
+    # too little for a part of 60.
     assert limits == pytest.approx([3.0, 4.0, 1.0, 3.0])
     late = json.loads((tmp_path / "gpu.json").read_text())["parts"]["late"]
-    assert late == {"stopped": "not reached: time was up"}
+    assert late == {"stopped": "not started: the time limit was reached"}
 
 
 PARTS = (
@@ -242,6 +257,6 @@ PARTS = (
 )
 
 
-def test_parts_can_be_chosen():
+def test_only_selects_parts():
     names = [part.name for part in GpuSettings(out="x", only="upconv,train").parts()]
     assert names == ["train", "upconv"]

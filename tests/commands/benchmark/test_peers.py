@@ -1,4 +1,4 @@
-"""PyTorch's peers compute what ours do, so that like is compared with like."""
+"""The PyTorch networks compute what the JAX networks do."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import pytest
 
 from jaxdepth import models
 from jaxdepth.commands.benchmark import command as benchmark
-from jaxdepth.commands.benchmark import ours
+from jaxdepth.commands.benchmark import machine, workloads
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
 from jaxdepth.runtime.errors import UserError
@@ -29,7 +29,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from jaxdepth.commands.benchmark import peer_models, peer_runs  # noqa: E402
 
 SIZE = (45, 62)  # odd at every pool of cnn
-# Large enough that several entries are left for the fully connected layer.
+# Large enough for several entries at the fully connected layer.
 SIZES = {"upproj": SIZE, "cnn": SIZE, "cnn_trans": SIZE, "cnn_fc": (75, 91)}
 
 
@@ -46,7 +46,7 @@ def settings_of(kind, arch, **options):
 
 
 def network_of(settings):
-    """Our network, and variables of which all make a difference."""
+    """The JAX network, and variables that all change its output."""
     config = settings.config(1, settings.image_size)
     model = models.create(config.model).clone(**settings.widths)
     image = np.zeros((1, *config.image_size, 3), np.float32)
@@ -54,7 +54,7 @@ def network_of(settings):
 
 
 @pytest.mark.parametrize("arch", SIZES)
-def test_a_peer_predicts_what_our_network_does(arch):
+def test_peers_predict_the_same_depth(arch):
     settings = settings_of(InferSettings, arch)
     model, variables = network_of(settings)
     shape = (2, *settings.image_size, 3)
@@ -71,8 +71,8 @@ def test_a_peer_predicts_what_our_network_does(arch):
         peer_models.load(one.model, variables)
         count = sum(p.numel() for p in one.model.parameters())
         assert count == sum(x.size for x in jax.tree.leaves(variables["params"]))
-        theirs = one.depth(torch.tensor(rgb)).numpy()
-        np.testing.assert_allclose(theirs, depth, rtol=2e-4, atol=2e-5)
+        peers_value = one.depth(torch.tensor(rgb)).numpy()
+        np.testing.assert_allclose(peers_value, depth, rtol=2e-4, atol=2e-5)
 
 
 def our_gradients(settings, variables, batch):
@@ -93,7 +93,7 @@ def our_gradients(settings, variables, batch):
         ("cnn_fc", "si", "plain"),
     ],
 )
-def test_a_peer_takes_the_same_loss_and_gradient(arch, loss, name):
+def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
     settings = settings_of(TrainSettings, arch, loss=loss, peers=name, frames=4)
     _, variables = network_of(settings)
     frame = settings.config(4, settings.image_size).frame_size
@@ -105,10 +105,10 @@ def test_a_peer_takes_the_same_loss_and_gradient(arch, loss, name):
         one.model.get_submodule("network.drop").eval()
     peer_models.load(one.model, variables)
     depth = torch.tensor(batch["depth_mm"].astype(np.int32))
-    theirs = one.loss(torch.tensor(batch["rgb"]), depth)
-    theirs.backward()
-    np.testing.assert_allclose(theirs.item(), value, rtol=1e-4)
-    # Our gradients in their shape: by loading them as if they were parameters.
+    peers_value = one.loss(torch.tensor(batch["rgb"]), depth)
+    peers_value.backward()
+    np.testing.assert_allclose(peers_value.item(), value, rtol=1e-4)
+    # Loading the JAX gradients as parameters gives them PyTorch's shapes.
     shadow = peer_runs.Trainer(settings, 4, peer).model
     peer_models.load(shadow, {"params": found, "batch_stats": batch_stats})
     wanted = dict(shadow.named_parameters())
@@ -118,18 +118,18 @@ def test_a_peer_takes_the_same_loss_and_gradient(arch, loss, name):
         assert parameter.grad is not None
         difference = np.abs(parameter.grad.numpy() - expected).max()
         assert difference <= 2e-3 * scale + 1e-6, path
-    # The batch was normalised by its own statistics, and they were kept.
+    # Running statistics were updated from the batch.
     for path, buffer in shadow.named_buffers():
         if path.endswith("running_mean"):
-            theirs = dict(one.model.named_buffers())[path]
-            np.testing.assert_allclose(theirs, buffer, rtol=1e-3, atol=1e-4)
+            peers_value = dict(one.model.named_buffers())[path]
+            np.testing.assert_allclose(peers_value, buffer, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_peer_takes_the_same_step_of_the_optimizer(optimizer):
+def test_peers_take_the_same_optimizer_steps(optimizer):
     settings = settings_of(TrainSettings, "cnn", optimizer=optimizer)
     config = settings.config(2, SIZE)
-    # Large enough that L2 shows.
+    # Large enough for weight decay to matter.
     config = config.replace(weight_decay=0.1, lr=0.1)
     rng = np.random.default_rng(0)
     start = {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}
@@ -137,19 +137,19 @@ def test_a_peer_takes_the_same_step_of_the_optimizer(optimizer):
     rule = optimizer_lib.create(config, start)
     state: Any = rule.init(start)
     ours_now: Any = start
-    theirs = torch.nn.Linear(3, 4, bias=False)
-    theirs.weight.data = torch.tensor(start["kernel"].T.copy())
-    optimizer_of = peer_runs.optimizer_of(config, theirs, fused=False)
+    peers_value = torch.nn.Linear(3, 4, bias=False)
+    peers_value.weight.data = torch.tensor(start["kernel"].T.copy())
+    optimizer_of = peer_runs.optimizer_of(config, peers_value, fused=False)
     for grad in grads:
         updates, state = rule.update(grad, state, ours_now)
         ours_now = optax.apply_updates(ours_now, updates)
-        theirs.weight.grad = torch.tensor(grad["kernel"].T.copy())
+        peers_value.weight.grad = torch.tensor(grad["kernel"].T.copy())
         optimizer_of.step()
-    after = theirs.weight.detach().numpy().T
+    after = peers_value.weight.detach().numpy().T
     np.testing.assert_allclose(after, ours_now["kernel"], rtol=2e-5, atol=1e-7)
 
 
-def test_loading_refuses_what_has_no_place():
+def test_load_raises_for_missing_and_unknown_names():
     settings = settings_of(InferSettings, "cnn")
     _, variables = network_of(settings)
     model = peer_runs.Predictor(settings, 1, peer_runs.peers(settings)[0]).model
@@ -161,7 +161,7 @@ def test_loading_refuses_what_has_no_place():
         peer_models.load(model, {**variables, "params": variables["params"] | more})
 
 
-def test_the_race_with_peers(tmp_path):
+def test_peers_are_timed_in_the_same_turns(tmp_path):
     file = tmp_path / "race.json"
     words = ["train", "--arch=cnn", "--size=24x32", "--thin=16", "--batch_size=2"]
     words += ["--seconds=0", "--repeats=3", "--frames=4", "--peer=torch"]
@@ -172,14 +172,14 @@ def test_the_race_with_peers(tmp_path):
     times = {row["what"]: row for row in tables["ms"]}
     assert list(times) == ["jaxdepth", "torch plain", "torch tuned"]
     for row in tables["ratio"]:
-        theirs = times[row["what"].removeprefix("jaxdepth / ")]["values"]
-        pairs = zip(times["jaxdepth"]["values"], theirs, strict=True)
+        peers_value = times[row["what"].removeprefix("jaxdepth / ")]["values"]
+        pairs = zip(times["jaxdepth"]["values"], peers_value, strict=True)
         assert row["values"] == pytest.approx([b / a for a, b in pairs])
     medians = {name: row["median"] for name, row in times.items() if "torch" in name}
     assert found["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
 
 
-def test_a_peer_that_does_not_fit_is_left_out(monkeypatch):
+def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):
     def full(self):
         if self.model.get_submodule("network").head.weight.is_contiguous(
             memory_format=torch.contiguous_format
@@ -190,20 +190,25 @@ def test_a_peer_that_does_not_fit_is_left_out(monkeypatch):
     count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
     report = Report()
     monkeypatch.setattr(peer_runs.Predictor, "step", full)
-    names = [c.name for c in peer_runs.contestants(settings, 1, report, count)]
+    names = [c.name for c in peer_runs.workloads(settings, 1, report, count)]
     assert names == ["torch tuned"]
-    assert any("torch plain: left out" in line for line in report.facts["notes"])
+    assert any("torch plain: skipped" in line for line in report.facts["notes"])
     with pytest.raises(RuntimeError, match=f"parameters, ours {count + 1}"):
-        peer_runs.contestants(settings, 1, report, count + 1)
+        peer_runs.workloads(settings, 1, report, count + 1)
 
 
-def test_compilation_that_takes_too_long_is_given_up(monkeypatch):
+def test_out_of_memory_errors_of_pytorch_are_recognised():
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert machine.is_out_of_memory(error)
+
+
+def test_torch_compile_is_stopped_at_its_time_limit(monkeypatch):
     settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
     settings = dataclasses.replace(settings, compile_limit=0.2)
     count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
     monkeypatch.setattr(torch, "compile", lambda model, mode: lambda x: time.sleep(60))
     report, began = Report(), time.monotonic()
-    (eager,) = peer_runs.contestants(settings, 1, report, count)
+    (eager,) = peer_runs.workloads(settings, 1, report, count)
     assert time.monotonic() - began < 30
     assert report.facts["notes"][-1] == (
         "torch plain: not compiled (took more than 0.2 s)"
@@ -211,19 +216,19 @@ def test_compilation_that_takes_too_long_is_given_up(monkeypatch):
     assert eager.name == "torch plain" and eager.call().shape == (1, 12, 16)
 
 
-def test_compiled_peers_race_beside_eager_ones(monkeypatch):
+def test_compiled_peers_are_timed_with_eager_ones(monkeypatch):
     settings = settings_of(InferSettings, "cnn", peers="plain", torch_compile=True)
     count = sum(x.size for x in jax.tree.leaves(network_of(settings)[1]["params"]))
     monkeypatch.setattr(
         torch, "compile", lambda model, mode: lambda x: model(x) + 100.0
     )
-    both = peer_runs.contestants(settings, 1, Report(), count)
+    both = peer_runs.workloads(settings, 1, Report(), count)
     assert [c.name for c in both] == ["torch plain", "torch plain, compiled (default)"]
     eager, compiled, again = both[0].call(), both[1].call(), both[0].call()
     assert compiled.min() >= 100 > max(eager.max(), again.max())
 
 
-def test_peers_run_where_jax_does(monkeypatch):
+def test_peers_use_the_device_of_jax(monkeypatch):
     assert peer_runs.device().type == "cpu"
     peer_runs.check_device()
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -236,10 +241,10 @@ def test_peers_run_where_jax_does(monkeypatch):
     assert peer_runs.device().type == "cuda"
 
 
-def test_peers_see_what_training_sees():
+def test_peers_get_random_training_frames():
     settings = settings_of(TrainSettings, "cnn", frames=4)
     names = [peer.name for peer in peer_runs.peers(settings)]
-    assert ours.NAME not in names and names == ["torch plain", "torch tuned"]
+    assert workloads.NAME not in names and names == ["torch plain", "torch tuned"]
     config = settings.config(2, SIZE)
     batches = peer_runs.Batches(config, 4)
     rgb, depth = batches.next()
@@ -249,7 +254,7 @@ def test_peers_see_what_training_sees():
     assert any(not torch.equal(rgb, other) for other in several)
 
 
-def test_all_paths_of_ours_are_peers_paths():
+def test_peers_have_the_same_module_names():
     settings = settings_of(InferSettings, "upproj")
     _, variables = network_of(settings)
     paths = {p.rpartition("/")[0] for p in flatten(variables["params"])}

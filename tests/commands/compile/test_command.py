@@ -59,7 +59,7 @@ def test_batches_fill_the_tiles_of_every_chip(size):
     "flag, message",
     [
         ("--batch_size=0", "batch_size=0: must be at least 1"),
-        ("--batch_size=most", "a whole number or auto or best"),
+        ("--batch_size=most", "a whole number or auto"),
         ("--topology=v9:1x1", "--topology=v9:1x1: CHIP:SHAPE"),
         ("--topology=v5e:5x5", "v5e comes as 1x1"),
         ("--recipe=table5", "one of"),
@@ -133,17 +133,17 @@ def test_the_step_is_lowered_with_the_state_it_was_given(flags):
 
 def test_blocks_are_found_with_their_inputs():
     parts = lower.parts_of(settled("--size=64x96", "--batch_size=4"))
-    (up4,) = lower.chosen(parts, "up4")
+    (up4,) = lower.select(parts, "up4")
     assert up4.path == ("decoder", "up4")
     assert (up4.x.shape, str(up4.x.dtype)) == ((4, 16, 24, 128), "bfloat16")
-    stage = lower.chosen(parts, "stage1")
+    stage = lower.select(parts, "stage1")
     assert [part.path[-1] for part in stage] == [f"stage1_block{k}" for k in (1, 2, 3)]
-    (deep,) = lower.chosen(parts, "encoder/stage2_block1/conv2")
+    (deep,) = lower.select(parts, "encoder/stage2_block1/conv2")
     assert deep.x.shape == (4, 16, 24, 128)
-    (stem,) = lower.chosen(parts, "stem")
+    (stem,) = lower.select(parts, "stem")
     assert stem.x.shape == (4, 64, 96, 3)
     with pytest.raises(UserError, match=r"one of augment, stem, .*stage4, .*up4, head"):
-        lower.chosen(parts, "up5")
+        lower.select(parts, "up5")
 
 
 def test_blocks_give_gradients_of_parameters_and_input():

@@ -3,7 +3,6 @@
 import os
 import pickle
 import shutil
-import struct
 
 import numpy as np
 import pytest
@@ -297,17 +296,6 @@ def test_depth_is_little_endian(tmp_path):
     disparity = np.arange(480 * 640).reshape(480, 640) % 2048
     file.write_bytes(P5 + disparity.astype("<u2").tobytes())
     np.testing.assert_array_equal(nyu_raw.read_depth(file), disparity)
-
-
-def test_accelerometer_records_are_read(tmp_path):
-    file = tmp_path / "a-1316653580.000000-7.dump"
-    # As a C compiler lays it out: three int16, an int8, a byte of nothing, an int32.
-    file.write_bytes(struct.pack("<hhh", -12, 819, 40) + b"\xf6\xff\4\0\0\0")
-    assert nyu_raw.read_accel(file).tolist() == [-12, 819, 40, -10]
-    for content in (b"", bytes(11), bytes(16)):
-        file.write_bytes(content)
-        with pytest.raises(BrokenFrame, match="not 12"):
-            nyu_raw.read_accel(file)
 
 
 def test_a_source_travels_to_another_process(dump):
