@@ -111,12 +111,12 @@ def _cause(
 
 def _connection_error(reason: str, coordinator: str) -> MachineError | UserError:
     if reason.startswith("ALREADY_EXISTS"):
-        return UserError("two hosts have one number: give each its own --host")
+        return UserError("two hosts have the same number: give each its own --host")
     if "Unexpected task" in reason:
         return UserError("the hosts were given different --hosts=N")
     return MachineError(
-        f"lost peer: not all hosts came to {coordinator} in time ({reason}): run the "
-        "same command on each, and let them reach that address"
+        f"lost peer: not all hosts connected to {coordinator} in time ({reason}): run "
+        "the same command on each, and make that address reachable"
     )
 
 

@@ -81,7 +81,9 @@ def detect_cluster(
             "several hosts: give --hosts=N and --host=0 to N-1 beside --coordinator"
         )
     if not 0 <= index < count:
-        raise UserError(f"--host={index}: with --hosts={count} it is 0 to {count - 1}")
+        raise UserError(
+            f"--host={index}: expected 0 to {count - 1} with --hosts={count}"
+        )
     if coordinator is None:
         if slurm.count or "OMPI_MCA_orte_hnp_uri" in environ:
             launcher = slurm if slurm.count else mpi
@@ -89,10 +91,10 @@ def detect_cluster(
             return Cluster(None, count, index, gpus)
         raise UserError(
             f"--hosts={count}: give --coordinator=HOST:PORT, an address of host 0 "
-            "that all of them reach"
+            "that all hosts can reach"
         )
     if not re.fullmatch(r".+:\d{1,5}", coordinator):
-        raise UserError(f"--coordinator={coordinator}: give HOST:PORT")
+        raise UserError(f"--coordinator={coordinator}: expected HOST:PORT")
     return Cluster(coordinator, count, index)
 
 
@@ -135,7 +137,7 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
     except KeyError:
         return None
     except ValueError:
-        raise UserError(f"{name}={environ[name]}: a whole number") from None
+        raise UserError(f"{name}={environ[name]}: expected a whole number") from None
 
 
 def _on_cloud_tpu(environ: Mapping[str, str]) -> bool:
@@ -205,7 +207,7 @@ def _check_device_counts() -> None:
     counts = sorted(set(per_host.values()))
     if len(counts) > 1:
         numbers = " and ".join(map(str, counts))
-        raise UserError(f"the hosts have {numbers} devices: each must have as many")
+        raise UserError(f"the hosts have {numbers} devices: give each the same number")
 
 
 def count() -> int:

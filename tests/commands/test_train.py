@@ -208,7 +208,7 @@ def test_going_on_from_another_run(trained, cache, tmp_path):
     with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
     for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
-        with pytest.raises(UserError, match=f"this is {flag}, whose optimizer"):
+        with pytest.raises(UserError, match=f"this is {flag}, with another optimizer"):
             train(tmp_path / "other", cache, *flags, flag)
     # Adam remembers the same with its decay apart, without clipping, at other rates.
     alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]

@@ -270,13 +270,13 @@ def test_the_cluster_is_detected(flags, environ, cluster):
 @pytest.mark.parametrize(
     ("flags", "environ", "words"),
     [
-        (("a:1", 2, 2), {}, "--host=2: with --hosts=2 it is 0 to 1"),
+        (("a:1", 2, 2), {}, "--host=2: expected 0 to 1 with --hosts=2"),
         (("a:1", 2, None), {}, "give --hosts=N and --host"),
         (("a:1", None, None), {}, "give --hosts=N and --host"),
         ((None, 2, 0), {}, "give --coordinator=HOST:PORT"),
-        (("a", 2, 0), {}, "--coordinator=a: give HOST:PORT"),
+        (("a", 2, 0), {}, "--coordinator=a: expected HOST:PORT"),
         ((), MPI, "give --coordinator=HOST:PORT"),
-        ((), {"JAX_NUM_PROCESSES": "two"}, "a whole number"),
+        ((), {"JAX_NUM_PROCESSES": "two"}, "expected a whole number"),
     ],
 )
 def test_incomplete_clusters_are_errors(flags, environ, words):
@@ -297,7 +297,7 @@ ABORT = "F1124 10:00:00 client.h] Terminating ... absl::Status: {}\n\nRPC: X\n**
     ("status", "connected", "kind", "words"),
     [
         ("DEADLINE_EXCEEDED: late", False, MachineError, "lost peer: not all hosts"),
-        ("ALREADY_EXISTS: twice", False, UserError, "two hosts have one number"),
+        ("ALREADY_EXISTS: twice", False, UserError, "two hosts have the same number"),
         ("INVALID_ARGUMENT: Unexpected task", False, UserError, "different --hosts=N"),
         ("UNAVAILABLE: gone. More.", True, MachineError, "step 7 in "),
     ],
@@ -387,7 +387,7 @@ def test_a_peer_that_never_connects_is_one_line(cache, monkeypatch):
         timeout=120,
     )
     assert done.returncode == cli.MACHINE
-    assert "lost peer: not all hosts came" in done.stderr
+    assert "lost peer: not all hosts connected" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

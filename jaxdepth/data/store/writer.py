@@ -289,7 +289,8 @@ class Job:
                 for k, v in self._origin.items()
                 if not isinstance(v, list | dict) or len(v) <= 8
             },
-            "versions": self._versions(),
+            "versions": versions.installed(("jaxdepth", "numpy"))
+            | {k: v for k, v in self._origin.items() if k in ("toolbox", "renderer")},
             "options": self.options,
             "size": list(self.packing.size),
             "depths": list(source.truths),
@@ -299,22 +300,9 @@ class Job:
             "count": len(kept),
             "left_out": empty,
             "broken": broken,
-            "splits": {
-                name: {
-                    part: [stored[row] for row in rows if row in stored]
-                    for part, rows in split.items()
-                }
-                for name, split in self.splits.items()
-            },
+            "splits": self._stored_splits(stored),
             "notes": self._notes(records, empty, broken),
-            "frames": [
-                {
-                    "name": infos[row].name,
-                    "scene": infos[row].scene,
-                    "official_index": infos[row].official_index,
-                }
-                for row in kept
-            ],
+            "frames": [self._frame_entry(row) for row in kept],
             "shards": [len(record.kept) for record in records],
             "full": {
                 stem: [stored[row] for row in rows]
@@ -324,12 +312,23 @@ class Job:
             "files": {k: v for record in records for k, v in record.files.items()},
         }
 
-    def _versions(self) -> dict[str, Any]:
-        """Versions of this package, NumPy, and the toolbox or renderer."""
-        named = {
-            k: self._origin[k] for k in ("toolbox", "renderer") if k in self._origin
+    def _frame_entry(self, row: int) -> dict[str, Any]:
+        info = self.source.infos[row]
+        return {
+            "name": info.name,
+            "scene": info.scene,
+            "official_index": info.official_index,
         }
-        return versions.installed(("jaxdepth", "numpy")) | named
+
+    def _stored_splits(self, stored: dict[int, int]) -> dict[str, dict[str, list[int]]]:
+        """The splits of the source, as rows of the store."""
+        return {
+            name: {
+                part: [stored[row] for row in rows if row in stored]
+                for part, rows in split.items()
+            }
+            for name, split in self.splits.items()
+        }
 
     def _camera(self, records: list[Record]) -> dict[str, Any] | None:
         """Intrinsics at the training size, if all frames share them."""
