@@ -40,7 +40,7 @@ def outcomes(
 ) -> list[tuple[str, str, str]]:
     """(suffix, damage, outcome) of one case per seed.
 
-    The outcome is "told" (UserError on opening), "broken" (a BrokenFrame), "refused"
+    The outcome is "rejected" (UserError on opening), "broken" (a BrokenFrame), "refused"
     (another UserError), "unharmed" or "changed" (valid frames); any other result is a
     failure and starts with "FAILED".
     """
@@ -72,7 +72,7 @@ def _outcome(subject, root, file, how, rng, swaps, intact) -> str:
         source = open_source(root / subject.path, data_format=subject.data_format)
         return _read(source, intact)
     except UserError as error:
-        return _checked(error, "told")
+        return _checked(error, "rejected")
     except BaseException as error:
         return f"FAILED {type(error).__name__}: {error}"
     finally:

@@ -125,7 +125,7 @@ def test_random_damage_causes_a_one_line_error_or_a_valid_frame(
 
 def as_text(table):
     """Format the table: a row per format and suffix, a column per outcome."""
-    columns = ("told", "broken", "refused", "changed", "unharmed")
+    columns = ("rejected", "broken", "refused", "changed", "unharmed")
     rows = sorted({key[:2] for key in table})
     lines = [f"{'format':12}{'file':8}" + "".join(f"{c:>10}" for c in columns)]
     for row in rows:
