@@ -106,7 +106,7 @@ class Look:
     """Measurements of one frame; depth in metres as read.
 
     Attributes:
-      kinds: share of missing pixels by kind of depth. The fields below are of the first.
+      kinds: share of missing pixels by kind of depth; other fields are of the first.
       low, median, high: of valid depth; None if there is none.
       raw_is_filled: whether raw depth equals filled depth in all valid pixels of raw;
         None if one of them is missing.
@@ -266,7 +266,7 @@ class _Walk:
             self.values.append(valid[:: max(1, len(valid) // max(1, self.each)) | 1])
         if look.pair is not None:
             self.pool.add(look.pair)
-            # Surfaces are only needed in the pool; those of all frames need much memory.
+            # Surfaces of all frames would need much memory; only the pool uses them.
             look = dataclasses.replace(
                 look, pair=dataclasses.replace(look.pair, surfaces={})
             )
@@ -331,7 +331,7 @@ def sides(source: Source) -> dict[str, dict[str, list[int]]]:
 
 
 def scene_of(source: Source, row: int) -> str | None:
-    """The scene of a row without folders like train/ and without a raw folder's letter."""
+    """The scene of a row, without folders like train/ and a raw folder's letter."""
     parts = Path(source.infos[row].scene or "").parts
     bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
     return splits.scene_of_folder(bare) or None

@@ -383,7 +383,10 @@ def test_frames_in_both_parts_are_detected():
     split = halves()
     split["own"]["eval"] += [2, 4]
     lines = of(look_at(painted_source(split=split)), "split own", "problem")
-    assert any("2 frames train and evaluate: frame 2, frame 4:" in x for x in line)
+    assert any(
+        "2 frames are for training and evaluation: frame 2, frame 4:" in x
+        for x in lines
+    )
 
 
 def test_copies_in_both_parts_and_within_are_detected():
@@ -487,8 +490,8 @@ def test_progress_is_reported():
     measurements.examine(
         measurements.Opened(painted_source(3)), progress=lambda *x: calls.append(x)
     )
-    assert [x for x in line if x[0] == "looking at memory"] == [
-        ("looking at memory", k, 3) for k in (1, 2, 3)
+    assert [x for x in calls if x[0] == "inspecting memory"] == [
+        ("inspecting memory", k, 3) for k in (1, 2, 3)
     ]
 
 

@@ -40,9 +40,9 @@ def outcomes(
 ) -> list[tuple[str, str, str]]:
     """(suffix, damage, outcome) of one case per seed.
 
-    The outcome is "rejected" (UserError on opening), "broken" (a BrokenFrame), "refused"
-    (another UserError), "unharmed" or "changed" (valid frames); any other result is a
-    failure and starts with "FAILED".
+    The outcome is "rejected" (UserError on opening), "broken" (a BrokenFrame),
+    "refused" (another UserError), "unharmed" or "changed" (valid frames); any other
+    result is a failure and starts with "FAILED".
     """
     root = scratch / subject.data_format
     shutil.copytree(subject.root, root, copy_function=shutil.copy)
