@@ -1,4 +1,4 @@
-"""Photos of any kind as arrays: (H, W, 3) uint8, upright."""
+"""Reading of photos of any format as upright arrays (H, W, 3) uint8."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,19 +11,20 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxdepth.runtime.errors import UserError
 
-# What a folder is searched for.
+# Suffixes of the image files that are searched for in folders.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
 
 
 def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file, turned as its EXIF tag says.
+    """Read an image file and apply its EXIF orientation.
 
     Grey, palette, CMYK and transparent images become RGB; 16-bit ones are scaled to 8.
-    Raises UserError, naming the file, where it is no image or is cut short.
+
+    Raises: UserError, naming the file, if it is not an image or is damaged.
     """
     try:
         with warnings.catch_warnings():
-            # Pillow warns of large photos; of bombs it raises an error.
+            # Pillow warns about large photos, and raises for decompression bombs.
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
                 return _to_rgb(_upright(image))
@@ -33,14 +34,17 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         raise UserError(f"{path} is a folder, not an image") from None
     except UnidentifiedImageError:
         raise UserError(f"{path} is not an image that can be read") from None
-    except Exception as error:  # a decoder raises what it meets in damaged bytes
+    except Exception as error:  # damaged bytes make decoders raise errors of many types
         raise UserError(f"{path} can't be read as an image: {error}") from None
 
 
 def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """A path, a PIL image or an array as RGB.
+    """Convert a path, a PIL image or an array to RGB.
 
-    Arrays are (H,W,3), (H,W,4) or grey (H,W), uint8. Raises UserError otherwise.
+    Args:
+      image: arrays are uint8, (H, W, 3), (H, W, 4) or grey (H, W).
+
+    Raises: UserError for an array of another type or shape; as `read` for a path.
     """
     if isinstance(image, str | Path):
         return read(image)
@@ -51,7 +55,7 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(
-            f"the image is {array.dtype}: give uint8 colours of 0 to 255 (or a path)"
+            f"the image is {array.dtype}: give uint8 values of 0 to 255, or a path"
         )
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=-1)
@@ -63,46 +67,48 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """The image files among the paths: files as named, folders searched by suffix.
+    """List image files: paths of files, and the images in paths of folders.
 
-    Returns: the files, and what was left out of folders, in words.
-    Raises UserError for a path that does not exist, or where nothing is found.
+    Folders are searched by suffix, without their sub-folders.
+
+    Returns: the files; notes on what was left out of folders.
+    Raises: UserError for a path that does not exist, or a folder without images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     notes = []
     for path in map(Path, paths):
         try:
-            inside = sorted(path.iterdir()) if path.is_dir() else None
-            there = inside is not None or path.exists()
+            entries = sorted(path.iterdir()) if path.is_dir() else None
+            exists = entries is not None or path.exists()
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from None
-        if not there:
+        if not exists:
             raise UserError(f"{path}: there is no such file")
-        if inside is None:
-            found.append(path)
+        if entries is None:
+            files.append(path)
             continue
-        shown = [p for p in inside if not p.name.startswith(".")]
-        images = [p for p in shown if is_photo(p)]
+        visible = [p for p in entries if not p.name.startswith(".")]
+        images = [p for p in visible if is_photo(p)]
         if not images:
             raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
-        found += images
-        if len(images) < len(shown):
-            folders = sum(p.is_dir() for p in shown)
-            others = len(shown) - len(images) - folders
+        files += images
+        if len(images) < len(visible):
+            folders = sum(p.is_dir() for p in visible)
+            others = len(visible) - len(images) - folders
             notes.append(
                 f"of {path} {others} other files and {folders} folders are left out"
             )
-    return found, notes
+    return files, notes
 
 
 def is_photo(path: Path) -> bool:
-    """Whether it is a file with an image's suffix; hidden ones are none."""
+    """Whether the path is a file with an image suffix, and not hidden."""
     named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     return named and path.is_file()
 
 
-# What undoes each orientation of EXIF.
-_TURNS = {
+# The transposition that undoes each EXIF orientation.
+_ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -114,16 +120,15 @@ _TURNS = {
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; as it is where that can't be read.
+    """Apply the EXIF orientation; the image is unchanged if EXIF can't be read.
 
-    ImageOps.exif_transpose would write all of EXIF anew, and fails where one tag, any
-    one, has another type than it should.
+    ImageOps.exif_transpose rewrites all of EXIF, and fails if any tag has a wrong type.
     """
     try:
-        turn = _TURNS.get(image.getexif().get(0x0112))  # pyright: ignore
-    except Exception:  # whatever the damaged bytes lead to
+        method = _ORIENTATIONS.get(image.getexif().get(0x0112))  # pyright: ignore
+    except Exception:  # damaged bytes cause errors of many types
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -131,7 +136,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         values = np.asarray(image, np.float32)
         if image.mode == "F" and values.max(initial=0) <= 1:
             values = values * 255
-        # Of mode I and F only the values tell whether they have 8 or 16 bits.
+        # In modes I and F, only the values show whether they have 8 or 16 bits.
         if image.mode.startswith("I;16") or values.max(initial=0) > 255:
             values = values / 257.0  # 65535 -> 255
         grey = np.clip(np.round(values), 0, 255).astype(np.uint8)

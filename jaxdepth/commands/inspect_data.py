@@ -1,11 +1,11 @@
-"""What is wrong with data, before anything is trained on them.
+"""Inspect data before training: units, alignment, copies, splits, broken frames.
 
     jaxdepth inspect-data nyu_depth_v2_labeled.mat
     jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=found.json
     jaxdepth inspect-data STORE --export=FOLDER
 
-Takes a store, or data of any format that a run takes. Leaves a contact sheet and
-statistics as pictures in --out.
+Reads a store, or data of any format. Prints findings and writes images of sample frames
+and of statistics to --out.
 """
 
 import dataclasses
@@ -33,37 +33,36 @@ CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Say and draw what must be known of data before training on them."""
+    """Check data before training, and print and draw the findings."""
 
     data: str = flag(positional=True)
     """A store, or data of any format."""
     out: str | None = None
-    """Folder for the pictures; default: inspections/NAME."""
+    """Folder for the images; default: inspections/NAME."""
     frames: int = measurements.FRAMES
-    """How many frames are looked at, from first to last; 0: all of them."""
+    """Number of frames to inspect, evenly spaced; 0: all."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
-    """The format, where it is not to be recognised by its content."""
+    """Format of the data; auto: recognised by content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     json: str | None = None
-    """A file for the findings and all numbers; an existing one is not
-    overwritten."""
+    """New JSON file for the findings and all measurements."""
     export: str | None = None
-    """An empty or new folder that all frames are written to: rgb/NAME.png, and
-    depth/NAME.png in millimetres."""
+    """New or empty folder for all frames: rgb/NAME.png, and depth/NAME.png in
+    millimetres."""
     depth: Literal["filled", "raw"] | None = None
-    """Which depth is exported; default: filled where there is."""
+    """Kind of depth to export; default: filled if available."""
 
     def __post_init__(self):
         flags_lib.validate(self)
         if self.frames < 0:
             raise UserError(f"--frames={self.frames}: 0 (all) or more")
         if self.depth is not None and self.export is None:
-            raise UserError("--depth says what --export=DIR writes: give both")
+            raise UserError("--depth needs --export=FOLDER: give both")
 
 
 def command(argv: Sequence[str]) -> int:
-    """Inspect as the flags say; findings are no failure."""
+    """Run the command; returns the exit code. Findings do not change it."""
     config = flags_lib.parse(InspectConfig, argv, prog=PROG)
     options = ReadOptions(depth_scale=config.depth_scale)
     opened = measurements.open_data(
@@ -71,7 +70,7 @@ def command(argv: Sequence[str]) -> int:
     )
     name = re.sub(r"[^\w.-]+", "_", opened.source.name)
     out = Path(config.out or Path("inspections") / name).expanduser()
-    _check_places(config, out, opened.source)
+    _check_outputs(config, out, opened.source)
     progress = terminal.Counter()
     found = measurements.examine(opened, frames=config.frames, progress=progress)
     numbers, lines = measurements.numbers(found), findings.of(found)
@@ -82,17 +81,17 @@ def command(argv: Sequence[str]) -> int:
     try:
         _draw(out, found)
     except OSError as error:
-        where = error.filename or out
+        path = error.filename or out
         raise MachineError(
-            f"{where} could not be written: {error.strerror or error}"
+            f"{path} could not be written: {error.strerror or error}"
         ) from error
     if config.export:
         _export(opened.source, Path(config.export), config.depth)
     return cli.OK
 
 
-def _check_places(config: InspectConfig, out: Path, source: Source) -> None:
-    """UserError where something is in the way of what will be written."""
+def _check_outputs(config: InspectConfig, out: Path, source: Source) -> None:
+    """Raise UserError if an output can't be written or would overwrite other files."""
     if config.json:
         output_files.check_new_file(config.json, flag="json")
         output_files.check_apart(json=config.json, out=out)
@@ -119,7 +118,7 @@ def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
 def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
     depth, fit = numbers["depth"], numbers["alignment"]
     rows = [
-        ["frames", f"{numbers['frames']}, looked at {numbers['looked_at']}"],
+        ["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"],
         ["scenes", numbers["scenes"]],
         *(
             [f"split {name}", f"{parts['train']} train, {parts['eval']} evaluate"]
@@ -171,7 +170,7 @@ def _draw(out: Path, found: measurements.Examination) -> None:
         reach=alignment.REACH * (verdict.cell if verdict else 1),
         title=f"{name}: {len(found.looks)} frames",
     )
-    logger.info("\npictures: %s", out)
+    logger.info("\nimages: %s", out)
 
 
 def _export(source: Source, out: Path, depth: str | None) -> None:

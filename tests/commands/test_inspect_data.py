@@ -1,4 +1,4 @@
-"""The doctor as a user calls it."""
+"""The command inspect-data: output, files, mistakes."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def pairs(tmp_path):
-    """A folder of eight pairs, the third of which has no truth."""
+    """A folder of eight pairs; the third has no depth."""
     root = tmp_path / "my pairs"
     for folder in ("rgb", "depth"):
         (root / folder).mkdir(parents=True)
@@ -34,8 +34,8 @@ def pairs(tmp_path):
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """What the command said, line by line, tables included."""
+def output(monkeypatch):
+    """The printed lines, tables included."""
     lines = []
     monkeypatch.setattr(
         inspect_data.logger, "info", lambda text, *a: lines.append(text % a)
@@ -51,42 +51,44 @@ def inspect(*flags):
     assert inspect_data.command([str(flag) for flag in flags]) == cli.OK
 
 
-def test_it_prints_draws_and_writes(pairs, tmp_path, said):
+def test_findings_are_printed_drawn_and_written(pairs, tmp_path, output):
     inspect(pairs, f"--out={tmp_path / 'o'}", f"--json={tmp_path / 'f.json'}")
     assert {p.name for p in (tmp_path / "o").iterdir()} == {
         "contact_sheet.png",
         "statistics.png",
     }
-    found = json.loads((tmp_path / "f.json").read_text())
-    first = found["findings"][0]
+    report = json.loads((tmp_path / "f.json").read_text())
+    first = report["findings"][0]
     assert first["level"] == "problem" and first["what"] == "frames without truth"
-    assert found["no_truth"] == ["rgb/2.png"] and found["frames"] == 8
-    assert found["depth"]["stored_units_per_metre"] == 1000
-    assert found["alignment"]["verdict"] == "aligned"
-    assert sum(found["depth"]["histogram"]["shares"]) == pytest.approx(1, abs=0.01)
-    text = "\n".join(said)
+    assert report["no_truth"] == ["rgb/2.png"] and report["frames"] == 8
+    assert report["depth"]["stored_units_per_metre"] == 1000
+    assert report["alignment"]["verdict"] == "aligned"
+    assert sum(report["depth"]["histogram"]["shares"]) == pytest.approx(1, abs=0.01)
+    text = "\n".join(output)
     assert "problem  frames without truth: 1 of 8: rgb/2.png" in text
-    assert "['frames', '8, looked at 8']" in text and "96x128" in text
-    assert all("\n" not in line.strip("\n") for line in said)
+    assert "['frames', '8, inspected 8']" in text and "96x128" in text
+    assert all("\n" not in line.strip("\n") for line in output)
 
 
-def test_pictures_go_beside_where_nothing_is_said(pairs, tmp_path, said, monkeypatch):
+def test_images_are_written_to_inspections_by_default(
+    pairs, tmp_path, output, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     inspect(pairs, "--frames=3")
     assert (tmp_path / "inspections" / "my_pairs" / "statistics.png").is_file()
-    assert any("looked at 3" in line for line in said)
+    assert any("inspected 3" in line for line in output)
 
 
-def test_a_wrong_unit_is_a_finding_and_no_failure(pairs, tmp_path, said):
+def test_a_wrong_unit_is_a_finding_and_not_an_error(pairs, tmp_path, output):
     out = f"--out={tmp_path / 'o'}"
     inspect(pairs, out, "--depth_scale=10")
-    line = next(line for line in said if line.startswith("problem  unit"))
+    line = next(line for line in output if line.startswith("problem  unit"))
     assert "values look like millimetres" in line and "--depth_scale=1000" in line
 
 
-def test_frames_are_exported(pairs, tmp_path, said):
+def test_frames_are_exported(pairs, tmp_path, output):
     inspect(pairs, f"--out={tmp_path / 'o'}", f"--export={tmp_path / 'e'}")
-    assert said[-1] == f"exported to {tmp_path / 'e'}: 8 frames, 8 of 96x128"
+    assert output[-1] == f"exported to {tmp_path / 'e'}: 8 frames, 8 of 96x128"
     before, after = open_source(pairs), open_source(tmp_path / "e")
     for row in range(8):
         one, two = before.frame(row), after.frame(row)
@@ -98,10 +100,10 @@ def test_frames_are_exported(pairs, tmp_path, said):
 
 
 def no_work(*args, **kwargs):
-    pytest.fail("the work began")
+    pytest.fail("the inspection started")
 
 
-def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
+def test_mistakes_are_reported_before_the_inspection(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "gone")
@@ -113,7 +115,7 @@ def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
     (tmp_path / "full" / "mine").touch()
     with pytest.raises(UserError, match="not empty"):
         inspect(pairs, f"--export={tmp_path / 'full'}")
-    with pytest.raises(UserError, match="no raw depth"):
+    with pytest.raises(UserError, match=r"--depth=raw: .* has only filled depth"):
         inspect(pairs, f"--export={tmp_path / 'e'}", "--depth=raw")
     for scale in ("0", "-5", "nan"):
         with pytest.raises(UserError, match="--depth_scale"):
@@ -124,15 +126,13 @@ def test_mistakes_come_before_the_work(pairs, tmp_path, monkeypatch):
         inspect(pairs, "--export=.")
 
 
-def test_what_is_in_the_way_is_told_before_the_work_and_stays(
-    pairs, tmp_path, monkeypatch
-):
+def test_existing_files_are_not_overwritten(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
     file, folder = tmp_path / "file", tmp_path / "folder"
     folder.mkdir()
-    mine = [file, folder / "statistics.png"]
-    for path in mine:
-        path.write_text("mine")
+    existing = [file, folder / "statistics.png"]
+    for path in existing:
+        path.write_text("content")
     with pytest.raises(UserError, match="is a file"):
         inspect(pairs, f"--out={file}")
     with pytest.raises(UserError, match="file is not a folder"):
@@ -147,17 +147,19 @@ def test_what_is_in_the_way_is_told_before_the_work_and_stays(
         inspect(pairs, f"--json={tmp_path / 'no' / 'x'}")
     with pytest.raises(UserError, match="exists"):
         inspect(pairs, f"--json={file}")
-    assert [path.read_text() for path in mine] == ["mine"] * 2
+    assert [path.read_text() for path in existing] == ["content"] * 2
 
 
-def test_pictures_of_an_earlier_call_are_replaced(pairs, tmp_path, said, monkeypatch):
+def test_images_of_an_earlier_call_are_replaced(pairs, tmp_path, output, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     inspect(pairs, "--out=~/o", "--frames=3")
     inspect(pairs, "--out=~/o", "--frames=4")
     assert (tmp_path / "o" / "statistics.png").is_file()
 
 
-def test_pictures_that_can_not_be_written(pairs, tmp_path, said, monkeypatch):
+def test_images_that_cannot_be_written_are_an_error(
+    pairs, tmp_path, output, monkeypatch
+):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -166,7 +168,7 @@ def test_pictures_that_can_not_be_written(pairs, tmp_path, said, monkeypatch):
         inspect(pairs, f"--out={tmp_path / 'o'}")
 
 
-def test_damaged_shards_of_a_store_are_found(pairs, tmp_path, said):
+def test_damaged_shards_of_a_store_are_a_problem(pairs, tmp_path, output):
     opened = store_writer.write(open_source(pairs), tmp_path / "s")
     file = tmp_path / "s" / "train-00000.rgb.npy"
     content = bytearray(file.read_bytes())
@@ -174,16 +176,16 @@ def test_damaged_shards_of_a_store_are_found(pairs, tmp_path, said):
     file.write_bytes(content)
     inspect(opened.path, f"--out={tmp_path / 'o'}")
     assert any(
-        line.startswith("problem  shards: 1 are not") and file.name in line
-        for line in said
+        line.startswith("problem  shards: 1 do not match") and file.name in line
+        for line in output
     )
 
 
-def test_as_a_program(pairs, tmp_path):
+def test_the_script_runs(pairs, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / "tools/inspect_data.py", pairs, "--frames=4"],
         capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     assert "\nfindings\n" in done.stdout and "\nok       alignment: " in done.stdout
-    assert "looking at my pairs: 4 of 4" in done.stdout
+    assert "inspecting my pairs: 4 of 4" in done.stdout

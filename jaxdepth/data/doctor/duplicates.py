@@ -1,8 +1,8 @@
-"""Images that are there more than once: 64-bit hashes, then small pictures.
+"""Detection of copies of images by 64-bit hashes and thumbnails.
 
-Two images are copies where their hashes differ in few bits and their thumbnails
-correlate: encoded, scaled or brightened again they still are, cut at the border by more
-than a hundredth they may not be. Of the 795 official training frames no two hashes
+Two images are copies if their hashes differ in few bits and their thumbnails correlate.
+Images that were encoded again, scaled or brightened are detected; images cropped by
+more than a hundredth may not be. Among the 795 official training frames, no two hashes
 differ in fewer than 10 bits, and no two thumbnails correlate by more than 0.84.
 """
 
@@ -11,20 +11,20 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-BITS = 10  # of 64 in which hashes of copies may differ
-ALIKE = 0.9  # correlation of thumbnails of copies
-FLAT = 2.0  # grey levels, standard deviation: less shows nothing
+BITS = 10  # largest number of different bits, of 64, in hashes of copies
+ALIKE = 0.9  # smallest correlation of thumbnails of copies
+FLAT = 2.0  # standard deviation in grey levels below which an image is ignored
 SIZE = (24, 32)  # thumbnails, rows and columns
-BLOCK = 1024  # images compared at a time with all others
+BLOCK = 1024  # images that are compared with all others at a time
 
 
 def thumbnail(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "24 32"]:
-    """Green, averaged over a grid of areas."""
+    """The green channel, averaged over a grid."""
     return np.round(_areas(rgb[..., 1], SIZE)).astype(np.uint8)
 
 
 def hash64(rgb: UInt8[np.ndarray, "h w 3"]) -> np.uint64:
-    """Signs of the 64 lowest frequencies (DCT-II of 32x32 areas) but the mean."""
+    """Signs of the 64 lowest DCT-II coefficients of 32x32 areas, without the mean."""
     values = _WAVES @ _areas(rgb[..., 1], (32, 32)) @ _WAVES.T
     return np.packbits(values.ravel()[_LOWEST] > 0).view(np.uint64)[0]
 
@@ -36,14 +36,14 @@ _LOWEST = (
 
 
 class Prints:
-    """What is kept of images, by row."""
+    """Hashes and thumbnails of images, by row."""
 
     def __init__(self):
         self._codes: dict[int, np.uint64] = {}
         self._small: dict[int, np.ndarray] = {}
 
     def add(self, row: int, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Keep an image; one that shows nothing has no copies and is left out."""
+        """Add an image. Images of nearly one brightness are ignored."""
         small = thumbnail(rgb)
         if small.std() >= FLAT:
             self._codes[row], self._small[row] = hash64(rgb), small
@@ -57,32 +57,32 @@ class Prints:
         among: Sequence[int] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[tuple[int, int]]:
-        """(row, its copy) for each of `rows` that has one.
+        """Pairs (row, row that it is a copy of) for `rows` that are copies.
 
         Args:
-          among: where the copy is looked for; None: before it in `rows`.
+          among: rows to search; None: the rows before it in `rows`.
           progress: called with (done, total).
         """
         rows = [row for row in rows if row in self._codes]
         earlier = among is None
         others = rows if among is None else [r for r in among if r in self._codes]
-        theirs = np.array([self._codes[row] for row in others], np.uint64)
-        found = []
+        other_codes = np.array([self._codes[row] for row in others], np.uint64)
+        copies = []
         for first in range(0, len(rows) if others else 0, BLOCK):
             block = rows[first : first + BLOCK]
             codes = np.array([self._codes[row] for row in block], np.uint64)
             last = first + len(block) if earlier else len(others)
-            apart = np.bitwise_count(codes[:, None] ^ theirs[None, :last])
+            bits = np.bitwise_count(codes[:, None] ^ other_codes[None, :last])
             if earlier:
                 after = np.arange(last) >= first + np.arange(len(block))[:, None]
-                apart[after] = 64
-            nearest = apart.argmin(axis=1)
-            for k in np.flatnonzero(apart.min(axis=1) <= BITS).tolist():
+                bits[after] = 64
+            nearest = bits.argmin(axis=1)
+            for k in np.flatnonzero(bits.min(axis=1) <= BITS).tolist():
                 if self._alike(block[k], others[nearest[k]]):
-                    found.append((block[k], others[nearest[k]]))
+                    copies.append((block[k], others[nearest[k]]))
             if progress is not None:
                 progress(first + len(block), len(rows))
-        return found
+        return copies
 
     def _alike(self, row: int, other: int) -> bool:
         a, b = (self._small[r].astype(np.float32) for r in (row, other))
@@ -91,7 +91,7 @@ class Prints:
 
 
 def _areas(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Means over a grid of areas; images smaller than it have their pixels repeated."""
+    """Means over a grid of areas; pixels of smaller images are repeated."""
     for axis, count in enumerate(size):
         length = values.shape[axis]
         if length < count:

@@ -1,4 +1,4 @@
-"""Frames back as files: a folder of 8-bit images and 16-bit millimetres."""
+"""Export of frames to a folder of 8-bit images and 16-bit depth in millimetres."""
 
 import dataclasses
 import os
@@ -24,11 +24,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass
 class Exported:
-    """What was written.
+    """A summary of an export.
 
     Attributes:
-      sizes: frames by "HEIGHTxWIDTH".
-      reduced: how many are at a store's training size, as no other was kept.
+      sizes: number of frames by "HEIGHTxWIDTH".
+      reduced: number of frames at training size, because the store has no other.
       broken: (name, reason) of frames that could not be read.
     """
 
@@ -40,7 +40,7 @@ class Exported:
     def text(self) -> str:
         total = self.sizes.total()
         sizes = ", ".join(f"{n} of {size}" for size, n in self.sizes.items())
-        reduced = f"; {self.reduced} at the training size, as the store keeps no other"
+        reduced = f"; {self.reduced} at training size, because the store has no other"
         return f"{total} frames, {sizes}{reduced if self.reduced else ''}"
 
 
@@ -51,16 +51,16 @@ def export(
     depth: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write rgb/NAME.png and depth/NAME.png, whole or not at all.
+    """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
-    Opened as a folder, they are the same frames to the millimetre; what is farther
-    than 65.535 m becomes that.
+    The folder can be opened as a source with the same frames, to the millimetre; depth
+    is clipped at 65.535 m.
 
     Args:
-      depth: which kind of truth; default: the source's first.
+      depth: "filled" or "raw"; default: the first kind of the source.
 
-    Raises: UserError where `out` is in the way, or there is no depth of that kind;
-      MachineError where storage fails.
+    Raises: UserError if `out` is not empty, depth of that kind does not exist, or no
+      frame can be read; MachineError if storage fails.
     """
     kind, out = checked(source, out, depth)
     part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
@@ -80,11 +80,11 @@ def export(
 
 
 def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
-    """The kind of depth that `export` would write, and where. UserError as there."""
+    """Check the arguments of `export`; returns the kind of depth and the folder."""
     kind = depth or source.truths[0]
     if kind not in source.truths:
         have = " and ".join(source.truths)
-        raise UserError(f"{source.name} has no {kind} depth, but {have}")
+        raise UserError(f"--depth={kind}: {source.name} has only {have} depth")
     out = staging.resolve_output(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty: name another folder")
@@ -112,13 +112,13 @@ def _write(source: Source, part: Path, kind: str, progress: Progress | None):
 
 
 def _save_rgb(path: Path, rgb: np.ndarray) -> None:
-    # Pillow's own level of compression takes three times as long for some percent.
+    # Pillow's default compression takes three times as long and saves a few percent.
     Image.fromarray(rgb).save(path, compress_level=1)
 
 
 def _names(infos: list[FrameInfo]) -> list[str]:
-    """SCENE/NAME of every frame, each once, without words for image or depth."""
-    names: dict[str, str] = {}  # by lower case, which file systems may not tell apart
+    """Unique names SCENE/NAME of the frames, without words for image or depth."""
+    names: dict[str, str] = {}  # by lower case: file systems may ignore case
     for row, info in enumerate(infos):
         parts = Path(re.sub(r"\.[a-zA-Z]\w*$", "", info.name)).parts
         if len(parts) == 1 and info.scene:
@@ -131,7 +131,7 @@ def _names(infos: list[FrameInfo]) -> list[str]:
 
 
 def _bare(part: str) -> str:
-    """A part of a name in letters, digits, dots and lines that are in no one's way."""
+    """A part of a name, without words for image or depth, in portable characters."""
     words = "|".join((*DEPTH_WORDS, *IMAGE_WORDS))
     bare = re.sub(rf"(?<![a-z])({words})(?![a-z])", "", part, flags=re.IGNORECASE)
     return re.sub(r"[^\w.-]+", "_", bare).strip("_-.")

@@ -1,4 +1,4 @@
-"""From what the doctor measured to what a user should know, one line each."""
+"""Findings: one-line conclusions for the user from the measurements of a data set."""
 
 import dataclasses
 import math
@@ -14,34 +14,35 @@ from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources.stored import Stored
 
 Level = Literal["problem", "warning", "ok"]
-# Medians of rooms, metres. Over NYU's training frames it is 2.4, of a desk 0.8.
+# Plausible median depth of rooms, metres: NYU's training frames 2.4, a desk 0.8.
 ROOMS = (0.6, 8.0)
-ROOM = 2.5
-SMALL_ROOM = 1.2  # metres: nowhere is everything nearer than this
-# Units per metre that depth is found in.
+ROOM = 2.5  # typical median, metres
+SMALL_ROOM = 1.2  # metres; in every room some depth is larger
+# Stored units per metre of common units of depth.
 UNITS = {
     "metres": 1.0,
     "8-bit codes of which 255 is 10 m": 25.5,
     "centimetres": 100.0,
     "millimetres": 1000.0,
-    "1/5000 m, as TUM's": 5000.0,
+    "1/5000 m, as in TUM RGB-D": 5000.0,
     "tenths of a millimetre": 10000.0,
 }
-LEVELS = 256  # distinct depths that 8 bits can hold
-COARSE = 0.015  # metres: a step that shows in the errors
-REACH = 10.0  # metres: --max_depth, beyond which truth doesn't count
-NAMED = 5  # frames in a line; the rest is counted
+LEVELS = 256  # distinct values of 8 bits
+COARSE = 0.015  # metres; steps of this size affect the metrics
+REACH = 10.0  # metres; the default of --max_depth, beyond which depth is ignored
+NAMED = 5  # frames named in a line; further ones are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One line for the user.
+    """One conclusion, printed as one line.
 
     Attributes:
-      level: "problem" spoils training or its numbers, "warning" may, "ok" is fine.
-      what: the thing looked at.
-      evidence: what was seen.
-      advice: what to do; empty where nothing is to be done.
+      level: "problem" if training or metrics will be wrong, "warning" if they may be,
+        else "ok".
+      what: the property that was checked.
+      evidence: the measurements.
+      advice: the fix; empty if none is needed.
     """
 
     level: Level
@@ -55,7 +56,7 @@ class Finding:
 
 
 def of(found: Examination) -> list[Finding]:
-    """All findings, the worst first."""
+    """All findings of an examination, the most severe first."""
     rules: Sequence[Callable[[Examination], Iterator[Finding]]] = (
         _unit, _steps, _kinds, _far, _empty, _broken, _damaged, _left_out, _sizes,
         _alignment, _scenes, _test_scenes, _copies, _copies_within,
@@ -66,13 +67,14 @@ def of(found: Examination) -> list[Finding]:
 
 
 def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
-    """The unit in which a median of stored values is nearest to a room's.
+    """The unit that brings a median of stored values closest to that of rooms.
 
     Args:
-      whole: whether the stored values are whole numbers.
+      median: of the stored values.
+      whole: whether all stored values are integers.
       largest: of the stored values.
 
-    Returns: a name in `UNITS`; None where it is in none of them a room's.
+    Returns: a name in `UNITS`; None if no unit gives a plausible median.
     """
     readings = {name: median / units for name, units in UNITS.items()}
     if not whole or largest > 255:
@@ -83,12 +85,12 @@ def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the depths look like.
+    """The unit of the depth.
 
     Attributes:
-      scale: stored units per metre, as read.
-      fits: whether the median, as read, is a room's.
-      unit: a name in `UNITS` that fits where reading does not.
+      scale: stored units per metre with which depth was read.
+      fits: whether the median, read with this scale, is plausible for rooms.
+      unit: a name in `UNITS` that gives a plausible median if `scale` does not.
     """
 
     scale: float
@@ -97,12 +99,12 @@ class Reading:
 
     @property
     def factor(self) -> float:
-        """Metres for a metre as read."""
+        """The factor from depth as read to metres in `unit`."""
         return self.scale / UNITS[self.unit] if self.unit else 1.0
 
 
 def reading_of(found: Examination) -> Reading:
-    """The unit of the depths that were sampled, of which there are some."""
+    """The unit of the sampled depth. Needs at least one value."""
     values = found.values
     scale, median = found.opened.scale or _fixed_scale(found), float(np.median(values))
     if ROOMS[0] <= median <= ROOMS[1]:
@@ -118,7 +120,7 @@ def _unit(found: Examination) -> Iterator[Finding]:
         yield Finding(
             "problem",
             "unit",
-            f"{found.opened.assumed}; looked at as if 255 were 10 m",
+            f"{found.opened.assumed}; assumed here: 255 is 10 m",
         )
     if not len(found.values):
         return
@@ -136,13 +138,13 @@ def _unit(found: Examination) -> Iterator[Finding]:
         )
     if reading.fits:
         yield Finding(
-            "ok", "unit", f"{seen}, as rooms have; 99 % is below {high:.3g} m"
+            "ok", "unit", f"{seen}, plausible for rooms; 99 % is below {high:.3g} m"
         )
     elif name is None:
         yield Finding(
             "problem" if median > 100 or values.max() < 0.1 else "warning",
             "unit",
-            f"{seen}; rooms have 1 to 5 m",
+            f"{seen}; 1 to 5 m is usual in rooms",
             f"find out the unit of these data; {_rescaled(found, None)}",
         )
     else:
@@ -151,7 +153,7 @@ def _unit(found: Examination) -> Iterator[Finding]:
             "problem" if sure else "warning",
             "unit",
             f"values look like {name}: {seen}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {median * reading.factor:.3g} m, which is what rooms have",
+            f"median is {median * reading.factor:.3g} m, plausible for rooms",
             _rescaled(found, UNITS[name]),
         )
 
@@ -161,9 +163,9 @@ def _fixed_scale(found: Examination) -> float:
 
 
 def _rescaled(found: Examination, units: float | None) -> str:
-    """How data are read in another unit."""
+    """Advice on how to read the data with another scale."""
     if isinstance(found.source, Stored):
-        return "prepare the store again from data read with the right --depth_scale"
+        return "prepare the store again with the right --depth_scale"
     if found.opened.scale is None:
         return f"data of format {found.source.format} hold metres: convert them"
     return f"give --depth_scale={units:g}" if units else "then give --depth_scale"
@@ -171,12 +173,12 @@ def _rescaled(found: Examination, units: float | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """How depth is quantised.
+    """Quantisation of depth.
 
     Attributes:
-      distinct: different values in the sample.
-      step: metres between steps that most values lie on; None where there are none.
-      strength: 1 where all values lie on steps, 0 for none.
+      distinct: number of distinct values in the sample.
+      step: metres between the multiples that most values are at; None if not quantised.
+      strength: 1 if all values are multiples of `step`, 0 if none are.
     """
 
     distinct: int
@@ -185,18 +187,18 @@ class Steps:
 
 
 def steps_of(values: Float[np.ndarray, "n"]) -> Steps:
-    """Even steps in depth: a peak in the spectrum of its histogram.
+    """Detect evenly quantised depth by a peak in the spectrum of its histogram.
 
-    Depth that was averaged or resized after it was quantised keeps most of it.
+    The peak remains, weaker, if depth was averaged or resized after quantisation.
     """
     distinct = len(np.unique(values))
     top = float(values.max())
     spread = float(np.subtract(*np.percentile(values, (99, 1))))
-    bins, fine = 1 << 17, 8  # the spectrum is read at every 1/8 step over the range
-    places = np.round(values.astype(np.float64) * ((bins - 1) / top)).astype(np.int64)
-    counts = np.bincount(places, minlength=bins)
+    bins, fine = 1 << 17, 8  # the spectrum is sampled at every 1/8 step over the range
+    indices = np.round(values.astype(np.float64) * ((bins - 1) / top)).astype(np.int64)
+    counts = np.bincount(indices, minlength=bins)
     spectrum = np.abs(np.fft.rfft(counts, fine * bins)) / len(values)
-    # Below 8 steps over the spread of depth any histogram has peaks.
+    # With fewer than 8 steps over the spread of depth, any histogram has peaks.
     first = math.ceil(fine * 8 * top / spread) if spread > 0 else len(spectrum)
     high = np.flatnonzero(spectrum[first : fine * 2048] >= 0.4)
     if not len(high):
@@ -212,8 +214,8 @@ def _steps(found: Examination) -> Iterator[Finding]:
         return
     steps = steps_of(found.values * np.float32(reading_of(found).factor))
     advice = (
-        "enough to train on; errors of some centimetres can't be judged by it, so "
-        "evaluate on 16-bit or floating-point truth"
+        "sufficient for training; too coarse to measure errors of centimetres: "
+        "evaluate on 16-bit or floating-point depth"
     )
     count = f"{steps.distinct:,} distinct depths in {len(found.values):,} pixels"
     if steps.step is not None and steps.distinct <= LEVELS:
@@ -252,7 +254,7 @@ def _kinds(found: Examination) -> Iterator[Finding]:
             advice = "holes count as missing: train and evaluate on it as raw depth"
             yield Finding("warning", "filled depth has holes", evidence, advice)
         elif mean > 0.6:
-            advice = "look at the contact sheet: little is left to train on"
+            advice = "few pixels remain for training: check the contact sheet"
             yield Finding("warning", f"{kind} depth", evidence, advice)
         else:
             yield Finding("ok", f"{kind} depth", evidence)
@@ -261,8 +263,8 @@ def _kinds(found: Examination) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "raw depth",
-            f"equals filled depth wherever it is there, in all {len(equal)} frames",
-            "it is filled depth with parts cut out: use --depth=filled",
+            f"equals filled depth in all its valid pixels, in all {len(equal)} frames",
+            "it is filled depth with parts removed: use --depth=filled",
         )
 
 
@@ -271,7 +273,7 @@ def _far(found: Examination) -> Iterator[Finding]:
         return
     far = float(np.mean(found.values * reading_of(found).factor > REACH))
     if far > 0.01:
-        advice = "--max_depth leaves it out: raise it where these are no rooms"
+        advice = "--max_depth removes it: raise --max_depth if these are not rooms"
         yield Finding("warning", "far depth", f"{far:.1%} beyond {REACH:g} m", advice)
 
 
@@ -282,7 +284,7 @@ def _empty(found: Examination) -> Iterator[Finding]:
             "problem",
             "frames without truth",
             f"{len(found.empty)} of {looked}: {_list(found.empty)}",
-            "they are left out when a store is prepared; find out why they are empty",
+            "a store leaves them out; find out why their depth is empty",
         )
     elif looked:
         yield Finding("ok", "truth", f"in each of {looked} frames")
@@ -295,24 +297,24 @@ def _broken(found: Examination) -> Iterator[Finding]:
             "problem",
             "frames that can't be read",
             f"{len(found.broken)} of {len(found.rows)}: {_list(named, 3)}",
-            "get these files again, or remove them",
+            "replace these files, or remove them",
         )
 
 
 def _damaged(found: Examination) -> Iterator[Finding]:
-    """Bytes of a store that changed after it was written."""
+    """Shards of a store that changed after it was written."""
     if found.damaged:
         yield Finding(
             "problem",
             "shards",
-            f"{len(found.damaged)} are not what their checksums say: "
+            f"{len(found.damaged)} do not match their checksums: "
             f"{_list(found.damaged, 3)}",
             "prepare the store again",
         )
 
 
 def _left_out(found: Examination) -> Iterator[Finding]:
-    """What a store does not hold, of what it was prepared from."""
+    """Frames that were left out when a store was prepared."""
     if not isinstance(found.source, Stored):
         return
     manifest = found.source.store.manifest
@@ -327,7 +329,7 @@ def _left_out(found: Examination) -> Iterator[Finding]:
                 what,
                 f"{len(names)} were left out when this store was prepared: "
                 f"{_list(names, 3)}",
-                "look at the data that it was prepared from",
+                "check the data that it was prepared from",
             )
 
 
@@ -339,7 +341,7 @@ def _sizes(found: Examination) -> Iterator[Finding]:
             "sizes",
             f"frames of {len(aspects)} shapes, width / height "
             f"{min(aspects):g} to {max(aspects):g}",
-            "they are cut to one shape about their middle when a store is prepared",
+            "a store crops them centrally to one shape",
         )
 
 
@@ -348,29 +350,29 @@ def _alignment(found: Examination) -> Iterator[Finding]:
     if verdict is None:
         if found.looks:
             evidence = "no frame has edges in image and depth to compare"
-            yield Finding("warning", "alignment", evidence, "look at the contact sheet")
+            yield Finding("warning", "alignment", evidence, "check the contact sheet")
         return
     scores = ", ".join(f"{name} {score:.2f}" for name, score in verdict.scores.items())
     evidence = f"edges of image and depth over {len(found.pairs)} frames ({scores})"
     if verdict.kind == alignment.ALIGNED:
-        yield Finding("ok", "alignment", f"depth lies on its image: {evidence}")
+        yield Finding("ok", "alignment", f"depth matches its image: {evidence}")
     elif verdict.kind == alignment.UNRELATED:
         yield Finding(
             "problem",
             "alignment",
-            f"depth has no relation to its image: {evidence}",
+            f"depth does not match its image: {evidence}",
             "check how images and depth are paired",
         )
     else:
-        at = ", down and right" if verdict.kind == alignment.SHIFTED else ""
+        shifted = verdict.kind == alignment.SHIFTED
+        direction = ", down and right," if shifted else ""
         yield Finding(
             "problem",
             "alignment",
-            f"depth is {verdict.text}{at} against its image: {evidence}",
-            "turn it back before training"
-            if not at
-            else "shift it back, or register "
-            "depth to the image as the NYU toolbox does",
+            f"depth is {verdict.text}{direction} relative to its image: {evidence}",
+            "undo the shift, or register depth to the image as the NYU toolbox does"
+            if shifted
+            else "undo this before training",
         )
     yield from _misfits(found)
 
@@ -379,19 +381,19 @@ def _misfits(found: Examination) -> Iterator[Finding]:
     misfits, pairs = found.misfits, len(found.pairs)
     if misfits:
         turned = sum(how in alignment.TURNS for _, how in misfits)
-        # Registration fails in good sets as well: in 6 of NYU's 795.
+        # Good data sets have a few misaligned frames: 6 of NYU's 795.
         named = _list([f"{name} ({how})" for name, how in misfits])
         many = turned > 0.01 * pairs or len(misfits) > 0.1 * pairs
         yield Finding(
             "problem" if many else "warning",
-            "frames whose depth does not fit",
+            "misaligned frames",
             f"{len(misfits)} of {pairs}: {named}",
-            "look at them: they come first in the contact sheet",
+            "check them: they are first in the contact sheet",
         )
 
 
 def _scenes(found: Examination) -> Iterator[Finding]:
-    """Scenes and frames on both sides of a split."""
+    """Frames and scenes that are in both parts of a split."""
     infos = found.source.infos
     for split, parts in sides(found.source).items():
         both = sorted(set(parts["train"]) & set(parts["eval"]))
@@ -405,26 +407,26 @@ def _scenes(found: Examination) -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 f"split {split}",
-                f"{len(both)} frames train and evaluate: {_list(names)}",
-                "its numbers would say nothing of new images: mend the split",
+                f"{len(both)} frames are for training and evaluation: {_list(names)}",
+                "metrics would not measure generalisation: remove them from one part",
             )
         if common:
             yield Finding(
                 "problem",
                 f"split {split}",
-                f"{len(common)} scenes are on both sides: {_list(common)}",
-                "its numbers would be too good: put each scene on one side",
+                f"{len(common)} scenes are in both parts: {_list(common)}",
+                "metrics would be too good: put each scene in one part",
             )
         if not both and not common and scenes[0] and scenes[1]:
-            evidence = f"no scene of {len(scenes[1])} is on both sides"
+            evidence = f"none of {len(scenes[1])} scenes for evaluation is in training"
             yield Finding("ok", f"split {split}", evidence)
 
 
 def _test_scenes(found: Examination) -> Iterator[Finding]:
-    """Folders that train although NYU's official test frames show their scene."""
+    """Folders for training that show scenes of NYU's official test frames."""
     infos = found.source.infos
     train = {row for parts in found.source.splits().values() for row in parts["train"]}
-    # The labeled set's own frames have their side in the official split.
+    # Frames of the labeled set are covered by the official split.
     scenes: dict[str, set[str]] = {}
     for row in train:
         folder, scene = infos[row].scene, scene_of(found.source, row)
@@ -434,12 +436,12 @@ def _test_scenes(found: Examination) -> Iterator[Finding]:
     folders = sorted(folder for scene in shown for folder in scenes[scene])
     if shown:
         yield Finding(
-            # Nothing but test scenes is most likely there to evaluate on.
+            # Data with test scenes only are most likely meant for evaluation.
             "problem" if len(shown) < len(scenes) else "warning",
             "official test scenes",
-            f"{len(shown)} of {len(scenes)} scenes that train are in NYU's test set: "
+            f"{len(shown)} of {len(scenes)} training scenes are in NYU's test set: "
             f"{_list(folders)}",
-            "leave them out, or never evaluate on the official test frames",
+            "leave them out, or do not evaluate on the official test frames",
         )
 
 
@@ -452,12 +454,12 @@ def _copies(found: Examination) -> Iterator[Finding]:
             yield Finding(
                 "problem",
                 f"split {split}",
-                f"{len(pairs)} images that evaluate are copies of ones that train: "
+                f"{len(pairs)} evaluation images are copies of training images: "
                 f"{_list(named, 3)}",
-                "its numbers would be too good: keep each image on one side",
+                "metrics would be too good: put each image in one part",
             )
         else:
-            evidence = "no image that evaluates is a copy of one that trains"
+            evidence = "no evaluation image is a copy of a training image"
             yield Finding("ok", f"split {split}", evidence)
 
 
@@ -469,7 +471,7 @@ def _copies_within(found: Examination) -> Iterator[Finding]:
             "warning",
             "copies",
             f"{len(pairs)} of {looked} images are copies of others: {_list(named, 3)}",
-            "neighbours of a recording say little new: take one out of some",
+            "consecutive frames of a recording add little: keep one in every few",
         )
     elif looked:
         yield Finding("ok", "copies", f"none among {looked} images")

@@ -1,7 +1,6 @@
-"""What is wrong with data, before anything is trained on them.
+"""Measurements of a data set: depth, alignment, copies, broken frames.
 
-`inspect` looks at frames and measures; the findings, each a level, what, evidence and
-what to do, are drawn from the measurements in `findings.py`.
+`findings.py` derives problems and advice from these measurements.
 """
 
 import dataclasses
@@ -20,12 +19,12 @@ from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import UserError
 
-FRAMES = 800  # looked at, unless told
-VALUES = 4_000_000  # depths kept for the histogram, over all frames
-SHOWN = 12  # frames of a contact sheet, and as many that stand out
-SHOWN_PIXELS = 320  # of their longer side, about
-GUESSED_SCALE = 25.5  # of 8-bit depth without --depth_scale: 255 is 10 m
-# Names of folders that say on which side of a split their frames are.
+FRAMES = 800  # inspected by default
+VALUES = 4_000_000  # size of the sample of depths, over all frames
+SHOWN = 12  # regular frames of a contact sheet, and largest number of odd ones
+SHOWN_PIXELS = 320  # their longer side, approximately
+GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
+# Names of folders for training and for evaluation.
 TRAIN = {"train", "training"}
 EVAL = {"test", "testing", "val", "valid", "validation", "eval"}
 Progress = Callable[[str, int, int], None]
@@ -33,11 +32,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """Data to look at.
+    """Data to inspect.
 
     Attributes:
-      scale: stored units per metre where --depth_scale may change it.
-      assumed: why a scale was assumed, where none was given and one is needed.
+      scale: stored units per metre; None if --depth_scale does not apply.
+      assumed: why a scale had to be assumed; None if it was not.
     """
 
     source: Source
@@ -48,16 +47,17 @@ class Opened:
 def open_data(
     path: str | Path, *, data_format: str = "auto", options: ReadOptions | None = None
 ) -> Opened:
-    """A store, or data of any format, in whatever unit they seem to be.
+    """Open a store, or data of any format and unit.
 
-    Raises UserError as `open_source` does, but not for a wrong unit.
+    Raises: UserError as `open_source` does, except for a wrong unit; read options for a
+      store.
     """
     options = options or ReadOptions()
     if is_store(path):
         if data_format != "auto" or options != ReadOptions():
             raise UserError(
-                f"{path} is a store: it was read when it was prepared, so "
-                "--data_format and --depth_scale say nothing of it"
+                f"{path} is a store: --data_format and --depth_scale have no effect "
+                "on it; leave them out"
             )
         return Opened(Stored(Store.open(path)))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
@@ -77,7 +77,7 @@ def open_data(
 
 
 def _with_scale(path: str | Path, data_format: str, options: ReadOptions):
-    """The source, or None where it can't be opened with that scale."""
+    """Open the data with these options; None if that fails."""
     try:
         return open_source(path, data_format=data_format, options=options)
     except UserError:
@@ -85,7 +85,7 @@ def _with_scale(path: str | Path, data_format: str, options: ReadOptions):
 
 
 def _scale(source: Source, stored: Source | None) -> float | None:
-    """Stored units per metre, from a frame that is read in both."""
+    """Stored units per metre, from a frame read as metres and as stored values."""
     if stored is None:
         return None
     for row in _spread(len(source.infos), 8):
@@ -96,18 +96,21 @@ def _scale(source: Source, stored: Source | None) -> float | None:
             ]
         except UserError:
             continue
-        if (there := both[0] > 0).any():
-            return float(f"{np.median(both[1][there] / both[0][there]):.6g}")
+        if (valid := both[0] > 0).any():
+            return float(f"{np.median(both[1][valid] / both[0][valid]):.6g}")
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """One frame. Metres as read; None where it has no truth, or no edges to compare.
+    """Measurements of one frame; depth in metres as read.
 
     Attributes:
-      kinds: share of missing pixels by kind of truth; what follows is of the first.
-      raw_is_filled: whether raw depth equals filled depth wherever it is there.
+      kinds: share of missing pixels by kind of depth; other fields are of the first.
+      low, median, high: of valid depth; None if there is none.
+      raw_is_filled: whether raw depth equals filled depth in all valid pixels of raw;
+        None if one of them is missing.
+      pair: scores of alignment; None without edges to compare.
     """
 
     row: int
@@ -122,7 +125,7 @@ class Look:
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A small copy of a frame, for the contact sheet."""
+    """A reduced frame for the contact sheet."""
 
     name: str
     rgb: UInt8[np.ndarray, "h w 3"]
@@ -131,17 +134,18 @@ class Shown:
 
 @dataclasses.dataclass
 class Examination:
-    """All that was measured.
+    """All measurements of a data set.
 
     Attributes:
-      rows: the frames that were to be looked at.
-      broken: (name, reason) of those that could not be read.
-      damaged: shards of a store that are not what their checksums say.
+      rows: the frames to inspect.
+      looks: measurements of the frames that could be read.
+      broken: (name, reason) of the frames that could not be read.
+      damaged: shards of a store that do not match their checksums.
       values: a sample of depths, metres as read.
-      verdict: what the pairs of image and depth say together.
-      copies: by split, and under None within all: (row, row that it is a copy of).
-      hashed: rows whose images were compared.
-      shown: frames for the contact sheet; those that stand out come first.
+      verdict: alignment of image and depth over all frames.
+      copies: (row, row that it is a copy of) by split; under None, within all frames.
+      hashed: number of images that were compared.
+      shown: frames for the contact sheet, misaligned and empty ones first.
     """
 
     opened: Opened
@@ -168,7 +172,7 @@ class Examination:
 
     @property
     def empty(self) -> list[str]:
-        """Frames without any truth."""
+        """Names of frames without valid depth."""
         return [self.name(k.row) for k in self.looks if k.median is None]
 
     @property
@@ -177,21 +181,21 @@ class Examination:
 
     @property
     def misfits(self) -> list[tuple[str, str]]:
-        """(name, how) of pairs that stand out from what all together are."""
+        """(name, how) of frames whose alignment differs from that of the data set."""
         if self.verdict is None:
             return []
-        found = [(name, self.verdict.how(pair)) for name, pair in self.pairs]
-        return [(name, how) for name, how in found if how]
+        named = [(name, self.verdict.how(pair)) for name, pair in self.pairs]
+        return [(name, how) for name, how in named if how]
 
 
 def examine(
     opened: Opened, *, frames: int = FRAMES, progress: Progress | None = None
 ) -> Examination:
-    """Look at `frames` frames from first to last (0: at all) and measure.
+    """Measure a sample of `frames` evenly spaced frames (0: all frames).
 
-    Frames that can't be read are noted and passed over. The images of a store are
-    compared with each other all of them, of other data those that are looked at; its
-    shards are held against their checksums.
+    Frames that can't be read are recorded and skipped. Copies are searched among the
+    sampled images; of a store, among all images. The shards of a store are compared
+    with their checksums.
     """
     source, total = opened.source, len(opened.source.infos)
     found = Examination(opened, _spread(total, frames or total))
@@ -204,7 +208,7 @@ def examine(
         else:
             walk.add(row, frame)
         if progress is not None:
-            progress(f"looking at {source.name}", done, len(found.rows))
+            progress(f"inspecting {source.name}", done, len(found.rows))
     walk.finish()
     found.shown = _shown(found)
     prints = walk.prints
@@ -217,7 +221,7 @@ def examine(
 
 
 class _Walk:
-    """What adds up from frame to frame."""
+    """Accumulates the measurements of frames."""
 
     def __init__(self, found: Examination, source: Source):
         self.found, self.kind = found, source.truths[0]
@@ -227,7 +231,7 @@ class _Walk:
         self.others = self._read_others(source)
 
     def _read_others(self, source: Source) -> list[alignment.Edges]:
-        """Edges of some frames, with whose depth each image is compared, too."""
+        """Edges of some frames, as a reference for unrelated images and depth."""
         others = []
         for k in _spread(len(self.found.rows), 9):
             row = self.found.rows[k]
@@ -258,11 +262,11 @@ class _Walk:
                 high=float(valid.max()),
                 pair=alignment.compare(edges, self.others) if edges else None,
             )
-            # An odd stride takes from every column.
+            # An odd stride samples every column.
             self.values.append(valid[:: max(1, len(valid) // max(1, self.each)) | 1])
         if look.pair is not None:
             self.pool.add(look.pair)
-            # Surfaces of fifty thousand frames would be too much to keep.
+            # Surfaces of all frames would need much memory; only the pool uses them.
             look = dataclasses.replace(
                 look, pair=dataclasses.replace(look.pair, surfaces={})
             )
@@ -276,7 +280,7 @@ class _Walk:
 
 
 def _shown(found: Examination) -> list[Shown]:
-    """Frames that stand out, and as many others from first to last; read again."""
+    """Read frames for the contact sheet: odd ones, then evenly spaced others."""
     remarks = {name: "no truth" for name in found.empty} | dict(found.misfits)
     looks = {found.name(look.row): look.row for look in found.looks}
     odd = [looks[name] for name in remarks][:SHOWN]
@@ -295,25 +299,27 @@ def _shown(found: Examination) -> list[Shown]:
 def _raw_is_filled(frame: Frame) -> bool | None:
     if frame.raw is None or frame.filled is None:
         return None
-    there = frame.raw > 0
-    return bool((frame.raw[there] == frame.filled[there]).all())
+    valid = frame.raw > 0
+    return bool((frame.raw[valid] == frame.filled[valid]).all())
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """At most `count` of `total` numbers, from first to last."""
+    """At most `count` evenly spaced indices below `total`, from first to last."""
     if count >= total:
         return list(range(total))
     return sorted({int(k) for k in np.linspace(0, total - 1, count)})
 
 
 def sides(source: Source) -> dict[str, dict[str, list[int]]]:
-    """Rows that train and evaluate, of the splits that have both.
+    """The splits with rows for training and for evaluation.
 
-    Where no split has, sub-folders named train and test, or the like, are one.
+    Without any, sub-folders named train and test, or similar, define one.
     """
-    known = {name: s for name, s in source.splits().items() if s["train"] and s["eval"]}
-    if known:
-        return known
+    complete = {
+        name: s for name, s in source.splits().items() if s["train"] and s["eval"]
+    }
+    if complete:
+        return complete
     parts: dict[str, list[int]] = {"train": [], "eval": []}
     for row, info in enumerate(source.infos):
         words = {word.lower() for word in Path(info.name).parts[:-1]}
@@ -325,14 +331,14 @@ def sides(source: Source) -> dict[str, dict[str, list[int]]]:
 
 
 def scene_of(source: Source, row: int) -> str | None:
-    """The row's scene without folders that say its side, and a raw folder's letter."""
+    """The scene of a row, without folders like train/ and a raw folder's letter."""
     parts = Path(source.infos[row].scene or "").parts
     bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
     return splits.scene_of_folder(bare) or None
 
 
 def _prints_of_all(opened: Store, progress: Progress | None) -> duplicates.Prints:
-    """Of all frames at the training size, which takes little time to read."""
+    """The hashes of all frames of a store, read at the training size."""
     prints, total = duplicates.Prints(), len(opened)
     for first in range(0, total, 64):
         rows = range(first, min(first + 64, total))
@@ -350,19 +356,19 @@ def _copies(
     total: int,
     progress: Progress | None,
 ) -> dict[str | None, list[tuple[int, int]]]:
-    def told(done: int, of: int) -> None:
+    def report(done: int, of: int) -> None:
         if progress is not None:
-            progress("images compared", done, of)
+            progress("comparing images", done, of)
 
     across: dict[str | None, list[tuple[int, int]]] = {
-        name: prints.copies(split["eval"], split["train"], told)
+        name: prints.copies(split["eval"], split["train"], report)
         for name, split in both_sides.items()
     }
-    return {**across, None: prints.copies(range(total), None, told)}
+    return {**across, None: prints.copies(range(total), None, report)}
 
 
 def numbers(found: Examination) -> dict[str, Any]:
-    """The measurements as JSON has them; metres as read."""
+    """The measurements as a JSON object; depth in metres as read."""
     source, verdict = found.source, found.verdict
     sizes = Counter(f"{k.size[0]}x{k.size[1]}" for k in found.looks)
     missing = {
@@ -432,7 +438,7 @@ def _alignment_numbers(
 
 
 def _histogram(values: np.ndarray, bins: int = 20) -> dict[str, Sequence[float]] | None:
-    """Shares of the depth between edges in metres, up to the 99.9th percentile."""
+    """Histogram of depth, edges in metres, up to the 99.9th percentile."""
     if not len(values):
         return None
     top = float(np.percentile(values, 99.9))

@@ -1,9 +1,9 @@
-"""What the NYU Depth V2 toolbox does to a raw Kinect dump: match, undistort, project.
+"""The NYU Depth V2 toolbox: match, undistort and project frames of a raw Kinect dump.
 
-A raw frame is 480x640: depth as disparities 0..2047 (2047 = no reading) and colour,
-each as its own camera saw it. The toolbox counts pixels from 0 where it undistorts and
-from 1 where it projects, with the same cx, cy; so does this, or results would differ.
-Filling of holes is in `fill`, reading of files in `sources.nyu_raw`.
+A raw frame has depth as disparities 0..2047 (2047 = no reading) and colour, both
+480x640, each from its own camera. Like the toolbox, this module counts pixels from 0 in
+undistortion and from 1 in projection, with the same cx, cy. Filling of holes is in
+`fill`, reading of files in `sources.nyu_raw`.
 """
 
 import collections
@@ -15,17 +15,17 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, UInt8, UInt16
 
-VERSION = 1  # of what comes out; a store made by another one is made again
+VERSION = 1  # of the results; stores of another version are prepared again
 SIZE = (480, 640)
-MAX_DEPTH = 10.0  # metres; farther is stored as this
+MAX_DEPTH = 10.0  # metres; larger depth is clipped
 NO_READING = 2047
-NEAREST = 600  # smaller disparities, 0.713 m, are what undistortion made at holes
-MASK = (slice(44, 471), slice(40, 601))  # where depth reaches (get_projection_mask)
+NEAREST = 600  # 0.713 m; undistortion makes smaller disparities at holes
+MASK = (slice(44, 471), slice(40, 601))  # region with depth (get_projection_mask)
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """Pinhole and Brown distortion of one camera at 480x640; pixels, and no unit."""
+    """Intrinsics at 480x640, pixels, and Brown distortion coefficients of a camera."""
 
     fx: float
     fy: float
@@ -42,7 +42,7 @@ class Camera:
         return self.fx, self.fy, self.cx, self.cy
 
 
-# All that follows: camera_params.m of the NYU toolbox, calibrated with RGBDemo.
+# The constants below are from camera_params.m of the NYU toolbox.
 RGB_CAMERA = Camera(
     fx=5.1885790117450188e02, fy=5.1946961112127485e02,
     cx=3.2558244941119034e02, cy=2.5373616633400465e02,
@@ -68,14 +68,14 @@ ROTATION = np.linalg.inv(
         ]
     )
 )
-TRANSLATION = np.array(  # in the file's order, in which y and z bear each other's name
+TRANSLATION = np.array(  # in the order of the file, which swaps the names of y and z
     [2.5031875059141302e-02, -2.9342312935846411e-04, 6.6238747008330102e-04]
 )
 DEPTH_PARAMETERS = 351.3, 1092.5  # z = first / (second - disparity)
 
 
 class Match(NamedTuple):
-    """One depth frame and what was recorded closest to it in time, by file name."""
+    """The file names of a depth frame and of the files matched with it in time."""
 
     depth: str
     rgb: str
@@ -84,19 +84,19 @@ class Match(NamedTuple):
 
 
 def seconds(name: str) -> float:
-    """The time in a recorder's file name, d-SECONDS-TICKS.pgm."""
+    """The time in a file name d-SECONDS-TICKS.pgm."""
     return float(name.split("-")[1])
 
 
 def synchronise(
     depth: Sequence[str], rgb: Sequence[str], accel: Sequence[str] = ()
 ) -> list[Match]:
-    """Match every depth frame with an image as the toolbox does; one may serve many.
+    """Match every depth frame with an image; one image may match several.
 
     Args:
-      depth, rgb, accel: file names, in any order. Accelerometer files may be absent.
+      depth, rgb, accel: file names, in any order; `accel` may be empty.
 
-    Raises: ValueError without an image, or where a name has no time.
+    Raises: ValueError without an image, or for a name without a time.
     Source: get_synched_frames.m.
     """
     if not rgb:
@@ -118,35 +118,35 @@ def synchronise(
 
 
 def walk(times: Sequence[float], others: Sequence[float]) -> list[int]:
-    """For each time, where a greedy walk along `others` stands when it gets no better.
+    """For each time, the index of a close time in `others`, by a greedy walk.
 
-    The walk goes on from where the last time left it, takes ties, and never turns
-    back: it may stop short of the closest one.
+    The walk starts at the index of the previous time and moves forward while the gap
+    does not grow, so the result may not be the closest one.
     """
-    found: list[int] = []
-    at = 0
+    indices: list[int] = []
+    k = 0
     for time in times if others else ():
-        best = abs(time - others[at])
-        while at + 1 < len(others) and (gap := abs(time - others[at + 1])) <= best:
-            best, at = gap, at + 1
-        found.append(at)
-    return found
+        best = abs(time - others[k])
+        while k + 1 < len(others) and (gap := abs(time - others[k + 1])) <= best:
+            best, k = gap, k + 1
+        indices.append(k)
+    return indices
 
 
 def without_doubles(matches: Sequence[Match]) -> tuple[list[Match], int]:
-    """Matches whose image serves one depth frame alone, and how many others there are.
+    """Drop all matches that share an image; returns the others and the number dropped.
 
     Source: the paper, section 4.
     """
-    served = collections.Counter(match.rgb for match in matches)
-    kept = [match for match in matches if served[match.rgb] == 1]
-    return kept, len(matches) - len(kept)
+    uses = collections.Counter(match.rgb for match in matches)
+    unique = [match for match in matches if uses[match.rgb] == 1]
+    return unique, len(matches) - len(unique)
 
 
 def apply_distortion(
     x: Float[np.ndarray, "*n"], y: Float[np.ndarray, "*n"], camera: Camera
 ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """Where the lens puts the normalised position (x, y). Brown's model."""
+    """Distort normalised image coordinates (x, y) by Brown's model."""
     r2 = x * x + y * y
     radial = 1 + camera.k1 * r2 + camera.k2 * r2**2 + camera.k3 * r2**3
     return (
@@ -158,7 +158,7 @@ def apply_distortion(
 def undistortion_source(
     u: Float[np.ndarray, "*n"], v: Float[np.ndarray, "*n"], camera: Camera
 ) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
-    """Where the undistorted pixel at column u, row v comes from; pixels from 0."""
+    """The distorted position of undistorted column u, row v; pixels from 0."""
     x, y = apply_distortion(
         (u - camera.cx) / camera.fx, (v - camera.cy) / camera.fy, camera
     )
@@ -166,11 +166,14 @@ def undistortion_source(
 
 
 class _Taps(NamedTuple):
-    """Bilinear undistortion, worked out: four neighbours of a source position each.
+    """The four source pixels of each undistorted pixel, with bilinear weights.
 
-    `first` is the flat index of the upper left neighbour, 0 where `outside`; `weights`
-    are of it, of its right, lower and lower right neighbour; `shares` are they over
-    their sum.
+    Attributes:
+      first: flat index of the upper left source pixel; 0 where `outside`.
+      weights: of the upper left, upper right, lower left and lower right pixel.
+      shares: `weights` divided by their sum.
+      outside: whether the source position is outside the image.
+      width: of the image.
     """
 
     first: Int[np.ndarray, "n"]
@@ -180,10 +183,10 @@ class _Taps(NamedTuple):
     width: int
 
     def of(self, flat: np.ndarray, at: np.ndarray | None = None) -> list[np.ndarray]:
-        """Values of the four neighbours, of all pixels or of those at `at`."""
+        """The values of the four source pixels, for all pixels or those at `at`."""
         first = self.first if at is None else self.first[at]
         steps = (0, 1, self.width, self.width + 1)
-        # Through views, so that one index serves all four.
+        # Views of the array, so that one index array works for all four.
         return [flat[step:].take(first, mode="clip") for step in steps]
 
 
@@ -206,7 +209,7 @@ def _taps(camera: Camera, size: tuple[int, int]) -> _Taps:
 def undistort(
     image: Float[np.ndarray, "h w"] | UInt8[np.ndarray, "h w"], camera: Camera
 ) -> Float64[np.ndarray, "h w"]:
-    """One plane without the lens's distortion, bilinear; 255 where nothing was seen."""
+    """Undistort one channel bilinearly; 255 where the source is outside the image."""
     taps = _taps(camera, image.shape)
     values = _weighted(taps.of(image.ravel()), taps.weights)
     values[taps.outside] = 255
@@ -218,14 +221,14 @@ def undistort_depth(
     camera: Camera,
     noise: Bool[np.ndarray, "h w"],
 ) -> Float64[np.ndarray, "h w"]:
-    """`undistort` that leaves neighbours in `noise` out of the mean.
+    """Undistort bilinearly without the source pixels that are `noise`.
 
-    0 where all four are noise, and where nothing was seen.
+    The result is 0 where all four source pixels are noise or outside the image.
     """
     taps = _taps(camera, disparity.shape)
     flat, masked = disparity.ravel(), noise.ravel()
     values = _weighted(taps.of(flat), taps.shares)
-    # Few pixels touch noise: only their weights are worked out anew.
+    # Few pixels touch noise: only their weights are computed again.
     touch = np.flatnonzero(np.logical_or.reduce(taps.of(masked)))
     weights = taps.weights[:, touch] * ~np.stack(taps.of(masked, touch))
     total = weights[0] + weights[1] + weights[2] + weights[3]
@@ -236,7 +239,8 @@ def undistort_depth(
 
 
 def _weighted(values: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    # In this order: at a flat 600 the last bit decides whether depth is NEAREST.
+    # The order matters: on a wall at disparity 600, the last bit of the sum decides
+    # whether it is below NEAREST.
     total = weights[0] * values[0]
     for k in (1, 2, 3):
         total += weights[k] * values[k]
@@ -244,7 +248,7 @@ def _weighted(values: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def undistort_rgb(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """The image without the colour camera's distortion, in a white frame of 6-8 px."""
+    """Undistort an image of the colour camera; a border of 6 to 8 pixels is white."""
     out = np.empty_like(rgb)
     for channel in range(3):
         plane = undistort(np.ascontiguousarray(rgb[..., channel]), RGB_CAMERA)
@@ -255,16 +259,16 @@ def undistort_rgb(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]
 def depth_rel2depth_abs(
     disparity: Float[np.ndarray, "*n"],
 ) -> Float64[np.ndarray, "*n"]:
-    """Disparities as metres, 0 to 10; 0 beyond infinity, where 2047 lies."""
+    """Convert disparities to metres, 0 to 10; 0 beyond infinity, as for 2047."""
     numerator, infinity = DEPTH_PARAMETERS
     with np.errstate(divide="ignore"):
         return np.clip(numerator / (infinity - disparity), 0, MAX_DEPTH)
 
 
 def plane2world(depth: Float[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w 3"]:
-    """Points in front of the depth camera, metres: x right, y down, z ahead.
+    """Points in the depth camera's coordinates, metres: x right, y down, z forward.
 
-    Pixels count from 1. Source: depth_plane2depth_world.m.
+    Pixels are counted from 1. Source: depth_plane2depth_world.m.
     """
     height, width = depth.shape
     camera = DEPTH_CAMERA
@@ -274,14 +278,14 @@ def plane2world(depth: Float[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w 3"]
 
 
 def world2rgb(points: Float[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
-    """Points of the depth camera as the colour camera has them, z negative."""
+    """Transform points to the colour camera's coordinates, in which z is negative."""
     return points @ ROTATION.T + TRANSLATION
 
 
 def rgb_plane(
     points: Float[np.ndarray, "*n 3"],
 ) -> tuple[Float64[np.ndarray, "*n"], Float64[np.ndarray, "*n"]]:
-    """Column and row, counted from 1, where the colour camera sees its points."""
+    """Project points of the colour camera to column and row, counted from 1."""
     camera = RGB_CAMERA
     x, y, z = np.moveaxis(points, -1, 0)
     return x * camera.fx / z + camera.cx, y * camera.fy / z + camera.cy
@@ -293,26 +297,29 @@ def project_depth_map(
     *,
     variant: Literal["B", "A"] = "B",
 ) -> tuple[Float64[np.ndarray, "480 640"], UInt8[np.ndarray, "480 640 3"]]:
-    """Depth as the undistorted image has it, metres, 0 = missing; and that image.
+    """Project raw depth into the undistorted image.
+
+    Each pixel gets the smallest depth of the points that fall on it. Points are not
+    splatted, so pinholes remain, and the last row and column stay empty. Depth is z in
+    the coordinates of the depth camera.
 
     Args:
-      disparity: raw depth; its largest value counts as no reading, whatever it is.
-      variant: "B" keeps what was not read out of the means of undistortion, as the
-        release does that made the published sets; "A" is an older one.
+      disparity: raw depth; its largest value counts as no reading.
+      variant: "B" excludes pixels without a reading from undistortion, like the release
+        that made the published sets; "A" is an older release.
 
-    The nearest point wins a pixel and nothing is splatted, so pinholes stay. The z
-    written is the depth camera's. The last row and column get nothing.
+    Returns: depth in metres, 0 = missing; the undistorted image.
     Source: project_depth_map.m.
     """
     noise = disparity == disparity.max()
     noise = undistort(255.0 * noise, DEPTH_CAMERA) > 0
     if variant == "B":
-        # The mask is of undistorted pixels and what it masks is not: the toolbox's.
-        straight = undistort_depth(disparity, DEPTH_CAMERA, noise)
+        # Like the toolbox, this applies a mask of undistorted pixels to distorted ones.
+        undistorted = undistort_depth(disparity, DEPTH_CAMERA, noise)
     else:
-        straight = undistort(disparity.astype(np.float64), DEPTH_CAMERA)
-    straight[(straight < NEAREST) | noise] = NO_READING
-    depth = depth_rel2depth_abs(straight)
+        undistorted = undistort(disparity.astype(np.float64), DEPTH_CAMERA)
+    undistorted[(undistorted < NEAREST) | noise] = NO_READING
+    depth = depth_rel2depth_abs(undistorted)
     column, row = rgb_plane(world2rgb(plane2world(depth)))
     return _nearest(depth, round_half_away(column), round_half_away(row)), (
         undistort_rgb(rgb)
@@ -324,33 +331,33 @@ def _nearest(
     column: Float[np.ndarray, "h w"],
     row: Float[np.ndarray, "h w"],
 ) -> Float64[np.ndarray, "h w"]:
-    """The smallest depth of those that fall on a pixel, counted from 1; 0 on none."""
+    """The smallest depth of the points on each pixel (counted from 1); 0 if none."""
     height, width = depth.shape
-    seen = (column > 0) & (column < width) & (row > 0) & (row < height)
-    place = ((row[seen] - 1) * width + column[seen] - 1).astype(np.intp)
-    out = np.full(height * width, np.inf)
-    np.minimum.at(out, place, depth[seen])
-    out[np.isinf(out)] = 0
-    return out.reshape(depth.shape)
+    inside = (column > 0) & (column < width) & (row > 0) & (row < height)
+    pixel = ((row[inside] - 1) * width + column[inside] - 1).astype(np.intp)
+    nearest = np.full(height * width, np.inf)
+    np.minimum.at(nearest, pixel, depth[inside])
+    nearest[np.isinf(nearest)] = 0
+    return nearest.reshape(depth.shape)
 
 
 def millimetres(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-    """Metres as the published PNGs hold them."""
+    """Convert metres to millimetres, rounded like the published PNG files."""
     return round_half_away(depth * 1000).astype(np.uint16)
 
 
 def round_half_away(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """MATLAB's round: NumPy's takes halves to the even neighbour."""
+    """Round halves away from zero like MATLAB; NumPy rounds halves to even."""
     return np.copysign(np.floor(np.abs(x) + 0.5), x)
 
 
 def projection_mask() -> Bool[np.ndarray, "480 640"]:
-    """Where projected depth can be expected: 427x561 pixels."""
+    """The region in which projected depth is expected: 427x561 pixels."""
     mask = np.zeros(SIZE, bool)
     mask[MASK] = True
     return mask
 
 
 def crop(image: np.ndarray) -> np.ndarray:
-    """The part of a frame, (480, 640, ...), inside `projection_mask`."""
+    """Crop a frame (480, 640, ...) to the region of `projection_mask`."""
     return image[MASK]

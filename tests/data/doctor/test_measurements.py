@@ -1,4 +1,4 @@
-"""What the doctor says of clean data, and of each fault that was planted in them."""
+"""Measurements and findings on clean data and on data with known faults."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.data.memory import Memory
 
 
 def of(found, what=None, level=None):
-    """The findings, as text, of one thing and level."""
+    """The findings with this `what` and level, as text."""
     return [
         str(line)
         for line in findings.of(found)
@@ -25,7 +25,7 @@ def of(found, what=None, level=None):
 
 
 def only(found, what, level="problem"):
-    """The one finding of that thing and level."""
+    """The only finding with this `what` and level, as text."""
     (line,) = of(found, what, level)
     assert "\n" not in line
     return line
@@ -36,7 +36,7 @@ def examined(path, *, frames=0, **options):
     return measurements.examine(opened, frames=frames)
 
 
-# Real frames, of half the size for speed: a folder of JPEG and 16-bit PNG.
+# Tests on real frames, at half size for speed: a folder of JPEG and 16-bit PNG.
 
 
 @dataclasses.dataclass
@@ -46,7 +46,7 @@ class Real:
     metres: list[np.ndarray]
 
     def write(self, root, edit=None, *, scale=1000, dtype=np.uint16, folder=""):
-        """rgb/ and depth/ of all; `edit` is given (number, metres)."""
+        """Write all frames to rgb/ and depth/, with depth edit(number, metres)."""
         for what in ("rgb", "depth"):
             (root / folder / what).mkdir(parents=True)
         for k, name in enumerate(self.names):
@@ -61,38 +61,38 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real(shared_data):
-    """24 training frames; what 8 bits lost of their depth is filled with noise."""
-    rng, found = np.random.default_rng(0), Real([], [], [])
+    """24 training frames; noise replaces the precision lost in 8-bit depth."""
+    rng, frames = np.random.default_rng(0), Real([], [], [])
     folder = shared_data / "nyu_train"
     for file in sorted((folder / "rgb").iterdir())[::33][:24]:
         with (
             Image.open(file) as rgb,
             Image.open(folder / "depth8" / f"{file.stem}.png") as codes,
         ):
-            found.names.append(file.stem)
-            found.rgb.append(np.asarray(rgb)[::2, ::2])
+            frames.names.append(file.stem)
+            frames.rgb.append(np.asarray(rgb)[::2, ::2])
             code = np.asarray(codes)[::2, ::2] + rng.random((240, 320))
-            found.metres.append(code / 255 * 9.99547)
-    return found
+            frames.metres.append(code / 255 * 9.99547)
+    return frames
 
 
-def test_clean_real_frames_have_no_fault(real, tmp_path):
+def test_clean_real_frames_have_no_problem(real, tmp_path):
     found = examined(real.write(tmp_path))
     assert {line.level for line in findings.of(found)} == {"ok"}
-    assert "as rooms have" in only(found, "unit", "ok")
-    assert "lies on its image" in only(found, "alignment", "ok")
+    assert "plausible for rooms" in only(found, "unit", "ok")
+    assert "depth matches its image" in only(found, "alignment", "ok")
     assert "in each of 24" in only(found, "truth", "ok")
     assert "none among 24" in only(found, "copies", "ok")
     assert "filled" in only(found, "filled depth", "ok")
     assert found.verdict is not None and found.verdict.shift == (0, 0)
 
 
-def test_centimetres_in_a_png(real, tmp_path):
+def test_centimetres_in_a_png_are_detected(real, tmp_path):
     real.write(tmp_path, scale=100)
     found = examined(tmp_path)
-    told = only(found, "unit")
-    assert "look like centimetres" in told and "--depth_scale=100" in told
-    assert "as centimetres the median is 2." in told
+    line = only(found, "unit")
+    assert "look like centimetres" in line and "--depth_scale=100" in line
+    assert "as centimetres the median is 2." in line
     assert found.opened.scale == 1000
     right = examined(tmp_path, depth_scale=100.0)
     assert "at 100 per metre" in only(right, "unit", "ok")
@@ -100,24 +100,24 @@ def test_centimetres_in_a_png(real, tmp_path):
     assert not of(right, level="problem") + of(right, level="warning")
 
 
-def test_8_bit_depth(real, tmp_path):
+def test_8_bit_depth_is_detected(real, tmp_path):
     real.write(tmp_path, scale=25.5, dtype=np.uint8)
-    told = only(examined(tmp_path, depth_scale=25.5), "8-bit depth", "warning")
-    assert "even steps of 39.2 mm" in told
+    line = only(examined(tmp_path, depth_scale=25.5), "8-bit depth", "warning")
+    assert "even steps of 39.2 mm" in line
     unknown = examined(tmp_path)
-    assert "8-bit depth, whose unit is not known" in only(unknown, "unit")
-    assert only(unknown, "8-bit depth", "warning") == told
+    assert "8-bit depth of unknown unit" in only(unknown, "unit")
+    assert only(unknown, "8-bit depth", "warning") == line
     wrong = examined(tmp_path, depth_scale=1.0)
     assert "8-bit codes of which 255 is 10 m" in only(wrong, "unit", "warning")
 
 
-def test_8_bit_depth_in_16_bits_and_resized(real, tmp_path):
+def test_resized_8_bit_depth_in_16_bits_is_detected(real, tmp_path):
     def coarse(_, metres):
         return np.floor(metres / 9.99547 * 255) / 25.5
 
     real.write(tmp_path / "a", coarse)
-    told = only(examined(tmp_path / "a"), "8-bit depth", "warning")
-    assert "even steps of 39.2 mm" in told
+    line = only(examined(tmp_path / "a"), "8-bit depth", "warning")
+    assert "even steps of 39.2 mm" in line
     store_writer.write(open_source(tmp_path / "a"), tmp_path / "s", size=(120, 160))
     opened = measurements.open_data(tmp_path / "s")
     opened.source.store._full_places.clear()  # type: ignore
@@ -126,7 +126,7 @@ def test_8_bit_depth_in_16_bits_and_resized(real, tmp_path):
     assert "8-bit depth that was resized" in only(found, "8-bit depth", "warning")
 
 
-def test_frames_and_scenes_on_both_sides(real, tmp_path):
+def test_copies_and_scenes_in_both_parts_are_detected(real, tmp_path):
     real.write(tmp_path, folder="train/kitchen_0001a")
     some = Real(real.names[3:6], real.rgb[3:6], real.metres[3:6])
     some.write(tmp_path, folder="test/kitchen_0001b")
@@ -134,82 +134,82 @@ def test_frames_and_scenes_on_both_sides(real, tmp_path):
     other.write(tmp_path, folder="test/study_0002")
     found = examined(tmp_path)
     split = of(found, "split by folder", "problem")
-    assert any("3 images that evaluate are copies" in line for line in split)
-    assert any("1 scenes are on both sides: kitchen_0001:" in line for line in split)
+    assert any("3 evaluation images are copies" in line for line in split)
+    assert any("1 scenes are in both parts: kitchen_0001:" in line for line in split)
     first = f"test/kitchen_0001b/rgb/{real.names[3]}.jpg"
     assert any(f"{first} = train/kitchen" in line for line in split)
 
 
-def test_mirrored_depth(real, tmp_path):
+def test_mirrored_depth_is_detected(real, tmp_path):
     found = examined(real.write(tmp_path, lambda k, metres: metres[:, ::-1]))
-    assert "depth is mirrored against its image" in only(found, "alignment")
+    assert "depth is mirrored relative to its image" in only(found, "alignment")
     assert not found.misfits
 
 
-def test_some_mirrored_depth(real, tmp_path):
+def test_single_mirrored_frames_are_detected(real, tmp_path):
     wrong = (3, 20)
     found = examined(real.write(tmp_path, lambda k, m: m[:, ::-1] if k in wrong else m))
     assert only(found, "alignment", "ok")
-    told = only(found, "frames whose depth does not fit")
-    assert "2 of 24" in told
+    line = only(found, "misaligned frames")
+    assert "2 of 24" in line
     for k in wrong:
-        assert f"rgb/{real.names[k]}.jpg (mirrored)" in told
+        assert f"rgb/{real.names[k]}.jpg (mirrored)" in line
     names = [shown.name for shown in found.shown]
     assert [name[:9] for name in names[:3]].count("mirrored:") == 2
     assert len({name.split(": ")[-1] for name in names}) == 2 + measurements.SHOWN
 
 
-def test_shifted_depth(real, tmp_path):
+def test_shifted_depth_is_detected(real, tmp_path):
     found = examined(real.write(tmp_path, lambda k, m: np.roll(m, (0, 8), (0, 1))))
-    told = only(found, "alignment")
-    assert "shifted by (0, 8) pixels, down and right" in told
+    line = only(found, "alignment")
+    assert "shifted by (0, 8) pixels, down and right" in line
 
 
-def test_depth_of_the_next_frame(real, tmp_path):
+def test_depth_of_other_frames_is_detected(real, tmp_path):
     found = examined(
         real.write(tmp_path, lambda k, m: real.metres[(k + 11) % len(real.metres)])
     )
-    assert "no relation" in only(found, "alignment")
+    assert "does not match its image" in only(found, "alignment")
 
 
-def test_ten_empty_truths(real, tmp_path):
+def test_frames_without_depth_are_listed(real, tmp_path):
     found = examined(real.write(tmp_path, lambda k, m: m * (k % 2 > 0 or k >= 20)))
-    told = only(found, "frames without truth")
-    assert "10 of 24: rgb/" in told and "and 5 more" in told
+    line = only(found, "frames without truth")
+    assert "10 of 24: rgb/" in line and "and 5 more" in line
     assert found.empty == [f"rgb/{name}.jpg" for name in real.names[:20:2]]
     assert found.shown[0].name == f"no truth: {found.empty[0]}"
     assert measurements.numbers(found)["no_truth"] == found.empty
 
 
-def test_broken_files(real, tmp_path):
+def test_broken_files_are_listed(real, tmp_path):
     real.write(tmp_path)
     for k, folder, suffix in ((4, "rgb", "jpg"), (9, "depth", "png")):
         file = tmp_path / folder / f"{real.names[k]}.{suffix}"
         file.write_bytes(file.read_bytes()[:3000])
     found = examined(tmp_path)
-    told = only(found, "frames that can't be read")
-    assert "2 of 24" in told
+    line = only(found, "frames that can't be read")
+    assert "2 of 24" in line
     assert [name for name, _ in found.broken] == [
         f"rgb/{real.names[k]}.jpg" for k in (4, 9)
     ]
     assert len(found.looks) == 22 and only(found, "alignment", "ok")
 
 
-def test_the_real_8_bit_frames(shared_data):
+def test_real_8_bit_frames(shared_data):
     found = examined(shared_data / "nyu_train", depth_scale=25.5, frames=24)
     assert "on even steps of 39.2 mm" in only(found, "8-bit depth", "warning")
     assert "a median of 2." in only(found, "unit", "ok")
     assert not of(found, level="problem") and len(found.looks) == 24
 
 
-def test_the_real_raw_frames(shared_data):
+def test_real_raw_frames(shared_data):
     found = examined(shared_data / "sync_png16")
     assert not of(found, level="problem")
     assert only(found, "alignment", "ok")
     assert "28.2% of the pixels missing" in only(found, "raw depth", "ok")
 
 
-# What needs no real data.
+# Tests on synthetic frames.
 
 
 def painted_source(count=20, *, kind="filled", **more) -> Memory:
@@ -223,7 +223,7 @@ def look_at(source, *, scale=None, frames=0):
 
 
 def changed(source: Memory, edit) -> Memory:
-    """Its frames with edit(number, depth) for depth."""
+    """The source with depth replaced by edit(number, depth)."""
     frames = [
         dataclasses.replace(
             f, **{kind: edit(k, d).astype(np.float32) for kind, d in f.depths.items()}
@@ -233,7 +233,7 @@ def changed(source: Memory, edit) -> Memory:
     return dataclasses.replace(source, frames=frames)
 
 
-def test_painted_scenes_are_clean():
+def test_painted_scenes_have_no_problem():
     found = look_at(painted_source(split=halves()))
     assert {line.level for line in findings.of(found)} == {"ok"}
     assert found.verdict is not None and "other frames" in found.verdict.scores
@@ -255,7 +255,7 @@ def halves(count=20):
     return {"own": {"train": list(range(half)), "eval": list(range(half, count))}}
 
 
-def test_a_sample_is_spread_over_all():
+def test_a_sample_is_evenly_spaced():
     found = look_at(painted_source(), frames=5)
     assert found.rows == [0, 4, 9, 14, 19] and len(found.looks) == 5
     assert measurements.numbers(found)["looked_at"] == 5
@@ -268,19 +268,19 @@ def test_a_sample_is_spread_over_all():
         (1000, 1, "millimetres", "1000"),
         (1, 1000, "metres", "1"),
         (100, 1000, "centimetres", "100"),
-        (5000, 1000, "1/5000 m, as TUM's", "5000"),
+        (5000, 1000, "1/5000 m, as in TUM RGB-D", "5000"),
         (1000, 5000, "millimetres", "1000"),
     ],
 )
 def test_wrong_units_are_guessed(stored_as, read_as, unit, scale):
     source = changed(painted_source(6), lambda k, d: d * 0.7 * stored_as / read_as)
     found = look_at(source, scale=read_as)
-    (told,) = [x for x in of(found, "unit") if "ok" not in x[:7]]
-    assert f"look like {unit}:" in told and f"--depth_scale={scale}" in told
+    (line,) = [x for x in of(found, "unit") if "ok" not in x[:7]]
+    assert f"look like {unit}:" in line and f"--depth_scale={scale}" in line
     assert not of(found, "unit", "ok")
 
 
-def test_codes_of_8_bits_are_whole_and_small():
+def test_8_bit_codes_are_integers_up_to_255():
     codes = "8-bit codes of which 255 is 10 m"
     assert findings.guess_unit(64, whole=True, largest=255) == codes
     assert findings.guess_unit(64, whole=False, largest=255) == "centimetres"
@@ -288,40 +288,40 @@ def test_codes_of_8_bits_are_whole_and_small():
 
 
 @pytest.mark.parametrize("median", [0.7, 2.5, 7.5])
-def test_depth_of_rooms_is_metres(median):
+def test_plausible_depth_is_metres(median):
     source = changed(painted_source(6), lambda k, d: d / np.median(d) * median)
     assert only(look_at(source, scale=1000), "unit", "ok")
 
 
-def test_a_unit_that_nothing_explains():
-    told = only(look_at(changed(painted_source(6), lambda k, d: d * 1e7)), "unit")
-    assert "find out the unit" in told
+def test_an_unknown_unit_is_a_problem():
+    line = only(look_at(changed(painted_source(6), lambda k, d: d * 1e7)), "unit")
+    assert "find out the unit" in line
 
 
-def test_a_refused_unit_can_be_looked_at(tmp_path):
+def test_data_of_a_rejected_unit_can_be_inspected(tmp_path):
     for k, frame in enumerate(painted.frames(6)):
         Image.fromarray(frame.rgb).save(tmp_path / f"{k}.jpg")
         np.save(tmp_path / f"{k}.npy", frame.depths["filled"] * 100)
     with pytest.raises(UserError, match="unit"):
         open_source(tmp_path)
-    told = only(examined(tmp_path), "unit")
-    assert "look like centimetres" in told and "--depth_scale=100" in told
-    with pytest.raises(UserError, match="unit"):  # it is refused as before
+    line = only(examined(tmp_path), "unit")
+    assert "look like centimetres" in line and "--depth_scale=100" in line
+    with pytest.raises(UserError, match="unit"):  # still rejected
         open_source(tmp_path)
 
 
-def test_a_labeled_file_in_another_unit(tmp_path):
+def test_the_unit_of_a_labeled_file_is_guessed(tmp_path):
     frames = painted.frames(4)
     with h5py.File(tmp_path / "x.mat", "w") as file:
         file["images"] = np.stack([f.rgb.transpose(2, 1, 0) for f in frames])
         file["depths"] = np.stack([f.depths["filled"].T * 1000 for f in frames])
     found = examined(tmp_path / "x.mat")
-    told = only(found, "unit")
-    assert "look like millimetres" in told and "convert them" in told
+    line = only(found, "unit")
+    assert "look like millimetres" in line and "convert them" in line
     assert found.opened.scale is None
 
 
-def test_other_mistakes_are_told_as_ever(tmp_path):
+def test_other_errors_are_raised(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         measurements.open_data(tmp_path / "gone")
     with pytest.raises(UserError, match="no pair"):
@@ -338,17 +338,17 @@ def values(count=200_000, seed=0):
 )
 def test_even_steps_are_measured(step, offset):
     depth = (np.round(values() / step) + offset) * step
-    found = findings.steps_of(depth.astype(np.float32))
-    assert found.step == pytest.approx(step, rel=0.005)
-    assert found.strength > 0.9
-    assert found.distinct == len(np.unique(depth.astype(np.float32)))
+    steps = findings.steps_of(depth.astype(np.float32))
+    assert steps.step == pytest.approx(step, rel=0.005)
+    assert steps.strength > 0.9
+    assert steps.distinct == len(np.unique(depth.astype(np.float32)))
 
 
-def test_steps_survive_averaging():
+def test_steps_are_measured_after_averaging():
     depth = np.round(np.sort(values()) * 25.5) / 25.5
     depth[::5] = (depth[::5] + depth[-1::-5]) / 2
-    found = findings.steps_of(depth.astype(np.float32))
-    assert found.distinct > 256 and found.step == pytest.approx(1 / 25.5, rel=0.005)
+    steps = findings.steps_of(depth.astype(np.float32))
+    assert steps.distinct > 256 and steps.step == pytest.approx(1 / 25.5, rel=0.005)
 
 
 @pytest.mark.parametrize("kind", ["smooth", "millimetres", "disparity", "one wall"])
@@ -363,36 +363,39 @@ def test_other_depth_has_no_even_steps(kind):
     assert findings.steps_of(np.full(1000, 2.5, np.float32)).step is None
 
 
-def test_codes_of_uneven_steps():
+def test_8_bit_codes_with_uneven_steps_are_detected():
     source = changed(
         painted_source(20), lambda k, d: 255 / np.round(255 / d.astype(float))
     )
-    told = only(look_at(source), "8-bit depth", "warning")
-    assert "uneven steps" in told
+    line = only(look_at(source), "8-bit depth", "warning")
+    assert "uneven steps" in line
 
 
-def test_scenes_on_both_sides():
+def test_scenes_in_both_parts_are_detected():
     source = painted_source(split=halves())
     source.infos[3] = FrameInfo("frame 3", "kitchen_0001a")
     source.infos[15] = FrameInfo("frame 15", "kitchen_0001c")
-    told = only(look_at(source), "split own")
-    assert "1 scenes are on both sides: kitchen_0001:" in told
+    line = only(look_at(source), "split own")
+    assert "1 scenes are in both parts: kitchen_0001:" in line
 
 
-def test_frames_on_both_sides():
+def test_frames_in_both_parts_are_detected():
     split = halves()
     split["own"]["eval"] += [2, 4]
-    told = of(look_at(painted_source(split=split)), "split own", "problem")
-    assert any("2 frames train and evaluate: frame 2, frame 4:" in x for x in told)
+    lines = of(look_at(painted_source(split=split)), "split own", "problem")
+    assert any(
+        "2 frames are for training and evaluation: frame 2, frame 4:" in x
+        for x in lines
+    )
 
 
-def test_copies_on_both_sides_and_within():
+def test_copies_in_both_parts_and_within_are_detected():
     source = painted_source(split=halves())
     source.frames[12] = source.frames[1]
     source.frames[8] = source.frames[5]
     found = look_at(source)
-    told = only(found, "split own")
-    assert "1 images that evaluate are copies" in told and "frame 12 = frame 1" in told
+    line = only(found, "split own")
+    assert "1 evaluation images are copies" in line and "frame 12 = frame 1" in line
     within = only(found, "copies", "warning")
     assert "2 of 20" in within and "frame 8 = frame 5" in within
 
@@ -401,19 +404,19 @@ def test_copies_on_both_sides_and_within():
     ("first", "level"),
     [("bookstore_0001d", "problem"), ("train/bookstore_0001d", "problem"), ("", "")],
 )
-def test_folders_of_official_test_scenes(first, level):
+def test_official_test_scenes_in_training_are_detected(first, level):
     source = painted_source(4)
     scenes = [first or "kitchen_0052", "kitchen_0052", "kitchen_0053", None]
     source.infos = [FrameInfo(f"f{k}", scene) for k, scene in enumerate(scenes)]
-    told = of(look_at(source), "official test scenes")
+    lines = of(look_at(source), "official test scenes")
     if not level:
-        assert told == []
+        assert lines == []
         return
-    (line,) = told
+    (line,) = lines
     assert line.startswith(level) and f"{first}:" in line
 
 
-def test_nothing_but_test_scenes_is_there_to_evaluate_on():
+def test_data_with_test_scenes_only_are_a_warning():
     source = painted_source(2)
     source.infos = [FrameInfo(f"f{k}", "bookstore_0001d") for k in range(2)]
     assert only(look_at(source), "official test scenes", "warning")
@@ -421,15 +424,15 @@ def test_nothing_but_test_scenes_is_there_to_evaluate_on():
     assert not of(look_at(source), "official test scenes")
 
 
-def test_raw_that_is_filled_with_holes():
+def test_raw_depth_that_is_filled_depth_with_holes_is_detected():
     frames = []
     for f in painted.frames(6):
         raw = f.depths["filled"].copy()
         raw[:, :20] = 0
         frames.append(Frame(f.rgb, filled=f.filled, raw=raw))
     source = Memory(frames, truths=("filled", "raw"))
-    told = only(look_at(source), "raw depth", "warning")
-    assert "equals filled depth" in told
+    line = only(look_at(source), "raw depth", "warning")
+    assert "equals filled depth" in line
     source.frames[2].depths["raw"][50, 50] += 0.01
     assert not of(look_at(source), "raw depth", "warning")
     assert "15.6% of the pixels missing" in only(look_at(source), "raw depth", "ok")
@@ -443,7 +446,7 @@ def holed(share):
     return cut
 
 
-def test_holes():
+def test_holes_are_measured():
     raw = changed(painted_source(6, kind="raw"), holed(0.25))
     assert "25.0% of the pixels missing" in only(look_at(raw), "raw depth", "ok")
     most = changed(painted_source(6, kind="raw"), holed(0.75))
@@ -452,14 +455,14 @@ def test_holes():
     assert only(look_at(filled), "filled depth has holes", "warning")
 
 
-def test_far_depth():
+def test_far_depth_is_a_warning():
     source = changed(painted_source(6), lambda k, d: np.where(d > 5, 15, d))
-    told = only(look_at(source), "far depth", "warning")
+    line = only(look_at(source), "far depth", "warning")
     share = np.mean([d.depths["filled"] > 10 for d in source.frames])
-    assert f"{share:.0%}"[:-1] in told and "beyond 10 m" in told
+    assert f"{share:.0%}"[:-1] in line and "beyond 10 m" in line
 
 
-def test_frames_of_several_shapes():
+def test_several_aspect_ratios_are_a_warning():
     source = painted_source(4)
     rgb, depth = painted.scene(9, size=(96, 96))
     source.frames[2] = Frame(rgb, filled=depth)
@@ -467,28 +470,28 @@ def test_frames_of_several_shapes():
     assert not of(look_at(painted_source(4)), "sizes")
 
 
-def test_frames_that_are_broken_or_wrong_are_listed():
+def test_broken_and_wrong_frames_are_listed():
     source = painted_source(broken={3: "cut\nshort"}, wrong=(0, 5))
     found = look_at(source)
-    told = only(found, "frames that can't be read")
-    assert "3 of 20: frame 0 (frame 0 is wrong), frame 3 (cut short)" in told
+    line = only(found, "frames that can't be read")
+    assert "3 of 20: frame 0 (frame 0 is wrong), frame 3 (cut short)" in line
     assert len(found.looks) == 17
-    nothing = painted_source(2, wrong=(0, 1))
-    assert of(look_at(nothing), level="problem") and not look_at(nothing).looks
+    unreadable = look_at(painted_source(2, wrong=(0, 1)))
+    assert of(unreadable, level="problem") and not unreadable.looks
 
 
-def test_images_without_edges():
+def test_images_without_edges_are_a_warning():
     grey = [dataclasses.replace(f, rgb=f.rgb * 0) for f in painted.frames(3)]
     assert only(look_at(Memory(grey)), "alignment", "warning")
 
 
-def test_progress_is_told():
-    told = []
+def test_progress_is_reported():
+    calls = []
     measurements.examine(
-        measurements.Opened(painted_source(3)), progress=lambda *x: told.append(x)
+        measurements.Opened(painted_source(3)), progress=lambda *x: calls.append(x)
     )
-    assert [x for x in told if x[0] == "looking at memory"] == [
-        ("looking at memory", k, 3) for k in (1, 2, 3)
+    assert [x for x in calls if x[0] == "inspecting memory"] == [
+        ("inspecting memory", k, 3) for k in (1, 2, 3)
     ]
 
 
@@ -498,15 +501,15 @@ def store_of(source, out, **more):
     )
 
 
-def test_a_store_is_looked_at_in_full_where_it_can_be(tmp_path):
+def test_a_store_is_inspected_at_full_size_if_kept(tmp_path):
     source = painted_source(split=halves())
     opened = store_of(source, tmp_path / "s")
     found = measurements.examine(opened)
     assert measurements.numbers(found)["sizes"] == {"48x64": 10, "96x128": 10}
     full, small = opened.source.frame(12), opened.source.frame(3)
     np.testing.assert_array_equal(full.rgb, source.frames[12].rgb)
-    truth = source.frames[12].depths["filled"]
-    np.testing.assert_allclose(full.depths["filled"], truth, atol=5.1e-4)
+    target = source.frames[12].depths["filled"]
+    np.testing.assert_allclose(full.depths["filled"], target, atol=5.1e-4)
     rgb, millimetres = opened.source.store.gather([3], depth="filled")  # type: ignore
     np.testing.assert_array_equal(small.rgb, rgb[0])
     np.testing.assert_allclose(small.depths["filled"] * 1000, millimetres[0], rtol=1e-6)
@@ -521,28 +524,28 @@ def test_every_image_of_a_store_is_compared(tmp_path):
     assert "frame 13 = frame 2" in only(found, "split own")
 
 
-def test_a_store_says_what_was_left_out(tmp_path):
+def test_frames_left_out_of_a_store_are_listed(tmp_path):
     source = changed(painted_source(), lambda k, d: d * (k not in (4, 8)))
     source.broken = {6: "cut short"}
     found = measurements.examine(store_of(source, tmp_path / "s"))
     assert "2 were left out" in only(found, "frames without truth", "warning")
-    told = only(found, "frames that can't be read", "warning")
-    assert "frame 6 (cut short)" in told
+    line = only(found, "frames that can't be read", "warning")
+    assert "frame 6 (cut short)" in line
 
 
-def test_flags_of_reading_say_nothing_of_a_store(tmp_path):
+def test_read_options_are_rejected_for_a_store(tmp_path):
     store_writer.write(painted_source(2), tmp_path / "s", size=(48, 64))
     with pytest.raises(UserError, match="is a store"):
         measurements.open_data(tmp_path / "s", options=ReadOptions(depth_scale=5.0))
 
 
-def test_a_store_in_another_unit(tmp_path):
+def test_the_unit_of_a_store_is_guessed(tmp_path):
     source = changed(painted_source(6), lambda k, d: d / 10)
-    told = only(measurements.examine(store_of(source, tmp_path / "s")), "unit")
-    assert "look like centimetres: 0.0" in told and "prepare the store" in told
+    line = only(measurements.examine(store_of(source, tmp_path / "s")), "unit")
+    assert "look like centimetres: 0.0" in line and "prepare the store" in line
 
 
-def test_the_worst_comes_first():
+def test_the_most_severe_findings_come_first():
     found = look_at(changed(painted_source(8), lambda k, d: d[:, ::-1] * (k != 3)))
     levels = [line.level for line in findings.of(found)]
     assert levels == sorted(levels, key=["problem", "warning", "ok"].index)

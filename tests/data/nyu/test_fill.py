@@ -1,4 +1,4 @@
-"""Hole filling against the toolbox's definitions, written out pixel by pixel."""
+"""Hole filling against literal implementations of the toolbox, pixel by pixel."""
 
 import math
 
@@ -54,7 +54,7 @@ def literal_colorization(rgb, depth, alpha):
 
 
 def literal_level(depth, gray, missing, valid, sigma_space, sigma_range):
-    """cbf.cpp's filter at one scale, float by float."""
+    """The filter of cbf.cpp at one scale, in single precision."""
     height, width = depth.shape
     space = np.array(
         [
@@ -127,44 +127,44 @@ def literal_cross_bf(rgb, depth, sigma_space, sigma_range):
 
 @pytest.mark.parametrize("alpha", [1.0, 5.0])
 @pytest.mark.parametrize("size", [(9, 14), (13, 6), (1, 20), (3, 3)])
-def test_colorization_equals_the_literal_one(size, alpha):
+def test_colorization_equals_the_literal_implementation(size, alpha):
     rgb, depth = scene(size, seed=1)
-    found = fill.fill_depth_colorization(rgb, depth, alpha=alpha)
+    filled = fill.fill_depth_colorization(rgb, depth, alpha=alpha)
     expected = literal_colorization(rgb, depth, alpha)
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
-    assert (found > 0).all()
+    np.testing.assert_allclose(filled, expected, rtol=1e-9)
+    assert (filled > 0).all()
 
 
-def test_colorization_of_one_colour_spreads_depth_evenly():
+def test_colorization_spreads_depth_over_one_colour():
     rgb = np.full((12, 16, 3), 90, np.uint8)
     depth = np.zeros((12, 16))
     depth[3:5, 3:5] = 2.5
     np.testing.assert_allclose(fill.fill_depth_colorization(rgb, depth), 2.5)
 
 
-def test_colorization_stops_at_edges_of_colour():
+def test_colorization_stops_at_colour_edges():
     rgb = np.full((20, 30, 3), 20, np.uint8)
     rgb[:, 15:] = 230
     depth = np.zeros((20, 30))
     depth[2:5, 2:5], depth[2:5, 25:28] = 1.5, 4.0
     filled = fill.fill_depth_colorization(rgb, depth)
-    # What passes the edge has a weight of exp(-7.5): three of nine lie beyond it.
+    # Weights across the edge are exp(-7.5): three of the nine pixels are beyond it.
     np.testing.assert_allclose(filled[:, :15], 1.5, atol=0.05)
     np.testing.assert_allclose(filled[:, 15:], 4.0, atol=0.05)
 
 
-def test_known_depth_is_smoothed_too_unless_it_is_kept():
+def test_known_depth_is_smoothed_unless_keep_known():
     rgb, depth = scene((12, 15), seed=2)
     known = (depth > 0) & (depth < 10)
     smoothed = fill.fill_depth_colorization(rgb, depth)
     assert np.abs(smoothed - depth)[known].max() > 0.1
-    kept = fill.fill_depth_colorization(rgb, depth, keep_known=True)
-    np.testing.assert_array_equal(kept[known], depth[known])
-    np.testing.assert_array_equal(kept[~known], smoothed[~known])
+    unsmoothed = fill.fill_depth_colorization(rgb, depth, keep_known=True)
+    np.testing.assert_array_equal(unsmoothed[known], depth[known])
+    np.testing.assert_array_equal(unsmoothed[~known], smoothed[~known])
 
 
 @hypothesis.given(st.integers(0, 10**6), st.integers(1, 9), st.integers(2, 11))
-def test_filled_depth_lies_between_the_known_ones(seed, height, width):
+def test_filled_depth_is_in_the_range_of_known_depth(seed, height, width):
     rgb, depth = scene((height, width), seed)
     depth[0, 0] = 3
     known = depth[(depth > 0) & (depth < 10)]
@@ -181,27 +181,27 @@ def test_nested_dissection_orders_every_pixel_once():
 
 
 @pytest.mark.parametrize("size", [(24, 30), (13, 22), (21, 11)])
-def test_cross_bf_equals_the_literal_one(size):
+def test_cross_bf_equals_the_literal_implementation(size):
     rgb, depth = scene(size, seed=3, holes=0.5)
-    depth[:9, :9] = 0  # too wide a hole for the finest scale alone
+    depth[:9, :9] = 0  # too wide a hole for the finest scale
     sigmas = {"sigma_space": (12, 5, 8), "sigma_range": (0.2, 0.08, 0.02)}
-    found = fill.fill_depth_cross_bf(rgb, depth)
+    filled = fill.fill_depth_cross_bf(rgb, depth)
     expected = literal_cross_bf(rgb, depth, **sigmas)
-    # One rounding of the last bit of a float may be one code of 255.
-    codes = np.abs(found - expected) * 255 / depth[depth < 10].max()
+    # The last bit of a float can change one code of 255.
+    codes = np.abs(filled - expected) * 255 / depth[depth < 10].max()
     assert codes.max() < 1.01 and (codes > 0.01).mean() < 0.005
-    np.testing.assert_array_equal(found > 0, expected > 0)
+    np.testing.assert_array_equal(filled > 0, expected > 0)
 
 
-def test_cross_bf_takes_as_many_scales_as_sigmas():
+def test_cross_bf_uses_one_scale_per_sigma():
     rgb, depth = scene((20, 20), seed=4)
-    found = fill.fill_depth_cross_bf(rgb, depth, sigma_space=(3,), sigma_range=(0.1,))
+    filled = fill.fill_depth_cross_bf(rgb, depth, sigma_space=(3,), sigma_range=(0.1,))
     expected = literal_cross_bf(rgb, depth, (3,), (0.1,))
-    assert np.abs(found - expected).max() < 1.01 * depth[depth < 10].max() / 255
-    assert (np.abs(found - expected) > 1e-6).mean() < 0.01
+    assert np.abs(filled - expected).max() < 1.01 * depth[depth < 10].max() / 255
+    assert (np.abs(filled - expected) > 1e-6).mean() < 0.01
 
 
-def test_cross_bf_keeps_known_depth_but_for_its_8_bits():
+def test_cross_bf_rounds_known_depth_to_8_bits():
     rgb, depth = scene((16, 20), seed=5)
     known = (depth > 0) & (depth < 10)
     filled = fill.fill_depth_cross_bf(rgb, depth)
@@ -211,16 +211,16 @@ def test_cross_bf_keeps_known_depth_but_for_its_8_bits():
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-9)
 
 
-def test_cross_bf_leaves_what_has_nothing_known_near():
+def test_cross_bf_leaves_pixels_far_from_known_depth():
     rgb = np.full((200, 120, 3), 128, np.uint8)
     depth = np.zeros((200, 120))
     depth[:20] = 3
     filled = fill.fill_depth_cross_bf(rgb, depth)
-    # Five pixels at each scale: 5 * 4 + 5 * 2 + 5.
+    # The reach is five pixels at each scale: 5 * 4 + 5 * 2 + 5.
     assert (filled[:55] > 2.9).all() and (filled[55:] == 0).all()
 
 
-def test_the_pyramid_takes_the_rows_that_single_precision_takes():
+def test_the_pyramid_samples_rows_in_single_precision():
     rows, columns = fill._sampled((480, 640), 1)
     assert [int(F(y) / F(240) * F(480)) for y in range(240)] == rows.tolist()
     assert [int(F(x) / F(320) * F(640)) for x in range(320)] == columns.tolist()
@@ -230,13 +230,13 @@ def test_the_pyramid_takes_the_rows_that_single_precision_takes():
 @pytest.mark.parametrize(
     "method", [fill.fill_depth_colorization, fill.fill_depth_cross_bf]
 )
-@pytest.mark.parametrize("nothing", [0.0, 10.0])
-def test_where_nothing_is_known_nothing_is_filled(method, nothing):
+@pytest.mark.parametrize("missing", [0.0, 10.0])
+def test_depth_without_known_pixels_stays_empty(method, missing):
     rgb = np.zeros((6, 7, 3), np.uint8)
-    assert (method(rgb, np.full((6, 7), nothing)) == 0).all()
+    assert (method(rgb, np.full((6, 7), missing)) == 0).all()
 
 
-def test_a_real_frame_is_filled_whole(shared_data):
+def test_a_real_frame_is_filled(shared_data):
     folder = shared_data / "sync_png16" / "basement_0001a"
     with Image.open(folder / "sync_depth_00000.png") as image:
         depth = np.asarray(image) / 1000

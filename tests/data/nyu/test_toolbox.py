@@ -1,7 +1,7 @@
-"""The toolbox against its own output, and against a slow one written out as MATLAB is.
+"""The toolbox against published frames and a literal, slow implementation.
 
-The literal functions below follow the steps of the MATLAB toolbox one by one: pixels
-counted from 1, columns first, points written in sorted order.
+The functions named literal_* follow the MATLAB toolbox step by step: pixels counted
+from 1, columns first, points written in sorted order.
 """
 
 import math
@@ -29,7 +29,7 @@ T = (2.5031875059141302e-02, -2.9342312935846411e-04, 6.6238747008330102e-04)
 
 
 class Calibration(NamedTuple):
-    """camera_params.m's names: focal lengths, centre, distortion."""
+    """Focal lengths, centre and distortion, with the names of camera_params.m."""
 
     fc: tuple[float, float]
     cc: tuple[float, float]
@@ -67,7 +67,7 @@ def published(shared_data, name):
 
 
 def frames(seed, count=2):
-    """Disparity and RGB: smooth walls with holes, and some of the sensor's extremes."""
+    """Random disparity and RGB: smooth walls with holes and extreme readings."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:H, :W]
     for _ in range(count):
@@ -85,7 +85,7 @@ def frames(seed, count=2):
 
 
 def literal_source(u, v, fc, cc, kc):
-    """Where undistorted pixel (u, v), from 0, comes from; floats in and out."""
+    """The distorted position of undistorted pixel (u, v), counted from 0; floats."""
     k1, k2, p1, p2, k3 = kc
     x, y = (u - cc[0]) / fc[0], (v - cc[1]) / fc[1]
     r2 = x**2 + y**2
@@ -120,7 +120,7 @@ def literal_image(image, camera, mask=None):
 
 
 def literal_projection(disparity, variant):
-    """project_depth_map's depth, metres."""
+    """The depth of project_depth_map, metres."""
     noise = 255.0 * (disparity == disparity.max())
     noise = literal_image(noise, DEPTH) > 0
     image = literal_image(disparity, DEPTH, noise if variant == "B" else None)
@@ -149,8 +149,8 @@ def literal_projection(disparity, variant):
 
 
 def literal_synchronised(depth, rgb):
-    """get_synched_frames on times: the image of every depth frame, from 0."""
-    found, jj = [], 1
+    """The image index, from 0, of every depth time, as in get_synched_frames."""
+    indices, jj = [], 1
     for t in depth:
         best = abs(t - rgb[jj - 1])
         while jj < len(rgb):
@@ -159,50 +159,52 @@ def literal_synchronised(depth, rgb):
                 break
             best = d
             jj = jj + 1
-        found.append(jj - 1)
-    return found
+        indices.append(jj - 1)
+    return indices
 
 
-def assert_same_depth(found, expected):
-    """Every pixel's millimetre, and metres but for the last bits of sums."""
-    np.testing.assert_array_equal(found > 0, expected > 0)
+def assert_same_depth(depth, expected):
+    """Assert that depth is equal in millimetres, and in metres up to rounding."""
+    np.testing.assert_array_equal(depth > 0, expected > 0)
     np.testing.assert_array_equal(
-        toolbox.millimetres(found), np.floor(expected * 1000 + 0.5)
+        toolbox.millimetres(depth), np.floor(expected * 1000 + 0.5)
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-11)
+    np.testing.assert_allclose(depth, expected, rtol=1e-11)
 
 
-def test_a_raw_frame_becomes_the_toolbox_s_own_png(shared_data, raw_pair):
+def test_projection_of_a_raw_frame_equals_the_published_png(shared_data, raw_pair):
     depth, _ = toolbox.project_depth_map(*raw_pair)
     expected = published(shared_data, "sync_depth_00000.png")
     np.testing.assert_array_equal(toolbox.millimetres(depth), expected)
 
 
-def test_the_older_variant_differs_near_holes(shared_data, raw_pair):
+def test_variant_a_differs_near_holes(shared_data, raw_pair):
     depth, _ = toolbox.project_depth_map(*raw_pair, variant="A")
     expected = published(shared_data, "sync_depth_00000.png")
     both = (depth > 0) & (expected > 0)
     same = toolbox.millimetres(depth)[both] == expected[both]
-    assert 0.995 < same.mean() < 0.9955  # FACTS: 99.5 %
+    assert 0.995 < same.mean() < 0.9955  # 99.5 % of the pixels
 
 
-def test_colours_become_the_toolbox_s_own_jpeg(shared_data, raw_pair):
+def test_the_undistorted_image_equals_the_published_jpeg(shared_data, raw_pair):
     _, rgb = toolbox.project_depth_map(*raw_pair)
     expected = published(shared_data, "rgb_00000.jpg").astype(float)
-    assert np.abs(rgb - expected).mean() < 4.4  # what JPEG costs
+    assert np.abs(rgb - expected).mean() < 4.4  # compression loss of JPEG
     assert np.abs(raw_pair[1] - expected).mean() > 22.8
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["B", "A"])
-def test_projection_equals_the_literal_one_on_a_real_frame(raw_pair, variant):
+def test_projection_equals_the_literal_implementation_on_a_real_frame(
+    raw_pair, variant
+):
     depth, _ = toolbox.project_depth_map(*raw_pair, variant=variant)
     assert_same_depth(depth, literal_projection(raw_pair[0], variant))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["B", "A"])
-def test_projection_equals_the_literal_one_on_random_frames(variant):
+def test_projection_equals_the_literal_implementation_on_random_frames(variant):
     for disparity, rgb in frames(seed=ord(variant)):
         depth, _ = toolbox.project_depth_map(disparity, rgb, variant=variant)
         assert_same_depth(depth, literal_projection(disparity, variant))
@@ -210,7 +212,7 @@ def test_projection_equals_the_literal_one_on_random_frames(variant):
 
 
 @pytest.mark.slow
-def test_noise_alone_projects_as_in_the_literal_one():
+def test_projection_of_noise_equals_the_literal_implementation():
     rng = np.random.default_rng(0)
     disparity = rng.integers(0, 2048, (H, W)).astype(np.uint16)
     rgb = np.zeros((H, W, 3), np.uint8)
@@ -218,14 +220,16 @@ def test_noise_alone_projects_as_in_the_literal_one():
     assert_same_depth(depth, literal_projection(disparity, "B"))
 
 
-def test_undistorted_colours_equal_the_literal_ones(raw_pair):
-    found = toolbox.undistort_rgb(raw_pair[1])
+def test_undistorted_images_equal_the_literal_implementation(raw_pair):
+    undistorted = toolbox.undistort_rgb(raw_pair[1])
     rng = np.random.default_rng(0)
     edges = [(u, v) for u in (0, 5, 6, 7, 320, 633, 639) for v in (0, 4, 5, 6, 479)]
     inner = zip(rng.integers(0, W, 3000), rng.integers(0, H, 3000), strict=True)
     for u, v in [*edges, *inner]:
         exact = [literal_pixel(raw_pair[1][..., k], u, v, RGB) for k in range(3)]
-        assert found[v, u].tolist() == [math.floor(value + 0.5) for value in exact]
+        assert undistorted[v, u].tolist() == [
+            math.floor(value + 0.5) for value in exact
+        ]
 
 
 @pytest.mark.parametrize(
@@ -239,19 +243,21 @@ def test_undistorted_colours_equal_the_literal_ones(raw_pair):
         (DEPTH_CAMERA, (100, 400), (101.03752818576154, 399.26922599575744)),
     ],
 )
-def test_where_undistorted_pixels_come_from(camera, pixel, source):
+def test_source_positions_of_undistorted_pixels(camera, pixel, source):
     u, v = (np.array([float(n)]) for n in pixel)
-    found = np.concatenate(toolbox.undistortion_source(u, v, camera))
-    np.testing.assert_allclose(found, source, rtol=1e-13)
+    position = np.concatenate(toolbox.undistortion_source(u, v, camera))
+    np.testing.assert_allclose(position, source, rtol=1e-13)
 
 
-def test_distortion_is_brown_s_model():
+def test_distortion_follows_brown_s_model():
     x, y = np.array([0.3, -0.2]), np.array([0.1, 0.25])
-    found = np.stack(toolbox.apply_distortion(x, y, DEPTH_CAMERA), -1)
+    distorted = np.stack(toolbox.apply_distortion(x, y, DEPTH_CAMERA), -1)
     (fx, fy), (cx, cy) = DEPTH.fc, DEPTH.cc
     for k in range(2):
         px, py = literal_source(x[k] * fx + cx, y[k] * fy + cy, *DEPTH)
-        np.testing.assert_allclose(found[k], [(px - cx) / fx, (py - cy) / fy], 1e-12)
+        np.testing.assert_allclose(
+            distorted[k], [(px - cx) / fx, (py - cy) / fy], 1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -263,9 +269,9 @@ def test_distortion_is_brown_s_model():
         (1092, 10.0), (1092.5, 10.0), (1093, 0.0), (2047, 0.0),
     ],
 )  # fmt: skip
-def test_disparities_in_metres(disparity, metres):
-    found = toolbox.depth_rel2depth_abs(np.array([float(disparity)]))
-    np.testing.assert_allclose(found, [metres], rtol=1e-15)
+def test_disparities_are_converted_to_metres(disparity, metres):
+    depth = toolbox.depth_rel2depth_abs(np.array([float(disparity)]))
+    np.testing.assert_allclose(depth, [metres], rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -277,19 +283,19 @@ def test_disparities_in_metres(disparity, metres):
         ((1, 1), 2047, (19933.42037245503, 23.62251565963399)),
     ],
 )
-def test_where_points_are_seen(pixel, disparity, projected):
+def test_projected_positions_of_points(pixel, disparity, projected):
     u, v = pixel
     depth = np.zeros((H, W))
     depth[v - 1, u - 1] = toolbox.depth_rel2depth_abs(np.array([float(disparity)]))[0]
     points = toolbox.world2rgb(toolbox.plane2world(depth))
-    column, row = (place[v - 1, u - 1] for place in toolbox.rgb_plane(points))
+    column, row = (position[v - 1, u - 1] for position in toolbox.rgb_plane(points))
     np.testing.assert_allclose([column, row], projected, rtol=1e-13)
     if disparity == 800:
         z = points[v - 1, u - 1, 2]
         assert z == pytest.approx(-1.2003938152389995, rel=1e-14)
 
 
-def test_the_cameras_face_each_other():
+def test_the_transform_between_the_cameras_is_a_reflection():
     expected = [
         [-0.9999779894082926, 0.0050359919480811, 0.00431966249230603],
         [-0.00505184193861575, -0.9999805186114399, -0.00366623657484848],
@@ -300,28 +306,28 @@ def test_the_cameras_face_each_other():
     assert np.linalg.det(toolbox.ROTATION) == pytest.approx(-1)
 
 
-def test_undistortion_leaves_a_white_frame_in_colour_alone():
+def test_undistortion_leaves_a_white_border_for_the_colour_camera_only():
     black = np.zeros((H, W))
     white = toolbox.undistort(black, RGB_CAMERA) == 255
     assert white[:5].all() and white[:, :6].all() and not white[8:-8, 8:-8].any()
     assert not (toolbox.undistort(black, DEPTH_CAMERA) == 255).any()
 
 
-def test_masked_undistortion_averages_over_what_was_read():
+def test_masked_undistortion_averages_over_valid_pixels():
     rng = np.random.default_rng(0)
     disparity = rng.integers(600, 1000, (H, W)).astype(np.uint16)
     noise = rng.random((H, W)) < 0.5
     noise[100:110, 200:220] = True
-    found = toolbox.undistort_depth(disparity, DEPTH_CAMERA, noise)
-    places = [*np.ndindex(30, 40), (104, 210), (105, 205), (478, 638), (479, 639)]
-    for v, u in places:
+    undistorted = toolbox.undistort_depth(disparity, DEPTH_CAMERA, noise)
+    pixels = [*np.ndindex(30, 40), (104, 210), (105, 205), (478, 638), (479, 639)]
+    for v, u in pixels:
         expected = literal_pixel(disparity, u, v, DEPTH, noise)
-        assert found[v, u] == pytest.approx(expected, rel=1e-12)
-    assert found[104, 210] == 0
+        assert undistorted[v, u] == pytest.approx(expected, rel=1e-12)
+    assert undistorted[104, 210] == 0
 
 
-def test_weights_are_divided_by_their_sum_where_all_four_count_too():
-    # It decides whether a wall at disparity 600 is seen: its mean may be a bit less.
+def test_weights_are_normalised_even_without_noise():
+    # The last bit decides whether a wall at disparity 600 is below NEAREST.
     v, u = np.mgrid[:H, :W].astype(float)
     x, y = toolbox.undistortion_source(u, v, DEPTH_CAMERA)
     ax, ay = x - np.floor(x), y - np.floor(y)
@@ -329,20 +335,20 @@ def test_weights_are_divided_by_their_sum_where_all_four_count_too():
     s = w1 + w2 + w3 + w4
     expected = w1 / s * 600 + w2 / s * 600 + w3 / s * 600 + w4 / s * 600
     wall = np.full((H, W), 600, np.uint16)
-    found = toolbox.undistort_depth(wall, DEPTH_CAMERA, np.zeros((H, W), bool))
-    np.testing.assert_array_equal(found < 600, expected < 600)
-    assert 0 < (found < 600).mean() < 1
+    undistorted = toolbox.undistort_depth(wall, DEPTH_CAMERA, np.zeros((H, W), bool))
+    np.testing.assert_array_equal(undistorted < 600, expected < 600)
+    assert 0 < (undistorted < 600).mean() < 1
 
 
 def test_masked_undistortion_is_zero_outside():
     ones = np.full((H, W), 700.0)
     noise = np.zeros((H, W), bool)
-    found = toolbox.undistort_depth(ones, RGB_CAMERA, noise)
-    assert (found[:5] == 0).all()
-    np.testing.assert_allclose(found[10:-10, 10:-10], 700)
+    undistorted = toolbox.undistort_depth(ones, RGB_CAMERA, noise)
+    assert (undistorted[:5] == 0).all()
+    np.testing.assert_allclose(undistorted[10:-10, 10:-10], 700)
 
 
-def test_without_a_2047_the_farthest_reading_is_noise():
+def test_the_largest_disparity_counts_as_no_reading():
     disparity = np.full((H, W), 800, np.uint16)
     disparity[200:260, 300:380] = 900
     rgb = np.zeros((H, W, 3), np.uint8)
@@ -351,7 +357,7 @@ def test_without_a_2047_the_farthest_reading_is_noise():
     assert (toolbox.project_depth_map(disparity * 0, rgb)[0] == 0).all()
 
 
-def test_the_nearest_point_wins_and_the_last_row_and_column_stay_empty():
+def test_the_nearest_point_is_kept_and_the_last_row_and_column_are_empty():
     depth = np.array([[3.0, 1.0, 2.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
     column = np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 3.0], [1.0, 1.0, np.nan]])
     row = np.array([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [2.0, 3.0, 1.0]])
@@ -369,7 +375,7 @@ def test_halves_are_rounded_away_from_zero():
     )
 
 
-def test_the_mask_is_where_depth_is_to_be_expected():
+def test_the_projection_mask_has_the_published_size_and_position():
     mask = toolbox.projection_mask()
     assert mask.sum() == 427 * 561
     assert mask[44, 40] and mask[470, 600] and not mask[471, 600] and not mask[44, 39]
@@ -378,39 +384,39 @@ def test_the_mask_is_where_depth_is_to_be_expected():
     assert toolbox.crop(np.stack([y, x], -1))[0, 0].tolist() == [44, 40]
 
 
-# Eighths of a second: ties are frequent, and floats hold them exactly.
+# Eighths of a second, which floats represent exactly; ties are frequent.
 TIMES = st.lists(st.integers(0, 60).map(lambda n: n / 8), min_size=1, max_size=30)
 
 
 @hypothesis.given(depth=TIMES, rgb=TIMES)
-def test_matching_equals_the_literal_walk(depth, rgb):
+def test_matching_equals_the_literal_implementation(depth, rgb):
     depth, rgb = sorted(depth), sorted(rgb)
     assert toolbox.walk(depth, rgb) == literal_synchronised(depth, rgb)
 
 
 @hypothesis.given(depth=TIMES, rgb=TIMES)
-def test_the_walk_never_turns_back(depth, rgb):
-    # Out of order, as two clocks may be.
-    found = toolbox.walk(depth, rgb)
-    assert found == literal_synchronised(depth, rgb) and found == sorted(found)
+def test_matching_of_unordered_times_is_monotonic(depth, rgb):
+    # Two clocks may give times that are out of order.
+    indices = toolbox.walk(depth, rgb)
+    assert indices == literal_synchronised(depth, rgb) and indices == sorted(indices)
 
 
 def names(kind, times, suffix="pgm"):
     return [f"{kind}-{1316653580 + t:.6f}-{k}.{suffix}" for k, t in enumerate(times)]
 
 
-def test_every_depth_frame_has_the_image_nearest_in_time():
+def test_depth_frames_are_matched_with_the_nearest_image():
     depth, rgb = names("d", [0, 0.125, 0.25, 0.75]), names("r", [0, 0.25, 0.5], "ppm")
     accel = names("a", [0, 0.625], "dump")
-    found = toolbox.synchronise(depth[::-1], rgb, accel)
-    assert [match.depth for match in found] == depth
-    # The second lies between two images: ties advance.
-    assert [match.rgb for match in found] == [rgb[0], rgb[1], rgb[1], rgb[2]]
-    assert [match.accel for match in found] == [accel[0]] * 3 + [accel[1]]
-    assert [match.gap for match in found] == [0, 0.125, 0, 0.25]
+    matches = toolbox.synchronise(depth[::-1], rgb, accel)
+    assert [match.depth for match in matches] == depth
+    # The second time is halfway between two images: the later one is taken.
+    assert [match.rgb for match in matches] == [rgb[0], rgb[1], rgb[1], rgb[2]]
+    assert [match.accel for match in matches] == [accel[0]] * 3 + [accel[1]]
+    assert [match.gap for match in matches] == [0, 0.125, 0, 0.25]
 
 
-def test_accelerometer_files_may_be_absent_and_images_may_not():
+def test_accelerometer_files_are_optional_and_images_are_not():
     depth, rgb = names("d", [0.0]), names("r", [5.0], "ppm")
     assert toolbox.synchronise(depth, rgb)[0].accel is None
     assert toolbox.synchronise([], rgb) == []
@@ -418,9 +424,9 @@ def test_accelerometer_files_may_be_absent_and_images_may_not():
         toolbox.synchronise(depth, [])
 
 
-def test_an_image_that_serves_two_depth_frames_is_dropped_with_both():
+def test_depth_frames_that_share_an_image_are_dropped():
     depth = names("d", [0.0, 0.1, 0.2, 0.5])
-    found = toolbox.synchronise(depth, names("r", [0.01, 0.18, 0.5], "ppm"))
-    kept, left_out = toolbox.without_doubles(found)
-    assert [match.depth for match in kept] == [depth[0], depth[3]]
+    matches = toolbox.synchronise(depth, names("r", [0.01, 0.18, 0.5], "ppm"))
+    unique, left_out = toolbox.without_doubles(matches)
+    assert [match.depth for match in unique] == [depth[0], depth[3]]
     assert left_out == 2

@@ -1,7 +1,7 @@
-"""Real data sets with one file damaged, and what their readers make of it.
+"""Outcomes of reading real data sets in which one file is damaged.
 
-`outcomes` runs in a process of its own: a reader that crashes or never ends must not
-take the tests with it.
+`outcomes` runs in a separate process, so that a reader that crashes or hangs does not
+stop the tests.
 """
 
 import dataclasses
@@ -16,17 +16,17 @@ from jaxdepth.data.sources import BrokenFrame, Frame, Source, open_source
 from jaxdepth.runtime.errors import UserError
 
 TEXT = b"<html><body>404 Not Found</body></html>\n" * 20
-LONGEST = 20  # seconds that one case may take
+LONGEST = 20  # time limit of one case, seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A data set in a folder of its own, and the files of it that are damaged.
+    """A data set in a folder, and the files of it to damage.
 
     Attributes:
-      data_format: the reader.
-      path: what is opened, below `root`.
-      files: below `root`.
+      data_format: name of its format.
+      path: the data's path below `root`.
+      files: paths below `root`.
     """
 
     data_format: str
@@ -38,11 +38,11 @@ class Subject:
 def outcomes(
     subject: Subject, scratch: Path, seeds: range, swaps: list[Path]
 ) -> list[tuple[str, str, str]]:
-    """(file's kind, damage, outcome) of one case per seed.
+    """(suffix, damage, outcome) of one case per seed.
 
-    The outcome is "told" (nothing can be opened), "broken" (a BrokenFrame), "refused"
-    (another UserError), "unharmed" or "changed" (valid frames); anything else starts
-    with "FAILED".
+    The outcome is "rejected" (UserError on opening), "broken" (a BrokenFrame),
+    "refused" (another UserError), "unharmed" or "changed" (valid frames); any other
+    result is a failure and starts with "FAILED".
     """
     root = scratch / subject.data_format
     shutil.copytree(subject.root, root, copy_function=shutil.copy)
@@ -51,7 +51,7 @@ def outcomes(
         warnings.simplefilter("error")
         source = open_source(root / subject.path, data_format=subject.data_format)
         intact = [source.frame(row) for row in range(len(source.infos))]
-        found = []
+        cases = []
         for seed in seeds:
             rng = np.random.default_rng(seed)
             name = subject.files[rng.integers(len(subject.files))]
@@ -59,8 +59,8 @@ def outcomes(
             outcome = _outcome(subject, root, root / name, how, rng, swaps, intact)
             if outcome.startswith("FAILED"):
                 outcome += f" (seed {seed})"
-            found.append((Path(name).suffix, how, outcome))
-    return found
+            cases.append((Path(name).suffix, how, outcome))
+    return cases
 
 
 def _outcome(subject, root, file, how, rng, swaps, intact) -> str:
@@ -72,7 +72,7 @@ def _outcome(subject, root, file, how, rng, swaps, intact) -> str:
         source = open_source(root / subject.path, data_format=subject.data_format)
         return _read(source, intact)
     except UserError as error:
-        return _said(error, "told")
+        return _checked(error, "rejected")
     except BaseException as error:
         return f"FAILED {type(error).__name__}: {error}"
     finally:
@@ -87,13 +87,13 @@ def _read(source: Source, intact: list[Frame]) -> str:
         try:
             frame = source.frame(row)
         except BrokenFrame as error:
-            seen.add(_said(error, "broken"))
+            seen.add(_checked(error, "broken"))
         except UserError as error:
-            seen.add(_said(error, "refused"))
+            seen.add(_checked(error, "refused"))
         else:
-            seen.add(_judged(frame, intact))
+            seen.add(_compared(frame, intact))
     for outcome in ("broken", "refused", "changed", "unharmed"):
-        failed = [said for said in seen if said.startswith("FAILED")]
+        failed = [text for text in seen if text.startswith("FAILED")]
         if failed:
             return failed[0]
         if outcome in seen:
@@ -101,13 +101,14 @@ def _read(source: Source, intact: list[Frame]) -> str:
     raise AssertionError(seen)
 
 
-def _said(error: UserError, outcome: str) -> str:
+def _checked(error: UserError, outcome: str) -> str:
+    """The outcome, or a failure if the message is not one line."""
     text = str(error)
     return f"FAILED lines: {text!r}" if "\n" in text or not text else outcome
 
 
-def _judged(frame: Frame, intact: list[Frame]) -> str:
-    """Whether it is a valid frame, and one of those that were there."""
+def _compared(frame: Frame, intact: list[Frame]) -> str:
+    """Whether the frame is valid, and equals one of the intact frames."""
     shape = frame.rgb.shape
     valid = len(shape) == 3 and shape[2] == 3 and 0 not in shape
     valid &= frame.rgb.dtype == np.uint8 and bool(frame.depths)
@@ -137,17 +138,17 @@ def _truncated(content, rng, _):
 
 def _flipped(content, rng, _):
     damaged = bytearray(content)
-    # As often in the first kilobyte, where headers are, as anywhere.
+    # Half of the cases damage the first kilobyte, the headers.
     end = len(damaged) if rng.random() < 0.5 else min(len(damaged), 1024)
-    for place in rng.integers(end, size=int(rng.choice([1, 4, 32]))):
-        damaged[place] ^= 1 << int(rng.integers(8))
+    for offset in rng.integers(end, size=int(rng.choice([1, 4, 32]))):
+        damaged[offset] ^= 1 << int(rng.integers(8))
     return bytes(damaged)
 
 
 def _zeroed(content, rng, _):
     damaged, length = bytearray(content), int(rng.choice([16, 512, 4096]))
-    place = int(rng.integers(max(1, len(content) - length)))
-    damaged[place : place + length] = bytes(len(damaged[place : place + length]))
+    start = int(rng.integers(max(1, len(content) - length)))
+    damaged[start : start + length] = bytes(len(damaged[start : start + length]))
     return bytes(damaged)
 
 

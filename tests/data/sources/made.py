@@ -1,4 +1,4 @@
-"""Small image and depth files, and what is said of a source that refuses them."""
+"""Small image and depth files, and assertions on sources that read them."""
 
 import pickle
 from pathlib import Path
@@ -24,7 +24,7 @@ def image(root: Path, name: str, value: int = 0, size=SIZE) -> Path:
 def depth(
     root: Path, name: str, stored: Any = 2000, size=SIZE, dtype: Any = np.uint16
 ) -> Path:
-    """A picture of one stored value, or of the values given."""
+    """Write an image of one stored value, or of the given values."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.broadcast_to(np.asarray(stored, dtype), size).copy()).save(path)
@@ -39,37 +39,37 @@ def text(root: Path, name: str, content: str) -> Path:
 
 
 def refused(path: Path, *parts, **more) -> str:
-    """Open and read all of it; the one line that says what is wrong."""
+    """Assert that the data fail with a one-line UserError; returns its text."""
     with pytest.raises(UserError) as error:
         source = open_source(path, **more)
         for row in range(len(source.infos)):
             source.frame(row)
-    said = str(error.value)
-    assert "\n" not in said
+    text = str(error.value)
+    assert "\n" not in text
     for part in parts:
-        assert str(part) in said
-    return said
+        assert str(part) in text
+    return text
 
 
 def broken_rows(source: Source) -> dict[int, str]:
-    """The rows that can't be read, and why; the others are read."""
-    found = {}
+    """Read all rows; returns the unreadable ones with their messages."""
+    broken = {}
     for row in range(len(source.infos)):
         try:
             source.frame(row)
         except BrokenFrame as error:
             assert "\n" not in str(error)
-            found[row] = str(error)
-    return found
+            broken[row] = str(error)
+    return broken
 
 
 def same_elsewhere(source: Source) -> None:
-    """A pickled copy, whose own files are opened again, reads the same frames."""
+    """Assert that a pickled copy, which opens the files anew, reads the same frames."""
     copy = pickle.loads(pickle.dumps(source))
     assert copy.infos == source.infos and copy.truths == source.truths
     for row in reversed(range(len(source.infos))):
-        mine, its = source.frame(row), copy.frame(row)
-        np.testing.assert_array_equal(mine.rgb, its.rgb)
-        assert mine.depths.keys() == its.depths.keys()
-        for kind, metres in mine.depths.items():
-            np.testing.assert_array_equal(metres, its.depths[kind])
+        frame, copied = source.frame(row), copy.frame(row)
+        np.testing.assert_array_equal(frame.rgb, copied.rgb)
+        assert frame.depths.keys() == copied.depths.keys()
+        for kind, metres in frame.depths.items():
+            np.testing.assert_array_equal(metres, copied.depths[kind])

@@ -1,4 +1,4 @@
-"""Lists of BTS, AdaBins and ZoeDepth, written as they circulate, and real frames."""
+"""The format bts: lists as BTS, AdaBins and ZoeDepth use them, and real frames."""
 
 import shutil
 
@@ -22,14 +22,14 @@ def train_line(scene, number):
 
 
 def official_line(index):
-    """A line of the test list: the folder of the scene's type, numbers from 0."""
+    """A line of the test list: a folder per scene type, numbers from 0."""
     kind = splits.official()["scenes"][index - 1].rsplit("_", 1)[0]
     stem = f"{kind}/{{}}_{index - 1:05d}"
     return f"{stem.format('rgb')}.jpg {stem.format('sync_depth')}.png {FOCAL}"
 
 
 def write(root, lines, **more):
-    """The files of lines: frame k has colour 10 k and depth k + 1 m."""
+    """Write the listed files: frame k has colour 10 k and depth k + 1 m."""
     for k, line in enumerate(lines):
         rgb, metres, _ = line.split()
         made.image(root, rgb.lstrip("/"), 10 * k, **more)
@@ -39,7 +39,7 @@ def write(root, lines, **more):
 
 @pytest.fixture
 def both(tmp_path):
-    """A training list of two scenes and a test list, files beside them."""
+    """A folder with a training list of two scenes, a test list, and their files."""
     train = [
         train_line("kitchen_0028b", 45),
         train_line("kitchen_0028b", 0),
@@ -48,11 +48,11 @@ def both(tmp_path):
     test = [official_line(index) for index in splits.official()["test"][:2]]
     write(tmp_path, train + test)
     made.text(tmp_path, TRAIN, "\n".join(train) + "\n")
-    made.text(tmp_path, TEST, "\n".join(test))  # the last line doesn't end
+    made.text(tmp_path, TEST, "\n".join(test))  # without a final newline
     return tmp_path
 
 
-def test_both_lists_of_a_folder(both):
+def test_both_lists_of_a_folder_are_read(both):
     source = open_source(both)
     assert source.format == "bts" and source.truths == ("raw",) and source.notes == []
     assert [info.scene for info in source.infos[:3]] == [
@@ -67,7 +67,7 @@ def test_both_lists_of_a_folder(both):
         assert abs(int(frame.rgb[0, 0, 0]) - 10 * row) <= 2  # JPEG
         assert frame.raw is not None and frame.filled is None
         np.testing.assert_array_equal(frame.raw, np.float32(row + 1))
-        assert frame.intrinsics is None  # not NYU's size
+        assert frame.intrinsics is None  # not the size of NYU frames
     assert source.splits() == {
         "official": {"train": [0, 1, 2], "eval": [3, 4]},
         "all": {"train": [0, 1, 2, 3, 4], "eval": []},
@@ -75,12 +75,12 @@ def test_both_lists_of_a_folder(both):
     made.same_elsewhere(source)
 
 
-def test_the_real_synchronised_frames_by_a_list(shared_data, tmp_path):
+def test_real_synchronised_frames_are_read_by_a_list(shared_data, tmp_path):
     scene = "basement_0001a"
     shutil.copytree(shared_data / "sync_png16" / scene, tmp_path / "sync" / scene)
     lines = [train_line(scene, number) for number in (0, 50, 100)]
     listed = made.text(tmp_path, f"lists/{TRAIN}", "\n".join(lines))
-    source = open_source(listed)  # what it names is in the sync/ beside its folder
+    source = open_source(listed)  # its files are in the sibling folder sync/
     assert [info.scene for info in source.infos] == [scene] * 3
     frame = source.frame(1)
     with Image.open(tmp_path / "sync" / scene / "sync_depth_00050.png") as stored:
@@ -93,7 +93,7 @@ def test_the_real_synchronised_frames_by_a_list(shared_data, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["", "sync", "train", "a/b"])
-def test_what_a_list_names_is_found(tmp_path, where):
+def test_listed_files_are_searched_in_parent_and_known_folders(tmp_path, where):
     line = train_line("kitchen_0028b", 1)
     inner = "" if where == "a/b" else where
     write(tmp_path / inner, [line])
@@ -102,7 +102,7 @@ def test_what_a_list_names_is_found(tmp_path, where):
     assert source.frame(0).rgb.shape == (*made.SIZE, 3)
 
 
-def test_test_frames_are_found_where_the_authors_put_them(tmp_path):
+def test_test_frames_are_searched_in_official_splits(tmp_path):
     index = splits.official()["test"][0]
     write(tmp_path / "official_splits" / "test", [official_line(index)])
     made.text(tmp_path, TEST, official_line(index))
@@ -110,14 +110,14 @@ def test_test_frames_are_found_where_the_authors_put_them(tmp_path):
     assert source.splits()["official"] == {"train": [], "eval": [0]}
 
 
-def test_where_nothing_is_found_it_is_said(tmp_path):
+def test_missing_files_are_an_error(tmp_path):
     listed = made.text(tmp_path, TRAIN, train_line("kitchen_0028b", 1))
-    parts = ("none of what", "/kitchen_0028b/rgb_00001.jpg", tmp_path, "above", "sync")
+    parts = ("no file that", "/kitchen_0028b/rgb_00001.jpg", tmp_path, "parent", "sync")
     made.refused(listed, *parts)
     made.refused(tmp_path, *parts)
 
 
-def test_scenes_of_the_test_set_do_not_train(tmp_path):
+def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
     scenes = ["bookstore_0001d", "kitchen_0028b", "bookstore_0001j"]
     lines = [train_line(scene, 1) for scene in scenes]
     write(tmp_path, lines)
@@ -127,7 +127,7 @@ def test_scenes_of_the_test_set_do_not_train(tmp_path):
         "all": {"train": [0, 1, 2], "eval": []},
     }
     (note,) = source.notes
-    assert note.startswith("2 frames of bookstore_0001d and 1 more don't train")
+    assert note.startswith("2 frames of bookstore_0001d and 1 more left out of train")
 
 
 def test_lines_without_depth_are_counted(tmp_path):
@@ -145,7 +145,7 @@ def test_lines_without_depth_are_counted(tmp_path):
     made.refused(listed, "lists no frame with depth")
 
 
-def test_frames_that_are_not_of_the_test_set_have_no_index(tmp_path):
+def test_frames_outside_the_test_set_have_no_official_index(tmp_path):
     train, test = splits.official()["train"][0], splits.official()["test"][:2]
     for name, lines in {
         "a training frame": [official_line(test[0]), official_line(train)],
@@ -159,16 +159,16 @@ def test_frames_that_are_not_of_the_test_set_have_no_index(tmp_path):
         assert source.splits()["own"]["eval"] == [0, 1]
 
 
-def test_a_frame_that_cannot_be_read_leaves_the_others(both):
+def test_an_unreadable_frame_does_not_affect_the_others(both):
     (both / "kitchen_0028b" / "sync_depth_00000.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (both / "nyu_office_0" / "rgb_00003.jpg").unlink()
     broken = made.broken_rows(open_source(both))
     assert broken.keys() == {1, 2}
-    assert "cut short" in broken[1] and "sync_depth_00000.png" in broken[1]
+    assert "damaged PNG header" in broken[1] and "sync_depth_00000.png" in broken[1]
     assert "rgb_00003.jpg" in broken[2]
 
 
-def test_two_sizes_are_no_broken_frame(tmp_path):
+def test_different_sizes_are_not_a_broken_frame(tmp_path):
     line = train_line("a", 1)
     write(tmp_path, [line])
     made.depth(tmp_path, line.split()[1].lstrip("/"), size=(7, 8))
@@ -178,7 +178,7 @@ def test_two_sizes_are_no_broken_frame(tmp_path):
     assert not isinstance(error.value, BrokenFrame)
 
 
-def test_wrong_lists_are_told(both):
+def test_wrong_lists_are_rejected(both):
     for line in ("a.jpg b.png", "a.jpg b.png x", "a.jpg b.png 0", "a b.png 5", "a"):
         text = f"{train_line('kitchen_0028b', 45)}\n{line}\n"
         made.text(both, TRAIN, text)
@@ -188,7 +188,7 @@ def test_wrong_lists_are_told(both):
     made.refused(both / "kitchen_0028b", "holds no list", data_format="bts")
 
 
-def test_two_lists_for_one_purpose_are_told(both):
+def test_two_training_lists_are_rejected(both):
     shutil.copy(both / TRAIN, both / f"dense_{TRAIN}")
     made.refused(both, TRAIN, f"dense_{TRAIN}", "give one of them")
 
@@ -198,10 +198,12 @@ def test_lists_of_other_data_in_the_folder_are_left_out(both):
     made.text(both, "eigen_train_files_with_gt.txt", kitti)
     source = open_source(both)
     assert len(source.infos) == 5
-    assert any("eigen_train" in note and "none of" in note for note in source.notes)
+    assert any(
+        "eigen_train" in note and "no file that" in note for note in source.notes
+    )
 
 
-def test_other_lists_are_not_of_this_format(tmp_path):
+def test_lists_without_focal_length_are_another_format(tmp_path):
     made.image(tmp_path, "a.jpg")
     made.depth(tmp_path, "b.png")
     made.text(tmp_path, "list.txt", "a.jpg b.png\n")
@@ -210,8 +212,8 @@ def test_other_lists_are_not_of_this_format(tmp_path):
     assert open_source(tmp_path).format == "folder"
 
 
-def test_other_scales_and_wrong_ones(tmp_path):
-    line = "a/5.png a/depth/5.png 721.5377"  # as of KITTI, whose unit is m / 256
+def test_depth_scale_is_applied_and_checked(tmp_path):
+    line = "a/5.png a/depth/5.png 721.5377"  # like KITTI, in units of 1/256 m
     made.image(tmp_path, "a/5.png", size=(480, 640))
     made.depth(tmp_path, "a/depth/5.png", 256 * 40, size=(480, 640))
     listed = made.text(tmp_path, "train.txt", line)

@@ -1,7 +1,7 @@
-"""500 random damages to real files: each is told in one line, or a valid frame is read.
+"""500 random damages to real files: each causes a one-line error or a valid frame.
 
-Two kinds of file have no checksum in what a bit may hit, JPEG and raw dumps, and lists
-of names have none at all: there a damaged frame may be read. A PNG's may not.
+JPEG files, raw dumps and lists of names have no checksums, so their damaged frames may
+be read; those of PNG files must not be.
 """
 
 import collections
@@ -87,7 +87,7 @@ def densedepth(shared_data, root):
 
 
 @pytest.mark.slow
-def test_random_damages_are_told_or_read(
+def test_random_damage_causes_a_one_line_error_or_a_valid_frame(
     shared_data, tmp_path, capsys, record_property
 ):
     makers = [raw_dump, labeled, fastdepth, tum, folder, bts, densedepth]
@@ -105,16 +105,16 @@ def test_random_damages_are_told_or_read(
             job = (subject, tmp_path / "scratch", range(begin, end), swaps)
             waiting.append((subject, pool.submit(corrupted.outcomes, *job)))
             begin = end
-        # A process that crashes raises BrokenProcessPool here, one that hangs an error.
-        found = [(s, job.result(timeout=300)) for s, job in waiting]
+        # A process that crashes raises BrokenProcessPool, one that hangs TimeoutError.
+        results = [(s, job.result(timeout=300)) for s, job in waiting]
     table = collections.Counter()
-    for subject, cases in found:
+    for subject, cases in results:
         for kind, how, outcome in cases:
             assert not outcome.startswith("FAILED"), (subject.data_format, kind, how,
                                                       outcome)  # fmt: skip
             table[subject.data_format, kind, outcome] += 1
-            # What has a checksum is never read as another frame; but a sound JPEG
-            # that is named PNG is an image.
+            # A file with checksums is never read as another frame, unless it was
+            # replaced by an intact file of another format.
             if how != "another format":
                 assert (kind, outcome) != (".png", "changed"), how
     assert table.total() == CASES
@@ -124,8 +124,8 @@ def test_random_damages_are_told_or_read(
 
 
 def as_text(table):
-    """A row per format and kind of file, a column per outcome."""
-    columns = ("told", "broken", "refused", "changed", "unharmed")
+    """Format the table: a row per format and suffix, a column per outcome."""
+    columns = ("rejected", "broken", "refused", "changed", "unharmed")
     rows = sorted({key[:2] for key in table})
     lines = [f"{'format':12}{'file':8}" + "".join(f"{c:>10}" for c in columns)]
     for row in rows:

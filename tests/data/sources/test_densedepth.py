@@ -1,4 +1,4 @@
-"""DenseDepth's lists, written as they are in its archive: no real one was found."""
+"""The format densedepth: synthetic lists with the layout of its archive."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def official_line(index):
 
 
 def write(root, train=(), test=()):
-    """The lists, and their files: codes to train on, millimetres to test on."""
+    """Write lists and files: codes for training, millimetres for testing."""
     for k, line in enumerate((*train, *test)):
         rgb, metres = line.split(",")
         made.image(root, rgb, 10 * k)
@@ -49,7 +49,7 @@ def lines_of_test(count):
 
 
 @pytest.mark.parametrize("inside", ["", "data"])
-def test_both_lists(both, inside):
+def test_both_lists_are_read(both, inside):
     source = open_source(both / inside)
     assert source.format == "densedepth" and source.truths == ("filled",)
     assert source.eight_bit and source.notes == []
@@ -72,7 +72,7 @@ def test_both_lists(both, inside):
     made.same_elsewhere(source)
 
 
-def test_codes_are_tenths_of_the_range(tmp_path):
+def test_codes_are_converted_to_metres(tmp_path):
     root = write(tmp_path, [train_line("kitchen_0028b", 1)])
     codes = np.arange(48, dtype=np.uint8).reshape(made.SIZE) * 5
     made.depth(root, "data/nyu2_train/kitchen_0028b_out/1.png", codes, dtype=np.uint8)
@@ -81,7 +81,7 @@ def test_codes_are_tenths_of_the_range(tmp_path):
     np.testing.assert_allclose(filled, codes / 255 * 10, rtol=1e-6)
 
 
-def test_one_list_alone(both):
+def test_one_list_without_the_other_is_read(both):
     train = open_source(both / "data" / "nyu2_train.csv")
     assert train.eight_bit
     assert train.splits()["own"] == {"train": [0, 1], "eval": []}
@@ -98,18 +98,18 @@ def test_a_store_keeps_the_extremes_of_codes(both, tmp_path, mask):
     opened = store_writer.write(
         open_source(both), tmp_path / "s", size=made.SIZE, mask_extremes=mask
     )
-    found = opened.gather([1], depth="filled")[1][0]
-    np.testing.assert_array_equal(found, np.round(codes / 25.5 * 1000))
+    depth_mm = opened.gather([1], depth="filled")[1][0]
+    np.testing.assert_array_equal(depth_mm, np.round(codes / 25.5 * 1000))
 
 
-def test_scenes_of_the_test_set_do_not_train(tmp_path):
+def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
     train = [train_line("bookstore_0001d", 1), train_line("kitchen_0028b", 1)]
     source = open_source(write(tmp_path, train, lines_of_test(1)))
     assert source.splits()["official"] == {"train": [1], "eval": [2]}
-    assert source.notes[0].startswith("1 frames of bookstore_0001d don't train")
+    assert source.notes[0].startswith("1 frames of bookstore_0001d left out")
 
 
-def test_numbers_that_are_not_of_the_test_set_are_no_indices(tmp_path):
+def test_numbers_outside_the_test_set_are_not_official_indices(tmp_path):
     train = splits.official()["train"][0]
     source = open_source(
         write(tmp_path, test=[*lines_of_test(1), official_line(train)])
@@ -118,27 +118,27 @@ def test_numbers_that_are_not_of_the_test_set_are_no_indices(tmp_path):
     assert source.splits()["own"]["eval"] == [0, 1]
 
 
-def test_a_frame_that_cannot_be_read_leaves_the_others(both):
+def test_an_unreadable_frame_does_not_affect_the_others(both):
     (both / "data/nyu2_train/kitchen_0028b_out/1.png").write_text("not a picture")
     broken = made.broken_rows(open_source(both))
     assert broken.keys() == {1} and "1.png" in broken[1]
 
 
-def test_two_sizes_are_no_broken_frame(both):
+def test_different_sizes_are_not_a_broken_frame(both):
     made.depth(both, "data/nyu2_train/kitchen_0028b_out/1.png", CODE, (7, 8), np.uint8)
     with pytest.raises(UserError, match="one size") as error:
         open_source(both).frame(1)
     assert not isinstance(error.value, BrokenFrame)
 
 
-def test_wrong_lists_are_told(both):
+def test_wrong_lists_are_rejected(both):
     listed = both / "data" / "nyu2_train.csv"
     good = listed.read_text().splitlines()[0]
     for line in ("a.jpg", "a.jpg,b.png,c.png", "a,b"):
         listed.write_text(f"{good}\n{line}\n")
         made.refused(listed, "nyu2_train.csv, line 2")
     listed.write_text("data/x/1.jpg,data/x/1.png\n")
-    made.refused(listed, "none of what", "data/x/1.jpg", both / "data")
+    made.refused(listed, "no file that", "data/x/1.jpg", both / "data")
     listed.write_text("")
     made.refused(listed, "lists no frame", data_format="densedepth")
     listed.unlink()
@@ -146,7 +146,7 @@ def test_wrong_lists_are_told(both):
     made.refused(both, "nyu2_train.csv", data_format="densedepth")
 
 
-def test_other_units_are_told(both):
+def test_other_units_are_rejected(both):
     made.depth(both, "data/nyu2_test/00000_depth.png", 25)  # centimetres
     made.depth(both, "data/nyu2_test/00001_depth.png", 25)
     made.refused(both / "data" / "nyu2_test.csv", "millimetres")

@@ -1,4 +1,4 @@
-"""FastDepth's HDF5 files: the real pixels, and every way a file can be wrong."""
+"""The format fastdepth: real frames, and HDF5 files that are wrong or damaged."""
 
 import errno
 import shutil
@@ -16,7 +16,7 @@ H, W = made.SIZE
 
 
 def write(root, name, metres=2.0, value=0, **fields):
-    """One frame of a colour and a depth; what is given replaces it, None drops it."""
+    """Write a frame of one colour and one depth; `fields` replace these, None omits."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {
@@ -43,7 +43,7 @@ def both(tmp_path):
 
 
 @pytest.mark.parametrize("inside", ["", "nyudepthv2"])
-def test_training_and_test_frames(both, inside):
+def test_training_and_test_frames_are_read(both, inside):
     source = open_source(both / inside)
     assert source.format == "fastdepth" and source.truths == ("filled",)
     names = [info.name for info in source.infos]
@@ -63,21 +63,21 @@ def test_training_and_test_frames(both, inside):
     made.same_elsewhere(source)
 
 
-def test_what_is_held_out_or_of_a_test_scene_does_not_train(both):
+def test_held_out_files_and_test_scenes_are_left_out_of_training(both):
     source = open_source(both)
     assert source.splits() == {
         "official": {"train": [2, 3], "eval": [5, 6]},
         "all": {"train": list(range(7)), "eval": []},
     }
-    assert source.notes[0].startswith("2 frames named 00001.h5 or 00201.h5 don't train")
-    assert source.notes[1].startswith("1 frames of bookstore_0001e don't train")
+    assert source.notes[0].startswith("2 frames named 00001.h5 or 00201.h5 left out")
+    assert source.notes[1].startswith("1 frames of bookstore_0001e left out")
 
 
-def test_the_real_frames(shared_data):
+def test_real_frames_are_read(shared_data):
     source = open_source(shared_data / "h5_fastdepth")
-    assert source.truths == ("raw",)  # of these alone, a quarter is missing
+    assert source.truths == ("raw",)  # a quarter of these frames is missing
     assert [info.name for info in source.infos] == ["val/00001.h5", "val/00002.h5"]
-    # Numbers in val/ itself promise nothing: 1 and 2 are no official frames here.
+    # Numbers in val/ itself are not official indices.
     assert [info.official_index for info in source.infos] == [None, None]
     assert source.splits()["own"] == {"train": [], "eval": [0, 1]}
     beside = shared_data / "sync_png16" / "basement_0001a"
@@ -93,15 +93,15 @@ def test_the_real_frames(shared_data):
     made.same_elsewhere(source)
 
 
-def test_numbers_that_are_not_of_the_test_set_are_no_indices(tmp_path):
-    for number in (1, 2, 3):  # as if counted through: 3 is a training frame
+def test_numbers_outside_the_test_set_are_not_official_indices(tmp_path):
+    for number in (1, 2, 3):  # counted from 1: 3 is a training frame
         write(tmp_path, f"val/official/{number:05d}.h5")
     source = open_source(tmp_path)
     assert [info.official_index for info in source.infos] == [None] * 3
     assert source.splits()["own"]["eval"] == [0, 1, 2]
 
 
-def test_what_is_no_depth_is_missing(tmp_path):
+def test_non_finite_and_non_positive_depth_is_missing(tmp_path):
     metres = np.full((H, W), 2.0, np.float32)
     metres[0, :5] = [np.nan, np.inf, -np.inf, -1, 0]
     write(tmp_path, "train/a/00002.h5", depth=metres)
@@ -122,7 +122,7 @@ WRONG = {
 @pytest.mark.parametrize(
     ("field", "content"), [(k, v) for k, values in WRONG.items() for v in values]
 )
-def test_files_of_another_form_are_broken_frames(tmp_path, field, content):
+def test_files_with_wrong_fields_are_broken_frames(tmp_path, field, content):
     write(tmp_path, "train/a/00002.h5")
     path = write(tmp_path, "train/a/00003.h5", **{field: content})
     broken = made.broken_rows(open_source(tmp_path))
@@ -130,10 +130,10 @@ def test_files_of_another_form_are_broken_frames(tmp_path, field, content):
 
 
 @pytest.mark.parametrize("size", [(0, W), (1 << 14, 1 << 13)])
-def test_sizes_that_no_frame_has_are_broken_frames(tmp_path, size):
+def test_empty_and_huge_sizes_are_broken_frames(tmp_path, size):
     write(tmp_path, "train/a/00002.h5")
     path = tmp_path / "train/a/00003.h5"
-    with h5py.File(path, "w") as file:  # as damage may make them: nothing is stored
+    with h5py.File(path, "w") as file:  # sizes as in damaged files; no data
         file.create_dataset("rgb", (3, *size), np.uint8, maxshape=(3, None, None))
         file.create_dataset("depth", size, np.float32, maxshape=(None, None))
     broken = made.broken_rows(open_source(tmp_path))
@@ -147,14 +147,14 @@ def test_damaged_files_are_broken_frames(shared_data, tmp_path):
     path = root / "val" / "00002.h5"
     content = path.read_bytes()
     flipped = bytearray(content)
-    flipped[len(content) // 2] ^= 255  # in what gzip's checksum covers
+    flipped[len(content) // 2] ^= 255  # covered by gzip's checksum
     for damaged in (b"", content[:300000], b"text\n" * 99, bytes(flipped)):
         path.write_bytes(damaged)
         broken = made.broken_rows(open_source(root))
         assert broken.keys() == {1} and str(path) in broken[1]
 
 
-def test_storage_that_fails_breaks_no_frame(both, monkeypatch):
+def test_storage_errors_are_not_broken_frames(both, monkeypatch):
     source = open_source(both)
 
     def fail(*_):
@@ -165,13 +165,13 @@ def test_storage_that_fails_breaks_no_frame(both, monkeypatch):
         source.frame(0)
 
 
-def test_where_all_are_broken_it_is_said(tmp_path):
+def test_data_without_any_readable_frame_are_an_error(tmp_path):
     for number in range(3):
         made.text(tmp_path, f"train/a/{number:05d}.h5", "text")
     made.refused(tmp_path, "no frame could be read", "00000.h5")
 
 
-def test_other_folders_are_told(tmp_path):
+def test_wrong_folders_and_units_are_rejected(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     made.refused(tmp_path, "no HDF5 files in train/ or val/", data_format="fastdepth")
     write(tmp_path, "train/a/00002.h5", metres=2000)

@@ -1,4 +1,4 @@
-"""Folders of pairs: names, units, and every way they can be wrong."""
+"""The format folder: pairing by name, units, and wrong or damaged files."""
 
 import io
 import pickle
@@ -41,7 +41,7 @@ def depth(
 
 
 def refused(path, match, *names, **more):
-    """Open and read all of it; the one line that says what is wrong."""
+    """Assert that the data fail with a one-line UserError; returns its text."""
     with pytest.raises(UserError, match=match) as error:
         source = open_source(path, **more)
         for row in range(len(source.infos)):
@@ -71,7 +71,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("image_name", "depth_name"), PAIRS)
-def test_pairs_are_found_by_name(tmp_path, image_name, depth_name):
+def test_files_are_paired_by_name(tmp_path, image_name, depth_name):
     for k in (1, 2, 3):
         image(tmp_path, image_name.format(k), 40 * k)
         scale = 1 if depth_name.endswith("npy") else 1000
@@ -89,7 +89,7 @@ def test_pairs_are_found_by_name(tmp_path, image_name, depth_name):
     assert source.splits() == {"all": {"train": [0, 1, 2], "eval": []}}
 
 
-def test_scenes_keep_equal_names_apart(tmp_path):
+def test_equal_names_in_different_scenes_are_different_frames(tmp_path):
     for k, scene in enumerate(("bath", "den/left", "den/right")):
         image(tmp_path, f"{scene}/rgb_1.png", 10 * k)
         depth(tmp_path, f"{scene}/sync_depth_1.png", 1 + k)
@@ -112,7 +112,9 @@ def test_scenes_keep_equal_names_apart(tmp_path):
         ("a_depth.png", np.full((H, W), 51, np.uint8), 25.5, 2.0),
     ],
 )
-def test_depth_is_the_stored_value_by_the_scale(tmp_path, name, stored, given, metres):
+def test_depth_is_the_stored_value_divided_by_the_scale(
+    tmp_path, name, stored, given, metres
+):
     image(tmp_path, "a.jpg")
     if name.endswith("npy"):
         np.save(tmp_path / name, stored)
@@ -123,7 +125,7 @@ def test_depth_is_the_stored_value_by_the_scale(tmp_path, name, stored, given, m
     assert source.eight_bit == (stored.dtype == np.uint8)
 
 
-def test_what_is_no_depth_is_missing_and_makes_it_raw(tmp_path):
+def test_depth_with_missing_values_is_raw(tmp_path):
     image(tmp_path, "a.jpg")
     values = np.full((H, W), 2.0, np.float32)
     values[0, :5] = [np.nan, np.inf, -np.inf, -1, 0]
@@ -144,16 +146,16 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
     source = open_source(tmp_path, options=ReadOptions(depth_scale=25.5))
     assert source.eight_bit and source.truths == ("raw",)
     opened = store_writer.write(source, tmp_path.with_name("store8"), size=(H, W))
-    found = opened.gather([0], depth="raw")[1][0]
-    np.testing.assert_array_equal(found, np.round(values / 25.5 * 1000))
+    depth_mm = opened.gather([0], depth="raw")[1][0]
+    np.testing.assert_array_equal(depth_mm, np.round(values / 25.5 * 1000))
 
 
-def test_sizes_that_differ_name_both_files(tmp_path):
+def test_different_sizes_are_an_error_naming_both_files(tmp_path):
     names = image(tmp_path, "a.jpg"), depth(tmp_path, "a_depth.png", size=(H, W + 1))
     assert "6x8" in refused(tmp_path, "one size", *names)
 
 
-def test_an_empty_folder_and_a_lone_half_are_told(tmp_path):
+def test_folders_without_a_pair_are_rejected(tmp_path):
     refused(tmp_path, "no pair of image and depth", tmp_path)
     image(tmp_path, "rgb/1.jpg")
     refused(tmp_path, "1 images, 0 depth files")
@@ -162,7 +164,7 @@ def test_an_empty_folder_and_a_lone_half_are_told(tmp_path):
     refused(tmp_path / "rgb" / "1.jpg", "not a folder", data_format="folder")
 
 
-def test_the_unpaired_are_counted(tmp_path):
+def test_unpaired_files_are_counted(tmp_path):
     for k in range(5):
         image(tmp_path, f"rgb/{k}.jpg")
     for k in range(3, 9):
@@ -177,7 +179,7 @@ def test_the_unpaired_are_counted(tmp_path):
     ]
 
 
-def test_two_files_for_one_frame_are_told(tmp_path):
+def test_two_images_with_one_key_are_rejected(tmp_path):
     image(tmp_path, "rgb/1.jpg")
     image(tmp_path, "rgb_1.png")
     depth(tmp_path, "depth/1.png")
@@ -191,7 +193,7 @@ def test_two_files_for_one_frame_are_told(tmp_path):
         (2000, 1e6, "no depth is above 0.002"),
     ],
 )
-def test_a_wrong_unit_is_told(tmp_path, metres, scale, match):
+def test_a_wrong_unit_is_rejected(tmp_path, metres, scale, match):
     image(tmp_path, "a.jpg")
     np.save(tmp_path / "a.npy", np.full((H, W), 2000.0))
     refused(
@@ -204,14 +206,14 @@ def test_a_wrong_unit_is_told(tmp_path, metres, scale, match):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1"])
-def test_colour_pictures_are_no_depth(tmp_path, mode):
+def test_colour_images_are_rejected_as_depth(tmp_path, mode):
     image(tmp_path, "a.jpg")
-    picture = Image.fromarray(np.full((H, W, 3), 90, np.uint8)).convert(mode)
-    picture.save(tmp_path / "a_depth.png")
-    refused(tmp_path, "colour picture", tmp_path / "a_depth.png")
+    colour = Image.fromarray(np.full((H, W, 3), 90, np.uint8)).convert(mode)
+    colour.save(tmp_path / "a_depth.png")
+    refused(tmp_path, "colour image", tmp_path / "a_depth.png")
 
 
-def test_truncated_files_are_told(tmp_path):
+def test_truncated_files_are_an_error(tmp_path):
     rng = np.random.default_rng(0)
     image(tmp_path, "a.png", size=(40, 40))
     path = tmp_path / "a_depth.png"
@@ -235,9 +237,9 @@ def test_pickles_are_refused_and_never_executed(tmp_path):
     path = tmp_path / "a.npy"
     path.write_bytes(pickle.dumps(Trap()))
     refused(tmp_path, "can't be read as npy", path)
-    held = io.BytesIO()
-    np.save(held, np.array([[Trap()]], dtype=object), allow_pickle=True)
-    path.write_bytes(held.getvalue())
+    stream = io.BytesIO()
+    np.save(stream, np.array([[Trap()]], dtype=object), allow_pickle=True)
+    path.write_bytes(stream.getvalue())
     refused(tmp_path, "can't be read as npy", path)
 
 
@@ -249,13 +251,13 @@ def test_pickles_are_refused_and_never_executed(tmp_path):
         (b"nonsense" * 40, "can't be read as npy"),
     ],
 )
-def test_broken_npy_files_are_told(tmp_path, content, match):
+def test_broken_npy_files_are_an_error(tmp_path, content, match):
     image(tmp_path, "a.jpg")
     (tmp_path / "a.npy").write_bytes(content)
     refused(tmp_path, match, tmp_path / "a.npy")
 
 
-def test_arrays_that_are_no_depth_map_are_told(tmp_path):
+def test_arrays_of_wrong_shape_or_type_are_rejected(tmp_path):
     image(tmp_path, "a.jpg")
     for shape, dtype in (((H, W, 3), float), (5, float), ((H, W), complex)):
         np.save(tmp_path / "a.npy", np.zeros(shape, dtype))
@@ -278,7 +280,7 @@ def test_changed_files_have_another_fingerprint(tmp_path):
     assert open_source(tmp_path).fingerprint() != first
 
 
-def test_a_map_without_depth_makes_no_sensor_of_the_others(tmp_path):
+def test_an_empty_depth_map_does_not_make_the_others_raw(tmp_path):
     for k in range(8):
         image(tmp_path, f"{k}.jpg")
         metres = np.full((H, W), 1500 + k, np.uint16)
@@ -290,7 +292,7 @@ def test_a_map_without_depth_makes_no_sensor_of_the_others(tmp_path):
     assert opened.manifest["mask_extremes"] == []
 
 
-def test_finer_integers_than_millimetres_keep_their_neighbours(tmp_path):
+def test_extremes_are_masked_in_the_stored_unit(tmp_path):
     stored = np.full((H, W), 7000, np.uint16)
     stored[0, :3], stored[1, :3] = (4998, 4999, 5000), (9998, 9999, 10000)
     stored[2, 0] = 0
@@ -298,11 +300,11 @@ def test_finer_integers_than_millimetres_keep_their_neighbours(tmp_path):
     depth(tmp_path, "a_depth.png", stored, scale=1)
     source = open_source(tmp_path, options=ReadOptions(depth_scale=5000.0))
     opened = store_writer.write(source, tmp_path / "s", size=(H, W), mask_extremes="on")
-    (found,) = opened.gather([0], depth=opened.depths[0])[1]
-    np.testing.assert_array_equal(found[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]])
+    (depth_mm,) = opened.gather([0], depth=opened.depths[0])[1]
+    np.testing.assert_array_equal(depth_mm[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]])
 
 
-def test_the_real_synchronised_frames(shared_data, tmp_path):
+def test_real_synchronised_frames_are_read(shared_data, tmp_path):
     root = shared_data / "sync_png16"
     source = open_source(root)
     assert source.format == "folder"
@@ -310,7 +312,7 @@ def test_the_real_synchronised_frames(shared_data, tmp_path):
         f"basement_0001a/rgb_{k}.jpg" for k in ("00000", "00050", "00100")
     ]
     assert {info.scene for info in source.infos} == {"basement_0001a"}
-    assert source.truths == ("raw",)  # a quarter of it is missing
+    assert source.truths == ("raw",)  # a quarter of the depth is missing
     raw = source.frame(1).depths["raw"]
     with Image.open(root / "basement_0001a" / "sync_depth_00050.png") as stored:
         np.testing.assert_allclose(raw, np.asarray(stored) / 1000, rtol=1e-6)
@@ -320,9 +322,9 @@ def test_the_real_synchronised_frames(shared_data, tmp_path):
     assert len(opened) == 3 and opened.manifest["mask_extremes"] == ["raw"]
 
 
-def test_the_real_tum_frames(shared_data, tmp_path):
-    # Their names are times that differ within a pair: refused as they are, read once
-    # renamed by the list that comes with them.
+def test_real_tum_frames_are_read_once_renamed(shared_data, tmp_path):
+    # File names are times that differ within a pair: rejected with these names, read
+    # once renamed by the association list.
     root = shared_data / "tum_rgbd"
     refused(root, "holds no pair", "4 images, 4 depth files", data_format="folder")
     lines = (root / "associations.txt").read_text().splitlines()
@@ -337,7 +339,7 @@ def test_the_real_tum_frames(shared_data, tmp_path):
     assert (raw == 0).mean() == pytest.approx(0.17, abs=0.03)
 
 
-def test_folders_that_are_links_are_entered_and_hidden_ones_not(tmp_path):
+def test_linked_folders_are_searched_and_hidden_ones_are_not(tmp_path):
     data, other = tmp_path / "data", tmp_path / "other"
     for root in (data / "one", other, data / ".checkpoints"):
         image(root, "a.jpg")
@@ -349,7 +351,7 @@ def test_folders_that_are_links_are_entered_and_hidden_ones_not(tmp_path):
 
 
 @pytest.mark.parametrize("size", [10, 40_000])
-def test_other_text_beside_pairs_is_no_list(tmp_path, size):
+def test_other_text_files_are_not_lists(tmp_path, size):
     image(tmp_path, "a.jpg")
     depth(tmp_path, "a.png")
     (tmp_path / "LICENSE.txt").write_bytes(b"words " * size + b"\xe9")
@@ -357,7 +359,7 @@ def test_other_text_beside_pairs_is_no_list(tmp_path, size):
 
 
 @pytest.mark.parametrize("head", ["", "\ufeff", "image,depth\n", "\ufeff# files\n"])
-def test_lists_with_a_heading_or_a_mark_of_their_bytes(tmp_path, head):
+def test_lists_may_have_a_heading_and_a_byte_order_mark(tmp_path, head):
     for k in range(2):
         image(tmp_path, f"x/{k}.jpg")
         depth(tmp_path, f"y/d{k}.png")
@@ -367,11 +369,11 @@ def test_lists_with_a_heading_or_a_mark_of_their_bytes(tmp_path, head):
     assert [info.name for info in source.infos] == ["x/0.jpg", "x/1.jpg"]
 
 
-def test_maps_of_depth_are_depth_and_names_that_do_not_fit_are_shown(tmp_path):
+def test_depth_map_folders_are_depth_and_unmatched_keys_are_shown(tmp_path):
     for k in range(2):
         image(tmp_path / "a", f"images/{k}.jpg")
         depth(tmp_path / "a", f"depth_map/{k}.png")
         image(tmp_path / "b", f"images/{k}.jpg")
         depth(tmp_path / "b", f"depth/scan{k}.png")
     assert len(open_source(tmp_path / "a").infos) == 2
-    refused(tmp_path / "b", "here they are '0' and 'scan0'")
+    refused(tmp_path / "b", "the first keys are '0' and 'scan0'")

@@ -1,4 +1,4 @@
-"""The labeled `.mat`: real frames in both layouts, and every way it can be wrong."""
+"""The labeled `.mat`: real frames in both layouts, and wrong or damaged files."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def write_mat(path, *, scenes=None, drop=(), **fields):
 
 
 def refused(path, match):
-    """Open and read all of it; the one line that says what is wrong."""
+    """Assert that the data fail with a one-line UserError."""
     with pytest.raises(UserError, match=match) as error:
         source = open_source(path)
         for row in range(len(source.infos)):
@@ -73,7 +73,7 @@ def build(shared_data, tmp_path_factory):
 
 
 def real(shared_data, index):
-    """RGB, and the 8-bit codes that its depth was made of."""
+    """RGB, and the 8-bit codes that its depth was computed from."""
     root = shared_data / "nyu_train"
     with Image.open(root / "rgb" / f"{index:04d}.jpg") as image:
         rgb = np.asarray(image.convert("RGB"))
@@ -81,7 +81,7 @@ def real(shared_data, index):
         return rgb, np.asarray(image).astype(float)
 
 
-def test_axes_come_back_as_height_and_width(tmp_path):
+def test_axes_are_transposed_to_height_and_width(tmp_path):
     path, fields = write_mat(tmp_path / "a.mat")
     source = open_source(path)
     assert source.truths == ("filled", "raw")
@@ -97,7 +97,7 @@ def test_axes_come_back_as_height_and_width(tmp_path):
             assert frame.raw[y, x] == np.float32(fields["rawDepths"][row, x, y])
 
 
-def test_what_is_no_depth_is_missing(tmp_path):
+def test_non_finite_and_negative_depth_is_missing(tmp_path):
     depth = np.full((2, W, H), 2.0, np.float32)
     depth[0, 0, :4] = [np.nan, np.inf, -np.inf, -3]
     path, _ = write_mat(tmp_path / "a.mat", depths=depth, drop=("rawDepths",))
@@ -107,7 +107,7 @@ def test_what_is_no_depth_is_missing(tmp_path):
     assert (filled > 0).sum() == W * H - 4
 
 
-def test_compact_layout_with_its_list(build, shared_data):
+def test_the_compact_layout_is_read_with_its_list(build, shared_data):
     path = build("c.mat", "--limit", "6")
     source = open_source(path)
     indices = [3, 4, 5, 6, 7, 8]
@@ -123,14 +123,14 @@ def test_compact_layout_with_its_list(build, shared_data):
     assert source.splits()["official"] == {"train": list(range(6)), "eval": []}
 
 
-def test_raw_that_equals_filled_is_no_second_truth(build):
+def test_raw_depth_equal_to_filled_depth_is_ignored(build):
     source = open_source(build("c.mat", "--limit", "3"))
     assert source.truths == ("filled",)
     assert any("equal depths wherever they are not 0" in note for note in source.notes)
     assert source.frame(0).raw is None
 
 
-def test_without_the_list_scene_names_decide(build):
+def test_without_the_list_splits_follow_scene_names(build):
     path = build("c.mat", "--limit", "40")
     with_list = open_source(path).splits()
     path.with_name("c.mat.json").unlink()
@@ -140,7 +140,7 @@ def test_without_the_list_scene_names_decide(build):
     assert len(with_list["tune"]["train"]) < 40
 
 
-def test_official_layout_with_a_few_frames(build, shared_data, tmp_path):
+def test_the_official_layout_may_hold_few_frames(build, shared_data, tmp_path):
     indices = [3, 140, 700, 1443]
     have = {int(p.stem) for p in (shared_data / "nyu_train" / "rgb").glob("*.jpg")}
     indices = [i for i in indices if i in have] or sorted(have)[:3]
@@ -148,7 +148,7 @@ def test_official_layout_with_a_few_frames(build, shared_data, tmp_path):
     begin = time.monotonic()
     source = open_source(path)
     assert len(source.infos) == 1449
-    assert source.truths == ("filled",)  # seen in spite of all the empty rows
+    assert source.truths == ("filled",)  # despite the empty rows
     assert [info.official_index for info in source.infos] == list(range(1, 1450))
     opened = store_writer.write(source, tmp_path / "s", size=(24, 32))
     # Reading and resizing the empty rows alone would take a minute.
@@ -160,14 +160,15 @@ def test_official_layout_with_a_few_frames(build, shared_data, tmp_path):
     assert opened.splits["official"]["train"] == list(range(len(indices)))
     rgb, _ = real(shared_data, indices[-1])
     block = rgb[:20, :20].astype(float).mean((0, 1))
-    found, depth = opened.gather([len(indices) - 1], depth="filled")
-    np.testing.assert_array_equal(found[0, 0, 0], np.floor(block + 0.5))
+    stored, depth = opened.gather([len(indices) - 1], depth="filled")
+    np.testing.assert_array_equal(stored[0, 0, 0], np.floor(block + 0.5))
     assert (depth > 0).all()
 
 
-def test_a_smaller_file_of_known_scenes_without_raw(tmp_path):
-    known = splits.official()
-    scenes = [known["scenes"][i - 1] for i in (known["train"][0], known["test"][0])]
+def test_a_smaller_file_of_official_scenes_without_raw_depth(tmp_path):
+    official = splits.official()
+    indices = official["train"][0], official["test"][0]
+    scenes = [official["scenes"][i - 1] for i in indices]
     depth = np.full((2, W, H), 2.0)
     path, _ = write_mat(
         tmp_path / "a.mat", depths=depth, scenes=scenes, drop=("rawDepths",)
@@ -184,8 +185,8 @@ def test_other_scenes_have_no_official_split(tmp_path):
     assert open_source(path).splits() == {"all": {"train": [0, 1, 2, 3], "eval": []}}
 
 
-def test_an_empty_string_of_matlab_s_is_no_scene(tmp_path):
-    # It is stored as its own shape.
+def test_an_empty_matlab_string_is_no_scene(tmp_path):
+    # MATLAB stores an empty string as its shape.
     path, _ = write_mat(tmp_path / "a.mat", scenes=["my_room", "", "a", "b"])
     with h5py.File(path, "r+") as file:
         empty = file.create_dataset("#refs#/empty", data=np.zeros(2, np.uint64))
@@ -196,7 +197,7 @@ def test_an_empty_string_of_matlab_s_is_no_scene(tmp_path):
     assert [i.scene for i in open_source(path).infos] == ["my_room", None, "a", "b"]
 
 
-def test_frames_that_no_memory_holds_are_told(tmp_path):
+def test_frames_of_huge_size_are_rejected(tmp_path):
     path = tmp_path / "a.mat"
     with h5py.File(path, "w") as file:
         for name, shape in (("images", (1, 3)), ("depths", (1,))):
@@ -205,10 +206,10 @@ def test_frames_that_no_memory_holds_are_told(tmp_path):
     refused(path, "images has shape")
 
 
-def test_rows_of_the_list_may_be_named(tmp_path):
+def test_the_list_may_name_rows(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
-    beside = tmp_path / "a.mat.json"
-    beside.write_text(json.dumps({"frames": [10, 3], "rows": [2, 0]}))
+    sidecar = tmp_path / "a.mat.json"
+    sidecar.write_text(json.dumps({"frames": [10, 3], "rows": [2, 0]}))
     indices = [info.official_index for info in open_source(path).infos]
     assert indices == [3, None, 10, None]
 
@@ -219,13 +220,13 @@ def test_rows_of_the_list_may_be_named(tmp_path):
      '{"frames": [0]}', '{"frames": [1450]}', '{"frames": [1], "rows": [4]}',
      '{"frames": ["a"]}', '{"frames": [1, 2, 3, 4, 5]}'],
 )  # fmt: skip
-def test_a_list_that_does_not_fit_is_told(tmp_path, text):
+def test_a_list_that_does_not_fit_is_rejected(tmp_path, text):
     path, _ = write_mat(tmp_path / "a.mat")
     (tmp_path / "a.mat.json").write_text(text)
     refused(path, "does not list the official frames|does not fit")
 
 
-def test_a_truncated_file_is_told(tmp_path):
+def test_a_truncated_file_is_an_error(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
     content = path.read_bytes()
     for length in (len(content) - 100, len(content) // 2, 700, 513):
@@ -233,7 +234,7 @@ def test_a_truncated_file_is_told(tmp_path):
         refused(path, "truncated or damaged|not a MATLAB")
 
 
-def test_damage_anywhere_is_told_or_read(tmp_path):
+def test_damaged_bytes_cause_a_one_line_error_or_none(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat", scenes=TRAIN_SCENES * 2)
     content, rng = path.read_bytes(), np.random.default_rng(0)
     for _ in range(60):
@@ -249,7 +250,7 @@ def test_damage_anywhere_is_told_or_read(tmp_path):
             assert "\n" not in str(error)
 
 
-def test_a_damaged_row_leaves_the_others(tmp_path):
+def test_a_damaged_row_does_not_affect_the_others(tmp_path):
     plain, fields = write_mat(tmp_path / "plain.mat")
     path = tmp_path / "a.mat"
     with h5py.File(path, "w") as file:
@@ -269,7 +270,7 @@ def test_a_damaged_row_leaves_the_others(tmp_path):
     )
 
 
-def test_a_field_that_is_no_dataset_is_named(tmp_path):
+def test_a_field_that_is_not_a_dataset_is_rejected(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat", drop=("rawDepths",))
     with h5py.File(path, "a") as file:
         file["rawDepths"] = np.dtype("f4")
@@ -285,14 +286,14 @@ def test_a_field_that_is_no_dataset_is_named(tmp_path):
         (b"PK\3\4" + bytes(600), "not a MATLAB v7.3"),
     ],
 )
-def test_other_files_named_mat_are_told(tmp_path, content, match):
+def test_other_files_named_mat_are_rejected(tmp_path, content, match):
     path = tmp_path / "nyu_depth_v2_labeled.mat"
     path.write_bytes(content)
     refused(path, match)
 
 
 @pytest.mark.parametrize("field", ["images", "depths"])
-def test_a_missing_dataset_is_named(tmp_path, field):
+def test_a_missing_dataset_is_an_error(tmp_path, field):
     path, _ = write_mat(tmp_path / "a.mat", drop=(field,))
     refused(path, f"no dataset {field}")
 
@@ -311,7 +312,7 @@ def test_a_missing_dataset_is_named(tmp_path, field):
         ({"depths": np.full((4, W, H), b"a")}, "not metres"),
     ],
 )  # fmt: skip
-def test_wrong_shapes_and_types_are_told(tmp_path, fields, match):
+def test_wrong_shapes_and_types_are_rejected(tmp_path, fields, match):
     path, _ = write_mat(tmp_path / "a.mat", **fields)
     refused(path, match)
 
@@ -319,25 +320,25 @@ def test_wrong_shapes_and_types_are_told(tmp_path, fields, match):
 @pytest.mark.parametrize(
     ("factor", "match"), [(1000, "median depth would be"), (0.001, "no depth is above")]
 )
-def test_a_wrong_unit_is_told(tmp_path, factor, match):
+def test_a_wrong_unit_is_rejected(tmp_path, factor, match):
     depth = np.random.default_rng(0).uniform(1, 5, (4, W, H)) * factor
     path, _ = write_mat(tmp_path / "a.mat", depths=depth)
     refused(path, match)
 
 
-def test_a_depth_scale_makes_no_sense(tmp_path):
+def test_a_depth_scale_is_rejected(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
-    with pytest.raises(UserError, match="no use for it"):
+    with pytest.raises(UserError, match="does not use it"):
         open_source(path, options=ReadOptions(depth_scale=1000.0))
 
 
-def test_what_is_not_there_is_told(tmp_path):
+def test_missing_files_and_folders_are_errors(tmp_path):
     refused(tmp_path / "none.mat", "no such file or folder")
     with pytest.raises(UserError, match="directory"):
         open_source(tmp_path, data_format="nyu_labeled")
 
 
-def test_another_file_has_another_fingerprint(tmp_path):
+def test_a_changed_list_changes_the_fingerprint(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
     first = open_source(path).fingerprint()
     assert open_source(path).fingerprint() == first
@@ -345,16 +346,16 @@ def test_another_file_has_another_fingerprint(tmp_path):
     assert open_source(path).fingerprint() != first
 
 
-def test_axes_of_python_are_not_taken_for_matlab_s(tmp_path):
+def test_axes_in_numpy_order_are_rejected(tmp_path):
     fields = {
         "images": np.zeros((1, 3, 480, 640), np.uint8),
         "depths": np.ones((1, 480, 640), np.float32),
     }
     path, _ = write_mat(tmp_path / "a.mat", drop=("rawDepths",), **fields)
-    refused(path, "last two axes exchanged")
+    refused(path, "swap its last two axes")
 
 
-def test_scenes_as_plain_strings(tmp_path):
+def test_scenes_may_be_plain_strings(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat")
     with h5py.File(path, "r+") as file:
         file["scenes"] = [b"a", b"b", b"b", b""]

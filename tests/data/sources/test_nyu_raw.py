@@ -1,4 +1,4 @@
-"""Raw dumps: real files through the toolbox, and every way a dump can be damaged."""
+"""The format nyu_raw: real files through the toolbox, and damaged dumps."""
 
 import os
 import pickle
@@ -36,7 +36,7 @@ def rgb_name(time, ticks=7):
 
 
 def write_scene(folder, depth_times, rgb_times, *, disparity=WALL):
-    """A scene's folder as the recorder leaves it."""
+    """Write a scene's folder with the recorder's files."""
     folder.mkdir(parents=True)
     for time in depth_times:
         (folder / depth_name(time)).write_bytes(P5 + disparity.tobytes())
@@ -47,7 +47,7 @@ def write_scene(folder, depth_times, rgb_times, *, disparity=WALL):
 
 
 def write_empty(folder, depth_times, rgb_times):
-    """A scene's files without content: enough for what is told from names."""
+    """Write a scene's folder with empty files, for tests that use names only."""
     folder.mkdir(parents=True)
     for time in depth_times:
         (folder / depth_name(time)).touch()
@@ -57,7 +57,7 @@ def write_empty(folder, depth_times, rgb_times):
 
 
 def millimetres(depth):
-    """As a store rounds metres."""
+    """Metres in millimetres, rounded as in a store."""
     return np.round(depth.astype(np.float64) * 1000)
 
 
@@ -74,7 +74,7 @@ def dump(shared_data):
     return shared_data / "raw_kinect"
 
 
-def test_a_real_frame_is_the_toolbox_s_own(dump, shared_data):
+def test_a_real_frame_equals_that_of_the_toolbox(dump, shared_data):
     source = open_source(dump)
     assert isinstance(source, nyu_raw.NyuRaw)
     assert names(source) == [f"{SCENE}/d-1316653580.471513-1316138413"]
@@ -93,7 +93,7 @@ def test_a_real_frame_is_the_toolbox_s_own(dump, shared_data):
     )
 
 
-def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
+def test_a_store_holds_the_millimetres_of_the_png(dump, shared_data, tmp_path):
     opened = store_writer.write(
         open_source(dump), tmp_path / "s", size=(480, 640), mask_extremes="off"
     )
@@ -103,7 +103,7 @@ def test_a_store_of_it_holds_the_png_s_millimetres(dump, shared_data, tmp_path):
     assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.857901)
 
 
-def test_one_scene_s_folder_is_a_dump_too(dump, monkeypatch):
+def test_a_single_scene_folder_is_read(dump, monkeypatch):
     assert names(open_source(dump / SCENE)) == names(open_source(dump))
     monkeypatch.chdir(dump / SCENE)
     assert names(open_source(".")) == names(open_source(dump))
@@ -111,11 +111,11 @@ def test_one_scene_s_folder_is_a_dump_too(dump, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["colorization", "cross_bf"])
-def test_filled_depth_comes_beside_the_raw_one(dump, method, monkeypatch):
+def test_fill_adds_filled_depth_to_raw_depth(dump, method, monkeypatch):
     assert nyu_raw.FILLS[method] is getattr(fill, f"fill_depth_{method}")
-    given = []
+    arguments = []
     monkeypatch.setitem(
-        nyu_raw.FILLS, method, lambda *both: given.extend(both) or both[1] + 0.5
+        nyu_raw.FILLS, method, lambda *both: arguments.extend(both) or both[1] + 0.5
     )
     source = open_source(dump, options=ReadOptions(fill=method))
     assert source.truths == ("filled", "raw")
@@ -123,25 +123,25 @@ def test_filled_depth_comes_beside_the_raw_one(dump, method, monkeypatch):
     disparity = nyu_raw.read_depth(next((dump / SCENE).glob("d-*")))
     rgb = nyu_raw.read_rgb(next((dump / SCENE).glob("r-*")))
     depth, rgb = toolbox.project_depth_map(disparity, rgb)
-    np.testing.assert_array_equal(given[0], rgb)
-    np.testing.assert_array_equal(given[1], depth)
+    np.testing.assert_array_equal(arguments[0], rgb)
+    np.testing.assert_array_equal(arguments[1], depth)
     np.testing.assert_array_equal(frame.filled, (depth + 0.5).astype(np.float32))
     np.testing.assert_array_equal(frame.raw, open_source(dump).frame(0).raw)
 
 
-def test_a_filled_frame_has_depth_where_the_raw_one_has_none(dump):
+def test_filled_depth_has_fewer_holes_than_raw_depth(dump):
     frame = open_source(dump, options=ReadOptions(fill="cross_bf")).frame(0)
     assert frame.raw is not None and frame.filled is not None
     assert (frame.filled > 0).mean() > 0.95 > 0.75 > (frame.raw > 0).mean()
 
 
-def test_the_older_variant_is_offered(dump):
+def test_variant_a_differs_from_variant_b(dump):
     newer = open_source(dump).frame(0).raw
     older = open_source(dump, options=ReadOptions(variant="A")).frame(0).raw
     assert 0 < (newer != older).mean() < 0.02
 
 
-def test_scenes_are_found_below_the_folder_in_the_order_of_their_names(tmp_path):
+def test_scenes_below_the_folder_are_sorted_by_name(tmp_path):
     write_empty(tmp_path / "basements" / "basement_0001b", [0], [0])
     write_empty(tmp_path / "basements" / "basement_0001a", [0.5, 0.25], [0.25, 0.5])
     write_empty(tmp_path / "attic_0001", [1], [1])
@@ -153,7 +153,7 @@ def test_scenes_are_found_below_the_folder_in_the_order_of_their_names(tmp_path)
     assert times(source) == [1, 0.25, 0.5, 0]
 
 
-def test_a_folder_without_raw_depth_is_no_dump(tmp_path, shared_data):
+def test_a_folder_without_raw_depth_is_not_recognised(tmp_path, shared_data):
     assert not nyu_raw.NyuRaw.recognises(tmp_path / "none")
     (tmp_path / "r-1.0-2.ppm").touch()
     (tmp_path / "a").mkdir()
@@ -166,7 +166,7 @@ def test_a_folder_without_raw_depth_is_no_dump(tmp_path, shared_data):
         open_source(tmp_path, data_format="nyu_raw")
 
 
-def test_frames_whose_image_serves_two_are_left_out_and_counted(tmp_path):
+def test_doubles_are_left_out_and_counted(tmp_path):
     write_empty(tmp_path / SCENE, [0, 0.125, 0.5, 0.75, 1], [0, 0.5, 0.75])
     source = open_source(tmp_path)
     assert times(source) == [0.5]
@@ -175,7 +175,7 @@ def test_frames_whose_image_serves_two_are_left_out_and_counted(tmp_path):
     assert times(source) == [0, 0.125, 0.5, 0.75, 1] and source.notes == []
 
 
-def test_a_gap_too_wide_leaves_a_frame_out(tmp_path):
+def test_frames_with_a_gap_above_max_gap_are_left_out(tmp_path):
     write_empty(tmp_path / SCENE, [0, 1, 2], [0.125, 1.25, 2])
     source = open_source(tmp_path, options=ReadOptions(max_gap=0.125))
     assert times(source) == [0, 2]
@@ -183,29 +183,30 @@ def test_a_gap_too_wide_leaves_a_frame_out(tmp_path):
     assert times(open_source(tmp_path)) == [0, 1, 2]
 
 
-def test_doubles_are_told_before_gaps_are(tmp_path):
-    # The far one of two frames of one image: without it the other is no double.
+def test_doubles_are_left_out_before_gaps(tmp_path):
+    # Two frames share an image. Were the distant one left out first for its gap, the
+    # other would not be a double.
     write_empty(tmp_path / SCENE, [0, 1, 5], [0, 5])
     source = open_source(tmp_path, options=ReadOptions(max_gap=0.5))
     assert times(source) == [5]
 
 
-def test_every_seventh_frame_of_what_is_left_of_each_scene(tmp_path):
+def test_every_applies_to_the_remaining_frames_of_each_scene(tmp_path):
     grid = [k / 4 for k in range(20)]
     doubled = sorted([*grid, 0.0625])
     write_empty(tmp_path / "a_0001", doubled, grid)
     write_empty(tmp_path / "b_0001", grid[:9], grid)
     source = open_source(tmp_path, options=ReadOptions(every=7))
-    found = [
+    scene_times = [
         (info.scene, t) for info, t in zip(source.infos, times(source), strict=True)
     ]
-    assert found == [
+    assert scene_times == [
         ("a_0001", 0.25), ("a_0001", 2), ("a_0001", 3.75),
         ("b_0001", 0), ("b_0001", 1.75),
     ]  # fmt: skip
 
 
-def test_nothing_left_is_told_with_the_reason(tmp_path):
+def test_an_empty_selection_is_an_error_with_the_reason(tmp_path):
     write_empty(tmp_path / SCENE, [0, 0.1], [0])
     with pytest.raises(UserError, match=r"holds no raw frame.*2 of 2 frames left out"):
         open_source(tmp_path)
@@ -218,12 +219,12 @@ def test_a_scene_without_images_is_left_out_with_a_note(tmp_path):
     write_empty(tmp_path / "b_0001", [0], [0])
     source = open_source(tmp_path)
     assert [info.scene for info in source.infos] == ["b_0001"]
-    assert any("a_0001 left out, as it holds no image" in note for note in source.notes)
+    assert any("a_0001 left out: it holds no image" in note for note in source.notes)
 
 
-def test_a_scale_makes_no_sense(tmp_path):
+def test_a_depth_scale_is_rejected(tmp_path):
     write_empty(tmp_path / SCENE, [0], [0])
-    with pytest.raises(UserError, match="no use for it"):
+    with pytest.raises(UserError, match="does not use it"):
         open_source(tmp_path, options=ReadOptions(depth_scale=1000.0))
 
 
@@ -238,13 +239,13 @@ CONTENT = P5 + WALL.tobytes()
         (b"not a picture at all\n" * 30000, "does not begin with"),
         (b"P5 320 240 65535\n" + CONTENT[17:], "does not begin with"),
         (b"P2" + CONTENT[2:], "does not begin with"),
-        (CONTENT[:-1], "cut short: 614416 bytes of 614417"),
-        (CONTENT[:17], "cut short"),
+        (CONTENT[:-1], "truncated: 614416 bytes, not 614417"),
+        (CONTENT[:17], "truncated"),
         (CONTENT + b"\n", "too long"),
-        (P5 + WALL.astype(">u2").tobytes(), "no disparity of 11 bits"),
+        (P5 + WALL.astype(">u2").tobytes(), "above 11 bits"),
     ],
 )
-def test_broken_depth_is_named_with_the_reason(tmp_path, content, reason):
+def test_a_broken_depth_file_is_named_with_the_reason(tmp_path, content, reason):
     folder = write_scene(tmp_path / SCENE, [0, 1], [0, 1])
     source = open_source(tmp_path)
     file = folder / depth_name(0)
@@ -260,11 +261,11 @@ def test_broken_depth_is_named_with_the_reason(tmp_path, content, reason):
     [
         (b"", "is empty"),
         (CONTENT, "does not begin with P6 640 480 255"),
-        (P6 + bytes(480 * 640 * 3 - 5), "cut short: 921610 bytes of 921615"),
+        (P6 + bytes(480 * 640 * 3 - 5), "truncated: 921610 bytes, not 921615"),
         (P6 + bytes(480 * 640 * 3 + 1), "too long"),
     ],
 )
-def test_broken_colours_are_named_with_the_reason(tmp_path, content, reason):
+def test_a_broken_image_is_named_with_the_reason(tmp_path, content, reason):
     folder = write_scene(tmp_path / SCENE, [0], [0])
     file = folder / rgb_name(0)
     file.write_bytes(content)
@@ -273,7 +274,7 @@ def test_broken_colours_are_named_with_the_reason(tmp_path, content, reason):
     assert str(file) in str(error.value)
 
 
-def test_a_file_that_went_away_is_a_broken_frame(tmp_path):
+def test_a_missing_file_is_a_broken_frame(tmp_path):
     folder = write_scene(tmp_path / SCENE, [0], [0])
     source = open_source(tmp_path)
     before = source.fingerprint()
@@ -283,7 +284,7 @@ def test_a_file_that_went_away_is_a_broken_frame(tmp_path):
     assert source.fingerprint() != before
 
 
-def test_a_frame_without_any_reading_has_no_depth(tmp_path):
+def test_a_frame_without_readings_has_no_depth(tmp_path):
     write_scene(tmp_path / SCENE, [0], [0], disparity=np.full_like(WALL, 2047))
     frame = open_source(tmp_path).frame(0)
     assert frame.raw is not None and not frame.raw.any()
@@ -298,36 +299,38 @@ def test_depth_is_little_endian(tmp_path):
     np.testing.assert_array_equal(nyu_raw.read_depth(file), disparity)
 
 
-def test_a_source_travels_to_another_process(dump):
+def test_a_source_can_be_pickled(dump):
     source = open_source(dump)
     copy = pickle.loads(pickle.dumps(source))
     assert copy.infos == source.infos and copy.fingerprint() == source.fingerprint()
     np.testing.assert_array_equal(copy.frame(0).raw, source.frame(0).raw)
 
 
-def test_the_fingerprint_follows_files_and_options_without_reading(tmp_path):
-    folder = write_empty(tmp_path / SCENE, [0, 1], [0, 1])  # nothing to be read
+def test_the_fingerprint_depends_on_files_and_options(tmp_path):
+    folder = write_empty(
+        tmp_path / SCENE, [0, 1], [0, 1]
+    )  # empty files: content is not read
     first = open_source(tmp_path).fingerprint()
     assert open_source(tmp_path).fingerprint() == first
     options = [
         ReadOptions(every=2), ReadOptions(doubles="keep"), ReadOptions(max_gap=0.5),
         ReadOptions(variant="A"), ReadOptions(fill="cross_bf"),
     ]  # fmt: skip
-    found = [open_source(tmp_path, options=o).fingerprint() for o in options]
+    others = [open_source(tmp_path, options=o).fingerprint() for o in options]
     os.utime(folder / rgb_name(1), (1, 1))
-    found.append(open_source(tmp_path).fingerprint())
+    others.append(open_source(tmp_path).fingerprint())
     (folder / depth_name(0)).write_bytes(b"other")
-    found.append(open_source(tmp_path).fingerprint())
+    others.append(open_source(tmp_path).fingerprint())
     write_empty(tmp_path / "b_0001", [0], [0])
-    found.append(open_source(tmp_path).fingerprint())
-    assert len({str(f) for f in [first, *found]}) == len(found) + 1
+    others.append(open_source(tmp_path).fingerprint())
+    assert len({str(f) for f in [first, *others]}) == len(others) + 1
 
 
 def scenes_of(part):
     return sorted(scene for scene, p in splits.parts().items() if p == part)
 
 
-def test_scenes_decide_what_trains_and_a_test_scene_never_does(tmp_path):
+def test_splits_follow_scenes_and_test_scenes_are_left_out_of_training(tmp_path):
     tune, report = scenes_of("tune")[0], scenes_of("report")[0]
     train, test = scenes_of("train")[0], scenes_of("test")[0]
     folders = [f"{train}a", f"{train}b", tune, f"{report}c", test, "bookstore_0001d",
@@ -340,20 +343,20 @@ def test_scenes_decide_what_trains_and_a_test_scene_never_does(tmp_path):
     def of(split, part):
         return sorted(str(scene[row]) for row in source.splits()[split][part])
 
-    kept = sorted([f"{train}a", f"{train}b", "nyu_office_0"])
-    assert of("official", "train") == sorted([*kept, tune, f"{report}c"])
+    trained = sorted([f"{train}a", f"{train}b", "nyu_office_0"])
+    assert of("official", "train") == sorted([*trained, tune, f"{report}c"])
     assert of("official", "eval") == sorted([test, "bookstore_0001d"])
-    assert of("tune", "train") == of("report", "train") == kept
+    assert of("tune", "train") == of("report", "train") == trained
     assert of("tune", "eval") == [tune] and of("report", "eval") == [f"{report}c"]
     assert of("all", "train") == sorted(folders) and of("all", "eval") == []
     assert any("2 folders of official test scenes" in n for n in source.notes)
     assert any(
-        "1 folder of no labeled scene" in n and "nyu_office_0" in n
+        "1 folder of scenes without labeled frames" in n and "nyu_office_0" in n
         for n in source.notes
     )
 
 
-def test_bts_s_training_folders_keep_the_test_scenes_out(shared_data, tmp_path):
+def test_test_scenes_in_the_training_list_of_bts_are_left_out(shared_data, tmp_path):
     listed = (shared_data / "nyu_splits" / "train_scenes.txt").read_text().split()
     for folder in listed:
         write_empty(tmp_path / folder, [0], [0])
@@ -365,12 +368,11 @@ def test_bts_s_training_folders_keep_the_test_scenes_out(shared_data, tmp_path):
     assert trained == set(listed) - evaluated
 
 
-def test_training_scenes_alone_are_a_training_set(dump):
-    found = open_source(dump).splits()
-    assert found["official"] == {"train": [0], "eval": []}
+def test_training_scenes_without_test_scenes_are_for_training(dump):
+    assert open_source(dump).splits()["official"] == {"train": [0], "eval": []}
 
 
-def test_training_scenes_train_where_other_data_evaluate(dump, tmp_path):
+def test_training_scenes_need_other_data_for_evaluation(dump, tmp_path):
     config = Config.of(data=str(dump), size="60x80", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="--eval_data"):
         dataset.open_data(config)
@@ -382,7 +384,7 @@ def test_training_scenes_train_where_other_data_evaluate(dump, tmp_path):
     assert data.name == "held_out" and data.nyu and data.depth == "raw"
 
 
-def test_a_recording_of_one_s_own_has_no_official_split(tmp_path):
+def test_other_recordings_have_no_official_split(tmp_path):
     write_empty(tmp_path / "my_room", [0, 1], [0, 1])
     source = open_source(tmp_path)
     assert source.splits() == {"all": {"train": [0, 1], "eval": []}}

@@ -43,7 +43,7 @@ def error_of(act) -> str:
 @pytest.mark.parametrize(
     "line", ["k/a one.jpg,k/b.png", "/k/a one.jpg , /k/b.png"], ids=["plain", "slash"]
 )
-def test_a_list_pairs_what_names_do_not(tmp_path, line):
+def test_a_list_pairs_files_of_unrelated_names(tmp_path, line):
     save(tmp_path, {"k/a one.jpg": RGB, "k/b.png": MM, "l.csv": f"# list\n{line}\n"})
     source = open_source(tmp_path)
     assert [(i.name, i.scene) for i in source.infos] == [("k/a one.jpg", "k")]
@@ -56,14 +56,14 @@ def test_a_list_pairs_what_names_do_not(tmp_path, line):
     ("second", "part"),
     [("a.jpg gone.png", "line 2"), ("a.jpg b.png", "listed twice")],
 )
-def test_a_wrong_list_is_told(tmp_path, second, part):
+def test_a_wrong_list_is_rejected(tmp_path, second, part):
     listed = f"a.jpg b.png\n{second}\n"
     save(tmp_path, {"a.jpg": RGB, "b.png": MM, "list.txt": listed})
-    told = error_of(lambda: open_source(tmp_path))
-    assert part in told and "list.txt" in told
+    text = error_of(lambda: open_source(tmp_path))
+    assert part in text and "list.txt" in text
 
 
-def test_text_that_lists_nothing_is_no_list(tmp_path):
+def test_a_text_without_file_names_is_not_a_list(tmp_path):
     save(tmp_path, {"a.jpg": RGB, "b.png": MM, "readme.txt": "two words\n"})
     assert "no pair" in error_of(lambda: open_source(tmp_path))
 
@@ -76,16 +76,16 @@ def marigold_line(index, scene=None):
 
 
 def marigold(root, lines):
-    """Frames of three files each: depth of 2.5 m with holes, and without."""
+    """Write frames of three files: image, depth of 2.5 m with holes and without."""
     holed = MM.copy()
     holed[:3] = 0
     for line in lines:
-        pictures = (RGB, holed, MM)
-        save(root, dict(zip(line.split(), pictures, strict=True)))
+        images = (RGB, holed, MM)
+        save(root, dict(zip(line.split(), images, strict=True)))
     return save(root, {"filename_list_test.txt": "\n".join(lines)})
 
 
-def test_three_columns_are_both_truths_of_official_frames(tmp_path):
+def test_three_columns_are_raw_and_filled_depth_of_official_frames(tmp_path):
     indices = [splits.official()["test"][0], splits.official()["train"][0]]
     lines = [marigold_line(index) for index in indices]
     source = open_source(marigold(tmp_path, lines))
@@ -105,7 +105,7 @@ def test_three_columns_are_both_truths_of_official_frames(tmp_path):
     made.same_elsewhere(source)
 
 
-def test_three_columns_of_other_scenes_have_no_index(tmp_path):
+def test_three_columns_of_other_scenes_have_no_official_index(tmp_path):
     index = splits.official()["test"][0]
     lines = [marigold_line(index), marigold_line(index + 1, "my_room")]
     source = open_source(marigold(tmp_path, lines))
@@ -114,15 +114,15 @@ def test_three_columns_of_other_scenes_have_no_index(tmp_path):
     assert source.splits().keys() == {"all"}
 
 
-def test_three_columns_with_a_wrong_line_are_told(tmp_path):
+def test_three_columns_with_a_wrong_line_are_rejected(tmp_path):
     marigold(tmp_path, [marigold_line(1)])
     listed = tmp_path / "filename_list_test.txt"
     listed.write_text(f"{marigold_line(1)}\n{marigold_line(2)}\n")
-    told = error_of(lambda: open_source(tmp_path))
-    assert "line 2" in told and "two depth files" in told
+    text = error_of(lambda: open_source(tmp_path))
+    assert "line 2" in text and "two depth files" in text
 
 
-def test_a_frame_that_cannot_be_read_leaves_the_others(tmp_path):
+def test_an_unreadable_frame_does_not_affect_the_others(tmp_path):
     files_of = {f"rgb/{k}.png": RGB for k in range(4)}
     save(tmp_path, files_of | {f"depth/{k}.png": MM for k in range(4)})
     (tmp_path / "depth/0.png").write_bytes(b"")
@@ -132,7 +132,7 @@ def test_a_frame_that_cannot_be_read_leaves_the_others(tmp_path):
     assert "depth/0.png" in broken[0] and "rgb/2.png" in broken[2]
 
 
-def test_what_is_wrong_with_all_of_it_is_no_broken_frame(tmp_path):
+def test_errors_of_the_whole_data_set_are_not_broken_frames(tmp_path):
     eight = np.full((12, 16), 50, np.uint8)
     images = {"rgb/0.png": RGB, "rgb/1.png": RGB}
     for second in (MM[:5], eight):
@@ -144,24 +144,23 @@ def test_what_is_wrong_with_all_of_it_is_no_broken_frame(tmp_path):
         assert not isinstance(error.value, BrokenFrame)
 
 
-def test_floating_point_pictures_hold_metres(tmp_path):
+def test_floating_point_images_hold_metres(tmp_path):
     metres = np.full((12, 16), 2.5, np.float32)
     metres[0, :3] = [np.nan, np.inf, -1]
     save(tmp_path, {"rgb/1.jpg": RGB, "depth/1.tiff": metres})
-    found = open_source(tmp_path).frame(0)
-    (depth,) = found.depths.values()
+    (depth,) = open_source(tmp_path).frame(0).depths.values()
     assert depth.max() == 2.5 and (depth[0, :3] == 0).all()
 
 
-def test_names_may_differ_in_case_alone(tmp_path):
+def test_names_are_case_sensitive(tmp_path):
     files = {"rgb/A.png": RGB, "rgb/a.png": RGB, "depth/A.png": MM, "depth/a.png": MM}
     save(tmp_path, files)
     if len(list((tmp_path / "rgb").iterdir())) < 2:
-        pytest.skip("this file system does not tell upper from lower case")
+        pytest.skip("this file system is not case-sensitive")
     assert len(open_source(tmp_path).infos) == 2
 
 
-def test_depth_of_8_and_16_bits_is_not_mixed(tmp_path, monkeypatch):
+def test_mixed_8_and_16_bit_depth_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "SAMPLE", 1)
     eight = np.full((12, 16), 50, np.uint8)
     images = {f"rgb/{k}.jpg": RGB for k in range(2)}
@@ -177,7 +176,7 @@ def small_mat(path):
     return path
 
 
-def test_sources_travel_to_other_processes(tmp_path):
+def test_sources_can_be_pickled(tmp_path):
     source = open_source(small_mat(tmp_path / "x.mat"))
     before = source.frame(1)
     after = pickle.loads(pickle.dumps(source)).frame(1)
@@ -185,7 +184,7 @@ def test_sources_travel_to_other_processes(tmp_path):
     assert source.infos == pickle.loads(pickle.dumps(source)).infos
 
 
-def test_the_camera_is_known_at_nyus_own_size_alone(tmp_path):
+def test_intrinsics_are_known_only_at_nyu_s_size(tmp_path):
     assert open_source(small_mat(tmp_path / "x.mat")).frame(0).intrinsics is None
     np.testing.assert_allclose(
         labeled.INTRINSICS, (518.858, 519.470, 325.582, 253.736), 1e-5

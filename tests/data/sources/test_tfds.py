@@ -1,4 +1,4 @@
-"""TFDS's nyu_depth_v2, prepared by its own builder from files of FastDepth's form."""
+"""The format tfds: nyu_depth_v2 prepared by TFDS from files like FastDepth's."""
 
 import concurrent.futures
 import importlib.resources
@@ -23,7 +23,7 @@ SHARDS = 2  # of each split
 
 
 def content(part, k):
-    """Image (H, W, 3) and depth, a float16 has, of one file."""
+    """Image (H, W, 3) and depth (H, W), representable in float16, of one file."""
     y, x = np.mgrid[:480, :640]
     rgb = np.stack([y // 2, x // 3, np.full_like(x, 20 * k + 100 * (part == "val"))])
     depth = (1 + k + x / 640 + (part == "val") * 0.5).astype(np.float16)
@@ -32,7 +32,7 @@ def content(part, k):
 
 @pytest.fixture(scope="module", params=["tfrecord", "array_record"])
 def prepared(request, tmp_path_factory):
-    """The folder that TFDS keeps data in, written by it."""
+    """The data folder of TFDS, written by its builder."""
     download = tmp_path_factory.mktemp("download")
     for part, count in COUNTS.items():
         for k in range(count):
@@ -44,7 +44,7 @@ def prepared(request, tmp_path_factory):
     root = tmp_path_factory.mktemp("tensorflow_datasets")
     manager = tensorflow_datasets.download.DownloadManager
     with pytest.MonkeyPatch.context() as patch:
-        # TFDS wants the backport, which it doesn't install, of what Python has.
+        # TFDS imports the backport of importlib.resources but does not install it.
         patch.setitem(sys.modules, "importlib_resources", importlib.resources)
         patch.setattr(manager, "download_and_extract", lambda *_: str(download))
         patch.setattr(
@@ -69,7 +69,7 @@ def copied(prepared, tmp_path):
 
 
 def number(rgb):
-    """Which file a frame is of: ("train" | "val", k)."""
+    """The file that a frame is from: ("train" | "val", k)."""
     blue = int(rgb[0, 0, 2])
     return ("val", (blue - 100) // 20) if blue >= 100 else ("train", blue // 20)
 
@@ -79,7 +79,7 @@ def content_of(frame):
 
 
 @pytest.mark.parametrize("inside", ["", "nyu_depth_v2", "nyu_depth_v2/0.0.1"])
-def test_every_frame_is_what_was_prepared(prepared, inside):
+def test_every_frame_equals_the_prepared_one(prepared, inside):
     source = open_source(prepared / inside)
     assert source.format == "tfds" and source.truths == ("filled",)
     assert source.name == "nyu_depth_v2 0.0.1"
@@ -102,23 +102,23 @@ def test_every_frame_is_what_was_prepared(prepared, inside):
         "all": {"train": [0, 1, 2, 3, 4, 5, 6], "eval": []},
     }
     (note,) = source.notes
-    assert "no scene" in note
+    assert note.startswith("scenes and names of frames are unknown")
 
 
-def test_the_order_is_that_of_tfds(prepared):
+def test_the_order_of_frames_equals_that_of_tfds(prepared):
     source = open_source(prepared)
     assert isinstance(source, tfds.Tfds)
     builder = tensorflow_datasets.builder_from_directory(source.path)
     for part, rows in (("train", range(5)), ("validation", range(5, 7))):
         if builder.info.file_format.value == "tfrecord":
-            theirs = list(builder.as_dataset(split=part).as_numpy_iterator())
+            examples = list(builder.as_dataset(split=part).as_numpy_iterator())
         else:
-            theirs = list(builder.as_data_source(part))
-        for row, other in zip(rows, theirs, strict=True):
-            np.testing.assert_array_equal(source.frame(row).rgb, other["image"])
+            examples = list(builder.as_data_source(part))
+        for row, example in zip(rows, examples, strict=True):
+            np.testing.assert_array_equal(source.frame(row).rgb, example["image"])
 
 
-def test_rows_are_read_in_any_order(prepared):
+def test_rows_can_be_read_in_any_order(prepared):
     source = open_source(prepared)
     numbers = [number(source.frame(row).rgb) for row in range(7)]
     for row in (6, 0, 3, 3, 5, 2, 6, 1):
@@ -127,18 +127,18 @@ def test_rows_are_read_in_any_order(prepared):
 
 
 @pytest.mark.slow
-def test_processes_read_from_any_row(prepared, request):
+def test_other_processes_can_read_any_row(prepared, request):
     if "array_record" in request.node.name:
         pytest.skip("two processes that start TensorFlow are enough")
     source = open_source(prepared)
-    mine = [number(source.frame(row).rgb) for row in range(7)]
+    expected = [number(source.frame(row).rgb) for row in range(7)]
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
-        theirs = list(pool.map(source.frame, range(7), chunksize=4))
-    assert [number(frame.rgb) for frame in theirs] == mine
+        frames = list(pool.map(source.frame, range(7), chunksize=4))
+    assert [number(frame.rgb) for frame in frames] == expected
 
 
-def test_a_record_is_reached_without_reading_those_before_it(copied, monkeypatch):
+def test_a_record_is_read_without_those_before_it(copied, monkeypatch):
     source = open_source(copied)
     assert isinstance(source, tfds.Tfds)
     if not source._record_files[0].name.count("tfrecord"):
@@ -153,20 +153,20 @@ def test_a_record_is_reached_without_reading_those_before_it(copied, monkeypatch
     assert offsets[0] == 0 and len(offsets) >= 2
     source.frame(len(offsets) - 1)
     assert read == [len(offsets) - 1]
-    # What lies before it is not even looked at.
+    # Damage to earlier records does not matter.
     content = bytearray(file.read_bytes())
     content[16 : offsets[-1]] = bytes(offsets[-1] - 16)
     file.write_bytes(content)
     assert made.broken_rows(open_source(copied)).keys() == set(range(len(offsets) - 1))
 
 
-def test_a_flipped_bit_breaks_its_frame(copied):
+def test_a_flipped_bit_breaks_only_its_frame(copied):
     source = open_source(copied)
     assert isinstance(source, tfds.Tfds)
     file, count = source._record_files[0], source._ends[0]
     content, rng = file.read_bytes(), np.random.default_rng(0)
     used = np.flatnonzero(np.frombuffer(content, np.uint8))  # ArrayRecord pads
-    told = 0
+    detected = 0
     for place in rng.choice(used, 12):
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.integers(8)
@@ -174,17 +174,17 @@ def test_a_flipped_bit_breaks_its_frame(copied):
         damaged = open_source(copied)
         broken = made.broken_rows(damaged)
         assert broken.keys() <= set(range(count))
-        assert all(file.name in said for said in broken.values())
-        # No flipped bit changes a frame.
+        assert all(file.name in text for text in broken.values())
+        # The other frames are unchanged.
         for row in set(range(count)) - broken.keys():
             rgb, depth = content_of(damaged.frame(row))
             np.testing.assert_array_equal(damaged.frame(row).rgb, rgb)
             np.testing.assert_array_equal(damaged.frame(row).filled, depth)
-        told += bool(broken)
-    assert told > 6
+        detected += bool(broken)
+    assert detected > 6
 
 
-def test_a_cut_breaks_the_frames_behind_it(copied):
+def test_truncation_breaks_the_frames_after_it(copied):
     source = open_source(copied)
     assert isinstance(source, tfds.Tfds)
     file, count = source._record_files[0], source._ends[0]
@@ -199,12 +199,12 @@ def test_a_cut_breaks_the_frames_behind_it(copied):
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @pytest.mark.parametrize("damaged", ["", "[]", "{", '{"name": "nyu_depth_v2"}'])
-def test_damaged_descriptions_are_told(copied, name, damaged):
+def test_damaged_descriptions_are_an_error(copied, name, damaged):
     (copied / name).write_text(damaged)
     made.refused(copied, copied, data_format="tfds")
 
 
-def test_other_features_are_told(copied):
+def test_other_features_are_rejected(copied):
     path = copied / "features.json"
     text = path.read_text()
     for old, new in (('"depth"', '"depth_map"'), ("float16", "int32"), ("640", "64")):
@@ -219,9 +219,9 @@ def test_654_frames_of_validation_are_the_official_test_set(copied):
         if split["name"] == "validation":
             split["shardLengths"] = ["2", "652"]
     path.write_text(json.dumps(info))
-    found = open_source(copied).splits()
-    assert len(found["official"]["eval"]) == len(splits.official()["test"]) == 654
-    assert found["official"]["train"] == [0, 1, 2, 3, 4]
+    by_name = open_source(copied).splits()
+    assert len(by_name["official"]["eval"]) == len(splits.official()["test"]) == 654
+    assert by_name["official"]["train"] == [0, 1, 2, 3, 4]
 
 
 def test_other_data_sets_of_tfds_are_not_recognised(copied, tmp_path):
@@ -231,7 +231,7 @@ def test_other_data_sets_of_tfds_are_not_recognised(copied, tmp_path):
     assert not tfds.Tfds.recognises(tmp_path)
 
 
-def test_without_tensorflow_it_is_said(copied, monkeypatch):
+def test_missing_tensorflow_is_an_error(copied, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     made.refused(copied, "TensorFlow", "install")
 
