@@ -1,6 +1,6 @@
 """Your own data format: a folder of pairs a.png (colours) and a.npz (depth in metres).
 
-jaxdepth run --plugin=examples/own_dataset.py --data=FOLDER --split=all --eval_data=FOLDER2
+jaxdepth run --plugin=examples/own_dataset.py --data=A --split=all --eval_data=B
 """
 
 import numpy as np

@@ -451,6 +451,11 @@ def without(argv: Sequence[str], name: str) -> list[str]:
 _loaded: dict[Path, types.ModuleType] = {}
 
 
+def loaded_plugins() -> list[str]:
+    """Paths of the plugins that this process has imported."""
+    return [str(path) for path in _loaded]
+
+
 def load_plugins(argv: Sequence[str]) -> list[str]:
     """Import the file that `--plugin` names, once; returns the words as a list."""
     if (path := value_of(argv, "plugin")) is not None and path.lower() != "none":

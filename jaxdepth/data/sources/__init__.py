@@ -210,7 +210,7 @@ for _name, _place in {
     SOURCES.register(_name, _BuiltIn(_place))
 
 
-def register_source(name: str, source: type) -> type:
+def register_source(name: str, source: Any) -> Any:
     """Register a data format under a name, which `--data_format` then takes.
 
     Args:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import typing
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
+from jaxdepth.runtime import flags
 from jaxdepth.runtime.errors import MachineError, UserError
 
 T = typing.TypeVar("T")
@@ -124,8 +125,11 @@ def in_order(
             yield from _windowed(futures, AHEAD)
         return
     context = multiprocessing.get_context("spawn")
+    # Pickled here and not by the pool: a source may be defined in a plugin, which the
+    # worker must import first.
+    arguments = (flags.loaded_plugins(), pickle.dumps(packer))
     pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(packer,)
+        workers, mp_context=context, initializer=_start_worker, initargs=arguments
     )
     try:
         with _single_threaded_workers():
@@ -176,7 +180,7 @@ def _single_threaded_workers() -> Iterator[None]:
 _packer: Packer | None = None  # set in workers
 
 
-def _start_worker(packer: Packer) -> None:
+def _start_worker(plugins: Sequence[str], packer: bytes) -> None:
     global _packer
     import jax
 
@@ -185,7 +189,9 @@ def _start_worker(packer: Packer) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _packer = packer
+    for path in plugins:
+        flags.load_plugin(path)
+    _packer = pickle.loads(packer)
 
 
 def _end_with_parent() -> None:

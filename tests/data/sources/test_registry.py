@@ -15,6 +15,7 @@ from jaxdepth.data.sources import (
     Source,
     files,
     open_source,
+    register_source,
     takes,
 )
 from jaxdepth.data.store import writer as store_writer
@@ -53,7 +54,7 @@ class Arrays:
 
 @pytest.fixture
 def arrays():
-    SOURCES.register("arrays", Arrays)
+    register_source("arrays", Arrays)
     yield
     SOURCES.unregister("arrays")
 
