@@ -43,7 +43,7 @@ class Config:
     Make3D variant."""
     unpool: Literal["zero", "average"] = "zero"
     """What an up-projection puts between two entries: zeros, or their average."""
-    upconv: Literal["auto", "plain", "dilated", "four", "packed", "rows"] = "auto"
+    upconv: Literal["auto", "plain", "dilated", "four"] = "auto"
     """How the up-convolution is computed. Equal in value; auto: by platform."""
     dropout: float | Auto = "auto"
     """Dropped share before the last layer while training; auto: 0.5 for cnn_fc."""

@@ -19,7 +19,7 @@ from jaxdepth.ops.upconv import FORMS, upconv
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.errors import UserError
 
-LETTERS = {"plain": "a", "dilated": "b", "four": "c", "packed": "d", "rows": "d2"}
+LETTERS = {"plain": "a", "dilated": "b", "four": "c"}
 DIRECTIONS = ("forward", "input gradient", "kernel gradient")
 PARTS = ("upconv", "pointwise", "transposed")
 
