@@ -1,9 +1,9 @@
 """`cnn_fc`, `cnn` and `cnn_trans`: the plain convolutional networks.
 
-Each is an encoder, everything but the last stage, and a head. Batch normalisation and
-ReLU follow every convolution but the last.
+Batch normalisation and ReLU follow every convolution but the last.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
+from jaxdepth.models.layers import Layer, bind_layers
 from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
-from jaxdepth.models.resnet import batch_norm
 from jaxdepth.models.upproj import ConvHead
-from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
+from jaxdepth.ops.conv import Padding, transposed_conv2x
 from jaxdepth.ops.dense import dense_product
 from jaxdepth.ops.pool import max_pool
 from jaxdepth.runtime.errors import UserError
@@ -25,52 +25,52 @@ Size = tuple[int, int]
 
 
 class ConvBlock(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU. Names: `conv`, `bn`."""
+    """Convolution without bias, batch normalisation, ReLU. Names: `conv`, `bn`.
+
+    Attributes:
+      features, kernel_size, stride, padding: of the convolution.
+      conv: convolution layer.
+      norm: normalisation layer with `use_running_average` bound.
+    """
 
     features: int
-    epsilon: float
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: Layer
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
     padding: Padding | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b i j d"]:
-        x = Conv(
-            self.features,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            dtype=self.dtype,
-            name="conv",
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        x = self.conv(
+            self.features, self.kernel_size, self.stride, self.padding, name="conv"
         )(x)
-        norm = batch_norm(
-            train=train, epsilon=self.epsilon, dtype=self.dtype, axis_name=self.bn_axis
-        )
-        return nn.relu(norm(name="bn")(x))
+        return nn.relu(self.norm(name="bn")(x))
 
 
 def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """2x2 max-pool of stride 2 that rounds up: a last odd row pools by itself."""
+    """2x2 max-pool of stride 2, rounding up: a last odd row is a window by itself."""
     _, height, width, _ = x.shape
     return max_pool(x, 2, padding=((0, height % 2), (0, width % 2)))
 
 
 class FCEncoder(nn.Module):
-    """The five convolutions of `cnn_fc`, with three pools. Names: `block1` ..."""
+    """The five convolutions of `cnn_fc`, with three pools. Names: `block1` ...
+
+    Attributes:
+      features: of the convolutions.
+      conv, norm: convolution and normalisation layers.
+    """
 
     features: tuple[int, ...]
-    epsilon: float
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: Layer
 
     @nn.compact
     def __call__(
         self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
+        norm = functools.partial(self.norm, use_running_average=not train)
         x = jnp.asarray(image)
         for index, features in enumerate(self.features):
             size, stride, padding = 3, 1, None
@@ -80,14 +80,13 @@ class FCEncoder(nn.Module):
                 size = 5
             x = ConvBlock(
                 features,
-                epsilon=self.epsilon,
-                dtype=self.dtype,
-                bn_axis=self.bn_axis,
-                kernel_size=(size, size),
-                stride=stride,
-                padding=padding,
+                self.conv,
+                norm,
+                (size, size),
+                stride,
+                padding,
                 name=f"block{index + 1}",
-            )(x, train=train)
+            )(x)
             if index in (0, 1, len(self.features) - 1):
                 x = max_pool(x, 2)
         return x
@@ -102,20 +101,20 @@ class CNNFC(nn.Module):
     convolution's grid. At 228x304: 55x74 -> 27x37 -> 13x18 -> 6x9 -> 4096 -> 55x74,
     3,745,824 convolution and 73,293,824 fully connected weights.
 
-    The fully connected layers are sized for one input size, `image_size`; any other
-    input is refused.
+    The fully connected layers are built for one input size, `image_size`.
 
-    The paper fixes the counts, which are those of the coarse network of Eigen et al.
-    2014 and so fix the layers, batch normalisation after every convolution, and the
-    dropout of 0.5. Its text says six convolutions, its counts leave five. It resizes
-    the output to the size of the truth; ours brings the truth to the output. The
-    softplus head and He initialisation are ours.
+    The paper fixes the parameter counts, which are those of the coarse network of
+    Eigen et al. 2014 and determine the layers, batch normalisation after every
+    convolution, and dropout of 0.5. Its text says six convolutions; its counts are
+    those of five. It resizes the output to the size of the ground truth; here the
+    ground truth is resized to the output. The softplus head and He initialisation are
+    our choices.
 
     Names: `encoder/block{i}/{conv,bn}`, `decoder/{kernel,bias}` (4096),
     `head/kernel`, `head/bias`.
 
     Attributes:
-      image_size: (height, width) that it is built for.
+      image_size: (height, width) of the input.
       features: of the convolutions.
       hidden: units of the first fully connected layer.
       others: as in `upproj.UpProj`.
@@ -133,9 +132,8 @@ class CNNFC(nn.Module):
 
     def setup(self):
         height, width = self.output_size(self.image_size)
-        self.encoder = FCEncoder(
-            self.features, self.layout.bn_epsilon, self.dtype, self.bn_axis
-        )
+        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
+        self.encoder = FCEncoder(self.features, conv, norm)
         he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         self.decoder = nn.Dense(
             self.hidden,
@@ -152,9 +150,9 @@ class CNNFC(nn.Module):
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:
-        """Depth in metres, float32; arguments as in `upproj.UpProj`.
+        """Predict depth in metres, float32; arguments as in `upproj.UpProj`.
 
-        Raises: UserError where the image is not of `image_size`.
+        Raises: UserError if the image is not of `image_size`.
         """
         if image.shape[1:3] != self.image_size:
             built, given = self.image_size, image.shape[1:3]
@@ -163,7 +161,7 @@ class CNNFC(nn.Module):
                 f"{given[1]}: resize the image, or build the network for that size"
             )
         x = self.encoder(image, train=train and self.freeze == "none")
-        if self.freeze == "encoder":  # it needs no backward pass
+        if self.freeze == "encoder":  # no backward pass
             x = lax.stop_gradient(x)
         x = nn.relu(self.decoder(x.reshape(x.shape[0], -1)))
         x = drop(x, keys, rate=self.dropout, train=train)
@@ -171,7 +169,7 @@ class CNNFC(nn.Module):
         return depth_from_raw(raw, self.layout.head)
 
     def output_size(self, image_size: Size) -> Size:
-        """The first convolution's output: 11x11, stride 4, no padding."""
+        """The size after the first convolution: 11x11, stride 4, no padding."""
         height, width = image_size
         return (height - 11) // 4 + 1, (width - 11) // 4 + 1
 
@@ -180,8 +178,8 @@ class DenseHead(nn.Module):
     """The last fully connected layer, linear: raw output in float32.
 
     Attributes:
-      features: outputs.
-      init_bias: what they start at.
+      features: number of outputs.
+      init_bias: initial value of the biases, and so of the outputs.
       dtype: of the product; the bias is added in float32.
     """
 
@@ -201,27 +199,29 @@ class DenseHead(nn.Module):
 
 
 class CNNEncoder(nn.Module):
-    """All convolutions but the last, pooled after the first two. Names `block1` ..."""
+    """All convolutions but the last, with a pool after each of the first ones.
+
+    Names: `block1` ...
+
+    Attributes:
+      features: of the convolutions.
+      pools: number of convolutions that are followed by a pool.
+      conv, norm: convolution and normalisation layers.
+    """
 
     features: tuple[int, ...]
     pools: int
-    epsilon: float
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: Layer
 
     @nn.compact
     def __call__(
         self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
+        norm = functools.partial(self.norm, use_running_average=not train)
         x = jnp.asarray(image)
         for index, features in enumerate(self.features):
-            x = ConvBlock(
-                features,
-                epsilon=self.epsilon,
-                dtype=self.dtype,
-                bn_axis=self.bn_axis,
-                name=f"block{index + 1}",
-            )(x, train=train)
+            x = ConvBlock(features, self.conv, norm, name=f"block{index + 1}")(x)
             if index < self.pools:
                 x = max_pool_up(x)
         return x
@@ -250,22 +250,22 @@ class TransposedHead(nn.Module):
 class CNN(nn.Module):
     """Eight 3x3 convolutions (`--arch=cnn`; `--arch=cnn_trans` with `transposed`).
 
-    2x2 max-pools bring the size down to a quarter, rounded up: 228x304 -> 57x76. With
-    `transposed`, the second last convolution is followed by one more pool, and the
-    last is a transposed one that doubles the size again, cut at the bottom and right
-    to the same output: 57x76 -> 29x38 -> 58x76 -> 57x76.
+    2x2 max-pools reduce the size to a quarter, rounded up: 228x304 -> 57x76. With
+    `transposed`, one more pool follows the seventh convolution and the last one is a
+    transposed convolution that doubles the size, cut at the bottom and right to the
+    same output: 57x76 -> 29x38 -> 58x76 -> 57x76.
 
-    The paper fixes the number of convolutions, 3x3, batch normalisation and ReLU, and
-    pooling down to the size of the depth map. Ours: the widths; both pools as early
-    as can be, after the first and the second convolution, which gives the widest view
-    (58 pixels of the image; 3.9 GMAC forward at 228x304); the last convolution
-    without batch normalisation and ReLU; the transposed kernel of 3x3; dropout,
-    before the last convolution, off.
+    The paper fixes the number of convolutions, their size of 3x3, batch normalisation
+    and ReLU, and pooling down to the size of the depth map. Our choices: the widths;
+    the pools directly after the first and the second convolution, which gives the
+    largest receptive field (58 pixels of the image; 3.9 GMAC forward at 228x304); no
+    batch normalisation and ReLU after the last convolution; the 3x3 kernel of the
+    transposed convolution; no dropout before the last convolution by default.
 
     Names: `encoder/block{i}/{conv,bn}`, `head`.
 
     Attributes:
-      transposed: the variant above.
+      transposed: whether the last convolution is a transposed one.
       features: of the seven convolutions before the last.
       pools: how many of them are followed by a pool.
       others: as in `upproj.UpProj`.
@@ -282,13 +282,8 @@ class CNN(nn.Module):
     pools: int = 2
 
     def setup(self):
-        self.encoder = CNNEncoder(
-            self.features,
-            self.pools,
-            self.layout.bn_epsilon,
-            self.dtype,
-            self.bn_axis,
-        )
+        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
+        self.encoder = CNNEncoder(self.features, self.pools, conv, norm)
         bias = raw_from_depth(self.init_depth, self.layout.head)
         head = TransposedHead if self.transposed else ConvHead
         self.head = head(bias, dtype=self.dtype)
@@ -299,9 +294,9 @@ class CNN(nn.Module):
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:
-        """Depth in metres, float32; arguments as in `upproj.UpProj`."""
+        """Predict depth in metres, float32; arguments as in `upproj.UpProj`."""
         x = self.encoder(image, train=train and self.freeze == "none")
-        if self.freeze == "encoder":  # it needs no backward pass
+        if self.freeze == "encoder":  # no backward pass
             x = lax.stop_gradient(x)
         height, width = x.shape[1:3]
         if self.transposed:
@@ -311,6 +306,6 @@ class CNN(nn.Module):
         return depth_from_raw(raw, self.layout.head)
 
     def output_size(self, image_size: Size) -> Size:
-        """(height, width) of the depth of an image of `image_size`."""
+        """(height, width) of the depth for an image of `image_size`."""
         height, width = image_size
         return -(-height // 2**self.pools), -(-width // 2**self.pools)

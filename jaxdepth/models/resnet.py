@@ -1,47 +1,24 @@
 """Residual networks without pooling and classifier: images to features."""
 
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jaxdepth.models.layers import Layer, batch_norm
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import Conv, Kernel
 from jaxdepth.ops.folded_norm import folded_norm
 from jaxdepth.ops.pool import max_pool, same_padding
 
 
-def batch_norm(
-    *, train: bool, epsilon: float, dtype: Any, axis_name: str | None
-) -> functools.partial:
-    """Batch normalisation as all networks here use it, to be called with a name.
-
-    Running statistics decay by 0.9 a step (ours; PyTorch's default momentum of 0.1),
-    are float32 and hold the biased variance. Scale starts at one, offset at zero.
-
-    Args:
-      train: normalise by the batch's statistics, and update the running ones.
-      epsilon: added to the variance.
-      dtype: of the result; statistics are computed in float32.
-      axis_name: devices whose batches count as one; None: each its own.
-    """
-    return functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=epsilon,
-        dtype=dtype,
-        axis_name=axis_name,
-    )
-
-
 class FoldedNorm(nn.BatchNorm):
-    """`BatchNorm` of a 1x1 convolution, given its input and kernel: `folded_norm`.
+    """Batch normalisation of a 1x1 convolution, by `folded_norm`.
 
-    Parameters, statistics and result are those of the two modules it stands for.
+    It takes the input and the kernel of the convolution. Parameters, statistics and
+    result equal those of the two separate modules.
     """
 
     @nn.compact
@@ -65,9 +42,10 @@ class FoldedNorm(nn.BatchNorm):
         )
         if self.is_initializing():
             return y
-        for name, now in (("mean", mean), ("var", variance)):
-            before = running[name].value
-            running[name].value = self.momentum * before + (1 - self.momentum) * now
+        for name, batch_value in (("mean", mean), ("var", variance)):
+            running[name].value = (
+                self.momentum * running[name].value + (1 - self.momentum) * batch_value
+            )
         return y
 
 
@@ -76,108 +54,99 @@ def pointwise_norm(
     *,
     features: int,
     stride: int,
+    conv: Layer,
     norm: functools.partial,
     names: tuple[str, str],
-    dtype: Any,
-    train: bool,
 ) -> Float[Array, "b i j d"]:
-    """1x1 convolution and its batch normalisation, for convolutions that widen.
+    """1x1 convolution and batch normalisation, for convolutions that add channels.
 
-    While training on TPU as one operation, `folded_norm`; elsewhere as two. By the
-    compiler's estimate (v5e, 128 images, forward and gradients of the second block of
-    stage 1) 35 instead of 45 MB and 0.103 instead of 0.123 Mcycles an image.
+    On TPU, training computes both as one operation, `folded_norm`; otherwise they are
+    two modules. Compiler estimates per image for the second block of stage 1, forward
+    and gradients (v5e, 128 images): 35 instead of 45 MB, 0.103 instead of 0.123
+    Mcycles.
 
     Args:
       features, stride: of the convolution.
-      norm: of `batch_norm`.
-      names: of convolution and normalisation, in the module that calls this.
-      dtype: to compute in.
-      train: by the batch's statistics.
+      conv: convolution layer.
+      norm: `batch_norm` with `use_running_average` bound.
+      names: of convolution and normalisation, in the calling module.
     """
-    conv, bn = names
+    conv_name, norm_name = names
+    train = not norm.keywords["use_running_average"]
     if not train or platform.current() != "tpu":
-        return norm(name=bn)(Conv(features, (1, 1), stride, dtype=dtype, name=conv)(x))
-    kernel = Kernel((1, 1, x.shape[-1], features), name=conv)()
+        y = conv(features, (1, 1), stride, name=conv_name)(x)
+        return norm(name=norm_name)(y)
+    kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
-    return folded(name=bn)(x[:, ::stride, ::stride], kernel)
+    return folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut: relu(shortcut + branch).
+    """Bottleneck block: relu(shortcut + 1x1, 3x3 and 1x1 convolutions).
 
     Attributes:
-      width: channels inside; four times as many come out.
+      width: channels of the inner convolutions; the block outputs four times as many.
       stride: of the block.
-      stride_in: the convolution that strides, "3x3" or "1x1".
-      project: whether the shortcut is a 1x1 convolution; the identity otherwise.
-      epsilon, dtype, bn_axis: as in `ResNet`.
+      stride_in: the convolution with the stride, "3x3" or "1x1" (the first one).
+      project: True for a 1x1 convolution as shortcut, False for the identity.
+      conv: convolution layer.
+      norm: `batch_norm` with `use_running_average` bound.
     """
 
     width: int
     stride: int
     stride_in: str
     project: bool
-    epsilon: float
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: functools.partial
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b i j d"]:
-        conv = functools.partial(Conv, dtype=self.dtype)
-        norm = batch_norm(
-            train=train,
-            epsilon=self.epsilon,
-            dtype=self.dtype,
-            axis_name=self.bn_axis,
-        )
-        pointwise = functools.partial(
-            pointwise_norm, features=4 * self.width, dtype=self.dtype, train=train
-        )
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         first, second = self.stride, 1
         if self.stride_in == "3x3":
             first, second = second, first
-        y = conv(self.width, (1, 1), first, name="conv1")(x)
-        y = nn.relu(norm(name="bn1")(y))
-        y = conv(self.width, (3, 3), second, name="conv2")(y)
-        y = nn.relu(norm(name="bn2")(y))
-        # Its scale starts at zero (Goyal et al. 2017, section 5.1): a block starts as
-        # its shortcut, and fifty layers learn as fast as a few.
-        zero = functools.partial(norm, scale_init=nn.initializers.zeros)
-        y = pointwise(y, stride=1, names=("conv3", "bn3"), norm=zero)
+        y = self.conv(self.width, (1, 1), first, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.width, (3, 3), second, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        pointwise = functools.partial(
+            pointwise_norm, features=4 * self.width, conv=self.conv
+        )
+        # The last scale starts at zero, so that a block starts as its shortcut and deep
+        # networks train as fast as shallow ones (Goyal et al. 2017, section 5.1).
+        zero_scale = functools.partial(self.norm, scale_init=nn.initializers.zeros)
+        y = pointwise(y, stride=1, names=("conv3", "bn3"), norm=zero_scale)
         if self.project:
-            x = pointwise(
-                x, stride=self.stride, names=("conv_proj", "bn_proj"), norm=norm
-            )
+            names = ("conv_proj", "bn_proj")
+            x = pointwise(x, stride=self.stride, names=names, norm=self.norm)
         return nn.relu(x + y)
 
 
 class ResNet(nn.Module):
-    """Residual network of bottlenecks, to the features of its last stage.
+    """Residual network of bottleneck blocks, without pooling and classifier.
 
-    A 7x7 convolution of stride 2, batch normalisation, ReLU, 3x3 max-pool of stride
-    2, then stages of bottlenecks; each stage but the first halves the size and doubles
-    the width. All sizes round up: ResNet-50 takes (h, w) to (ceil(h/32), ceil(w/32)),
-    228x304 to 8x10, and has 23,508,032 parameters without a bias in the stem.
+    A 7x7 convolution of stride 2, batch normalisation, ReLU and a 3x3 max-pool of
+    stride 2, followed by stages of bottlenecks. Each stage but the first halves the
+    size and doubles the width. All sizes round up: ResNet-50 maps (h, w) to
+    (ceil(h/32), ceil(w/32)), 228x304 to 8x10, and has 23,508,032 parameters without a
+    stem bias.
 
     Parameter names are an interface: `conv_init`, `bn_init`, then
     `stage{i}_block{j}` (from 1) with `conv1`, `bn1`, `conv2`, `bn2`, `conv3`, `bn3`
     and, in the first block of a stage, `conv_proj`, `bn_proj`.
 
-    Convolutions start from He's normal distribution over the fan out, the last scale
-    of each block from zero: with all at one, `upproj` was no better than the mean depth
-    map after a hundred steps.
+    Convolutions start from He's normal distribution over the fan out, and the last
+    scale of each block starts at zero. With all scales at one, `upproj` was no better
+    than the mean depth map after a hundred steps.
 
     Attributes:
       stage_sizes: blocks per stage; (3, 4, 6, 3) is ResNet-50.
-      width: of the first stage; its blocks put out four times as many channels.
+      width: of the first stage; its blocks output four times as many channels.
       stride_in: "3x3" (v1.5, torchvision) or "1x1" (v1, He et al.).
-      stem_bias: bias in the first convolution.
+      stem_bias: whether the first convolution has a bias.
       pool_padding: "torch" (1 on every side) or "same" (TensorFlow's).
-      epsilon: of batch normalisation.
-      dtype: to compute in. Parameters and statistics are float32.
-      bn_axis: as `axis_name` of `batch_norm`.
+      conv: convolution layer; `Conv` with fields bound, such as the dtype.
+      norm: normalisation layer, from `batch_norm`.
 
     Source: He et al. 2015, table 1.
     """
@@ -187,15 +156,15 @@ class ResNet(nn.Module):
     stride_in: str = "3x3"
     stem_bias: bool = False
     pool_padding: str = "torch"
-    epsilon: float = 1e-5
-    dtype: Any = jnp.float32
-    bn_axis: str | None = None
+    conv: Layer = Conv
+    norm: functools.partial = batch_norm()
 
     @nn.compact
     def __call__(
         self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b i j c"]:
-        x = self._stem(jnp.asarray(image), train)
+        norm = functools.partial(self.norm, use_running_average=not train)
+        x = self._stem(jnp.asarray(image), norm)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 x = Bottleneck(
@@ -203,24 +172,15 @@ class ResNet(nn.Module):
                     stride=2 if stage > 0 and block == 0 else 1,
                     stride_in=self.stride_in,
                     project=block == 0,
-                    epsilon=self.epsilon,
-                    dtype=self.dtype,
-                    bn_axis=self.bn_axis,
+                    conv=self.conv,
+                    norm=norm,
                     name=f"stage{stage + 1}_block{block + 1}",
-                )(x, train=train)
+                )(x)
         return x
 
-    def _stem(self, image, train: bool):
-        conv = Conv(
-            self.width,
-            (7, 7),
-            2,
-            use_bias=self.stem_bias,
-            dtype=self.dtype,
-            name="conv_init",
-        )
-        norm = batch_norm(
-            train=train, epsilon=self.epsilon, dtype=self.dtype, axis_name=self.bn_axis
+    def _stem(self, image, norm: Layer):
+        conv = self.conv(
+            self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
         x = nn.relu(norm(name="bn_init")(conv(image)))
         padding = ((1, 1), (1, 1))
@@ -229,7 +189,7 @@ class ResNet(nn.Module):
         return max_pool(x, 3, padding=padding)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the features of an image of `image_size`."""
+        """(height, width) of the features for an image of `image_size`."""
         shrink = 2 ** (len(self.stage_sizes) + 1)
         height, width = image_size
         return -(-height // shrink), -(-width // shrink)

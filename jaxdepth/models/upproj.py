@@ -10,8 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
+from jaxdepth.models.layers import Layer, bind_layers
 from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
-from jaxdepth.models.resnet import ResNet, batch_norm
+from jaxdepth.models.resnet import ResNet
 from jaxdepth.ops.conv import Conv, he_normal_fan_out
 from jaxdepth.ops.upconv import add_phase_bias, upconv
 
@@ -22,8 +23,8 @@ class UpConv(nn.Module):
     Attributes:
       features: channels out.
       unpool, padding_side, form: as in `jaxdepth.ops.upconv.upconv`.
-      use_bias: add a bias per output phase.
-      dtype: to compute in.
+      use_bias: whether to add a bias per output phase.
+      dtype: of the computation.
     """
 
     features: int
@@ -36,7 +37,9 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         shape = (5, 5, x.shape[-1], self.features)
-        kernel = self.param("kernel", up_kernel_init, shape, jnp.float32)
+        # The fan out counts all 25 taps although an entry meets a quarter of them: the
+        # batch normalisation that follows removes the scale.
+        kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
         y = upconv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -51,120 +54,81 @@ class UpConv(nn.Module):
         return y
 
 
-# He's normal over the fan out of 25 features: the batch normalisation that follows
-# takes out the scale, so that the quarter of taps that meet an entry does not matter.
-up_kernel_init = he_normal_fan_out
-
-
 class UpProjection(nn.Module):
     """Up-projection block: doubles the size.
 
         relu(bn(conv3x3(relu(bn(up_main(x))))) + bn(up_side(x)))
 
-    with `up_main` and `up_side` up-convolutions of the same input, kept apart:
-    computing both at once was no faster where measured (CPU) or estimated (TPU).
+    `up_main` and `up_side` are separate up-convolutions of the same input: computing
+    them together was no faster where measured (CPU) or estimated (TPU).
 
     Names: `up_main`, `bn_main`, `conv`, `bn`, `up_side`, `bn_side`.
 
-    Attributes: as in `UpProj`.
+    Attributes:
+      features: channels out.
+      conv, up: convolution and up-convolution layers.
+      norm: normalisation layer with `use_running_average` bound.
+
     Source: Laina et al. 2016, section 3.2, figure 2(c).
     """
 
     features: int
-    layout: Layout
-    unpool: str
-    upconv: str
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: Layer
+    up: Layer
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool = False
-    ) -> Float[Array, "b h2 w2 d"]:
-        up = functools.partial(
-            UpConv,
-            self.features,
-            unpool=self.unpool,
-            padding_side=self.layout.padding_side,
-            form=self.upconv,
-            use_bias=self.layout.up_bias,
-            dtype=self.dtype,
-        )
-        norm = batch_norm(
-            train=train,
-            epsilon=self.layout.bn_epsilon,
-            dtype=self.dtype,
-            axis_name=self.bn_axis,
-        )
-        conv = Conv(
-            self.features,
-            use_bias=self.layout.up_bias,
-            dtype=self.dtype,
-            name="conv",
-        )
-        main = nn.relu(norm(name="bn_main")(up(name="up_main")(x)))
-        main = norm(name="bn")(conv(main))
-        side = norm(name="bn_side")(up(name="up_side")(x))
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+        main = self.up(self.features, name="up_main")(x)
+        main = nn.relu(self.norm(name="bn_main")(main))
+        main = self.conv(self.features, name="conv")(main)
+        main = self.norm(name="bn")(main)
+        side = self.up(self.features, name="up_side")(x)
+        side = self.norm(name="bn_side")(side)
         return nn.relu(main + side)
 
 
 class Decoder(nn.Module):
     """1x1 convolution and batch normalisation, then up-projection blocks.
 
-    No ReLU follows the 1x1 convolution, as in the published network.
+    As in the published network, no ReLU follows the 1x1 convolution.
 
     Names: `conv_in`, `bn_in`, `up1`, `up2`, ...
 
-    Attributes: as in `UpProj`.
+    Attributes:
+      in_features: channels after the 1x1 convolution.
+      features: channels after each up-projection.
+      conv, norm, up: convolution, normalisation and up-convolution layers.
     """
 
     in_features: int
     features: tuple[int, ...]
-    layout: Layout
-    unpool: str
-    upconv: str
-    dtype: Any
-    bn_axis: str | None
+    conv: Layer
+    norm: Layer
+    up: Layer
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b i j d"]:
-        norm = batch_norm(
-            train=train,
-            epsilon=self.layout.bn_epsilon,
-            dtype=self.dtype,
-            axis_name=self.bn_axis,
-        )
-        x = Conv(
-            self.in_features,
-            (1, 1),
-            use_bias=self.layout.up_bias,
-            dtype=self.dtype,
-            name="conv_in",
-        )(x)
+        norm = functools.partial(self.norm, use_running_average=not train)
+        x = self.conv(self.in_features, (1, 1), name="conv_in")(x)
         x = norm(name="bn_in")(x)
         for block, features in enumerate(self.features):
-            x = UpProjection(
-                features,
-                layout=self.layout,
-                unpool=self.unpool,
-                upconv=self.upconv,
-                dtype=self.dtype,
-                bn_axis=self.bn_axis,
-                name=f"up{block + 1}",
-            )(x, train=train)
+            x = UpProjection(features, self.conv, norm, self.up, name=f"up{block + 1}")(
+                x
+            )
         return x
 
 
 class ConvHead(nn.Module):
     """The last convolution, 3x3 to one channel, linear: raw output in float32.
 
-    Names: `conv/kernel` and `bias` (1,). The bias is added in float32: in bfloat16,
-    2.7 has steps of 1.6 cm.
+    Names: `conv/kernel` and `bias` (1,). The bias is added in float32: near 2.7,
+    bfloat16 values are 1.6 cm apart.
 
     Attributes:
-      init_bias: what the output starts at.
+      init_bias: initial value of the bias, and so of the output.
       dtype: of the convolution.
     """
 
@@ -184,25 +148,26 @@ class UpProj(nn.Module):
     """Fully convolutional residual network with up-projections (`--arch=upproj`).
 
     ResNet-50 without pooling and classifier, a 1x1 convolution to 1024 channels,
-    up-projections to 512, 256, 128 and 64, each doubling the size, a 3x3 convolution
-    to one channel: 228x304 -> 8x10 -> 128x160. Any input of (h, w) gives
-    (16 ceil(h/32), 16 ceil(w/32)). In layout `fcrn` it is the published network and
-    has 63,572,737 parameters.
+    up-projections to 512, 256, 128 and 64, each doubling the size, and a 3x3
+    convolution to one channel: 228x304 -> 8x10 -> 128x160. An input of (h, w) gives
+    (16 ceil(h/32), 16 ceil(w/32)). Layout `fcrn` is the published network and has
+    63,572,737 parameters.
 
-    The paper fixes all of these; ours are dropout of 0 by default (0.5 was used in
-    training the published network), He initialisation, and, outside layout `fcrn`,
-    the softplus head and no biases before a batch normalisation.
+    The paper fixes all of these. Our choices: dropout of 0 by default (the published
+    network was trained with 0.5), He initialisation, and, outside layout `fcrn`, the
+    softplus head and no biases before a batch normalisation.
 
     Attributes:
       layout: see `jaxdepth.models.layouts`.
       unpool: "zero" or "average".
       upconv: form of the up-convolution, "auto" or one of `ops.upconv.FORMS`.
-      dropout: share dropped before the last convolution while training.
-      init_depth: metres that an untrained network predicts.
-      dtype: to compute in; parameters, statistics and the result are float32.
-      bn_axis: devices that share batch statistics, None for each its own.
-      freeze: "none"; "encoder" or "bn_stats": the encoder's or all batch
-        normalisations use and keep their running statistics while training.
+      dropout: probability of dropping an input of the last convolution in training.
+      init_depth: depth that an untrained network predicts, in metres.
+      dtype: of the computation; parameters, statistics and result are float32.
+      bn_axis: the device axis over which batch statistics are shared; None for
+        statistics per device.
+      freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations
+        of the encoder or of the network use and keep their running statistics.
       stage_sizes, width: of the `ResNet`.
       decoder_in, decoder_features: channels after the 1x1 convolution and after each
         up-projection.
@@ -224,24 +189,31 @@ class UpProj(nn.Module):
     decoder_features: tuple[int, ...] = (512, 256, 128, 64)
 
     def setup(self):
+        layout = self.layout
+        conv, norm = bind_layers(layout, self.dtype, self.bn_axis)
+        up = functools.partial(
+            UpConv,
+            unpool=self.unpool,
+            padding_side=layout.padding_side,
+            form=self.upconv,
+            use_bias=layout.up_bias,
+            dtype=self.dtype,
+        )
         self.encoder = ResNet(
             stage_sizes=self.stage_sizes,
             width=self.width,
-            stride_in=self.layout.stride_in,
-            stem_bias=self.layout.stem_bias,
-            pool_padding=self.layout.pool_padding,
-            epsilon=self.layout.bn_epsilon,
-            dtype=self.dtype,
-            bn_axis=self.bn_axis,
+            stride_in=layout.stride_in,
+            stem_bias=layout.stem_bias,
+            pool_padding=layout.pool_padding,
+            conv=conv,
+            norm=norm,
         )
         self.decoder = Decoder(
             self.decoder_in,
             self.decoder_features,
-            layout=self.layout,
-            unpool=self.unpool,
-            upconv=self.upconv,
-            dtype=self.dtype,
-            bn_axis=self.bn_axis,
+            conv=functools.partial(conv, use_bias=layout.up_bias),
+            norm=norm,
+            up=up,
         )
         bias = raw_from_depth(self.init_depth, self.layout.head)
         self.head = ConvHead(bias, dtype=self.dtype)
@@ -252,23 +224,23 @@ class UpProj(nn.Module):
         train: bool = False,
         keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b i j"]:
-        """Depth in metres, float32.
+        """Predict depth in metres, float32.
 
         Args:
           image: normalised colours.
-          train: batch statistics in use and updated (`mutable=["batch_stats"]`),
-            dropout on.
-          keys: one typed PRNG key per image, needed for dropout alone.
+          train: use dropout and batch statistics, and update the running ones
+            (`mutable=["batch_stats"]`).
+          keys: one typed PRNG key per image; needed for dropout only.
         """
         x = self.encoder(image, train=train and self.freeze == "none")
-        if self.freeze == "encoder":  # it needs no backward pass
+        if self.freeze == "encoder":  # no backward pass
             x = lax.stop_gradient(x)
         x = self.decoder(x, train=train and self.freeze != "bn_stats")
         x = drop(x, keys, rate=self.dropout, train=train)
         return depth_from_raw(self.head(x), self.layout.head)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of the depth of an image of `image_size`."""
+        """(height, width) of the depth for an image of `image_size`."""
         encoder = ResNet(stage_sizes=self.stage_sizes, parent=None)
         height, width = encoder.output_size(image_size)
         grow = 2 ** len(self.decoder_features)

@@ -1,7 +1,8 @@
-"""The up-convolution of up-projection blocks: unpool to twice the size, then 5x5.
+"""The up-convolution of up-projection blocks: 2x unpooling, then a 5x5 convolution.
 
-One linear operator in five forms that are equal in value and gradient and differ in
-cost alone. Normalisation, biases and the second branch are the caller's.
+One linear operator in three forms with equal values and gradients and different costs.
+Normalisation, biases and the second branch belong to the block in
+`jaxdepth.models.upproj`.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from jaxdepth.ops import platform
 from jaxdepth.ops.conv import TINY_MAP, conv2d
 from jaxdepth.runtime.errors import UserError
 
-FORMS = ("plain", "dilated", "four", "packed", "rows")
+FORMS = ("plain", "dilated", "four")
 UNPOOLS = ("zero", "average")
 PADDING_SIDES = ("bottom_right", "top_left")
 
@@ -28,26 +29,29 @@ def default_form(platform: str) -> str:
     """The cheapest form on a platform ("tpu", "cpu" or "gpu").
 
     `dilated` on TPU, where the compiler skips the zeros and interleaving costs more
-    than it saves (from compiler estimates, v5e). `four` on CPU, where the kernel
-    gradient of `dilated` is 28 to 90 times slower than that of `four` (measured,
-    float32, AVX-512). `four` on GPU and elsewhere: nothing was measured there.
+    than it saves (compiler estimates, v5e). `four` on CPU, where the kernel gradient
+    of `dilated` takes 28 to 90 times as long (measured, float32, AVX-512). `four` on
+    GPU and other platforms, without measurements.
     """
     return "dilated" if platform == "tpu" else "four"
 
 
 def unpool(x: Float[Array, "b h w c"], kind: str) -> Float[Array, "b h2 w2 c"]:
-    """Unpool to twice the size: each entry goes to the upper left of a 2x2 cell.
+    """Unpool to twice the size: each entry becomes the upper left one of a 2x2 cell.
 
-    The other three are zero (`"zero"`), or (`"average"`) between two entries their
-    mean and on the diagonal the mean of four; the map goes on as zeros past its end.
+    `"zero"` sets the other three entries of the cell to 0. `"average"` sets an entry
+    between two neighbours to their mean and the diagonal one to the mean of four; the
+    map is extended by zeros at the bottom and right.
 
     Args:
       x: feature map.
       kind: "zero" or "average".
 
-    Returns: the map of (2h, 2w), in the dtype of x.
-    Source: Laina et al. 2016, section 3.2, after Dosovitskiy et al. 2015 (zero); the
-      average was proposed without naming the diagonal, which is our choice.
+    Returns: (b, 2h, 2w, c), in the dtype of x.
+    Raises: UserError if `kind` is unknown.
+    Source: Laina et al. 2016, section 3.2, after Dosovitskiy et al. 2015 (zero). The
+      average was proposed without a rule for the diagonal; the mean of four is our
+      choice.
     """
     _check("unpool", kind, UNPOOLS)
     if kind == "zero":
@@ -72,76 +76,77 @@ def upconv(
 
         u = unpool(x);   y[p, q] = sum_{a,b=0..4} kernel[a, b] u[p + a - 2, q + b - 2]
 
-    Beyond its edges the feature map x, not u, is extended by zeros. The two say the
-    same for zero unpooling. For average unpooling ours puts x[0]/2 into row and
-    column -1 of u, and makes unpooling and 5x5 exactly one 7x7 over the zero-unpooled
-    map.
+    The feature map x, not u, is extended by zeros beyond its edges. For zero unpooling
+    the two are equal. For average unpooling, extending x puts x[0]/2 into row and
+    column -1 of u, which makes the operator exactly one 7x7 convolution of the
+    zero-unpooled map.
 
-    `padding_side="top_left"` takes every odd row from two rows above, and every odd
-    column from two columns to the left: `y[2i+1]` becomes what `y[2i-1]` is
-    otherwise. For zero unpooling that is what the published FCRN network computes,
-    whose odd phases read the entries i-1 and i instead of i and i+1. For average
-    unpooling, which was never published with it, the same shift is applied.
+    With `padding_side="top_left"`, y[2i+1] is what y[2i-1] is with "bottom_right", in
+    rows and in columns. For zero unpooling this is the published FCRN network, whose
+    odd phases read the entries i-1 and i instead of i and i+1. For average unpooling,
+    which was not published with it, the same shift is applied.
 
-    Forms, and multiplications per entry and pair of channels (zero / average
-    unpooling): `plain` unpools and convolves (100 / 100); `dilated` is one
-    convolution with `lhs_dilation=2` (25 / 49); `four` convolves each output phase
-    by its own taps (25 / 49) and interleaves; `packed` is one convolution to 4 cout
-    channels and depth to space (36 / 64); `rows` one for even and one for odd rows
-    to 2 cout channels each (30 / 56). `auto`: `default_form` of the platform; on CPU
-    with the gradients of whichever form has the cheapest, which are taken in reverse
-    mode alone, and with averages taken of the outputs (25 on a map one larger).
+    Forms, with multiplications per entry and pair of channels (zero / average):
+
+    - `plain` unpools, then convolves (100 / 100); the reference.
+    - `dilated` is one convolution with `lhs_dilation=2` (25 / 49).
+    - `four` convolves once per output phase with its taps and interleaves (25 / 49).
+    - `auto` is `default_form` of the platform. On CPU it also takes the gradients of
+      the form in which they are cheapest, in reverse mode only, and averages outputs
+      instead of inputs (25, on a map larger by one row and column).
 
     Args:
-      x: feature map, any height and width.
-      kernel: 5x5 whatever the form.
+      x: feature map of any height and width.
+      kernel: 5x5 in every form.
       unpool: "zero" or "average".
       padding_side: "bottom_right" or "top_left".
       form: "auto" or one of `FORMS`.
       precision: of the products, as in `jax.lax.conv_general_dilated`.
 
     Returns: (b, 2h, 2w, cout), in the dtype of x.
-    Raises: UserError on a name that is none of the above.
+    Raises: UserError if `unpool`, `padding_side` or `form` is unknown.
     Source: Laina et al. 2016, section 3.2; the four phases: their figure 3.
     """
-    chosen = form == "auto"
-    if chosen:
+    is_auto = form == "auto"
+    if is_auto:
         form = default_form(platform.current())
     _check("upconv", form, FORMS)
     _check("unpool", unpool, UNPOOLS)
     _check("padding_side", padding_side, PADDING_SIDES)
     if form == "plain":
         return _plain(x, kernel, unpool, padding_side, precision)
-    if chosen and platform.current() == "cpu":
+    if is_auto and platform.current() == "cpu":
         if unpool == "average":
-            return _averaged(x, kernel, padding_side, precision)
-        return _mixed(x, kernel, _phases(unpool, padding_side), precision)
+            return _average_outputs(x, kernel, padding_side, precision)
+        phases = _phases(unpool, padding_side)
+        return _four_cheap_gradients(x, kernel, phases, precision)
     if unpool == "average":
         kernel = _fold_average(kernel)
-    return _COMPACT[form](x, kernel, _phases(unpool, padding_side), precision)
+    convolve = _dilated if form == "dilated" else _four
+    return convolve(x, kernel, _phases(unpool, padding_side), precision)
 
 
 def add_phase_bias(
     y: Float[Array, "b h2 w2 c"], bias: Float[Array, "2 2 c"]
 ) -> Float[Array, "b h2 w2 c"]:
-    """Add a bias of its own to each of the four output phases.
+    """Add a separate bias to each of the four output phases.
 
         out[p, q] = y[p, q] + bias[p mod 2, q mod 2]
 
-    The published FCRN network computes the phases by four convolutions that have a
-    bias each.
+    The published FCRN network computes the phases by four convolutions, each with a
+    bias.
     """
     _, height, width, _ = y.shape
-    # A tiled bias is added in place in any memory layout; reshaping y to expose its
-    # phases would force one.
+    # A tiled bias can be added in any memory layout; reshaping y to separate its
+    # phases would force one layout.
     return y + jnp.tile(bias.astype(y.dtype), (height // 2, width // 2, 1))[None]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-    """One axis of an output phase: kernel taps that meet entries i - low .. i + high.
+    """One axis of an output phase: the taps that read the entries i - low .. i + high.
 
-    These are also the zeros to pad with, so that as many come out as go in.
+    Padding by `low` and `high` zeros keeps the size of the axis.
     """
 
     taps: tuple[int, ...]
@@ -150,7 +155,7 @@ class _Phase:
 
 
 def _phases(kind: str, padding_side: str) -> tuple[_Phase, _Phase]:
-    """The even and the odd phase, of the 5 taps (zero) or the folded 7 (average)."""
+    """The even and the odd phase of the 5 taps (zero) or of the folded 7 (average)."""
     if kind == "zero":
         even, odd = _Phase((0, 2, 4), 1, 1), _Phase((1, 3), 0, 1)
     else:
@@ -161,9 +166,9 @@ def _phases(kind: str, padding_side: str) -> tuple[_Phase, _Phase]:
 
 
 def _fold_average(kernel):
-    """5x5 over the averaged map as 7x7 over the zero-unpooled one: kernel * t,
+    """The 7x7 kernel on the zero-unpooled map that equals 5x5 on the averaged map.
 
-    t the outer product of (1/2, 1, 1/2) with itself.
+    It is the kernel convolved with the outer product of (1/2, 1, 1/2) with itself.
     """
     for axis in (0, 1):
         first, middle, last = (_pad_cells(kernel, axis, k, 2 - k) for k in range(3))
@@ -172,8 +177,8 @@ def _fold_average(kernel):
 
 
 def _plain(x, kernel, kind, padding_side, precision):
-    # One more row and column of zeros at the top and left: their average with x[0]
-    # belongs to the unpooled map, which then starts at -2.
+    # Extend x by a row and a column of zeros at the top and left: the unpooled map
+    # includes their averages with x[0]. It then starts at index -2.
     x = _pad_cells(_pad_cells(x, 1, 1, 0), 2, 1, 0)
     unpooled = unpool(x, kind)
     if padding_side == "bottom_right":
@@ -196,20 +201,15 @@ def _dilated(x, kernel, phases, precision):
 
 
 def _common_taps(kernel, phases, axis):
-    """One kernel over the zero-unpooled map for both phases.
+    """One kernel on the zero-unpooled map for both phases.
 
-    Phase r's tap j meets the unpooled map at the offset 2 (j - low) - r. Returns the
-    kernel, and how far it reaches back and ahead.
+    Returns the kernel, and how many entries it reads before and after an output.
     """
-    at = {
-        2 * (j - phase.low) - r: tap
-        for r, phase in enumerate(phases)
-        for j, tap in enumerate(phase.taps)
-    }
-    low, high = -min(at), max(at)
-    # Past the end stands a zero, for offsets that meet no tap.
-    nothing = kernel.shape[axis]
-    order = [at.get(offset, nothing) for offset in range(-low, high + 1)]
+    tap_at = {offset: tap for tap, offset in _tap_offsets(phases).items()}
+    low, high = -min(tap_at), max(tap_at)
+    # Index `zero` selects the zero padding, for offsets that no tap reads.
+    zero = kernel.shape[axis]
+    order = [tap_at.get(offset, zero) for offset in range(-low, high + 1)]
     return _take(_pad_cells(kernel, axis, 0, 1), order, axis), low, high
 
 
@@ -227,73 +227,76 @@ def _four(x, kernel, phases, precision):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _mixed(x, kernel, phases, precision):
+def _four_cheap_gradients(x, kernel, phases, precision):
     """`_four`, with the gradients of the forms whose gradients are cheapest on CPU."""
     return _four(x, kernel, phases, precision)
 
 
-def _mixed_forward(x, kernel, phases, precision):
+def _four_cheap_forward(x, kernel, phases, precision):
     return _four(x, kernel, phases, precision), (x, kernel)
 
 
-def _mixed_backward(phases, precision, saved, gradient):
-    x, kernel = saved
-    # Of `dilated` it is one convolution of stride 2, without a phase to pick apart. But
-    # tiny maps are to be convolved as products, which `four` alone does.
+def _four_cheap_backward(phases, precision, residuals, gradient):
+    x, kernel = residuals
+    # The input gradient of `dilated` is a single convolution of stride 2. On tiny maps
+    # `four` is faster, because `conv2d` computes it by matrix products.
     form = _four if x.shape[1] * x.shape[2] <= TINY_MAP else _dilated
-    _, to_input = jax.vjp(lambda x: form(x, kernel, phases, precision), x)
+    _, pull_x = jax.vjp(lambda x: form(x, kernel, phases, precision), x)
     if x.size // x.shape[-1] <= x.shape[-1]:
-        to_kernel = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
+        kernel_grad = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
-        _, pull = jax.vjp(lambda kernel: _four(x, kernel, phases, precision), kernel)
-        (to_kernel,) = pull(gradient)
-    return *to_input(gradient), to_kernel
+        _, pull_kernel = jax.vjp(
+            lambda kernel: _four(x, kernel, phases, precision), kernel
+        )
+        (kernel_grad,) = pull_kernel(gradient)
+    return *pull_x(gradient), kernel_grad
 
 
-_mixed.defvjp(_mixed_forward, _mixed_backward)
+_four_cheap_gradients.defvjp(_four_cheap_forward, _four_cheap_backward)
 
 
-def _averaged(x, kernel, padding_side, precision):
-    """Average unpooling as means of what zero unpooling gives, past its edges, too.
+def _average_outputs(x, kernel, padding_side, precision):
+    """Average unpooling, computed as means of the outputs of zero unpooling.
 
-    Both are convolutions and change places: what is averaged is not a kernel larger
-    than the map, and 25 products an entry remain of 49.
+    Averaging and the 5x5 are both convolutions and commute. This averages outputs
+    instead of a kernel that may be larger than the map, and takes 25 multiplications
+    per entry instead of 49.
     """
-    behind = padding_side == "top_left"
-    if behind:
-        # From output -2 on: odd ones are to come from two before.
+    top_left = padding_side == "top_left"
+    if top_left:
+        # Outputs from index -2 on: odd outputs come from two before.
         phases = _phases("zero", "bottom_right")
     else:
-        # From -1 on, which is odd, to 2h.
+        # Outputs from index -1, which is odd, to 2h.
         phases = _Phase((1, 3), 1, 0), _Phase((0, 2, 4), 1, 1)
     for axis in (1, 2):
-        x = _pad_cells(x, axis, int(behind), int(not behind))
-    y: Any = _mixed(x, kernel, phases, precision)
+        x = _pad_cells(x, axis, int(top_left), int(not top_left))
+    y: Any = _four_cheap_gradients(x, kernel, phases, precision)
     for axis in (1, 2):
         first, middle, last = (
             lax.slice_in_dim(y, k, y.shape[axis] - 2 + k, axis=axis) for k in range(3)
         )
         y = middle + 0.5 * (first + last)
-        if behind:
+        if top_left:
             odd, even = (lax.slice_in_dim(y, k, None, 2, axis=axis) for k in range(2))
             y = _interleave(even, odd, axis)
     return y
 
 
 def _kernel_gradient_by_taps(x, kernel, phases, precision, gradient):
-    """One matrix product a tap: of the map, and of the outputs that the tap reaches.
+    """One matrix product per tap: of the map and of the outputs that the tap writes.
 
-    The kernel's gradient is written once. From four phases it has to be put together,
-    which for a kernel larger than the map takes longer than the products.
+    This writes the kernel gradient once. Assembling it from four phases takes longer
+    than the products where the kernel is larger than the map.
     """
     _, h, w, channels = x.shape
-    offsets = _tap_offsets(phases)
+    offsets = [offset for _, offset in sorted(_tap_offsets(phases).items())]
     reach = max(abs(offset) for offset in offsets)
     padded = jnp.pad(gradient, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     entries = x.reshape(-1, channels)
 
     def product(row, column):
-        # A tap brings entry i to output 2i - offset.
+        # A tap of this offset adds entry i to output 2i - offset.
         top, left = reach - row, reach - column
         outputs = padded[:, top : top + 2 * h : 2, left : left + 2 * w : 2]
         outputs = outputs.reshape(-1, gradient.shape[-1])
@@ -304,56 +307,13 @@ def _kernel_gradient_by_taps(x, kernel, phases, precision, gradient):
     return jnp.stack(taps).reshape(kernel.shape)
 
 
-def _tap_offsets(phases):
-    """Of each tap, in order: where it meets the unpooled map, from an output on."""
-    at = {
+def _tap_offsets(phases) -> dict[int, int]:
+    """Tap -> offset from an output to the entry of the unpooled map that it reads."""
+    return {
         tap: 2 * (j - phase.low) - r
         for r, phase in enumerate(phases)
         for j, tap in enumerate(phase.taps)
     }
-    return [at[tap] for tap in sorted(at)]
-
-
-def _packed(x, kernel, phases, precision):
-    kernel, row = _pack(kernel, phases, 0)
-    kernel, column = _pack(kernel, phases, 1)
-    y = _conv(x, kernel, _pads(row, column), precision)
-    b, h, w, _ = y.shape
-    # Channels are (column phase, row phase, cout), in the order of packing.
-    y = y.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 4, 2, 3, 5)
-    return y.reshape(b, 2 * h, 2 * w, -1)
-
-
-def _rows(x, kernel, phases, precision):
-    kernel, column = _pack(kernel, phases, 1)
-    b, h, w, _ = x.shape
-    even, odd = (
-        _conv(x, _take(kernel, row.taps, 0), _pads(row, column), precision).reshape(
-            b, h, 2 * w, -1
-        )
-        for row in phases
-    )
-    return _interleave(even, odd, 1)
-
-
-def _pack(kernel, phases, axis):
-    """Both phases of an axis side by side in the output channels.
-
-    Each phase's taps are put into the window that covers both, zero elsewhere.
-    Returns the kernel with 2 cout outputs, (phase, cout), and the window.
-    """
-    low = max(phase.low for phase in phases)
-    high = max(phase.high for phase in phases)
-    windows = [
-        _pad_cells(
-            _take(kernel, phase.taps, axis), axis, low - phase.low, high - phase.high
-        )
-        for phase in phases
-    ]
-    return jnp.concatenate(windows, axis=-1), _Phase((), low, high)
-
-
-_COMPACT = {"dilated": _dilated, "four": _four, "packed": _packed, "rows": _rows}
 
 
 def _conv(x, kernel, pads, precision, lhs_dilation=None):
@@ -371,7 +331,7 @@ def _conv(x, kernel, pads, precision, lhs_dilation=None):
 
 
 def _interleave(even, odd, axis):
-    """even[0], odd[0], even[1], odd[1], ... along an axis."""
+    """Concatenate even[0], odd[0], even[1], odd[1], ... along an axis."""
     shape = list(even.shape)
     shape[axis] *= 2
     return jnp.stack([even, odd], axis=axis + 1).reshape(shape)
@@ -384,7 +344,7 @@ def _pad_cells(x, axis, low, high):
 
 
 def _take(kernel, taps, axis):
-    """Slices of the kernel, joined: cheaper than a gather, and so is the gradient."""
+    """Taps of the kernel in order, as slices: cheaper than a gather, gradient too."""
     return jnp.concatenate(
         [lax.slice_in_dim(kernel, tap, tap + 1, axis=axis) for tap in taps], axis
     )

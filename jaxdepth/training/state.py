@@ -6,9 +6,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
-PyTree = Any
+from jaxdepth.runtime.trees import PyTree as PyTree
+from jaxdepth.runtime.trees import flatten as flatten
 
 
 @flax.struct.dataclass
@@ -67,8 +67,3 @@ def update_ema(
     """
     share = 1 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, x: a + share * (x - a), average, network)
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """Nested dicts as one dict with paths `a/b/c` as keys."""
-    return dict(traverse_util.flatten_dict(tree, sep="/"))

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdepth.models import create_model
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training.state import flatten
+from jaxdepth.runtime.trees import flatten
 from jaxdepth.weights import files, name_tables, numpy_pickles, pickles
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxdepth.models.resnet import ResNet
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training.state import flatten
+from jaxdepth.runtime.trees import flatten
 from jaxdepth.weights import files, name_tables, pickles, torchfile
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import safetensors
 import safetensors.numpy
 
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.trees import flatten
 from jaxdepth.training import initialize
-from jaxdepth.training.state import flatten
 from jaxdepth.weights import files
 from tests import tiny
 

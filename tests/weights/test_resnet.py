@@ -13,7 +13,7 @@ from PIL import Image
 from jaxdepth.models import LAYOUTS, create_model
 from jaxdepth.models.resnet import Bottleneck, ResNet
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training.state import flatten
+from jaxdepth.runtime.trees import flatten
 from jaxdepth.weights import name_tables, resnet
 
 from . import torch_files, torch_resnet

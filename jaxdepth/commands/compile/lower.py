@@ -255,11 +255,12 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
 
 
 def _on_axis(module: nn.Module, axis: str | None) -> nn.Module:
-    for field in ("bn_axis", "axis_name"):
-        if hasattr(module, field):
-            changes: dict[str, Any] = {field: axis}
-            return module.clone(**changes)
-    return module
+    changes: dict[str, Any] = {
+        field: axis for field in ("bn_axis", "axis_name") if hasattr(module, field)
+    }
+    if hasattr(module, "norm"):  # a block, with its normalisation layer
+        changes["norm"] = functools.partial(module.norm, axis_name=axis)
+    return module.clone(**changes)
 
 
 def _forward(parts: Sequence[Part], variables: Sequence[Any], x: Any):

@@ -1,0 +1,54 @@
+"""The convolution and normalisation layers that every network binds once.
+
+A network binds the fields that all of its layers share, such as the dtype, and passes
+the results to its blocks.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxdepth.models.layouts import Layout
+from jaxdepth.ops.conv import Conv
+
+# A module class, or one with some of its fields bound by functools.partial.
+Layer = Callable[..., Any]
+
+
+def batch_norm(
+    *, epsilon: float = 1e-5, dtype: Any = jnp.float32, axis_name: str | None = None
+) -> functools.partial:
+    """The batch normalisation layer of all networks: `flax.linen.BatchNorm`.
+
+    Running statistics decay by 0.9 per step (our choice; PyTorch's default momentum of
+    0.1), are float32 and hold the biased variance. Scale starts at one, offset at zero.
+
+    Args:
+      epsilon: added to the variance.
+      dtype: of the result; statistics are computed in float32.
+      axis_name: the device axis over which batch statistics are shared; None for
+        statistics per device.
+
+    Returns: the module class with these fields bound. `use_running_average` and `name`
+      remain to be given.
+    """
+    return functools.partial(
+        nn.BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+    )
+
+
+def bind_layers(
+    layout: Layout, dtype: Any, bn_axis: str | None
+) -> tuple[functools.partial, functools.partial]:
+    """The convolution and normalisation layers of a network: `Conv`, `batch_norm`.
+
+    Args:
+      layout: gives the epsilon of the batch normalisation.
+      dtype: of the computation.
+      bn_axis: as `axis_name` of `batch_norm`.
+    """
+    conv = functools.partial(Conv, dtype=dtype)
+    return conv, batch_norm(epsilon=layout.bn_epsilon, dtype=dtype, axis_name=bn_axis)
