@@ -96,7 +96,7 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
     _, variables = network_of(settings)
     frame = settings.config(4, settings.image_size).frame_size
     batch = tiny.batch(4, frame=frame)
-    found, value, _, batch_stats = our_gradients(settings, variables, batch)
+    grads, value, _, batch_stats = our_gradients(settings, variables, batch)
     (peer,) = peer_runs.peers(settings)
     one = peer_runs.Trainer(settings, 4, peer)
     if arch == "cnn_fc":
@@ -108,7 +108,7 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
     np.testing.assert_allclose(peers_value.item(), value, rtol=1e-4)
     # Loading the JAX gradients as parameters gives them PyTorch's shapes.
     shadow = peer_runs.Trainer(settings, 4, peer).model
-    peer_models.load(shadow, {"params": found, "batch_stats": batch_stats})
+    peer_models.load(shadow, {"params": grads, "batch_stats": batch_stats})
     wanted = dict(shadow.named_parameters())
     for path, parameter in one.model.named_parameters():
         expected = wanted[path].detach().numpy()
@@ -164,9 +164,9 @@ def test_peers_are_timed_in_the_same_turns(tmp_path):
     words = ["train", "--arch=cnn", "--size=24x32", "--thin=16", "--batch_size=2"]
     words += ["--seconds=0", "--repeats=3", "--frames=4", "--peer=torch"]
     benchmark.command([*words, f"--json={file}"])
-    found = json.loads(file.read_text())
-    tables = {t["unit"]: t["rows"] for t in found["tables"] if "turn" in t["title"]}
-    tables |= {t["unit"]: t["rows"] for t in found["tables"] if t["unit"] == "ms"}
+    document = json.loads(file.read_text())
+    tables = {t["unit"]: t["rows"] for t in document["tables"] if "turn" in t["title"]}
+    tables |= {t["unit"]: t["rows"] for t in document["tables"] if t["unit"] == "ms"}
     times = {row["what"]: row for row in tables["ms"]}
     assert list(times) == ["jaxdepth", "torch plain", "torch tuned"]
     for row in tables["ratio"]:
@@ -174,7 +174,7 @@ def test_peers_are_timed_in_the_same_turns(tmp_path):
         pairs = zip(times["jaxdepth"]["values"], peers_value, strict=True)
         assert row["values"] == pytest.approx([b / a for a, b in pairs])
     medians = {name: row["median"] for name, row in times.items() if "torch" in name}
-    assert found["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
+    assert document["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
 
 
 def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):
