@@ -147,9 +147,9 @@ def scaling(
         time = seconds + sum(count * hops * HOP + 2 bytes (n - 1) / n / interconnect)
 
     where hops is the sum of the sides of a square or cubic torus of n chips: once
-    around in either direction and back. Pessimistic, because collectives do not overlap with
-    computation; optimistic for slices smaller than a pod, which have no wrap-around
-    links and take up to twice as long.
+    around in either direction and back. Pessimistic, because collectives do not
+    overlap with computation; optimistic for slices smaller than a pod, which have no
+    wrap-around links and take up to twice as long.
 
     Args:
       collectives: of one step, with `count` and `bytes`.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from jaxdepth.commands import cli
 from jaxdepth.commands.benchmark import command as benchmark
 from jaxdepth.commands.benchmark import (
     growth,
@@ -488,9 +489,12 @@ def test_errors_are_one_line(words, message):
 
 @pytest.mark.parametrize("words", [("infer", "--arch=cnn", *TINY), ("upconv",)])
 def test_peers_need_pytorch(words, monkeypatch):
+    entry = benchmark.COMMANDS[words[0]]
+    flags = [*words[1:], "--peer=torch"]
+    settings = cli.parse(benchmark.load(entry.settings), flags, prog="x")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
-        benchmark.command([*words, "--peer=torch"])
+        benchmark.measure(settings, benchmark.load(entry.run))
 
 
 def test_help_lists_the_benchmarks(capsys):
