@@ -1,6 +1,6 @@
-"""TPU generations: published figures, and what they allow a step at best.
+"""Published figures of TPU generations, and the bounds that follow for a step.
 
-Peaks, bandwidths and sizes are those of Google's Cloud TPU documentation (pages "TPU
+Peaks, bandwidths and sizes are from Google's Cloud TPU documentation (pages "TPU
 v4", "TPU v5e", "TPU v5p", "TPU v6e"). Nothing here was measured on a TPU.
 """
 
@@ -13,26 +13,26 @@ from jaxdepth.runtime.errors import UserError
 
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8")
-HOP = 1e-6  # seconds from a chip to the next one: our assumption
+HOP = 1e-6  # seconds from a chip to its neighbour (an assumption)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation, per chip.
+    """A TPU generation; figures are per chip.
 
     Attributes:
       peak: bf16 FLOP/s.
-      bandwidth: of its memory, bytes/s.
-      memory: bytes that the compiler lets a program use; a little is the system's.
-      clock: Hz: the peak over the FLOPs that the matrix units take a cycle (v4, v5p:
-        8 units of 128x128; v5e: 4; v6e: 4 of 256x256, for the compiler's estimate of a
-        large product exceeds what 2 can do).
+      bandwidth: of the chip's memory, bytes/s.
+      memory: bytes available to a program, without the system's share.
+      clock: Hz: the peak divided by the matrix units' FLOPs per cycle (v4, v5p: 8 units
+        of 128x128; v5e: 4; v6e: 4 of 256x256, because the compiler's estimate of a
+        large product is more than 2 can do).
       interconnect: bytes/s that a chip sends to its neighbours over all links: the
-        documented all-reduce bandwidth of a pod over its chips (v5p: half of the
-        bidirectional bandwidth, which is the same in the others).
-      axes: of the torus that a pod is.
+        documented all-reduce bandwidth of a pod divided by its chips (v5p: half of the
+        bidirectional bandwidth, which equals it for the others).
+      axes: number of axes of a pod's torus.
       topologies: slices that can be compiled for.
-      options: what the description of a slice needs besides.
+      options: further arguments of `get_topology_desc`.
     """
 
     peak: float
@@ -47,7 +47,7 @@ class Chip:
 
 GIB = 2.0**30
 CHIPS = {
-    # Megacore: both cores of a chip are one device, as JAX has it on a v4 by default.
+    # Megacore: both cores of a chip are one device, the default of JAX on a v4.
     "v4": Chip(
         peak=275e12,
         bandwidth=1200e9,
@@ -90,21 +90,21 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of a pod, by name: `v5e:2x2`."""
+    """A slice of a pod, such as `v5e:2x2`."""
 
     chip_name: str
     sides: tuple[int, ...]
 
     @classmethod
     def named(cls, text: str) -> "Slice":
-        """Raises UserError with the known ones for any other name."""
+        """The slice of that name. Raises UserError for an unknown name."""
         name, _, shape = text.partition(":")
         if name not in CHIPS:
             known = ", ".join(f"{n}:{c.topologies[1]}" for n, c in CHIPS.items())
-            raise UserError(f"--topology={text}: CHIP:SHAPE, as in {known}")
+            raise UserError(f"--topology={text}: expected CHIP:SHAPE, as in {known}")
         if shape not in CHIPS[name].topologies:
             known = ", ".join(CHIPS[name].topologies)
-            raise UserError(f"--topology={text}: {name} comes as {known}")
+            raise UserError(f"--topology={text}: the shapes of {name} are {known}")
         return cls(name, tuple(int(side) for side in shape.split("x")))
 
     @property
@@ -116,7 +116,7 @@ class Slice:
         return f"{self.chip_name}:{'x'.join(map(str, self.sides))}"
 
     def options(self) -> dict[str, Any]:
-        """Arguments of JAX's `get_topology_desc`. Four chips a host, or one in all."""
+        """Arguments of `get_topology_desc`: four chips per host, or one in all."""
         bounds = [min(2, side) for side in self.sides[:2]] + [1]
         return {"chips_per_host_bounds": bounds, **self.chip.options}
 
@@ -124,12 +124,11 @@ class Slice:
 def roofline(
     chip: Chip, *, flops: float, bytes_accessed: float, cycles: float, images: int
 ) -> dict[str, Any]:
-    """Images/s of a chip by each bound of a step of `images` on it.
+    """Images/s of a chip under each bound of a step of `images`.
 
-    compute: FLOPs at the peak; memory: bytes at the bandwidth; the lower of the two is
-    the roofline, which nothing exceeds. cycles: the compiler's estimate at the clock,
-    one instruction after another; it is a pessimist about memory (a plain sum of
-    arrays is estimated at 0.4 of the bandwidth).
+    compute: FLOPs at the peak. memory: bytes at the bandwidth. roofline: the lower of
+    the two, an upper bound. cycles: the compiler's estimate at the clock, without
+    overlap; it is pessimistic about memory (0.4 of the bandwidth for a sum of arrays).
     """
     rates = {
         "compute": images * chip.peak / flops,
@@ -141,30 +140,34 @@ def roofline(
 
 
 def scaling(
-    chip: Chip, exchanges: Sequence[dict], *, seconds: float, chips: Sequence[int]
+    chip: Chip, collectives: Sequence[dict], *, seconds: float, chips: Sequence[int]
 ) -> list[dict[str, float]]:
-    """Weak scaling: what is left of a chip's rate among `chips`, exchanges counted.
+    """Weak scaling: efficiency of a chip on slices of `chips`, with collectives.
 
         time = seconds + sum(count * hops * HOP + 2 bytes (n - 1) / n / interconnect)
 
-    with hops = the sum of the sides of a square or cubic torus of n chips: once around
-    in either direction and back. Nothing overlaps with computing here, in which it is a
-    pessimist; a slice that is smaller than the pod has no links around its ends and
-    takes up to twice as long.
+    where hops is the sum of the sides of a square or cubic torus of n chips: once
+    around in either direction and back. Pessimistic, because collectives do not
+    overlap with computation; optimistic for slices smaller than a pod, which have no
+    wrap-around links and take up to twice as long.
+
+    Args:
+      collectives: of one step, with `count` and `bytes`.
+      seconds: of one step on one chip.
     """
-    count = sum(e["count"] for e in exchanges)
-    size = sum(e["bytes"] for e in exchanges)
+    count = sum(e["count"] for e in collectives)
+    size = sum(e["bytes"] for e in collectives)
     rows = []
     for n in chips:
         hops = chip.axes * n ** (1 / chip.axes) if n > 1 else 0.0
-        waits = count * hops * HOP
-        moves = 2 * size * (n - 1) / n / chip.interconnect
-        total = seconds + waits + moves
+        latency = count * hops * HOP
+        transfer = 2 * size * (n - 1) / n / chip.interconnect
+        total = seconds + latency + transfer
         rows.append(
             {
                 "chips": n,
-                "latency_ms": 1e3 * waits,
-                "transfer_ms": 1e3 * moves,
+                "latency_ms": 1e3 * latency,
+                "transfer_ms": 1e3 * transfer,
                 "efficiency": seconds / total if math.isfinite(total) else math.nan,
             }
         )

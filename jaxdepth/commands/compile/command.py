@@ -1,12 +1,12 @@
-"""The real training step, compiled for a TPU that is not here: what it will cost.
+"""Compile the training step for a TPU that is not attached, and report its costs.
 
     jaxdepth compile-for --topology=v5e:1x1 --layout=fcrn
     jaxdepth compile-for --topology=v5e:8x8 --batch_size=8192 --json=v5e-8x8.json
     jaxdepth compile-for --topology=v6e:1x1 --batch_size=best
     jaxdepth compile-for --topology=v5e:1x1 --block=up4
 
-Takes the flags of training. A whole step takes minutes to compile, a block seconds.
-Everything is the compiler's estimate: no TPU runs. Needs libtpu (the extra `tpu`).
+Takes the flags of training. Compiling a step takes minutes, a block seconds. All
+figures are estimates of the compiler. Needs libtpu (the extra `tpu`).
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,19 +31,18 @@ from jaxdepth.commands.compile import hlo, lower
 from jaxdepth.config import Config
 from jaxdepth.ops import platform
 from jaxdepth.recipes import recipe_named
-from jaxdepth.runtime import atomic, terminal
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.versions import version
 from jaxdepth.training import sharding
-from jaxdepth.weights.files import refuse_existing
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth compile-for"
-PER_CHIP = 128  # images of a chip at once: fills the 128 lanes of a tile
-GRAIN = 64  # steps in the search for the largest batch
-RECOMPUTED = 1.02  # more FLOPs an image than that, relatively: made to fit by redoing
-# libtpu looks for a machine to be on; these keep it from asking the network.
+PER_CHIP = 128  # images per chip: fills the 128 lanes of a tile
+GRAIN = 64  # step of the search for the largest batch size
+MAX_RECOMPUTATION = 1.02  # ratio of FLOPs per image; above it the compiler recomputes
+# Without these libtpu asks the network which machine it runs on.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -56,49 +54,46 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig(Config):
-    """Compile the training step for a TPU that is not here, and report its costs.
+    """Compile the training step for a TPU that is not attached, and report its costs.
 
-    Flags beside these are those of training; data, work directory and logging have no
-    effect. --batch_size counts the images of all chips; auto: 128 on each.
+    Also takes the flags of training; those of data, work directory and logging have no
+    effect.
     """
 
     topology: str = "v5e:1x1"
-    """Which slice: v4, v5e, v5p or v6e, and its shape, as in v5e:2x2."""
+    """Slice: v4, v5e, v5p or v6e, and its shape, as in v5e:2x2."""
     largest_batch: bool = False
     """Search for the largest batch that fits; --batch_size=best is the same."""
     block: str | None = None
-    """Compile this part alone, forward and gradients: stem, stage1, up4, head, or
-    the path of a module, as in encoder/stage1_block1; augment: the way there."""
+    """Compile one block, forward and backward: stem, stage1, up4, head, the path of a
+    module, as in encoder/stage1_block1, or augment, the augmentation."""
     frames: int = 795
-    """Training frames on the devices under --cache=device."""
+    """Number of training frames on the devices, with --cache=device."""
     xla: str | None = None
-    """Options of the compiler, NAME=VALUE,NAME=VALUE, beside those that training sets:
-    what LIBTPU_INIT_ARGS holds where a TPU runs."""
+    """Further compiler options, NAME=VALUE,NAME=VALUE, as in LIBTPU_INIT_ARGS."""
     json: str | None = None
-    """A file for the numbers; an existing one is not overwritten."""
+    """New file for the report as JSON."""
     hlo: str | None = None
-    """A file for the compiled module's text; likewise."""
+    """New file for the text of the compiled module."""
 
     def __post_init__(self):
         config_lib.validate(self)
 
 
 def parse(argv: Sequence[str]) -> CompileConfig:
-    """Flags over the recipe that --recipe names."""
+    """The configuration from flags and the recipe that --recipe names."""
     name = flags_lib.value_of(argv, "recipe") or "default"
     flags = recipe_named(name).flags
-    # Weights and length have no place in what is compiled.
-    kept = {k: v for k, v in flags.items() if k not in ("init", "steps", "epochs")}
-    preset = [f"--{key}={value}" for key, value in kept.items()]
-    if flags_lib.value_of(argv, "batch_size") == "best":
-        argv = [*flags_lib.without(argv, "batch_size"), "--largest_batch"]
+    # Weights and the number of steps do not change the compiled step.
+    flags = {k: v for k, v in flags.items() if k not in ("init", "steps", "epochs")}
+    preset = [f"--{key}={value}" for key, value in flags.items()]
     return flags_lib.parse(CompileConfig, [*preset, *argv], prog=PROG)
 
 
-def describe(wanted: chips_lib.Slice) -> Sequence[sharding.Device]:
-    """The chips of a slice, as JAX describes those that aren't here.
+def describe(tpu_slice: chips_lib.Slice) -> Sequence[sharding.Device]:
+    """Descriptions of the chips of a slice.
 
-    Raises UserError without libtpu, MachineError where another process holds it.
+    Raises: UserError without libtpu, MachineError if another process uses it.
     """
     if not os.environ.get("TPU_LIBRARY_PATH") and not importlib.util.find_spec(
         "libtpu"
@@ -110,36 +105,36 @@ def describe(wanted: chips_lib.Slice) -> Sequence[sharding.Device]:
         os.environ.setdefault(name, value)
     try:
         return topologies.get_topology_desc(
-            wanted.name, platform="tpu", **wanted.options()
+            tpu_slice.name, platform="tpu", **tpu_slice.options()
         ).devices
     except jax.errors.JaxRuntimeError as error:
         if "lockfile" not in str(error):
             raise UserError(
-                f"--topology={wanted.name}: libtpu {version('libtpu')} says {error}"
+                f"--topology={tpu_slice.name}: libtpu {version('libtpu')}: {error}"
             ) from None
         raise MachineError(
-            "another process on this machine holds libtpu: wait for it, or set "
-            "ALLOW_MULTIPLE_LIBTPU_LOAD=1 (only what runs on a TPU needs it alone)"
+            "another process on this machine uses libtpu: wait for it, or set "
+            "ALLOW_MULTIPLE_LIBTPU_LOAD=1 if no process uses a TPU"
         ) from None
 
 
-def settle(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
-    """Nothing `auto` any more: what training would do on a TPU."""
+def resolve(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
+    """Replace `auto` by what training would choose on a TPU."""
     size: Any = config.train.batch_size
     if size == "auto" or config.largest_batch:
         size = per_chip * chips
-    length = 1000 if config.train.steps == "auto" else config.train.steps
-    given = config.replace(batch_size=size, steps=length, epochs=None)
+    steps = 1000 if config.train.steps == "auto" else config.train.steps
+    given = config.replace(batch_size=size, steps=steps, epochs=None)
     return config_lib.resolve(given, platform="tpu")  # pyright: ignore[reportReturnType]
 
 
 class TooLarge(UserError):
-    """The compiler found more memory in use than the chip has."""
+    """The program needs more memory than the chip has."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A slice and the chips that JAX describes for it."""
+    """A slice and JAX's descriptions of its chips."""
 
     slice: chips_lib.Slice
     devices: Sequence[sharding.Device]
@@ -149,24 +144,26 @@ class Target:
         return len(self.devices)
 
 
-def compiled(config: Any, target: Target) -> tuple[Any, dict[str, str], float]:
-    """The compiled module, the compiler's options, and the seconds it took.
+def compiled(
+    config: CompileConfig, target: Target
+) -> tuple[Any, dict[str, str], float]:
+    """The compiled module, the compiler options, and the seconds that it took.
 
-    Raises TooLarge.
+    Raises: TooLarge if the program does not fit into memory.
     """
     placement = sharding.Placement.over(config.train.parallel, target.devices)
     placement.check_batch(int(config.train.batch_size), config.train.accumulate)
-    began = time.monotonic()
+    start = time.monotonic()
     with platform.compiling_for("tpu"):
         if config.block is None:
             lowered = lower.lower_step(config, placement, frames=config.frames)
         else:
             lowered = lower.lower_block(config, placement, block=config.block)
-    # As training on these chips, unless told otherwise.
+    # The options of training, then those of --xla.
     options = placement.compiler_options() | parse_options(config.xla)
     try:
         module = lowered.compile(dict(options))
-        return module, options, time.monotonic() - began
+        return module, options, time.monotonic() - start
     except jax.errors.JaxRuntimeError as error:
         if config.xla is not None and "INVALID_ARGUMENT" in str(error):
             raise UserError(f"--xla={config.xla}: {error}") from None
@@ -175,35 +172,33 @@ def compiled(config: Any, target: Target) -> tuple[Any, dict[str, str], float]:
         sizes = re.findall(r"\d[\d.]*[GMK]\b", str(error))
         raise TooLarge(
             f"--batch_size={config.train.batch_size}: {' of '.join(sizes[:2])} memory "
-            f"of a chip of {target.slice.name}; --batch_size=best finds the most that "
-            "fit"
+            f"of a chip of {target.slice.name}: try --batch_size=best"
         ) from None
 
 
 def parse_options(text: str | None) -> dict[str, str]:
-    """`a=1,b=2` as a dict; UserError on anything else."""
+    """Parse `a=1,b=2`. Raises UserError for anything else."""
     options = {}
     for pair in text.split(",") if text else ():
         name, equals, value = pair.removeprefix("--").partition("=")
         if not (name and equals):
-            raise UserError(f"--xla={text}: NAME=VALUE,NAME=VALUE")
+            raise UserError(f"--xla={text}: expected NAME=VALUE,NAME=VALUE")
         options[name] = value
     return options
 
 
 def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
-    """Compile once and read what it costs, per chip."""
+    """Compile once and report the costs per chip."""
     module, options, seconds = compiled(config, target)
     text = module.as_text()
     if config.hlo is not None:
-        with atomic.atomic_write(Path(config.hlo)) as file:
-            file.write(text.encode())
+        output_files.write_text(config.hlo, text)
     per_chip = int(config.train.batch_size) // target.chips
-    # A loop's body is counted once: a microbatch of one step.
-    once = per_chip // (config.train.accumulate if config.block is None else 1)
+    # XLA's cost analysis counts the body of a loop once: a microbatch of one step.
+    counted = per_chip // (config.train.accumulate if config.block is None else 1)
     calls = config.train.steps_per_call if config.block is None else 1
-    cost, found = module.cost_analysis(), hlo.parse(text)
-    work, exchanges = hlo.work(found), hlo.collectives(found)
+    cost, parsed = module.cost_analysis(), hlo.parse(text)
+    work, collectives = hlo.work(parsed), hlo.collectives(parsed)
     images = per_chip * calls
     report = {
         "topology": target.slice.name,
@@ -213,8 +208,8 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "images_per_chip": per_chip,
         "block": config.block,
         "compiler_options": options,
-        "flops_per_image": cost["flops"] / once,
-        "bytes_per_image": cost["bytes accessed"] / once,
+        "flops_per_image": cost["flops"] / counted,
+        "bytes_per_image": cost["bytes accessed"] / counted,
         "cycles_per_image": work.cycles / images,
         "memory": memory(module.memory_analysis(), target.slice.chip),
         "traffic_per_image": work.traffic / images,
@@ -222,7 +217,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "groups": work.groups,
         "costliest": work.costliest,
         "unestimated": work.unestimated,
-        "exchanges": exchanges,
+        "exchanges": collectives,
         "compile_seconds": seconds,
     }
     rates = chips_lib.roofline(
@@ -236,21 +231,21 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
 
 
 def memory(stats: Any, chip: chips_lib.Chip) -> dict[str, float]:
-    """Bytes of a chip while the step runs, by what they are for."""
-    kept = stats.output_size_in_bytes - stats.alias_size_in_bytes
-    found = {
+    """Memory of a chip while the step runs, bytes by purpose."""
+    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    used = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
-        "results in memory of their own": kept,
+        "results in memory of their own": results,
         "code": stats.generated_code_size_in_bytes,
     }
-    return found | {"used": sum(found.values()), "available": chip.memory}
+    return used | {"used": sum(used.values()), "available": chip.memory}
 
 
 def scaling(
     report: dict[str, Any], rates: dict[str, Any], calls: int
 ) -> list[dict[str, float]]:
-    """Weak scaling from the exchanges of one step; nothing where one chip has none."""
+    """Weak scaling with the collectives of one step; empty for one chip."""
     if report["chips"] == 1:
         return []
     chip = _chip(report)
@@ -258,7 +253,7 @@ def scaling(
         {**e, "count": e["count"] / calls, "bytes": e["bytes"] / calls}
         for e in report["exchanges"]
     ]
-    # Beside the fastest step there could be, waiting weighs most.
+    # Relative to the fastest possible step, so the efficiency is a lower bound.
     seconds = report["images_per_chip"] / rates["roofline"]
     return chips_lib.scaling(chip, per_step, seconds=seconds, chips=(1, 4, 16, 64, 256))
 
@@ -266,54 +261,58 @@ def scaling(
 def search(
     config: CompileConfig, target: Target, measure: Callable[..., dict[str, Any]]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The report of the largest batch that fits, and those of all that were compiled.
+    """The report of the largest batch size that fits, and the reports of all compiled.
 
-    Halves `PER_CHIP` until it fits, then tries what its memory foretells in steps of
-    `GRAIN`, at most twice. A batch that the compiler makes fit by computing things
-    twice is none that fits.
+    Halves `PER_CHIP` until it fits, then tries the size that `extrapolate` predicts, at
+    most twice. A size for which the compiler recomputes values counts as not fitting.
+
+    Raises: UserError if one image does not fit.
     """
     tried: list[dict[str, Any]] = []
 
-    def at(per_chip: int) -> dict[str, Any] | None:
+    def attempt(per_chip: int) -> dict[str, Any] | None:
         try:
-            report = measure(settle(config, target.chips, per_chip), target)
+            report = measure(resolve(config, target.chips, per_chip), target)
         except TooLarge as error:
-            logger.info("%d images a chip don't fit (%s)", per_chip, error)
+            logger.info("%d images per chip do not fit (%s)", per_chip, error)
             return None
         tried.append(report)
         logger.info("%s", summary(report))
         return report
 
     per_chip = PER_CHIP
-    while (best := at(per_chip)) is None:
+    while (best := attempt(per_chip)) is None:
         per_chip //= 2
         if not per_chip:
-            raise UserError(f"no image fits into a chip of {target.slice.name}")
+            raise UserError(
+                "--batch_size=best: one image does not fit into a chip of "
+                f"{target.slice.name}"
+            )
     step = min(GRAIN, per_chip)
-    wanted = foretold(best["memory"], per_chip) // step * step
-    for more in (wanted, wanted - step):
-        if more <= per_chip:
+    predicted = extrapolate(best["memory"], per_chip) // step * step
+    for size in (predicted, predicted - step):
+        if size <= per_chip:
             break
-        report = at(more)
+        report = attempt(size)
         if report is None:
             continue
-        if report["flops_per_image"] <= RECOMPUTED * best["flops_per_image"]:
+        if report["flops_per_image"] <= MAX_RECOMPUTATION * best["flops_per_image"]:
             return report, tried
-        logger.info("%d images a chip fit by computing things twice", more)
+        logger.info("%d images per chip fit only with recomputation", size)
     return best, tried
 
 
-def foretold(used: dict[str, float], per_chip: int) -> int:
-    """How many images would fill the memory, if temporaries grow with their number.
+def extrapolate(used: dict[str, float], per_chip: int) -> int:
+    """Images that fill the memory if temporaries grow in proportion to their number.
 
-    At most 16 times as many: small blocks keep everything in the core's own memory.
+    At most 16 times `per_chip`, because small blocks have almost no temporaries.
     """
-    room = used["available"] - used["used"] + used["temporaries"]
-    return int(per_chip * min(16.0, room / max(1.0, used["temporaries"])))
+    available = used["available"] - used["used"] + used["temporaries"]
+    return int(per_chip * min(16.0, available / max(1.0, used["temporaries"])))
 
 
 def summary(report: dict[str, Any]) -> str:
-    """One line."""
+    """One line of a report."""
     used = report["memory"]
     return (
         f"{report['topology']}, {report['images_per_chip']} images a chip: "
@@ -326,7 +325,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def show(report: dict[str, Any]) -> None:
-    """The report on the terminal."""
+    """Print a report."""
     title = report["block"] or "the training step"
     logger.info(
         "%s for %s (chips: %d, hosts: %d), %d images in all",
@@ -344,24 +343,21 @@ def show(report: dict[str, Any]) -> None:
         [(name, round(size / 2**20)) for name, size in parts],
     )
     _show_work(report)
-    _show_exchanges(report)
+    _show_collectives(report)
     _show_rates(report)
 
 
 def _show_work(report: dict[str, Any]) -> None:
     images = report["images_per_call"]
     total = sum(g["forward"] + g["gradient"] for g in report["groups"].values())
-    rows: list[tuple[Any, ...]] = [
-        (
-            name,
-            g["forward"] / images / 1e3,
-            g["gradient"] / images / 1e3,
-            _percent((g["forward"] + g["gradient"]) / total),
-            g["traffic"] / images / 1e6,
-        )
-        for name, g in report["groups"].items()
-    ]
-    rows.append(("all", *_sums(rows, (1, 2)), "100.0%", *_sums(rows, (4,))))
+    rows: list[tuple[Any, ...]] = []
+    for name, group in report["groups"].items():
+        cycles = group["forward"], group["gradient"]
+        kcycles = (count / images / 1e3 for count in cycles)
+        traffic = group["traffic"] / images / 1e6
+        rows.append((name, *kcycles, _percent(sum(cycles) / total), traffic))
+    forward, gradient, traffic = (sum(row[k] for row in rows) for k in (1, 2, 4))
+    rows.append(("all", forward, gradient, "100.0%", traffic))
     columns = ("part", "forward kcycles", "gradient kcycles", "share", "traffic MB")
     terminal.print_table("estimated cycles and traffic an image", columns, rows)
     rows = [
@@ -376,27 +372,27 @@ def _show_work(report: dict[str, Any]) -> None:
         for entry in report["costliest"]
     ]
     columns = ("where", "kcycles", "share", "traffic MB", "what", "name")
-    terminal.print_table("the costliest instructions, an image", columns, rows)
+    terminal.print_table("the most expensive instructions, an image", columns, rows)
     for entry in report["unestimated"]:
+        what = entry["primitive"] or entry["opcode"]
+        megabytes = entry["traffic"] / images / 1e6
         logger.info(
             "no estimate: %s (%s, %s), %.1f MB an image",
             entry["module"],
-            entry["primitive"] or entry["opcode"],
+            what,
             entry["name"],
-            entry["traffic"] / images / 1e6,
+            megabytes,
         )
 
 
-def _sums(rows: Sequence[Sequence[Any]], columns: Sequence[int]) -> list[float]:
-    return [sum(row[k] for row in rows) for k in columns]
-
-
-def _show_exchanges(report: dict[str, Any]) -> None:
+def _show_collectives(report: dict[str, Any]) -> None:
     if report["chips"] == 1:
-        logger.info("one chip exchanges nothing: scaling needs a slice of several")
+        logger.info(
+            "one chip has no collectives: choose a larger slice to see the scaling"
+        )
         return
     terminal.print_table(
-        "exchanges between chips in a call",
+        "collectives in a call",
         ("what", "count", "KiB"),
         [
             (f"{e['kind']}: {e['purpose']}", e["count"], e["bytes"] / 1024)
@@ -404,8 +400,8 @@ def _show_exchanges(report: dict[str, Any]) -> None:
         ],
     )
     terminal.print_table(
-        "weak scaling of the roofline, nothing overlapping",
-        ("chips", "latency ms", "transfer ms", "left"),
+        "weak scaling of the roofline, without overlap",
+        ("chips", "latency ms", "transfer ms", "efficiency"),
         [
             (
                 str(row["chips"]),
@@ -436,8 +432,8 @@ def _show_rates(report: dict[str, Any]) -> None:
         chip.clock / 1e9,
     )
     logger.info(
-        "assumed: published peaks; exchanges at %.0f GB/s a chip, %.0f us a hop, on a "
-        "torus of %d axes; no TPU ran",
+        "assumed: published peaks; collectives at %.0f GB/s a chip, %.0f us a hop, on "
+        "a torus of %d axes; estimates only, no TPU ran",
         chip.interconnect / 1e9,
         chips_lib.HOP * 1e6,
         chip.axes,
@@ -455,40 +451,39 @@ def _percent(share: float) -> str:
 def record(
     config: CompileConfig, report: dict[str, Any], tried: list[dict[str, Any]], argv
 ) -> dict[str, Any]:
-    """What --json holds."""
+    """The content of the --json file."""
     packages = ("jaxdepth", "jax", "jaxlib", "libtpu", "flax", "optax")
-    summed = ("images_per_chip", "flops_per_image", "bytes_per_image")
-    summed += ("traffic_per_image", "cycles_per_image", "memory", "compile_seconds")
+    keys = ("images_per_chip", "flops_per_image", "bytes_per_image")
+    keys += ("traffic_per_image", "cycles_per_image", "memory", "compile_seconds")
     return {
         "command": f"{PROG} {' '.join(argv)}",
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in packages},
         "config": dataclasses.asdict(config),
         "assumed": dataclasses.asdict(_chip(report)) | {"hop_seconds": chips_lib.HOP},
-        "tried": [{key: entry[key] for key in summed} for entry in tried],
+        "tried": [{key: entry[key] for key in keys} for entry in tried],
         **report,
     }
 
 
 def command(argv: Sequence[str]) -> int:
-    """Compile as the flags say; returns the exit code."""
+    """Run the command; returns the exit code."""
     config = parse(argv)
-    for name in (config.json, config.hlo):
-        if name is not None:
-            refuse_existing(Path(name))
-    wanted = chips_lib.Slice.named(config.topology)
-    # JAX itself stays on the CPU, also where there is a TPU.
+    for flag, path in (("json", config.json), ("hlo", config.hlo)):
+        if path is not None:
+            output_files.check_new_file(path, flag=flag)
+    tpu_slice = chips_lib.Slice.named(config.topology)
+    # JAX runs on the CPU, even if a TPU is attached.
     jax.config.update("jax_platforms", "cpu")
-    target = Target(wanted, describe(wanted))
+    target = Target(tpu_slice, describe(tpu_slice))
     if config.largest_batch:
         report, tried = search(config, target, measure)
     else:
-        report = measure(settle(config, target.chips, PER_CHIP), target)
+        report = measure(resolve(config, target.chips, PER_CHIP), target)
         tried = [report]
     show(report)
     if config.json is not None:
-        found = workdir.plain(record(config, report, tried, argv))
-        with atomic.atomic_write(Path(config.json)) as file:
-            file.write(json.dumps(found, indent=1).encode())
-        logger.info("numbers: %s", config.json)
+        document = workdir.plain(record(config, report, tried, argv))
+        output_files.write_text(config.json, json.dumps(document, indent=1))
+        logger.info("report: %s", config.json)
     return cli.OK

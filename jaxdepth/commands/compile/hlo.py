@@ -1,7 +1,7 @@
-"""What the text of an optimised HLO module says: cycles, loops, collectives, places.
+"""Parser of optimised HLO modules: cycles, memory traffic, collectives, by module.
 
-The TPU compiler writes an estimate of cycles beside each instruction of its schedule,
-JAX the scopes and the source lines that it came from. Text in, numbers out, no JAX.
+The TPU compiler annotates each instruction with an estimate of its cycles, JAX with the
+scopes and source lines that it came from. This module reads text and does not need JAX.
 """
 
 import collections
@@ -28,7 +28,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
 _FIELD = re.compile(r"(\w+)=(\d+)")
 
-SILENT = 1_000_000  # bytes moved above which a missing estimate is worth a word
+MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -36,24 +36,23 @@ COLLECTIVES = (
     "all-to-all",
     "collective-permute",
 )
-# Where an instruction outside every module comes from, by a part of its source path or
-# by its function, the innermost frame first.
+# Group of an instruction outside all modules, by a part of its source path or by the
+# name of its function. The innermost stack frame that matches counts.
 SOURCES = {
     "to_training_frame": "input",
     "normalize": "input",
-    "/data/table.py": "input",
-    "/data/augment.py": "augment",
+    "/training/device_cache.py": "input",
+    "/training/augment.py": "augment",
     "/losses.py": "loss",
     "/ops/resize.py": "loss",
     "/optax/": "optimizer",
-    "/jaxdepth/optim.py": "optimizer",
+    "/training/optimizer.py": "optimizer",
     "gradients": "gradient sums",
     "train_step": "optimizer",
 }
 
-
-# What moves nothing, or what the instruction that it belongs to has counted already.
-STILL = (
+# Opcodes that move nothing, or whose traffic another instruction accounts for.
+NO_TRAFFIC = (
     "parameter",
     "get-tuple-element",
     "tuple",
@@ -68,13 +67,13 @@ STILL = (
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array in a shape, `bf16[128,160,64]{0,2,1:T(8,128)(2,1)}`.
+    """An array with its layout, such as `bf16[128,160,64]{0,2,1:T(8,128)(2,1)}`.
 
     Attributes:
       dtype, shape: as written.
-      order: axes, the innermost first; empty where none is written.
-      tile: that the innermost axes are padded to, the outermost of them first.
-      on_chip: whether it lies in the core's own memory.
+      order: axes, the innermost first; empty if not written.
+      tile: sizes that the innermost axes are padded to, the outermost of them first.
+      on_chip: whether it is in the core's vector memory.
     """
 
     dtype: str
@@ -85,12 +84,12 @@ class Array:
 
     @property
     def bytes(self) -> int:
-        """Without padding."""
+        """Size without padding."""
         return math.prod(self.shape) * _bits(self.dtype) // 8
 
     @property
     def traffic(self) -> int:
-        """Bytes of the chip's memory that reading or writing it whole moves."""
+        """Bytes of memory traffic of reading or writing the array, with padding."""
         if self.on_chip:
             return 0
         sizes = [self.shape[axis] for axis in self.order] or list(self.shape)
@@ -105,11 +104,11 @@ def _bits(dtype: str) -> int:
 
 
 def arrays_of(shape: str) -> list[Array]:
-    """The arrays of a shape, or of a tuple of them."""
-    found = []
+    """The arrays of a shape or of a tuple of shapes."""
+    arrays = []
     for dtype, dims, order, rest in _ARRAY.findall(shape):
         tile = _TILE.search(rest)
-        found.append(
+        arrays.append(
             Array(
                 dtype,
                 _integers(dims),
@@ -118,7 +117,7 @@ def arrays_of(shape: str) -> list[Array]:
                 on_chip=bool(re.search(r"S\([1-9]", rest)),
             )
         )
-    return found
+    return arrays
 
 
 def _integers(text: str) -> tuple[int, ...]:
@@ -127,19 +126,19 @@ def _integers(text: str) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """An HLO instruction.
 
     Attributes:
-      name: its name in the text.
+      name: name in the text.
       opcode: "fusion", "copy", "all-reduce", ...
       shape: of the result, with its memory layout.
-      operands: names of other instructions.
-      calls: computations that it names: a fusion's, a loop's body.
-      op_name: JAX's scopes and primitive, "" where none is written.
-      frame: number of the stack frame, 0 where none is written.
-      cycles: the compiler's estimate, 0 where it gives none.
-      index: which part of a tuple it takes, -1 if none.
-      value: of an integer constant, -1 for everything else.
+      operands: names of instructions.
+      calls: names of computations, such as the body of a fusion or of a loop.
+      op_name: scopes and primitive of JAX, "" if not written.
+      frame: number of the stack frame, 0 if not written.
+      cycles: the compiler's estimate, 0 if there is none.
+      index: element of a tuple that it returns, else -1.
+      value: value of an integer constant, else -1.
     """
 
     name: str
@@ -161,12 +160,12 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Whose work an instruction is.
+    """The part of the training step that an instruction belongs to.
 
     Attributes:
-      module: path of Flax modules, as "encoder/stage1_block1/conv1"; outside every
-        module a word of `SOURCES`, or "".
-      gradient: whether it belongs to the backward pass.
+      module: path of Flax modules, such as "encoder/stage1_block1/conv1"; outside all
+        modules a value of `SOURCES`, or "".
+      gradient: whether it is part of the backward pass.
     """
 
     module: str
@@ -174,7 +173,7 @@ class Place:
 
     @property
     def group(self) -> str:
-        """The part of the network: stem, pool, stage1, up4, head, or as in `module`."""
+        """Block of the network (stem, pool, stage1, up4, head), or `module`."""
         first, _, rest = self.module.partition("/")
         if first not in ("encoder", "decoder"):
             return first or "other"
@@ -193,8 +192,8 @@ class Module:
     """A compiled module.
 
     Attributes:
-      entry: name of the computation that is run.
-      computations: name -> instructions, in the order of the schedule.
+      entry: name of the computation that runs.
+      computations: name -> scheduled instructions.
       frames: stack frame -> (source path, function), the innermost first.
     """
 
@@ -203,9 +202,9 @@ class Module:
     frames: Mapping[int, Sequence[tuple[str, str]]]
 
     def executed(self) -> Iterator[tuple[Instruction, int]]:
-        """Each instruction of the schedule and how often it runs in one call.
+        """Each scheduled instruction, and how often it runs in one call.
 
-        Loops count as often as they turn; of a branch, all sides count.
+        Bodies of loops run once per iteration; all branches of a conditional count.
         """
         yield from self._executed(self.entry, 1)
 
@@ -213,44 +212,44 @@ class Module:
         for instruction in self.computations.get(name, ()):
             yield instruction, times
             if instruction.opcode in ("while", "call", "conditional", "async-start"):
-                turns = self._turns(instruction)
+                iterations = self._iterations(instruction)
                 for called in instruction.calls:
-                    yield from self._executed(called, times * turns)
+                    yield from self._executed(called, times * iterations)
 
-    def _turns(self, instruction: Instruction) -> int:
-        """How often a loop that counts up from 0 turns: the bound in its condition."""
+    def _iterations(self, instruction: Instruction) -> int:
+        """Iterations of a loop that counts up from 0: the bound in its condition."""
         if instruction.opcode != "while":
             return 1
         constants = [
             inner.value
             for called in instruction.calls
-            if self._decides(called)
+            if self._is_condition(called)
             for inner in self.computations[called]
             if inner.value >= 0
         ]
         return constants[0] if len(constants) == 1 else 1
 
-    def _decides(self, name: str) -> bool:
-        """Whether a computation is the condition of a loop: its result is a truth."""
+    def _is_condition(self, name: str) -> bool:
+        """Whether a computation is the condition of a loop, whose result is a bool."""
         inner = self.computations.get(name, ())
         return bool(inner) and inner[-1].shape.startswith("pred[]")
 
     def place(self, instruction: Instruction) -> Place:
-        """Whose work it is: by its own scopes, or by those of what it fuses."""
+        """The place of an instruction, from its scopes or those of what it fuses."""
         op_name, frame = instruction.op_name, instruction.frame
         if not op_name:
             op_name, frame = self._inner(instruction)
-        found = place_of(op_name)
-        if found.module:
-            return found
+        place = place_of(op_name)
+        if place.module:
+            return place
         for path, function in self.frames.get(frame, ()):
             for key, module in SOURCES.items():
                 if key == function or ("/" in key and key in path):
-                    return Place(module, found.gradient)
-        return found
+                    return Place(module, place.gradient)
+        return place
 
     def _inner(self, instruction: Instruction) -> tuple[str, int]:
-        """The commonest scopes in the computations that an instruction calls."""
+        """The most common scopes in the computations that an instruction calls."""
         names = collections.Counter(
             (inner.op_name, inner.frame)
             for called in instruction.calls
@@ -261,7 +260,7 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Read `compiled.as_text()`."""
+    """Parse the text of a compiled module, `compiled.as_text()`."""
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -298,7 +297,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _until(text: str, end: str) -> tuple[str, str]:
-    """Split at the first `end` that stands outside all brackets."""
+    """Split at the first `end` outside brackets."""
     depth = 0
     for k, character in enumerate(text):
         if character == end and depth == 0:
@@ -311,7 +310,7 @@ def _until(text: str, end: str) -> tuple[str, str]:
 
 
 def _frames(text: str) -> dict[int, list[tuple[str, str]]]:
-    """Stack frames from the four tables at the head of the text."""
+    """Stack frames, from the four tables at the start of the text."""
     names = {
         table: dict(re.findall(r'^(\d+) "(.*)"$', _table(text, table), re.M))
         for table in ("FileNames", "FunctionNames")
@@ -322,14 +321,16 @@ def _frames(text: str) -> dict[int, list[tuple[str, str]]]:
         function = names["FunctionNames"].get(fields["function_name_id"], "")
         places[number] = (file, function)
     rows = dict(_rows(_table(text, "StackFrames")))
-    # Parents are written one too high, so that the outermost frame can have none: 0.
+    # Parents are written plus one; the outermost frame has 0 after subtraction.
     parents = {n: str(int(row["parent_frame_id"]) - 1) for n, row in rows.items()}
-    own = {n: places.get(row["file_location_id"], ("", "")) for n, row in rows.items()}
+    locations = {
+        n: places.get(row["file_location_id"], ("", "")) for n, row in rows.items()
+    }
     frames: dict[int, list[tuple[str, str]]] = {}
     for number in rows:
         stack, frame = [], number
         while frame in rows:
-            stack.append(own[frame])
+            stack.append(locations[frame])
             frame = parents[frame]
         frames[int(number)] = stack
     return frames
@@ -346,17 +347,17 @@ def _rows(table: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def place_of(op_name: str) -> Place:
-    """The modules and the pass in a name such as
+    """The module path and the pass of an `op_name`, such as
 
     `jit(step)/shard_map/transpose(jvp(UpProj))/decoder/up4/conv/conv_general_dilated`.
 
-    What precedes the differentiated network is JAX's; the last word is the primitive.
+    The module path follows the differentiated network; the last word is the primitive.
     """
     words = _words(op_name)
     at = [k for k, word in enumerate(words) if "jvp(" in word]
     if not at:
         return Place("", False)
-    modules = [word for word in words[at[0] + 1 : -1] if not _is_jaxs(word)]
+    modules = [word for word in words[at[0] + 1 : -1] if not _is_scope_of_jax(word)]
     return Place("/".join(modules), any("transpose(" in word for word in words))
 
 
@@ -369,17 +370,17 @@ def _words(op_name: str) -> list[str]:
     return words
 
 
-def _is_jaxs(word: str) -> bool:
-    """Whether a word names no module: `jit(relu)`, `checkpoint`, `encoder._stem`."""
+def _is_scope_of_jax(word: str) -> bool:
+    """Whether a word is not a module: `jit(relu)`, `checkpoint`, `encoder._stem`."""
     known = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
     return "(" in word or "." in word or word in known or word[:1].isupper()
 
 
 def traffic(module: Module) -> dict[str, int]:
-    """Bytes that each instruction of the schedule moves from and to memory, once.
+    """Memory traffic of each scheduled instruction, bytes per execution.
 
-    Operands and results count whole, tiles filled up; what lies in the core's own
-    memory does not. For one block that gave 0.99 of what the compiler says.
+    Operands and results count with padding, except those in the core's vector memory.
+    For one block this gave 0.99 of the compiler's own figure.
     """
     shapes = {
         i.name: i.arrays
@@ -390,11 +391,11 @@ def traffic(module: Module) -> dict[str, int]:
     for instruction, _ in module.executed():
         opcode, results = instruction.opcode, shapes[instruction.name]
         read = [a for name in instruction.operands for a in shapes.get(name, [])]
-        if opcode in STILL or opcode.endswith("-done"):
+        if opcode in NO_TRAFFIC or opcode.endswith("-done"):
             continue
-        if opcode == "copy-start":  # (where to, where from, context)
+        if opcode == "copy-start":  # (destination, source, context)
             results = results[:1]
-        elif opcode == "slice-start":  # ((where from), where to, ...)
+        elif opcode == "slice-start":  # ((source), destination, ...)
             results = read = results[1:2]
         moved[instruction.name] = sum(a.traffic for a in [*results, *read])
     return moved
@@ -402,16 +403,16 @@ def traffic(module: Module) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What one call takes, by place and by instruction.
+    """Cycles and memory traffic of one call, by group and by instruction.
 
     Attributes:
-      cycles: estimated, of everything.
+      cycles: estimate for all instructions.
       traffic: bytes from and to memory, see `traffic`.
-      groups: part of the network -> {"forward", "gradient"} in cycles and "traffic",
-        the costliest first.
-      costliest: instructions, the costliest first.
-      unestimated: instructions that the compiler gives no estimate for although they
-        move a lot, that with most bytes first; exchanges are not among them.
+      groups: block -> cycles "forward" and "gradient", bytes "traffic"; in descending
+        order of cycles.
+      costliest: instructions in descending order of cycles.
+      unestimated: instructions without estimate that move many bytes, in descending
+        order of bytes; without collectives and copies.
     """
 
     cycles: int
@@ -422,11 +423,15 @@ class Work:
 
 
 def work(module: Module, *, count: int = 10) -> Work:
-    """Add up the estimates; `count` instructions of either list."""
+    """Sum the estimates of a module.
+
+    Args:
+      count: length of the lists of instructions.
+    """
     moved = traffic(module)
     nothing = {"forward": 0, "gradient": 0, "traffic": 0}
     groups: dict[str, dict[str, int]] = {}
-    found, silent = [], []
+    estimated, unestimated = [], []
     for instruction, times in module.executed():
         bytes_moved = times * moved.get(instruction.name, 0)
         if not instruction.cycles and not bytes_moved:
@@ -449,18 +454,18 @@ def work(module: Module, *, count: int = 10) -> Work:
             "shape": instruction.shape,
         }
         opcode = instruction.opcode
-        exchange = opcode.startswith((*COLLECTIVES, "copy-start", "slice-start"))
+        transfer = opcode.startswith((*COLLECTIVES, "copy-start", "slice-start"))
         if cycles:
-            found.append(row)
-        elif bytes_moved >= SILENT and not exchange:
-            silent.append(row)
+            estimated.append(row)
+        elif bytes_moved >= MIN_UNESTIMATED and not transfer:
+            unestimated.append(row)
     ordered = sorted(groups.items(), key=lambda entry: -_cycles(entry[1]))
     return Work(
-        cycles=sum(row["cycles"] for row in found),
+        cycles=sum(row["cycles"] for row in estimated),
         traffic=sum(group["traffic"] for group in groups.values()),
         groups=dict(ordered),
-        costliest=sorted(found, key=lambda row: -row["cycles"])[:count],
-        unestimated=sorted(silent, key=lambda row: -row["traffic"])[:count],
+        costliest=sorted(estimated, key=lambda row: -row["cycles"])[:count],
+        unestimated=sorted(unestimated, key=lambda row: -row["traffic"])[:count],
     )
 
 
@@ -469,10 +474,10 @@ def _cycles(group: Mapping[str, int]) -> int:
 
 
 def collectives(module: Module) -> list[dict[str, Any]]:
-    """What devices exchange in one call: kind, purpose, count, and bytes of each chip.
+    """The collectives of one call: kind, purpose, count, and bytes per chip.
 
-    The compiler joins exchanges into one instruction. It counts once, for what most of
-    its bytes serve; bytes count for what they serve themselves.
+    The compiler combines collectives of several purposes into one instruction. Its
+    count goes to the purpose with most of its bytes; the bytes go to each purpose.
     """
     parts = {
         (i.operands[0], i.index): i
@@ -486,14 +491,14 @@ def collectives(module: Module) -> list[dict[str, Any]]:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             continue
-        mine: collections.Counter[str] = collections.Counter()
+        by_purpose: collections.Counter[str] = collections.Counter()
         for k, array in enumerate(instruction.arrays):
             part = parts.get((instruction.name, k), instruction)
-            mine[_purpose(module.place(part), array.shape)] += array.bytes
-        for purpose, size in mine.items():
+            by_purpose[_purpose(module.place(part), array.shape)] += array.bytes
+        for purpose, size in by_purpose.items():
             sizes[kind, purpose] += size * times
-        if mine:
-            counts[kind, mine.most_common(1)[0][0]] += times
+        if by_purpose:
+            counts[kind, by_purpose.most_common(1)[0][0]] += times
     return [
         {
             "kind": kind,

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
-from jaxdepth.runtime import flags
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
 
 T = typing.TypeVar("T")
@@ -127,7 +127,7 @@ def in_order(
     context = multiprocessing.get_context("spawn")
     # Pickled here and not by the pool: a source may be defined in a plugin, which the
     # worker must import first.
-    arguments = (flags.loaded_plugins(), pickle.dumps(packer))
+    arguments = (flags_lib.loaded_plugins(), pickle.dumps(packer))
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=arguments
     )
@@ -190,7 +190,7 @@ def _start_worker(plugins: Sequence[str], packer: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for path in plugins:
-        flags.load_plugin(path)
+        flags_lib.load_plugin(path)
     _packer = pickle.loads(packer)
 
 

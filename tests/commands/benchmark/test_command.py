@@ -27,6 +27,7 @@ from jaxdepth.commands.benchmark import (
 )
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
 from jaxdepth.models import create_model, output_size
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
 
 TINY = ("--size=24x32", "--thin=16", "--seconds=0", "--devices=1")
@@ -62,9 +63,9 @@ def test_turns_alternate_and_the_first_is_discarded():
         asked.append(name)
         return float(next(values))
 
-    found = timing.alternate({"a": lambda: thing("a"), "b": lambda: thing("b")}, 2)
+    samples = timing.alternate({"a": lambda: thing("a"), "b": lambda: thing("b")}, 2)
     assert asked == ["a", "b"] * 3
-    assert found == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
+    assert samples == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
 
 
 def test_only_the_last_call_is_waited_for():
@@ -81,19 +82,19 @@ def test_turns_have_a_minimum_length(monkeypatch):
     assert timing.calls_for(one, 2.0) == 4
     other, _ = counting("b", log)
     log.clear()
-    found = timing.time_alternating([one, other], repeats=2)
+    samples = timing.time_alternating([one, other], repeats=2)
     turns = [name for name in log if name in ("a", "b")]
     assert turns == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
-    assert found == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
+    assert samples == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
 
 
 def test_ratios_are_taken_turn_by_turn():
-    found = {"ours": [1.0, 2.0], "slow": [4.0, 4.0], "fast": [1.5, 1.0]}
-    assert timing.ratios(found, "ours") == {
+    samples = {"ours": [1.0, 2.0], "slow": [4.0, 4.0], "fast": [1.5, 1.0]}
+    assert timing.ratios(samples, "ours") == {
         "ours / slow": [4.0, 2.0],
         "ours / fast": [1.5, 0.5],
     }
-    assert timing.fastest(found, ["slow", "fast"]) == "fast"
+    assert timing.fastest(samples, ["slow", "fast"]) == "fast"
 
 
 def searched(measure, **options):
@@ -116,10 +117,10 @@ def full_at(limit):
 
 def test_the_search_tries_half_way_to_the_first_size_that_does_not_fit():
     measure, tried = full_at(8)
-    found = searched(measure)
+    result = searched(measure)
     assert tried == [1, 2, 4, 8, 6]
-    assert (found.full, found.best) == (8, 6)
-    assert found.reason() == "8 does not fit"
+    assert (result.full, result.best) == (8, 6)
+    assert result.reason() == "8 does not fit"
     # The size half way must be a multiple of devices and microbatches.
     measure, tried = full_at(8)
     assert searched(measure, start=4, multiple=4).best == 4
@@ -133,9 +134,9 @@ def test_the_search_ends_without_a_gain_or_at_the_time_limit():
         tried.append(batch)
         return 5.0 + batch / 1000
 
-    found = searched(flat)
+    result = searched(flat)
     assert tried == [1, 2, 4]
-    assert found.best == 1
+    assert result.best == 1
     measure, tried = full_at(10**9)
     assert searched(measure, seconds=0.0).late
     assert tried == [1]
@@ -234,19 +235,22 @@ def test_train_writes_json_and_csv(tmp_path, capsys):
     words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=3", "--frames=8"]
     words += [f"--json={files[0]}", f"--csv={files[1]}"]
     assert benchmark.command(["train", *words]) == 0
-    found = json.loads(files[0].read_text())
-    assert found["hardware"]["platform"] == "cpu" and found["hardware"]["devices"] == 8
-    assert found["versions"]["jax"] == jax.__version__
-    assert re.match(r"\d{4}-\d\d-\d\dT", found["date"])
-    assert found["settings"]["batch_size"] == 2
-    assert "stopped" not in found
-    tables = {(t["title"], t["unit"]): t["rows"] for t in found["tables"]}
+    document = json.loads(files[0].read_text())
+    assert (
+        document["hardware"]["platform"] == "cpu"
+        and document["hardware"]["devices"] == 8
+    )
+    assert document["versions"]["jax"] == jax.__version__
+    assert re.match(r"\d{4}-\d\d-\d\dT", document["date"])
+    assert document["settings"]["batch_size"] == 2
+    assert "stopped" not in document
+    tables = {(t["title"], t["unit"]): t["rows"] for t in document["tables"]}
     title = "training cnn at 24x32, batch 2"
     (times,), (rates,) = tables[title, "ms"], tables[title, "images/s"]
     assert len(times["values"]) == 3
     assert times["median"] == np.median(times["values"])
     assert rates["values"] == pytest.approx([2000 / t for t in times["values"]])
-    shares = found["facts"]["rates and shares"]
+    shares = document["facts"]["rates and shares"]
     flops = 6 * shares["GMAC an image, forward"] * 1e9 * shares["images/s"]
     assert shares["TFLOP/s"] == pytest.approx(flops / 1e12)
     (peak,) = tables["this device at most", "TFLOP/s"]
@@ -256,7 +260,7 @@ def test_train_writes_json_and_csv(tmp_path, capsys):
     assert shares["peak memory of the process (RSS) [MiB]"] > 100
     with open(files[1]) as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == sum(len(t["rows"]) for t in found["tables"])
+    assert len(lines) == sum(len(t["rows"]) for t in document["tables"])
     assert lines[0]["what"] == "jaxdepth" and lines[0]["unit"] == "ms"
     assert float(lines[0]["median"]) == pytest.approx(times["median"], rel=1e-4)
     # An existing file is not overwritten.
@@ -302,22 +306,22 @@ def test_an_incomplete_report_is_written(tmp_path):
     settings = train_settings(json=str(file))
     with pytest.raises(KeyboardInterrupt):
         benchmark.measure(settings, run)
-    found = json.loads(file.read_text())
-    assert found["tables"][0]["rows"][0]["median"] == 1.0
-    assert found["stopped"].startswith("KeyboardInterrupt")
+    document = json.loads(file.read_text())
+    assert document["tables"][0]["rows"][0]["median"] == 1.0
+    assert document["stopped"].startswith("KeyboardInterrupt")
 
 
 def test_infer_measures_single_frames(tmp_path):
     file = tmp_path / "infer.json"
     words = ["--arch=cnn", *TINY, "--batch_size=best", "--max_batch=2", "--repeats=2"]
     assert benchmark.command(["infer", *words, f"--json={file}"]) == 0
-    found = json.loads(file.read_text())
-    assert found["facts"]["search"]["rates"].keys() == {"1", "2"}
+    document = json.loads(file.read_text())
+    assert document["facts"]["search"]["rates"].keys() == {"1", "2"}
     title = "inference cnn at 24x32, batch 1, each waited for"
-    rows = [t["rows"] for t in found["tables"] if t["title"] == title]
+    rows = [t["rows"] for t in document["tables"] if t["title"] == title]
     names = [row["what"] for row in rows[0]]
     assert names[0].startswith("jaxdepth, image and depth on the device")
-    assert [t["unit"] for t in found["tables"] if t["title"] == title] == [
+    assert [t["unit"] for t in document["tables"] if t["title"] == title] == [
         "ms",
         "frames/s",
     ]
@@ -334,7 +338,7 @@ def test_growth_is_relative_to_linear(monkeypatch):
         "time_alternating",
         lambda *_, **__: {workloads.NAME: [times[next(batches)]] * 2},
     )
-    found = report.Report()
+    results = report.Report()
     settings = train_settings(growth="batch", points="1,2,4,8")
 
     @contextlib.contextmanager
@@ -346,8 +350,8 @@ def test_growth_is_relative_to_linear(monkeypatch):
         yield workloads.Subject(workload, compiled, nn.Module(), 0)
 
     monkeypatch.setattr(workloads, "subject", subject)
-    growth.run(settings, found)
-    rows = found.facts["growth"]
+    growth.run(settings, results)
+    rows = results.facts["growth"]
     assert {name: row["of linear"] for name, row in rows.items()} == {
         "1": 1.0,
         "2": 0.75,
@@ -355,7 +359,7 @@ def test_growth_is_relative_to_linear(monkeypatch):
     }
     assert rows["8"]["images/s"] == 0.5 and rows["8"]["ms a step"] == 16000
     assert rows["8"]["temporary MiB"] == 1
-    assert found.facts["notes"] == ["4: does not fit into memory, skipped"]
+    assert results.facts["notes"] == ["4: does not fit into memory, skipped"]
 
 
 def test_growth_over_sizes_and_devices():
@@ -398,9 +402,9 @@ def test_a_failing_profiler_is_reported(tmp_path, monkeypatch):
         raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
 
     monkeypatch.setattr(jax.profiler, "trace", no)
-    found = report.Report()
-    profiling.show(tmp_path, counting()[0], workloads.Compiled(0.0), found)
-    assert found.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
+    results = report.Report()
+    profiling.show(tmp_path, counting()[0], workloads.Compiled(0.0), results)
+    assert results.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
 
 
 def test_operations_get_module_names():
@@ -416,9 +420,9 @@ ENTRY %main (a: f32[2]) -> f32[2] {
   ROOT %add.1 = f32[2] add(%a), metadata={op_name="jit(f)/transpose(jvp(N))/up/conv"}
 }
 """
-    found = profiling.modules(text)
-    assert found["fusion.3"] == "up/bn" and found["plain"] == "-"
-    assert found["add.1"] == "up (gradient)" and found["forward"] == "up/conv"
+    names = profiling.modules(text)
+    assert names["fusion.3"] == "up/bn" and names["plain"] == "-"
+    assert names["add.1"] == "up (gradient)" and names["forward"] == "up/conv"
 
 
 def test_load_of_other_processes_gives_a_warning(monkeypatch):
@@ -485,9 +489,12 @@ def test_errors_are_one_line(words, message):
 
 @pytest.mark.parametrize("words", [("infer", "--arch=cnn", *TINY), ("upconv",)])
 def test_peers_need_pytorch(words, monkeypatch):
+    entry = benchmark.COMMANDS[words[0]]
+    flags = [*words[1:], "--peer=torch"]
+    settings = flags_lib.parse(benchmark.load(entry.settings), flags, prog="x")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match=r"pip install 'jaxdepth\[torch\]'"):
-        benchmark.command([*words, "--peer=torch"])
+        benchmark.measure(settings, benchmark.load(entry.run))
 
 
 def test_help_lists_the_benchmarks(capsys):

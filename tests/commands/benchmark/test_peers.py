@@ -71,8 +71,8 @@ def test_peers_predict_the_same_depth(arch):
         peer_models.load(one.model, variables)
         count = sum(p.numel() for p in one.model.parameters())
         assert count == sum(x.size for x in jax.tree.leaves(variables["params"]))
-        peers_value = one.depth(torch.tensor(rgb)).numpy()
-        np.testing.assert_allclose(peers_value, depth, rtol=2e-4, atol=2e-5)
+        peer_depth = one.depth(torch.tensor(rgb)).numpy()
+        np.testing.assert_allclose(peer_depth, depth, rtol=2e-4, atol=2e-5)
 
 
 def our_gradients(settings, variables, batch):
@@ -98,19 +98,19 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
     _, variables = network_of(settings)
     frame = settings.config(4, settings.image_size).frame_size
     batch = tiny.batch(4, frame=frame)
-    found, value, _, batch_stats = our_gradients(settings, variables, batch)
+    grads, value, _, batch_stats = our_gradients(settings, variables, batch)
     (peer,) = peer_runs.peers(settings)
     one = peer_runs.Trainer(settings, 4, peer)
     if arch == "cnn_fc":
         one.model.get_submodule("network.drop").eval()
     peer_models.load(one.model, variables)
     depth = torch.tensor(batch["depth_mm"].astype(np.int32))
-    peers_value = one.loss(torch.tensor(batch["rgb"]), depth)
-    peers_value.backward()
-    np.testing.assert_allclose(peers_value.item(), value, rtol=1e-4)
+    peer_loss = one.loss(torch.tensor(batch["rgb"]), depth)
+    peer_loss.backward()
+    np.testing.assert_allclose(peer_loss.item(), value, rtol=1e-4)
     # Loading the JAX gradients as parameters gives them PyTorch's shapes.
     shadow = peer_runs.Trainer(settings, 4, peer).model
-    peer_models.load(shadow, {"params": found, "batch_stats": batch_stats})
+    peer_models.load(shadow, {"params": grads, "batch_stats": batch_stats})
     wanted = dict(shadow.named_parameters())
     for path, parameter in one.model.named_parameters():
         expected = wanted[path].detach().numpy()
@@ -121,8 +121,8 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
     # Running statistics were updated from the batch.
     for path, buffer in shadow.named_buffers():
         if path.endswith("running_mean"):
-            peers_value = dict(one.model.named_buffers())[path]
-            np.testing.assert_allclose(peers_value, buffer, rtol=1e-3, atol=1e-4)
+            peer_buffer = dict(one.model.named_buffers())[path]
+            np.testing.assert_allclose(peer_buffer, buffer, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
@@ -136,17 +136,17 @@ def test_peers_take_the_same_optimizer_steps(optimizer):
     grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
     rule = optimizer_lib.create(config, start)
     state: Any = rule.init(start)
-    ours_now: Any = start
-    peers_value = torch.nn.Linear(3, 4, bias=False)
-    peers_value.weight.data = torch.tensor(start["kernel"].T.copy())
-    optimizer_of = peer_runs.optimizer_of(config, peers_value, fused=False)
+    ours: Any = start
+    layer = torch.nn.Linear(3, 4, bias=False)
+    layer.weight.data = torch.tensor(start["kernel"].T.copy())
+    optimizer_of = peer_runs.optimizer_of(config, layer, fused=False)
     for grad in grads:
-        updates, state = rule.update(grad, state, ours_now)
-        ours_now = optax.apply_updates(ours_now, updates)
-        peers_value.weight.grad = torch.tensor(grad["kernel"].T.copy())
+        updates, state = rule.update(grad, state, ours)
+        ours = optax.apply_updates(ours, updates)
+        layer.weight.grad = torch.tensor(grad["kernel"].T.copy())
         optimizer_of.step()
-    after = peers_value.weight.detach().numpy().T
-    np.testing.assert_allclose(after, ours_now["kernel"], rtol=2e-5, atol=1e-7)
+    after = layer.weight.detach().numpy().T
+    np.testing.assert_allclose(after, ours["kernel"], rtol=2e-5, atol=1e-7)
 
 
 def test_load_raises_for_missing_and_unknown_names():
@@ -166,17 +166,17 @@ def test_peers_are_timed_in_the_same_turns(tmp_path):
     words = ["train", "--arch=cnn", "--size=24x32", "--thin=16", "--batch_size=2"]
     words += ["--seconds=0", "--repeats=3", "--frames=4", "--peer=torch"]
     benchmark.command([*words, f"--json={file}"])
-    found = json.loads(file.read_text())
-    tables = {t["unit"]: t["rows"] for t in found["tables"] if "turn" in t["title"]}
-    tables |= {t["unit"]: t["rows"] for t in found["tables"] if t["unit"] == "ms"}
+    document = json.loads(file.read_text())
+    tables = {t["unit"]: t["rows"] for t in document["tables"] if "turn" in t["title"]}
+    tables |= {t["unit"]: t["rows"] for t in document["tables"] if t["unit"] == "ms"}
     times = {row["what"]: row for row in tables["ms"]}
     assert list(times) == ["jaxdepth", "torch plain", "torch tuned"]
     for row in tables["ratio"]:
-        peers_value = times[row["what"].removeprefix("jaxdepth / ")]["values"]
-        pairs = zip(times["jaxdepth"]["values"], peers_value, strict=True)
+        peer_times = times[row["what"].removeprefix("jaxdepth / ")]["values"]
+        pairs = zip(times["jaxdepth"]["values"], peer_times, strict=True)
         assert row["values"] == pytest.approx([b / a for a, b in pairs])
     medians = {name: row["median"] for name, row in times.items() if "torch" in name}
-    assert found["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
+    assert document["facts"]["faster peer"] == min(medians, key=medians.__getitem__)
 
 
 def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):

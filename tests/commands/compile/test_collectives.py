@@ -1,4 +1,4 @@
-"""Exchanges of a step: what global statistics cost, and local ones do not."""
+"""Collectives of a training step with global and with local batch statistics."""
 
 import pytest
 
@@ -8,13 +8,13 @@ from jaxdepth.runtime.errors import UserError
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["jit", "pmap"])
-def test_local_statistics_exchange_gradients_alone(parallel):
-    config = collectives.ExchangesConfig(arch="cnn", size="32x48")
+def test_local_statistics_need_no_collectives(parallel):
+    config = collectives.CollectivesConfig(arch="cnn", size="32x48")
     counts = {}
     for bn in ("global", "local"):
-        found = collectives.exchanges(config, parallel, bn)
-        assert {e["kind"] for e in found} == {"all-reduce"}
-        counts[bn] = {e["purpose"]: (e["count"], e["bytes"]) for e in found}
+        entries = collectives.collectives(config, parallel, bn)
+        assert {e["kind"] for e in entries} == {"all-reduce"}
+        counts[bn] = {e["purpose"]: (e["count"], e["bytes"]) for e in entries}
     # Seven of the eight convolutions have batch statistics.
     assert counts["global"]["batch statistics"][0] == 7
     assert "batch statistics" not in counts["local"]
@@ -22,6 +22,6 @@ def test_local_statistics_exchange_gradients_alone(parallel):
     assert counts["global"][same][1] == counts["local"][same][1] > 3e6
 
 
-def test_one_device_has_nobody_to_exchange_with():
+def test_one_device_is_an_error():
     with pytest.raises(UserError, match="at least 2"):
         collectives.command(["--devices=1"])

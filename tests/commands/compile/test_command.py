@@ -1,4 +1,4 @@
-"""The tool that compiles the training step for a TPU that is not here."""
+"""Compiling the training step for a TPU that is not attached."""
 
 import dataclasses
 import importlib.util
@@ -29,19 +29,19 @@ TARGET = compile_command.Target(
 GIB = 2**30
 
 
-def settled(*flags: str) -> compile_command.CompileConfig:
-    return compile_command.settle(compile_command.parse(flags), 1, 128)
+def resolved(*flags: str) -> compile_command.CompileConfig:
+    return compile_command.resolve(compile_command.parse(flags), 1, 128)
 
 
-def test_flags_are_those_of_training_over_a_recipe():
+def test_flags_of_training_and_a_recipe():
     config = compile_command.parse(["--recipe=table4_nyu", "--topology=v6e:2x2"])
-    # Without weights, which change nothing in what is compiled.
+    # Without weights, which do not change the compiled step.
     assert (config.model.layout, config.optimizer.decay, config.model.init) == (
         "fcrn",
         "all",
         "random",
     )
-    config = compile_command.settle(config, chips=4, per_chip=128)
+    config = compile_command.resolve(config, chips=4, per_chip=128)
     assert (config.train.batch_size, config.model.precision, config.model.size) == (
         8,
         "bf16",
@@ -50,9 +50,11 @@ def test_flags_are_those_of_training_over_a_recipe():
 
 
 @pytest.mark.parametrize("size", ["auto", "best"])
-def test_batches_fill_the_tiles_of_every_chip(size):
+def test_default_batch_is_128_images_per_chip(size):
     config = compile_command.parse([f"--batch_size={size}"])
-    assert compile_command.settle(config, chips=4, per_chip=128).train.batch_size == 512
+    assert (
+        compile_command.resolve(config, chips=4, per_chip=128).train.batch_size == 512
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,21 +62,21 @@ def test_batches_fill_the_tiles_of_every_chip(size):
     [
         ("--batch_size=0", "batch_size=0: must be at least 1"),
         ("--batch_size=most", "a whole number or auto"),
-        ("--topology=v9:1x1", "--topology=v9:1x1: CHIP:SHAPE"),
-        ("--topology=v5e:5x5", "v5e comes as 1x1"),
+        ("--topology=v9:1x1", "--topology=v9:1x1: expected CHIP:SHAPE"),
+        ("--topology=v5e:5x5", "the shapes of v5e are 1x1"),
         ("--recipe=table5", "one of"),
         ("--blok=up4", "did you mean --block"),
         ("--layout=fcrn --arch=cnn", "is a layout of upproj"),
-        (f"--json={__file__}", "is not overwritten"),
-        (f"--hlo={__file__}", "is not overwritten"),
+        (f"--json={__file__}", "exists: name another file"),
+        (f"--hlo={__file__}", "exists: name another file"),
     ],
 )
-def test_mistakes(flag, message):
+def test_wrong_flags(flag, message):
     with pytest.raises(UserError, match=message):
         compile_command.command(flag.split())
 
 
-def test_without_libtpu_it_says_what_to_install(monkeypatch):
+def test_missing_libtpu_is_an_error(monkeypatch):
     monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
@@ -82,17 +84,17 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "said, kind, message",
+    "libtpu_message, kind, message",
     [
-        ("ABORTED: ... libtpu multi-process lockfile.", MachineError, "holds libtpu"),
-        ("INVALID_ARGUMENT: no such thing", UserError, "says INVALID_ARGUMENT"),
+        ("ABORTED: ... libtpu multi-process lockfile.", MachineError, "uses libtpu"),
+        ("INVALID_ARGUMENT: no such thing", UserError, ": INVALID_ARGUMENT"),
     ],
 )
-def test_what_libtpu_refuses_is_one_line(said, kind, message, monkeypatch):
+def test_errors_of_libtpu_are_one_line(libtpu_message, kind, message, monkeypatch):
     def refuse(*_: Any, **__: Any):
-        raise jax.errors.JaxRuntimeError(said)
+        raise jax.errors.JaxRuntimeError(libtpu_message)
 
-    monkeypatch.setenv("TPU_LIBRARY_PATH", "/there")
+    monkeypatch.setenv("TPU_LIBRARY_PATH", "/libtpu.so")
     for name in compile_command.ENVIRONMENT:
         monkeypatch.setenv(name, "kept")
     monkeypatch.setattr(compile_command.topologies, "get_topology_desc", refuse)
@@ -111,8 +113,8 @@ def test_what_libtpu_refuses_is_one_line(said, kind, message, monkeypatch):
         ["--parallel=pmap", "--steps_per_call=3", "--cache=device"],
     ],
 )
-def test_the_step_is_lowered_with_the_state_it_was_given(flags):
-    config = settled(*SMALL, *flags)
+def test_the_lowered_step_returns_a_state_of_the_same_shapes(flags):
+    config = resolved(*SMALL, *flags)
     placement = sharding.Placement.over(config.train.parallel, jax.devices()[:2])
     with platform.compiling_for("tpu"):
         lowered = lower.lower_step(config, placement, frames=9)
@@ -120,7 +122,7 @@ def test_the_step_is_lowered_with_the_state_it_was_given(flags):
     new, logs = lowered.out_info
     same = jax.tree.map(lambda a, b: a.shape == b.shape, state, new)
     assert all(jax.tree.leaves(same))
-    # Its memory is used again, that of the batch is not.
+    # The state is donated, the batch is not.
     assert all(info.donated for info in jax.tree.leaves(state))
     assert not any(info.donated for info in jax.tree.leaves((batch, table)))
     assert len(table) == ("--cache=device" in flags)
@@ -131,8 +133,8 @@ def test_the_step_is_lowered_with_the_state_it_was_given(flags):
     )
 
 
-def test_blocks_are_found_with_their_inputs():
-    parts = lower.parts_of(settled("--size=64x96", "--batch_size=4"))
+def test_blocks_have_the_shapes_of_their_inputs():
+    parts = lower.parts_of(resolved("--size=64x96", "--batch_size=4"))
     (up4,) = lower.select(parts, "up4")
     assert up4.path == ("decoder", "up4")
     assert (up4.x.shape, str(up4.x.dtype)) == ((4, 16, 24, 128), "bfloat16")
@@ -146,8 +148,8 @@ def test_blocks_are_found_with_their_inputs():
         lower.select(parts, "up5")
 
 
-def test_blocks_give_gradients_of_parameters_and_input():
-    config = settled(*SMALL)
+def test_blocks_return_gradients_of_parameters_and_input():
+    config = resolved(*SMALL)
     placement = sharding.Placement.over("jit", jax.devices()[:2])
     lowered = lower.lower_block(config, placement, block="block2")
     (grads, kept), of_input = lowered.out_info
@@ -155,16 +157,16 @@ def test_blocks_give_gradients_of_parameters_and_input():
     assert kept[0]["batch_stats"]["bn"]["mean"].shape == (64,)
     assert of_input.shape == (8, 12, 16, 32)
     first = lower.lower_block(config, placement, block="block1")
-    assert first.out_info[1] == ()  # nobody wants the gradient of the image
+    assert first.out_info[1] == ()  # no gradient of the image
 
 
-def test_augmentation_is_a_block_of_its_own():
+def test_augmentation_is_a_block():
     placement = sharding.Placement.over("jit", jax.devices()[:2])
-    lowered = lower.lower_block(settled(*SMALL), placement, block="augment")
+    lowered = lower.lower_block(resolved(*SMALL), placement, block="augment")
     image, depth = lowered.out_info
     assert (image.shape, depth.shape) == ((8, 24, 32, 3), (8, 24, 32))
     (batch,), _ = lowered.args_info
-    assert batch["rgb"].shape == (8, 25, 34, 3)  # the frame that it is cropped from
+    assert batch["rgb"].shape == (8, 25, 34, 3)  # the frame before the crop
 
 
 def test_options_of_the_compiler():
@@ -175,7 +177,7 @@ def test_options_of_the_compiler():
 
 
 def report_of(per_chip: int, *, used: float, flops: float = 1e9) -> dict[str, Any]:
-    """What `measure` returns, as far as the search reads it."""
+    """The entries of a report that the search reads."""
     temporaries = used - 1 * GIB
     memory = {"temporaries": temporaries, "used": used, "available": 16.0 * GIB}
     return {
@@ -189,15 +191,17 @@ def report_of(per_chip: int, *, used: float, flops: float = 1e9) -> dict[str, An
     }
 
 
-def searched(gib_per_image: float, redone_from: int = 10**9) -> tuple[int, list[int]]:
-    """The batch that is chosen, and all that fitted, if memory grows so."""
+def searched(
+    gib_per_image: float, recomputed_from: int = 10**9
+) -> tuple[int, list[int]]:
+    """Images per chip that the search selects, and all that it compiled."""
 
     def measure(config, target):
-        images = int(config.batch_size)
+        images = int(config.train.batch_size)
         used = GIB * (1 + gib_per_image * images)
         if used > 16 * GIB:
             raise compile_command.TooLarge("too large")
-        flops = 1.1e9 if images >= redone_from else 1e9
+        flops = 1.1e9 if images >= recomputed_from else 1e9
         return report_of(images, used=used, flops=flops)
 
     config = compile_command.parse(["--batch_size=best"])
@@ -206,31 +210,31 @@ def searched(gib_per_image: float, redone_from: int = 10**9) -> tuple[int, list[
 
 
 @pytest.mark.parametrize(
-    "gib_per_image, redone_from, best, tried",
+    "gib_per_image, recomputed_from, best, tried",
     [
         (0.07, 10**9, 192, [128, 192]),  # 214 would fit
         (0.1, 10**9, 128, [128]),  # 150 would
         (0.2, 10**9, 64, [64]),  # 128 does not
         (3.0, 10**9, 4, [4]),
-        # 1500 would fit, but from some on only by computing things twice.
+        # 1500 would fit, but the larger sizes only with recomputation.
         (0.01, 1450, 1408, [128, 1472, 1408]),
         (0.01, 1400, 128, [128, 1472, 1408]),
     ],
 )
-def test_the_search_needs_few_compilations(gib_per_image, redone_from, best, tried):
-    assert searched(gib_per_image, redone_from) == (best, tried)
+def test_the_search_needs_few_compilations(gib_per_image, recomputed_from, best, tried):
+    assert searched(gib_per_image, recomputed_from) == (best, tried)
 
 
-def test_the_search_never_goes_far_beyond_what_was_compiled():
+def test_the_search_tries_at_most_16_times_the_images():
     assert searched(0.0) == (16 * 128, [128, 16 * 128])
 
 
-def test_where_nothing_fits_the_search_says_so():
-    with pytest.raises(UserError, match="no image fits"):
+def test_the_search_raises_if_one_image_does_not_fit():
+    with pytest.raises(UserError, match="one image does not fit"):
         searched(17.0)
 
 
-def test_what_does_not_fit_is_one_line(monkeypatch):
+def test_a_batch_that_does_not_fit_is_an_error(monkeypatch):
     class Lowered:
         def compile(self, options):
             raise jax.errors.JaxRuntimeError(
@@ -240,8 +244,8 @@ def test_what_does_not_fit_is_one_line(monkeypatch):
 
     monkeypatch.setattr(compile_command.lower, "lower_step", lambda *_, **__: Lowered())
     with pytest.raises(compile_command.TooLarge, match=r"40\.00G of 15\.75G memory"):
-        compile_command.compiled(settled("--batch_size=512"), TARGET)
-    config = settled().replace(batch_size=6)
+        compile_command.compiled(resolved("--batch_size=512"), TARGET)
+    config = dataclasses.replace(resolved(), batch_size=6)
     with pytest.raises(UserError, match="does not divide over 4 devices"):
         four = dataclasses.replace(TARGET, devices=[*TARGET.devices] * 4)
         compile_command.compiled(config, four)
@@ -250,7 +254,7 @@ def test_what_does_not_fit_is_one_line(monkeypatch):
 @pytest.mark.slow
 def test_a_block_is_compiled_and_reported(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("compiling for a TPU needs libtpu: pip install libtpu")
+        pytest.skip("libtpu is not installed")
     numbers, text = tmp_path / "block.json", tmp_path / "block.hlo"
     flags = ["--topology=v5e:2x2", "--arch=cnn", "--block=block2", "--size=24x32"]
     flags += ["--batch_size=32", f"--json={numbers}", f"--hlo={text}"]
@@ -264,15 +268,15 @@ def test_a_block_is_compiled_and_reported(tmp_path):
     assert done.returncode == cli.OK, done.stderr
     assert "block2 for v5e:2x2 (chips: 4, hosts: 1), 32 images in all" in done.stdout
     assert "encoder/block2/conv" in done.stdout
-    found = json.loads(numbers.read_text())
-    # Forward and two gradients of a 3x3 convolution from 32 to 64 channels, and a
-    # little for the batch normalisation; outputs at the edge read fewer taps.
+    report = json.loads(numbers.read_text())
+    # Forward and two gradients of a 3x3 convolution from 32 to 64 channels. Batch
+    # normalisation adds some, outputs at the edge have fewer taps.
     products = 3 * 2 * 9 * 32 * 64 * 12 * 16
-    assert 0.8 * products < found["flops_per_image"] < 1.2 * products
-    assert found["cycles_per_image"] > 0
-    assert found["images_per_chip"] == 8 and found["versions"]["libtpu"]
-    purposes = {e["purpose"]: e["bytes"] for e in found["exchanges"]}
-    # Mean and mean square of 64 channels, and what flows back through them.
+    assert 0.8 * products < report["flops_per_image"] < 1.2 * products
+    assert report["cycles_per_image"] > 0
+    assert report["images_per_chip"] == 8 and report["versions"]["libtpu"]
+    purposes = {e["purpose"]: e["bytes"] for e in report["exchanges"]}
+    # Mean and mean square of 64 channels, and their gradients.
     assert purposes["batch statistics"] == 2 * 64 * 4
     assert purposes["statistics' gradients"] == 2 * 64 * 4
     assert purposes["gradients, running statistics"] == (9 * 32 * 64 + 2 * 64) * 4

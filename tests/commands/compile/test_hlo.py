@@ -1,17 +1,18 @@
-"""The reader of compiled modules."""
+"""The parser of compiled modules."""
 
 from pathlib import Path
 
 import pytest
 
+import jaxdepth
 from jaxdepth.commands.compile import hlo
 
-HERE = Path(__file__).parent
+FOLDER = Path(__file__).parent
 
 
 def module(name: str) -> hlo.Module:
-    """A small one, in the compiler's own words."""
-    return hlo.parse((HERE / name).read_text())
+    """A small module in the text format of the TPU compiler."""
+    return hlo.parse((FOLDER / name).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -19,17 +20,17 @@ def work():
     return hlo.work(module("step.hlo"), count=2)
 
 
-def test_cycles_add_up_and_loops_count_as_often_as_they_turn(work):
+def test_cycles_are_summed_over_iterations(work):
     assert work.cycles == 1000 + 30 + 20 + 10 + 4 * 100
 
 
-def test_cycles_belong_to_parts_of_the_network(work):
+def test_cycles_by_group(work):
     cycles = {k: (g["forward"], g["gradient"]) for k, g in work.groups.items()}
     assert cycles == {
         "stage1": (1000, 0),
         "up4": (0, 400),
-        "head": (30, 0),  # by what is fused, for it has no name of its own
-        "loss": (20, 0),  # outside the modules by its source file
+        "head": (30, 0),  # from the fused instructions, because it has no op_name
+        "loss": (20, 0),  # from its source file
         "optimizer": (10, 0),
         "augment": (0, 0),
         "other": (0, 0),
@@ -37,7 +38,7 @@ def test_cycles_belong_to_parts_of_the_network(work):
     assert list(work.groups)[:2] == ["stage1", "up4"]
 
 
-def test_the_costliest_are_named(work):
+def test_costliest_instructions(work):
     first, second = work.costliest
     assert first["module"] == "encoder/stage1_block2/conv1"
     assert (first["pass"], first["primitive"]) == ("forward", "conv_general_dilated")
@@ -45,16 +46,16 @@ def test_the_costliest_are_named(work):
     assert (second["module"], second["pass"]) == ("decoder/up4/conv", "gradient")
 
 
-def test_what_has_no_estimate_is_told(work):
-    (silent,) = work.unestimated
-    assert (silent["module"], silent["primitive"]) == ("augment", "gather")
-    assert silent["traffic"] == 4 * (512 * 1024 + 128)
+def test_instructions_without_estimate(work):
+    (gather,) = work.unestimated
+    assert (gather["module"], gather["primitive"]) == ("augment", "gather")
+    assert gather["traffic"] == 4 * (512 * 1024 + 128)
 
 
-def test_traffic_fills_tiles_and_leaves_out_what_is_on_the_core():
+def test_traffic_is_padded_to_tiles_and_excludes_vector_memory():
     moved = hlo.traffic(module("step.hlo"))
-    # bf16 (2, 4, 64) in tiles of (8, 128) twice, and 64 floats in a tile of 128 once:
-    # the other 64 lie on the core.
+    # bf16 (2, 4, 64) in tiles of (8, 128) twice, and 64 floats in a tile of 128 once;
+    # the other 64 floats are in vector memory.
     assert moved["f.1"] == 2 * (2 * 8 * 128 * 2) + 128 * 4
     assert "w" not in moved and "a" not in moved
 
@@ -70,19 +71,19 @@ def test_traffic_fills_tiles_and_leaves_out_what_is_on_the_core():
         ("u8[7]", 7),
     ],
 )
-def test_arrays_fill_tiles_in_their_layout(shape, padded):
+def test_array_traffic_is_padded_to_tiles(shape, padded):
     (array,) = hlo.arrays_of(shape)
     assert array.traffic == padded
 
 
-def test_exchanges_are_counted_by_purpose():
-    found = {e["purpose"]: e for e in hlo.collectives(module("collectives.hlo"))}
-    sums = {k: (e["kind"], e["count"], e["bytes"]) for k, e in found.items()}
+def test_collectives_are_counted_by_purpose():
+    entries = {e["purpose"]: e for e in hlo.collectives(module("collectives.hlo"))}
+    sums = {k: (e["kind"], e["count"], e["bytes"]) for k, e in entries.items()}
     assert sums == {
         "gradients, running statistics": ("all-reduce", 1, 5 * 5 * 8 * 4 * 4),
         "batch statistics": ("all-reduce", 1, 2 * 2 * 64 * 4),
         "statistics' gradients": ("all-reduce", 1, 2 * 64 * 4),
-        "loss and counts": ("all-reduce", 0, 4),  # travels with the gradients
+        "loss and counts": ("all-reduce", 0, 4),  # combined with the gradients
     }
 
 
@@ -111,14 +112,20 @@ def test_exchanges_are_counted_by_purpose():
         ("", "", False, "other"),
     ],
 )
-def test_places(op_name, module, gradient, group):
+def test_place_of_an_op_name(op_name, module, gradient, group):
     place = hlo.place_of(op_name)
     assert (place.module, place.gradient, place.group) == (module, gradient, group)
 
 
-def test_a_module_without_any_metadata_is_read():
+def test_a_module_without_metadata():
     text = (
         "ENTRY %main (a: f32[2]) -> f32[2] {\n  ROOT %a = f32[2]{0} parameter(0)\n}\n"
     )
     bare = hlo.parse(text)
     assert hlo.work(bare).cycles == 0 and hlo.collectives(bare) == []
+
+
+def test_sources_name_existing_modules():
+    package = Path(jaxdepth.__file__).parent
+    paths = [key for key in hlo.SOURCES if key.endswith(".py")]
+    assert all((package / path.lstrip("/")).is_file() for path in paths)
