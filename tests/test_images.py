@@ -1,4 +1,4 @@
-"""Photos of every mode and state as upright RGB."""
+"""Reading of photos: modes, orientation, damaged files, folders."""
 
 import io
 
@@ -20,14 +20,14 @@ def save(path, array, mode=None, **more):
     return path
 
 
-def told(error) -> str:
+def one_line(error) -> str:
     text = str(error.value)
     assert "\n" not in text
     return text
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "ppm", "webp"])
-def test_lossless_formats_come_back_as_they_were(tmp_path, suffix):
+def test_lossless_formats_are_read_exactly(tmp_path, suffix):
     rgb = colours()
     more = {"lossless": True} if suffix == "webp" else {}
     found = images_lib.read(save(tmp_path / f"a.{suffix}", rgb, **more))
@@ -63,13 +63,13 @@ def test_16_bit_grey_is_scaled_to_8(tmp_path):
         found = images_lib.read(save(tmp_path / name, values))
         expected = np.array([[0, 1, 100], [1, 255, 0]])
         np.testing.assert_array_equal(found, np.stack([expected] * 3, -1))
-    # Dark ones are dark: the type tells, not the largest value.
+    # Dark images stay dark: the type decides the scale, not the largest value.
     dark = np.full((2, 2), 200, np.uint16)
     assert images_lib.read(save(tmp_path / "dark.png", dark)).max() == 1
 
 
 UPRIGHT = {
-    # EXIF orientation -> how the stored image is turned to stand upright.
+    # EXIF orientation -> the rotation that makes the stored image upright.
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
     3: lambda x: x[::-1, ::-1],
@@ -81,7 +81,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 8])
-def test_exif_orientation_is_obeyed(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     rgb = colours()
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -92,7 +92,7 @@ def test_exif_orientation_is_obeyed(tmp_path, orientation):
         np.testing.assert_array_equal(images_lib.as_rgb(image), expected)
 
 
-def test_broken_files_are_told_by_name(tmp_path):
+def test_broken_files_are_errors_with_their_name(tmp_path):
     good = io.BytesIO()
     Image.fromarray(colours(40, 40)).save(good, "PNG")
     cases = {
@@ -105,15 +105,15 @@ def test_broken_files_are_told_by_name(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match="read") as error:
             images_lib.read(tmp_path / name)
-        assert str(tmp_path / name) in told(error)
+        assert str(tmp_path / name) in one_line(error)
     for path in (tmp_path, tmp_path / "none.png"):
         with pytest.raises(UserError) as error:
             images_lib.read(path)
-        assert str(path) in told(error)
+        assert str(path) in one_line(error)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "tif", "bmp", "webp"])
-def test_damage_anywhere_never_gets_past_as_another_error(tmp_path, suffix):
+def test_damaged_bytes_raise_no_other_errors(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6
     more = {"exif": exif} if suffix in ("png", "jpg", "tif", "webp") else {}
@@ -132,7 +132,7 @@ def test_damage_anywhere_never_gets_past_as_another_error(tmp_path, suffix):
             assert found.ndim == 3 and found.dtype == np.uint8
 
 
-def test_arrays_of_every_kind(tmp_path):
+def test_arrays_are_converted_to_rgb(tmp_path):
     rgb = colours()
     path = save(tmp_path / "a.png", rgb)
     for image in (
@@ -148,7 +148,7 @@ def test_arrays_of_every_kind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((2, 4, 4, 3), np.uint8), "shape"),
@@ -157,10 +157,10 @@ def test_arrays_of_every_kind(tmp_path):
         (np.zeros(4, np.uint8), "shape"),
     ],
 )
-def test_what_is_no_image_is_refused(image, said):
-    with pytest.raises(UserError, match=said) as error:
+def test_invalid_arrays_are_rejected(image, message):
+    with pytest.raises(UserError, match=message) as error:
         images_lib.as_rgb(image)
-    told(error)
+    one_line(error)
 
 
 def test_palette_with_transparency_in_memory_does_not_warn():
@@ -169,7 +169,7 @@ def test_palette_with_transparency_in_memory_does_not_warn():
     assert images_lib.as_rgb(image).shape == (6, 8, 3)
 
 
-def test_folders_are_searched_and_files_taken_as_named(tmp_path):
+def test_folders_are_searched_and_files_are_kept(tmp_path):
     for name in ("b.JPG", "a.png", "c.webp"):
         save(tmp_path / name, colours())
     (tmp_path / "notes.txt").write_text("")
@@ -181,11 +181,11 @@ def test_folders_are_searched_and_files_taken_as_named(tmp_path):
     assert notes == [f"of {tmp_path} 2 other files and 1 folders are left out"]
 
 
-def test_nothing_to_find_is_told(tmp_path):
+def test_missing_files_and_empty_folders_are_errors(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(UserError, match="holds no image") as error:
         images_lib.find([tmp_path])
-    told(error)
+    one_line(error)
     with pytest.raises(UserError, match="there is no such file"):
         images_lib.find([tmp_path / "none.jpg"])
     with pytest.raises(UserError, match="File name too long"):
@@ -193,7 +193,7 @@ def test_nothing_to_find_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_every_orientation_as_pillow_turns_it(tmp_path, turn):
+def test_every_orientation_equals_that_of_pillow(tmp_path, turn):
     exif = Image.Exif()
     exif[0x0112] = turn
     path = tmp_path / "a.png"
@@ -203,13 +203,13 @@ def test_every_orientation_as_pillow_turns_it(tmp_path, turn):
     np.testing.assert_array_equal(images_lib.read(path), want)
 
 
-def test_one_odd_tag_does_not_spoil_a_photo(tmp_path):
+def test_a_wrong_exif_tag_does_not_prevent_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x011A] = 72.0  # XResolution, a fraction
     path = tmp_path / "a.jpg"
     Image.fromarray(colours()).save(path, exif=exif)
-    # As text, which some cameras write: an error where EXIF is written anew.
+    # Text, as some cameras write: an error when EXIF is rewritten.
     fraction = (0x011A).to_bytes(2, "big") + (5).to_bytes(2, "big")
     little = (0x011A).to_bytes(2, "little") + (5).to_bytes(2, "little")
     data = path.read_bytes()
@@ -223,7 +223,7 @@ def test_one_odd_tag_does_not_spoil_a_photo(tmp_path):
     assert images_lib.read(path).shape == (width, height, 3)
 
 
-def test_floats_up_to_one_are_whole_brightness(tmp_path):
+def test_floats_up_to_one_are_scaled_to_255(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
     assert images_lib.read(path)[0, :, 0].tolist() == [0, 128, 255]

@@ -1,4 +1,4 @@
-"""Painted scenes: boxes of one colour and one depth each before a wall."""
+"""Synthetic scenes: boxes of one colour and one depth each in front of a wall."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from jaxdepth.data.sources import Frame
 
 
 def scene(seed: int, size=(96, 128), boxes=14) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H,W,3) uint8 and depth (H,W) float32, 1 to 6 metres, of one scene."""
+    """Image (H, W, 3) uint8 and depth (H, W) float32, 1 to 6 metres, of one scene."""
     rng = np.random.default_rng(seed)
     height, width = size
     rgb = np.full((height, width, 3), rng.integers(60, 200, 3), np.float64)
-    # Uneven steps from row to row, which would be taken for codes.
+    # Uneven steps from row to row, so that they don't look like 8-bit codes.
     depth = np.full(size, 6.0) - np.linspace(0, 1.6, height)[:, None] ** 1.5
     for near in np.linspace(5, 1, boxes):
         top, left = rng.integers(0, height - 12), rng.integers(0, width - 12)
@@ -26,9 +26,9 @@ def scene(seed: int, size=(96, 128), boxes=14) -> tuple[np.ndarray, np.ndarray]:
 
 def frames(count: int, *, first=0, kind="filled", **more) -> list[Frame]:
     """Frames of `count` scenes."""
-    found = []
+    scenes = []
     for seed in range(first, first + count):
         rgb, depth = scene(seed, **more)
         filled = kind == "filled"
-        found.append(Frame(rgb, filled=depth) if filled else Frame(rgb, raw=depth))
-    return found
+        scenes.append(Frame(rgb, filled=depth) if filled else Frame(rgb, raw=depth))
+    return scenes

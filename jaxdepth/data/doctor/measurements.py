@@ -376,7 +376,6 @@ def numbers(found: Examination) -> dict[str, Any]:
         for kind in source.truths
     }
     scenes = {info.scene for info in source.infos} - {None}
-    values = found.values
     return {
         "name": source.name,
         "format": source.format,
@@ -388,16 +387,7 @@ def numbers(found: Examination) -> dict[str, Any]:
             for name, split in source.splits().items()
         },
         "sizes": dict(sizes),
-        "depth": {
-            "kinds": list(source.truths),
-            "stored_units_per_metre": found.opened.scale,
-            "min": min((k.low for k in found.looks if k.low is not None), default=None),
-            "median": float(np.median(values)) if len(values) else None,
-            "max": max(
-                (k.high for k in found.looks if k.high is not None), default=None
-            ),
-            "histogram": _histogram(values),
-        },
+        "depth": _depth_numbers(found),
         "missing": {
             kind: {
                 "mean": float(np.mean(shares)),
@@ -417,6 +407,19 @@ def numbers(found: Examination) -> dict[str, Any]:
         "images_compared": found.hashed,
         "alignment": None if verdict is None else _alignment_numbers(found, verdict),
         "notes": source.notes,
+    }
+
+
+def _depth_numbers(found: Examination) -> dict[str, Any]:
+    lows = [look.low for look in found.looks if look.low is not None]
+    highs = [look.high for look in found.looks if look.high is not None]
+    return {
+        "kinds": list(found.source.truths),
+        "stored_units_per_metre": found.opened.scale,
+        "min": min(lows, default=None),
+        "median": float(np.median(found.values)) if len(found.values) else None,
+        "max": max(highs, default=None),
+        "histogram": _histogram(found.values),
     }
 
 

@@ -20,7 +20,6 @@ SIZE = (480, 640)
 MAX_DEPTH = 10.0  # metres; larger depth is clipped
 NO_READING = 2047
 NEAREST = 600  # 0.713 m; undistortion makes smaller disparities at holes
-MASK = (slice(44, 471), slice(40, 601))  # region with depth (get_projection_mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,15 +348,3 @@ def millimetres(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
 def round_half_away(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
     """Round halves away from zero like MATLAB; NumPy rounds halves to even."""
     return np.copysign(np.floor(np.abs(x) + 0.5), x)
-
-
-def projection_mask() -> Bool[np.ndarray, "480 640"]:
-    """The region in which projected depth is expected: 427x561 pixels."""
-    mask = np.zeros(SIZE, bool)
-    mask[MASK] = True
-    return mask
-
-
-def crop(image: np.ndarray) -> np.ndarray:
-    """Crop a frame (480, 640, ...) to the region of `projection_mask`."""
-    return image[MASK]

@@ -1,9 +1,9 @@
-"""Furnished rooms with their depth, drawn in JAX: training data for who has none.
+"""Synthetic training data: furnished rooms with depth, rendered in JAX.
 
-`render` is a pure function of (seed, index). What stands in a room is decided in
-`room_scene.py`; here a ray goes through every pixel's centre and every corner
-between pixels (quincunx antialiasing), is met with each primitive, shaded, and made
-a photo and the depth that a structured-light sensor would give.
+`render` is a pure function of (seed, index). `scene` decides the contents of a room.
+This module casts a ray through the centre and the corners of every pixel (quincunx
+antialiasing), intersects it with each primitive, shades it, and simulates a photo and
+the depth of a structured-light sensor.
 """
 
 import concurrent.futures
@@ -22,16 +22,16 @@ from jaxdepth.data.rooms import scene as scene_lib
 from jaxdepth.data.rooms.scene import COLUMNS, Scene
 from jaxdepth.runtime.errors import UserError
 
-# Part of a store's key: to be raised by every change of what comes out.
+# Part of a store's key: increase it with every change of the rendered frames.
 RENDERER_VERSION = 2
 
 # NYU Depth V2's colour camera at 480x640: fx, fy, cx, cy in pixels.
 NYU_INTRINSICS = (518.86, 519.47, 325.58, 253.74)
-MAX_DEPTH, MIN_DEPTH = 10.0, 0.6  # Metres that the sensor measures.
+MAX_DEPTH, MIN_DEPTH = 10.0, 0.6  # Range of the sensor, metres.
 
-# Kinect v1: base line times focal length in m x pixels, so that the shift between
-# projector and camera is BASE / depth; measured in eighths of a pixel (Khoshelham &
-# Elberink 2012, section 2), with a standard deviation of depth near 1.4e-3 z^2.
+# Kinect v1: baseline in metres; disparity is baseline x focal length (580 pixels) /
+# depth, in steps of 1/8 pixel (Khoshelham & Elberink 2012, section 2), with a standard
+# deviation of depth near 1.4e-3 z^2.
 _BASELINE = 0.075
 _DISPARITY_STEP = 0.125 / (_BASELINE * 580.0)
 _DISPARITY_SIGMA = 1.4e-3
@@ -43,14 +43,14 @@ Vec = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class _Hit(NamedTuple):
-    """Where rays end: depth along the optical axis, and the row of the surface."""
+    """Ray hits: depth along the optical axis, and the row of the surface."""
 
     depth: jax.Array
     row: jax.Array
 
 
 class _Surface(NamedTuple):
-    """What rays meet, each field over rays."""
+    """Properties of the surface at each hit."""
 
     point: Vec
     normal: Vec
@@ -61,7 +61,7 @@ class _Surface(NamedTuple):
 
 
 def intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels of the camera that rooms are seen with.
+    """fx, fy, cx, cy of the rendering camera, in pixels.
 
     NYU's colour camera, scaled from 480x640: fx' = fx * sx and
     cx' = (cx + 0.5) * sx - 0.5 with sx = width / 640, likewise in y.
@@ -69,7 +69,7 @@ def intrinsics(size: tuple[int, int]) -> tuple[float, float, float, float]:
     Args:
       size: (height, width) in pixels.
 
-    Returns: for 0-based pixel centres.
+    Returns: intrinsics for 0-based pixel centres.
     """
     fx, fy, cx, cy = NYU_INTRINSICS
     sy, sx = size[0] / 480, size[1] / 640
@@ -81,19 +81,18 @@ def render(
     indices: Sequence[int] | Int[np.ndarray, "b"] | Int[Array, "b"],
     size: tuple[int, int],
 ) -> tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]:
-    """Frames of a seed, as photographed and measured.
+    """Render frames of a seed with a simulated camera and depth sensor.
 
-    A frame depends on (seed, index) and size alone: on one machine it is the same to
-    the bit in whatever batch it is asked for, as each is drawn by the same compiled
-    program.
+    A frame depends only on (seed, index) and size. On one machine it is bit-identical
+    in every batch, because the same compiled program renders each frame.
 
     Args:
       seed: any integer.
-      indices: (b,) which frames.
+      indices: (b,) frame numbers.
       size: (height, width) in pixels, at least 8x8.
 
     Returns: rgb (b, h, w, 3) uint8; depth (b, h, w) float32, metres along the optical
-      axis at pixel centres, with a sensor's noise, 0 where it measures nothing.
+      axis at pixel centres, with sensor noise, 0 = missing.
 
     Raises: UserError for a size below 8x8.
     """
@@ -104,13 +103,13 @@ def render(
         return render_scene(scene_lib.describe(seed, index), size)
 
     order = [int(index) for index in np.asarray(indices)]
-    # Threads, as one frame is too small to keep several cores busy.
+    # Threads, because one frame is too small to use several cores.
     with concurrent.futures.ThreadPoolExecutor(_workers(len(order))) as pool:
         frames = jax.device_get(list(pool.map(frame, order)))
     rgb = np.zeros((len(order), *size, 3), np.uint8)
     depth = np.zeros((len(order), *size), np.float32)
-    for place, (one_rgb, one_depth) in enumerate(frames):
-        rgb[place], depth[place] = one_rgb, one_depth
+    for k, (frame_rgb, frame_depth) in enumerate(frames):
+        rgb[k], depth[k] = frame_rgb, frame_depth
     return rgb, depth
 
 
@@ -123,13 +122,13 @@ def generate(
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]]:
-    """Frames start, start + 1, ..., start + count - 1 of a seed, in batches.
+    """Render frames start, start + 1, ..., start + count - 1 of a seed in batches.
 
     Args:
       seed, size: as in `render`.
-      count: how many frames in all; the last batch may be smaller than `batch`.
-      start: index of the first one.
-      batch: frames at a time, at least 1; no frame depends on it.
+      count: total number of frames; the last batch may be smaller than `batch`.
+      start: index of the first frame.
+      batch: frames per batch, at least 1; does not affect the frames.
       progress: called after each batch with (frames done, count).
 
     Yields: (rgb, depth) as `render` returns them.
@@ -149,13 +148,13 @@ def generate(
 def render_scene(
     scene: Scene, size: tuple[int, int], *, sensor: bool = True
 ) -> tuple[UInt8[Array, "h w 3"], Float[Array, "h w"]]:
-    """One described scene, drawn.
+    """Render one scene.
 
     Args:
-      scene: from `room_scene.describe`.
+      scene: from `scene.describe`.
       size: (height, width) in pixels.
-      sensor: False leaves out noise and missing pixels of both pictures: depth is then
-        the geometry's own, up to any distance.
+      sensor: False disables noise and missing pixels of image and depth; depth is then
+        exact and unlimited.
 
     Returns: rgb (h, w, 3) uint8; depth (h, w) float32 metres, 0 = missing.
     """
@@ -170,7 +169,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _workers(frames: int) -> int:
-    """Threads that draw: on an accelerator the device itself is the bottleneck."""
+    """Number of threads; on an accelerator the device is the bottleneck."""
     cores = os.cpu_count() or 1
     return max(1, min(frames, cores, 16))
 
@@ -185,14 +184,16 @@ def _column(table: jax.Array, name: str) -> jax.Array:
 
 
 def _rays(scene: Scene, size: tuple[int, int]) -> Vec:
-    """Directions with unit length along the optical axis, so that the distance to a
-    hit in these units is its depth: pixel centres first, then the corners."""
+    """Ray directions of pixel centres, then of pixel corners.
+
+    Their length along the optical axis is 1, so that the ray parameter is depth.
+    """
     height, width = size
     fx, fy, cx, cy = intrinsics(size)
     centres = np.mgrid[0:height, 0:width].reshape(2, -1)
     corners = np.mgrid[0 : height + 1, 0 : width + 1].reshape(2, -1) - 0.5
     row, column = np.concatenate([centres, corners], axis=1)
-    # Computed, not embedded: the program stays small at any size.
+    # Computed at run time, so that the compiled program holds no large constants.
     u = jnp.asarray((column - cx) / fx, jnp.float32)
     v = jnp.asarray((row - cy) / fy, jnp.float32)
     r = scene.rotation
@@ -201,12 +202,12 @@ def _rays(scene: Scene, size: tuple[int, int]) -> Vec:
 
 
 def _safe(x: jax.Array) -> jax.Array:
-    """x, moved away from 0, to divide by."""
+    """x as a divisor: values near 0 become 1e-7."""
     return jnp.where(jnp.abs(x) < 1e-7, 1e-7, x)
 
 
 def _turn(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
-    """Into the frame of something turned by the angle of cosine c and sine s."""
+    """Rotate into the frame of an object turned about z by cosine c and sine s."""
     return c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]
 
 
@@ -215,7 +216,7 @@ def _turn_back(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
 
 
 def _slabs(start: Vec, along: Vec, half: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where a ray enters and leaves a box around the origin."""
+    """The ray parameters at which a ray enters and leaves a box around the origin."""
     near, far = jnp.float32(-_FAR), jnp.float32(_FAR)
     for i in range(3):
         inverse = 1.0 / _safe(along[i])
@@ -230,7 +231,7 @@ def _meet_box(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
 
 
 def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Both solutions of a t^2 + 2 b t + c = 0 in order; none: far > near is false."""
+    """The solutions of a t^2 + 2 b t + c = 0 in order; near > far if there are none."""
     inside = b * b - a * c
     root = jnp.sqrt(jnp.maximum(inside, 0.0))
     a = jnp.maximum(a, 1e-9)
@@ -268,9 +269,9 @@ def _geometry(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _trace(scene: Scene, rays: Vec) -> _Hit:
     """The first surface along each ray.
 
-    Depth and row travel in one integer, so that the nearest is one reduction: the
-    bits of a positive float grow with it, and the last six of them give way to the
-    row, which moves a depth by less than 8e-6 of itself.
+    Depth and row are packed in one integer, so that one minimum finds both: the bits of
+    positive floats are ordered like the floats, and the row replaces the last six bits,
+    a relative error of depth below 8e-6.
     """
     table, position = jnp.asarray(scene.surfaces), jnp.asarray(scene.position)
     faces = table.shape[0] - 6
@@ -296,7 +297,7 @@ def _packed(depth: jax.Array, row: jax.Array) -> jax.Array:
 
 
 def _key_of(meet: Callable[[Vec, Vec, jax.Array], jax.Array], position, rays: Vec):
-    """The function that gives the packed hits of all rays with one primitive."""
+    """A function that intersects all rays with one primitive; returns packed hits."""
 
     def key(centre, half, yaw, row):
         away = position - centre
@@ -310,7 +311,7 @@ def _key_of(meet: Callable[[Vec, Vec, jax.Array], jax.Array], position, rays: Ve
 def _room(
     face: jax.Array, position: jax.Array, rays: Vec, first: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Where rays leave the room, and through which of its six faces: depth, row."""
+    """Depth and row of the room's face that each ray hits."""
     size = 2.0 * _column(face, "half")
     x, y, z = (
         jnp.where(r > 0, size[i] - position[i], -position[i]) / _safe(r)
@@ -333,14 +334,14 @@ def _surface(scene: Scene, rays: Vec, hit: _Hit) -> _Surface:
     local = _turn(c, s, away)
     q = [local[i] / half[:, i] for i in range(3)]
     shape = _column(table, "shape")
-    # The face of a box, or of the room, is where |q| is largest.
+    # A hit is on the face of a box, or of the room, in whose direction |q| is largest.
     a = [jnp.abs(qi) for qi in q]
     on_z = (a[2] >= a[0]) & (a[2] >= a[1])
     on_x = (a[0] >= a[1]) & ~on_z
     inward = jnp.where(shape == scene_lib.ROOM, -1.0, 1.0)
     axes = (on_x, ~on_x & ~on_z, on_z)
     flat = [jnp.where(axes[i], inward * jnp.sign(q[i]), 0.0) for i in range(3)]
-    # An ellipsoid's normal is its gradient; a cylinder's has no z unless on a cap.
+    # The normal of an ellipsoid is its gradient; that of a cylinder's side has no z.
     side = q[0] * q[0] + q[1] * q[1] > 0.985
     round_z = jnp.where(
         shape == scene_lib.ELLIPSOID, q[2], jnp.where(side, 0.0, jnp.sign(q[2]) * 1e3)
@@ -371,8 +372,8 @@ def _hash(salt: jax.Array, *words: jax.Array) -> UInt32[Array, "..."]:
 
 
 def _unit(bits: jax.Array) -> jax.Array:
-    """[0, 1) of the upper 24 bits."""
-    # Through int32, which every backend converts in vector registers.
+    """The upper 24 bits as a number in [0, 1)."""
+    # Through int32, whose conversion every backend vectorises.
     return (bits >> 8).astype(jnp.int32).astype(jnp.float32) * np.float32(2**-24)
 
 
@@ -381,7 +382,7 @@ def _uniform(salt: jax.Array, *words: jax.Array) -> jax.Array:
 
 
 def _gaussian(salt: jax.Array, *words: jax.Array) -> jax.Array:
-    """Nearly normal: the sum of four uniforms of 16 bits, scaled to variance 1."""
+    """Approximately normal: the sum of four 16-bit uniforms, scaled to variance 1."""
     first = _hash(salt, *words)
     second = _hash(salt ^ np.uint32(0x68E31DA4), *words)
     total = jnp.float32(-2.0)
@@ -394,13 +395,13 @@ def _gaussian(salt: jax.Array, *words: jax.Array) -> jax.Array:
 
 
 def _cell(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Number of the cell that x lies in, and the place within it, 0 to 1."""
-    whole = jnp.floor(x)
-    return whole.astype(jnp.int32), x - whole
+    """The cell number of x, and the position in the cell, 0 to 1."""
+    floor = jnp.floor(x)
+    return floor.astype(jnp.int32), x - floor
 
 
 def _value_noise(salt: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
-    """Random values at whole numbers, smoothly interpolated; 0 to 1, mean 0.5."""
+    """Smoothly interpolated random values at integers; 0 to 1, mean 0.5."""
     i, s = _cell(u)
     j, t = _cell(v)
     s, t = s * s * (3.0 - 2.0 * s), t * t * (3.0 - 2.0 * t)
@@ -413,27 +414,28 @@ def _value_noise(salt: jax.Array, u: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _albedo(salt: jax.Array, surface: _Surface, footprint: jax.Array) -> Vec:
-    """Colour of the surface; texture finer than a pixel fades to its mean.
+    """The reflectance of each surface point.
 
-    footprint: metres of surface that a pixel covers.
+    Args:
+      footprint: size of a pixel on the surface, metres; finer texture is averaged.
     """
     table = surface.table
     kind, cell = _column(table, "texture"), _column(table, "cell")
     offset, first = _column(table, "offset"), _column(table, "first")
-    salt = salt + hit_salt(offset)
+    salt = salt + _surface_salt(offset)
     u, v = surface.u + offset[:, 0], surface.v + offset[:, 1]
     planks = kind == scene_lib.PLANKS
     books = kind == scene_lib.BOOKS
     rows = v / cell[:, 1]
     j, t = _cell(rows)
-    # Planks of one row start anywhere.
+    # The planks of each row have a random offset.
     shift = jnp.where(planks, _uniform(salt, j), 0.0)
     i, s = _cell(u / cell[:, 0] + shift)
     bits = _hash(salt, i, j)
     tone = _unit(bits)
     fine = jnp.minimum(cell[:, 0], cell[:, 1])
     visible = jnp.clip(1.5 - footprint / fine, 0.0, 1.0)
-    # Grain runs along planks, other noise is round; the second octave is finer.
+    # Grain is stretched along planks, other noise is isotropic.
     stretch = jnp.where(planks, 0.12, 1.0)
     size = jnp.where(kind == scene_lib.MOTTLED, cell[:, 0], 0.35)
     size = jnp.where(planks, 0.04, size)
@@ -451,7 +453,7 @@ def _albedo(salt: jax.Array, surface: _Surface, footprint: jax.Array) -> Vec:
     mix = jnp.where(in_band, 1.0, mix)
     shade = jnp.where(in_band, 1.0, shade)
     second = _column(table, "second")
-    # Backs of books: any colour, darker towards the shelf above.
+    # Spines of books: random colours, darker towards the shelf above.
     lit = (1.2 - t) * (0.35 + 0.65 * visible)
     colours = []
     for k in range(3):
@@ -461,13 +463,13 @@ def _albedo(salt: jax.Array, surface: _Surface, footprint: jax.Array) -> Vec:
     return colours[0], colours[1], colours[2]
 
 
-def hit_salt(offset: jax.Array) -> jax.Array:
-    """A number of its own for every surface, from its texture's random offset."""
+def _surface_salt(offset: jax.Array) -> jax.Array:
+    """A random number per surface, from the random offset of its texture."""
     return (offset[:, 0] * 1e4).astype(jnp.int32).astype(jnp.uint32)
 
 
 def _mixture(kind, i, j, tone, noise, visible) -> jax.Array:
-    """Share of the second colour."""
+    """The share of the second colour, 0 to 1."""
     checks = ((i + j) & 1).astype(jnp.float32)
     stripes = (i & 1).astype(jnp.float32)
     mix = 0.6 * (noise - 0.5) + 0.15
@@ -482,20 +484,20 @@ def _mixture(kind, i, j, tone, noise, visible) -> jax.Array:
 
 
 def _joints(kind, s, t, cell, footprint) -> jax.Array:
-    """Coverage of a pixel by the dark lines between planks, tiles and doors."""
+    """The coverage of a pixel by dark lines between planks, tiles and doors."""
     tiles = kind == scene_lib.TILES
     width = jnp.where(tiles, 0.010, 0.005)
     wide = jnp.maximum(width, footprint)
     cover = jnp.zeros_like(s)
-    for place, length in ((s, cell[:, 0]), (t, cell[:, 1])):
-        distance = (0.5 - jnp.abs(place - 0.5)) * length
+    for position, length in ((s, cell[:, 0]), (t, cell[:, 1])):
+        distance = (0.5 - jnp.abs(position - 0.5)) * length
         line = jnp.clip((wide - distance) / wide, 0.0, 1.0) * width / wide
         cover = jnp.maximum(cover, line)
     return jnp.where(tiles | (kind == scene_lib.PLANKS), cover * 1.4, 0.0)
 
 
 def _inscribed(table: jax.Array) -> jax.Array:
-    """Half sizes of a box inside each primitive, to cast its shadow."""
+    """Half sizes of a box inside each primitive, which casts its shadow."""
     shape, half = _column(table, "shape")[:, None], _column(table, "half")
     flat = jnp.asarray([0.7, 0.7, 0.98], jnp.float32)[None]
     round_ = jnp.where(shape == scene_lib.ELLIPSOID, 0.57, flat)
@@ -505,19 +507,19 @@ def _inscribed(table: jax.Array) -> jax.Array:
 def _least(x: jax.Array) -> jax.Array:
     """The minimum over the first axis of numbers >= 0.
 
-    As integers, whose order is the same: without the rules for NaN the loop runs in
-    vector registers, ten times as fast on CPU.
+    Compares them as integers, which have the same order: without the rules for NaN the
+    loop is vectorised and ten times as fast on CPU.
     """
     bits = jnp.min(lax.bitcast_convert_type(x, jnp.int32), axis=0)
     return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
-    """Share of ambient light, and of the first lamp's, that reaches each point.
+    """The shares of ambient light and of the first lamp's light at each point.
 
-    Ambient: the distance from a point a hand's breadth above the surface to the
-    nearest other surface, over that breadth. Shadow: the length of the way to the
-    lamp that lies inside a box, over the box's thickness, which softens the edges.
+    Ambient: the distance to the nearest surface from a point 0.22 m above the surface,
+    divided by 0.22 m. Shadow: the length of the path to the lamp inside a box, divided
+    by the thickness of the box, which softens the edges.
     """
     breadth = 0.22
     table = jnp.asarray(scene.surfaces)
@@ -539,7 +541,7 @@ def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
         along = _turn(yaw[0], yaw[1], (way[0], way[1], way[2]))
         near, far = _slabs(at, along, half)
         inside = jnp.minimum(far, 1.0) - jnp.maximum(near, 0.0)
-        # 2.5 m: a usual way to the lamp, to turn its share into metres.
+        # 2.5 m is a typical distance to the lamp; it converts the share to metres.
         return 1.0 - jnp.clip(inside / (jnp.min(half) / 2.5 + 1e-3), 0.0, 1.0)
 
     blocks = (*_geometry(table[:count]), _inscribed(table[:count]))
@@ -547,7 +549,7 @@ def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
     lit = _least(jax.vmap(light_past)(*blocks))
     gap = jnp.sqrt(gap)
     size = 2.0 * _column(table[count], "half")
-    for i in range(3):  # The room's own faces.
+    for i in range(3):  # The faces of the room.
         gap = jnp.minimum(
             gap, jnp.maximum(jnp.minimum(above[i], size[i] - above[i]), 0.0)
         )
@@ -555,12 +557,15 @@ def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
 
 
 def _shade(scene: Scene, surface: _Surface, albedo: Vec, look: Vec) -> Vec:
-    """Light that leaves each surface towards the camera: three lamps with the square
-    of distance, highlights of the first, and light from everywhere."""
+    """The light from each surface to the camera.
+
+    Sums diffuse light of the lamps with inverse square falloff, highlights of the first
+    lamp, and ambient light.
+    """
     ambient, lit = _occlusion(scene, surface)
     n, lights = surface.normal, jnp.asarray(scene.lights)
     share = scene.photo[7]
-    # From below comes what the floor reflects, from above the ceiling.
+    # Ambient light from above is stronger than from below.
     sky = share * ambient * (0.8 + 0.2 * n[2])
     total = [sky, sky, sky]
     gleam = jnp.zeros_like(sky)
@@ -593,22 +598,22 @@ def _shade(scene: Scene, surface: _Surface, albedo: Vec, look: Vec) -> Vec:
 def _photograph(
     scene: Scene, light: Float[Array, "3 h w"], size: tuple[int, int], sensor: bool
 ) -> UInt8[Array, "h w 3"]:
-    """Light to grey levels: vignetting, exposure, white balance, noise, gamma 2.2."""
+    """Apply vignetting, exposure, white balance, noise and gamma 2.2."""
     height, width = size
     photo = jnp.asarray(scene.photo)
     v, u = np.mgrid[0:height, 0:width].astype(np.float32)
     radius = ((v / height - 0.5) ** 2 + (u / width - 0.5) ** 2) * 2.0
     light = light * (1.0 - photo[4] * radius)[None]
     grey = jnp.mean(light, axis=0)
-    # The camera's own exposure: the mean of the logarithm, as lamps are in view.
+    # Automatic exposure by the mean logarithm, which is robust to lamps in view.
     mean = jnp.exp(jnp.mean(jnp.log(grey + 1e-3)))
     light = light * (photo[0] / mean) * photo[1:4, None, None]
     if sensor:
-        place = jnp.asarray(np.arange(3 * height * width).reshape(3, height, width))
-        noise = _gaussian(jnp.asarray(scene.salt), place.astype(jnp.int32))
+        index = jnp.asarray(np.arange(3 * height * width).reshape(3, height, width))
+        noise = _gaussian(jnp.asarray(scene.salt), index.astype(jnp.int32))
         sigma = jnp.sqrt(photo[5] ** 2 + photo[6] ** 2 * light)
         light = light + sigma * noise
-    # A shoulder, so that windows and lamps do not end at a hard edge.
+    # Compress highlights smoothly, so that windows and lamps have no hard edges.
     light = jnp.where(light > 0.7, 1.0 - 0.3 * jnp.exp((0.7 - light) / 0.3), light)
     levels = jnp.clip(light, 0.0, 1.0) ** _GAMMA * 255.0 + 0.5
     return jnp.moveaxis(levels.astype(jnp.uint8), 0, -1)
@@ -623,16 +628,20 @@ def _measure(
     loss: Float[Array, "h w"],
     size: tuple[int, int],
 ) -> Float[Array, "h w"]:
-    """What a structured-light sensor makes of true depth: see `_BASELINE`.
+    """Simulate a structured-light sensor; see `_BASELINE`.
 
-    loss: 0 to 1, how much of the pattern a surface swallows.
+    Args:
+      depth: exact depth, metres.
+      loss: probability that a pixel has no reading, 0 to 1.
+
+    Returns: quantised and noisy depth, metres, 0 = missing.
     """
     height, width = size
     salt = jnp.asarray(scene.salt, jnp.uint32) ^ np.uint32(0xB5297A4D)
     row, column = np.mgrid[0:height, 0:width].astype(np.int32)
     row, column = jnp.asarray(row), jnp.asarray(column)
-    # The projector stands to the right: a point is in its shadow where another one
-    # further right in the image is seen further left from there.
+    # The projector is right of the camera: a point is in its shadow if a point further
+    # right in the image is further left in the projector's view.
     focal = intrinsics(size)[0]
     shifted = column - focal * _BASELINE / depth
     nearest = lax.cummin(shifted, axis=1, reverse=True)
@@ -646,8 +655,8 @@ def _measure(
     return jnp.where(lost, 0.0, measured)
 
 
-def _swallowed(surface: _Surface, look: Vec, depth: jax.Array) -> jax.Array:
-    """How much of the projector's pattern is lost: material, angle, distance."""
+def _pattern_loss(surface: _Surface, look: Vec, depth: jax.Array) -> jax.Array:
+    """The share of the pattern that is lost, by material, angle and distance."""
     n = surface.normal
     facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
     grazing = 0.8 * jnp.clip(1.0 - facing / 0.16, 0.0, 1.0)
@@ -664,8 +673,8 @@ def _draw(
 ) -> tuple[jax.Array, jax.Array]:
     height, width = size
     pixels = height * width
-    # Barriers: else the compiler fuses stages and computes the earlier ones anew
-    # for each use, at twice the cost on CPU.
+    # Without barriers the compiler fuses stages and recomputes earlier ones for each
+    # use, at twice the cost on CPU.
     rays = lax.optimization_barrier(_rays(scene, size))
     hit = lax.optimization_barrier(_trace(scene, rays))
     surface = lax.optimization_barrier(_surface(scene, rays, hit))
@@ -679,8 +688,8 @@ def _draw(
     light = lax.optimization_barrier(jnp.stack(_shade(scene, surface, albedo, look)))
     centres = light[:, :pixels].reshape(3, height, width)
     corners = light[:, pixels:].reshape(3, height + 1, width + 1)
-    # Quincunx: half the centre, an eighth of each corner. Capped first, so that one
-    # sample of a lamp does not outshine its pixel's others.
+    # Quincunx: half the centre, an eighth of each corner. Light is clipped first, so
+    # that one sample of a lamp does not dominate its pixel.
     centres, corners = jnp.minimum(centres, 6.0), jnp.minimum(corners, 6.0)
     around = (
         corners[:, 1:, 1:]
@@ -691,6 +700,6 @@ def _draw(
     rgb = _photograph(scene, 0.5 * centres + 0.125 * around, size, sensor)
     depth = hit.depth[:pixels].reshape(size)
     if sensor:
-        loss = _swallowed(surface, look, hit.depth)[:pixels].reshape(size)
+        loss = _pattern_loss(surface, look, hit.depth)[:pixels].reshape(size)
         depth = _measure(scene, depth, loss, size)
     return rgb, depth

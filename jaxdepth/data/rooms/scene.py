@@ -1,7 +1,7 @@
-"""What stands in a rendered room: furniture, surfaces, lights, and the camera.
+"""Random scenes of rooms: furniture, surfaces, lights and the camera.
 
-A scene is a small table of numbers, described on the host with NumPy and drawn by
-`rooms.py`. Metres; x and y span the floor, z points up, the floor is z = 0.
+A scene is a small table of numbers, created with NumPy and rendered by `renderer`.
+Units are metres; x and y span the floor, z points up, the floor is z = 0.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-# How many primitives a frame draws. Rooms hold more; those that fill the most of
-# the view are kept.
+# Number of primitives per frame. Of the others in the room, those with the largest
+# share of the view are rendered.
 BOXES, ELLIPSOIDS, CYLINDERS = 40, 8, 8
 FLOOR, CEILING, WALLS = 0, 1, 2  # Rows of the room's six faces, after the primitives.
 BOX, ELLIPSOID, CYLINDER, ROOM = 0, 1, 2, 3
@@ -28,19 +28,19 @@ T = TypeVar("T")
 
 
 class Scene(NamedTuple):
-    """One frame's room, ready to draw. All float32 but `salt`.
+    """One frame's room, ready to render. All arrays are float32 except `salt`.
 
     surfaces: (BOXES + ELLIPSOIDS + CYLINDERS + 6, 24); the columns are those of
       `COLUMNS`; the last six rows are the room's faces: floor, ceiling, and the
-      walls y = 0, x = width, y = depth, x = 0. Unused rows lie far below the floor.
+      walls y = 0, x = width, y = depth, x = 0. Unused rows are far below the floor.
     position: (3,) of the camera, metres.
     rotation: (3, 3); its columns are the image's right, down and the optical axis
       in the room's coordinates.
-    lights: (LIGHTS, 9): position, colour times strength, direction a lamp shines in
-      (zero: everywhere). The first one casts shadows.
+    lights: (LIGHTS, 9): position, colour times strength, direction (zero: all
+      directions). The first one casts shadows.
     photo: (8,): mean brightness, gains of red, green and blue, vignetting, read noise,
-      shot noise, share of light from everywhere.
-    salt: () uint32 that all per-pixel noise is hashed with.
+      shot noise, share of ambient light.
+    salt: () uint32, the seed of per-pixel noise.
     """
 
     surfaces: np.ndarray
@@ -51,9 +51,9 @@ class Scene(NamedTuple):
     salt: np.ndarray
 
 
-# Column of each property in `Scene.surfaces`; half sizes and yaw (cosine, sine) are
-# those of the oriented box around the primitive. cell: size of the texture, metres.
-# band: below this height the colour is `second` (skirting boards, plinths).
+# The columns of each property in `Scene.surfaces`. half and yaw (cosine, sine): of the
+# oriented box around the primitive. cell: size of the texture, metres. band: height
+# below which the colour is `second` (skirting boards, plinths).
 COLUMNS: dict[str, slice] = {
     "centre": slice(0, 3),
     "half": slice(3, 6),
@@ -73,7 +73,7 @@ LIGHTS = 3
 
 
 class Dice:
-    """Random choices of one frame, all made from uniform numbers in [0, 1)."""
+    """The random number generator of one frame; all draws use uniforms in [0, 1)."""
 
     def __init__(self, seed: int, index: int):
         words = [seed % 2**64, index % 2**64]
@@ -89,16 +89,16 @@ class Dice:
         return options[int(self._next() * len(options))]
 
     def count(self, low: int, high: int) -> int:
-        """A whole number from low to high, both included."""
+        """An integer from low to high, inclusive."""
         return low + int(self._next() * (high - low + 1))
 
     def normal(self, mean: float, sigma: float) -> float:
-        """Sum of six uniforms: close to Gaussian and never further than 4.2 sigma."""
+        """Approximately normal, within 4.2 sigma: a sum of six uniforms."""
         total = sum(self._next() for _ in range(6)) - 3.0
         return mean + sigma * total * math.sqrt(2.0)
 
     def tint(self, colour: RGB, spread: float = 0.15) -> RGB:
-        """The colour with its brightness and its channels varied."""
+        """The colour with random brightness and channel gains."""
         gain = self.between(1 - 2 * spread, 1 + spread)
         r, g, b = (
             min(0.92, max(0.015, c * gain * self.between(1 - spread, 1 + spread)))
@@ -109,7 +109,10 @@ class Dice:
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """How a surface looks. Colours are linear reflectances, 0 to 1."""
+    """Appearance of a surface. Colours are linear reflectances, 0 to 1.
+
+    Attributes are those of `COLUMNS`.
+    """
 
     first: RGB
     second: RGB
@@ -134,7 +137,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Furniture in its own frame: its back at y = -depth/2, facing +y."""
+    """A piece of furniture in local coordinates: its back is at y = -depth/2."""
 
     width: float
     depth: float
@@ -142,7 +145,7 @@ class Piece:
 
 
 def solid(x, y, z, width, depth, height, material, shape=BOX, yaw=0.0) -> Part:
-    """A part by its full sizes and the middle of its underside."""
+    """Create a part from its full sizes and the centre of its underside."""
     return Part(
         (x, y, z + height / 2),
         (max(width / 2, 2e-3), max(depth / 2, 2e-3), max(height / 2, 2e-3)),
@@ -254,7 +257,7 @@ def screen() -> Material:
 
 
 def fronted(material: Material, width: float, height: float) -> Material:
-    """The material with joints between doors or drawers of that size."""
+    """The material with joints between doors or drawers of the given size."""
     return dataclasses.replace(
         material,
         texture=TILES,
@@ -268,7 +271,7 @@ def fronted(material: Material, width: float, height: float) -> Material:
 
 
 def clutter(dice: Dice, x, y, z, width, depth, count) -> list[Part]:
-    """Small things standing on a surface of that size around (x, y)."""
+    """Random small objects on a surface of the given size around (x, y)."""
     parts = []
     for _ in range(count):
         at_x = x + dice.between(-0.42, 0.42) * width
@@ -425,7 +428,7 @@ def office_chair(dice: Dice) -> Piece:
 
 
 def cupboard(dice: Dice) -> Piece:
-    """Wardrobes, cupboards and chests of drawers."""
+    """A wardrobe, cupboard or chest of drawers."""
     body = wood(dice) if dice.chance(0.6) else lacquer(dice)
     if dice.chance(0.5):
         width, height = dice.between(0.8, 2.0), dice.between(1.7, 2.2)
@@ -507,7 +510,7 @@ def television(dice: Dice) -> Piece:
 
 
 def _lamp(dice: Dice, x, y, z) -> list[Part]:
-    """A table lamp that stands at (x, y, z)."""
+    """A table lamp at (x, y, z)."""
     glow = dice.between(0.6, 1.6) if dice.chance(0.6) else 0.0
     shade = Material((0.85, 0.75, 0.55), (0.8, 0.7, 0.5), glow=glow)
     shape = dice.pick([ELLIPSOID, CYLINDER])
@@ -555,7 +558,7 @@ def plant(dice: Dice) -> Piece:
 
 
 def counter(dice: Dice) -> Piece:
-    """A kitchen's row of cupboards, below and above the worktop."""
+    """A row of kitchen cupboards, below and above the worktop."""
     width, depth = dice.between(1.8, 3.2), 0.62
     body = wood(dice) if dice.chance(0.6) else lacquer(dice)
     door = dice.between(0.4, 0.6)
@@ -628,7 +631,7 @@ def washstand(dice: Dice) -> Piece:
 
 
 def cartons(dice: Dice) -> Piece:
-    """Boxes on the floor, some of them stacked."""
+    """Boxes on the floor, some stacked."""
     parts = []
     for x in (-0.25, 0.25):
         z = 0.0
@@ -654,9 +657,8 @@ def cartons(dice: Dice) -> Piece:
 # --- rooms ---------------------------------------------------------------------
 
 Maker = Callable[[Dice], Piece]
-# What each kind of room holds: pieces against the walls, pieces in the room, both in
-# the order of placing with the chance that each is there; then the range of width
-# and depth in metres.
+# Each kind of room: furniture at the walls and inside, in the order of placing, with
+# the probability of each piece; then the range of width and depth in metres.
 _KINDS: list[tuple[list[tuple[Maker, float]], list[tuple[Maker, float]], float, float]]
 _KINDS = [
     (  # bedroom
@@ -749,7 +751,7 @@ _KIND_OF_DRAW = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5)
 
 
 class Room:
-    """A room while it is being furnished."""
+    """A room that is being furnished."""
 
     def __init__(self, dice: Dice):
         self.dice = dice
@@ -758,14 +760,14 @@ class Room:
         self.lights: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kind = dice.pick(_KIND_OF_DRAW)
         _, _, low, high = _KINDS[self.kind]
-        # Small rooms are the most: the square of a uniform number.
+        # The square of a uniform number, so that small rooms are more frequent.
         self.width, self.depth = (
             low + (high - low) * dice.between(0, 1) ** 2 for _ in range(2)
         )
         self.height = dice.between(2.3, 2.9)
 
     def wall(self, side: int, along: float, away: float) -> tuple[float, float, float]:
-        """x, y and yaw of the place `away` from a wall, facing into the room."""
+        """x, y and yaw at distance `away` from a wall, facing into the room."""
         match side:
             case 0:
                 return along, away, 0.0
@@ -780,7 +782,7 @@ class Room:
         return self.width if side % 2 == 0 else self.depth
 
     def put(self, parts: list[Part], x: float, y: float, yaw: float) -> None:
-        """Turn and move parts from a piece's frame into the room."""
+        """Add parts, transformed from local coordinates to the room."""
         c, s = math.cos(yaw), math.sin(yaw)
         for part in parts:
             px, py, pz = part.centre
@@ -790,7 +792,7 @@ class Room:
             )
 
     def place(self, piece: Piece, x: float, y: float, yaw: float) -> bool:
-        """Put a piece where the floor is free; False where it is not."""
+        """Add a piece if its floor area is free; returns whether it was added."""
         c, s = abs(math.cos(yaw)), abs(math.sin(yaw))
         half_x = (c * piece.width + s * piece.depth) / 2 + 0.02
         half_y = (s * piece.width + c * piece.depth) / 2 + 0.02
@@ -837,7 +839,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _hang(room: Room) -> None:
-    """Doors, windows and pictures: flat things on the walls."""
+    """Add doors, windows and pictures to the walls."""
     dice = room.dice
     for side in range(4):
         length = room.length(side)
@@ -937,7 +939,7 @@ def _rug(room: Room) -> None:
 
 
 def _light(room: Room) -> None:
-    """Ceiling lamps, and the lamps that keep a room from being black."""
+    """Add ceiling lamps; at least one if the room has no other light."""
     dice = room.dice
     lamps = dice.count(1, 2) if dice.chance(0.75) or not room.lights else 0
     warm = np.array([1.1, dice.between(0.85, 1.0), dice.between(0.55, 0.95)])
@@ -948,13 +950,13 @@ def _light(room: Room) -> None:
         lamp = solid(0, 0, room.height - drop, size, size, 0.14, glass, ELLIPSOID)
         room.put([lamp], x, y, 0.0)
         strength = dice.between(2.0, 6.0)
-        where = np.array([x, y, room.height - drop - 0.06])
-        room.lights.append((where, strength * warm, np.zeros(3)))
+        position = np.array([x, y, room.height - drop - 0.06])
+        room.lights.append((position, strength * warm, np.zeros(3)))
     room.lights.sort(key=lambda light: -float(light[1].sum()))
 
 
 def _pillar(room: Room) -> None:
-    """A chimney, a column or the end of a wall, as high as the room."""
+    """Add a chimney, column or piece of wall of the room's height."""
     dice = room.dice
     paint = lacquer(dice)
     paint = dataclasses.replace(paint, gloss=0.0, second=(0.8, 0.8, 0.78), band=0.09)
@@ -966,7 +968,7 @@ def _pillar(room: Room) -> None:
 
 
 def _faces(room: Room) -> list[Material]:
-    """The materials of floor, ceiling and the four walls."""
+    """Random materials of the floor, the ceiling and the four walls."""
     dice = room.dice
     if dice.chance(0.45):
         base = wood(dice)
@@ -1010,7 +1012,7 @@ def _walls(room: Room) -> list[Material]:
 
 
 def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
-    """Columns: image right, image down, optical axis. Pitch above 0 looks up."""
+    """Rotation with columns image right, image down, optical axis; pitch > 0 is up."""
     cp, sp = math.cos(pitch), math.sin(pitch)
     ahead = np.array([math.cos(yaw) * cp, math.sin(yaw) * cp, sp])
     right = np.array([math.sin(yaw), -math.cos(yaw), 0.0])
@@ -1022,9 +1024,10 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 def _glance(
     parts: np.ndarray, size: np.ndarray, position: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and surface of 9x12 rays; every primitive counts as its box.
+    """Cast 9x12 rays at the bounding boxes; returns depth and surface of each ray.
 
-    parts: (n, 8) centre, half sizes, cosine and sine of yaw.
+    Args:
+      parts: (n, 8) centre, half sizes, cosine and sine of yaw.
     """
     v, u = np.meshgrid(
         np.linspace(-0.96, 0.96, 9) * _VIEW_UP,
@@ -1053,7 +1056,7 @@ def _glance(
     inverse = 1.0 / np.where(np.abs(along) < 1e-6, 1e-6, along)
     middle, reach = -start * inverse, parts[:, 3:6] * np.abs(inverse)
     near, far = (middle - reach).max(-1), (middle + reach).min(-1)
-    # A camera inside a box sees it at no distance at all.
+    # Inside a box the depth is 0.
     near = np.where((near < far) & (far > 0), np.maximum(near, 0.0), np.inf)
     first = near.argmin(1)
     nearest = near[np.arange(len(rays)), first]
@@ -1064,11 +1067,14 @@ def _glance(
 def _aim(
     room: Room, parts: np.ndarray, candidates: int = 24
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Position and rotation of the camera: of several sensible ones, the one whose
-    median depth comes closest to a draw from the spread that photos of rooms have."""
+    """Choose position and rotation of the camera among random candidates.
+
+    The median depth of the chosen view is closest to a random draw from the
+    distribution in photos of rooms; `_unfit` views are penalised.
+    """
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
-    # NYU's labelled frames: per-image medians around 2.7 m, spread 0.31 in the log.
-    wanted = 2.6 * math.exp(dice.normal(0.0, 0.45))
+    # NYU's labeled frames: medians around 2.7 m, standard deviation 0.31 in the log.
+    target = 2.6 * math.exp(dice.normal(0.0, 0.45))
     best, best_miss = None, math.inf
     for turn in range(candidates):
         x = dice.between(0.25, room.width - 0.25)
@@ -1083,7 +1089,7 @@ def _aim(
         roll = math.radians(dice.normal(0.0, 1.4))
         position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
         depth, surface = _glance(parts, size, position, rotation)
-        miss = abs(math.log(max(float(np.median(depth)), 0.1) / wanted))
+        miss = abs(math.log(max(float(np.median(depth)), 0.1) / target))
         miss += _unfit(depth, surface)
         if miss < best_miss:
             best, best_miss = (position, rotation), miss
@@ -1094,7 +1100,7 @@ def _aim(
 
 
 def _unfit(depth: np.ndarray, surface: np.ndarray) -> float:
-    """0 for a view worth a photo; grows where things are in the way."""
+    """Penalty of a view for close obstacles, a dominant surface, few surfaces."""
     _, counts = np.unique(surface, return_counts=True)
     penalty = 4.0 * max(0.0, float((depth < 0.75).mean()) - 0.02)
     penalty += 20.0 * (float(depth.min()) < 0.35)
@@ -1130,7 +1136,7 @@ def _row(part: Part, dice: Dice) -> list[float]:
 def _visible_first(
     rows: np.ndarray, position: np.ndarray, rotation: np.ndarray
 ) -> np.ndarray:
-    """Rows ordered by how much of the view each may fill; unseen ones come last."""
+    """Sort rows by their possible share of the view; invisible ones are last."""
     seen = (rows[:, :3] - position) @ rotation
     radius = np.linalg.norm(rows[:, 3:6], axis=1)
     depth = np.maximum(seen[:, 2], 0.3)
@@ -1140,7 +1146,7 @@ def _visible_first(
         & (np.abs(seen[:, 0]) < _VIEW_SIDE * depth + slack)
         & (np.abs(seen[:, 1]) < _VIEW_UP * depth + slack)
     )
-    # Two largest half sizes: a rug counts, and so does a leg of a table.
+    # The two largest half sizes, so that flat and thin parts count.
     extent = np.sort(rows[:, 3:6], axis=1)
     share = np.sqrt(extent[:, 1] * extent[:, 2]) / depth
     return rows[np.argsort(-share - 100.0 * inside, kind="stable")]
@@ -1149,12 +1155,12 @@ def _visible_first(
 def _table(
     room: Room, rows: np.ndarray, position: np.ndarray, rotation: np.ndarray
 ) -> np.ndarray:
-    """The fixed-size table of surfaces: the most visible of each shape, the faces."""
+    """The table of surfaces: the most visible of each shape, then the faces."""
     blocks = []
     for shape, count in ((BOX, BOXES), (ELLIPSOID, ELLIPSOIDS), (CYLINDER, CYLINDERS)):
         chosen = _visible_first(rows[rows[:, 8] == shape], position, rotation)[:count]
         block = np.zeros((count, rows.shape[1]))
-        # Unused: a speck far below the floor.
+        # Unused rows are tiny and far below the floor.
         block[:, 2], block[:, 3:6], block[:, 6], block[:, 16:18] = (
             -100.0,
             0.01,
@@ -1170,7 +1176,7 @@ def _table(
 
 
 def _photo(dice: Dice) -> np.ndarray:
-    """How the camera was set: see `Scene.photo`."""
+    """Random camera settings; see `Scene.photo`."""
     warmth = dice.normal(0.0, 0.06)
     return np.array(
         [
@@ -1188,9 +1194,9 @@ def _photo(dice: Dice) -> np.ndarray:
 
 
 def describe(seed: int, index: int) -> Scene:
-    """The room, its lights and the camera of frame `index` of a seed.
+    """Create the scene of frame `index` of a seed.
 
-    Depends on (seed, index) alone. Both may be any integers (taken modulo 2^64).
+    Depends only on (seed, index), any integers, which are taken modulo 2^64.
     """
     dice = Dice(seed, index)
     room = Room(dice)

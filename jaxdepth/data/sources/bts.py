@@ -112,8 +112,8 @@ class Bts:
                 parts[tests] = file, lines
         if not parts:
             raise UserError(f"{self.path}: {'; '.join(self.notes)}")
-        nothing = self.path, []
-        return parts.get(False, nothing)[1], parts.get(True, nothing)[1]
+        empty = self.path, []
+        return parts.get(False, empty)[1], parts.get(True, empty)[1]
 
     def _lines(self, file: Path, *, alone: bool) -> list[Line]:
         """Read the frames of a list; none, and a note, if its files are missing.

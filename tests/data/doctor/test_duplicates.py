@@ -1,4 +1,4 @@
-"""Copies of images found, whatever was done to them; different images never."""
+"""Copies of images are detected after common changes; different images are not."""
 
 import io
 import math
@@ -40,7 +40,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_copies_are_found(change):
+def test_copies_are_detected(change):
     images = [painted.scene(seed)[0] for seed in range(20)]
     found = prints([*images, CHANGES[change](images[7])])
     assert found.copies(range(21)) == [(20, 7)]
@@ -48,7 +48,7 @@ def test_copies_are_found(change):
     assert found.copies([20], [5, 6]) == [] == found.copies(range(20))
 
 
-def test_hash_against_the_cosines_written_out():
+def test_the_hash_equals_a_literal_dct():
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     grey = image[..., 1].astype(float)
     waves = sorted(
@@ -68,7 +68,7 @@ def test_hash_against_the_cosines_written_out():
     assert np.array([duplicates.hash64(image)]).tobytes() == expected
 
 
-def test_areas_of_sizes_that_do_not_divide():
+def test_areas_of_sizes_that_are_not_multiples():
     values = np.arange(7 * 10, dtype=np.float64).reshape(7, 10)
     found = duplicates._areas(values, (2, 3))
     rows, columns = (slice(0, 3), slice(3, 7)), (slice(0, 3), slice(3, 6), slice(6, 10))
@@ -77,19 +77,19 @@ def test_areas_of_sizes_that_do_not_divide():
     assert duplicates._areas(values[:1, :1], (2, 3)).shape == (2, 3)
 
 
-def test_like_hashes_of_unlike_images_are_no_copies(monkeypatch):
+def test_equal_hashes_of_different_images_are_not_copies(monkeypatch):
     monkeypatch.setattr(duplicates, "hash64", lambda rgb: np.uint64(7))
     assert prints([painted.scene(0)[0], painted.scene(1)[0]]).copies(range(2)) == []
 
 
-def test_images_that_show_nothing_have_no_copies():
+def test_images_of_one_brightness_are_ignored():
     black = np.zeros((30, 40, 3), np.uint8)
     found = prints([black, black, black + 1])
     assert len(found) == 0 and found.copies(range(3)) == []
     assert found.copies([0], [1]) == []
 
 
-def test_blocks_are_seams_without_gaps(monkeypatch):
+def test_results_do_not_depend_on_the_block_size(monkeypatch):
     monkeypatch.setattr(duplicates, "BLOCK", 4)
     images = [painted.scene(seed)[0] for seed in range(9)]
     found = prints(images + images)

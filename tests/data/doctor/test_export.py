@@ -1,4 +1,4 @@
-"""Frames written as files are the same frames when they are read."""
+"""Exported frames equal the frames of their source."""
 
 import dataclasses
 import errno
@@ -20,7 +20,7 @@ def source_of(count=6, **more) -> Memory:
 
 
 def read_back(out):
-    """Frames of the folder by their names without suffix."""
+    """The frames of a folder by name without suffix."""
     opened = open_source(out)
     return {
         info.name.rsplit(".", 1)[0]: (opened.frame(row), info.scene)
@@ -35,7 +35,7 @@ def same(found, frame, kind="filled"):
     np.testing.assert_array_equal(np.round(depth.astype(np.float64) * 1000), expected)
 
 
-def test_there_and_back(tmp_path):
+def test_exported_frames_equal_the_source(tmp_path):
     source = source_of()
     done = export.export(source, tmp_path / "new" / "out")
     assert done.text == "6 frames, 6 of 36x48" and not done.broken
@@ -50,7 +50,7 @@ def test_there_and_back(tmp_path):
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"out"}
 
 
-def test_exported_again_nothing_changes(tmp_path):
+def test_a_second_export_is_identical(tmp_path):
     export.export(source_of(), tmp_path / "a")
     export.export(open_source(tmp_path / "a"), tmp_path / "b")
     first, second = (
@@ -72,7 +72,7 @@ NAMES = [
 ]
 
 
-def test_names_are_in_no_ones_way(tmp_path):
+def test_names_are_unique_and_portable(tmp_path):
     source = source_of(len(NAMES))
     source.infos = [FrameInfo(name, scene) for name, scene, _ in NAMES]
     assert export._names(source.infos) == [name for _, _, name in NAMES]
@@ -82,7 +82,7 @@ def test_names_are_in_no_ones_way(tmp_path):
         same(back[f"rgb/{name}"][0], frame)
 
 
-def test_holes_stay_and_what_is_too_far_is_the_farthest(tmp_path):
+def test_holes_are_kept_and_far_depth_is_clipped(tmp_path):
     source = source_of(1)
     depth = source.frames[0].depths["filled"]
     depth[:2], depth[5, :3] = 0, 70.0
@@ -92,12 +92,12 @@ def test_holes_stay_and_what_is_too_far_is_the_farthest(tmp_path):
     assert (back[:2] == 0).all() and (back[5, :3] == np.float32(65.535)).all()
 
 
-def test_a_store_gives_full_frames_where_it_has_them(tmp_path):
+def test_frames_of_a_store_are_exported_at_full_size_if_kept(tmp_path):
     source = source_of(split={"own": {"train": [0, 1, 2, 3], "eval": [4, 5]}})
     store_writer.write(source, tmp_path / "s", size=(18, 24))
     opened = measurements.open_data(tmp_path / "s").source
     done = export.export(opened, tmp_path / "out")
-    assert done.text.startswith("6 frames, 4 of 18x24, 2 of 36x48; 4 at the training")
+    assert done.text.startswith("6 frames, 4 of 18x24, 2 of 36x48; 4 at training")
     back = read_back(tmp_path / "out")
     same(back["rgb/scene_2/frame_4"][0], source.frames[4])
     rgb, millimetres = opened.store.gather([1], depth="filled")  # type: ignore
@@ -107,7 +107,7 @@ def test_a_store_gives_full_frames_where_it_has_them(tmp_path):
     np.testing.assert_array_equal(np.round(small.filled * 1000), millimetres[0])
 
 
-def test_either_kind_of_depth(tmp_path):
+def test_either_kind_of_depth_is_exported(tmp_path):
     frames = [
         dataclasses.replace(f, raw=np.where(np.arange(48) < 9, 0, f.depths["filled"]))
         for f in painted.frames(3, size=(36, 48))
@@ -116,7 +116,7 @@ def test_either_kind_of_depth(tmp_path):
     for kind in ("filled", "raw"):
         export.export(source, tmp_path / kind, depth=kind)
         same(read_back(tmp_path / kind)["rgb/scene_0/frame_1"][0], frames[1], kind)
-    with pytest.raises(UserError, match="memory has no raw depth, but filled"):
+    with pytest.raises(UserError, match="--depth=raw: memory has only filled depth"):
         export.export(source_of(), tmp_path / "x", depth="raw")
 
 
@@ -130,7 +130,7 @@ def test_broken_frames_are_left_out(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
 
 
-def test_nothing_is_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     (tmp_path / "empty").mkdir()
     export.export(source_of(), tmp_path / "empty")
     before = sorted(tmp_path.rglob("*"))
@@ -142,14 +142,14 @@ def test_nothing_is_overwritten(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*") if p.name != "file") == before
 
 
-def test_a_link_is_followed(tmp_path):
+def test_a_linked_folder_is_written_to(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     export.export(source_of(), tmp_path / "link")
     assert (tmp_path / "link").is_symlink() and len(read_back(tmp_path / "empty")) == 6
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_files(tmp_path, monkeypatch):
     def full(path, rgb):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_real_frames_there_and_back(shared_data, tmp_path):
+def test_exported_real_frames_equal_the_source(shared_data, tmp_path):
     source = open_source(shared_data / "sync_png16")
     export.export(source, tmp_path / "out")
     back = read_back(tmp_path / "out")

@@ -375,15 +375,6 @@ def test_halves_are_rounded_away_from_zero():
     )
 
 
-def test_the_projection_mask_has_the_published_size_and_position():
-    mask = toolbox.projection_mask()
-    assert mask.sum() == 427 * 561
-    assert mask[44, 40] and mask[470, 600] and not mask[471, 600] and not mask[44, 39]
-    y, x = np.mgrid[:H, :W]
-    assert toolbox.crop(y).shape == (427, 561)
-    assert toolbox.crop(np.stack([y, x], -1))[0, 0].tolist() == [44, 40]
-
-
 # Eighths of a second, which floats represent exactly; ties are frequent.
 TIMES = st.lists(st.integers(0, 60).map(lambda n: n / 8), min_size=1, max_size=30)
 

@@ -1,4 +1,4 @@
-"""Rendered rooms: deterministic, geometrically right, and spread as photos are."""
+"""Rendered rooms: determinism, geometry, and the distribution of depth."""
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ SIZE = (24, 32)
 
 @pytest.fixture(scope="module")
 def some():
-    """48 frames of seed 3, rgb and depth."""
+    """The rgb and depth of 48 frames of seed 3."""
     return renderer.render(3, range(48), SIZE)
 
 
-def test_a_frame_depends_on_seed_and_index_alone(some):
+def test_a_frame_depends_only_on_seed_and_index(some):
     rgb, depth = renderer.render(3, [40, 5], SIZE)
     for got, all_ in ((rgb, some[0]), (depth, some[1])):
         np.testing.assert_array_equal(got, all_[[40, 5]])
@@ -25,15 +25,15 @@ def test_a_frame_depends_on_seed_and_index_alone(some):
     assert (other[0] != rgb[1]).mean() > 0.5
 
 
-def test_batches_change_nothing(some):
-    told = []
+def test_frames_do_not_depend_on_the_batch_size(some):
+    calls = []
     parts = list(
         renderer.generate(
-            3, 7, SIZE, start=2, batch=3, progress=lambda *x: told.append(x)
+            3, 7, SIZE, start=2, batch=3, progress=lambda *x: calls.append(x)
         )
     )
     assert [len(rgb) for rgb, _ in parts] == [3, 3, 1]
-    assert told == [(3, 7), (6, 7), (7, 7)]
+    assert calls == [(3, 7), (6, 7), (7, 7)]
     rgb, depth = (np.concatenate(x) for x in zip(*parts, strict=True))
     np.testing.assert_array_equal(rgb, some[0][2:9])
     np.testing.assert_array_equal(depth, some[1][2:9])
@@ -46,13 +46,13 @@ def test_dtypes_and_ranges(some):
     there = depth[depth > 0]
     assert there.min() >= renderer.MIN_DEPTH and there.max() <= renderer.MAX_DEPTH
     assert np.isfinite(depth).all()
-    # Every picture shows something, none is black or white.
+    # No image is uniform, black or white.
     assert (rgb.std((1, 2, 3)) > 8).all()
     assert 30 < rgb.mean() < 200
 
 
-def test_depth_is_spread_as_in_photos_of_rooms(some):
-    # NYU's labelled frames: medians near 2.6 m with a spread of 0.31 in the logarithm,
+def test_depth_is_distributed_as_in_photos_of_rooms(some):
+    # NYU's labeled frames: medians near 2.6 m, standard deviation 0.31 in the log,
     # 1% below 0.84 m, 1% above 7.6 m.
     depth = np.where(some[1] > 0, some[1], np.nan)
     medians = np.nanmedian(depth, (1, 2))
@@ -65,13 +65,13 @@ def test_depth_is_spread_as_in_photos_of_rooms(some):
 
 
 def walls_alone(scene):
-    """The scene without anything in it."""
+    """The scene without furniture."""
     table = scene.surfaces.copy()
     table[:-6, 2], table[:-6, 3:6] = -100.0, 0.01
     return scene._replace(surfaces=table)
 
 
-def test_depth_of_an_empty_room_against_a_literal_loop():
+def test_depth_of_an_empty_room_equals_a_literal_loop():
     scene = walls_alone(scene_lib.describe(0, 1))
     depth = np.asarray(renderer.render_scene(scene, SIZE, sensor=False)[1], np.float64)
     half = scene.surfaces[-6, 3:6].astype(float)
@@ -92,7 +92,7 @@ def test_depth_of_an_empty_room_against_a_literal_loop():
             assert depth[row, column] == pytest.approx(min(hits), rel=2e-5)
 
 
-def test_depth_of_one_box_against_a_literal_loop():
+def test_depth_of_one_box_equals_a_literal_loop():
     scene = walls_alone(scene_lib.describe(0, 1))
     table = scene.surfaces.copy()
     ahead = scene.position + 1.2 * scene.rotation[:, 2]
@@ -122,7 +122,7 @@ def test_depth_of_one_box_against_a_literal_loop():
     assert seen > 20
 
 
-def test_the_camera_stands_in_the_room_as_people_do():
+def test_the_camera_is_inside_the_room_and_nearly_level():
     for index in range(40):
         scene = scene_lib.describe(5, index)
         size = 2 * scene.surfaces[-6, 3:6]
@@ -131,25 +131,25 @@ def test_the_camera_stands_in_the_room_as_people_do():
         r = scene.rotation.astype(float)
         np.testing.assert_allclose(r.T @ r, np.eye(3), atol=1e-5)
         assert np.linalg.det(r) == pytest.approx(1, abs=1e-5)
-        assert r[2, 1] < -0.7  # image down is down
+        assert r[2, 1] < -0.7  # image down is nearly -z
 
 
 def test_intrinsics_scale_with_the_size():
     assert renderer.intrinsics((480, 640)) == pytest.approx(renderer.NYU_INTRINSICS)
     fx, fy, cx, cy = renderer.intrinsics((240, 320))
     assert (fx, fy) == pytest.approx((259.43, 259.735))
-    # The middle of a 480x640 picture lies between pixels 239 and 240.
+    # The centre of a 480x640 image is between pixels 239 and 240.
     assert (cx, cy) == pytest.approx(((325.58 - 0.5) / 2, (253.74 - 0.5) / 2))
 
 
-def test_what_can_t_be_rendered_is_refused():
+def test_invalid_sizes_and_counts_are_rejected():
     with pytest.raises(UserError, match="use 8x8 or more"):
         renderer.render(0, [0], (4, 40))
     with pytest.raises(UserError, match="cannot render"):
         next(renderer.generate(0, -1, SIZE))
 
 
-def test_source_reads_frames_in_any_order(some):
+def test_the_source_reads_frames_in_any_order(some):
     source = Rooms(seed=3, train=4, evaluation=2, size=SIZE)
     for row in (0, 1, 4, 2, 3):
         frame = source.frame(row)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ class Arrays:
     """A user's format: mine.json with a scale, and one npz file per frame."""
 
     format = "arrays"
-    OPTIONS = frozenset({"every"})
+    OPTIONS: ClassVar = frozenset({"every"})
 
     @staticmethod
     def recognises(path):
