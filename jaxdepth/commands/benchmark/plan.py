@@ -61,7 +61,7 @@ GPU_PARTS = (
     ),
     Part(
         "train_forms",
-        f"train {_GPU} --batch_size={BEST} --beside=upconv=dilated,upconv=packed",
+        f"train {_GPU} --batch_size={BEST} --beside=upconv=dilated",
         150,
     ),
     Part("infer_best", f"infer {_GPU} --batch_size=best --search_s=40", 60),
