@@ -36,9 +36,9 @@ def test_values_and_statistics_in_float64():
     x, kernel, scale, offset = (np.asarray(v, np.float64) for v in arguments())
     y = x @ kernel
     mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
-    expected = (y - mean) / np.sqrt(variance + EPSILON) * scale + offset
+    normalised = (y - mean) / np.sqrt(variance + EPSILON) * scale + offset
     for got, expected in zip(
-        folded(*arguments()), (expected, mean, variance), strict=True
+        folded(*arguments()), (normalised, mean, variance), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5)
 

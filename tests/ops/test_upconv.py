@@ -131,8 +131,8 @@ def test_equals_pytorchs_transposed_convolution():
 
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 def test_equals_the_four_convolutions_of_the_published_network(padding_side):
-    # fcrn.py of the published code: A 3x3, B 2x3, C 3x2, D 2x2. An axis with two taps is
-    # padded by one at the top or left only. A and C give rows 2i, A and B columns 2j.
+    # fcrn.py of the published code: A 3x3, B 2x3, C 3x2, D 2x2. An axis with two taps
+    # is padded by one on one side. A and C give rows 2i, A and B columns 2j.
     rng = np.random.default_rng(3)
     h, w = 3, 4
     x = rng.normal(size=(1, h, w, 2))
