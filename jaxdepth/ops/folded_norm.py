@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-EXACT = lax.Precision.HIGHEST  # bfloat16 products would lose accuracy here
+EXACT = lax.Precision.HIGHEST  # bfloat16 products would be inaccurate
 
 
 def folded_norm(

@@ -188,8 +188,8 @@ def test_unwritable_outputs_are_reported(tmp_path, monkeypatch):
 def test_the_checksum_of_several_files_covers_all_of_them(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
-    wanted = hashlib.sha256(b"onetwo").hexdigest()
-    assert files.sha256(tmp_path / "a", tmp_path / "b") == wanted
+    expected = hashlib.sha256(b"onetwo").hexdigest()
+    assert files.sha256(tmp_path / "a", tmp_path / "b") == expected
 
 
 @pytest.mark.parametrize(
