@@ -37,7 +37,7 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         shape = (5, 5, x.shape[-1], self.features)
-        # The fan out counts 25 taps although an output reads only a quarter of them: the
+        # The fan out counts 25 taps although outputs read only a quarter of them: the
         # batch normalisation that follows removes the scale.
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
         y = upconv(
