@@ -1,4 +1,4 @@
-"""What a network has to beat: predictions that don't look at the image."""
+"""Baselines: predictions that do not depend on the image."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt16
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """Predictions made of the training truth alone.
+    """Baselines from the training depth.
 
     Attributes:
       constant: mean of all valid training pixels, metres.
@@ -25,11 +25,13 @@ class Baselines:
 def fit(
     depths_mm: Iterable[UInt16[np.ndarray, "b h w"]], *, max_depth: float
 ) -> Baselines:
-    """Means over batches of training depth, in float64 and whole millimetres.
+    """Compute the baselines, in float64 and whole millimetres.
 
     Args:
-      depths_mm: batches of one size; 0 and values beyond `max_depth` don't count.
+      depths_mm: batches of one size; 0 and values beyond `max_depth` are ignored.
       max_depth: metres.
+
+    Raises: ValueError without a valid pixel.
     """
     limit = round(max_depth * 1000)
     counts = np.zeros(limit + 1, np.int64)
@@ -44,14 +46,14 @@ def fit(
         raise ValueError("no valid training pixel")
     metres = np.arange(limit + 1) / 1000
     constant = float((counts * metres).sum() / counts.sum())
-    # A pixel that is never measured gets the constant.
+    # A pixel without any measurement gets the constant.
     mean_map = np.where(seen > 0, total / np.maximum(seen, 1) / 1000, constant)
     return Baselines(constant, _best_for_delta1(counts), mean_map.astype(np.float32))
 
 
 def _best_for_delta1(counts: Float[np.ndarray, "n"] | np.ndarray) -> float:
-    """The constant c that has the most truth t in c/1.25 < t < 1.25 c."""
-    below = np.concatenate([[0], np.cumsum(counts)])  # below[k]: truth < k mm
+    """The constant c with the most ground truth t in c/1.25 < t < 1.25 c."""
+    below = np.concatenate([[0], np.cumsum(counts)])  # below[k]: pixels below k mm
     candidates = np.arange(1, len(counts))
     # Strictly inside: from floor(c / 1.25) + 1 to ceil(1.25 c) - 1, in whole mm.
     low = candidates * 4 // 5 + 1

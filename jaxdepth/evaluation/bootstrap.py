@@ -1,10 +1,10 @@
-"""How sure a number is: the bootstrap over images or scenes, of one run or of a pair.
+"""Bootstrap intervals over images or scenes, of one run or of a pair of runs.
 
 A resample takes as many units (images, or whole scenes, whose frames look alike) as
 there are, with replacement; the interval is that between the percentiles of the
 metric over the resamples (Efron and Tibshirani, "An Introduction to the Bootstrap",
-1993, chapter 13). Two runs are compared on the same resamples, so that what makes an
-image hard for both cancels out.
+1993, chapter 13). Two runs are compared on the same resamples, so that images that
+are hard for both cancel out.
 """
 
 import dataclasses
@@ -20,19 +20,18 @@ from jaxdepth.evaluation.metrics import METRICS, Averaging, Sums
 LEVEL = 0.95
 RESAMPLES = 10_000
 CHUNK = 4_000_000  # units drawn at a time: 100 MB
-HIGHER = ("delta1", "delta2", "delta3")  # are better; of all others lower ones are
 
 
 @dataclasses.dataclass(frozen=True)
 class Resamples:
-    """How often each image counts in each resample.
+    """Random resamples of images or scenes.
 
     Attributes:
       unit: "image" or "scene".
-      units: how many there are.
-      of_image: (images,) the unit of each, -1 for images without truth.
-      seed: of the draws.
-      count: resamples.
+      units: number of units.
+      of_image: (images,) unit of each image, -1 for images without ground truth.
+      seed: seed of the draws.
+      count: number of resamples.
     """
 
     unit: str
@@ -42,7 +41,7 @@ class Resamples:
     count: int = RESAMPLES
 
     def weights(self) -> Iterator[Float[np.ndarray, "r u"]]:
-        """How often each resample has drawn each unit: some resamples at a time."""
+        """Yield how often each resample drew each unit, some resamples at a time."""
         rng = np.random.default_rng(self.seed)
         most = max(1, CHUNK // max(1, self.units))
         for first in range(0, self.count, most):
@@ -54,7 +53,7 @@ class Resamples:
 
 
 def over_images(sums: Sums, **options: int) -> Resamples:
-    """Each image with truth is a unit; of one alone no interval is known."""
+    """Resamples of the images with ground truth."""
     some = sums.table["count"] > 0
     of_image = np.where(some, np.cumsum(some) - 1, -1)
     return Resamples("image", int(some.sum()), of_image, **options)
@@ -63,7 +62,7 @@ def over_images(sums: Sums, **options: int) -> Resamples:
 def over_scenes(
     sums: Sums, scenes: Sequence[str | None], **options: int
 ) -> Resamples | None:
-    """Each scene is a unit; None where a scene is not known, or there is one alone."""
+    """Resamples of scenes; None if a scene is unknown or there is only one."""
     some = sums.table["count"] > 0
     if any(s is None for s, counts in zip(scenes, some, strict=True) if counts):
         return None
@@ -80,7 +79,7 @@ def over_scenes(
 def resampled(
     sums: Sums, averaging: Averaging, resamples: Resamples
 ) -> dict[str, Float[np.ndarray, "r"]]:
-    """The metrics of every resample; NaN where one is undefined."""
+    """The metrics of every resample; NaN if one is undefined."""
     inside = resamples.of_image >= 0
     table = {k: x[inside] for k, x in sums.table.items()}
     units = resamples.of_image[inside]
@@ -98,7 +97,7 @@ def resampled(
         parts[name] = by_unit(np.where(bad[name], 0.0, x))
         parts[f"bad {name}"] = by_unit(bad[name].astype(float))
     total = _drawn(resamples, parts)
-    # NaN where an image that was drawn is undefined.
+    # NaN if the metric is undefined for an image that was drawn.
     return {
         name: np.where(total[f"bad {name}"] > 0, np.nan, total[name] / total["images"])
         for name in each
@@ -108,14 +107,14 @@ def resampled(
 def _drawn(
     resamples: Resamples, sums: dict[str, np.ndarray]
 ) -> dict[str, Float[np.ndarray, "r"]]:
-    """Sums of units as sums of resamples."""
+    """Sums over the units of each resample."""
     columns = np.stack(list(sums.values()), axis=1)
     rows = np.concatenate([weights @ columns for weights in resamples.weights()])
     return dict(zip(sums, rows.T, strict=True))
 
 
 def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
-    """[low, high] that hold 95 % of the resamples; None where one is undefined."""
+    """[low, high] with 95 % of the resamples between; None if one is undefined."""
     if not np.isfinite(values).all():
         return None
     tail = (1 - LEVEL) / 2
@@ -123,7 +122,7 @@ def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
 
 
 def of_one(sums: Sums, averaging: Averaging, resamples: Resamples) -> dict[str, Any]:
-    """What results hold of one run: `metrics` {name: [low, high] | None} and how."""
+    """The intervals of one run: `metrics` {name: [low, high] | None} and the method."""
     if resamples.units < 2:
         return _how(resamples) | {"metrics": dict.fromkeys(METRICS)}
     found = resampled(sums, averaging, resamples)
@@ -135,10 +134,10 @@ def of_pair(
 ) -> dict[str, Any]:
     """Run `a` against run `b` on the same images, in the same order.
 
-    Returns: how, and for each metric `a`, `b`, `difference` (a - b), `interval` of the
-      difference, and `a_better`, the share of resamples in which a's is better; where
-      both are equal, half counts. All of them None where one is undefined, or there
-      are no two units to draw from.
+    Returns: the method, and for each metric `a`, `b`, `difference` (a - b), `interval` of the
+      difference, and `a_better`, the share of resamples in which a's is better; ties
+      count half. All of them are None if one is undefined, or if there are fewer than
+      two units.
     """
     few = resamples.units < 2
     none = dict.fromkeys(METRICS, np.array([np.nan]))
@@ -153,7 +152,7 @@ def of_pair(
                 ("difference", "interval", "a_better")
             )
             continue
-        better = difference > 0 if name in HIGHER else difference < 0
+        better = difference > 0 if METRICS[name].larger_is_better else difference < 0
         share = np.mean(better) + np.mean(difference == 0) / 2
         found[name] = {
             "a": one,

@@ -1,8 +1,8 @@
-"""A network, or a fixed depth map, over a set of frames under several protocols.
+"""Evaluation of a network, or of a fixed depth map, under several protocols.
 
-Frames of one size fill batches of one size, so each size compiles once. Forward
-passes that protocols have in common run once. What comes back is sums per image; the
-averages are taken on the host in float64.
+Frames of one size fill batches of one size, so that each size compiles once. Forward
+passes that protocols share run once. The result is sums per image; averages are taken
+on the host in float64.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ Frames = Iterable[Mapping[str, Any]]
 
 @dataclasses.dataclass
 class Scores:
-    """What one protocol found: sums per image, and the truth that was used.
+    """Scores under one protocol: sums per image.
 
     Attributes:
       sums: one row per image.
-      parts: likewise for each of `parts.PARTS`, by name.
-      names: the images' names, in the order of `sums`.
-      scenes: the scene of each, None where it is not known.
-      truths: kinds of truth used, "filled" or "raw".
-      sizes: frame sizes seen.
+      parts: the same for each of `breakdown.PARTS`, by name.
+      names: names of the images, in the order of `sums`.
+      scenes: scene of each image, None if unknown.
+      truths: kinds of ground truth used, "filled" or "raw".
+      sizes: frame sizes.
     """
 
     sums: metrics.Sums = dataclasses.field(default_factory=metrics.Sums)
@@ -56,7 +56,7 @@ class Scores:
     sizes: set[Size] = dataclasses.field(default_factory=set)
 
     def merge(self, other: "Scores") -> None:
-        """Add another part of the set: of another host, say."""
+        """Append the scores of another part of the set, such as another host's."""
         if len(other.sums):
             self.sums.merge(other.sums)
             for name, sums in self.parts.items():
@@ -67,7 +67,7 @@ class Scores:
         self.sizes |= other.sizes
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON holds it, exactly."""
+        """A JSON value that holds the scores exactly."""
         return {
             "sums": self.sums.to_json(),
             "parts": {name: sums.to_json() for name, sums in self.parts.items()},
@@ -79,7 +79,7 @@ class Scores:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Scores":
-        """What `to_json` wrote."""
+        """The inverse of `to_json`."""
         return cls(
             sums=metrics.Sums.from_json(values["sums"]),
             parts={k: metrics.Sums.from_json(x) for k, x in values["parts"].items()},
@@ -90,7 +90,7 @@ class Scores:
         )
 
     def select(self, order: Sequence[int] | np.ndarray) -> "Scores":
-        """The images at these places, in this order."""
+        """The scores of the images at these indices, in this order."""
         return dataclasses.replace(
             self,
             sums=self.sums.select(order),
@@ -106,21 +106,21 @@ class Scores:
 
 
 def _merged(shares: Sequence[Mapping[str, Any]]) -> Scores:
-    """The whole set, in its order, of shares; the k-th of n has every n-th image."""
-    whole = Scores()
+    """The scores of the whole set from shares; share k of n has every n-th image."""
+    merged = Scores()
     for share in shares:
-        whole.merge(Scores.from_json(share))
-    places = [
+        merged.merge(Scores.from_json(share))
+    indices = [
         k + i * len(shares)
         for k, share in enumerate(shares)
         for i in range(len(share["names"]))
     ]
-    return whole.select(np.argsort(places))
+    return merged.select(np.argsort(indices))
 
 
 @dataclasses.dataclass
 class _Bucket:
-    """Frames of one size that wait for a full batch."""
+    """Frames of one size, collected until a batch is full."""
 
     places: list[int] = dataclasses.field(default_factory=list)
     rgb: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -128,7 +128,7 @@ class _Bucket:
 
 
 class Evaluator:
-    """Compiled once, called for each evaluation of a run.
+    """Scores networks on sets of frames; compiled once per frame size.
 
     Args:
       predict_fn: (variables, colours 0..255 float32) -> metres at any size; it must
@@ -171,7 +171,7 @@ class Evaluator:
         self._compiled = jax.jit(
             self._rows, compiler_options=platform.compiler_options()
         )
-        self._said: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def __call__(
         self,
@@ -184,12 +184,12 @@ class Evaluator:
 
         Args:
           variables: for `predict_fn`.
-          frames: see `Frames`; read once, held a batch at a time.
+          frames: see `Frames`; read once, one batch in memory at a time.
           progress: called after each batch with the number of images done.
 
-        Returns: by protocol name, images in the order of `frames`.
-        Raises: UserError if there are no frames, if no frame has truth, or if a
-          protocol cannot take their size.
+        Returns: scores by protocol name, images in the order of `frames`.
+        Raises: UserError if there are no frames, if none has ground truth, or if a
+          protocol does not take their size.
         """
         variables = jax.device_put(variables, self._whole)
         scores = {p.name: Scores() for p in self.chosen}
@@ -242,7 +242,7 @@ class Evaluator:
             raw = [predict(protocol, mirrored) for mirrored in both]
             outs = [protocols.network_output(protocol, pred) for pred in raw]
             pred = outs[0] if len(outs) == 1 else 0.5 * (outs[0] + outs[1])
-            # A clamp may hide these from the metrics, never from the counts.
+            # A clamp hides these from the metrics, but not from the counts.
             lost = jnp.sum(~jnp.isfinite(jnp.stack(raw)), axis=(0, 3))
             found = protocols.score_parts(protocol, pred, target)
             found[protocols.WHOLE]["nonfinite_outputs"] = lost
@@ -252,7 +252,7 @@ class Evaluator:
     def _batches(
         self, frames: Frames, scores: Mapping[str, Scores]
     ) -> Iterator[_Bucket]:
-        """Full batches of one frame size, then what is left of each size."""
+        """Full batches of one frame size, then the remainders of each size."""
         buckets: dict[Size, _Bucket] = {}
         for place, frame in enumerate(_single(frames)):
             size = frame["rgb"].shape[:2]
@@ -269,7 +269,7 @@ class Evaluator:
     def _truth(
         self, protocol: Protocol, frame: Mapping[str, Any], found: Scores
     ) -> np.ndarray:
-        """The truth this protocol wants, or the other kind; what was taken is noted."""
+        """The ground truth that this protocol uses, or the other kind; noted in `found`."""
         size = frame["rgb"].shape[:2]
         protocols.check_frame(protocol, size)
         found.names.append(frame["name"])
@@ -288,11 +288,11 @@ class Evaluator:
         return self.given_truth if protocol.truth == "given" else protocol.truth
 
     def _arrays(self, bucket: _Bucket) -> tuple[Any, tuple[Any, ...]]:
-        """A batch on the devices, filled up by repeating its last frame."""
+        """A batch on the devices, padded by repeating its last frame."""
         short = self.batch_size - len(bucket.places)
         rgb = np.stack(bucket.rgb + bucket.rgb[-1:] * short)
         rows = bucket.truth + bucket.truth[-1:] * short
-        # Protocols that share their truth share the array on its way, too.
+        # Transfer ground truth that protocols share once.
         stacks: dict[tuple[int, ...], Any] = {}
         truth = []
         for column in zip(*rows, strict=True):
@@ -332,21 +332,21 @@ class Evaluator:
     def entries(
         self, scores: Mapping[str, Scores], *, data: str, split: str
     ) -> list[dict[str, Any]]:
-        """Results as JSON holds them, two per protocol, one for each averaging.
+        """Results for JSON, two per protocol, one for each averaging.
 
         Each has `protocol`, `averaging`, `truth` (filled, raw, or both), `data`,
         `split`, `size` (of the network's input), `frame_size`, `images` (with truth),
         `metrics` (None where undefined), `counts` (pixels and images that explain
-        them), `flip_average`, `abs_rel_over`, `notes`, what a reader must know, and
-        `parts`: for each of `parts.PARTS`, its `pixels`, `images` and `metrics`.
+        them), `flip_average`, `abs_rel_over`, `notes` for the reader, and `parts`: for
+        each of `breakdown.PARTS`, its `pixels`, `images` and `metrics`.
 
-        The very last entry is the first protocol's, in the averaging it names. Nothing
-        of a number is left out: the step is all that the caller adds.
+        The very last entry is the first protocol's, in the averaging that it names. The
+        caller adds the step.
         """
         found = []
         for protocol in reversed(self.chosen):
             entry = self._entry(protocol, scores[protocol.name])
-            # Sorting by a bool keeps the rest in order and puts the named one last.
+            # Sort by a bool: the named averaging comes last.
             named = protocol.averaging
             for averaging in sorted(metrics.AVERAGINGS, key=lambda a, n=named: a == n):
                 values = scores[protocol.name].sums.compute(averaging)
@@ -363,9 +363,9 @@ class Evaluator:
         counts = found.sums.counts
         notes = self._notes(protocol, found, counts)
         for note in notes:
-            # A run evaluates the same set many times; once is enough.
-            if (protocol.name, note) not in self._said:
-                self._said.add((protocol.name, note))
+            # A run evaluates the same set many times: log once.
+            if (protocol.name, note) not in self._logged:
+                self._logged.add((protocol.name, note))
                 log.warning("protocol %s: %s", protocol.name, note)
         sizes = [f"{height}x{width}" for height, width in sorted(found.sizes)]
         return {
@@ -389,13 +389,13 @@ class Evaluator:
         if others:
             share = "all" if wanted not in found.truths else "some"
             notes.append(
-                f"wants {wanted} depth; {share} frames have {others.pop()} depth only"
+                f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
             )
         if counts["images_without_truth"]:
-            notes.append(f"frames without truth: {counts['images_without_truth']}")
+            notes.append(f"frames without ground truth: {counts['images_without_truth']}")
         if not protocol.masked and counts["unscored"]:
             notes.append(
-                "meant for truth without holes; pixels without truth, left out: "
+                "defined for ground truth without holes; missing pixels left out: "
                 f"{counts['unscored']}"
             )
         if counts["nonfinite_outputs"]:
@@ -421,35 +421,6 @@ def _parts(found: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
         }
         for name, sums in found.parts.items()
     }
-
-
-@dataclasses.dataclass
-class Evaluation:
-    """Results of `evaluate`: entries as in results.json, and tables per image."""
-
-    entries: list[dict[str, Any]]
-    tables: dict[str, list[dict[str, Any]]]
-
-
-def evaluate(
-    predict_fn: PredictFn,
-    variables: PyTree,
-    frames: Frames,
-    chosen: Sequence[Protocol],
-    *,
-    image_size: Size,
-    data: str,
-    split: str,
-    progress: Callable[[int], None] | None = None,
-    **options: Any,
-) -> Evaluation:
-    """`Evaluator` built, called once, and read out; `options` are the Evaluator's."""
-    evaluator = Evaluator(predict_fn, chosen, image_size=image_size, **options)
-    scores = evaluator(variables, frames, progress=progress)
-    return Evaluation(
-        entries=evaluator.entries(scores, data=data, split=split),
-        tables={name: found.table() for name, found in scores.items()},
-    )
 
 
 def map_variables(

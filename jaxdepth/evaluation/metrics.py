@@ -1,8 +1,8 @@
-"""Errors of a depth map, as sums that merge exactly, and what is computed from them.
+"""Metrics of depth maps, computed from sums that merge exactly.
 
-On the device each row of each image is summed in float32: a few hundred terms, too
-few to lose digits. On the host the rows become one float64 entry per image, from which
-both averagings come: over all pixels of the set, or the mean of the images' values.
+On the device each row of each image is summed in float32: a few hundred terms, few
+enough to keep the digits. On the host the rows become one float64 entry per image, for
+both averagings: over all pixels of the set, or the mean of the images' values.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ def part_sums(
 def _errors(
     pred: Array, target: Array, *, valid: Array, rel: Rel
 ) -> dict[str, Float[Array, "b h w"]]:
-    """What is summed, for each pixel; finite where not `valid`."""
+    """The per-pixel quantities to sum; finite where not `valid`."""
     pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
     finite = jnp.abs(pred) <= _HUGE  # False for NaN
     positive = finite & (pred >= _TINY)
@@ -189,7 +189,7 @@ def _totals(
 
 
 class Sums:
-    """A float64 table with one row per image; merging is exact in any batching."""
+    """A float64 table with one row per image; merging is exact for any batches."""
 
     def __init__(self) -> None:
         self._blocks: list[dict[str, np.ndarray]] = []
@@ -204,9 +204,9 @@ class Sums:
 
         Args:
           rows: sums (b, h) of `row_sums`; other (b, h) sums are kept beside them.
-          counted: (b,) False where a place only fills up the batch: such an image is
-            no image at all. None: all count. (An image without a valid pixel is an
-            image; it is counted in `images_without_truth`.)
+          counted: (b,) False for padding entries, which are excluded from all counts;
+            None: all count. (An image without a valid pixel is no padding; it is
+            counted in `images_without_truth`.)
         """
         table = {name: np.asarray(x, np.float64) for name, x in rows.items()}
         # Rows' second moments about their own means become one about zero.
@@ -216,22 +216,22 @@ class Sums:
         self._blocks.append({k: x.sum(axis=1)[keep] for k, x in table.items()})
 
     def to_json(self) -> dict[str, list[float]]:
-        """The table as JSON holds it, exactly."""
+        """A JSON value that holds the table exactly."""
         return {name: column.tolist() for name, column in self.table.items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Sequence[float]]) -> "Sums":
-        """What `to_json` wrote."""
+        """The inverse of `to_json`."""
         made = cls()
         made._blocks = [{k: np.asarray(x, np.float64) for k, x in values.items()}]
         return made
 
     def merge(self, other: "Sums") -> None:
-        """Add the images of another table after the ones here."""
+        """Append the images of another table."""
         self._blocks.extend(other._blocks)
 
     def select(self, order: Sequence[int] | np.ndarray) -> "Sums":
-        """The images at these places, in this order."""
+        """The images at these indices, in this order."""
         chosen = Sums()
         places = np.asarray(order, int)
         chosen._blocks = [{k: x[places] for k, x in self.table.items()}]
@@ -247,17 +247,17 @@ class Sums:
         return dict(self._blocks[0]) if self._blocks else {"count": np.zeros(0)}
 
     def __len__(self) -> int:
-        """All images, with truth or without."""
+        """Number of images, with or without ground truth."""
         return len(self.table["count"])
 
     @property
     def images(self) -> int:
-        """Images with at least one valid pixel: the ones averaged over."""
+        """Number of images with a valid pixel, which averages are taken over."""
         return int(np.count_nonzero(self.table["count"]))
 
     @property
     def counts(self) -> dict[str, int]:
-        """What stands beside the metrics.
+        """Counts that explain the metrics.
 
         `pixels` scored, `nonpositive` and `nonfinite` predictions among them,
         `images_without_truth`, and any further sums that `update` was given.
@@ -378,7 +378,7 @@ def compute(
 
 
 def _mean(x: np.ndarray) -> float:
-    """Exactly rounded, so the order of the images changes nothing."""
+    """Exactly rounded, so that the order of the images does not matter."""
     return math.fsum(x) / len(x) if np.isfinite(x).all() else math.nan
 
 

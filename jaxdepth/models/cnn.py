@@ -106,8 +106,8 @@ class CNNFC(nn.Module):
     The paper fixes the parameter counts, which are those of the coarse network of
     Eigen et al. 2014 and determine the layers, batch normalisation after every
     convolution, and dropout of 0.5. Its text says six convolutions; its counts are
-    those of five. It resizes the output to the size of the ground truth; here the
-    ground truth is resized to the output. The softplus head and He initialisation are
+    those of five. It resizes the output to the size of the ground truth; this package
+    resizes the ground truth to the output. The softplus head and He initialisation are
     our choices.
 
     Names: `encoder/block{i}/{conv,bn}`, `decoder/{kernel,bias}` (4096),

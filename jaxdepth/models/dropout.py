@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to images, not to batches."""
+"""Dropout with one mask per image, independent of the batch."""
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,23 @@ def drop(
     rate: float,
     train: bool,
 ) -> Shaped[Array, "b ..."]:
-    """Zero each entry with probability `rate`; divide the others by 1 - rate.
+    """Zero each entry with probability `rate` and divide the others by 1 - rate.
 
-    Each image's mask is drawn from its own key, so that it does not depend on the
-    batch around it or on the device it lands on.
+    The mask of an image depends on its key only, not on the other images of the batch
+    or on the device.
 
     Args:
       x: features, batch first.
-      keys: one typed PRNG key per image; needed only if anything is dropped.
+      keys: one typed PRNG key per image; may be None if nothing is dropped.
       rate: 0 <= rate < 1.
-      train: nothing is dropped otherwise.
+      train: if False, x is returned unchanged.
 
-    Raises: UserError where keys are needed and missing.
+    Raises: UserError if keys are needed and None.
     Source: Srivastava et al. 2014 (in its scaled form).
     """
     if not train or rate == 0:
         return x
     if keys is None:
-        raise UserError("dropout while training: pass keys=, one per image")
+        raise UserError("keys=None: dropout in training needs one key per image")
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

@@ -1,7 +1,7 @@
-"""Layouts: named sets of the details in which copies of one network differ.
+"""Layouts: named sets of details in which versions of the same network differ.
 
-Also what depends on a layout at both ends: the normalisation of the input, and how a
-raw output becomes metres.
+Also the input normalisation and the conversion of raw output to metres, which depend on
+the layout.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ class Layout:
     """Details of a network that its weights depend on.
 
     Attributes:
-      stride_in: which convolution of a bottleneck strides: the "3x3" (ResNet v1.5,
+      stride_in: the convolution of a bottleneck with the stride: "3x3" (ResNet v1.5,
         as torchvision) or the first "1x1" (v1, He et al. 2015).
       stem_bias: whether the first convolution has a bias.
       bn_epsilon: added to the variance in batch normalisation.
       pool_padding: of the 3x3 max-pool in the stem: "torch" pads 1 on every side,
-        "same" as TensorFlow does (even sizes at the end alone).
+        "same" as TensorFlow does (even sizes at the end only).
       up_bias: whether the decoder's convolutions before a batch normalisation have
         biases: (2, 2, features) for an up-convolution, one per channel for others.
       padding_side: of the up-convolution, see `jaxdepth.ops.upconv`.
-      head: raw output to metres: "softplus" or "relu".
+      head: function from raw output to metres: "softplus" or "relu".
       rgb_mean: per channel, subtracted from colours of 0 to 255.
-      rgb_std: per channel, divided by after that.
+      rgb_std: per channel, divisor after the subtraction.
     """
 
     stride_in: str
@@ -44,8 +44,8 @@ class Layout:
     rgb_std: tuple[float, float, float]
 
 
-# The published network of Laina et al. 2016 (TensorFlow, trained on NYU): raw colours
-# go in, its first batch normalisation absorbs their scale.
+# The published network of Laina et al. 2016 (TensorFlow, trained on NYU). Its input is
+# raw colours; the first batch normalisation absorbs their scale.
 _FCRN = Layout(
     stride_in="1x1",
     stem_bias=True,
@@ -73,13 +73,16 @@ LAYOUTS: dict[str, Layout] = {
         rgb_std=(58.395, 57.12, 57.375),
     ),
     "fcrn": _FCRN,
-    # Trained on Make3D as 5x5 convolutions of unpooled maps, by the same authors.
+    # The same authors' network for Make3D, which convolves unpooled maps by 5x5.
     "fcrn_make3d": dataclasses.replace(_FCRN, padding_side="bottom_right"),
 }
 
 
 def layout_named(name: str | Layout) -> Layout:
-    """The layout of that name, or UserError; a `Layout` passes through."""
+    """The layout of that name; a `Layout` is returned unchanged.
+
+    Raises: UserError for an unknown name.
+    """
     if isinstance(name, Layout):
         return name
     if name not in LAYOUTS:
@@ -90,11 +93,11 @@ def layout_named(name: str | Layout) -> Layout:
 def normalize(
     rgb: Shaped[ArrayLike, "b h w 3"], layout: str | Layout
 ) -> Float[Array, "b h w 3"]:
-    """Network input from colours: (rgb - mean) / std per channel, in float32.
+    """Normalise colours to network input: (rgb - mean) / std per channel, float32.
 
     Args:
-      rgb: colours, 0 to 255, of any type: uint8 as stored, or floats.
-      layout: whose mean and deviation.
+      rgb: colours from 0 to 255, uint8 or float.
+      layout: layout or its name; gives mean and std.
     """
     settings = layout_named(layout)
     mean = jnp.array(settings.rgb_mean, jnp.float32)[None, None, None]
@@ -103,18 +106,21 @@ def normalize(
 
 
 def depth_from_raw(raw: Float[Array, "b h w"], head: str) -> Float[Array, "b h w"]:
-    """Metres from a network's raw (linear) output, in float32.
+    """Convert a network's raw (linear) output to metres, float32.
 
-    softplus: log(1 + exp(raw)), above zero (until float32 rounds it away near raw =
-    -100), close to raw itself from 2 m on, without dead units; one head for all
-    losses, our choice. relu: max(raw, 0), as the published FCRN network.
+    "softplus" is log(1 + exp(raw)): positive (down to raw = -100, where float32 rounds
+    it to 0), close to raw above 2 m, and without dead units. It is our choice for all
+    losses. "relu" is max(raw, 0), as in the published FCRN network.
     """
     raw = raw.astype(jnp.float32)
     return jax.nn.softplus(raw) if head == "softplus" else jax.nn.relu(raw)
 
 
 def raw_from_depth(depth: float, head: str) -> float:
-    """The raw output that becomes `depth` metres: the inverse of `depth_from_raw`."""
+    """The raw output for a depth in metres: the inverse of `depth_from_raw`.
+
+    Raises: UserError if `depth` is not above 0.
+    """
     if not depth > 0:
         raise UserError(f"init_depth={depth}: must be above 0 metres")
     # log(exp(depth) - 1), without overflow.

@@ -21,7 +21,7 @@ class UpConv(nn.Module):
     """Up-convolution layer: `kernel` (5, 5, cin, features), `bias` (2, 2, features).
 
     Attributes:
-      features: channels out.
+      features: output channels.
       unpool, padding_side, form: as in `jaxdepth.ops.upconv.upconv`.
       use_bias: whether to add a bias per output phase.
       dtype: of the computation.
@@ -37,7 +37,7 @@ class UpConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         shape = (5, 5, x.shape[-1], self.features)
-        # The fan out counts all 25 taps although an entry meets a quarter of them: the
+        # The fan out counts 25 taps although outputs read only a quarter of them: the
         # batch normalisation that follows removes the scale.
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
         y = upconv(
@@ -65,7 +65,7 @@ class UpProjection(nn.Module):
     Names: `up_main`, `bn_main`, `conv`, `bn`, `up_side`, `bn_side`.
 
     Attributes:
-      features: channels out.
+      features: output channels.
       conv, up: convolution and up-convolution layers.
       norm: normalisation layer with `use_running_average` bound.
 
@@ -114,10 +114,9 @@ class Decoder(nn.Module):
         norm = functools.partial(self.norm, use_running_average=not train)
         x = self.conv(self.in_features, (1, 1), name="conv_in")(x)
         x = norm(name="bn_in")(x)
-        for block, features in enumerate(self.features):
-            x = UpProjection(features, self.conv, norm, self.up, name=f"up{block + 1}")(
-                x
-            )
+        for block, features in enumerate(self.features, start=1):
+            up = UpProjection(features, self.conv, norm, self.up, name=f"up{block}")
+            x = up(x)
         return x
 
 

@@ -14,17 +14,17 @@ from jaxdepth.ops import platform
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
-# Entries of an output map up to which, on CPU, the convolution is a matrix product.
-# Forward and gradients of 3x3, 512 channels, in ms there (convolution / product):
-# 2x3 batch 16: 1022 / 17; 3x4 batch 8: 26 / 17; 6x8 batch 8, 256 channels: 15 / 16.
+# On CPU, output maps of at most this many entries are computed as one matrix product.
+# Forward and gradients of 3x3, 512 channels, in ms (convolution / product):
+# 2x3, batch 16: 1022 / 17; 3x4, batch 8: 26 / 17; 6x8, batch 8, 256 channels: 15 / 16.
 TINY_MAP = 16
 
-# Taps times channels out up to which, on CPU, a convolution is a matrix product for all
-# taps and the sum of its shifted parts. 3x3 to one channel, the head of three networks:
-# 3 to 5 % of their training steps.
+# On CPU, kernels with at most this many taps times output channels are computed as one
+# matrix product for all taps and the sum of its shifted parts. For 3x3 to one channel,
+# the head of three networks, this saves 3 to 5 % of the training step.
 FEW_PRODUCTS = 32
 
-# He et al. 2015, for the backward pass: variance 2 / (k * k * features).
+# He et al. 2015, variant for the backward pass: variance 2 / (k * k * features).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -36,33 +36,33 @@ def conv2d(
     padding: Padding | None = None,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "b i j cout"]:
-    """Cross-correlation, as networks mean by convolution.
+    """2D convolution (cross-correlation, as usual in neural networks).
 
-    On CPU a 1x1 kernel is applied as a dot product over the channels of every
-    `stride`-th entry: measured 2 to 5 times faster in the kernel gradient than the
-    convolution that XLA makes of it, and equal. Outputs of at most `TINY_MAP` entries
-    an image are computed there as a product of patches and kernel, and kernels of at
-    most `FEW_PRODUCTS` taps and channels out as one of map and taps.
+    On CPU, three cases are computed as matrix products, with equal results:
+
+    - 1x1 kernels, over the channels of every `stride`-th entry. The kernel gradient is
+      2 to 5 times faster than that of XLA's convolution (measured).
+    - outputs of at most `TINY_MAP` entries per image, from patches and kernel.
+    - kernels of at most `FEW_PRODUCTS` taps times output channels, from map and taps.
 
     Args:
       x: feature map.
-      kernel: height, width, channels in, channels out.
+      kernel: height, width, input channels, output channels.
       stride: of both axes.
-      padding: zeros ((top, bottom), (left, right)). None: (k - 1) // 2 on every side
-        whatever the stride, as in PyTorch and Caffe; with stride 2 this is not
-        TensorFlow's SAME, which pads even sizes at the end alone.
+      padding: zeros ((top, bottom), (left, right)). None for (k - 1) // 2 on every
+        side and any stride, as in PyTorch and Caffe. With stride 2, TensorFlow's SAME
+        differs: it pads even sizes at the end only.
       precision: of the products, as in `jax.lax.conv_general_dilated`.
 
-    Returns: i = (h + top + bottom - kh) // stride + 1, and j likewise.
+    Returns: (b, i, j, cout) with i = (h + top + bottom - kh) // stride + 1; j likewise.
     """
     height, width = kernel.shape[:2]
     if padding is None:
         row, column = (height - 1) // 2, (width - 1) // 2
         padding = ((row, row), (column, column))
-    pointwise = (height, width) == (1, 1) and padding == ((0, 0), (0, 0))
-    if pointwise and platform.current() == "cpu":
-        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], precision)
     if platform.current() == "cpu":
+        if (height, width) == (1, 1) and padding == ((0, 0), (0, 0)):
+            return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], precision)
         (top, bottom), (left, right) = padding
         rows = (x.shape[1] + top + bottom - height) // stride + 1
         columns = (x.shape[2] + left + right - width) // stride + 1
@@ -90,19 +90,18 @@ def _pointwise_forward(x, kernel, precision):
     return _pointwise(x, kernel, precision), (x, kernel)
 
 
-def _pointwise_backward(precision, saved, gradient):
-    # JAX's own rule asks for the kernel's gradient with channels out first. XLA then
-    # has the gradient of the map transposed by whoever computes it, at an eighth of
-    # the speed of memory.
-    x, kernel = saved
+def _pointwise_backward(precision, residuals, gradient):
+    # JAX's rule computes the kernel gradient with output channels first. XLA then
+    # transposes the gradient of the map, at an eighth of the memory bandwidth.
+    x, kernel = residuals
     entries = x.reshape(-1, x.shape[-1])
     outputs = gradient.reshape(-1, gradient.shape[-1])
 
     def product(a, b, axes):
         return lax.dot_general(a, b, (axes, ((), ())), precision=precision)
 
-    to_input = product(outputs, kernel, ((1,), (1,))).reshape(x.shape)
-    return to_input, product(entries, outputs, ((0,), (0,)))
+    input_grad = product(outputs, kernel, ((1,), (1,))).reshape(x.shape)
+    return input_grad, product(entries, outputs, ((0,), (0,)))
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -129,17 +128,17 @@ def _by_patches(x, kernel, stride, padding, size, precision):
 
 
 def _by_taps(x, kernel, padding, precision):
-    """What each tap makes of each entry, in one product; then the sums over taps."""
+    """The products of all taps and entries as one, then the sums over taps."""
     height, width, channels, features = kernel.shape
     (top, bottom), (left, right) = padding
     rows = x.shape[1] + top + bottom - height + 1
     columns = x.shape[2] + left + right - width + 1
-    side_by_side = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
-    parts: Any = _pointwise(x, side_by_side, precision)
-    parts = jnp.pad(parts, ((0, 0), *padding, (0, 0)))
-    parts = parts.reshape(*parts.shape[:3], height, width, features)
+    all_taps = kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
+    products: Any = _pointwise(x, all_taps, precision)
+    products = jnp.pad(products, ((0, 0), *padding, (0, 0)))
+    products = products.reshape(*products.shape[:3], height, width, features)
     shifted = [
-        parts[:, a : a + rows, b : b + columns, a, b]
+        products[:, a : a + rows, b : b + columns, a, b]
         for a in range(height)
         for b in range(width)
     ]
@@ -152,15 +151,15 @@ def transposed_conv2x(
     *,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "b h2 w2 cout"]:
-    """Transposed 3x3 convolution of stride 2: to exactly twice the size.
+    """Transposed 3x3 convolution of stride 2, to exactly twice the size.
 
         y[p, q] = sum_{a,b=0..2} kernel[a, b] u[p + a - 1, q + b - 1],
-        u[2i, 2j] = x[i, j], 0 elsewhere and outside
+        u[2i, 2j] = x[i, j];   u = 0 elsewhere
 
-    PyTorch's `conv_transpose2d(x, k, stride=2, padding=1, output_padding=1)` with k
-    the kernel turned by 180 degrees. Per axis the even outputs read one entry (tap 1)
-    and the odd ones two (taps 0 and 2), so it is computed as one 2x2 convolution to
-    four phases; the uneven count is what gives this layer its grid pattern.
+    Equals PyTorch's `conv_transpose2d(x, k, stride=2, padding=1, output_padding=1)`
+    with k the kernel rotated by 180 degrees. Along each axis, even outputs read one
+    entry (tap 1) and odd outputs two (taps 0 and 2), so it is computed as one 2x2
+    convolution to four phases. The unequal counts cause the layer's grid pattern.
 
     Returns: (b, 2h, 2w, cout).
     """
@@ -173,7 +172,7 @@ def transposed_conv2x(
         kernel = jnp.concatenate([even, odd], axis=-1)
     y = conv2d(x, kernel, padding=((0, 1), (0, 1)), precision=precision)
     b, h, w, _ = y.shape
-    # Channels are (column phase, row phase, cout), in the order of packing.
+    # The loop over axes ordered the channels as (column phase, row phase, cout).
     y = y.reshape(b, h, w, 2, 2, -1).transpose(0, 1, 4, 2, 3, 5)
     return y.reshape(b, 2 * h, 2 * w, -1)
 
@@ -182,13 +181,13 @@ class Conv(nn.Module):
     """Convolution layer on `conv2d`; parameters `kernel` (HWIO) and `bias`, float32.
 
     Attributes:
-      features: channels out.
+      features: output channels.
       kernel_size: (height, width).
       stride: of both axes.
       padding: as in `conv2d`.
-      use_bias: add a bias per channel.
-      dtype: to compute in, and of the result.
-      kernel_init: He normal over the fan out by default.
+      use_bias: whether to add a bias per channel.
+      dtype: of the computation and the result.
+      kernel_init: initializer; He normal over the fan out by default.
     """
 
     features: int
@@ -217,10 +216,10 @@ class Conv(nn.Module):
 
 
 class Kernel(nn.Module):
-    """The kernel of a `Conv` alone, under the same name, for who applies it otherwise.
+    """The kernel parameter of a `Conv`, for callers that apply it themselves.
 
     Attributes:
-      shape: height, width, channels in, channels out.
+      shape: height, width, input channels, output channels.
     """
 
     shape: tuple[int, int, int, int]

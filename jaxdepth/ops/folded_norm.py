@@ -1,7 +1,7 @@
-"""A 1x1 convolution and the batch normalisation after it as one convolution.
+"""A 1x1 convolution and the batch normalisation after it, as one convolution.
 
-Parameter-free: kernels, scales and offsets are arguments, running statistics the
-caller's.
+The function has no parameters: the caller passes kernel, scale and offset and keeps the
+running statistics.
 """
 
 import jax
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-EXACT = lax.Precision.HIGHEST  # small matrices: bfloat16 products would show
+EXACT = lax.Precision.HIGHEST  # bfloat16 products would be inaccurate
 
 
 def folded_norm(
@@ -21,26 +21,27 @@ def folded_norm(
     epsilon: float,
     axis_name: str | None,
 ) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
-    """Batch normalisation of a 1x1 convolution, whose own output is never stored.
+    """Batch normalisation of a 1x1 convolution, without storing the convolution.
 
         y = x kernel;   out = (y - mean(y)) / sqrt(var(y) + epsilon) * scale + offset
 
     A 1x1 convolution is linear in each entry, so the statistics of y follow from the
-    first and second moments of x, and normalising is a change of the kernel:
+    first and second moments of x, and normalisation rescales the kernel:
 
         mean(y) = mean(x) kernel
         mean(y^2)_f = sum_cd kernel_cf mean(x_c x_d) kernel_df
         out = x (kernel a) + (offset - mean(y) a),   a = scale / sqrt(var(y) + epsilon)
 
-    Worth it where cout is several times cin and memory is the bound: y, its reading for
-    the statistics and its two readings in the backward pass go, two products of cin x
-    cin come. Values and gradients are those of the two operations up to rounding.
+    This saves storing y and reading it three times, at the cost of two cin x cin
+    products. It pays where cout is several times cin and memory bandwidth is the limit.
+    Values and gradients equal those of the two operations up to rounding.
 
     Args:
-      x: in the dtype to compute in.
+      x: features, in the dtype of the computation.
       kernel, scale, offset: float32.
       epsilon: added to the variance.
-      axis_name: devices whose batches count as one; None: each its own.
+      axis_name: the device axis over which batch statistics are shared; None for
+        statistics per device.
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
@@ -54,7 +55,7 @@ def folded_norm(
 
 
 def _output_moments(x, kernel):
-    """Mean of y = x kernel and of its square, over this device's entries."""
+    """Means of y = x kernel and of y^2 over the entries on this device."""
     entries = x.shape[0] * x.shape[1] * x.shape[2]
     first, second = _moments(x)
     mean = jnp.einsum("c,cf->f", first / entries, kernel, precision=EXACT)
@@ -64,9 +65,9 @@ def _output_moments(x, kernel):
 
 @jax.custom_vjp
 def _moments(x):
-    """Sum of x, and of its outer product with itself, in float32.
+    """Sum of x and sum of its outer product with itself, in float32.
 
-    A gradient of its own for its types: products in the dtype of x, sums in float32.
+    The custom gradient fixes the dtypes: products in that of x, sums in float32.
     """
     second = jnp.einsum("bhwc,bhwd->cd", x, x, preferred_element_type=jnp.float32)
     return jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32), second
@@ -74,9 +75,9 @@ def _moments(x):
 
 def _moments_back(x, gradients):
     first, second = gradients
-    both = (second + second.T).astype(x.dtype)
-    ahead = first.astype(x.dtype)[None, None, None]
-    return (jnp.einsum("bhwd,dc->bhwc", x, both) + ahead,)
+    symmetric = (second + second.T).astype(x.dtype)
+    constant = first.astype(x.dtype)[None, None, None]
+    return (jnp.einsum("bhwd,dc->bhwc", x, symmetric) + constant,)
 
 
 _moments.defvjp(lambda x: (_moments(x), x), _moments_back)
@@ -86,8 +87,8 @@ _moments.defvjp(lambda x: (_moments(x), x), _moments_back)
 def _affine(x, kernel, offset):
     """x kernel + offset in the dtype of x, from a float32 kernel and offset.
 
-    A gradient of its own for its types: that of the kernel stays in float32, for the
-    gradient of the variance is a difference of its sums.
+    The custom gradient fixes the dtypes: the kernel gradient stays in float32, because
+    the gradient of the variance is a difference of its sums.
     """
     y = jnp.einsum(
         "bhwc,cf->bhwf",
@@ -98,14 +99,14 @@ def _affine(x, kernel, offset):
     return (y + offset[None, None, None]).astype(x.dtype)
 
 
-def _affine_back(kept, gradient):
-    x, kernel = kept
-    of_kernel = jnp.einsum(
+def _affine_back(residuals, gradient):
+    x, kernel = residuals
+    kernel_grad = jnp.einsum(
         "bhwc,bhwf->cf", x, gradient, preferred_element_type=jnp.float32
     )
-    of_offset = jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32)
-    of_x = jnp.einsum("bhwf,cf->bhwc", gradient, kernel.astype(x.dtype))
-    return of_x, of_kernel, of_offset
+    offset_grad = jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32)
+    x_grad = jnp.einsum("bhwf,cf->bhwc", gradient, kernel.astype(x.dtype))
+    return x_grad, kernel_grad, offset_grad
 
 
 _affine.defvjp(lambda x, k, o: (_affine(x, k, o), (x, k)), _affine_back)

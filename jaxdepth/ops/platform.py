@@ -1,4 +1,4 @@
-"""The platform that array functions here choose their forms for."""
+"""The platform that array functions are compiled for, and its compiler options."""
 
 import contextlib
 import functools
@@ -11,55 +11,60 @@ from jax.sharding import SingleDeviceSharding
 
 logger = logging.getLogger(__name__)
 
-# Options of the compiler, by what a device calls itself.
+# Compiler options by device kind.
 #
-# TPU v5e: how much of the core's own memory, 128 MiB, one fusion may use. With more,
-# windows of the 64-channel stages are larger: by the compiler's estimate 8 % fewer
-# cycles of the whole step. It is what v6e does unasked.
+# TPU v5e: how much of the core's 128 MiB of vector memory one fusion may use. More
+# memory allows larger windows in the 64-channel stages: 8 % fewer cycles per step by
+# the compiler's estimate. This is the default on v6e.
 #
-# CPU: convolutions and matrix products by Eigen, sums by YNNPACK. With products by
-# YNNPACK, too, inference takes 8 % longer; with convolutions, the kernel gradient of
-# 3x3 twice as long; with sums by Eigen, sums do (float32, AVX-512, jaxlib 0.10.2).
+# CPU: convolutions and matrix products by Eigen, sums by YNNPACK. Products by YNNPACK
+# would slow inference by 8 %; convolutions by YNNPACK would double the time of the
+# kernel gradient of 3x3; Eigen takes twice as long for sums (float32, AVX-512, jaxlib
+# 0.10.2).
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
 }
 
-# JAX's own backend where None. Being a user context it is part of the key under which
-# JAX keeps what it traced: another platform means that a function is traced anew.
+# None means JAX's default backend. A user context is part of the key of JAX's tracing
+# cache, so functions are traced again for another platform.
 _target = jax.make_user_context(default_value=None)
 
 
 def current() -> str:
-    """What is computed or compiled for: "cpu", "gpu" or "tpu"."""
+    """The platform to compute on or compile for: "cpu", "gpu" or "tpu"."""
     return _target.value or jax.default_backend()
 
 
 def compiling_for(platform: str) -> contextlib.AbstractContextManager[None]:
-    """While it lasts, forms are chosen as on `platform`, whatever JAX runs on.
+    """Context manager in which `current` returns `platform`.
 
-    For compiling ahead of time: on a machine without a TPU JAX's backend is "cpu"
-    while it compiles for one.
+    Needed for ahead-of-time compilation: on a machine without a TPU, JAX's default
+    backend is "cpu" while it compiles for TPU.
     """
     return _target(platform)
 
 
 def compiler_options(device: Any = None) -> dict[str, Any]:
-    """Those of `COMPILER_OPTIONS` for a device that its compiler knows.
+    """The entries of `COMPILER_OPTIONS` for a device that its compiler accepts.
 
-    To be given to `jax.jit`. `device`: None for the first of this host.
+    Args:
+      device: None for the first device of this host.
+
+    Returns: the `compiler_options` of `jax.jit`.
     """
     device = jax.local_devices()[0] if device is None else device
     options = COMPILER_OPTIONS.get(getattr(device, "device_kind", ""), {})
-    known = {k: v for k, v in options.items() if _takes(device, k, v)}
-    if len(known) < len(options):
-        logger.debug("unknown to this compiler: %s", ", ".join(options.keys() - known))
-    return known
+    accepted = {k: v for k, v in options.items() if _accepts(device, k, v)}
+    if len(accepted) < len(options):
+        rejected = ", ".join(options.keys() - accepted)
+        logger.debug("compiler options not supported: %s", rejected)
+    return accepted
 
 
 @functools.cache
-def _takes(device: Any, name: str, value: str) -> bool:
-    """Whether the compiler for a device accepts an option: it is asked for one sum."""
+def _accepts(device: Any, name: str, value: str) -> bool:
+    """Whether a device's compiler accepts an option, tested by compiling a sum."""
     one = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(device))
     try:
         jax.jit(lambda x: x + x).lower(one).compile({name: value})

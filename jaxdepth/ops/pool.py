@@ -1,5 +1,7 @@
 """Max-pooling."""
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -12,20 +14,20 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def max_pool(
     x: Float[Array, "b h w c"], size: int, *, padding: Padding = ((0, 0), (0, 0))
 ) -> Float[Array, "b i j c"]:
-    """Maximum over windows of size x size, at a stride of 2.
+    """Maximum over windows of size x size, with stride 2.
 
-    On CPU by comparing strided slices, first along rows, then along columns: values
-    are equal and the gradient, for which XLA otherwise searches each window, is 4 to
-    6 times faster (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32). Where entries
-    tie, slices share the gradient and XLA's search gives it to the first one. After a
-    ReLU ties are practically at 0 alone, where nothing passes on.
+    On CPU it compares strided slices, first along one axis, then along the other.
+    Values are equal to XLA's window reduction and the gradient is 4 to 6 times faster
+    (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32). Tied entries share the gradient
+    of slices, while XLA passes it to the first. After a ReLU, ties are practically all
+    at 0, where the gradient is 0.
 
     Args:
       x: feature map.
       size: of the window.
-      padding: ((top, bottom), (left, right)), of minus infinity.
+      padding: ((top, bottom), (left, right)), filled with minus infinity.
 
-    Returns: i = (h + top + bottom - size) // 2 + 1, and j likewise.
+    Returns: (b, i, j, c) with i = (h + top + bottom - size) // 2 + 1; j likewise.
     """
     lowest = -jnp.inf
     if platform.current() != "cpu":
@@ -42,7 +44,7 @@ def max_pool(
 
 
 def same_padding(height: int, width: int, size: int) -> Padding:
-    """TensorFlow's SAME at a stride of 2: where one side gets more, it is the end."""
+    """TensorFlow's SAME padding for stride 2: an odd total is larger at the end."""
 
     def one_axis(n: int) -> tuple[int, int]:
         total = max((-(-n // 2) - 1) * 2 + size - n, 0)
@@ -53,8 +55,5 @@ def same_padding(height: int, width: int, size: int) -> Padding:
 
 def _slices_max(x, size: int, count: int, axis: int):
     end = 2 * (count - 1) + 1
-    parts = [lax.slice_in_dim(x, k, k + end, 2, axis) for k in range(size)]
-    result = parts[0]
-    for part in parts[1:]:
-        result = jnp.maximum(result, part)
-    return result
+    slices = (lax.slice_in_dim(x, k, k + end, 2, axis) for k in range(size))
+    return functools.reduce(jnp.maximum, slices)

@@ -1,8 +1,8 @@
-"""Resizing with stated rules: bilinear, area mean, and area mean over valid depth.
+"""Resizing: bilinear, area mean, and area mean over valid depth.
 
-Axes 1 and 2 are the spatial ones, of (b, h, w) and (b, h, w, c) arrays alike. JAX
-arrays give JAX arrays, NumPy arrays NumPy arrays. Everything is separable and applied
-as a matrix per axis; those matrices are public.
+Axes 1 and 2 are the spatial ones, in (b, h, w) and (b, h, w, c) arrays. The result is a
+JAX array for JAX input and a NumPy array for NumPy input. All resizing is separable:
+one matrix per axis.
 """
 
 import functools
@@ -14,14 +14,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Real
 
 Size: TypeAlias = tuple[int, int]
-# jax.Array or np.ndarray; what comes in is what goes out, which no union would say.
+# jax.Array or np.ndarray. Input and output are of the same kind, which a union type
+# could not express.
 AnyArray: TypeAlias = Any
 
 
 @functools.lru_cache(maxsize=256)
 def _area_weights(n_in: int, n_out: int) -> np.ndarray:
-    # Counted in 1 / (n_in * n_out) of the axis, where all edges are integers: cells
-    # that only touch get exactly 0, which decides about validity in `masked_area`.
+    # In units of 1 / (n_in * n_out) of the axis all edges are integers. A pixel and a
+    # cell that only touch get exactly 0; `masked_area` decides validity by that.
     cell = np.arange(n_out)[:, None] * n_in
     pixel = np.arange(n_in)[None, :] * n_out
     begin = np.maximum(cell, pixel)
@@ -31,54 +32,46 @@ def _area_weights(n_in: int, n_out: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _bilinear_weights(n_in: int, n_out: int) -> np.ndarray:
-    at = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
-    low = np.floor(at).astype(int)
+    position = np.clip((np.arange(n_out) + 0.5) * n_in / n_out - 0.5, 0, n_in - 1)
+    low = np.floor(position).astype(int)
     high = np.minimum(low + 1, n_in - 1)
     weights, rows = np.zeros((n_out, n_in)), np.arange(n_out)
-    weights[rows, low] = 1 - (at - low)
-    weights[rows, high] += at - low
+    weights[rows, low] = 1 - (position - low)
+    weights[rows, high] += position - low
     return weights
 
 
 def area_matrix(n_in: int, n_out: int) -> Float[np.ndarray, "o i"]:
     """Overlap-weighted mean along an axis as a (n_out, n_in) float32 matrix.
 
-    Output cell k covers [k, k + 1) * n_in / n_out of the input's pixels; each pixel
-    counts by the share of the cell it covers. Rows sum to 1.
+    Output cell k covers the input range [k, k + 1) * n_in / n_out. The weight of a
+    pixel is the share of the cell that it covers. Rows sum to 1.
     """
     return _area_weights(n_in, n_out).astype(np.float32)
-
-
-def bilinear_matrix(n_in: int, n_out: int) -> Float[np.ndarray, "o i"]:
-    """Linear interpolation along an axis as a (n_out, n_in) float32 matrix.
-
-    Half-pixel centres: output k lies at (k + 0.5) * n_in / n_out - 0.5. Past the
-    outermost centres the edge is repeated. No smoothing when shrinking. Rows sum to 1.
-    """
-    return _bilinear_weights(n_in, n_out).astype(np.float32)
 
 
 def resize_bilinear(x: Real[AnyArray, "b h w *c"], size: Size) -> Real[AnyArray, "..."]:
     """Interpolate bilinearly to `size`: half-pixel centres, no corner alignment.
 
-    Equals PyTorch's `interpolate(mode="bilinear", align_corners=False)` and
-    TensorFlow 2's `tf.image.resize`. Shrinking does not smooth (`antialias=False`).
+    Output k is at the input position (k + 0.5) * n_in / n_out - 0.5; edges are
+    repeated. Equals PyTorch's `interpolate(mode="bilinear", align_corners=False)` and
+    TensorFlow 2's `tf.image.resize`, both without antialiasing.
 
     Args:
       x: (b, h, w) or (b, h, w, c), JAX or NumPy, any real type.
-      size: (height, width) wanted.
+      size: output (height, width).
 
-    Returns: float32, or float64 for float64, of the same kind of array.
+    Returns: the same kind of array, float64 for float64 input, else float32.
     """
     return _resize(_bilinear_weights, x, size)
 
 
 def resize_area(x: Real[AnyArray, "b h w *c"], size: Size) -> Real[AnyArray, "..."]:
-    """Resize by the mean over each output cell, overlaps weighted by their area.
+    """Resize by the mean over each output cell, weighted by the overlap area.
 
-    Cells may be fractional. The mean over the image stays what it was, and so does a
-    constant. At integer factors the plain mean of blocks. When enlarging, entries are
-    repeated, mixed where a cell straddles two.
+    Cells may be fractional. The mean over the image is preserved. At integer factors
+    this is the mean over blocks. Enlarging repeats entries, and mixes two where a cell
+    overlaps both.
 
     Args and returns: as `resize_bilinear`.
     """
@@ -92,20 +85,20 @@ def masked_area(
 
         depth[cell] = sum(overlap * valid * depth) / sum(overlap * valid)
 
-    Nothing is interpolated across holes: a cell without valid area is invalid, and 0.
+    Depth is not interpolated across holes: a cell without valid area is invalid and 0.
 
     Args:
-      depth: metres (or any unit), JAX or NumPy; ignored where `valid` is False, NaN
-        included.
+      depth: metres (or any unit), JAX or NumPy; ignored where `valid` is False, also
+        if it is NaN.
       valid: True where `depth` was measured.
-      size: (height, width) wanted; cells may be fractional.
+      size: output (height, width); cells may be fractional.
 
-    Returns: depth in float32 (float64 for float64) and where it is valid.
+    Returns: depth, float64 for float64 input, else float32; True where it is valid.
     """
     xp = jnp if isinstance(depth, jax.Array) else np
     dtype = _dtype(depth)
-    known = xp.where(valid, depth, xp.zeros_like(depth))
-    total = _resize(_area_weights, known, size)
+    valid_depth = xp.where(valid, depth, xp.zeros_like(depth))
+    total = _resize(_area_weights, valid_depth, size)
     area = _resize(_area_weights, valid.astype(dtype), size)
     has_any = area > 0
     mean = total / xp.where(has_any, area, xp.ones_like(area))
@@ -118,7 +111,7 @@ def _dtype(x):
 
 def _resize(weights, x, size: Size):
     if x.ndim not in (3, 4):
-        raise ValueError(f"resize: (b, h, w) or (b, h, w, c) expected, not {x.shape}")
+        raise ValueError(f"resize: expected (b, h, w) or (b, h, w, c), got {x.shape}")
     dtype = _dtype(x)
     x = x.astype(dtype)
     for axis, n_out in zip((1, 2), size, strict=True):

@@ -348,7 +348,7 @@ def _add(group: Any, known: Flag) -> None:
     text = known.help.rstrip(".")
     if (choices := known.choices) is not None:
         text += f" [{', '.join(choices)}]"
-    if known.default not in (dataclasses.MISSING, None, ""):
+    if known.default not in (dataclasses.MISSING, None, "", False, ()):
         text += f" (default: {known.default})"
     text = text.replace("%", "%%")
     if known.info.positional:

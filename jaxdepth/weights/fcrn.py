@@ -1,7 +1,8 @@
-"""The published NYU network (Laina et al. 2016, FCRN): its files read, converted, back.
+"""Weights of the published NYU network (Laina et al. 2016, FCRN): read and convert.
 
-Two forms: `NYU_ResNet-UpProj.npy`, a Python 2 pickle of layer name -> array name ->
-array inside a .npy file, and the TensorFlow checkpoint with variables `layer/array`.
+They come in two formats: `NYU_ResNet-UpProj.npy`, a .npy file that holds a Python 2
+pickle of layer name -> array name -> array, and a TensorFlow checkpoint with variables
+`layer/array`.
 """
 
 import glob
@@ -28,12 +29,12 @@ LICENCE = (
     "NYU Depth V2 and ImageNet, whose terms allow research."
 )
 _ALLOWED = {**pickles.PLAIN, **numpy_pickles.ALLOWED}
-_ARRAYS = {entry.theirs.split("/")[1] for entry in name_tables.fcrn()}
+_ARRAYS = {entry.foreign.split("/")[1] for entry in name_tables.fcrn()}
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # TensorFlow's kTableMagicNumber
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Shape of every array of our `upproj` in layout `fcrn`, by path."""
+    """Shape of every array of `upproj` in layout `fcrn`, by path."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     model = create_model("upproj", layout="fcrn")
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
@@ -42,9 +43,9 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
-    """`layer/array` -> array, from the .npy file or a TensorFlow checkpoint.
+    """Read the .npy file or a TensorFlow checkpoint as `layer/array` -> array.
 
-    Raises UserError where it is neither, is damaged, or names more than data.
+    Raises: UserError if the file is neither, is damaged, or refers to code.
     """
     path = files.expanded(path)
     if path.is_file() and _starts_as_npy(path):
@@ -53,7 +54,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def parts(path: str | Path) -> list[Path]:
-    """The files that hold what `read` reads; a checkpoint's index comes first."""
+    """The files that `read` reads; a checkpoint's index comes first."""
     path = files.expanded(path)
     if path.is_file() and _starts_as_npy(path):
         return [path]
@@ -63,9 +64,9 @@ def parts(path: str | Path) -> list[Path]:
 
 
 def _prefix(path: Path) -> Path:
-    """A checkpoint's prefix from itself, from any of its files, or from its folder.
+    """The prefix of a checkpoint, from the prefix, any of its files or its folder.
 
-    The one file of a checkpoint of version 1 is its own prefix.
+    A checkpoint of version 1 is a single file, which is its own prefix.
     """
     if path.is_dir():
         return _newest(path)
@@ -73,30 +74,30 @@ def _prefix(path: Path) -> Path:
     if _index(prefix).exists() or (path.is_file() and _is_table(path)):
         return prefix
     if not path.exists():
-        raise UserError(f"{path}: there is no such file, nor {path.name}.index")
+        raise UserError(f"{path}: no such file, and no {path.name}.index")
     raise UserError(
-        f"{path} is neither a .npy file nor a TensorFlow checkpoint (give its prefix)"
+        f"{path} is neither a .npy file nor the prefix of a TensorFlow checkpoint"
     )
 
 
 def _newest(folder: Path) -> Path:
-    """The prefix that the folder's `checkpoint` file names, or the only one there."""
+    """The prefix that a folder's `checkpoint` file names, else the only one in it."""
     state = folder / "checkpoint"
     if state.is_file():
         text = state.read_text(errors="replace")
-        named = re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE)
-        # Written with the folder that it was in then.
-        if named and _index(found := folder / Path(named[1]).name).exists():
-            return found
-    found = sorted(path.with_suffix("") for path in folder.glob("*.index"))
-    if len(found) == 1:
-        return found[0]
-    several = ", ".join(prefix.name for prefix in found[:3])
-    raise UserError(
-        f"{folder} holds several checkpoints ({several}): name one"
-        if found
-        else f"{folder} holds no TensorFlow checkpoint: no file ends in .index"
-    )
+        match = re.search(r'^model_checkpoint_path: "(.+)"', text, re.MULTILINE)
+        # The recorded path may be that of another folder or machine.
+        if match and _index(prefix := folder / Path(match[1]).name).exists():
+            return prefix
+    prefixes = sorted(path.with_suffix("") for path in folder.glob("*.index"))
+    if len(prefixes) == 1:
+        return prefixes[0]
+    if not prefixes:
+        raise UserError(
+            f"{folder} holds no TensorFlow checkpoint: no file ends in .index"
+        )
+    names = ", ".join(prefix.name for prefix in prefixes[:3])
+    raise UserError(f"{folder} holds several checkpoints ({names}): give one of them")
 
 
 def _index(prefix: Path) -> Path:
@@ -104,7 +105,7 @@ def _index(prefix: Path) -> Path:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether a file ends as TensorFlow's tables do, a checkpoint of version 1 too."""
+    """Whether a file ends like TensorFlow's tables; checkpoints of version 1 do."""
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(size - 8, 0))
@@ -121,34 +122,46 @@ def _is_part(path: Path) -> bool:
 
 
 def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
-    """Variables of a TensorFlow checkpoint; others than weights are left out, noted."""
+    """Read the weights of a TensorFlow checkpoint; other variables are logged.
+
+    Raises: UserError if TensorFlow is not installed or the checkpoint is damaged.
+    """
     try:
         import tensorflow as tf
     except ImportError:
         raise UserError(
-            "reading a TensorFlow checkpoint needs TensorFlow: pip install tensorflow"
+            f"{prefix}: reading a TensorFlow checkpoint needs TensorFlow: "
+            "pip install tensorflow"
         ) from None
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         names = sorted(reader.get_variable_to_shape_map())
-        kept = [name for name in names if _is_weight(name)]
-        found = {name: np.asarray(reader.get_tensor(name)) for name in kept}
-    except Exception as error:  # TensorFlow's, and what it makes of damaged names
+        arrays = {
+            name: np.asarray(reader.get_tensor(name))
+            for name in names
+            if _is_weight(name)
+        }
+    except Exception as error:  # TensorFlow's errors, and those of damaged names
         raise pickles.damaged(str(prefix), error) from None
-    left_out = [name for name in names if name not in found]
-    name_tables.note_left_out(prefix, left_out, "no weights")
-    return found
+    skipped = [name for name in names if name not in arrays]
+    name_tables.log_skipped(prefix, skipped, "not weights")
+    return arrays
 
 
 def _is_weight(name: str) -> bool:
-    """Whether it is `layer/array`, of this network or of another; an optimizer's slots
-    (`conv1/weights/Adam`) and counters (`global_step`) are not."""
+    """Whether a variable is `layer/array`, of this or another network.
+
+    Slots of an optimizer (`conv1/weights/Adam`) and counters (`global_step`) are not.
+    """
     layer, _, array = name.partition("/")
     return bool(layer) and array in _ARRAYS
 
 
 def read_npy(path: Path) -> Any:
-    """The object inside a .npy file of one pickled object, read as data alone."""
+    """Read the single pickled object of a .npy file, without running code.
+
+    Raises: UserError if the file holds anything else or is damaged.
+    """
     where = str(path)
     with open(path, "rb") as file:
         shape, dtype = _npy_header(file, where)
@@ -157,41 +170,41 @@ def read_npy(path: Path) -> Any:
                 f"{where} holds an array of {dtype} {shape}, not the dictionary of the "
                 "published network"
             )
-        found = pickles.load(file, _ALLOWED, where=where)
-    inner = found.value if isinstance(found, numpy_pickles.Array) else None
-    if not isinstance(inner, list) or len(inner) != 1:
-        raise UserError(f"{where} is damaged: one object was expected in it")
-    return inner[0]
+        array = pickles.load(file, _ALLOWED, where=where)
+    objects = array.value if isinstance(array, numpy_pickles.Array) else None
+    if not isinstance(objects, list) or len(objects) != 1:
+        raise UserError(f"{where} is damaged: it does not hold exactly one object")
+    return objects[0]
 
 
 def _npy_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers as Python 2 wrote them
+            warnings.simplefilter("ignore")  # NumPy warns of headers from Python 2
             version = np.lib.format.read_magic(file)
             reader = {
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             shape, _, dtype = reader(file)
-    except Exception as error:  # a damaged header raises what Python's parser does
+    except Exception as error:  # damaged headers raise errors of Python's parser
         raise pickles.damaged(where, error) from None
     return shape, dtype
 
 
 def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
-    """Every array of the dictionary as `layer/array`; the rest is left out, noted."""
-    found, left_out = {}, []
+    """The arrays of the dictionary as `layer/array`; other entries are logged."""
+    arrays, skipped = {}, []
     for name, entry in _entries(content):
         value = entry.value if isinstance(entry, numpy_pickles.Array) else None
         if isinstance(value, np.ndarray):
-            found[name] = value
+            arrays[name] = value
         else:
-            left_out.append(name)
-    if not found:
+            skipped.append(name)
+    if not arrays:
         raise UserError(f"{path} holds no dictionary of layers with arrays")
-    name_tables.note_left_out(path, left_out, "no weights")
-    return found
+    name_tables.log_skipped(path, skipped, "not weights")
+    return arrays
 
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
@@ -203,17 +216,20 @@ def _entries(content: Any) -> Iterator[tuple[str, Any]]:
             yield f"{layer}/{name}", array
 
 
-def convert(theirs: Mapping[str, np.ndarray]) -> name_tables.Converted:
-    """Our arrays of the published ones, or what keeps them from being made."""
-    return name_tables.convert(name_tables.fcrn(), theirs, shapes())
+def convert(published: Mapping[str, np.ndarray]) -> name_tables.Converted:
+    """Convert the arrays of the published network to those of `upproj`."""
+    return name_tables.convert(name_tables.fcrn(), published, shapes())
 
 
 def to_dictionary(
     arrays: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Layer name -> array name -> float32 array, as published."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in name_tables.to_theirs(name_tables.fcrn(), arrays).items():
+    """Convert arrays of `upproj` to the published dictionary, the inverse of `convert`.
+
+    Returns: layer name -> array name -> float32 array.
+    """
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in name_tables.export_arrays(name_tables.fcrn(), arrays).items():
         layer, _, kind = name.partition("/")
-        found.setdefault(layer, {})[kind] = array
-    return found
+        layers.setdefault(layer, {})[kind] = array
+    return layers

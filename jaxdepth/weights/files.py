@@ -1,7 +1,7 @@
-"""Converted weights on disk: safetensors with what they are in their metadata.
+"""Converted weights on disk: safetensors files with metadata.
 
-Arrays are named by their paths with us. The metadata say which network and layout they
-belong to, how its input is normalised, where they come from and under what licence.
+Arrays are named by their paths in our networks. The metadata record the network and
+layout, the normalisation of the input, the origin and the licence.
 """
 
 import contextlib
@@ -31,12 +31,13 @@ class Weights:
 
     Attributes:
       arrays: path -> float32 array.
-      init: the --init they serve, "imagenet" (an encoder) or "nyu" (a whole network).
-      layout: the layout of their network.
-      rgb_mean, rgb_std: what its input is normalised by, of colours of 0 to 255.
-      origin: where they come from, for people.
+      init: value of --init that uses them: "imagenet" (an encoder) or "nyu" (all parts
+        of a network).
+      layout: name of the network's layout.
+      rgb_mean, rgb_std: normalisation of the input, for colours of 0 to 255.
+      origin: human-readable source of the weights.
       sha256: of the file that was converted.
-      licence: note on their terms.
+      licence: note on the terms of use.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -52,7 +53,7 @@ class Weights:
     def of_layout(
         cls, arrays: Mapping[str, np.ndarray], layout: str, **fields: str
     ) -> "Weights":
-        """With the input normalisation of a layout."""
+        """Weights with the input normalisation of a layout; `fields` are the others."""
         settings = layout_named(layout)
         return cls(
             arrays=arrays,
@@ -64,7 +65,7 @@ class Weights:
 
 
 def sha256(*paths: str | Path) -> str:
-    """Hex digest of a file, or of several as if they were one."""
+    """Hex digest of the content of one or several files, concatenated."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
@@ -74,33 +75,40 @@ def sha256(*paths: str | Path) -> str:
 
 
 def refuse_existing(path: Path) -> None:
-    """UserError where something of that name is there."""
+    """Raise UserError if the path exists."""
     if path.exists():
-        raise UserError(f"{path} exists already and is not overwritten: name another")
+        raise UserError(
+            f"{path} exists already and is not overwritten: give another name"
+        )
 
 
 def expanded(name: str | Path) -> Path:
-    """The path with `~` as the home: shells leave it in `--weights=~/x`."""
+    """The path with `~` expanded, which shells do not do in `--weights=~/x`."""
     return Path(os.path.expanduser(name))
 
 
 def output(name: str, *suffixes: str) -> Path:
-    """The path of a file to be written, checked before any work.
+    """The path of an output file, checked before any work.
 
-    Raises UserError where it exists, has no folder, or ends in none of `suffixes`.
+    Raises: UserError if it exists, its folder does not, or it has none of `suffixes`.
     """
     path = expanded(name)
     refuse_existing(path)
     if path.suffix not in suffixes:
-        raise UserError(f"{path}: what is written here ends in {' or '.join(suffixes)}")
+        raise UserError(
+            f"{path}: expected a file name that ends in {' or '.join(suffixes)}"
+        )
     if not path.parent.is_dir():
-        raise UserError(f"{path} can't be written: there is no folder {path.parent}")
+        raise UserError(f"{path} can't be written: no folder {path.parent}")
     return path
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A file that is at `path` once it is whole. MachineError where storage fails."""
+    """Write a file atomically: `path` exists only once it is complete.
+
+    Raises: MachineError if storage fails.
+    """
     try:
         with atomic.atomic_write(path) as file:
             yield file
@@ -109,7 +117,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write(path: Path, weights: Weights) -> None:
-    """Write converted weights; UserError where the file exists already."""
+    """Write converted weights. Raises UserError if the file exists."""
     refuse_existing(path)
     fields = dataclasses.asdict(dataclasses.replace(weights, arrays={}))
     fields.pop("arrays")
@@ -120,7 +128,7 @@ def write(path: Path, weights: Weights) -> None:
 def write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: dict[str, str]
 ) -> None:
-    """Write arrays and metadata. MachineError where storage fails."""
+    """Write arrays and metadata. Raises MachineError if storage fails."""
     content = safetensors.numpy.save(
         {name: np.asarray(x, order="C") for name, x in arrays.items()}, metadata
     )
@@ -129,7 +137,10 @@ def write_safetensors(
 
 
 def read(path: str | Path) -> Weights:
-    """Read what `write` wrote. UserError for anything else, saying what to do."""
+    """Read a file that `write` wrote.
+
+    Raises: UserError if it is any other file or damaged.
+    """
     path = expanded(path)
     arrays, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT:
@@ -146,6 +157,13 @@ def read(path: str | Path) -> Weights:
         }
     except UserError as error:
         raise UserError(f"{path}: {error}: convert it again") from None
+    return _weights(arrays, metadata, path)
+
+
+def _weights(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path
+) -> Weights:
+    """`Weights` from the arrays and metadata of a file."""
     try:
         fields = {k: json.loads(v) for k, v in metadata.items() if k != "format"}
         for name in ("rgb_mean", "rgb_std"):
@@ -153,14 +171,14 @@ def read(path: str | Path) -> Weights:
         weights = Weights(arrays=arrays, **fields)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: its metadata are damaged ({error})") from None
-    words = (weights.init, weights.layout, weights.origin, weights.sha256)
-    if not all(isinstance(word, str) for word in words):
-        raise UserError(f"{path}: its metadata are damaged (words were expected)")
+    texts = (weights.init, weights.layout, weights.origin, weights.sha256)
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{path}: its metadata are damaged (expected strings)")
     return weights
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether it begins as one: the length of a JSON object, and the object."""
+    """Whether a file begins like safetensors: the size of a JSON object, then `{`."""
     with open(path, "rb") as file:
         head = file.read(9)
     # The format allows headers of up to 100 MB.
@@ -168,33 +186,34 @@ def is_safetensors(path: Path) -> bool:
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays and metadata of a safetensors file; bfloat16 becomes float32.
+    """Read arrays and metadata of a safetensors file; bfloat16 becomes float32.
 
-    Raises UserError where it is none, is damaged, or holds what NumPy has not.
+    Raises: UserError if the file is absent, damaged, not safetensors, or holds a type
+      that NumPy lacks.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file of weights")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: no such file")
     with open(path, "rb"):
-        pass  # of one that can't be opened safetensors tells that it is not there
+        pass  # safetensors would report an unreadable file as missing
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             return {name: _tensor(file, name) for name in file.keys()}, metadata  # noqa: SIM118
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:  # of its own, of NumPy, of the machine
+    except Exception as error:  # errors of safetensors, NumPy and the machine
         raise UserError(
-            f"{path} is not a whole safetensors file ({str(error)[:80]}): if it is "
-            "PyTorch's, convert it with jaxdepth convert-resnet"
+            f"{path} is not a complete safetensors file ({str(error)[:80]}): convert "
+            "PyTorch files with jaxdepth convert-resnet"
         ) from None
 
 
 def _tensor(file: Any, name: str) -> np.ndarray:
     try:
         array = file.get_tensor(name)
-    except AttributeError:  # how safetensors meets a type that NumPy has not
+    except AttributeError:  # raised by safetensors for a type that NumPy lacks
         kind = file.get_slice(name).get_dtype()
-        raise UserError(f"{name} is of type {kind}, which is not read here") from None
+        raise UserError(f"{name} is of type {kind}, which is not supported") from None
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

@@ -1,7 +1,8 @@
-"""Which foreign array is which of ours: tables of name patterns, and what a file lacks.
+"""Name tables: which array of a foreign checkpoint is which array of our networks.
 
-An array of ours is named by its path, `params/encoder/conv_init/kernel`. A table is
-expanded to one `Entry` per array; conversion in either direction reads the entries.
+Our arrays are named by path, as in `params/encoder/conv_init/kernel`. A table of name
+patterns is expanded to one `Entry` per array; conversions in both directions read the
+entries. Mismatches between a file and a table are collected and reported.
 """
 
 import dataclasses
@@ -21,13 +22,13 @@ def _same(x: np.ndarray) -> np.ndarray:
     return x
 
 
-# Kind -> (theirs to ours, ours to theirs).
+# Kind -> (foreign array to ours, ours to foreign).
 TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "same": (_same, _same),
     # PyTorch's OIHW to HWIO.
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
     "dense": (lambda x: x.T, lambda x: x.T),
-    # (features, 2, 2) to (2, 2, features): a bias per phase of an up-convolution.
+    # (features, 2, 2) to (2, 2, features): biases per phase of an up-convolution.
     "phases": (lambda x: x.transpose(1, 2, 0), lambda x: x.transpose(2, 0, 1)),
 }
 _RANK = {"conv": 4, "dense": 2, "phases": 3}
@@ -35,26 +36,30 @@ _RANK = {"conv": 4, "dense": 2, "phases": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One foreign array: its name, our path, and the kind of change.
+    """One foreign array and the array of ours that it belongs to.
 
-    `phase` (row, column) is of a part: the taps of our 5x5 kernel, or the entry of our
-    (2, 2, features) bias, that make up one output phase of an up-convolution.
+    Attributes:
+      foreign: name of the foreign array.
+      path: path of our array.
+      kind: key of `TRANSFORMS`.
+      phase: (row, column) if the foreign array is one output phase of an
+        up-convolution: a part of our 5x5 kernel or of our (2, 2, features) bias.
     """
 
-    theirs: str
-    ours: str
+    foreign: str
+    path: str
     kind: str = "same"
     phase: tuple[int, int] | None = None
 
-    def part(self, ours: np.ndarray) -> np.ndarray:
-        """What of our array this is: a view."""
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The part of our array that the foreign array holds, as a view."""
         if self.phase is None:
-            return ours
+            return array
         row, column = self.phase
-        return ours[row, column] if ours.ndim == 3 else ours[row::2, column::2]
+        return array[row, column] if array.ndim == 3 else array[row::2, column::2]
 
 
-# PyTorch's names of a layer and ours, per kind of layer.
+# Arrays per kind of layer: PyTorch's name, our collection and name, kind of transform.
 _TORCH_LAYERS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "conv": (("weight", "params", "kernel", "conv"),),
     "bias": (("bias", "params", "bias", "same"),),
@@ -71,30 +76,30 @@ _TORCH_LAYERS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     ),
 }
 
-# torchvision's ResNet: pattern of the layer's name, ours, kind of layer. {s} counts
-# stages and {b} blocks, theirs from 0 (as {a}), ours from 1.
+# torchvision's ResNet: patterns of its layer name and of our path, kind of layer. {s}
+# is the stage and {b} the block, both from 1; {a} is the block from 0.
 _RESNET_STEM = (("conv1", "conv_init", "conv"), ("bn1", "bn_init", "norm"))
 _RESNET_BLOCK = tuple(
-    (f"layer{{s}}.{{a}}.{theirs}{k}", f"stage{{s}}_block{{b}}/{theirs}{k}", kind)
+    (f"layer{{s}}.{{a}}.{layer}{k}", f"stage{{s}}_block{{b}}/{layer}{k}", kind)
     for k in (1, 2, 3)
-    for theirs, kind in (("conv", "conv"), ("bn", "norm"))
+    for layer, kind in (("conv", "conv"), ("bn", "norm"))
 )
 _RESNET_FIRST = (
     ("layer{s}.{a}.downsample.0", "stage{s}_block{b}/conv_proj", "conv"),
     ("layer{s}.{a}.downsample.1", "stage{s}_block{b}/bn_proj", "norm"),
 )
 
-# What stands behind the encoder in PyTorch: our own names, as no other network has
-# them, written with dots. As modules: `decoder.conv_in` is a 1x1 convolution, `up1` to
-# `up4` hold batch normalisations, a 3x3 `conv` and the 5x5 kernels of two
+# Decoder and head in PyTorch: our paths, with dots for slashes, because no published
+# PyTorch network has these layers. As modules: `decoder.conv_in` is a 1x1 convolution,
+# `up1` to `up4` hold batch normalisations, a 3x3 `conv` and the 5x5 kernels of two
 # up-convolutions, `head` is a 3x3 convolution to one channel. An up-convolution with
-# padding_side "bottom_right" is, in PyTorch's words,
+# padding_side "bottom_right" is, in PyTorch,
 #
 #     u = torch.zeros(b, c, 2 * h, 2 * w);  u[:, :, ::2, ::2] = x
 #     y = F.conv2d(u, weight, padding=2) + bias.repeat(1, h, w)
 #
-# ("top_left": y[2i + 1] is what y[2i - 1] is there, in rows and in columns). Biases are
-# there in layouts that have them.
+# With "top_left", y[2i + 1] is what y[2i - 1] is above, in rows and in columns. Biases
+# exist in layouts that have them.
 _TORCH_ENDS = (
     ("decoder.conv_in", "decoder/conv_in", "conv"),
     ("decoder.bn_in", "decoder/bn_in", "norm"),
@@ -118,11 +123,11 @@ _TORCH_UP_BIASES = (
 
 
 def _expand(layers: Iterable[tuple[str, str, str]], prefix: str) -> Iterator[Entry]:
-    for theirs, ours, kind in layers:
-        for their_array, collection, our_array, transform in _TORCH_LAYERS[kind]:
+    for foreign, path, kind in layers:
+        for foreign_array, collection, array, transform in _TORCH_LAYERS[kind]:
             yield Entry(
-                f"{theirs}.{their_array}",
-                f"{collection}/{prefix}{ours}/{our_array}",
+                f"{foreign}.{foreign_array}",
+                f"{collection}/{prefix}{path}/{array}",
                 transform,
             )
 
@@ -130,9 +135,11 @@ def _expand(layers: Iterable[tuple[str, str, str]], prefix: str) -> Iterator[Ent
 def resnet(
     stage_sizes: Sequence[int] = (3, 4, 6, 3), *, bias: bool = False
 ) -> list[Entry]:
-    """torchvision's ResNet and our encoder; `classifier()` is its last layer.
+    """The table of torchvision's ResNet and our encoder, without the classifier.
 
-    `bias`: of the first convolution, which torchvision's has not.
+    Args:
+      stage_sizes: blocks per stage.
+      bias: include a bias of the first convolution, which torchvision's lacks.
     """
     layers = list(_RESNET_STEM)
     if bias:
@@ -142,35 +149,39 @@ def resnet(
             names = {"s": stage, "a": block, "b": block + 1}
             patterns = _RESNET_BLOCK + (_RESNET_FIRST if block == 0 else ())
             layers += [
-                (theirs.format(**names), ours.format(**names), kind)
-                for theirs, ours, kind in patterns
+                (foreign.format(**names), path.format(**names), kind)
+                for foreign, path, kind in patterns
             ]
     return list(_expand(layers, "encoder/"))
 
 
 def classifier() -> list[Entry]:
-    """The fully connected layer of torchvision's ResNet, which we keep unused."""
+    """The table of torchvision's fully connected layer.
+
+    Our networks do not use it; converted files keep it for the conversion back.
+    """
     return list(_expand([("fc", "fc", "dense")], ""))
 
 
 def decoder(ups: int = 4, *, bias: bool = False) -> list[Entry]:
-    """Decoder and head of `upproj` in PyTorch, under our names, and ours.
+    """The table of decoder and head of `upproj` in PyTorch.
 
     Args:
-      ups: how many up-projections there are.
-      bias: of the convolutions before a batch normalisation.
+      ups: number of up-projections.
+      bias: include biases of the convolutions before a batch normalisation.
     """
     layers = list(_TORCH_ENDS + (_TORCH_BIASES if bias else ()))
     for n in range(1, ups + 1):
         layers += [
-            (theirs.format(n=n), ours.format(n=n), kind)
-            for theirs, ours, kind in _TORCH_UP + (_TORCH_UP_BIASES if bias else ())
+            (foreign.format(n=n), path.format(n=n), kind)
+            for foreign, path, kind in _TORCH_UP + (_TORCH_UP_BIASES if bias else ())
         ]
     return list(_expand(layers, ""))
 
 
-# The published network: layer names of its dictionary (FCRN of Laina et al. 2016, the
-# TensorFlow code), ours, kind. Its kernels are HWIO already.
+# The published network (FCRN of Laina et al. 2016, TensorFlow): arrays per kind of
+# layer; below, layer names of its dictionary, our paths and kinds of layer. Its kernels
+# are HWIO, like ours.
 _FCRN_LAYERS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "conv": (("weights", "params", "kernel"),),
     "bias": (("biases", "params", "bias"),),
@@ -201,47 +212,65 @@ _FCRN_UP = (
     ("layer{id}_BN", "decoder/up{n}/bn", ("norm",)),
     ("layer{id}_br2_BN", "decoder/up{n}/bn_side", ("norm",)),
 )
-# Which output phase each of its four small convolutions makes: (row, column).
+# The output phase, (row, column), of each of the four small convolutions.
+_FCRN_UP_SIZES = ("2x", "4x", "8x", "16x")
 _FCRN_PHASES = {"A": (0, 0), "B": (1, 0), "C": (0, 1), "D": (1, 1)}
 
 
 def fcrn(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
-    """The published network's dictionary, as `layer/array`, and our `upproj`."""
+    """The table of the published network, as `layer/array`, and our `upproj`."""
     layers = list(_FCRN_ENDS)
     for stage, blocks in enumerate(stage_sizes, start=1):
         names = {"s": stage + 1, "t": stage}
-        layers += [(a.format(**names), b.format(**names), k) for a, b, k in _FCRN_FIRST]
+        layers += _filled(_FCRN_FIRST, names)
         for block in range(blocks):
             for j, k in enumerate("abc", start=1):
                 names |= {"x": "abcdefgh"[block], "b": block + 1, "j": j, "k": k}
-                layers += [
-                    (a.format(**names), b.format(**names), kinds)
-                    for a, b, kinds in _FCRN_BLOCK
-                ]
-    ups = [("2x", 1), ("4x", 2), ("8x", 3), ("16x", 4)]
-    for id_, n in ups:
-        layers += [(a.format(id=id_), b.format(n=n), k) for a, b, k in _FCRN_UP]
+                layers += _filled(_FCRN_BLOCK, names)
+    for n, size in enumerate(_FCRN_UP_SIZES, start=1):
+        layers += _filled(_FCRN_UP, {"id": size, "n": n})
     entries = [
-        Entry(f"{theirs}/{array}", f"{collection}/{ours}/{name}")
-        for theirs, ours, kinds in layers
+        Entry(f"{foreign}/{array}", f"{collection}/{path}/{name}")
+        for foreign, path, kinds in layers
         for kind in kinds
         for array, collection, name in _FCRN_LAYERS[kind]
     ]
-    for id_, n in ups:
-        for branch, ours in (("br1", "up_main"), ("br2", "up_side")):
-            for letter, phase in _FCRN_PHASES.items():
-                layer = f"layer{id_}_{branch}_Conv{letter}"
-                path = f"params/decoder/up{n}/{ours}"
-                entries.append(Entry(f"{layer}/weights", f"{path}/kernel", phase=phase))
-                entries.append(Entry(f"{layer}/biases", f"{path}/bias", phase=phase))
+    entries += _fcrn_phases()
     entries.append(Entry("ConvPred/weights", "params/head/conv/kernel"))
     entries.append(Entry("ConvPred/biases", "params/head/bias"))
     return entries
 
 
+def _filled(
+    patterns: Iterable[tuple[str, str, tuple[str, ...]]], names: Mapping[str, object]
+) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The patterns with names filled in."""
+    return [
+        (foreign.format(**names), path.format(**names), kinds)
+        for foreign, path, kinds in patterns
+    ]
+
+
+def _fcrn_phases() -> Iterator[Entry]:
+    """The four small convolutions of every up-convolution."""
+    for n, size in enumerate(_FCRN_UP_SIZES, start=1):
+        for branch, name in (("br1", "up_main"), ("br2", "up_side")):
+            for letter, phase in _FCRN_PHASES.items():
+                layer = f"layer{size}_{branch}_Conv{letter}"
+                path = f"params/decoder/up{n}/{name}"
+                yield Entry(f"{layer}/weights", f"{path}/kernel", phase=phase)
+                yield Entry(f"{layer}/biases", f"{path}/bias", phase=phase)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mismatch:
-    """What keeps arrays from being those of a table: names and shapes."""
+    """Differences between arrays and a table, in names and shapes.
+
+    Attributes:
+      missing: foreign names that the arrays lack.
+      unexpected: foreign names that the table lacks.
+      misshapen: foreign names with the actual and the expected shape.
+    """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -251,7 +280,7 @@ class Mismatch:
         return bool(self.missing or self.unexpected or self.misshapen)
 
     def lines(self) -> list[str]:
-        """Every single one, for a report."""
+        """One line per difference."""
         return (
             [f"missing     {name}" for name in self.missing]
             + [f"unexpected  {name}" for name in self.unexpected]
@@ -259,7 +288,7 @@ class Mismatch:
         )
 
     def summary(self) -> str:
-        """One line: how many of each, and the first ones."""
+        """One line with the number of differences of each kind and the first ones."""
         parts = []
         for word in ("missing", "unexpected", "misshapen"):
             names = getattr(self, word)
@@ -271,47 +300,48 @@ class Mismatch:
 
 def compare(
     entries: Iterable[Entry],
-    theirs: Arrays,
+    foreign: Arrays,
     shapes: Mapping[str, tuple[int, ...]],
     *,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> Mismatch:
-    """What differs between foreign arrays and the entries of a table.
+    """The differences between foreign arrays and the entries of a table.
 
     Args:
+      entries: one per expected foreign array.
+      foreign: foreign arrays by name.
       shapes: of our arrays, by path.
-      ignored: foreign names that may be there and mean nothing.
+      ignored: True for foreign names that may exist and are not used.
     """
     entries = list(entries)
-    known = {entry.theirs for entry in entries}
+    known = {entry.foreign for entry in entries}
     misshapen = []
     for entry in entries:
-        if entry.theirs not in theirs:
+        if entry.foreign not in foreign:
             continue
-        array = theirs[entry.theirs]
-        wanted = entry.part(np.empty(shapes[entry.ours], np.uint8)).shape
-        rank = _RANK.get(entry.kind, array.ndim)
-        got = (
-            TRANSFORMS[entry.kind][0](array).shape
-            if array.ndim == rank
-            else array.shape
-        )
-        if array.ndim != rank or got != wanted:
-            their_form = TRANSFORMS[entry.kind][1](np.empty(wanted, np.uint8)).shape
-            misshapen.append(f"{entry.theirs} {array.shape}, expected {their_form}")
+        shape = foreign[entry.foreign].shape
+        expected = _foreign_shape(entry, shapes[entry.path])
+        if shape != expected:
+            misshapen.append(f"{entry.foreign} {shape}, expected {expected}")
     return Mismatch(
-        missing=tuple(e.theirs for e in entries if e.theirs not in theirs),
+        missing=tuple(e.foreign for e in entries if e.foreign not in foreign),
         unexpected=tuple(
-            sorted(n for n in theirs if n not in known and not ignored(n))
+            sorted(n for n in foreign if n not in known and not ignored(n))
         ),
         misshapen=tuple(misshapen),
     )
 
 
-def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
-    """An array as a network may take it: float32.
+def _foreign_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the foreign array of an entry, from the shape of ours."""
+    return TRANSFORMS[entry.kind][1](entry.view(np.empty(shape, np.uint8))).shape
 
-    UserError where it is no float, not finite in float32, or a variance below zero.
+
+def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
+    """Convert an array to float32 and check its values.
+
+    Raises: UserError if it is not of floats, not finite in float32, or a variance with
+      values below zero.
     """
     if array.dtype.kind != "f":
         raise UserError(f"{name} holds {array.dtype}, not weights")
@@ -324,91 +354,100 @@ def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
     return array
 
 
-def is_variance(ours: str) -> bool:
-    """Whether our array of that path is a running variance."""
-    return ours.startswith("batch_stats/") and ours.endswith("/var")
+def is_variance(path: str) -> bool:
+    """Whether the path is that of a running variance."""
+    return path.startswith("batch_stats/") and path.endswith("/var")
 
 
-def to_ours(
-    entries: Iterable[Entry], theirs: Arrays, shapes: Mapping[str, tuple[int, ...]]
+def import_arrays(
+    entries: Iterable[Entry], foreign: Arrays, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """Our arrays by path, float32, of foreign ones that `compare` found right.
+    """Our arrays by path, float32, from foreign arrays without a mismatch.
 
-    Raises UserError where `as_weights` does.
+    Raises: UserError as `as_weights`.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     for entry in entries:
-        array = TRANSFORMS[entry.kind][0](theirs[entry.theirs])
-        array = as_weights(entry.theirs, array, variance=is_variance(entry.ours))
-        if entry.ours not in found:
-            found[entry.ours] = np.empty(shapes[entry.ours], np.float32)
-        entry.part(found[entry.ours])[...] = array
-    return found
+        array = TRANSFORMS[entry.kind][0](foreign[entry.foreign])
+        array = as_weights(entry.foreign, array, variance=is_variance(entry.path))
+        if entry.path not in arrays:
+            arrays[entry.path] = np.empty(shapes[entry.path], np.float32)
+        entry.view(arrays[entry.path])[...] = array
+    return arrays
 
 
-def to_theirs(entries: Iterable[Entry], ours: Arrays) -> dict[str, np.ndarray]:
-    """The way back: foreign names and shapes, float32.
+def export_arrays(entries: Iterable[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
+    """The inverse of `import_arrays`: arrays with foreign names and shapes, float32.
 
-    Raises UserError where one of ours has not as many axes as its kind.
+    Raises: UserError if an array has another number of axes than its kind.
     """
-    found = {}
+    foreign = {}
     for entry in entries:
-        axes = ours[entry.ours].ndim
-        if axes != _RANK.get(entry.kind, axes):
-            raise UserError(f"{entry.ours} has {axes} axes, not those of its kind")
-        part = entry.part(np.asarray(ours[entry.ours], np.float32))
-        found[entry.theirs] = np.ascontiguousarray(TRANSFORMS[entry.kind][1](part))
-    return found
+        axes = arrays[entry.path].ndim
+        expected = _RANK.get(entry.kind, axes)
+        if axes != expected:
+            raise UserError(f"{entry.path} has {axes} axes, expected {expected}")
+        view = entry.view(np.asarray(arrays[entry.path], np.float32))
+        transformed = TRANSFORMS[entry.kind][1](view)
+        foreign[entry.foreign] = np.ascontiguousarray(transformed)
+    return foreign
 
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """Our arrays of a foreign file, or what keeps them from being made.
+    """The result of a conversion: arrays, or the reasons why there are none.
 
     Attributes:
-      wrong: what is wrong with the values of arrays that have their names and shapes.
+      arrays: by our paths; empty if the conversion failed.
+      mismatch: wrong names and shapes.
+      invalid: message about invalid values, if names and shapes are right.
     """
 
     arrays: dict[str, np.ndarray]
     mismatch: Mismatch
-    wrong: str | None = None
+    invalid: str | None = None
 
     def checked(self, where: str, what: str) -> dict[str, np.ndarray]:
-        """The arrays; else everything that is wrong is said, and UserError raised.
+        """The arrays if the conversion succeeded.
 
         Args:
-          where: the file.
-          what: the network that it should be of.
+          where: the file, for messages.
+          what: the expected network, for messages.
+
+        Raises: UserError with a summary of what is wrong; all mismatches are logged.
         """
         if self.mismatch:
             for line in self.mismatch.lines():
                 logger.info("%s", line)
             raise UserError(f"{where} is not {what}: {self.mismatch.summary()}")
-        if self.wrong:
-            raise UserError(f"{where}: {self.wrong}")
+        if self.invalid:
+            raise UserError(f"{where}: {self.invalid}")
         return self.arrays
 
 
 def convert(
     entries: Iterable[Entry],
-    theirs: Arrays,
+    foreign: Arrays,
     shapes: Mapping[str, tuple[int, ...]],
     *,
     ignored: Callable[[str], bool] = lambda name: False,
 ) -> Converted:
-    """`compare`, then `to_ours` where nothing differs."""
+    """Compare foreign arrays with a table and convert them if nothing differs.
+
+    Args: as in `compare`.
+    """
     entries = list(entries)
-    mismatch = compare(entries, theirs, shapes, ignored=ignored)
+    mismatch = compare(entries, foreign, shapes, ignored=ignored)
     if mismatch:
         return Converted({}, mismatch)
     try:
-        return Converted(to_ours(entries, theirs, shapes), mismatch)
+        return Converted(import_arrays(entries, foreign, shapes), mismatch)
     except UserError as error:
         return Converted({}, mismatch, str(error))
 
 
-def note_left_out(where: object, names: Sequence[str], why: str) -> None:
-    """Say which arrays of a foreign file are not taken."""
+def log_skipped(where: object, names: Sequence[str], why: str) -> None:
+    """Log which entries of a foreign file are skipped, and why."""
     if names:
         more = ", ..." if len(names) > 3 else ""
-        logger.info("%s: left out, as %s: %s%s", where, why, ", ".join(names[:3]), more)
+        logger.info("%s: skipped, %s: %s%s", where, why, ", ".join(names[:3]), more)

@@ -1,4 +1,4 @@
-"""NumPy's arrays and scalars inside pickles of Python 2 and 3, as data alone."""
+"""NumPy arrays and scalars in pickles of Python 2 and 3, read without running code."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b
 
 @dataclasses.dataclass(eq=False)
 class _DType:
-    """A dtype while it is unpickled."""
+    """A dtype during unpickling."""
 
     name: str
     order: Literal["<", ">"] = "<"
@@ -23,17 +23,17 @@ class _DType:
             self.order = state[1]
 
     def build(self) -> np.dtype | None:
-        """None for anything but plain numbers."""
+        """The NumPy dtype, or None for anything but plain numbers."""
         if self.name not in _NUMBERS:
             return None
         return np.dtype(self.name).newbyteorder(self.order)
 
 
 class Array:
-    """An array while it is unpickled.
+    """An array during unpickling.
 
     Attributes:
-      value: the array; of objects, the list of them; None of any other dtype.
+      value: an array of numbers, a list for an array of objects, None otherwise.
     """
 
     value: Any = None
@@ -85,5 +85,5 @@ ALLOWED: Mapping[tuple[str, str], Any] = {
     },
     ("numpy", "ndarray"): Array,
     ("numpy", "dtype"): _dtype,
-    ("_codecs", "encode"): _encode,  # how Python 3 writes bytes for Python 2
+    ("_codecs", "encode"): _encode,  # Python 3 writes bytes this way in protocol 2
 }

@@ -1,9 +1,9 @@
 """Pickles of plain data, read without running code.
 
-Python's own unpickler calls whatever a file names. Here it may look up only what a
-table allows, and every entry of such a table builds data and does nothing else.
-Classes that training scripts keep beside weights and that mean nothing here become
-stand-ins: never imported, they know their name and forget what they are given.
+Python's unpickler calls any function that a file names. The unpickler in this module
+looks names up in a table of allowed ones, whose entries build data and do nothing else.
+Other classes, which training scripts keep beside weights, are not imported: stand-ins
+with their names replace them and discard their content.
 """
 
 import collections
@@ -17,12 +17,11 @@ from jaxdepth.runtime.errors import UserError
 
 
 class Forbidden(pickle.UnpicklingError):
-    """The file names something that is not on the list."""
+    """The file names something that is not allowed."""
 
 
 class Builder:
-    """A function that a pickle may call. Pickles can set attributes of what they
-    name; of this they can't."""
+    """A function that a pickle may call, but whose attributes it can't set."""
 
     __slots__ = ("_build",)
 
@@ -37,17 +36,17 @@ class Builder:
 
 
 class Items(dict):
-    """A dict of another kind, such as a defaultdict: its items, and no more."""
+    """In place of a subclass of dict, such as defaultdict: the items only."""
 
     def __init__(self, *_: Any):
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        """Attributes of its own are of no use here."""
+        """Discard attributes."""
 
 
 class StandIn:
-    """In place of a class that is not looked up: takes anything and keeps nothing.
+    """In place of a class that is not imported: accepts and discards any content.
 
     Attributes:
       what: module and name of the class.
@@ -68,18 +67,18 @@ class StandIn:
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
-    """The class that takes the place of that one."""
+    """A stand-in class for the named class."""
     return type(StandIn.__name__, (StandIn,), {"what": f"{module}.{name}"})
 
 
-# What a pickle of plain data may name, in Python 2 and 3.
+# Names that pickles of plain data use in Python 2 and 3.
 PLAIN: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): Items,
 }
 
 _PYTHON_3 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-# Of Python's own library only these get a stand-in: the rest of it can do things.
+# The only names of the standard library that get a stand-in; others may run code.
 _HARMLESS = {
     "argparse": {"Namespace"},
     "builtins": {
@@ -101,9 +100,11 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def _stands_aside(module: str, name: str) -> bool:
-    """Whether a name may have a stand-in: a class by its spelling, as in
-    `torch.optim.Adam` or `__main__.Config`; functions are there to be called."""
+def _gets_stand_in(module: str, name: str) -> bool:
+    """Whether a name gets a stand-in: names spelled like classes do, not functions.
+
+    Examples are `torch.optim.Adam` and `__main__.Config`.
+    """
     if name in _HARMLESS.get(module, ()):
         return True
     if module.partition(".")[0] in sys.stdlib_module_names:
@@ -112,12 +113,13 @@ def _stands_aside(module: str, name: str) -> bool:
 
 
 class DataUnpickler(pickle.Unpickler):
-    """An unpickler that knows a table of harmless names, and stand-ins for classes.
+    """An unpickler with a table of allowed names and stand-ins for other classes.
 
     Args:
-      file: opened for reading bytes.
-      allowed: (module, name) -> what stands for it.
-      persistent: what a persistent id stands for, where the format has them.
+      file: binary file.
+      allowed: (module, name) -> object to use for it.
+      persistent: function from a persistent id to an object; None if the format has no
+        persistent ids.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class DataUnpickler(pickle.Unpickler):
         *,
         persistent: Callable[[Any], Any] | None = None,
     ):
-        # Byte strings of Python 2 are taken as latin1, which fits all bytes.
+        # latin1 decodes any byte string of Python 2.
         super().__init__(file, encoding="latin1")
         self._allowed = allowed
         self._persistent = persistent
@@ -136,7 +138,7 @@ class DataUnpickler(pickle.Unpickler):
         module = _PYTHON_3.get(module, module)
         if (module, name) in self._allowed:
             return self._allowed[module, name]
-        if _stands_aside(module, name):
+        if _gets_stand_in(module, name):
             return stand_in(module, name)
         raise Forbidden(f"{module}.{name}")
 
@@ -153,20 +155,22 @@ def load(
     where: str,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The next object. UserError where it names more than data, or is damaged.
+    """Read the next object of a file.
 
     Args:
-      file: opened for reading bytes, at a pickle; it is left behind it.
+      file: binary file, positioned at a pickle; afterwards positioned behind it.
       allowed, persistent: as in `DataUnpickler`.
       where: the file's name, for messages.
+
+    Raises: UserError if the pickle is damaged or names something that is not allowed.
     """
     try:
         _check_sizes(file)
         return DataUnpickler(file, allowed, persistent=persistent).load()
     except Forbidden as error:
         raise UserError(
-            f"{where} wants to use {error}, which is not data: it was not read, as "
-            "such files can run code. Save its state_dict alone, or as safetensors"
+            f"{where} refers to {error}, which is not data; it was not read, because "
+            "such files can run code: save its state_dict only, or use safetensors"
         ) from None
     except UserError:
         raise
@@ -175,19 +179,19 @@ def load(
 
 
 def _check_sizes(file: Any) -> None:
-    """ValueError where the next pickle claims more than the file holds.
+    """Raise ValueError if the next pickle claims more memory than the file can hold.
 
-    Python's unpickler believes in any length, and in any place in its memo, and
-    allocates it: four changed bytes can cost 64 GB.
+    Python's unpickler allocates its memo up to any index that a file names: four
+    changed bytes can cost 64 GB.
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
-            raise ValueError(f"place {argument} of a memo of {count} at most")
+            raise ValueError(f"memo index {argument}, expected at most {count}")
     file.seek(start)
 
 
 def damaged(where: str, error: Exception) -> UserError:
-    """One line on a file that can't be read."""
+    """A UserError of one line for a file that can't be read."""
     words = " ".join(str(error).split())[:120]
     return UserError(f"{where} is damaged ({type(error).__name__}: {words})")

@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50 checkpoints: found, checked, converted; ours as PyTorch's."""
+"""torchvision's ResNet-50 checkpoints: read, check and convert, in both directions."""
 
 import collections
 import logging
@@ -18,19 +18,19 @@ from jaxdepth.weights import files, name_tables, pickles, torchfile
 
 logger = logging.getLogger(__name__)
 CLASSES = 1000
-# Of torchvision's own files; they are not ours to ship.
+# For torchvision's files, which this package does not ship.
 LICENCE = (
     "torchvision's weights are published under BSD-3-Clause; trained on ImageNet, "
     "whose terms allow non-commercial research. Other files: see their origin."
 )
-# Under what name a checkpoint keeps its state dict.
+# Names under which checkpoints keep their state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
-_OWN = re.compile(r"(conv1|bn1|layer\d+)\.")
+_ENCODER = re.compile(r"(conv1|bn1|layer\d+)\.")
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-    """Shape of every array of our ResNet-50 encoder, by path, and of the classifier."""
+    """Shape of every array of the ResNet-50 encoder and the classifier, by path."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(ResNet().init, jax.random.key(0), image)
     nested = {name: {"encoder": tree} for name, tree in variables.items()}
@@ -42,19 +42,19 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a `.pth` or `.safetensors` file under torchvision's plain names.
+    """Read the arrays of a `.pth` or `.safetensors` file by torchvision's names.
 
-    Unwraps `{"state_dict": ...}` and the like, strips what stands before every name of
-    the network (`module.`, `backbone.`), and leaves out, noted, what is beside it: a
-    head that is not torchvision's, another network's decoder.
+    Unwraps containers such as `{"state_dict": ...}`, removes a prefix of all names
+    (`module.`, `backbone.`), and skips and logs other arrays: a head that is not
+    torchvision's, or the decoder of another network.
 
-    Raises UserError where there is none in it.
+    Raises: UserError if the file is damaged or holds no state dict.
     """
     path = files.expanded(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a checkpoint file")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: no such file")
     if not files.is_safetensors(path) and torchfile.is_torch_file(path):
         content = torchfile.read(path)
         arrays = _state_dict(content) or _under_another_name(content, path)
@@ -64,20 +64,20 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     else:
         arrays, metadata = files.read_safetensors(path)
         if metadata.get("format") == files.FORMAT:
-            raise UserError(f"{path} is converted already: use it, with --weights")
+            raise UserError(f"{path} is converted already: use it with --weights")
     if not arrays:
-        raise UserError(f"{path} holds no state dict: no names with arrays")
-    return _without_others(_without_prefix(arrays, path), path)
+        raise UserError(f"{path} holds no state dict (arrays by name)")
+    return _without_other_heads(_without_prefix(arrays, path), path)
 
 
 def _state_dict(content: Any) -> dict[str, np.ndarray]:
-    """The first mapping with arrays where checkpoints keep it, or else at the top."""
+    """The mapping with arrays under one of `_WRAPPERS`, else at the top level."""
     if not isinstance(content, Mapping):
         return {}
     for name in _WRAPPERS:
-        found = _state_dict(content.get(name))
-        if found:
-            return found
+        arrays = _state_dict(content.get(name))
+        if arrays:
+            return arrays
     arrays = {
         str(name): value
         for name, value in content.items()
@@ -87,34 +87,37 @@ def _state_dict(content: Any) -> dict[str, np.ndarray]:
 
 
 def _under_another_name(content: Any, path: Path) -> dict[str, np.ndarray]:
-    """The only state dict at the top, whatever its name. UserError for several."""
-    every = content.items() if isinstance(content, Mapping) else ()
-    found = {str(name): arrays for name, x in every if (arrays := _state_dict(x))}
-    if len(found) > 1:
+    """The only state dict of the top level, under any name.
+
+    Raises: UserError if there are several.
+    """
+    items = content.items() if isinstance(content, Mapping) else ()
+    state_dicts = {str(name): arrays for name, x in items if (arrays := _state_dict(x))}
+    if len(state_dicts) > 1:
+        names = ", ".join(sorted(state_dicts)[:5])
         raise UserError(
-            f"{path} holds several state dicts ({', '.join(sorted(found)[:5])}): save "
-            "one of them alone"
+            f"{path} holds several state dicts ({names}): save one of them in a file"
         )
-    for name in found:
-        logger.info("%s: taken from its part %r", path, name)
-    return next(iter(found.values()), {})
+    for name in state_dicts:
+        logger.info("%s: using the state dict %r", path, name)
+    return next(iter(state_dicts.values()), {})
 
 
 def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
-    """UserError where a whole network was pickled and its state dict was not."""
-    kept = [content]
+    """Raise UserError if a module was pickled instead of its state dict."""
+    candidates = [content]
     if isinstance(content, Mapping):
-        kept = [content.get(name) for name in _WRAPPERS]
-    for found in kept:
-        if not arrays and isinstance(found, pickles.StandIn):
+        candidates = [content.get(name) for name in _WRAPPERS]
+    for candidate in candidates:
+        if not arrays and isinstance(candidate, pickles.StandIn):
             raise UserError(
-                f"{path} holds a whole {found.what}, which only its own program can "
-                "load: save its state_dict"
+                f"{path} holds an object of class {candidate.what}, which only its own "
+                "program can load: save its state_dict"
             )
 
 
 def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The arrays below the prefix of the network's first convolution, without it."""
+    """The arrays that share the prefix of the first convolution, without the prefix."""
     stems = [
         name[: -len("conv1.weight")]
         for name, array in arrays.items()
@@ -125,7 +128,7 @@ def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
         return arrays
     prefix = stems[0]
     others = [name for name in arrays if not name.startswith(prefix)]
-    name_tables.note_left_out(path, others, f"not in {prefix.rstrip('.')}")
+    name_tables.log_skipped(path, others, f"not in {prefix.rstrip('.')}")
     return {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
@@ -133,30 +136,32 @@ def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.n
     }
 
 
-def _without_others(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """A ResNet without a head that is not torchvision's; another network as it is."""
+def _without_other_heads(
+    arrays: dict[str, np.ndarray], path: Path
+) -> dict[str, np.ndarray]:
+    """The arrays of a ResNet without other heads; those of other networks unchanged."""
     if "conv1.weight" not in arrays:
         return arrays
-    kept = _CLASSIFIER if arrays.keys() >= _CLASSIFIER else set()
+    classifier = _CLASSIFIER if arrays.keys() >= _CLASSIFIER else set()
     others = [
         name
         for name, array in arrays.items()
-        if array.ndim <= 2 and name not in kept and not _OWN.match(name)
+        if array.ndim <= 2 and name not in classifier and not _ENCODER.match(name)
     ]
-    name_tables.note_left_out(path, others, "no part of torchvision's network")
+    name_tables.log_skipped(path, others, "not part of torchvision's network")
     return {name: array for name, array in arrays.items() if name not in others}
 
 
 def convert(state_dict: Mapping[str, np.ndarray]) -> name_tables.Converted:
-    """Our encoder, and the classifier where there is one, of torchvision's arrays."""
+    """Convert torchvision's arrays to our encoder, and the classifier if present."""
     entries = name_tables.resnet()
     head = name_tables.classifier()
-    if any(entry.theirs in state_dict for entry in head):
+    if any(entry.foreign in state_dict for entry in head):
         entries = entries + head
     expected = shapes()
     head_shape = state_dict.get("fc.weight")
     if head_shape is not None and head_shape.ndim == 2:
-        # Any number of classes: it is kept for the way back alone.
+        # Any number of classes: the classifier is only kept for the conversion back.
         expected["params/fc/kernel"] = (2048, head_shape.shape[0])
         expected["params/fc/bias"] = (head_shape.shape[0],)
     return name_tables.convert(
@@ -170,29 +175,35 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> name_tables.Converted:
 def to_state_dict(
     arrays: Mapping[str, np.ndarray], *, where: str = "the network"
 ) -> dict[str, np.ndarray]:
-    """PyTorch's state dict of what there is of `upproj`, float32.
+    """Convert arrays of `upproj`, or of its encoder, to a PyTorch state dict, float32.
 
-    The encoder has torchvision's names, with the classifier where it was kept; names
-    of decoder and head are those of `tables.decoder`. `num_batches_tracked` is zero.
+    The encoder has torchvision's names, with the classifier if it was kept. Decoder and
+    head have the names of `name_tables.decoder`. `num_batches_tracked` is zero.
 
-    Raises UserError, naming `where`, where the arrays are not those of an `upproj`.
+    Args:
+      arrays: by our paths.
+      where: their origin, for messages.
+
+    Raises: UserError if the arrays are not those of an `upproj`.
     """
     entries = _entries_of(arrays)
-    known = {entry.ours for entry in entries}
-    missing, more = sorted(known - set(arrays)), sorted(set(arrays) - known)
-    if missing or more:
-        mismatch = name_tables.Mismatch(tuple(missing), tuple(more), ())
-        raise UserError(f"{where} is no upproj: {mismatch.summary()}")
-    found = name_tables.to_theirs(entries, arrays)
-    for name in list(found):
+    known = {entry.path for entry in entries}
+    missing, unexpected = known - arrays.keys(), arrays.keys() - known
+    if missing or unexpected:
+        mismatch = name_tables.Mismatch(
+            tuple(sorted(missing)), tuple(sorted(unexpected)), ()
+        )
+        raise UserError(f"{where} is not an upproj: {mismatch.summary()}")
+    state_dict = name_tables.export_arrays(entries, arrays)
+    for name in list(state_dict):
         if name.endswith(".running_var"):
             counter = name.replace("running_var", "num_batches_tracked")
-            found[counter] = np.zeros((), np.int64)
-    return found
+            state_dict[counter] = np.zeros((), np.int64)
+    return state_dict
 
 
 def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[name_tables.Entry]:
-    """The table of a network with as many stages, blocks and parts as there are."""
+    """The table of an `upproj` with the stages, blocks and parts of the arrays."""
     blocks = {
         (int(match[1]), int(match[2]))
         for path in arrays

@@ -1,7 +1,7 @@
-"""PyTorch's checkpoint files as NumPy arrays, without PyTorch and without running code.
+"""Reader of PyTorch checkpoint files that needs no PyTorch and runs no code.
 
-Two formats: the zip archive that `torch.save` writes since 1.6, and the sequence of
-pickles of before. Both keep tensors as (storage, offset, size, stride).
+There are two formats: the zip archive that `torch.save` writes since 1.6, and the older
+sequence of pickles. Both store tensors as (storage, offset, size, stride).
 """
 
 import collections
@@ -24,8 +24,10 @@ from jaxdepth.weights import numpy_pickles, pickles
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _ZIP = b"PK\x03\x04"
-_EXPANDS = 16  # torch.save stores; who compresses weights saves little
-# Names of storages in torch; bfloat16 is read as uint16 and widened.
+# Largest accepted ratio of unpacked to packed size. torch.save does not compress, and
+# weights compress badly.
+_MAX_EXPANSION = 16
+# Storage classes of torch; bfloat16 is read as uint16 and converted to float32.
 _STORAGES = {
     "FloatStorage": "f4",
     "DoubleStorage": "f8",
@@ -55,9 +57,9 @@ _DTYPES = {
     "complex64": "c8",
     "complex128": "c16",
 }
-# What may lie beside the weights: tensors of kinds that no weights here have, and
-# names that mean nothing without torch.
-_UNREAD = {
+# Names that may occur beside the weights and get a stand-in: kinds of tensors that our
+# weights don't have, and names without a meaning outside torch.
+_IGNORED = {
     "torch": (
         "device", "strided", "sparse_coo", "uint16", "uint32", "uint64",
         "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz",
@@ -81,9 +83,9 @@ class _Kind:
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A storage that a tensor refers to; its bytes may not be there yet.
+    """A storage that a tensor refers to; its bytes may not have been read yet.
 
-    `code` is None for an element type that NumPy has not.
+    `code` is None for an element type that NumPy lacks.
     """
 
     key: str
@@ -99,11 +101,11 @@ class _Tensor:
     stride: tuple[int, ...]
 
     def __setstate__(self, state: Any) -> None:
-        """Attributes of a tensor's own are of no use here."""
+        """Discard attributes."""
 
 
 class _Dict(collections.OrderedDict):
-    """A state dict; the `_metadata` attribute that torch adds is dropped."""
+    """A state dict; the `_metadata` attribute that torch adds is discarded."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -121,13 +123,13 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Ten
 
 @pickles.Builder
 def _first(data: Any, *_: Any) -> Any:
-    """A parameter, or a TPU's tensor: its data come first."""
+    """The data of a parameter or of a TPU tensor: the first argument."""
     return data
 
 
 @pickles.Builder
 def _rebuild_from_type(build: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    """A tensor of a subclass, or with attributes: the plain tensor."""
+    """The plain tensor for a tensor of a subclass or with attributes."""
     if not isinstance(build, pickles.Builder):
         return None
     return build(*args)
@@ -149,8 +151,8 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
     }
     names |= {
         (module, name): pickles.stand_in(module, name)
-        for module, unread in _UNREAD.items()
-        for name in unread
+        for module, ignored in _IGNORED.items()
+        for name in ignored
     }
     names |= {("torch", name): _Kind(code) for name, code in _STORAGES.items()}
     names |= {("torch.storage", k): _Kind(v) for k, v in _STORAGES.items()}
@@ -159,21 +161,23 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
 
 
 def _storage(pid: Any, where: str) -> Any:
-    """What a persistent id stands for."""
-    if pid[0] == "module":  # a class with its source text, in whole pickled networks
+    """The storage of a persistent id."""
+    if pid[0] == "module":  # a class with its source text, in pickled modules
         return pid[1]
     _, kind, key, _, count = pid[:5]
     if len(pid) > 5 and pid[5] is not None:
         raise UserError(
-            f"{where} holds views of storages, as PyTorch before 0.4 wrote them: load "
-            "it and save it again with a newer one"
+            f"{where} holds views of storages, written by PyTorch before 0.4: load and "
+            "save it with a newer PyTorch"
         )
     return _Storage(str(key), getattr(kind, "code", None), int(count))
 
 
 def is_torch_file(path: Path) -> bool:
-    """Whether it looks like one: a zip archive, a pickle of protocol 2 or more, or
-    the tar archive of PyTorch's first years."""
+    """Whether a file begins like a zip archive, a pickle or an early tar checkpoint.
+
+    Pickles are recognised from protocol 2 on.
+    """
     with open(path, "rb") as file:
         head = file.read(512)
     pickled = head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
@@ -185,12 +189,12 @@ def _is_tar(head: bytes) -> bool:
 
 
 def read(path: str | Path) -> Any:
-    """What was saved: dicts, lists and numbers, with NumPy arrays for tensors.
+    """Read a checkpoint: dicts, lists and numbers, with NumPy arrays for tensors.
 
-    float16 and float64 stay as they are; bfloat16 becomes float32, which holds it.
-    Whatever is of another class is a `pickles.StandIn`, which knows its name alone.
+    float16 and float64 are kept; bfloat16 becomes float32 without loss. Objects of
+    other classes become a `pickles.StandIn`.
 
-    Raises UserError where the file is absent, damaged, or names more than data.
+    Raises: UserError if the file is absent, damaged, or refers to code.
     """
     path = Path(path)
     if path.is_dir():
@@ -201,7 +205,7 @@ def read(path: str | Path) -> Any:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except PermissionError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # from zipfile, struct, NumPy, ...
@@ -215,20 +219,20 @@ def _read(file: BinaryIO, where: str) -> Any:
         return _read_zip(file, where)
     if _is_tar(head):
         raise UserError(
-            f"{where} is a tar archive, as PyTorch before 0.1.10 wrote: load it and "
-            "save it again with a newer one"
+            f"{where} is a tar archive, written by PyTorch before 0.1.10: load and "
+            "save it with a newer PyTorch"
         )
     if head[:1] != b"\x80":
-        raise UserError(f"{where} is no checkpoint of PyTorch (neither zip nor pickle)")
+        raise UserError(f"{where} is not a PyTorch checkpoint (neither zip nor pickle)")
     return _read_legacy(file, where)
 
 
 def _read_zip(file: BinaryIO, where: str) -> Any:
     archive = zipfile.ZipFile(file)
     claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > _EXPANDS * file.seek(0, io.SEEK_END):
+    if claimed > _MAX_EXPANSION * file.seek(0, io.SEEK_END):
         raise UserError(
-            f"{where} would be {claimed >> 20} MiB unpacked, which no checkpoint is"
+            f"{where} would unpack to {claimed >> 20} MiB, which no checkpoint does"
         )
     names = archive.namelist()
     pickled = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
@@ -239,15 +243,15 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
         n.startswith(f"{root}code/") for n in names
     ):
         raise UserError(
-            f"{where} is a TorchScript archive, a program: save its state_dict"
+            f"{where} is a TorchScript program, not a checkpoint: save its state_dict"
         )
     order = "little"
     if f"{root}byteorder" in names:
         order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
     content = io.BytesIO(archive.read(pickled[0]))
     storage = functools.partial(_storage, where=where)
-    found = pickles.load(content, _allowed(), where=where, persistent=storage)
-    return _resolve(found, lambda key: archive.read(f"{root}data/{key}"), order, where)
+    tree = pickles.load(content, _allowed(), where=where, persistent=storage)
+    return _resolve(tree, lambda key: archive.read(f"{root}data/{key}"), order, where)
 
 
 def _read_legacy(file: BinaryIO, where: str) -> Any:
@@ -259,39 +263,39 @@ def _read_legacy(file: BinaryIO, where: str) -> Any:
     storages: dict[str, _Storage] = {}
 
     def storage(pid: Any) -> Any:
-        found = _storage(pid, where)
-        if isinstance(found, _Storage):
-            storages[found.key] = found
-        return found
+        item = _storage(pid, where)
+        if isinstance(item, _Storage):
+            storages[item.key] = item
+        return item
 
-    found = unpickle(persistent=storage)
+    tree = unpickle(persistent=storage)
     content: dict[str, bytes] = {}
     for key in map(str, unpickle()):
         if key not in storages:
             raise UserError(f"{where} is damaged: storage {key} belongs to no tensor")
         content[key] = _legacy_storage(file, storages[key], order, where)
-    return _resolve(found, content.__getitem__, order, where)
+    return _resolve(tree, content.__getitem__, order, where)
 
 
 def _legacy_storage(file: BinaryIO, storage: _Storage, order: str, where: str) -> bytes:
     """The bytes of the next storage: its count, then its entries."""
     if storage.code is None:
-        raise UserError(f"{where} holds entries of a type that is not read here")
+        raise UserError(f"{where} holds entries of a type that is not supported")
     head = file.read(8)
     (count,) = struct.unpack("<q" if order == "little" else ">q", head.ljust(8))
     size = count * _item_size(storage.code)
-    # No more than there is, whatever the count says.
-    content = file.read(size) if 0 <= size <= _rest(file) else b""
+    # A damaged count must not allocate more than the file holds.
+    content = file.read(size) if 0 <= size <= _remaining(file) else b""
     if len(head) != 8 or len(content) != size:
         raise UserError(f"{where} is damaged (it ends too early): download it again")
     return content
 
 
-def _rest(file: BinaryIO) -> int:
-    here = file.tell()
+def _remaining(file: BinaryIO) -> int:
+    position = file.tell()
     end = file.seek(0, io.SEEK_END)
-    file.seek(here)
-    return end - here
+    file.seek(position)
+    return end - position
 
 
 def _item_size(code: str) -> int:
@@ -299,9 +303,9 @@ def _item_size(code: str) -> int:
 
 
 def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str) -> Any:
-    """The tree with arrays in place of tensors; each storage is decoded once."""
+    """Replace tensors by arrays in a tree; each storage is decoded once."""
     decoded: dict[tuple[str, str], np.ndarray] = {}
-    done: dict[int, Any] = {}  # by id: what is shared is walked once
+    resolved: dict[int, Any] = {}  # by id: shared nodes are walked once
 
     def array(tensor: _Tensor) -> Any:
         key, code = tensor.storage.key, tensor.storage.code
@@ -311,7 +315,7 @@ def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str)
             decoded[key, code] = _decode(content(key), code, order)
         return _strided(decoded[key, code], tensor)
 
-    def made(node: Any) -> Any:
+    def convert(node: Any) -> Any:
         if isinstance(node, _Tensor):
             return array(node)
         if isinstance(node, numpy_pickles.Array):
@@ -323,9 +327,9 @@ def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str)
         return node
 
     def walk(node: Any) -> Any:
-        if id(node) not in done:
-            done[id(node)] = made(node)
-        return done[id(node)]
+        if id(node) not in resolved:
+            resolved[id(node)] = convert(node)
+        return resolved[id(node)]
 
     try:
         return walk(tree)
@@ -348,10 +352,12 @@ def _decode(data: bytes, code: str, order: str) -> np.ndarray:
 
 
 def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    """The tensor's own entries, copied; ValueError where they lie outside.
+    """A copy of the tensor's entries of its storage.
 
-    An expanded tensor, with more entries than its storage, stays a view: a few bytes
-    may claim any size.
+    An expanded tensor, with more entries than its storage, stays a view, because a few
+    bytes can claim any size.
+
+    Raises: ValueError if entries are outside the storage.
     """
     if len(tensor.size) != len(tensor.stride):
         raise ValueError("a tensor has as many strides as axes")

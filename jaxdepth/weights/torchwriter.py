@@ -1,6 +1,6 @@
-"""PyTorch's checkpoint file written without PyTorch: a state dict in a zip archive.
+"""Writer of PyTorch checkpoint files that needs no PyTorch: a state dict in a zip.
 
-`torch.load(path, weights_only=True)` reads it. Each array is a storage of its own.
+`torch.load(path, weights_only=True)` reads them. Each array has its own storage.
 """
 
 import pickle
@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 _STORAGES = {"f4": "FloatStorage", "f2": "HalfStorage", "i8": "LongStorage"}
-_ALIGNMENT = 64  # of an array in the file, as torch.save does, for mapping it
+_ALIGNMENT = 64  # of arrays in the file, as in torch.save, for memory mapping
 _EMPTY_DICT = b"ccollections\nOrderedDict\n)R"
 
 
@@ -29,7 +29,7 @@ def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(f"archive/{name}")
     assert archive.fp is not None
-    # A header is 30 bytes, the name and the padding, which has 4 bytes of its own.
+    # A header is 30 bytes, the name and the padding with its own header of 4 bytes.
     start = archive.fp.tell() + 30 + len(info.filename) + 4
     fill = -start % _ALIGNMENT
     info.extra = b"FB" + fill.to_bytes(2, "little") + b"Z" * fill
@@ -37,7 +37,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The dict as opcodes of protocol 2: torch's names are written, not imported."""
+    """The dict as pickle opcodes (protocol 2) that name torch without importing it."""
     items = [_plain(name) + _tensor(k, x) for k, (name, x) in enumerate(arrays.items())]
     return b"\x80\x02" + _EMPTY_DICT + b"(" + b"".join(items) + b"u."
 
@@ -49,13 +49,13 @@ def _tensor(key: int, array: np.ndarray) -> bytes:
         steps.insert(0, stride)
         stride *= n
     kind = f"ctorch\n{_STORAGES[array.dtype.str[1:]]}\n".encode()
-    place = _plain(str(key)) + _plain("cpu") + _plain(array.size)
-    storage = b"(" + _plain("storage") + kind + place + b"tQ"
-    form = _plain(0) + _plain(array.shape) + _plain(tuple(steps))
-    arguments = storage + form + b"\x89" + _EMPTY_DICT
+    location = _plain(str(key)) + _plain("cpu") + _plain(array.size)
+    storage = b"(" + _plain("storage") + kind + location + b"tQ"
+    geometry = _plain(0) + _plain(array.shape) + _plain(tuple(steps))
+    arguments = storage + geometry + b"\x89" + _EMPTY_DICT
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
 
 
 def _plain(value: str | int | tuple[int, ...]) -> bytes:
-    """The opcodes of a plain value, without those that begin and end a pickle."""
+    """The opcodes of a plain value, without the begin and the end of a pickle."""
     return pickle.dumps(value, protocol=2)[2:-1]

@@ -241,21 +241,14 @@ def test_other_truth_is_used_and_said(nyu_like, caplog):
 def test_frames_without_truth_are_counted():
     frames = make_frames(3, holes=False)
     frames[1] = frames[1] | {"depth": {"filled": None}}
-    full = evaluator_lib.evaluate(
-        toy_network,
-        VARIABLES,
-        frames,
-        protocols.choose("plain"),
-        image_size=SIZE,
-        data="d",
-        split="s",
-        batch_size=2,
-    )
-    entry = full.entries[-1]
+    evaluator = Evaluator(toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2)
+    scores = evaluator(VARIABLES, frames)
+    full = evaluator.entries(scores, data="d", split="s")
+    entry = full[-1]
     assert entry["images"] == 2
     assert entry["counts"]["images_without_truth"] == 1
-    assert entry["notes"] == ["frames without truth: 1"]
-    assert full.tables["plain"][1] == {
+    assert entry["notes"] == ["frames without ground truth: 1"]
+    assert scores["plain"].table()[1] == {
         "name": "60-1",
         "scene": None,
         "pixels": 0,
@@ -289,17 +282,10 @@ def test_predictions_that_are_not_finite_are_counted(nyu_like):
         depth = toy_network(variables, rgb)
         return depth.at[0, 0, 0].set(jnp.nan).at[0, 12, 12].set(-1.0)
 
-    found = evaluator_lib.evaluate(
-        broken,
-        VARIABLES,
-        nyu_like[:1],
-        protocols.choose(["plain", "eigen"]),
-        image_size=SIZE,
-        data="d",
-        split="s",
-        batch_size=1,
-    )
-    eigen, plain = found.entries[1], found.entries[3]
+    evaluator = Evaluator(broken, protocols.choose(["plain", "eigen"]), image_size=SIZE, batch_size=1)
+    scores = evaluator(VARIABLES, nyu_like[:1])
+    found = evaluator.entries(scores, data="d", split="s")
+    eigen, plain = found[1], found[3]
     assert plain["protocol"] == "plain"
     assert plain["metrics"]["rmse"] is None
     assert plain["metrics"]["delta1"] is not None

@@ -1,7 +1,7 @@
-"""The residual network and the up-projections in PyTorch, from Flax's parameters.
+"""The residual network and the up-projections in PyTorch, with Flax's parameters.
 
-Written from the papers' descriptions with torch.nn.functional, NCHW. It shares no code
-with the package but the names of parameters.
+Written from the papers with torch.nn.functional, in NCHW. It shares only the names of
+parameters with the package.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ Tree = dict[str, Any]
 
 
 def variables(model: Any, image: np.ndarray, seed: int = 0) -> Tree:
-    """Random parameters and statistics of a network, of which all make a difference.
+    """Random parameters and statistics of a network, all with an effect on the output.
 
-    Biases, scales and statistics are nowhere 0 or 1, and the head's kernel is not small
-    as it is in a fresh network.
+    No bias, scale or statistic is 0 or 1, and the head's kernel is not small, unlike in
+    an untrained network.
     """
     import jax
     import jax.numpy as jnp
@@ -66,7 +66,7 @@ def bn(x, params: Tree, stats: Tree, epsilon: float):
 
 
 def bottleneck(x, p: Tree, s: Tree, *, stride: int, first: bool, epsilon: float):
-    """`first`: the first 1x1 strides (v1), not the 3x3 (v1.5)."""
+    """Bottleneck; `first`: the stride is in the first 1x1 (v1), not the 3x3 (v1.5)."""
     strides = (stride, 1) if first else (1, stride)
     y = bn(conv(x, p["conv1"], strides[0]), p["bn1"], s["bn1"], epsilon).relu()
     y = bn(conv(y, p["conv2"], strides[1]), p["bn2"], s["bn2"], epsilon).relu()
@@ -77,7 +77,7 @@ def bottleneck(x, p: Tree, s: Tree, *, stride: int, first: bool, epsilon: float)
 
 
 def resnet(image, p: Tree, s: Tree, *, stages, first: bool, same: bool, epsilon: float):
-    """`same`: the pool is padded at the end alone (even sizes), not all around."""
+    """Encoder; `same`: the pool is padded at the end only, not on all sides."""
     import torch
 
     x = tensor(image).permute(0, 3, 1, 2)
@@ -99,13 +99,13 @@ def resnet(image, p: Tree, s: Tree, *, stages, first: bool, same: bool, epsilon:
 
 
 def up_dense(x, params: Tree):
-    """Zero-unpool, then 5x5: by PyTorch's transposed convolution."""
+    """Zero unpooling and 5x5 convolution, as PyTorch's transposed convolution."""
     import torch
 
-    turned = np.array(params["kernel"])[::-1, ::-1].copy()
+    rotated = np.array(params["kernel"])[::-1, ::-1].copy()
     return torch.nn.functional.conv_transpose2d(
         x,
-        tensor(turned).permute(2, 3, 0, 1),
+        tensor(rotated).permute(2, 3, 0, 1),
         stride=2,
         padding=2,
         output_padding=1,
@@ -113,7 +113,7 @@ def up_dense(x, params: Tree):
 
 
 def up_published(x, params: Tree):
-    """Four convolutions with biases, padded at the top and left, and interleaved."""
+    """Four convolutions with biases, padded at the top and left, interleaved."""
     import torch
 
     kernel, bias = np.array(params["kernel"]), np.array(params["bias"])

@@ -34,19 +34,19 @@ def test_cnn_fc_has_the_counts_of_eigens_coarse_network():
     assert params["decoder"]["kernel"].shape == (6 * 9 * 256, 4096)
 
 
-def test_cnn_fc_fits_its_layers_to_its_image_size():
+def test_cnn_fc_sizes_its_layers_by_image_size():
     model = create_model("cnn_fc", image_size=(96, 128), **SMALL_FC)
     depth, variables = shapes(model, (96, 128))
     assert depth.shape == (2, 22, 30)
     assert variables["params"]["head"]["kernel"].shape == (8, 22 * 30)
 
 
-def test_cnn_fc_refuses_another_size():
+def test_cnn_fc_rejects_another_size():
     with pytest.raises(UserError, match="built for 96x128 and got 95x128"):
         shapes(CNNFC(image_size=(96, 128), **SMALL_FC), (95, 128))
 
 
-def test_cnn_fc_refuses_to_be_built_too_small():
+def test_cnn_fc_rejects_sizes_below_39():
     smallest = create_model("cnn_fc", image_size=(39, 39), **SMALL_FC)
     assert shapes(smallest, (39, 39))[0].shape == (2, 8, 8)
     with pytest.raises(UserError, match="at least 39x39"):
@@ -57,18 +57,18 @@ def test_cnn_fc_refuses_to_be_built_too_small():
 def test_cnn_has_eight_convolutions_of_3x3(arch):
     depth, variables = shapes(create_model(arch))
     assert depth.shape == (2, 57, 76)
-    found = [
+    kernel_shapes = [
         leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
         if path[-1].key == "kernel"
     ]
-    assert len(found) == 8
-    assert {shape[:2] for shape in found} == {(3, 3)}
+    assert len(kernel_shapes) == 8
+    assert {shape[:2] for shape in kernel_shapes} == {(3, 3)}
     assert set(variables["params"]) == {"encoder", "head"}
 
 
 def pooled(x):
-    """2x2 maxima of (h, w), where the last odd row and column stand alone."""
+    """2x2 maxima of (h, w); an odd last row or column is a window by itself."""
     h, w = x.shape
     return np.array(
         [
@@ -100,8 +100,8 @@ def torch_softplus(raw):
     return torch.nn.functional.softplus(raw).numpy()
 
 
-def ready(model, size):
-    """Random variables and an image."""
+def variables_and_image(model, size):
+    """Random variables and a random image."""
     image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
     return reference.variables(model, image), image
 
@@ -111,7 +111,7 @@ def test_cnn_equals_the_same_network_in_pytorch(arch):
     torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
     functional = torch.nn.functional
     model = create_model(arch, **SMALL_CNN)
-    variables, image = ready(model, (18, 27))
+    variables, image = variables_and_image(model, (18, 27))
     params, stats = variables["params"], variables["batch_stats"]["encoder"]
     x = reference.tensor(image).permute(0, 3, 1, 2)
     for k in range(7):
@@ -124,10 +124,10 @@ def test_cnn_equals_the_same_network_in_pytorch(arch):
         raw = reference.conv(x, params["head"]["conv"])
     else:
         x = functional.max_pool2d(x, 2, ceil_mode=True)
-        turned = params["head"]["kernel"][::-1, ::-1].copy()
+        rotated = params["head"]["kernel"][::-1, ::-1].copy()
         raw = functional.conv_transpose2d(
             x,
-            reference.tensor(turned).permute(2, 3, 0, 1),
+            reference.tensor(rotated).permute(2, 3, 0, 1),
             stride=2,
             padding=1,
             output_padding=1,
@@ -142,7 +142,7 @@ def test_cnn_fc_equals_the_same_network_in_pytorch():
     torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
     size = (44, 60)
     model = create_model("cnn_fc", image_size=size, **SMALL_FC)
-    variables, image = ready(model, size)
+    variables, image = variables_and_image(model, size)
     params, stats = variables["params"], variables["batch_stats"]["encoder"]
     x = reference.tensor(image).permute(0, 3, 1, 2)
     for k in range(5):
@@ -151,7 +151,7 @@ def test_cnn_fc_equals_the_same_network_in_pytorch():
         x = torch_block(x, params["encoder"][name], stats[name], stride, padding)
         if k in (0, 1, 4):
             x = torch.nn.functional.max_pool2d(x, 2)
-    # Features are laid out row by row with channels last.
+    # Flax flattens NHWC: rows, columns, channels.
     flat = x.permute(0, 2, 3, 1).reshape(2, -1).numpy()
     dense, head = params["decoder"], params["head"]
     hidden = np.maximum(flat @ dense["kernel"] + dense["bias"][None], 0)
@@ -161,10 +161,10 @@ def test_cnn_fc_equals_the_same_network_in_pytorch():
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_cnn_fc_drops_half_by_default_when_training():
+def test_cnn_fc_uses_dropout_in_training_by_default():
     size = (40, 40)
     model = create_model("cnn_fc", image_size=size, **SMALL_FC)
-    variables, image = ready(model, size)
+    variables, image = variables_and_image(model, size)
 
     @jax.jit
     def apply(keys):

@@ -20,25 +20,25 @@ def test_rate_and_scale():
     assert abs((y == 0).mean() - 0.4) < 0.04
 
 
-def test_images_have_masks_of_their_own():
+def test_images_have_different_masks():
     y = np.asarray(drop(X, keys(), rate=0.5, train=True))
     assert not (y[0] == y[1]).all()
 
 
-def test_a_mask_depends_on_its_key_alone():
-    whole = drop(X, keys(), rate=0.5, train=True)
-    parts = [
+def test_a_mask_depends_on_its_key_only():
+    batch = drop(X, keys(), rate=0.5, train=True)
+    halves = [
         drop(X[k : k + 2], keys()[k : k + 2], rate=0.5, train=True) for k in (0, 2)
     ]
-    np.testing.assert_array_equal(whole, jnp.concatenate(parts))
+    np.testing.assert_array_equal(batch, jnp.concatenate(halves))
 
 
 @pytest.mark.parametrize("rate, train", [(0.0, True), (0.5, False)])
-def test_nothing_is_dropped(rate, train):
+def test_without_rate_or_training_nothing_is_dropped(rate, train):
     np.testing.assert_array_equal(drop(X, None, rate=rate, train=train), X)
 
 
-def test_missing_keys_are_named():
+def test_missing_keys_are_reported():
     with pytest.raises(UserError, match="keys="):
         drop(X, None, rate=0.5, train=True)
 

@@ -8,9 +8,9 @@ from jaxdepth.runtime.errors import UserError
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, jnp.bfloat16])
-def test_torchvision_normalises_as_its_users_do(dtype):
+def test_torchvision_equals_the_usual_normalisation(dtype):
     rgb = np.array([[[[0, 128, 255]]]], dtype)
-    # Scaled to 0..1, then torchvision's ImageNet constants.
+    # Scaled to 0..1, then normalised by torchvision's ImageNet constants.
     expected = (rgb.astype(np.float64) / 255 - [0.485, 0.456, 0.406]) / [
         0.229,
         0.224,
@@ -21,12 +21,12 @@ def test_torchvision_normalises_as_its_users_do(dtype):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
-def test_fcrn_takes_raw_colours():
+def test_fcrn_uses_raw_colours():
     rgb = jnp.array([[[[0.0, 128.0, 255.0]]]])
     np.testing.assert_array_equal(layouts.normalize(rgb, "fcrn"), rgb)
 
 
-def test_unknown_layout_is_refused():
+def test_unknown_layouts_are_rejected():
     with pytest.raises(UserError, match="torchvision, fcrn"):
         layouts.layout_named("caffe")
 
@@ -39,12 +39,12 @@ def test_raw_from_depth_is_the_inverse(head, depth):
 
 
 @pytest.mark.parametrize("depth", [0.0, -1.0, float("nan")])
-def test_only_positive_depth_can_be_the_start(depth):
+def test_initial_depth_must_be_positive(depth):
     with pytest.raises(UserError, match="init_depth"):
         layouts.raw_from_depth(depth, "softplus")
 
 
-def test_softplus_against_its_formula():
+def test_softplus_equals_its_formula():
     raw = np.linspace(-20, 20, 11)[None, None]
     got = layouts.depth_from_raw(jnp.array(raw, jnp.float32), "softplus")
     np.testing.assert_allclose(got, np.log1p(np.exp(raw)), rtol=1e-5)

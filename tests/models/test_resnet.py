@@ -14,7 +14,7 @@ def count(tree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def test_resnet50_has_torchvisions_count_and_laina_s_grid():
+def test_resnet50_has_torchvisions_count_and_the_output_size_of_laina():
     model = ResNet()
     image = jax.ShapeDtypeStruct((2, 228, 304, 3), jnp.float32)
     features, variables = jax.eval_shape(
@@ -87,7 +87,7 @@ def test_output_size_at_odd_sizes(size):
     assert features.shape[1:3] == model.output_size(size)
 
 
-def test_blocks_start_as_their_shortcut():
+def test_blocks_are_initialized_as_their_shortcut():
     model = ResNet(stage_sizes=(1,), width=2)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     block = variables["params"]["stage1_block1"]
@@ -98,15 +98,15 @@ def test_blocks_start_as_their_shortcut():
         )
 
 
-def test_training_is_the_same_network_where_normalisation_is_folded():
+def test_training_with_folded_normalisation_equals_separate_layers():
     model = ResNet(stage_sizes=(2, 1), width=8)
     image = jax.random.normal(jax.random.key(0), (4, 40, 56, 3))
     variables = model.init(jax.random.key(1), image)
 
-    def moved(a):  # away from zero scales, which hide their branches
+    def perturbed(a):  # zero scales would hide the branches
         return a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
 
-    params = jax.tree.map(moved, variables["params"])
+    params = jax.tree.map(perturbed, variables["params"])
 
     def loss(params, image):
         full = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -117,14 +117,14 @@ def test_training_is_the_same_network_where_normalisation_is_folded():
     def results():
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, image)
 
-    apart = results()
+    separate = results()
     with platform.compiling_for("tpu"):
         text = jax.jit(loss).lower(params, image).as_text(debug_info=True)
         assert "folded_norm" in text
-        together = results()
+        folded = results()
     same = jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max()),
-        together,
-        apart,
+        folded,
+        separate,
     )
     assert jax.tree.structure(same) is not None

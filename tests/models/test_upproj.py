@@ -26,11 +26,13 @@ def count(tree) -> int:
     [
         # Laina et al.'s published network: 63,572,737 trainable, 63,633,665 in all.
         ("fcrn", 63_572_737, 60_928),
-        # Without the biases of convolutions that normalisation follows.
+        # Without the biases of convolutions before a batch normalisation.
         ("torchvision", 63_563_008 + 1, 60_928),
     ],
 )
-def test_counts_and_size_of_the_published_network(layout, parameters, statistics):
+def test_counts_and_output_size_of_the_published_network(
+    layout, parameters, statistics
+):
     model = create_model("upproj", layout=layout)
     image = jax.ShapeDtypeStruct((2, 228, 304, 3), jnp.float32)
     depth, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
@@ -109,7 +111,7 @@ def test_forms_of_the_up_convolution_share_parameters_and_values(unpool):
         np.testing.assert_allclose(other, first, rtol=1e-4, atol=1e-4)
 
 
-def test_unpooling_matters():
+def test_zero_and_average_unpooling_differ():
     zero, average = (
         create_model("upproj", unpool=unpool, **SMALL) for unpool in ("zero", "average")
     )
@@ -118,10 +120,10 @@ def test_unpooling_matters():
     assert not np.allclose(one, other)
 
 
-def test_dropout_is_off_by_default_and_on_when_asked():
+def test_dropout_is_off_by_default():
     keys = jax.random.split(jax.random.key(1), 2)
 
-    def trained(**fields):
+    def training_output(**fields):
         model = create_model("upproj", **fields, **SMALL)
         apply = jax.jit(
             lambda v, x: model.apply(
@@ -131,4 +133,4 @@ def test_dropout_is_off_by_default_and_on_when_asked():
         return apply(reference.variables(model, IMAGE), IMAGE)
 
     assert create_model("upproj").dropout == 0
-    assert not np.allclose(trained(), trained(dropout=0.5))
+    assert not np.allclose(training_output(), training_output(dropout=0.5))

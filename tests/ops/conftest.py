@@ -1,4 +1,4 @@
-"""Many small programs, each run once: compiling them well would cost the most."""
+"""Many small programs that run once: optimizing them takes longer than running."""
 
 import jax
 import pytest

@@ -7,7 +7,7 @@ import pytest
 from jaxdepth.ops import conv, platform
 
 
-def test_it_is_jaxs_own_unless_told():
+def test_current_is_the_default_backend_unless_overridden():
     assert platform.current() == "cpu"
     with platform.compiling_for("tpu"):
         assert platform.current() == "tpu"
@@ -17,7 +17,7 @@ def test_it_is_jaxs_own_unless_told():
     assert platform.current() == "cpu"
 
 
-def test_what_was_traced_for_one_platform_does_not_serve_another():
+def test_functions_are_traced_again_for_another_platform():
     pointwise = jax.jit(conv.conv2d)
     x, kernel = jnp.zeros((1, 4, 4, 2)), jnp.zeros((1, 1, 2, 3))
 
@@ -31,7 +31,7 @@ def test_what_was_traced_for_one_platform_does_not_serve_another():
 
 
 @pytest.mark.parametrize(
-    "kind, taken, wanted",
+    "kind, accepted, expected",
     [
         ("TPU v5 lite", True, {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
         ("TPU v5 lite", False, {}),
@@ -39,19 +39,19 @@ def test_what_was_traced_for_one_platform_does_not_serve_another():
         ("an unknown device", True, {}),
     ],
 )
-def test_options_reach_the_compiler_that_knows_them(kind, taken, wanted, monkeypatch):
-    monkeypatch.setattr(platform, "_takes", lambda device, name, value: taken)
-    assert platform.compiler_options(SimpleNamespace(device_kind=kind)) == wanted
+def test_only_accepted_options_are_returned(kind, accepted, expected, monkeypatch):
+    monkeypatch.setattr(platform, "_accepts", lambda device, name, value: accepted)
+    assert platform.compiler_options(SimpleNamespace(device_kind=kind)) == expected
 
 
-def test_a_compiler_is_asked_whether_it_knows_an_option():
+def test_options_are_tested_by_compiling():
     device = jax.devices()[0]
-    assert not platform._takes(device, "xla_tpu_scoped_vmem_limit_kib", "32768")
+    assert not platform._accepts(device, "xla_tpu_scoped_vmem_limit_kib", "32768")
     name = "xla_cpu_experimental_ynn_fusion_type"
-    assert platform._takes(device, name, "LIBRARY_FUSION_TYPE_REDUCE")
+    assert platform._accepts(device, name, "LIBRARY_FUSION_TYPE_REDUCE")
 
 
-def test_on_cpu_neither_convolutions_nor_products_are_ynnpacks():
+def test_cpu_convolutions_and_products_do_not_use_ynnpack():
     options = platform.compiler_options()
     x, kernel = jnp.ones((2, 9, 9, 8)), jnp.ones((3, 3, 8, 8))
     convolved = jax.jit(conv.conv2d, compiler_options=options).lower(x, kernel)

@@ -28,7 +28,7 @@ def test_equals_the_literal_loop(size, padding, backend, monkeypatch):
     np.testing.assert_array_equal(got, literal_pool(x, size, padding))
 
 
-def test_both_ways_have_the_same_gradient(monkeypatch):
+def test_slices_and_windows_have_the_same_gradient(monkeypatch):
     x = jnp.array(np.random.default_rng(1).normal(size=(2, 8, 7, 3)), jnp.float32)
 
     def gradient():
@@ -41,7 +41,7 @@ def test_both_ways_have_the_same_gradient(monkeypatch):
     np.testing.assert_allclose(by_slices, gradient(), atol=1e-6)
 
 
-def test_padding_never_wins():
+def test_padding_is_never_the_maximum():
     x = jnp.full((1, 3, 3, 1), -1e30)
     y = ops.max_pool(x, 2, padding=(END, END))
     np.testing.assert_array_equal(y, np.full((1, 2, 2, 1), -1e30, np.float32))

@@ -33,12 +33,12 @@ def literal_unpool(x, kind, p, q):
 
 
 def source(p, padding_side):
-    """Where output p stands: odd ones two earlier with padding at the top left."""
+    """The output index that gives output p: two earlier for odd p and "top_left"."""
     return p - 2 if padding_side == "top_left" and p % 2 else p
 
 
 def literal_patches(x, kind, padding_side):
-    """What every output multiplies the kernel with: (b, 2h, 2w, 5, 5, c)."""
+    """The patch that every output multiplies by the kernel: (b, 2h, 2w, 5, 5, c)."""
     b, h, w, c = x.shape
     patches = np.zeros((b, 2 * h, 2 * w, 5, 5, c))
     for p in range(2 * h):
@@ -56,7 +56,7 @@ def literal_patches(x, kind, padding_side):
 
 @functools.cache
 def case(size, kind, padding_side):
-    """Input, kernel, cotangent; the expected value and both gradients, in float64."""
+    """Input, kernel, cotangent, expected output and both gradients, in float64."""
     rng = np.random.default_rng(0)
     h, w = size
     x = rng.normal(size=(2, h, w, CIN))
@@ -65,7 +65,7 @@ def case(size, kind, padding_side):
     patches = literal_patches(x, kind, padding_side)
     y = np.einsum("bpqakc,akcd->bpqd", patches, kernel)
     kernel_grad = np.einsum("bpqakc,bpqd->akcd", patches, g)
-    # Linear in x: the gradient at (i, j) is what a single one there gives.
+    # Linear in x: the gradient at (i, j) follows from a unit input at (i, j).
     ones = np.eye(h * w).reshape(h * w, h, w, 1)
     spread = literal_patches(ones, kind, padding_side)[..., 0]
     x_grad = np.einsum("npqak,akcd,bpqd->bnc", spread, kernel, g)
@@ -119,20 +119,20 @@ def test_equals_pytorchs_transposed_convolution():
     kernel = rng.normal(size=(5, 5, 6, 3)).astype(np.float32)
     expected = torch.nn.functional.conv_transpose2d(
         torch.from_numpy(x).permute(0, 3, 1, 2),
-        # torch 2.13: (cin, cout, kh, kw), turned by 180 degrees.
+        # torch 2.13: (cin, cout, kh, kw), rotated by 180 degrees.
         torch.from_numpy(kernel[::-1, ::-1].copy()).permute(2, 3, 0, 1),
         stride=2,
         padding=2,
         output_padding=1,
     ).permute(0, 2, 3, 1)
     got = ops.upconv(jnp.array(x), jnp.array(kernel))
-    np.testing.assert_allclose(got, expected.numpy(), atol=2e-5)
+    np.testing.assert_allclose(got, expected.numpy(), atol=5e-5)
 
 
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 def test_equals_the_four_convolutions_of_the_published_network(padding_side):
-    # fcrn.py of the published code: A 3x3, B 2x3, C 3x2, D 2x2; the side of two is
-    # padded by one at the top or left alone. Rows 2i of A and C, columns 2j of A and B.
+    # fcrn.py of the published code: A 3x3, B 2x3, C 3x2, D 2x2. An axis with two taps
+    # is padded by one on one side. A and C give rows 2i, A and B columns 2j.
     rng = np.random.default_rng(3)
     h, w = 3, 4
     x = rng.normal(size=(1, h, w, 2))
@@ -165,9 +165,9 @@ def test_phase_bias_keeps_the_dtype():
     assert ops.add_phase_bias(y, jnp.ones((2, 2, 3))).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("form", ops.FORMS)
+@pytest.mark.parametrize("form", ("auto", *ops.FORMS))
 @pytest.mark.parametrize("kind", ops.UNPOOLS)
-def test_dtype_and_shape_are_kept(form, kind):
+def test_dtype_is_kept_and_size_doubled(form, kind):
     x = jax.ShapeDtypeStruct((2, 3, 5, 4), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((5, 5, 4, 7), jnp.bfloat16)
     y = jax.eval_shape(functools.partial(ops.upconv, unpool=kind, form=form), x, kernel)
@@ -183,7 +183,7 @@ def test_default_forms():
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
-def test_auto_takes_the_backends_form(backend, monkeypatch):
+def test_auto_is_the_default_form_of_the_backend(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     shapes = jnp.zeros((1, 2, 2, 1)), jnp.zeros((5, 5, 1, 1))
     form = ops.default_form(backend)
@@ -196,8 +196,8 @@ def test_auto_takes_the_backends_form(backend, monkeypatch):
 
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 @pytest.mark.parametrize("kind", ops.UNPOOLS)
-@pytest.mark.parametrize("cin", [11, 25])  # a kernel's gradient by phases, and by taps
-def test_auto_on_cpu_has_the_gradients_of_one_form(cin, kind, padding_side):
+@pytest.mark.parametrize("cin", [11, 25])  # kernel gradient by phases and by taps
+def test_auto_on_cpu_equals_plain_in_value_and_gradients(cin, kind, padding_side):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 3, 2, cin)), rng.normal(size=(5, 5, cin, 4))
     g = rng.normal(size=(2, 6, 4, 4))
@@ -217,11 +217,11 @@ def test_auto_on_cpu_has_the_gradients_of_one_form(cin, kind, padding_side):
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-12)
 
 
-def test_auto_takes_a_large_kernels_gradient_tap_by_tap(monkeypatch):
+def test_auto_computes_the_gradient_of_large_kernels_by_taps(monkeypatch):
     def products(cin):
         x, kernel = jnp.zeros((2, 5, 7, cin)), jnp.zeros((5, 5, cin, 9))
-        total = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
-        return str(jax.make_jaxpr(total)(kernel)).count(" dot_general[")
+        gradient = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
+        return str(jax.make_jaxpr(gradient)(kernel)).count(" dot_general[")
 
     assert [products(cin) for cin in (69, 70)] == [0, 25]
 

@@ -1,4 +1,4 @@
-"""The published network as its authors' code keeps it: files, and a plain forward."""
+"""The published network: files as its authors wrote them, and a forward pass."""
 
 import struct
 from pathlib import Path
@@ -18,19 +18,19 @@ SMALL = {
 
 
 def random_dictionary(seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Seeded weights in the published dictionary's names and shapes."""
+    """Random weights with the names and shapes of the published dictionary."""
     rng = np.random.default_rng(seed)
-    found: dict[str, dict[str, np.ndarray]] = {}
+    layers: dict[str, dict[str, np.ndarray]] = {}
 
     def conv(name, kernel, cin, cout, *, bias):
         scale = np.float32(np.sqrt(2 / (kernel[0] * kernel[1] * cin)))
         weights = rng.standard_normal((*kernel, cin, cout), np.float32) * scale
-        found[name] = {"weights": weights}
+        layers[name] = {"weights": weights}
         if bias:
-            found[name]["biases"] = rng.normal(0, 0.1, cout).astype("f4")
+            layers[name]["biases"] = rng.normal(0, 0.1, cout).astype("f4")
 
     def norm(name, width, gain=1.0):
-        found[name] = {
+        layers[name] = {
             "scale": (gain * rng.uniform(0.5, 1.5, width)).astype("f4"),
             "offset": rng.normal(0, 0.1, width).astype("f4"),
             "mean": rng.normal(0, 0.1, width).astype("f4"),
@@ -39,7 +39,7 @@ def random_dictionary(seed: int) -> dict[str, dict[str, np.ndarray]]:
 
     conv("conv1", (7, 7), 3, 64, bias=True)
     norm("bn_conv1", 64)
-    found["bn_conv1"]["variance"] *= 2e4  # raw colours go in
+    layers["bn_conv1"]["variance"] *= 2e4  # the input is raw colours
     width = 64
     for stage, letters in BLOCKS.items():
         w = WIDTH[stage]
@@ -66,12 +66,12 @@ def random_dictionary(seed: int) -> dict[str, dict[str, np.ndarray]]:
         conv(f"layer{name}_Conv", (3, 3), cout, cout, bias=True)
         norm(f"layer{name}_BN", cout)
     conv("ConvPred", (3, 3), 64, 1, bias=True)
-    found["ConvPred"]["biases"] += 1
-    return found
+    layers["ConvPred"]["biases"] += 1
+    return layers
 
 
 def forward(dictionary, rgb: np.ndarray, *, side: str = "top_left") -> np.ndarray:
-    """Depth of raw colours (b, h, w, 3), layer by layer as its graph says."""
+    """Depth for raw colours (b, h, w, 3), layer by layer as in the published graph."""
     import torch
     import torch.nn.functional as F
 
@@ -109,7 +109,7 @@ def forward(dictionary, rgb: np.ndarray, *, side: str = "top_left") -> np.ndarra
     with torch.no_grad():
         x = torch.tensor(rgb.transpose(0, 3, 1, 2))
         x = F.relu(norm(conv(x, "conv1", 2), "bn_conv1"))
-        # TensorFlow's SAME: an even size is padded at the end alone.
+        # TensorFlow's SAME: even sizes are padded at the end only.
         (height, width), inf = x.shape[2:], float("-inf")
         pads = []
         for n in (width, height):
@@ -138,7 +138,7 @@ def forward(dictionary, rgb: np.ndarray, *, side: str = "top_left") -> np.ndarra
 
 
 def python2_pickle(obj) -> bytes:
-    """Protocol 2 as Python 2 with NumPy 1 writes it: byte strings, old module names."""
+    """A pickle as Python 2 with NumPy 1 writes it: byte strings, old module names."""
     return b"\x80\x02" + _emit(obj) + b"."
 
 
@@ -175,7 +175,7 @@ def _emit(obj) -> bytes:
 
 
 def write_npy(path: Path, payload: bytes) -> Path:
-    """A .npy file of one pickled object, as np.save wrote it."""
+    """Write a .npy file of one pickled object, as np.save does."""
     header = b"{'descr': 'O', 'fortran_order': False, 'shape': (), }"
     header = header.ljust(117) + b"\n"
     path.write_bytes(
@@ -185,6 +185,7 @@ def write_npy(path: Path, payload: bytes) -> Path:
 
 
 def save(path: Path, dictionary) -> Path:
+    """Write the published .npy file of a dictionary."""
     boxed = np.empty((), object)
     boxed[()] = dictionary
     return write_npy(path, python2_pickle(boxed))

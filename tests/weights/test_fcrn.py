@@ -1,4 +1,4 @@
-"""The published NYU network: read from its own formats, compared, and back."""
+"""The published NYU network: reading, comparing and converting both ways."""
 
 import hashlib
 import pickle
@@ -30,7 +30,7 @@ def npy(dictionary, tmp_path_factory):
     return fcrn_files.save(tmp_path_factory.mktemp("fcrn") / "net.npy", dictionary)
 
 
-def test_counts_are_the_published_ones(dictionary):
+def test_counts_equal_the_published_ones(dictionary):
     assert len(dictionary) == 157
     assert sum(map(len, dictionary.values())) == 394
     assert sum(x.nbytes for x in flat(dictionary).values()) == 254_534_660
@@ -40,17 +40,17 @@ def test_counts_are_the_published_ones(dictionary):
     assert sum(params) == 63_572_737
 
 
-def test_the_python_2_file_is_read_value_for_value(npy, dictionary):
-    # NumPy itself reads what the test wrote, and finds the same.
-    theirs = np.load(npy, allow_pickle=True, encoding="latin1").item()
-    got, wanted = fcrn.read(npy), flat(dictionary)
-    assert set(got) == set(wanted) == set(flat(theirs))
-    for name, x in wanted.items():
+def test_python_2_pickles_are_read_exactly(npy, dictionary):
+    # NumPy reads the test file, too, with the same content.
+    by_numpy = np.load(npy, allow_pickle=True, encoding="latin1").item()
+    got, expected = fcrn.read(npy), flat(dictionary)
+    assert set(got) == set(expected) == set(flat(by_numpy))
+    for name, x in expected.items():
         np.testing.assert_array_equal(got[name], x)
         assert got[name].dtype == np.float32
 
 
-def test_there_and_back_value_for_value(dictionary):
+def test_conversion_and_back_is_exact(dictionary):
     back = fcrn.to_dictionary(fcrn.convert(flat(dictionary)).arrays)
     assert set(back) == set(dictionary)
     for name, x in flat(dictionary).items():
@@ -60,8 +60,8 @@ def test_there_and_back_value_for_value(dictionary):
 @pytest.mark.slow
 @pytest.mark.parametrize("side", ["top_left", "bottom_right"])
 @pytest.mark.parametrize("size", [(64, 96), (37, 75)])
-def test_equals_a_plain_implementation(dictionary, side, size):
-    pytest.importorskip("torch", reason="the plain implementation uses PyTorch's ops")
+def test_equals_a_reference_implementation(dictionary, side, size):
+    pytest.importorskip("torch", reason="the reference implementation needs torch")
     layout = "fcrn" if side == "top_left" else "fcrn_make3d"
     model = create_model("upproj", layout=layout)
     arrays = fcrn.convert(flat(dictionary)).arrays
@@ -72,13 +72,13 @@ def test_equals_a_plain_implementation(dictionary, side, size):
     rgb = rng.integers(0, 256, (1, *size, 3)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
         got = np.asarray(jax.jit(model.apply)(variables, rgb))
-    wanted = fcrn_files.forward(dictionary, rgb, side=side)
-    assert got.shape == wanted.shape and (wanted > 0).mean() > 0.2
-    assert np.abs(got - wanted).max() <= 1e-4 * wanted.max()
+    expected = fcrn_files.forward(dictionary, rgb, side=side)
+    assert got.shape == expected.shape and (expected > 0).mean() > 0.2
+    assert np.abs(got - expected).max() <= 1e-4 * expected.max()
 
 
 @pytest.mark.slow
-def test_tensorflow_checkpoints(tmp_path, dictionary):
+def test_tensorflow_checkpoints_are_read_exactly(tmp_path, dictionary):
     tf = pytest.importorskip("tensorflow", reason="writes a TensorFlow checkpoint")
     arrays = flat(dictionary)
     extra = {"global_step": np.int64(3), "conv1/weights/Momentum": np.zeros(2, "f4")}
@@ -125,7 +125,7 @@ def write_checkpoint(prefix, *, version=2):
 
 
 def state_file(prefix):
-    """As TensorFlow writes it: with the folder of the machine it was written on."""
+    """Write a `checkpoint` file with the path of another folder, as TensorFlow does."""
     text = f'model_checkpoint_path: "/gone/{prefix.name}"\n'
     prefix.with_name("checkpoint").write_text(
         text + 'all_model_checkpoint_paths: "/gone/other"\n'
@@ -133,21 +133,21 @@ def state_file(prefix):
 
 
 @pytest.mark.slow
-def test_what_is_no_weight_in_a_checkpoint_is_left_out_and_said(tmp_path, caplog):
+def test_variables_other_than_weights_are_skipped_and_logged(tmp_path, caplog):
     for version in (1, 2):
         prefix = write_checkpoint(tmp_path / f"v{version}.ckpt", version=version)
         caplog.clear()
         with caplog.at_level("INFO", logger="jaxdepth"):
             got = fcrn.read(prefix)
-        # Of another network, but weights: compared, and listed as unexpected.
+        # Weights of other layers are read, and reported as unexpected.
         assert set(got) == {"conv1/weights", "extra/biases"}
         np.testing.assert_array_equal(got["conv1/weights"], SMALL["conv1/weights"])
-        assert "left out, as no weights: conv1/weights/Adam, global_step" in caplog.text
+        assert "skipped, not weights: conv1/weights/Adam, global_step" in caplog.text
     assert "extra/biases" in fcrn.convert(got).mismatch.unexpected
 
 
 @pytest.mark.slow
-def test_a_folder_that_holds_a_checkpoint(tmp_path):
+def test_checkpoints_are_found_in_folders(tmp_path):
     with pytest.raises(UserError, match="holds no TensorFlow checkpoint"):
         fcrn.read(tmp_path)
     first = write_checkpoint(tmp_path / "a.ckpt")
@@ -166,13 +166,13 @@ def test_a_folder_that_holds_a_checkpoint(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["v2.index", "v2.data-00000-of-00001", "v1"])
-def test_damaged_checkpoints_are_one_line(tmp_path, which):
+def test_damaged_checkpoints_raise_one_line_errors(tmp_path, which):
     for version in (1, 2):
         write_checkpoint(tmp_path / f"v{version}", version=version)
     content, rng = (tmp_path / which).read_bytes(), np.random.default_rng(0)
     refused = 0
     for _ in range(100):
-        (tmp_path / which).write_bytes(damage.changed(content, rng))
+        (tmp_path / which).write_bytes(damage.damaged(content, rng))
         try:
             fcrn.read(tmp_path / which)
         except UserError as error:
@@ -200,18 +200,18 @@ def test_the_command_takes_a_checkpoint_and_its_checksum(tmp_path, dictionary):
     assert weights.sha256 == hashlib.sha256(content).hexdigest()
 
 
-def test_layers_of_no_use_in_the_dictionary_are_listed(tmp_path, caplog):
-    arrays = {"weights": np.zeros((7, 7, 3, 64), "f4"), "comment": "of no use"}
+def test_other_entries_of_the_dictionary_are_skipped_and_logged(tmp_path, caplog):
+    arrays = {"weights": np.zeros((7, 7, 3, 64), "f4"), "comment": "text"}
     content = {"conv1": arrays, "extra": {"weights": np.zeros(3, "f4")}}
     content |= {"bare": np.zeros(2, "f4"), "epoch": "3"}
     with caplog.at_level("INFO", logger="jaxdepth"):
         got = fcrn.read(fcrn_files.save(tmp_path / "x.npy", content))
     assert fcrn.convert(got).mismatch.unexpected == ("bare", "extra/weights")
-    assert "left out, as no weights: conv1/comment, epoch" in caplog.text
+    assert "skipped, not weights: conv1/comment, epoch" in caplog.text
 
 
 @pytest.mark.parametrize("header", [b"{'descr': 'O", b"{'shape': (", b"(" * 90, b"\\"])
-def test_a_damaged_header_is_one_line(tmp_path, header):
+def test_damaged_headers_are_rejected(tmp_path, header):
     path = fcrn_files.write_npy(tmp_path / "x.npy", b"")
     content = path.read_bytes()
     path.write_bytes(content[:10] + header.ljust(len(content) - 11) + b"\n")
@@ -220,24 +220,24 @@ def test_a_damaged_header_is_one_line(tmp_path, header):
 
 
 @pytest.mark.slow
-def test_the_command_there_and_back(npy, dictionary, tmp_path):
+def test_the_command_converts_both_ways(npy, dictionary, tmp_path):
     ours, back = tmp_path / "nyu.safetensors", tmp_path / "back.npy"
     assert convert_fcrn.command([str(npy), str(ours)]) == 0
     assert convert_fcrn.command(["--reverse", str(ours), str(back)]) == 0
-    theirs = np.load(back, allow_pickle=True, encoding="latin1").item()
+    by_numpy = np.load(back, allow_pickle=True, encoding="latin1").item()
     for name, x in flat(dictionary).items():
-        np.testing.assert_array_equal(flat(theirs)[name], x)
-    # Ours reads what Python 3 wrote, too.
+        np.testing.assert_array_equal(flat(by_numpy)[name], x)
+    # `read` accepts pickles of Python 3, too.
     assert set(fcrn.read(back)) == set(flat(dictionary))
     with pytest.raises(UserError, match="not overwritten"):
         convert_fcrn.command([str(npy), str(ours)])
 
 
-def test_mistakes_are_said_before_the_work(tmp_path, npy, monkeypatch):
-    def worked(*_):
+def test_wrong_arguments_are_reported_before_reading(tmp_path, npy, monkeypatch):
+    def fail(*_):
         raise AssertionError("the file was read")
 
-    monkeypatch.setattr(fcrn, "read", worked)
+    monkeypatch.setattr(fcrn, "read", fail)
     with pytest.raises(UserError, match="no folder"):
         convert_fcrn.command([str(npy), str(tmp_path / "none" / "x.safetensors")])
     with pytest.raises(UserError, match=r"ends in \.safetensors"):
@@ -246,7 +246,7 @@ def test_mistakes_are_said_before_the_work(tmp_path, npy, monkeypatch):
         convert_fcrn.command(["--reverse", "x", str(tmp_path / "x.pth")])
 
 
-def test_average_unpooling_has_no_published_form(tmp_path, monkeypatch):
+def test_average_unpooling_is_not_exported(tmp_path, monkeypatch):
     one = np.zeros((), np.float32)
     arrays = {path: np.broadcast_to(one, n) for path, n in fcrn.shapes().items()}
     network = trained_network.Network(arrays, "fcrn", "average", "a run")
@@ -255,7 +255,7 @@ def test_average_unpooling_has_no_published_form(tmp_path, monkeypatch):
         convert_fcrn.command(["--reverse", "x", str(tmp_path / "x.npy")])
 
 
-def test_all_that_is_wrong_is_listed(dictionary, tmp_path):
+def test_all_mismatches_are_listed(dictionary, tmp_path):
     arrays = flat(dictionary)
     del arrays["layer8x_br1_ConvB/weights"]
     arrays["layer4x_br2_ConvC/biases"] = np.zeros(3, np.float32)
@@ -276,7 +276,7 @@ class Payload:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_a_malicious_file_does_not_run(tmp_path):
+def test_malicious_pickles_are_not_run(tmp_path):
     marker = tmp_path / "ran"
     path = fcrn_files.write_npy(
         tmp_path / "x.npy", pickle.dumps(Payload(marker), protocol=2)
@@ -286,7 +286,7 @@ def test_a_malicious_file_does_not_run(tmp_path):
     assert not marker.exists()
 
 
-def test_other_files_are_refused(tmp_path, npy):
+def test_other_files_are_rejected(tmp_path, npy):
     np.save(tmp_path / "a.npy", np.zeros(3))
     with pytest.raises(UserError, match="not the dictionary"):
         fcrn.read(tmp_path / "a.npy")

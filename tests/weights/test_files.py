@@ -1,4 +1,4 @@
-"""Converted weights on disk, and into a state."""
+"""Files of converted weights, and training states that start from them."""
 
 import dataclasses
 import errno
@@ -21,12 +21,12 @@ from tests import tiny
 
 
 @functools.cache
-def fresh():
+def initial_state():
     return tiny.state(tiny.spec("upproj"))
 
 
-def some(state, **fields) -> files.Weights:
-    """Weights whose every number is 2, of the state's whole network."""
+def filled_weights(state, **fields) -> files.Weights:
+    """Weights for every array of a state, filled with 2."""
     arrays = {
         k: np.full(x.shape, 2, np.float32) for k, x in flatten(state.variables).items()
     }
@@ -39,28 +39,28 @@ def some(state, **fields) -> files.Weights:
     return files.Weights.of_layout(arrays, "torchvision", **(defaults | fields))
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_weights_are_read_back(tmp_path):
     path = tmp_path / "w.safetensors"
-    weights = some(fresh())
+    weights = filled_weights(initial_state())
     files.write(path, weights)
-    again = files.read(path)
-    assert set(again.arrays) == set(weights.arrays)
+    read = files.read(path)
+    assert set(read.arrays) == set(weights.arrays)
     for name, x in weights.arrays.items():
-        np.testing.assert_array_equal(again.arrays[name], x)
-    assert dataclasses.replace(again, arrays={}) == dataclasses.replace(
+        np.testing.assert_array_equal(read.arrays[name], x)
+    assert dataclasses.replace(read, arrays={}) == dataclasses.replace(
         weights, arrays={}
     )
-    assert again.rgb_mean == (123.675, 116.28, 103.53)
+    assert read.rgb_mean == (123.675, 116.28, 103.53)
     with pytest.raises(UserError, match="not overwritten"):
         files.write(path, weights)
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match="no such file"):
         files.read(path)
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         files.read(path)
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, path)
     with pytest.raises(UserError, match="convert it with"):
@@ -74,9 +74,9 @@ def test_other_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("value", ["3", "[1, 2]", '"ab"', "{", "[[1], 2, 3]"])
 @pytest.mark.parametrize("name", ["rgb_mean", "layout", "init"])
-def test_damaged_metadata_are_one_line(tmp_path, name, value):
+def test_damaged_metadata_are_rejected(tmp_path, name, value):
     path = tmp_path / "w.safetensors"
-    files.write(path, some(fresh()))
+    files.write(path, filled_weights(initial_state()))
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
     safetensors.numpy.save_file(
@@ -86,15 +86,19 @@ def test_damaged_metadata_are_one_line(tmp_path, name, value):
         weights = files.read(path)
     except UserError as error:
         assert "metadata are damaged" in str(error)
-    else:  # a word, or numbers: where it is used
+    else:  # of the right type: rejected on use
         with pytest.raises(UserError):
             initialize.start_from(
-                fresh(), weights, init="imagenet", layout="torchvision", where="w"
+                initial_state(),
+                weights,
+                init="imagenet",
+                layout="torchvision",
+                where="w",
             )
 
 
-def raw(path, dtype: str, data: bytes, count: int):
-    """A safetensors file of one array whose type NumPy may not have."""
+def write_raw(path, dtype: str, data: bytes, count: int):
+    """Write a safetensors file of one array, of a type that NumPy may lack."""
     header = {"a": {"dtype": dtype, "shape": [count], "data_offsets": [0, len(data)]}}
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
@@ -112,8 +116,8 @@ NAME = "batch_stats/encoder/bn_init/var"
         ({"value": -1}, "holds variances below zero"),
     ],
 )
-def test_what_no_network_may_take_is_refused(tmp_path, changed, words):
-    weights = some(fresh())
+def test_invalid_values_are_rejected(tmp_path, changed, words):
+    weights = filled_weights(initial_state())
     assert NAME in weights.arrays
     array = np.full(weights.arrays[NAME].shape, changed.get("value", 1))
     array = array.astype(changed.get("dtype", np.float32))
@@ -126,7 +130,7 @@ def test_what_no_network_may_take_is_refused(tmp_path, changed, words):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_floats_become_float32(tmp_path, dtype):
-    weights = some(fresh())
+    weights = filled_weights(initial_state())
     arrays = {name: x.astype(dtype) for name, x in weights.arrays.items()}
     path = tmp_path / "w.safetensors"
     files.write(path, dataclasses.replace(weights, arrays=arrays))
@@ -135,36 +139,36 @@ def test_other_floats_become_float32(tmp_path, dtype):
         np.testing.assert_array_equal(x, weights.arrays[name])
 
 
-def test_bfloat16_becomes_float32_and_float8_is_refused(tmp_path):
-    path = raw(tmp_path / "w", "BF16", b"\x80\x3f\x20\xc0", 2)
+def test_bfloat16_becomes_float32_and_float8_is_rejected(tmp_path):
+    path = write_raw(tmp_path / "w", "BF16", b"\x80\x3f\x20\xc0", 2)
     arrays, _ = files.read_safetensors(path)
     assert arrays["a"].dtype == np.float32
     np.testing.assert_array_equal(arrays["a"], [1, -2.5])
-    raw(path, "F8_E4M3", b"\x00\x01", 2)
+    write_raw(path, "F8_E4M3", b"\x00\x01", 2)
     with pytest.raises(UserError, match="a is of type F8_E4M3"):
         files.read_safetensors(path)
 
 
-def test_a_header_of_another_length_is_refused(tmp_path):
-    path = raw(tmp_path / "w", "F32", bytes(8), 2)
+def test_a_wrong_header_length_is_rejected(tmp_path):
+    path = write_raw(tmp_path / "w", "F32", bytes(8), 2)
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     for wrong in (0, length - 1, length + 1, length + 100, 1 << 40):
         path.write_bytes(struct.pack("<Q", wrong) + content[8:])
-        with pytest.raises(UserError, match="not a whole safetensors file"):
+        with pytest.raises(UserError, match="not a complete safetensors file"):
             files.read_safetensors(path)
 
 
-def test_the_home_is_found_behind_a_flag(tmp_path, monkeypatch):
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    files.write(tmp_path / "w.safetensors", some(fresh()))
+    files.write(tmp_path / "w.safetensors", filled_weights(initial_state()))
     assert files.read("~/w.safetensors").init == "imagenet"
     assert files.output("~/out.npy", ".npy") == tmp_path / "out.npy"
     with pytest.raises(UserError, match="is a folder"):
         files.read("~/")
 
 
-def test_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_unwritable_outputs_are_reported(tmp_path, monkeypatch):
     (tmp_path / "a.pth").touch()
     with pytest.raises(UserError, match="not overwritten"):
         files.output(str(tmp_path / "a.pth"), ".pth")
@@ -178,23 +182,23 @@ def test_where_nothing_can_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(MachineError, match="could not be written: No space"):
-        files.write(tmp_path / "w.safetensors", some(fresh()))
+        files.write(tmp_path / "w.safetensors", filled_weights(initial_state()))
 
 
-def test_a_checksum_of_several_files_is_that_of_all_of_them(tmp_path):
+def test_the_checksum_of_several_files_covers_all_of_them(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
-    wanted = hashlib.sha256(b"onetwo").hexdigest()
-    assert files.sha256(tmp_path / "a", tmp_path / "b") == wanted
+    expected = hashlib.sha256(b"onetwo").hexdigest()
+    assert files.sha256(tmp_path / "a", tmp_path / "b") == expected
 
 
 @pytest.mark.parametrize(
     ("init", "parts"),
     [("imagenet", {"encoder"}), ("nyu", {"encoder", "decoder", "head"})],
 )
-def test_what_starts_from_weights(init, parts):
-    state = fresh()
-    weights = some(state, init=init)
+def test_init_selects_the_parts_that_start_from_weights(init, parts):
+    state = initial_state()
+    weights = filled_weights(state, init=init)
     started = initialize.start_from(
         state, weights, init=init, layout="torchvision", where="w"
     )
@@ -205,9 +209,9 @@ def test_what_starts_from_weights(init, parts):
     assert jax.tree.structure(started) == jax.tree.structure(state)
 
 
-def test_a_kept_classifier_is_left_out():
-    state = fresh()
-    weights = some(state)
+def test_a_classifier_is_ignored():
+    state = initial_state()
+    weights = filled_weights(state)
     extra = {"params/fc/kernel": np.zeros((8, 3), np.float32)}
     weights = dataclasses.replace(weights, arrays={**weights.arrays, **extra})
     initialize.start_from(
@@ -215,9 +219,9 @@ def test_a_kept_classifier_is_left_out():
     )
 
 
-def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
-    state = fresh()
-    weights = some(state)
+def test_arrays_of_no_part_of_the_network_are_ignored():
+    state = initial_state()
+    weights = filled_weights(state)
     weights = dataclasses.replace(
         weights, arrays={**weights.arrays, "bare": np.zeros(1, np.float32)}
     )
@@ -242,22 +246,22 @@ def test_arrays_that_are_of_no_part_of_a_network_are_left_out():
         ({"rgb_mean": (0.0, 0.0, 0.0)}, "normalised by rgb_mean"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(change, words):
-    state = fresh()
-    weights = dataclasses.replace(some(state), **change)
+def test_weights_of_another_kind_are_rejected(change, words):
+    state = initial_state()
+    weights = dataclasses.replace(filled_weights(state), **change)
     with pytest.raises(UserError, match=words):
         initialize.start_from(
             state, weights, init="imagenet", layout="torchvision", where="w"
         )
 
 
-def test_what_differs_is_named():
-    state = fresh()
-    arrays = dict(some(state).arrays)
+def test_mismatches_are_summarized():
+    state = initial_state()
+    arrays = dict(filled_weights(state).arrays)
     name = next(k for k in arrays if k.startswith("params/encoder"))
     arrays[name] = np.zeros((1, 2), np.float32)
     arrays["params/encoder/more"] = np.zeros(1, np.float32)
-    weights = dataclasses.replace(some(state), arrays=arrays)
+    weights = dataclasses.replace(filled_weights(state), arrays=arrays)
     with pytest.raises(UserError, match=r"1 unexpected.*1 misshapen.*\(1, 2\)"):
         initialize.start_from(
             state, weights, init="imagenet", layout="torchvision", where="w"

@@ -1,4 +1,4 @@
-"""Damaged files of every format: read, or refused in one line, and nothing else."""
+"""Damaged files of every format are read, or rejected with an error of one line."""
 
 import collections
 
@@ -20,8 +20,8 @@ ARRAYS = {
 
 def checkpoint(path, *, legacy):
     def wrap(d):
-        beside = {"best": np.float64(1.5), "classes": {1, 2}, "mean": np.zeros(3)}
-        return {"epoch": 3, **beside, "state_dict": collections.OrderedDict(d)}
+        extra = {"best": np.float64(1.5), "classes": {1, 2}, "mean": np.zeros(3)}
+        return {"epoch": 3, **extra, "state_dict": collections.OrderedDict(d)}
 
     return torch_files.save(path, ARRAYS, legacy=legacy, wrap=wrap)
 
@@ -60,17 +60,17 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_damage_is_one_line_or_nothing(name, tmp_path):
+def test_damaged_files_raise_one_line_errors_at_most(name, tmp_path):
     write, read = FORMATS[name]
-    content = write(tmp_path / "whole").read_bytes()
+    content = write(tmp_path / "intact").read_bytes()
     path = tmp_path / "damaged"
     rng = np.random.default_rng(0)
-    refused = 0
+    rejected = 0
     for _ in range(500):
-        path.write_bytes(damage.changed(content, rng))
+        path.write_bytes(damage.damaged(content, rng))
         try:
             read(path)
         except UserError as error:
-            refused += 1
+            rejected += 1
             assert "\n" not in str(error) and len(str(error)) < 400
-    assert refused > 100
+    assert rejected > 100

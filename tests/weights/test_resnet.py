@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50: converted, compared with PyTorch, and back."""
+"""torchvision's ResNet-50: conversion both ways and parity with PyTorch."""
 
 import lzma
 
@@ -29,11 +29,13 @@ def random_weights():
 
 @pytest.fixture(scope="module")
 def real_weights(shared_data, tmp_path_factory):
-    packed = shared_data / "resnet50_imagenet" / "resnet50_imagenet_pqf.safetensors.xz"
-    if not packed.exists():
-        pytest.skip("no real ResNet-50 weights here")
+    compressed = (
+        shared_data / "resnet50_imagenet" / "resnet50_imagenet_pqf.safetensors.xz"
+    )
+    if not compressed.exists():
+        pytest.skip(f"real ResNet-50 weights needed: {compressed}")
     path = tmp_path_factory.mktemp("weights") / "resnet50.safetensors"
-    path.write_bytes(lzma.decompress(packed.read_bytes()))
+    path.write_bytes(lzma.decompress(compressed.read_bytes()))
     arrays = resnet.read_state_dict(path)
     return {name: x.astype(np.float32) for name, x in arrays.items()}
 
@@ -75,20 +77,20 @@ def apply(network, image, *, train):
     return y, stages, changed["batch_stats"]
 
 
-def assert_close(got, wanted, tolerance=1e-4):
-    scale = np.abs(wanted).max()
-    assert np.abs(np.asarray(got) - wanted).max() <= tolerance * scale
+def assert_close(got, expected, tolerance=1e-4):
+    scale = np.abs(expected).max()
+    assert np.abs(np.asarray(got) - expected).max() <= tolerance * scale
 
 
 def assert_parity(state_dict, size, *, train):
     network, _ = variables(state_dict)
     image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
     got, stages, stats = (trained if train else evaluated)(network, image)
-    outputs, _, their_stats = torch_resnet.forward(
+    outputs, _, expected_stats = torch_resnet.forward(
         state_dict, image.transpose(0, 3, 1, 2), train=train
     )
-    for mine, theirs in zip(stages, outputs, strict=True):
-        assert_close(mine, theirs)
+    for stage, expected in zip(stages, outputs, strict=True):
+        assert_close(stage, expected)
     assert_close(got, outputs[-1])
     if train:
         stats = jax.tree.map(np.asarray, stats)
@@ -98,8 +100,8 @@ def assert_parity(state_dict, size, *, train):
         }
         flat = flatten(tree)
         back = resnet.to_state_dict(flat)
-        for name, wanted in their_stats.items():
-            assert_close(back[name], wanted)
+        for name, expected in expected_stats.items():
+            assert_close(back[name], expected)
 
 
 SIZES = [(224, 224), (228, 304), (97, 131)]
@@ -109,7 +111,7 @@ SIZES = [(224, 224), (228, 304), (97, 131)]
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("which", ["random_weights", "real_weights"])
-def test_every_stage_equals_pytorch_s(request, which, size, train):
+def test_every_stage_equals_pytorch(request, which, size, train):
     pytest.importorskip("torch", reason="parity with PyTorch needs torch")
     assert_parity(request.getfixturevalue(which), size, train=train)
 
@@ -123,7 +125,7 @@ def logits_of(state_dict, rgb):
 
 
 @pytest.mark.slow
-def test_logits_of_the_real_weights(real_weights, shared_data):
+def test_logits_of_the_real_weights_equal_the_stored_ones(real_weights, shared_data):
     stored = np.load(shared_data / "resnet50_imagenet" / "reference_logits.npz")
     got, _ = logits_of(real_weights, stored["images_uint8_nhwc"])
     assert_close(got, stored["logits_float32"])
@@ -132,7 +134,7 @@ def test_logits_of_the_real_weights(real_weights, shared_data):
 
 
 @pytest.mark.slow
-def test_logits_on_real_frames_equal_pytorch_s(real_weights, shared_data):
+def test_logits_on_real_frames_equal_pytorch(real_weights, shared_data):
     pytest.importorskip("torch", reason="parity with PyTorch needs torch")
     frames = sorted((shared_data / "nyu_train" / "rgb").glob("*.jpg"))[:32]
     rgb = []
@@ -141,21 +143,21 @@ def test_logits_on_real_frames_equal_pytorch_s(real_weights, shared_data):
             rgb.append(np.asarray(picture.resize((304, 228))))
     for k in range(0, 32, 8):
         got, image = logits_of(real_weights, np.stack(rgb[k : k + 8]))
-        _, wanted, _ = torch_resnet.forward(real_weights, image.transpose(0, 3, 1, 2))
-        assert_close(got, wanted)
+        _, expected, _ = torch_resnet.forward(real_weights, image.transpose(0, 3, 1, 2))
+        assert_close(got, expected)
 
 
-def test_there_and_back_value_for_value(random_weights):
+def test_conversion_and_back_is_exact(random_weights):
     converted = resnet.convert(random_weights)
     assert not converted.mismatch
-    # 320 arrays less the 53 counters.
+    # 320 arrays without the 53 counters.
     assert len(converted.arrays) == 267
     back = resnet.to_state_dict(converted.arrays)
     assert set(back) == set(random_weights)
     for name, x in random_weights.items():
-        wanted = np.zeros_like(x) if name.endswith("num_batches_tracked") else x
+        expected = np.zeros_like(x) if name.endswith("num_batches_tracked") else x
         assert back[name].dtype == x.dtype and back[name].shape == x.shape
-        np.testing.assert_array_equal(back[name], wanted)
+        np.testing.assert_array_equal(back[name], expected)
 
 
 def without(arrays, *endings):
@@ -173,7 +175,7 @@ def test_fc_and_counters_may_be_absent(random_weights):
     assert not resnet.convert(other).mismatch
 
 
-def test_all_that_is_wrong_is_listed(random_weights):
+def test_all_mismatches_are_listed(random_weights):
     wrong = without(random_weights, "layer2.0.bn1.bias", "fc.bias")
     wrong |= {
         "layer3.0.conv2.weight": np.zeros((256, 256, 1, 1), np.float32),
@@ -188,7 +190,7 @@ def test_all_that_is_wrong_is_listed(random_weights):
     assert "2 missing" in mismatch.summary()
 
 
-def test_values_that_are_not_finite_are_refused(random_weights):
+def test_invalid_values_are_rejected(random_weights):
     bad = dict(random_weights)
     for value, words in ((np.nan, "values that are not finite"), (-1, "variances")):
         bad["bn1.running_var"] = np.full(64, value, np.float32)
@@ -205,7 +207,7 @@ SMALL = {
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
 @pytest.mark.parametrize("prefix", ["", "module.", "module.backbone."])
-def test_wrapped_and_prefixed_state_dicts(tmp_path, legacy, wrapper, prefix):
+def test_wrapped_and_prefixed_state_dicts_are_read(tmp_path, legacy, wrapper, prefix):
     arrays = {prefix + name: x for name, x in SMALL.items()}
     path = torch_files.save(
         tmp_path / "x.pth",
@@ -218,15 +220,15 @@ def test_wrapped_and_prefixed_state_dicts(tmp_path, legacy, wrapper, prefix):
     np.testing.assert_array_equal(got["conv1.weight"], SMALL["conv1.weight"])
 
 
-def test_safetensors_in_half_precision(tmp_path):
+def test_safetensors_in_half_precision_are_read(tmp_path):
     path = tmp_path / "x.safetensors"
     halves = {f"module.{k}": v.astype(np.float16) for k, v in SMALL.items()}
     safetensors.numpy.save_file(halves, path)
     assert set(resnet.read_state_dict(path)) == set(SMALL)
 
 
-def test_a_header_that_begins_as_a_pickle_does(tmp_path):
-    """Its length is the first byte: 128 is that of a pickle as well."""
+def test_safetensors_that_begin_like_a_pickle_are_read(tmp_path):
+    """The first byte of the header size can be 128, as in a pickle."""
     path = tmp_path / "x.safetensors"
     for length in (128, 640):
         text = (
@@ -238,7 +240,7 @@ def test_a_header_that_begins_as_a_pickle_does(tmp_path):
         assert list(resnet.read_state_dict(path)) == ["conv1.weight"]
 
 
-def test_arrays_beside_the_state_dict_are_not_taken_for_it(tmp_path):
+def test_arrays_beside_the_state_dict_are_ignored(tmp_path):
     path = torch_files.save(
         tmp_path / "x.pth",
         SMALL | {"batch": np.zeros((1, 3, 4, 4), np.float32)},
@@ -248,19 +250,19 @@ def test_arrays_beside_the_state_dict_are_not_taken_for_it(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_whole_networks_are_refused_by_name(tmp_path, legacy):
+def test_pickled_modules_are_rejected_by_name(tmp_path, legacy):
     path = tmp_path / "x.pth"
     network = torch_files.Call(torch_files.Named("their.models", "ResNet"))
     for wrap in (lambda _: network, lambda _: {"model": network, "epoch": 1}):
         torch_files.save(path, {}, legacy=legacy, wrap=wrap)
         with pytest.raises(
-            UserError, match=r"whole their\.models\.ResNet, .*state_dict"
+            UserError, match=r"class their\.models\.ResNet, .*state_dict"
         ):
             resnet.read_state_dict(path)
 
 
 def save_as(path, random_weights, prefix="", head=()):
-    """The encoder under a prefix, and other arrays beside it."""
+    """Save the encoder under a prefix, and other arrays."""
     encoder = {k: v for k, v in random_weights.items() if not k.startswith("fc.")}
     arrays = {prefix + name: x for name, x in encoder.items()} | dict(head)
     return torch_files.save(path, arrays, wrap=lambda d: {"state_dict": d})
@@ -280,17 +282,17 @@ CONVOLUTION = np.ones((8, 2048, 3, 3), np.float32)
         ("module.", {"module.fc.weight": DENSE}),
     ],
 )
-def test_other_heads_are_left_out_and_told(
+def test_other_heads_are_skipped_and_logged(
     tmp_path, random_weights, caplog, prefix, head
 ):
     caplog.set_level("INFO")
     path = save_as(tmp_path / "x.pth", random_weights, prefix, head)
-    found = resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
-    assert found.keys() == resnet.shapes().keys() - {
+    arrays = resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
+    assert arrays.keys() == resnet.shapes().keys() - {
         "params/fc/kernel",
         "params/fc/bias",
     }
-    assert "left out, as no" in caplog.text
+    assert "skipped, not" in caplog.text
     assert min(head).removeprefix("module.") in caplog.text
 
 
@@ -302,13 +304,13 @@ def test_other_heads_are_left_out_and_told(
         ("stem.weight", CONVOLUTION),
     ],
 )
-def test_other_networks_are_not_taken_for_one(tmp_path, random_weights, name, array):
+def test_other_networks_are_rejected(tmp_path, random_weights, name, array):
     path = save_as(tmp_path / "x.pth", random_weights, head={name: array})
     with pytest.raises(UserError, match=f"1 unexpected .{name}"):
         resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
 
 
-def test_other_colours_behind_a_prefix_are_named(tmp_path, random_weights):
+def test_four_input_channels_behind_a_prefix_are_rejected(tmp_path, random_weights):
     four = np.ones((64, 4, 7, 7), np.float32)
     path = save_as(
         tmp_path / "x.pth", random_weights | {"conv1.weight": four}, "module."
@@ -317,18 +319,18 @@ def test_other_colours_behind_a_prefix_are_named(tmp_path, random_weights):
         resnet.convert(resnet.read_state_dict(path)).checked("x", "a ResNet-50")
 
 
-def test_the_only_state_dict_is_found_whatever_its_name(tmp_path, caplog):
+def test_a_single_state_dict_is_found_under_any_name(tmp_path, caplog):
     caplog.set_level("INFO")
     path = tmp_path / "x.pth"
     torch_files.save(path, dict(SMALL), wrap=lambda d: {"epoch": 3, "student": d})
     assert set(resnet.read_state_dict(path)) == set(SMALL)
-    assert "taken from its part 'student'" in caplog.text
+    assert "using the state dict 'student'" in caplog.text
     torch_files.save(path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": d})
     with pytest.raises(UserError, match=r"several state dicts \(student, teacher\)"):
         resnet.read_state_dict(path)
 
 
-def test_integers_are_no_weights(random_weights):
+def test_integers_and_overflows_are_rejected(random_weights):
     bad = random_weights | {"bn1.bias": np.ones(64, np.int8)}
     with pytest.raises(UserError, match=r"bn1\.bias holds int8, not weights"):
         resnet.convert(bad).checked("x.pth", "a network")
@@ -337,7 +339,7 @@ def test_integers_are_no_weights(random_weights):
         resnet.convert(large).checked("x.pth", "a network")
 
 
-def test_files_without_a_state_dict_are_refused(tmp_path):
+def test_files_without_a_state_dict_are_rejected(tmp_path):
     path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"epoch": 1})
     with pytest.raises(UserError, match="holds no state dict"):
         resnet.read_state_dict(path)
@@ -349,7 +351,7 @@ def test_files_without_a_state_dict_are_refused(tmp_path):
 
 
 def small_network(layout):
-    """A small `upproj` with lively weights, its sizes, and its variables."""
+    """A small `upproj`, its sizes, and random weights without zeros and ones."""
     sizes = {
         "stage_sizes": (1, 2),
         "width": 4,
@@ -374,40 +376,40 @@ def small_network(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(32, 48), (37, 55)])
-def test_a_plain_pytorch_network_takes_ours_over(layout, size):
-    torch = pytest.importorskip("torch", reason="a network in PyTorch")
+def test_a_pytorch_network_loads_the_exported_state_dict(layout, size):
+    torch = pytest.importorskip("torch", reason="parity with PyTorch needs torch")
     from . import torch_upproj
 
     model, sizes, arrays = small_network(layout)
-    theirs = torch_upproj.UpProj(LAYOUTS[layout], **sizes).eval()
+    torch_model = torch_upproj.UpProj(LAYOUTS[layout], **sizes).eval()
     state_dict = resnet.to_state_dict(arrays)
-    theirs.load_state_dict({k: torch.tensor(x) for k, x in state_dict.items()})
+    torch_model.load_state_dict({k: torch.tensor(x) for k, x in state_dict.items()})
     image = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
     with torch.no_grad():
-        wanted = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
+        expected = torch_model(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     variables = traverse_util.unflatten_dict(arrays, sep="/")
     with jax.default_matmul_precision("highest"):
         got = np.asarray(jax.jit(model.apply)(variables, image))
-    assert got.shape == wanted.shape and got.std() > 0.01
-    assert_close(got, wanted)
+    assert got.shape == expected.shape and got.std() > 0.01
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_array_of_ours_is_there_and_comes_back(layout):
+def test_every_array_is_exported_and_imported_exactly(layout):
     _, _, arrays = small_network(layout)
     bias = layout != "torchvision"
     entries = name_tables.resnet((1, 2), bias=bias) + name_tables.decoder(2, bias=bias)
     shapes = {path: x.shape for path, x in arrays.items()}
     state_dict = resnet.to_state_dict(arrays)
-    again = name_tables.convert(
+    imported = name_tables.convert(
         entries, state_dict, shapes, ignored=lambda n: n.endswith("num_batches_tracked")
     )
-    assert not again.mismatch and set(again.arrays) == set(arrays)
+    assert not imported.mismatch and set(imported.arrays) == set(arrays)
     for path, x in arrays.items():
-        np.testing.assert_array_equal(again.arrays[path], x)
+        np.testing.assert_array_equal(imported.arrays[path], x)
 
 
-def test_arrays_of_another_network_are_not_written():
+def test_arrays_of_another_network_are_not_exported():
     _, _, arrays = small_network("torchvision")
     del arrays["params/decoder/bn_in/scale"]
     arrays["params/more/kernel"] = np.zeros(3, np.float32)

@@ -1,4 +1,4 @@
-"""Checkpoint files of PyTorch, read without it and without running code."""
+"""Reading PyTorch checkpoint files without PyTorch and without running code."""
 
 import argparse
 import collections
@@ -21,7 +21,7 @@ from jaxdepth.weights import torchfile
 from . import torch_files
 
 
-def some_arrays() -> dict[str, np.ndarray]:
+def example_arrays() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {
         "a.weight": rng.normal(size=(3, 2, 5)).astype(np.float32),
@@ -32,22 +32,22 @@ def some_arrays() -> dict[str, np.ndarray]:
     }
 
 
-def assert_same(got, wanted):
-    assert list(got) == list(wanted)
-    for name, x in wanted.items():
+def assert_same(got, expected):
+    assert list(got) == list(expected)
+    for name, x in expected.items():
         assert got[name].dtype == x.dtype and got[name].shape == x.shape
         np.testing.assert_array_equal(got[name], x)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_arrays_come_back_value_for_value(tmp_path, legacy):
-    path = torch_files.save(tmp_path / "x.pth", some_arrays(), legacy=legacy)
+def test_arrays_are_read_exactly(tmp_path, legacy):
+    path = torch_files.save(tmp_path / "x.pth", example_arrays(), legacy=legacy)
     assert torchfile.is_torch_file(path)
-    assert_same(torchfile.read(path), some_arrays())
+    assert_same(torchfile.read(path), example_arrays())
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_files_of_pytorch_itself(tmp_path, legacy):
+def test_files_from_pytorch_are_read_exactly(tmp_path, legacy):
     torch = pytest.importorskip("torch", reason="writes files with PyTorch")
     path = tmp_path / "x.pth"
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
@@ -76,7 +76,7 @@ def test_files_of_pytorch_itself(tmp_path, legacy):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_expanded_and_shared_tensors_of_pytorch_itself(tmp_path, legacy):
+def test_expanded_and_shared_tensors_from_pytorch_are_read_exactly(tmp_path, legacy):
     torch = pytest.importorskip("torch", reason="writes files with PyTorch")
     path = tmp_path / "x.pth"
     base = torch.arange(6, dtype=torch.float32)
@@ -95,7 +95,7 @@ def test_expanded_and_shared_tensors_of_pytorch_itself(tmp_path, legacy):
         assert got[name].dtype == np.float32
 
 
-def test_an_expanded_tensor_costs_nothing_however_large_it_claims_to_be(tmp_path):
+def test_expanded_tensors_allocate_no_memory(tmp_path):
     tree, _ = torch_files.tensors({"a": np.ones(1, np.float32)}, legacy=False)
     tree["a"].args = (tree["a"].args[0], 0, (1 << 40,), (0,), False, {})
     path = tmp_path / "x.pth"
@@ -106,21 +106,21 @@ def test_an_expanded_tensor_costs_nothing_however_large_it_claims_to_be(tmp_path
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_where_a_tensor_lay_does_not_matter(tmp_path, legacy):
-    arrays = some_arrays()
+def test_the_device_of_a_tensor_is_ignored(tmp_path, legacy):
+    arrays = example_arrays()
     halves = {"bf16": np.array([0x3F80, 0xC020], np.uint16)}
     path = torch_files.save(
         tmp_path / "x.pth", arrays | halves, legacy=legacy, location="cuda:0"
     )
-    wanted = {"bf16": np.array([1, -2.5], np.float32)}
-    assert_same(torchfile.read(path), arrays | wanted)
+    expected = {"bf16": np.array([1, -2.5], np.float32)}
+    assert_same(torchfile.read(path), arrays | expected)
 
 
 class Meter(dict):
-    """A dict of a class of their own."""
+    """A subclass of dict."""
 
 
-def as_training_scripts_keep_it(state_dict):
+def training_checkpoint(state_dict):
     return {
         "epoch": np.int64(3),
         "best_acc1": np.float64(76.5),
@@ -139,15 +139,15 @@ def as_training_scripts_keep_it(state_dict):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_what_training_scripts_keep_beside_weights_is_no_hindrance(tmp_path, legacy):
+def test_other_content_of_training_checkpoints_is_read_or_replaced(tmp_path, legacy):
     path = torch_files.save(
         tmp_path / "x.pth",
-        some_arrays(),
+        example_arrays(),
         legacy=legacy,
-        wrap=as_training_scripts_keep_it,
+        wrap=training_checkpoint,
     )
     got = torchfile.read(path)
-    assert_same(got["state_dict"], some_arrays())
+    assert_same(got["state_dict"], example_arrays())
     assert (got["epoch"], got["best_acc1"]) == (3, 76.5)
     assert got["meters"] == {"loss": [1.0]}
     np.testing.assert_array_equal(got["mean"], [1.5, 2.5])
@@ -155,14 +155,14 @@ def test_what_training_scripts_keep_beside_weights_is_no_hindrance(tmp_path, leg
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_training_checkpoints_of_pytorch_itself(tmp_path, legacy):
+def test_training_checkpoints_from_pytorch_are_read(tmp_path, legacy):
     torch = pytest.importorskip("torch", reason="writes files with PyTorch")
     path = tmp_path / "x.pth"
     module = torch.nn.Conv2d(3, 4, 3)
     optimizer = torch.optim.Adam(module.parameters())
     module(torch.zeros(1, 3, 8, 8)).sum().backward()
     optimizer.step()
-    content = as_training_scripts_keep_it(module.state_dict())
+    content = training_checkpoint(module.state_dict())
     content |= {
         "optimizer": optimizer.state_dict(),
         "best_acc1": torch.tensor(76.5),
@@ -174,26 +174,26 @@ def test_training_checkpoints_of_pytorch_itself(tmp_path, legacy):
     }
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     got = torchfile.read(path)
-    wanted = {k: v.numpy() for k, v in module.state_dict().items()}
-    assert_same(got["state_dict"], wanted)
+    expected = {k: v.numpy() for k, v in module.state_dict().items()}
+    assert_same(got["state_dict"], expected)
     assert got["best_acc1"] == 76.5
     assert got["model"].what == "torch.nn.modules.conv.Conv2d"
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_classes_that_are_not_known_are_never_imported(tmp_path, legacy, monkeypatch):
+def test_unknown_classes_are_not_imported(tmp_path, legacy, monkeypatch):
     (tmp_path / "evil_package.py").write_text("raise SystemExit('it ran')")
     monkeypatch.syspath_prepend(tmp_path)
-    kept = torch_files.Call(torch_files.Named("evil_package", "Settings"), {"a": 1})
-    kept = torch_files.Build(kept, {"b": 2})
+    settings = torch_files.Call(torch_files.Named("evil_package", "Settings"), {"a": 1})
+    settings = torch_files.Build(settings, {"b": 2})
     path = torch_files.save(
         tmp_path / "x.pth",
-        some_arrays(),
+        example_arrays(),
         legacy=legacy,
-        wrap=lambda d: {"args": kept, "state_dict": d},
+        wrap=lambda d: {"args": settings, "state_dict": d},
     )
     got = torchfile.read(path)
-    assert_same(got["state_dict"], some_arrays())
+    assert_same(got["state_dict"], example_arrays())
     assert got["args"].what == "evil_package.Settings" and not vars(got["args"])
     assert "evil_package" not in sys.modules
 
@@ -223,11 +223,11 @@ def test_classes_that_are_not_known_are_never_imported(tmp_path, legacy, monkeyp
         ("anything", "Outer.function"),
     ],
 )
-def test_what_is_not_data_is_refused_and_does_not_run(tmp_path, legacy, name):
+def test_functions_are_rejected_and_not_run(tmp_path, legacy, name):
     marker = tmp_path / "ran"
     call = torch_files.Call(torch_files.Named(*name), f"touch {marker}")
     path = torch_files.save(
-        tmp_path / "x.pth", some_arrays(), legacy=legacy, wrap=lambda d: {"a": call}
+        tmp_path / "x.pth", example_arrays(), legacy=legacy, wrap=lambda d: {"a": call}
     )
     words = re.escape(f"{name[0]}.{name[1]}, which is not data")
     with pytest.raises(UserError, match=words):
@@ -235,26 +235,26 @@ def test_what_is_not_data_is_refused_and_does_not_run(tmp_path, legacy, name):
     assert not marker.exists()
 
 
-def test_python_2_s_name_of_the_builtins_is_refused_too(tmp_path):
+def test_builtins_of_python_2_are_rejected(tmp_path):
     call = torch_files.Call(torch_files.Named("__builtin__", "eval"), "1")
     path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"a": call})
     with pytest.raises(UserError, match=r"builtins\.eval, which is not data"):
         torchfile.read(path)
 
 
-def test_a_memo_larger_than_the_file_is_refused(tmp_path):
-    """Python allocates it: at the largest index that is 64 GB."""
+def test_a_memo_larger_than_the_file_is_rejected(tmp_path):
+    """Python allocates the memo: 64 GB for the largest index."""
     content = (
         pickle.dumps([1], protocol=2)[:-1] + b"r" + (1 << 20).to_bytes(4, "little")
     )
     path = tmp_path / "x.pth"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", content + b".")
-    with pytest.raises(UserError, match="place 1048576 of a memo"):
+    with pytest.raises(UserError, match="memo index 1048576"):
         torchfile.read(path)
 
 
-def test_a_pickle_can_t_change_the_functions_it_calls(tmp_path):
+def test_pickles_can_t_change_the_functions_they_call(tmp_path):
     rebuild = torch_files.Named("torch._utils", "_rebuild_tensor_v2")
     change = torch_files.Build(rebuild, (None, {"__defaults__": (1, 2)}))
     path = torch_files.save(tmp_path / "x.pth", {}, wrap=lambda d: {"a": change})
@@ -262,7 +262,7 @@ def test_a_pickle_can_t_change_the_functions_it_calls(tmp_path):
         torchfile.read(path)
 
 
-def test_a_bare_pickle_is_refused_before_its_payload(tmp_path):
+def test_bare_pickles_are_rejected_before_their_payload_runs(tmp_path):
     class Payload:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)
@@ -278,18 +278,18 @@ def test_a_bare_pickle_is_refused_before_its_payload(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_cut_files_are_one_clear_line_at_any_length(tmp_path, legacy):
-    whole = torch_files.save(tmp_path / "x.pth", some_arrays(), legacy=legacy)
-    content = whole.read_bytes()
-    cut = tmp_path / "cut.pth"
+def test_truncated_files_raise_one_line_errors(tmp_path, legacy):
+    path = torch_files.save(tmp_path / "x.pth", example_arrays(), legacy=legacy)
+    content = path.read_bytes()
+    truncated = tmp_path / "truncated.pth"
     for length in range(0, len(content) - 1, 37):
-        cut.write_bytes(content[:length])
+        truncated.write_bytes(content[:length])
         with pytest.raises(UserError) as caught:
-            torchfile.read(cut)
+            torchfile.read(truncated)
         assert "\n" not in str(caught.value)
 
 
-def test_tensors_beyond_their_storage_are_refused(tmp_path):
+def test_tensors_beyond_their_storage_are_rejected(tmp_path):
     path = tmp_path / "x.pth"
     tree, _ = torch_files.tensors({"a": np.zeros(8, np.float32)}, legacy=False)
     for size, stride, offset in (((9,), (1,), 0), ((2,), (1,), 7), ((2, 2), (9, 1), 0)):
@@ -301,14 +301,14 @@ def test_tensors_beyond_their_storage_are_refused(tmp_path):
             torchfile.read(path)
 
 
-def test_other_files_are_named_for_what_they_are(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(UserError, match="no such file"):
         torchfile.read(path)
     with pytest.raises(UserError, match="is a folder"):
         torchfile.read(tmp_path)
     path.write_text("hello")
-    with pytest.raises(UserError, match="no checkpoint of PyTorch"):
+    with pytest.raises(UserError, match="not a PyTorch checkpoint"):
         torchfile.read(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.txt", "hello")
@@ -317,11 +317,11 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("m/data.pkl", torch_files.dumps({}))
         archive.writestr("m/code/m.py", "")
-    with pytest.raises(UserError, match="TorchScript archive, a program"):
+    with pytest.raises(UserError, match="TorchScript program, not a checkpoint"):
         torchfile.read(path)
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+def test_archives_that_expand_too_much_are_rejected(tmp_path, monkeypatch):
     path = tmp_path / "x.pth"
     torch_files.save(path, {"a": np.zeros(1 << 20, np.float32)})
     with zipfile.ZipFile(path) as archive:
@@ -330,25 +330,27 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
         for name, content in members.items():
             archive.writestr(name, content)
     monkeypatch.setattr(zipfile.ZipFile, "read", pytest.fail)
-    with pytest.raises(UserError, match="would be 4 MiB unpacked"):
+    with pytest.raises(UserError, match="would unpack to 4 MiB"):
         torchfile.read(path)
 
 
-def test_half_an_archive_is_damaged(tmp_path):
-    path = torch_files.save(tmp_path / "x.pth", some_arrays())
+def test_a_truncated_archive_is_damaged(tmp_path):
+    path = torch_files.save(tmp_path / "x.pth", example_arrays())
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="damaged"):
         torchfile.read(path)
 
 
-def test_files_of_pytorch_s_first_years_are_named(tmp_path):
+def test_files_of_the_first_pytorch_versions_are_rejected(tmp_path):
     path = tmp_path / "x.pth"
     with tarfile.open(path, "w") as archive:
         for name in ("sys_info", "storages", "tensors", "pickle"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     assert torchfile.is_torch_file(path)
-    with pytest.raises(UserError, match=r"tar archive, as PyTorch before 0\.1\.10"):
+    with pytest.raises(
+        UserError, match=r"tar archive, written by PyTorch before 0\.1\.10"
+    ):
         torchfile.read(path)
     tree, _ = torch_files.tensors({"a": np.zeros(8, np.float32)}, legacy=True)
     pid = tree["a"].args[0].pid

@@ -1,4 +1,4 @@
-"""State dicts written in PyTorch's own format."""
+"""State dicts written in PyTorch's format."""
 
 import zipfile
 
@@ -32,28 +32,28 @@ def assert_same(got):
         np.testing.assert_array_equal(got[name], x)
 
 
-def test_pytorch_reads_it_as_weights_only(path):
-    torch = pytest.importorskip("torch", reason="reads with PyTorch")
+def test_pytorch_reads_the_file_with_weights_only(path):
+    torch = pytest.importorskip("torch", reason="reading with PyTorch needs torch")
     for options in ({}, {"mmap": True}):
-        found = torch.load(path, weights_only=True, **options)
-        assert_same({name: x.numpy() for name, x in found.items()})
+        tensors = torch.load(path, weights_only=True, **options)
+        assert_same({name: x.numpy() for name, x in tensors.items()})
 
 
-def test_ours_reads_it(path):
+def test_torchfile_reads_the_file(path):
     assert_same(torchfile.read(path))
 
 
-def test_arrays_begin_where_they_can_be_mapped(path):
+def test_arrays_are_aligned_for_memory_mapping(path):
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         for key, x in enumerate(ARRAYS.values()):
             info = archive.getinfo(f"archive/data/{key}")
-            at = info.header_offset + 30 + len(info.filename) + len(info.extra)
-            assert at % 64 == 0
-            assert content[at : at + x.nbytes] == x.tobytes()
+            start = info.header_offset + 30 + len(info.filename) + len(info.extra)
+            assert start % 64 == 0
+            assert content[start : start + x.nbytes] == x.tobytes()
 
 
-def test_equal_arrays_make_equal_files(path, tmp_path):
+def test_equal_arrays_give_equal_files(path, tmp_path):
     with open(tmp_path / "again", "wb") as file:
         torchwriter.write(file, ARRAYS)
     assert (tmp_path / "again").read_bytes() == path.read_bytes()

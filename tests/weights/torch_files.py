@@ -1,4 +1,4 @@
-"""Writes checkpoint files as PyTorch does, without PyTorch: what tests read."""
+"""Writer of PyTorch checkpoint files without PyTorch, for tests of the reader."""
 
 import collections
 import io
@@ -15,12 +15,12 @@ NAMES = {
     "f8": "DoubleStorage",
     "f2": "HalfStorage",
     "i8": "LongStorage",
-    "u2": "BFloat16Storage",  # their upper halves
+    "u2": "BFloat16Storage",  # upper halves of float32
 }
 
 
 class Named:
-    """Pickles as a global of that module and name."""
+    """Pickles as a global with a module and a name."""
 
     def __init__(self, module: str, name: str):
         self.module, self.name = module, name
@@ -34,7 +34,7 @@ class Stored:
 
 
 class Build:
-    """Pickles as an object whose attributes are set after it was made."""
+    """Pickles as an object with attributes that are set after its creation."""
 
     def __init__(self, obj, state):
         self.obj, self.state = obj, state
@@ -47,7 +47,7 @@ class Call:
         self.function, self.args = function, args
 
 
-# The Python one, whose opcodes can be written by hand.
+# The pure Python pickler, which allows writing opcodes directly.
 _Pickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -79,7 +79,7 @@ def dumps(obj) -> bytes:
 
 
 def tensors(arrays: dict, *, legacy: bool, location: str = "cpu"):
-    """The pickled form of a dict of arrays, and the storages it refers to."""
+    """A dict of arrays in picklable form, and the storages that it refers to."""
     out, storages = collections.OrderedDict(), {}
     for k, (name, x) in enumerate(arrays.items()):
         x = np.asarray(x)
@@ -102,7 +102,7 @@ def tensors(arrays: dict, *, legacy: bool, location: str = "cpu"):
 def save(
     path: Path, arrays: dict, *, legacy=False, wrap=lambda d: d, location="cpu"
 ) -> Path:
-    """A checkpoint of that format; `wrap` puts the state dict where it likes."""
+    """Write a checkpoint; `wrap` makes its content from the state dict."""
     tree, storages = tensors(arrays, legacy=legacy, location=location)
     if not legacy:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:

@@ -1,4 +1,4 @@
-"""torchvision's ResNet-50 written down from PyTorch's functional ops, and weights."""
+"""torchvision's ResNet-50 in PyTorch's functional ops, and random weights for it."""
 
 import numpy as np
 
@@ -6,22 +6,22 @@ STAGES = (3, 4, 6, 3)
 
 
 def random_state_dict(seed: int, *, classes: int = 1000) -> dict[str, np.ndarray]:
-    """Seeded weights in torchvision's names and shapes, with lively statistics."""
+    """Random weights and statistics with torchvision's names and shapes."""
     rng = np.random.default_rng(seed)
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
 
     def conv(name, out, cin, k):
         scale = np.sqrt(2 / (cin * k * k))
-        found[f"{name}.weight"] = (rng.normal(size=(out, cin, k, k)) * scale).astype(
+        arrays[f"{name}.weight"] = (rng.normal(size=(out, cin, k, k)) * scale).astype(
             "f4"
         )
 
     def norm(name, width, gain=1.0):
-        found[f"{name}.weight"] = (gain * rng.uniform(0.5, 1.5, width)).astype("f4")
-        found[f"{name}.bias"] = rng.normal(0, 0.1, width).astype("f4")
-        found[f"{name}.running_mean"] = rng.normal(0, 0.1, width).astype("f4")
-        found[f"{name}.running_var"] = rng.uniform(0.5, 2, width).astype("f4")
-        found[f"{name}.num_batches_tracked"] = np.array(3, np.int64)
+        arrays[f"{name}.weight"] = (gain * rng.uniform(0.5, 1.5, width)).astype("f4")
+        arrays[f"{name}.bias"] = rng.normal(0, 0.1, width).astype("f4")
+        arrays[f"{name}.running_mean"] = rng.normal(0, 0.1, width).astype("f4")
+        arrays[f"{name}.running_var"] = rng.uniform(0.5, 2, width).astype("f4")
+        arrays[f"{name}.num_batches_tracked"] = np.array(3, np.int64)
 
     conv("conv1", 64, 3, 7)
     norm("bn1", 64)
@@ -39,16 +39,16 @@ def random_state_dict(seed: int, *, classes: int = 1000) -> dict[str, np.ndarray
                 conv(f"{name}.downsample.0", 4 * inner, width, 1)
                 norm(f"{name}.downsample.1", 4 * inner)
             width = 4 * inner
-    found["fc.weight"] = (rng.normal(size=(classes, 2048)) * 0.02).astype("f4")
-    found["fc.bias"] = rng.normal(0, 0.1, classes).astype("f4")
-    return found
+    arrays["fc.weight"] = (rng.normal(size=(classes, 2048)) * 0.02).astype("f4")
+    arrays["fc.bias"] = rng.normal(0, 0.1, classes).astype("f4")
+    return arrays
 
 
 def forward(state_dict, image: np.ndarray, *, train: bool = False):
-    """Outputs of the stem and of every block, logits, and the new statistics.
+    """Outputs of every stage (NHWC), logits, and the updated statistics.
 
-    image: (b, 3, h, w). Statistics are biased, as ours are: PyTorch stores the variance
-    with n / (n - 1), which is taken out of what the batch added.
+    image: (b, 3, h, w). Statistics are biased, as in our networks: the factor
+    n / (n - 1) that PyTorch applies to the variance of a batch is removed.
     """
     import torch
     import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""`upproj` in plain PyTorch, as somebody who takes over its weights would write it."""
+"""`upproj` in plain PyTorch, for loading exported weights."""
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +34,7 @@ class Bottleneck(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Unpool by zeros, then 5x5: a bias per phase, odd phases by padding side."""
+    """Zero unpooling and a 5x5 convolution, with a bias per output phase."""
 
     bias: nn.Parameter | None
 
@@ -49,7 +49,7 @@ class UpConv(nn.Module):
         b, c, h, w = x.shape
         u = x.new_zeros(b, c, 2 * h, 2 * w)
         u[:, :, ::2, ::2] = x
-        if self.top_left:  # two rows and columns more, from -2 on
+        if self.top_left:  # two more rows and columns, from -2 on
             more = F.conv2d(u, self.weight, padding=4)[:, :, :-2, :-2]
             y = torch.empty(b, more.shape[1], 2 * h, 2 * w)
             for i in (0, 1):
@@ -125,7 +125,7 @@ class UpProj(nn.Module):
         x = F.relu(self.bn1(self.conv1(image)))
         if self.layout.pool_padding == "torch":
             x = F.max_pool2d(x, 3, 2, 1)
-        else:  # as TensorFlow's SAME: an even size is padded at its end
+        else:  # TensorFlow's SAME: even sizes are padded at the end
             h, w = x.shape[2] % 2, x.shape[3] % 2
             x = F.max_pool2d(F.pad(x, (w, 1, h, 1), value=float("-inf")), 3, 2)
         for stage in range(1, self.stages + 1):
