@@ -152,7 +152,8 @@ def of_pair(
                 ("difference", "interval", "a_better")
             )
             continue
-        better = difference > 0 if METRICS[name].larger_is_better else difference < 0
+        sign = 1 if METRICS[name].larger_is_better else -1
+        better = sign * difference > 0
         share = np.mean(better) + np.mean(difference == 0) / 2
         found[name] = {
             "a": one,

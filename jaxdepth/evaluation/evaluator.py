@@ -269,7 +269,7 @@ class Evaluator:
     def _truth(
         self, protocol: Protocol, frame: Mapping[str, Any], found: Scores
     ) -> np.ndarray:
-        """The ground truth that this protocol uses, or the other kind; noted in `found`."""
+        """The ground truth that this protocol uses, or else the other kind."""
         size = frame["rgb"].shape[:2]
         protocols.check_frame(protocol, size)
         found.names.append(frame["name"])
@@ -392,7 +392,9 @@ class Evaluator:
                 f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
             )
         if counts["images_without_truth"]:
-            notes.append(f"frames without ground truth: {counts['images_without_truth']}")
+            notes.append(
+                f"frames without ground truth: {counts['images_without_truth']}"
+            )
         if not protocol.masked and counts["unscored"]:
             notes.append(
                 "defined for ground truth without holes; missing pixels left out: "

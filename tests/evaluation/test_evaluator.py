@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.evaluation import evaluator as evaluator_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.evaluation.metrics import METRICS, Sums
@@ -220,17 +219,17 @@ def test_other_truth_is_used_and_said(nyu_like, caplog):
     assert found["laina"] == ("filled", "")
     assert found["eigen"] == (
         "filled",
-        "wants raw depth; all frames have filled depth only",
+        "uses raw depth; all frames have filled depth only",
     )
     # Said once in a run, however often it evaluates.
-    assert caplog.text.count("protocol eigen: wants raw depth") == 1
+    assert caplog.text.count("protocol eigen: uses raw depth") == 1
 
     found = notes(only_raw)
     holes = sum(int((f["depth"]["raw"] == 0).sum()) for f in nyu_like)
     truth, note = found["laina"]
     assert truth == "raw"
-    assert "wants filled depth" in note
-    assert f"pixels without truth, left out: {holes}" in note
+    assert "uses filled depth" in note
+    assert f"missing pixels left out: {holes}" in note
     assert found["eigen"] == ("raw", "")
 
     truth, note = notes([*only_raw[:1], *only_filled[1:]])["eigen"]
@@ -241,7 +240,9 @@ def test_other_truth_is_used_and_said(nyu_like, caplog):
 def test_frames_without_truth_are_counted():
     frames = make_frames(3, holes=False)
     frames[1] = frames[1] | {"depth": {"filled": None}}
-    evaluator = Evaluator(toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2)
+    evaluator = Evaluator(
+        toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
+    )
     scores = evaluator(VARIABLES, frames)
     full = evaluator.entries(scores, data="d", split="s")
     entry = full[-1]
@@ -282,7 +283,9 @@ def test_predictions_that_are_not_finite_are_counted(nyu_like):
         depth = toy_network(variables, rgb)
         return depth.at[0, 0, 0].set(jnp.nan).at[0, 12, 12].set(-1.0)
 
-    evaluator = Evaluator(broken, protocols.choose(["plain", "eigen"]), image_size=SIZE, batch_size=1)
+    evaluator = Evaluator(
+        broken, protocols.choose(["plain", "eigen"]), image_size=SIZE, batch_size=1
+    )
     scores = evaluator(VARIABLES, nyu_like[:1])
     found = evaluator.entries(scores, data="d", split="s")
     eigen, plain = found[1], found[3]
