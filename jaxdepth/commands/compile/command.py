@@ -87,6 +87,8 @@ def parse(argv: Sequence[str]) -> CompileConfig:
     # Weights and the number of steps do not change the compiled step.
     flags = {k: v for k, v in flags.items() if k not in ("init", "steps", "epochs")}
     preset = [f"--{key}={value}" for key, value in flags.items()]
+    if flags_lib.value_of(argv, "batch_size") == "best":
+        argv = [*flags_lib.without(argv, "batch_size"), "--largest_batch"]
     return flags_lib.parse(CompileConfig, [*preset, *argv], prog=PROG)
 
 
