@@ -134,8 +134,8 @@ def of_pair(
 ) -> dict[str, Any]:
     """Run `a` against run `b` on the same images, in the same order.
 
-    Returns: the method, and per metric `a`, `b`, `difference` (a - b), `interval` of the
-      difference, and `a_better`, the share of resamples in which a's is better; ties
+    Returns: the method, and per metric `a`, `b`, `difference` (a - b), `interval` of
+      the difference, `a_better`, the share of resamples in which a is better; ties
       count half. All of them are None if one is undefined, or if there are fewer than
       two units.
     """
