@@ -1,4 +1,4 @@
-"""From photos of any size to depth in metres."""
+"""Depth prediction for photos of any size, in metres."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,18 +20,19 @@ from jaxdepth.training import step as step_lib
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
 
-# Longer photos go in squeezed to this: a pixel's row would need a mile of input.
+# Photos of a more extreme aspect are squeezed to this one, which bounds the input size.
 MAX_ASPECT = 8
 
 
 class Predictor:
-    """A trained network that turns photos into metres.
+    """A trained network that predicts the depth of photos.
 
     Attributes:
-      config: what it was trained with.
-      step: the training step its weights are of.
+      config: configuration that it was trained with.
+      step: training step of its parameters; None if unknown.
       variables: parameters and batch statistics.
-      forward: (variables, colours 0 to 255) -> metres at the output's size.
+      forward: (variables, colours 0 to 255 (b, h, w, 3)) -> depth in metres, at the
+        output size of the network.
     """
 
     def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
@@ -43,19 +44,19 @@ class Predictor:
         def forward(variables, rgb):
             return step_lib.predict(model, variables, rgb, layout=config.model.layout)
 
-        # Weights are an argument: as a constant they would be compiled in.
+        # The variables are an argument because constants would be compiled in.
         self.forward = forward
         self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
-        """Metres at the network's output size, from its input in colours 0 to 255."""
+        """Depth in metres at the output size, for inputs in colours 0 to 255."""
         return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) at which a photo enters the network.
+        """(height, width) of the network's input for a photo of (height, width).
 
-        Its height is that of the training frame and its aspect is kept, up to 8 to 1;
-        `cnn_fc` has one size alone.
+        The height is that of the training frame; the aspect of the photo is kept, up to
+        8 to 1. A network with a fixed input size, such as `cnn_fc`, gets that size.
         """
         if models.arch_named(self.config.model.arch).fixed_size:
             return self.config.image_size
@@ -64,20 +65,29 @@ class Predictor:
         return height, min(max(width, least), MAX_ASPECT * height)
 
     def predict(self, image: Any) -> Float[np.ndarray, "h w"]:
-        """Depth of one photo.
+        """Predict the depth of one photo.
 
         Args:
-          image: a path, a PIL image, or an array (H,W,3) uint8.
+          image: a path, a PIL image, or an array (H, W, 3) uint8.
 
-        Returns: (H, W) float32, metres, at the photo's own size.
-        Raises UserError where it is no image.
+        Returns: (H, W) float32, metres, at the photo's size.
+        Raises: UserError for a file that is not an image.
         """
         return next(iter(self.predict_many([image])))
 
     def predict_many(
         self, images: Iterable[Any], *, batch_size: int = 8
     ) -> Iterator[Float[np.ndarray, "h w"]]:
-        """Depth of many photos, in their order; equal sizes share a batch."""
+        """Predict the depth of many photos, in their order.
+
+        Consecutive photos of one size share a batch.
+
+        Args:
+          images: as in `predict`; read as needed.
+          batch_size: photos per batch.
+
+        Returns: an iterator over (H, W) float32 arrays, metres, at the photos' sizes.
+        """
         waiting: list[tuple[tuple[int, int], np.ndarray]] = []
         for image in images:
             rgb = images_lib.as_rgb(image)
@@ -97,8 +107,8 @@ class Predictor:
 
     def _batch(self, waiting: Sequence, batch_size: int) -> Iterator[np.ndarray]:
         inputs = np.stack([small for _, small in waiting])
-        # One compiled shape for whole batches and for the last one; a single photo
-        # is not worth filling up.
+        # Pad the last batch so that it needs no compilation of its own; a single photo
+        # is not padded, because that would cost a full batch.
         if 1 < len(inputs) < batch_size:
             fill = np.zeros((batch_size - len(inputs), *inputs.shape[1:]), np.float32)
             inputs = np.concatenate([inputs, fill])
@@ -108,21 +118,25 @@ class Predictor:
 
 
 def load(name: str | Path, *, step: str | int = "best") -> Predictor:
-    """A `Predictor` of a run.
+    """Load the trained network of a run.
+
+        depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")
 
     Args:
-      name: work directory of a run.
-      step: "best" (lowest RMSE; the last one after training with --split=report or
-        official, where choosing by that set would be cheating), "last", or a number.
+      name: work directory of the run.
+      step: "best", "last" or a number. "best" has the lowest RMSE; after training with
+        --split=report or --split=official it is the last one, because choosing by a
+        test set would be cheating.
 
-    Raises UserError where there is no whole checkpoint of that step.
+    Returns: a `Predictor`.
+    Raises: UserError if there is no complete checkpoint of that step.
     """
-    here = workdir.WorkDir.open(name)
-    if not here.local.is_dir():
+    folder = workdir.WorkDir.open(name)
+    if not folder.local.is_dir():
         raise UserError(f"{name}: there is no such work directory")
-    saved = here.read_config()
+    saved = folder.read_config()
     config = config_lib.from_json(saved["config"])
-    checkpoints = Checkpoints(here.checkpoints, read_only=True)
+    checkpoints = Checkpoints(folder.checkpoints, read_only=True)
     split = saved.get("data", {}).get("eval_split", config.data.split)
     chosen = choose_step(checkpoints, split, step)
     model = models.create(config.model)
@@ -135,24 +149,26 @@ def load(name: str | Path, *, step: str | int = "best") -> Predictor:
 
 
 def choose_step(checkpoints: Checkpoints, eval_split: str, step: str | int) -> int:
-    """The step that `best`, `last` or a number names. UserError where there is none.
+    """The step of the checkpoint that "best", "last" or a number stands for.
 
-    `best` of a run that was evaluated on `eval_split` "official" or "report" is its
-    last: choosing by those sets would be cheating.
+    Args:
+      eval_split: evaluation split of the run; see `load` for its effect on "best".
+
+    Raises: UserError if there is no such checkpoint.
     """
-    steps_there = checkpoints.steps()
-    if not steps_there:
+    steps = checkpoints.steps()
+    if not steps:
         raise UserError(f"{checkpoints.folder} holds no checkpoint yet")
     if step == "last" or (step == "best" and eval_split in ("official", "report")):
-        return steps_there[-1]
+        return steps[-1]
     if step == "best":
         best = checkpoints.best_step()
-        return steps_there[-1] if best is None else best
+        return steps[-1] if best is None else best
     try:
         number = int(step)
     except ValueError:
         raise UserError(f"--step={step}: best, last or a number") from None
-    if number not in steps_there:
-        have = ", ".join(map(str, steps_there))
-        raise UserError(f"--step={step}: checkpoints are there of steps {have}")
+    if number not in steps:
+        have = ", ".join(map(str, steps))
+        raise UserError(f"--step={step}: the run has checkpoints of steps {have}")
     return number

@@ -1,4 +1,4 @@
-"""Which checkpoint a trained network is read from, and what importing brings."""
+"""The choice of a checkpoint, and the modules that an import loads."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from jaxdepth.training.checkpoint import Checkpoints
 
 
 class Saved(Checkpoints):
-    """Checkpoints of three steps, the second the best."""
+    """Checkpoints of three steps; the second is the best one."""
 
     def __init__(self, steps=(10, 20, 30), best: int | None = 20):
         self.folder, self._steps, self._best = "here", list(steps), best
@@ -28,7 +28,7 @@ class Saved(Checkpoints):
     [
         ("own", "best", 20),
         ("tune", "best", 20),
-        ("official", "best", 30),  # choosing by a test set would be cheating
+        ("official", "best", 30),  # a test set must not select a checkpoint
         ("report", "best", 30),
         ("official", "last", 30),
         ("tune", "last", 30),
@@ -36,11 +36,11 @@ class Saved(Checkpoints):
         ("own", 20, 20),
     ],
 )
-def test_best_is_last_where_choosing_would_be_cheating(split, step, chosen):
+def test_best_is_the_last_step_after_evaluation_on_a_test_set(split, step, chosen):
     assert choose_step(Saved(), split, step) == chosen
 
 
-def test_steps_that_are_not_there_are_told():
+def test_missing_steps_are_an_error():
     for step, words in ((25, "steps 10, 20, 30"), ("first", "best, last or a number")):
         with pytest.raises(UserError, match=words):
             choose_step(Saved(), "own", step)
@@ -49,7 +49,7 @@ def test_steps_that_are_not_there_are_told():
     assert choose_step(Saved(best=None), "own", "best") == 30
 
 
-def test_importing_brings_neither_tensorflow_nor_matplotlib():
+def test_import_loads_no_tensorflow_matplotlib_or_torch():
     code = (
         "import sys; import jaxdepth as j; j.load, j.Predictor, j.create_model;"
         "j.losses, j.metrics;"

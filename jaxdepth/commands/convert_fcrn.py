@@ -1,11 +1,11 @@
-"""The published NYU network (FCRN) to weights for `--init=nyu`, and back.
+"""`jaxdepth convert-fcrn`: the published NYU network (FCRN) to weights, and back.
 
     jaxdepth convert-fcrn NYU_ResNet-UpProj.npy nyu.safetensors
     jaxdepth convert-fcrn NYU_FCRN.ckpt nyu.safetensors
     jaxdepth convert-fcrn --reverse nyu.safetensors NYU_ResNet-UpProj.npy
 
-Reads the Python 2 pickle without running code in it. --reverse also takes the work
-directory of a run of --layout=fcrn.
+Reads the Python 2 pickle without running code that it contains. The weights are for
+`--init=nyu`. --reverse also accepts the work directory of a run with --layout=fcrn.
 """
 
 import dataclasses
@@ -28,33 +28,38 @@ PROG = "jaxdepth convert-fcrn"
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Convert the published NYU network for --init=nyu, or back with --reverse."""
+    """Convert the published NYU network for --init=nyu.
+
+    --reverse converts weights back to the published file format.
+    """
 
     files: tuple[str, ...] = flag(positional=True)
-    """CHECKPOINT OUT: a .npy file or a TensorFlow checkpoint (its prefix, or its
-    folder), and OUT.safetensors; with --reverse converted weights or a run's work
-    directory, and OUT.npy."""
+    """CHECKPOINT OUT: a .npy file or a TensorFlow checkpoint (its prefix or folder),
+    and OUT.safetensors; with --reverse converted weights or a run's work directory, and
+    OUT.npy."""
     reverse: bool = False
-    """From converted weights, or a run's work directory, to the published .npy."""
+    """Convert weights, or a run's work directory, to the published .npy file."""
     padding_side: Literal["top_left", "bottom_right"] = "top_left"
-    """Where its up-convolutions pad: top_left for NYU, bottom_right for Make3D."""
+    """Padding side of the up-convolutions: top_left for NYU, bottom_right for
+    Make3D."""
     step: str = "best"
-    """Of a work directory: best, last or a number."""
+    """Step of the run's checkpoint: best, last or a number."""
 
 
 def command(argv: Sequence[str]) -> int:
-    """Convert as the flags say; returns the exit code."""
+    """Run the command with these flags. Returns the exit code."""
     config = flags_lib.parse(ConvertConfig, argv, prog=PROG)
     if len(config.files) != 2:
         raise UserError(f"give CHECKPOINT OUT: {len(config.files)} names were given")
     source = config.files[0]
     out = files.output(config.files[1], ".npy" if config.reverse else ".safetensors")
     if config.reverse:
-        return _back(source, out, step=config.step)
+        return _convert_back(source, out, step=config.step)
     return _convert(source, out, padding_side=config.padding_side)
 
 
 def _convert(source: str, out: Path, *, padding_side: str) -> int:
+    """Convert the published network to weights for --init=nyu."""
     parts = fcrn.parts(source)
     converted = fcrn.convert(fcrn.read(source))
     arrays = converted.checked(source, "the published network")
@@ -62,7 +67,7 @@ def _convert(source: str, out: Path, *, padding_side: str) -> int:
         arrays,
         "fcrn" if padding_side == "top_left" else "fcrn_make3d",
         init="nyu",
-        # The checksum is of these files, one after the other.
+        # The checksum covers these files in this order.
         origin=" + ".join(part.name for part in parts),
         sha256=files.sha256(*parts),
         licence=fcrn.LICENCE,
@@ -83,21 +88,22 @@ def _convert(source: str, out: Path, *, padding_side: str) -> int:
     return cli.OK
 
 
-def _back(source: str, out: Path, *, step: str) -> int:
+def _convert_back(source: str, out: Path, *, step: str) -> int:
+    """Convert a run or converted weights to the published .npy file."""
     network = trained_network.read(source, step=step)
-    found = {path: x.shape for path, x in network.arrays.items()}
-    whole = fcrn.shapes().items() <= found.items()
-    if not network.layout.startswith("fcrn") or not whole:
+    shapes = {path: x.shape for path, x in network.arrays.items()}
+    complete = fcrn.shapes().items() <= shapes.items()
+    if not network.layout.startswith("fcrn") or not complete:
         raise UserError(
             f"{source} is of layout {network.layout}, not of a whole fcrn network"
         )
     if network.unpool != "zero":
         raise UserError(
-            f"{source} is of --unpool={network.unpool}, which the published form can't "
-            "say: it unpools by zeros"
+            f"{source} is of --unpool={network.unpool}: the published network has "
+            "--unpool=zero"
         )
     content = np.array(fcrn.to_dictionary(network.arrays), dtype=object)
     with files.writing(out) as file:
         np.lib.format.write_array(file, content, version=(1, 0), allow_pickle=True)
-    logger.info("%s: the published form, %d layers", out, len(content.item()))
+    logger.info("%s: published format, %d layers", out, len(content.item()))
     return cli.OK

@@ -1,16 +1,17 @@
-"""torchvision's ResNet-50 to weights for `--init=imagenet`; our networks to PyTorch.
+"""`jaxdepth convert-resnet`: torchvision's ResNet-50 to weights, upproj to PyTorch.
 
     jaxdepth convert-resnet resnet50.pth resnet50.safetensors
     jaxdepth convert-resnet --download=IMAGENET1K_V1 resnet50.safetensors
     jaxdepth convert-resnet --reverse runs/upproj-berhu-001 upproj.pth
 
-Reads `.pth` of old and new PyTorch without PyTorch and without running code in it.
+Reads `.pth` files of old and new PyTorch versions, without PyTorch and without running
+code that they contain. The weights are for `--init=imagenet`.
 
---reverse takes a run's work directory, or converted weights, of any layout of upproj,
-and writes a PyTorch state dict, as `.pth` (`torch.load` reads it with
+--reverse reads a run's work directory, or converted weights, of any layout of upproj,
+and writes a PyTorch state dict, as `.pth` (which `torch.load` reads with
 weights_only=True) or `.safetensors`. The encoder has torchvision's names, so that
-`resnet50().load_state_dict(state_dict, strict=False)` takes it; decoder and head have
-those of `jaxdepth/weights/tables.py`, whose comment tells their operations.
+`resnet50().load_state_dict(state_dict, strict=False)` accepts it; decoder and head have
+the names in `jaxdepth/weights/name_tables.py`, which also lists their operations.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from jaxdepth.weights import files, resnet, torchwriter
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth convert-resnet"
 SITE = "https://download.pytorch.org/models/"
-# torchvision puts the first eight hex digits of a file's sha256 into its name.
+# torchvision's file names end in the first eight hex digits of the file's sha256.
 DOWNLOADS = {
     "IMAGENET1K_V1": "resnet50-0676ba61.pth",
     "IMAGENET1K_V2": "resnet50-11ad3fa6.pth",
@@ -43,34 +44,36 @@ DOWNLOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class ConvertConfig:
-    """Convert torchvision's ResNet-50 for --init=imagenet, or upproj to PyTorch with
-    --reverse."""
+    """Convert torchvision's ResNet-50 for --init=imagenet.
+
+    --reverse converts upproj to PyTorch.
+    """
 
     files: tuple[str, ...] = flag(positional=True)
-    """CHECKPOINT OUT, or OUT alone with --download; with --reverse a run's work
-    directory or converted weights, and OUT. OUT ends in .safetensors, or with
-    --reverse in .pth."""
+    """CHECKPOINT OUT; with --download only OUT; with --reverse a run's work directory
+    or converted weights, and OUT. OUT ends in .safetensors, or with --reverse in
+    .pth."""
     download: Literal["IMAGENET1K_V1", "IMAGENET1K_V2"] | None = None
-    """Fetch torchvision's file, and check its checksum, in place of CHECKPOINT."""
+    """Download torchvision's file, and verify its checksum, instead of CHECKPOINT."""
     reverse: bool = False
-    """From a run or converted weights to a PyTorch state dict."""
+    """Convert a run or converted weights to a PyTorch state dict."""
     step: str = "best"
-    """Of a work directory: best, last or a number."""
+    """Step of the run's checkpoint: best, last or a number."""
 
 
 def command(argv: Sequence[str]) -> int:
-    """Convert as the flags say; returns the exit code."""
+    """Run the command with these flags. Returns the exit code."""
     config = flags_lib.parse(ConvertConfig, argv, prog=PROG)
     wanted = 1 if config.download else 2
     if len(config.files) != wanted:
         names = "OUT" if config.download else "CHECKPOINT OUT"
         raise UserError(f"give {names}: {len(config.files)} names were given")
     if config.reverse and config.download:
-        raise UserError("--reverse and --download: give one of the two")
+        raise UserError("--reverse and --download exclude each other: give one")
     suffixes = (".safetensors", ".pth", ".pt") if config.reverse else (".safetensors",)
     out = files.output(config.files[-1], *suffixes)
     if config.reverse:
-        return _back(config.files[0], out, step=config.step)
+        return _convert_back(config.files[0], out, step=config.step)
     if config.download is None:
         path = files.expanded(config.files[0])
         return _convert(path, out, origin=path.name)
@@ -81,6 +84,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _convert(path: Path, out: Path, *, origin: str) -> int:
+    """Convert a checkpoint of torchvision to weights for --init=imagenet."""
     converted = resnet.convert(resnet.read_state_dict(path))
     arrays = converted.checked(str(path), "torchvision's ResNet-50")
     weights = files.Weights.of_layout(
@@ -94,7 +98,7 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
     files.write(out, weights)
     count = sum(a.size for p, a in arrays.items() if "/encoder/" in p)
     logger.info(
-        "%s: %d arrays, %d numbers in the encoder; sha256 of the source %s",
+        "%s: %d arrays, %d values in the encoder; sha256 of the source %s",
         out,
         len(arrays),
         count,
@@ -104,33 +108,37 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
     return cli.OK
 
 
-def _back(source: str, out: Path, *, step: str) -> int:
+def _convert_back(source: str, out: Path, *, step: str) -> int:
+    """Convert a run or converted weights to a PyTorch state dict."""
     network = trained_network.read(source, step=step)
     state_dict = resnet.to_state_dict(network.arrays, where=source)
-    meaning = dataclasses.asdict(layout_named(network.layout))
-    meaning |= {"unpool": network.unpool}
+    variant = dataclasses.asdict(layout_named(network.layout))
+    variant |= {"unpool": network.unpool}
     if out.suffix == ".safetensors":
-        metadata = {key: json.dumps(value) for key, value in meaning.items()}
+        metadata = {key: json.dumps(value) for key, value in variant.items()}
         names = {"origin": network.origin, "layout": network.layout}
         files.write_safetensors(out, state_dict, {"format": "pt", **names, **metadata})
     else:
         with files.writing(out) as file:
             torchwriter.write(file, state_dict)
-    whole = any(name.startswith("decoder.") for name in state_dict)
+    has_decoder = any(name.startswith("decoder.") for name in state_dict)
     logger.info(
         "%s: %d arrays of %s, of %s",
         out,
         len(state_dict),
-        "the whole network" if whole else "the encoder",
+        "the whole network" if has_decoder else "the encoder",
         network.origin,
     )
-    details = ", ".join(f"{key} {value}" for key, value in meaning.items())
+    details = ", ".join(f"{key} {value}" for key, value in variant.items())
     logger.info("layout %s: %s", network.layout, details)
     return cli.OK
 
 
 def fetch(url: str, path: Path) -> Path:
-    """Download to `path` and check the checksum in the name; UserError otherwise."""
+    """Download a file and verify the checksum that its name ends in.
+
+    Raises: UserError for another checksum, MachineError if the download fails.
+    """
     digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=60) as reply, open(path, "wb") as file:
@@ -138,11 +146,11 @@ def fetch(url: str, path: Path) -> Path:
                 digest.update(block)
                 file.write(block)
     except (urllib.error.URLError, TimeoutError, OSError) as error:
-        raise MachineError(f"{url} could not be fetched ({error})") from None
-    wanted = path.stem.rpartition("-")[2]
-    if not digest.hexdigest().startswith(wanted):
+        raise MachineError(f"{url} could not be downloaded ({error})") from None
+    expected = path.stem.rpartition("-")[2]
+    if not digest.hexdigest().startswith(expected):
         raise UserError(
             f"{url}: its sha256 is {digest.hexdigest()}, "
-            f"which should begin with {wanted}"
+            f"which should begin with {expected}"
         )
     return path

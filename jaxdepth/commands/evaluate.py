@@ -1,4 +1,4 @@
-"""A trained network on a data set: what `jaxdepth evaluate` does."""
+"""`jaxdepth evaluate`: score a trained network on a data set."""
 
 import csv
 import dataclasses
@@ -13,7 +13,6 @@ import numpy as np
 from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import summary as summary_lib
-from jaxdepth.commands import train as train_command
 from jaxdepth.config import Config, EvaluateConfig
 from jaxdepth.data import dataset
 from jaxdepth.data.store.reader import Store
@@ -25,26 +24,27 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
-# Flags that win over the run's own where they are given.
-_GIVEN = (
+# Flags that override the run's if they are given.
+_OVERRIDES = (
     "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
     "depth_scale",
 )  # fmt: skip
-# What each line of --per_image was measured by, beside its protocol.
-_SAID = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
+# Columns of --per_image that describe the evaluation, beside the protocol.
+_CONDITIONS = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A network's scores.
+    """The scores of a network.
 
     Attributes:
-      entries: as in results.json, with `step` and, in the averaging that each
-        protocol names, `interval` of `bootstrap.of_one`.
+      entries: evaluations as in results.json, with `step` and, for the averaging that
+        the protocol names, `interval` of `bootstrap.of_one`.
       scores: sums per image, by protocol name.
-      protocols: the first one's number is shown first.
-      checksums: of each image, under "rgb", and of its truth, by kind.
-      notes: what a reader must know of the data.
+      protocols: protocols; the first one is shown first.
+      checksums: per image, the checksum of its colours ("rgb") and of each kind of
+        ground truth.
+      notes: notes about the data.
     """
 
     entries: list[dict[str, Any]]
@@ -55,7 +55,7 @@ class Scored:
 
 
 def run(config: EvaluateConfig) -> int:
-    """Score, print, and write what was asked for; returns the exit code."""
+    """Score a network, print the scores and write the files. Returns the exit code."""
     for flag in ("out", "per_image"):
         if (path := getattr(config, flag)) is not None:
             output_files.check_new_file(path, flag=flag)
@@ -77,14 +77,14 @@ def run(config: EvaluateConfig) -> int:
 
 
 def score(config: EvaluateConfig) -> Scored:
-    """Load a network and the data, and score it on them."""
+    """Load a network and a data set, and score the network on it."""
     jax_setup.enable_compilation_cache(config.cache_dir)
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)
     opened, rows, split = _frames(flags, trained, split=config.split)
     truth = flags.data.depth if flags.data.depth in opened.depths else opened.depths[0]
-    chosen = train_command.chosen_protocols(flags, nyu="official" in opened.splits)
+    chosen = protocols.chosen_protocols(flags, nyu="official" in opened.splits)
     evaluator = Evaluator(
         predictor.forward,
         chosen,
@@ -107,75 +107,83 @@ def score(config: EvaluateConfig) -> Scored:
     checksums: list[dict[str, int]] = []
     scores = evaluator(
         predictor.variables,
-        _summed(opened.full_frames(rows), checksums),
+        _with_checksums(opened.full_frames(rows), checksums),
         progress=lambda done: counter("evaluating", done, len(rows)),
     )
     entries = [
         {"step": predictor.step, **entry}
         for entry in evaluator.entries(scores, data=opened.name, split=split)
     ]
-    # Two entries a protocol, the named averaging second, the first protocol last.
+    # Each protocol has two entries, its named averaging second; the first is last.
     for protocol, entry in zip(reversed(chosen), entries[1::2], strict=True):
         entry["interval"] = _interval(scores[protocol.name], entry["averaging"])
     return Scored(entries, scores, chosen, checksums, opened.notes)
 
 
-def _summed(
+def _with_checksums(
     frames: Iterator[dict[str, Any]], checksums: list[dict[str, int]]
 ) -> Iterator[dict[str, Any]]:
-    """The frames, while a checksum of each of their arrays is appended."""
+    """Yield the frames; append the checksums of their arrays to `checksums`."""
     for frame in frames:
         arrays = {"rgb": frame["rgb"], **frame["depth"]}
         checksums.append({k: zlib.crc32(x.tobytes()) for k, x in arrays.items()})
         yield frame
 
 
-def _interval(found: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
-    """Over scenes where they are known, else over images."""
-    by_scene = bootstrap.over_scenes(found.sums, found.scenes)
-    how = by_scene or bootstrap.over_images(found.sums)
-    return bootstrap.of_one(found.sums, averaging, how)
+def _interval(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
+    """Bootstrap intervals over scenes if they are known, else over images."""
+    by_scene = bootstrap.over_scenes(scores.sums, scores.scenes)
+    resamples = by_scene or bootstrap.over_images(scores.sums)
+    return bootstrap.of_one(scores.sums, averaging, resamples)
 
 
 def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
-    """The run's own flags with this command's in their places.
+    """The run's flags, overridden by this command's.
 
-    Its own data, named again or not, are read as the run read them.
+    The run's data are read as the run read them, with or without --data.
     """
-    given = {name: getattr(config, name) for name in _GIVEN}
+    overrides = {name: getattr(config, name) for name in _OVERRIDES}
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
     if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
         values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
-        if config.data == "rooms":  # the network saw none: as few as there can be
+        if config.data == "rooms":  # no room is needed for training
             values["rooms"] = 1
     elif config.data is not None:
         values["eval_data"] = None
-    values |= {k: v for k, v in given.items() if v not in ("auto", None)}
+    values |= {k: v for k, v in overrides.items() if v not in ("auto", None)}
     return trained.replace(**values)
 
 
 def _frames(
     flags: Config, trained: Config, *, split: str
 ) -> tuple[Store, np.ndarray, str]:
-    """The store, the rows to score, and what results call their split.
+    """The store, the rows to score, and the name of their split in the results.
 
     Args:
-      flags: whose `eval_data`, or else `data`, are scored.
-      split: as the flag has it.
+      flags: flags of the evaluation; `eval_data`, or else `data`, is scored.
+      trained: flags of the run.
+      split: value of --split.
+
+    Raises: UserError for a split that the data do not have, or an empty one.
     """
     counter = terminal.Counter()
-    own = flags.eval.eval_data is None and flags.data.path == trained.data.path
-    # Of data that all trained there is no other part to take.
-    own = own and trained.data.split != "all"
+    # Whether the run's evaluation split is scored. After --split=all there is none.
+    same_data = (
+        flags.eval.eval_data is None
+        and flags.data.path == trained.data.path
+        and trained.data.split != "all"
+    )
     if flags.data.path == "rooms" and flags.eval.eval_data is None:
         if split != "auto":
-            raise UserError(f"--split={split}: rooms have their own; leave --split out")
+            raise UserError(
+                f"--split={split}: rooms have their own split; leave --split out"
+            )
         opened = dataset.open_rooms(flags, progress=counter)
     elif flags.eval.eval_data is not None:
         opened = dataset.open_other(flags, flags.eval.eval_data, progress=counter)
     else:
-        keep = "auto" if own and split != "all" else "all"
+        keep = "auto" if same_data and split != "all" else "all"
         opened = dataset.open_store(
             flags, flags.data.path, keep_full=keep, progress=counter
         )
@@ -186,32 +194,30 @@ def _frames(
             have = ", ".join(sorted(opened.splits))
             raise UserError(f"--split={split}: {opened.name} allows {have}")
         rows = np.asarray(opened.splits[split]["eval"])
-    elif own:
+    elif same_data:
         split = dataset.own_split(trained, opened)
         rows = np.asarray(opened.splits[split]["eval"])
     else:
         rows, split = dataset.evaluation_rows(opened)
     if not len(rows):
         raise UserError(
-            f"--split={split} of {opened.name} has no frame to evaluate: name another, "
-            "or --split=all"
+            f"--split={split}: {opened.name} has no frame to evaluate; give another "
+            "split, or --split=all"
         )
     return opened, rows.astype(int), split
 
 
 def _write(config: EvaluateConfig, scored: Scored) -> None:
+    """Write the files of --out and --per_image."""
     if config.out is not None:
         write_json(config.out, {"evaluations": scored.entries, "notes": scored.notes})
     if config.per_image is not None:
-        said = {entry["protocol"]: entry for entry in scored.entries}
+        entries = {entry["protocol"]: entry for entry in scored.entries}
+        pairs = zip(entries.items(), reversed(scored.scores.values()), strict=True)
         rows = [
-            {
-                "protocol": title,
-                **{k: said[title][k] for k in _SAID},
-                **row,
-            }
-            for title, found in zip(said, reversed(scored.scores.values()), strict=True)
-            for row in found.table()
+            {"protocol": title, **{k: entry[k] for k in _CONDITIONS}, **row}
+            for (title, entry), scores in pairs
+            for row in scores.table()
         ]
         text = io.StringIO(newline="")
         table = csv.DictWriter(text, list(rows[0]))
@@ -221,6 +227,6 @@ def _write(config: EvaluateConfig, scored: Scored) -> None:
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run the command with these flags; returns the exit code."""
+    """Run the command with these flags. Returns the exit code."""
     jax_setup.retain_host_memory()
     return run(flags_lib.parse(EvaluateConfig, argv, prog="jaxdepth evaluate"))

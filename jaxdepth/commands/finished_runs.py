@@ -1,31 +1,41 @@
-"""Finished runs, and tables of runs, as figures and reports read them."""
+"""Finished runs as figures and reports read them: files, tables and predictions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float, UInt8
+
 from jaxdepth import config as config_lib
+from jaxdepth import models
+from jaxdepth import predictor as predictor_lib
 from jaxdepth.config import Config
+from jaxdepth.data import dataset
+from jaxdepth.data.store import resample
+from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation.evaluator import Evaluator
+from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import metrics_writer
 from jaxdepth.workdir import CONFIG, RESULTS, TABLES, WorkDir
 
-# What every evaluation has: without it a number says nothing.
-_NEEDED = {
+# Keys of every evaluation, without which its metrics can't be interpreted.
+_REQUIRED = {
     "step", "protocol", "averaging", "truth", "data", "split", "size", "metrics",
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a work directory holds.
+    """The contents of a work directory.
 
     Attributes:
-      name: what the run is called beside others.
-      workdir: where it lies.
-      saved: config.json; empty where there is none.
-      results: results.json; empty where there is none.
-      records: of metrics.jsonl.
+      name: name of the run in figures and reports.
+      workdir: its work directory.
+      saved: contents of config.json; empty if there is none.
+      results: contents of results.json; empty if there is none.
+      records: records of metrics.jsonl.
     """
 
     name: str
@@ -36,89 +46,225 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """What it was trained with. UserError where that is not known."""
+        """The configuration that it was trained with. Raises UserError without one."""
         if "config" not in self.saved:
             raise UserError(f"{self.workdir.name} has no {CONFIG}")
         return config_lib.from_json(self.saved["config"])
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
+        """The evaluations of results.json."""
         return self.results.get("evaluations", [])
 
     def flag(self, name: str) -> Any:
-        """A flag of its configuration, None where that is not known."""
+        """The value of a flag of its configuration, None if unknown."""
         return self.saved.get("config", {}).get(name)
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Work directories, and the tables that some of them are rows of.
+class Selection:
+    """The runs and tables in the folders that a command was given.
 
     Attributes:
-      runs: each once, in the order given; of a table's row its first finished seed.
-      tables: name of the folder -> what its tables.json holds.
+      runs: each run once, in the order given; of a table's row its first finished seed.
+      tables: contents of tables.json by folder.
     """
 
     runs: list[Run]
     tables: dict[str, dict[str, Any]]
 
 
-def find(names: Sequence[str]) -> Found:
-    """Runs by work directories, and by directories of tables.
+def find(names: Sequence[str]) -> Selection:
+    """Read runs from their work directories, and from folders of tables.
 
-    UserError where a folder is neither, or one of its files is damaged.
+    Raises: UserError if a folder is neither, or if one of its files is damaged.
     """
     runs: list[Run] = []
     tables: dict[str, dict[str, Any]] = {}
     for name in names:
-        here = WorkDir.open(name)
-        path = here.local / TABLES
-        if path.exists():
-            tables[name] = here.read_json(TABLES)
-            runs += _rows(name, tables[name])
+        workdir = WorkDir.open(name)
+        if (workdir.local / TABLES).exists():
+            tables[name] = workdir.read_json(TABLES)
+            runs += _runs_of_tables(name, tables[name])
         else:
             runs.append(read(name))
-    return Found(list({run.workdir.name: run for run in runs}.values()), tables)
+    return Selection(list({run.workdir.name: run for run in runs}.values()), tables)
 
 
-def read(name: str, *, called: str | None = None) -> Run:
-    """One run. UserError where the folder is not of one, or a file is damaged."""
-    here = WorkDir.open(name)
-    there = {file for file in (CONFIG, RESULTS) if (here.local / file).exists()}
-    if not there:
+def read(folder: str, *, name: str | None = None) -> Run:
+    """Read a run from its work directory.
+
+    Args:
+      folder: work directory.
+      name: name in figures and reports; default: the folder.
+
+    Raises: UserError if the folder is not a work directory, or a file is damaged.
+    """
+    workdir = WorkDir.open(folder)
+    existing = {file for file in (CONFIG, RESULTS) if (workdir.local / file).exists()}
+    if not existing:
         raise UserError(
-            f"{name} is not the work directory of a run, nor of tables: it has no "
+            f"{folder} is not the work directory of a run, nor of tables: it has no "
             f"{CONFIG}, {RESULTS} or {TABLES}"
         )
-    parts = {f: here.read_json(f) if f in there else {} for f in (CONFIG, RESULTS)}
-    for entry in parts[RESULTS].get("evaluations", ()):
-        lacks = _NEEDED - {k for k, v in entry.items() if v is not None}
-        if lacks or not isinstance(entry["metrics"], dict):
-            raise UserError(
-                f"{name}/{RESULTS} holds an evaluation without "
-                f"{', '.join(sorted(lacks or {'metrics'}))}: it was written by another "
-                "version, or is damaged"
-            )
-    return Run(
-        called or name,
-        here,
-        parts[CONFIG],
-        parts[RESULTS],
-        metrics_writer.read_metrics(here.local),
+    saved, results = (
+        workdir.read_json(file) if file in existing else {}
+        for file in (CONFIG, RESULTS)
     )
+    for entry in results.get("evaluations", ()):
+        missing = _REQUIRED - {k for k, v in entry.items() if v is not None}
+        if missing or not isinstance(entry["metrics"], dict):
+            raise UserError(
+                f"{folder}/{RESULTS} holds an evaluation without "
+                f"{', '.join(sorted(missing or {'metrics'}))}: it is damaged, or was "
+                "written by another version"
+            )
+    records = metrics_writer.read_metrics(workdir.local)
+    return Run(name or folder, workdir, saved, results, records)
 
 
-def _rows(name: str, tables: dict[str, Any]) -> list[Run]:
-    """The first finished seed of each run that these tables show."""
+def _runs_of_tables(folder: str, tables: dict[str, Any]) -> list[Run]:
+    """The first finished seed of each row of these tables."""
     labels: dict[str, str] = {}
     try:
         for table in tables.get("tables", ()):
             for row in table["rows"]:
                 done = [s for s in row["seeds"] if s.get("evaluation")]
                 if done:
-                    folder = f"{name.rstrip('/')}/{done[0]['workdir']}"
+                    workdir = f"{folder.rstrip('/')}/{done[0]['workdir']}"
                     label = f"{row['label']}, table {table['table']}"
-                    labels.setdefault(folder, label)
+                    labels.setdefault(workdir, label)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}/{TABLES} is damaged: {error!r}") from None
-    return [read(folder, called=label) for folder, label in labels.items()]
+        raise UserError(f"{folder}/{TABLES} is damaged: {error!r}") from None
+    return [read(workdir, name=label) for workdir, label in labels.items()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One evaluation frame at its full size, with its prediction.
+
+    Attributes:
+      name: name of the frame.
+      rgb: colours.
+      target: ground truth, metres, 0 if missing.
+      pred: prediction, metres, for the whole frame as `jaxdepth predict` makes it.
+      camera: fx, fy, cx, cy of the frame, pixels; None if the store has none.
+    """
+
+    name: str
+    rgb: UInt8[np.ndarray, "h w 3"]
+    target: Float[np.ndarray, "h w"]
+    pred: Float[np.ndarray, "h w"]
+    camera: tuple[float, float, float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScores:
+    """Scores of all evaluation frames under the run's first protocol.
+
+    Attributes:
+      entry: the evaluation, as in results.json.
+      images: `name` and metrics of each image, in the order of the evaluation frames.
+    """
+
+    entry: dict[str, Any]
+    images: list[dict[str, Any]]
+
+
+class TrainedRun:
+    """The network of a run and its evaluation frames.
+
+    Args:
+      run: a run with a configuration and a checkpoint.
+      step: step of the checkpoint, as in `jaxdepth.load`.
+      cache_dir: folder of the prepared data; default: the run's.
+      progress: called with a label, the number done and the total.
+
+    Raises: UserError if configuration, checkpoint or data are missing.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        step: str | int = "best",
+        cache_dir: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ):
+        config = run.config
+        if cache_dir is not None:
+            config = config.replace(cache_dir=cache_dir)
+        self.config, self._progress = config, progress
+        self.predictor = predictor_lib.load(run.workdir.name, step=step)
+        self.data = dataset.open_data(config, progress=progress)
+
+    def __len__(self) -> int:
+        """Number of evaluation frames."""
+        return len(self.data.eval_rows)
+
+    def score(self) -> ImageScores:
+        """Score all evaluation frames under the run's first protocol."""
+        config, data = self.config, self.data
+        evaluator = Evaluator(
+            self.predictor.forward,
+            protocols.chosen_protocols(config, nyu=data.nyu)[:1],
+            image_size=config.image_size,
+            arch_fixed=models.arch_named(config.model.arch).fixed_size,
+            given_truth=config.data.depth,
+        )
+
+        def progress(done: int) -> None:
+            if self._progress is not None:
+                self._progress("scoring", done, len(self))
+
+        scores = evaluator(self.predictor.variables, data.frames(), progress=progress)
+        entries = evaluator.entries(scores, data=data.name, split=data.eval_split)
+        (first,) = scores.values()
+        return ImageScores({"step": self.predictor.step, **entries[-1]}, first.table())
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """The evaluation frames at these indices, at their full size."""
+        rows = self.data.eval_rows[np.asarray(indices, int)]
+        return list(self.data.evaluation.full_frames(rows))
+
+    def target(self, frame: dict[str, Any]) -> Float[np.ndarray, "h w"]:
+        """The ground truth of a frame, of the kind that trained if the frame has it."""
+        kinds = (self.config.data.depth, *self.data.evaluation.depths)
+        depths = (frame["depth"].get(kind) for kind in kinds)
+        return next(depth for depth in depths if depth is not None)
+
+    def examples(self, indices: Sequence[int] | np.ndarray) -> list[Example]:
+        """The evaluation frames at these indices, with ground truth and prediction."""
+        return [
+            Example(
+                frame["name"],
+                frame["rgb"],
+                self.target(frame),
+                self.predictor.predict(frame["rgb"]),
+                self._camera(frame["rgb"].shape[:2]),
+            )
+            for frame in self.frames(indices)
+        ]
+
+    def output(self, rgb: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "i j"]:
+        """The prediction for a whole frame, metres, at the network's output size."""
+        size = self.predictor.input_size((rgb.shape[0], rgb.shape[1]))
+        small = protocols.resize_input(rgb[None].astype(np.float32), size)
+        return np.asarray(self.predictor.network(small)[0], np.float32)
+
+    def _camera(
+        self, size: tuple[int, int]
+    ) -> tuple[float, float, float, float] | None:
+        """The intrinsics of frames of (height, width), pixels."""
+        known = self.data.evaluation.manifest.get("intrinsics")
+        if known is None:
+            return None
+        camera = [known[k] for k in ("fx", "fy", "cx", "cy")]
+        return resample.frame_intrinsics(camera, tuple(known["size"]), size)
+
+
+def worst_first(images: Sequence[dict[str, Any]], metric: str) -> list[int]:
+    """Indices of the images from worst to best, without those of undefined metric."""
+    sign = 1 if METRICS[metric].larger_is_better else -1
+    defined = [k for k, image in enumerate(images) if image[metric] is not None]
+    return sorted(defined, key=lambda k: (sign * images[k][metric], k))

@@ -1,4 +1,4 @@
-"""Photos in files to depth in files: what `jaxdepth predict` does."""
+"""`jaxdepth predict`: depth of photos, from files to files."""
 
 import dataclasses
 import logging
@@ -20,17 +20,17 @@ from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".npy", ".png", "_color.png")
-# In --out: whose results lie there, a name a line. A pair a.jpg + a.npy has depth of
-# the user's own where a prediction of a.jpg would go.
-OURS = ".predicted"
+# File in --out with one name per line: photos whose outputs this command wrote. It
+# protects the user's a.npy, such as measured depth, from a prediction for a.jpg.
+PREDICTED = ".predicted"
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Turn photos of any size into depth in metres.
+    """Predict the depth of photos of any size, in metres.
 
-    For each photo NAME: NAME.npy (float32 metres), NAME.png (16-bit millimetres) and
-    NAME_color.png, at the photo's own size.
+    Writes NAME.npy (float32 metres), NAME.png (16-bit millimetres) and NAME_color.png
+    for each photo NAME, at the photo's size.
     """
 
     images: tuple[str, ...] = flag(positional=True)
@@ -40,39 +40,38 @@ class PredictConfig:
     step: str = "best"
     """best, last or the number of a step."""
     out: str = "predictions"
-    """Folder for the results; made where it is missing."""
+    """Folder for the outputs; created if it does not exist."""
     batch_size: int = flag(8, at_least=1)
-    """Photos of one size at a time."""
+    """Photos per batch; a batch holds photos of one size."""
     ply: bool = False
     """Also write NAME.ply, a coloured point cloud; needs --fx."""
     fx: float | None = flag(None, above=0)
-    """Focal length of the photos, pixels, across."""
+    """Horizontal focal length of the photos, pixels."""
     fy: float | None = flag(None, above=0)
-    """Focal length, pixels, down; default: --fx."""
+    """Vertical focal length, pixels; default: --fx."""
     cache_dir: str = "~/.cache/jaxdepth"
-    """Where compiled programs are kept."""
+    """Folder for compiled programs."""
 
     def __post_init__(self):
         flags_lib.validate(self)
         if self.ply and self.fx is None:
             raise UserError(
-                "--ply needs --fx=PIXELS, the focal length at the photo's size"
+                "--ply needs --fx=PIXELS, the focal length at the photos' size"
             )
 
 
 def run(config: PredictConfig) -> int:
-    """Predict every photo; returns the exit code: 2 where one could not be read.
+    """Predict every photo. Returns the exit code: 2 if a photo could not be read.
 
-    Photos are checked before anything is computed; equal names and results that would
-    replace a photo are refused. A photo that turns out to be broken is skipped and
-    named at the end.
+    Photos with equal names, and outputs that would replace a photo, are refused before
+    anything is computed. A photo that can't be decoded is skipped and named at the end.
     """
     paths, notes = images_lib.find(config.images)
     out = Path(config.out).expanduser()
     if not paths:
         raise UserError("no image given: name photos or folders of photos")
-    ours = _predicted(out)
-    _refuse_clashes(paths, out, ours, ply=config.ply)
+    predicted = _predicted(out)
+    _refuse_clashes(paths, out, predicted, ply=config.ply)
     for note in notes:
         logger.info("note: %s", note)
     jax_setup.enable_compilation_cache(config.cache_dir)
@@ -84,7 +83,7 @@ def run(config: PredictConfig) -> int:
     broken: list[str] = []
     began, done = time.perf_counter(), 0
     for path, rgb, depth in _predictions(predictor, paths, config.batch_size, broken):
-        _write(out, path, rgb, depth, config, new=path.stem not in ours)
+        _write(out, path, rgb, depth, config, new=path.stem not in predicted)
         done += 1
         logger.info(
             "%s  %dx%d  %.2f to %.2f m, median %.2f m",
@@ -103,7 +102,7 @@ def _predictions(
     batch_size: int,
     broken: list[str],
 ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """(path, rgb, depth) of every photo that can be read; the others go to `broken`."""
+    """Yield (path, rgb, depth) of photos; append the errors of others to `broken`."""
     waiting: list[tuple[Path, np.ndarray]] = []
 
     def readable() -> Iterator[np.ndarray]:
@@ -122,26 +121,30 @@ def _predictions(
 
 
 def _refuse_clashes(
-    paths: Sequence[Path], out: Path, ours: Collection[str], *, ply: bool
+    paths: Sequence[Path], out: Path, predicted: Collection[str], *, ply: bool
 ) -> None:
-    """UserError where two results, or a result and a photo, would be one file, or one
-    is there whose name is not among `ours`."""
+    """Raise UserError if an output would replace another output or a foreign file.
+
+    Args:
+      paths: photos.
+      predicted: names of photos whose existing outputs may be replaced.
+    """
     suffixes = (*SUFFIXES, ".ply") if ply else SUFFIXES
     sources = {path.resolve() for path in paths}
     owner: dict[Path, Path] = {}
     for path in paths:
         for suffix in suffixes:
             result = (out / f"{path.stem}{suffix}").resolve()
-            foreign = path.stem not in ours and _exists(result)
+            foreign = path.stem not in predicted and _exists(result)
             if result in sources or foreign:
                 raise UserError(
-                    f"{result.name} would replace {result}, which no prediction "
-                    "left there: name another --out"
+                    f"--out={out}: {result.name} would replace {result}, which this "
+                    "command did not write; name another folder"
                 )
             if result in owner:
                 raise UserError(
-                    f"{owner[result]} and {path} would both become {result.name} in "
-                    f"{out}: predict them apart"
+                    f"{owner[result]} and {path} would both become {result}: "
+                    "predict them into two folders"
                 )
             owner[result] = path
 
@@ -149,18 +152,18 @@ def _refuse_clashes(
 def _exists(result: Path) -> bool:
     try:
         return result.exists()
-    except OSError as error:  # a name too long, a folder that may not be read
+    except OSError as error:  # the name is too long, or the folder not readable
         raise UserError(f"{result}: {error.strerror}") from None
 
 
 def _predicted(out: Path) -> set[str]:
-    """Names of the photos whose results, by earlier calls, lie in a folder."""
+    """Names of the photos whose outputs earlier calls wrote to a folder."""
     try:
-        return set(os.fsdecode((out / OURS).read_bytes()).splitlines())
+        return set(os.fsdecode((out / PREDICTED).read_bytes()).splitlines())
     except FileNotFoundError:
         return set()
     except OSError as error:
-        raise UserError(f"{out / OURS}: {error.strerror}") from None
+        raise UserError(f"{out / PREDICTED}: {error.strerror}") from None
 
 
 def _write(
@@ -172,11 +175,12 @@ def _write(
     *,
     new: bool,
 ) -> None:
+    """Write the outputs of one photo; `new` if no earlier call wrote them."""
     target = out / path.stem
     try:
-        # Before the results: a call that is cut short may be made again.
+        # Before the outputs, so that an interrupted call can be repeated.
         if new:
-            with open(out / OURS, "ab") as file:
+            with open(out / PREDICTED, "ab") as file:
                 file.write(os.fsencode(path.stem) + b"\n")
         with atomic.atomic_write(target.with_name(path.stem + ".npy")) as part:
             np.save(part, depth)
@@ -196,10 +200,10 @@ def _write(
             )
     except OSError as error:
         raise MachineError(
-            f"results of {path} can't be written to {out}: {error.strerror}"
+            f"--out={out}: the outputs of {path} can't be written: {error.strerror}"
         ) from error
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run the command with these flags; returns the exit code."""
+    """Run the command with these flags. Returns the exit code."""
     return run(flags_lib.parse(PredictConfig, argv, prog="jaxdepth predict"))

@@ -1,4 +1,4 @@
-"""What a run and an evaluation show at their end: one line, table, pictures."""
+"""The summary at the end of a run or an evaluation: a line, tables and pictures."""
 
 import logging
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 from jaxdepth import plots
 from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
+from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import terminal
 from jaxdepth.training import metrics_writer
@@ -20,99 +21,100 @@ PANEL_ROWS = 4
 
 
 def summary(entry: dict[str, Any]) -> str:
-    """One line: the metrics people look at, with the protocol that they belong to."""
-    m = entry["metrics"]
+    """One line: the main metrics of an evaluation, with its conditions."""
+    metrics = entry["metrics"]
     values = ", ".join(
-        f"{name} {m[name]:.3f}" if m[name] is not None else f"{name} undefined"
+        f"{name} {metrics[name]:.3f}"
+        if metrics[name] is not None
+        else f"{name} undefined"
         for name in ("delta1", "abs_rel", "rmse")
     )
-    return f"{values} ({measured_by(entry)})"
+    return f"{values} ({conditions(entry)})"
 
 
-def measured_by(entry: dict[str, Any]) -> str:
-    """What a number of results.json was measured by, without which it says little."""
-    return f"{scored_by(entry)}, trained at {entry['size']}"
+def conditions(entry: dict[str, Any]) -> str:
+    """How an evaluation was measured: protocol, averaging, truth, data, split, size."""
+    return f"{scoring(entry)}, trained at {entry['size']}"
 
 
-def scored_by(entry: dict[str, Any]) -> str:
-    """The same without the size that the network was trained at."""
+def scoring(entry: dict[str, Any]) -> str:
+    """`conditions` without the size that the network was trained at."""
     return (
-        f"{_averaged_as(entry)}, {entry['truth']} truth, {entry['data']}, split "
+        f"{_averaging(entry)}, {entry['truth']} truth, {entry['data']}, split "
         f"{entry['split']}"
     )
 
 
-def measured_on(entry: dict[str, Any]) -> str:
-    """`measured_by`, and on how many images."""
-    return f"{measured_by(entry)}, {entry.get('images', '?')} images"
+def conditions_and_images(entry: dict[str, Any]) -> str:
+    """`conditions`, and the number of images."""
+    return f"{conditions(entry)}, {entry.get('images', '?')} images"
 
 
-def counted_by(entry: dict[str, Any]) -> str:
-    """Everything that has to be the same of numbers that are held against each other:
-    `measured_on`, and how many pixels counted."""
-    said = measured_on(entry)
+def comparison_key(entry: dict[str, Any]) -> str:
+    """A text that is equal for evaluations whose metrics can be compared."""
+    text = conditions_and_images(entry)
     pixels = entry.get("counts", {}).get("pixels")
     if pixels is not None:
-        said += f", {pixels:,.0f} pixels"
+        text += f", {pixels:,.0f} pixels"
     if entry.get("abs_rel_over", "truth") != "truth":
-        said += f", abs_rel over {entry['abs_rel_over']}"
-    return said
+        text += f", abs_rel over {entry['abs_rel_over']}"
+    return text
 
 
-def _averaged_as(entry: dict[str, Any]) -> str:
-    mirrored = ", mirror-averaged" if entry.get("flip_average") else ""
-    return f"{entry['protocol']}, {entry['averaging']}{mirrored}"
+def _averaging(entry: dict[str, Any]) -> str:
+    flip = ", flip TTA" if entry.get("flip_average") else ""
+    return f"{entry['protocol']}, {entry['averaging']}{flip}"
 
 
-COLUMNS = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+def columns() -> tuple[str, ...]:
+    """Names of the metrics that the tables on the terminal show."""
+    return tuple(name for name, metric in METRICS.items() if metric.in_summary)
+
+
+def cells(metrics: dict[str, float | None]) -> tuple[float | None, ...]:
+    """The values of `columns`; None for a metric that an earlier run did not have."""
+    return tuple(metrics.get(name) for name in columns())
 
 
 def show_table(
     entries: Sequence[dict[str, Any]],
     baselines: dict[str, dict[str, float | None]] | None = None,
 ) -> None:
-    """The numbers on the terminal, with what they were measured by."""
+    """Print the metrics of evaluations and baselines, with their conditions."""
     shown = entries[-1]
-    rows = [
-        (_averaged_as(e), *(e["metrics"][c] for c in COLUMNS))
-        for e in reversed(entries)
-    ]
-    for name, m in (baselines or {}).items():
-        label = f"{name} ({_averaged_as(shown)})"
-        rows.append((label, *(m[c] for c in COLUMNS)))
+    rows = [(_averaging(e), *cells(e["metrics"])) for e in reversed(entries)]
+    for name, metrics in (baselines or {}).items():
+        rows.append((f"{name} ({_averaging(shown)})", *cells(metrics)))
     truth = ", ".join(sorted({e["truth"] for e in entries}))
     title = (
         f"{shown['data']}, split {shown['split']}, {shown['images']} images, truth "
         f"{truth}, trained at {shown['size']}; rmse in metres"
     )
-    terminal.print_table(title, ("protocol, averaging", *COLUMNS), rows)
+    terminal.print_table(title, ("protocol, averaging", *columns()), rows)
 
 
 def show_parts(entry: dict[str, Any]) -> None:
-    """Errors by distance and near edges of depth, on the terminal."""
+    """Print the error breakdown by distance and by depth edges."""
     total = max(entry["counts"]["pixels"], 1)
     rows = [
-        (name, part["pixels"] / total, *(part["metrics"][c] for c in COLUMNS))
+        (name, part["pixels"] / total, *cells(part["metrics"]))
         for name, part in entry["parts"].items()
     ]
-    title = f"by distance and near edges: {measured_by(entry)}; rmse in metres"
-    terminal.print_table(title, ("part", "share of pixels", *COLUMNS), rows)
+    title = f"by distance and near edges: {conditions(entry)}; rmse in metres"
+    terminal.print_table(title, ("part", "share of pixels", *columns()), rows)
 
 
 def show_interval(entry: dict[str, Any]) -> None:
-    """How sure the numbers are, on the terminal."""
-    found = entry["interval"]
-    bounds = {c: found["metrics"][c] or (None, None) for c in COLUMNS}
-    rows = [
-        (name, *(bounds[c][k] for c in COLUMNS))
-        for k, name in enumerate(("from", "to"))
-    ]
-    rows.insert(1, ("value", *(entry["metrics"][c] for c in COLUMNS)))
+    """Print the bootstrap intervals of the metrics."""
+    bootstrap = entry["interval"]
+    bounds = [bootstrap["metrics"][name] or (None, None) for name in columns()]
+    low, high = ([bound[k] for bound in bounds] for k in (0, 1))
+    rows = [("from", *low), ("value", *cells(entry["metrics"])), ("to", *high)]
     title = (
-        f"{found['level']:.0%} interval, bootstrap over {found['units']} "
-        f"{found['unit']}s, {found['resamples']} resamples: {measured_by(entry)}"
+        f"{bootstrap['level']:.0%} interval, bootstrap over {bootstrap['units']} "
+        f"{bootstrap['unit']}s, {bootstrap['resamples']} resamples: {conditions(entry)}"
     )
-    terminal.print_table(title, ("", *COLUMNS), rows)
+    terminal.print_table(title, ("", *columns()), rows)
 
 
 def show(
@@ -122,36 +124,18 @@ def show(
     results: dict[str, Any],
     state: TrainState,
 ) -> None:
-    """Panel picture, curves, and the table on the terminal, of a run that is done."""
+    """Draw predictions and curves of a finished run, and print its tables."""
     last = results["evaluations"][-1]
-    entries = [e for e in results["evaluations"] if e["step"] == last["step"]]
-    predictor = Predictor(config, state.variables)
-    rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
-    frames = list(data.evaluation.full_frames(rows))
-    kinds = (config.data.depth, "raw" if config.data.depth == "filled" else "filled")
-    truth = [
-        next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
-        for f in frames
-    ]
-    step = int(state.step)
-    panel = workdir.local / "panels" / f"step-{step:07d}.png"
-    plots.panel(
-        panel,
-        rgb=[f["rgb"] for f in frames],
-        target=truth,
-        pred=[predictor.predict(f["rgb"]) for f in frames],
-        names=[f["name"] for f in frames],
-        title=f"{config.model.arch}, {config.loss.name}, step {step} - {data.name}, "
-        f"{data.eval_split}",
-    )
+    panel = _draw_panel(config, workdir, data, state)
+    curves = workdir.local / "curves.png"
     records = metrics_writer.read_metrics(workdir.local)
-    plots.curves(workdir.local / "curves.png", records, results["evaluations"])
+    plots.curves(curves, records, results["evaluations"])
+    entries = [e for e in results["evaluations"] if e["step"] == last["step"]]
     show_table(entries, results["baselines"])
-    if "parts" in last:  # not in results of versions before
+    if "parts" in last:  # earlier versions did not write them
         show_parts(last)
     better = min(
-        (m["rmse"] for m in results["baselines"].values() if m["rmse"]),
-        default=None,
+        (m["rmse"] for m in results["baselines"].values() if m["rmse"]), default=None
     )
     rmse = last["metrics"]["rmse"]
     if better and rmse:
@@ -160,12 +144,36 @@ def show(
             rmse,
             rmse / better,
             better,
-            measured_by(last),
+            conditions(last),
         )
-    logger.info("pictures: %s, %s", panel, workdir.local / "curves.png")
+    logger.info("pictures: %s, %s", panel, curves)
     logger.info("use it: jaxdepth predict --checkpoint=%s PHOTO", workdir.name)
 
 
+def _draw_panel(config: Config, workdir: WorkDir, data: Data, state: TrainState) -> Any:
+    """Draw some evaluation frames with ground truth and prediction; the path."""
+    predictor = Predictor(config, state.variables)
+    rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
+    frames = list(data.evaluation.full_frames(rows))
+    kinds = (config.data.depth, "raw" if config.data.depth == "filled" else "filled")
+    target = [
+        next(f["depth"][k] for k in kinds if f["depth"].get(k) is not None)
+        for f in frames
+    ]
+    step = int(state.step)
+    path = workdir.local / "panels" / f"step-{step:07d}.png"
+    plots.panel(
+        path,
+        rgb=[f["rgb"] for f in frames],
+        target=target,
+        pred=[predictor.predict(f["rgb"]) for f in frames],
+        names=[f["name"] for f in frames],
+        title=f"{config.model.arch}, {config.loss.name}, step {step} - {data.name}, "
+        f"{data.eval_split}",
+    )
+    return path
+
+
 def spread(count: int, wanted: int) -> np.ndarray:
-    """Up to `wanted` places of `count`, evenly apart."""
+    """Up to `wanted` evenly spaced indices below `count`."""
     return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int))

@@ -83,21 +83,7 @@ class Session:
 
     @property
     def protocols(self) -> tuple[protocols.Protocol, ...]:
-        return chosen_protocols(self.config, nyu=self.data.nyu)
-
-
-def chosen_protocols(config: Config, *, nyu: bool) -> tuple[protocols.Protocol, ...]:
-    """The protocols of --protocol; the first one names the numbers shown first."""
-    default = "laina" if nyu else "plain"
-    names = [default] if config.eval.protocol == "auto" else [config.eval.protocol]
-    if config.eval.protocol == "all":
-        names = [default, *(name for name in protocols.PROTOCOLS if name != default)]
-    return protocols.choose(
-        names,
-        max_depth=config.data.max_depth,
-        flip_average=config.eval.flip_average,
-        densedepth_rel=config.eval.densedepth_rel,
-    )
+        return protocols.chosen_protocols(self.config, nyu=self.data.nyu)
 
 
 def run(config: Config, *, command: str) -> int:

@@ -1,4 +1,4 @@
-"""A network that is to be written in somebody else's form: of a run, or converted."""
+"""Parameters of a network to export, from a run or from converted weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from jaxdepth.weights import files
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Arrays of `upproj` and what they mean something in.
+    """Parameters and batch statistics of `upproj`.
 
     Attributes:
-      arrays: by path; the encoder at least.
-      layout: its layout.
-      unpool: how its up-convolutions unpool.
-      origin: where it comes from, for people.
+      arrays: arrays by path; at least those of the encoder.
+      layout: layout of the network.
+      unpool: unpooling of the up-convolutions.
+      origin: source of the arrays, as text.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -30,12 +30,13 @@ class Network:
 
 
 def read(source: str, *, step: str = "best") -> Network:
-    """The network of a run's work directory, or of converted weights.
+    """Read a network from a run's work directory, or from converted weights.
 
     Args:
-      step: of a run, as in `jaxdepth.load`.
+      source: work directory, or file of converted weights.
+      step: step of the run's checkpoint, as in `jaxdepth.load`.
 
-    Raises UserError where there is none, or it is of another --arch.
+    Raises: UserError if there is no network, or if its --arch is not upproj.
     """
     if "://" not in source and not files.expanded(source).is_dir():
         weights = files.read(source)
@@ -44,7 +45,7 @@ def read(source: str, *, step: str = "best") -> Network:
     config = network.config
     if config.model.arch != "upproj":
         raise UserError(
-            f"{source} is of --arch={config.model.arch}: only upproj is known elsewhere"
+            f"{source} is of --arch={config.model.arch}: only upproj can be exported"
         )
     arrays = {path: np.asarray(x) for path, x in flatten(network.variables).items()}
     origin = f"jaxdepth, {Path(source).name}, step {network.step}"

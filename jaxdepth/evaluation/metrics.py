@@ -1,8 +1,8 @@
 """Metrics of depth maps, computed from sums that merge exactly.
 
-On the device each row of each image is summed in float32: a few hundred terms, few
-enough to keep the digits. On the host the rows become one float64 entry per image, for
-both averagings: over all pixels of the set, or the mean of the images' values.
+The device sums each row of each image in float32: a few hundred terms, few enough to
+keep the digits. The host adds the rows up to one float64 entry per image, from which
+both averagings follow: over all pixels of the set, or the mean of the images' values.
 """
 
 import dataclasses
@@ -30,6 +30,9 @@ class Metric:
         (which includes those that are not finite) or "rel" (those that make its
         denominator unusable).
       larger_is_better: direction.
+      unit: "m" for metres, "" for none.
+      in_summary: False keeps it out of the tables on the terminal, which have no room
+        for all of them.
       pixel: (pred, target) -> per-pixel quantity whose mean `compute` takes under the
         metric's own name; None if it only uses the built-in ones.
     """
@@ -37,6 +40,8 @@ class Metric:
     compute: Callable[[Means], np.ndarray]
     undefined: Literal["none", "nonfinite", "nonpositive", "rel"] = "nonfinite"
     larger_is_better: bool = False
+    unit: str = ""
+    in_summary: bool = True
     pixel: Callable[[Array, Array], Array] | None = None
 
 
@@ -47,12 +52,16 @@ for _k in (1, 2, 3):
         Metric(lambda m, k=_k: m[f"delta{k}"], "none", larger_is_better=True),
     )
 METRICS.register("abs_rel", Metric(lambda m: m["abs_rel"], "rel"))
-METRICS.register("sq_rel", Metric(lambda m: m["sq_rel"]))
-METRICS.register("rmse", Metric(lambda m: np.sqrt(m["sq"])))
-METRICS.register("rmse_log", Metric(lambda m: np.sqrt(m["log_sq"]), "nonpositive"))
+METRICS.register("sq_rel", Metric(lambda m: m["sq_rel"], unit="m", in_summary=False))
+METRICS.register("rmse", Metric(lambda m: np.sqrt(m["sq"]), unit="m"))
+METRICS.register(
+    "rmse_log",
+    Metric(lambda m: np.sqrt(m["log_sq"]), "nonpositive", in_summary=False),
+)
 METRICS.register("log10", Metric(lambda m: m["log_abs"] / math.log(10), "nonpositive"))
 METRICS.register(
-    "silog", Metric(lambda m: 100 * np.sqrt(_log_spread(m)), "nonpositive")
+    "silog",
+    Metric(lambda m: 100 * np.sqrt(_log_spread(m)), "nonpositive", in_summary=False),
 )
 
 
@@ -66,17 +75,24 @@ def register_metric(
     *,
     finish: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
     larger_is_better: bool = False,
+    unit: str = "",
+    undefined: Literal["nonfinite", "nonpositive"] = "nonfinite",
 ) -> None:
     """Register a metric that is a mean over pixels; every evaluation then has it.
+
+    Register it before the first evaluation: compiled evaluations stay as they are.
 
         jaxdepth.register_metric("mae", lambda pred, target: jnp.abs(pred - target))
 
     Args:
       name: name of the metric.
       pixel: (pred, target) in metres, float32 arrays of one shape -> the quantity to
-        average over valid pixels. It must be finite for positive depths.
+        average over valid pixels. It must be finite wherever the metric is defined.
       finish: applied to the mean, such as `np.sqrt`.
       larger_is_better: direction.
+      unit: "m" for metres, "" for none.
+      undefined: "nonpositive" for quantities such as logarithms: the metric is then
+        None if any prediction is <= 0, and `pixel` receives positive values only.
 
     Raises: ValueError for a name that is registered already.
     """
@@ -84,19 +100,26 @@ def register_metric(
         name,
         Metric(
             lambda means: finish(means[name]),
+            undefined,
             larger_is_better=larger_is_better,
+            unit=unit,
             pixel=pixel,
         ),
     )
+
+
+def larger_is_better() -> tuple[str, ...]:
+    """Names of the metrics whose larger values are better."""
+    return tuple(name for name, metric in METRICS.items() if metric.larger_is_better)
 
 
 Averaging = Literal["pooled", "per_image"]
 AVERAGINGS: tuple[Averaging, Averaging] = ("pooled", "per_image")
 Rel = Literal["truth", "pred"]
 
-# Pixels that are counted because they make numbers undefined.
+# Counts of the pixels that make metrics undefined.
 _COUNTS = ("nonpositive", "nonfinite")
-# Metres; beyond this a squared error times a row's length leaves float32.
+# Metres; beyond this the sum of a row's squared errors overflows float32.
 _HUGE = 1e12
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -110,19 +133,20 @@ def row_sums(
 ) -> dict[str, Float[Array, "b h"]]:
     """Sums over the valid pixels of each image row, for `Sums.update`.
 
-    Pure, to be jitted. A prediction that is not finite (or beyond 1e12 m) is counted
-    as `nonfinite` and left out of all sums but delta, where it is wrong. One that is
-    <= 0 is counted as `nonpositive` and left out of the logarithms; in delta it is
-    wrong, as its ratio is infinite.
+    A pure function, to be jitted. A prediction that is not finite (or beyond 1e12 m) is
+    counted as `nonfinite` and excluded from all sums but the deltas, where it counts as
+    wrong. A prediction <= 0 is counted as `nonpositive`, excluded from the logarithms,
+    and wrong in the deltas.
 
     Args:
       pred: predicted depth, metres.
-      target: true depth, metres, > 0 where `valid`; anything elsewhere.
+      target: measured depth, metres, > 0 where `valid`; any value elsewhere.
       valid: True where `target` counts.
       rel: denominator of `abs_rel`.
 
-    Returns: float32 sums by name. `log_m2` is about the row's own mean of log pred -
-      log target, so that a constant factor does not drown its spread.
+    Returns: float32 sums by name. `log_m2` sums squared deviations of log pred - log
+      target from the row's mean, so that a common factor does not hide their spread in
+      rounding errors.
     """
     return part_sums(pred, target, valid=valid, parts={"all": valid}, rel=rel)["all"]
 
@@ -135,11 +159,11 @@ def part_sums(
     parts: Mapping[str, Bool[Array, "b h w"]],
     rel: Rel = "truth",
 ) -> dict[str, dict[str, Float[Array, "b h"]]]:
-    """`row_sums` of several parts of the valid pixels, which may overlap.
+    """`row_sums` of several subsets of the valid pixels, which may overlap.
 
     Args:
       pred, target, valid, rel: as in `row_sums`.
-      parts: name -> mask; what is not `valid` counts in none.
+      parts: name -> mask; pixels that are not `valid` count in none.
     """
     errors = _errors(pred, target, valid=valid, rel=rel)
     return {name: _totals(errors, valid & mask) for name, mask in parts.items()}
@@ -148,7 +172,7 @@ def part_sums(
 def _errors(
     pred: Array, target: Array, *, valid: Array, rel: Rel
 ) -> dict[str, Float[Array, "b h w"]]:
-    """The per-pixel quantities to sum; finite where not `valid`."""
+    """The per-pixel quantities to sum; finite for pixels that are not `valid`."""
     pred, target = pred.astype(jnp.float32), target.astype(jnp.float32)
     finite = jnp.abs(pred) <= _HUGE  # False for NaN
     positive = finite & (pred >= _TINY)
@@ -157,10 +181,10 @@ def _errors(
     p_log = jnp.where(valid & positive, pred, t)
     error, log_diff = p - t, jnp.log(p_log) - jnp.log(t)
     ratio = jnp.maximum(p_log / t, t / p_log)
-    found: dict[str, Array] = {
+    quantities: dict[str, Array] = {
         f"delta{k}": positive & (ratio < 1.25**k) for k in (1, 2, 3)
     }
-    found |= {
+    quantities |= {
         "count": jnp.ones_like(t),
         "abs_rel": jnp.abs(error) / (t if rel == "truth" else p_log),
         "sq_rel": jnp.square(error) / t,
@@ -169,12 +193,14 @@ def _errors(
         "log_sum": log_diff,
         "nonpositive": finite & ~positive,
         "nonfinite": ~finite,
-        # Where the prediction is the denominator, one <= 0 spoils abs_rel as well.
+        # abs_rel is undefined as well if the prediction is its denominator.
         "rel_undefined": finite & ~positive & (rel == "pred"),
     }
-    own = {k: metric.pixel for k, metric in METRICS.items() if metric.pixel is not None}
-    found |= {name: pixel(p, t) for name, pixel in own.items()}
-    return {name: x.astype(jnp.float32) for name, x in found.items()}
+    for name, metric in METRICS.items():
+        if metric.pixel is not None:
+            safe_pred = p_log if metric.undefined == "nonpositive" else p
+            quantities[name] = metric.pixel(safe_pred, t)
+    return {name: x.astype(jnp.float32) for name, x in quantities.items()}
 
 
 def _totals(
@@ -203,13 +229,13 @@ class Sums:
         """Add a batch.
 
         Args:
-          rows: sums (b, h) of `row_sums`; other (b, h) sums are kept beside them.
+          rows: sums (b, h) of `row_sums`; further (b, h) sums appear in `counts`.
           counted: (b,) False for padding entries, which are excluded from all counts;
-            None: all count. (An image without a valid pixel is no padding; it is
+            default: no padding. (An image without a valid pixel is not padding; it is
             counted in `images_without_truth`.)
         """
         table = {name: np.asarray(x, np.float64) for name, x in rows.items()}
-        # Rows' second moments about their own means become one about zero.
+        # Convert the rows' second moments from their means to zero.
         n = np.maximum(table["count"], 1.0)
         table["log_sq"] = table.pop("log_m2") + table["log_sum"] ** 2 / n
         keep = slice(None) if counted is None else np.asarray(counted, bool)
@@ -232,10 +258,10 @@ class Sums:
 
     def select(self, order: Sequence[int] | np.ndarray) -> "Sums":
         """The images at these indices, in this order."""
-        chosen = Sums()
-        places = np.asarray(order, int)
-        chosen._blocks = [{k: x[places] for k, x in self.table.items()}]
-        return chosen
+        selected = Sums()
+        indices = np.asarray(order, int)
+        selected._blocks = [{k: x[indices] for k, x in self.table.items()}]
+        return selected
 
     @property
     def table(self) -> dict[str, np.ndarray]:
@@ -284,19 +310,19 @@ class Sums:
         deltas if any was not finite. Everything is None without a valid pixel.
 
         Args:
-          averaging: "pooled" takes the means over all pixels of all images,
+          averaging: "pooled" takes the means over the valid pixels of all images;
             "per_image" takes them over each image's, then averages the images that
-            have a valid pixel. Without a mask the pooled rmse is never below the
-            other (Jensen).
+            have a valid pixel. If all images have the same number of valid pixels, the
+            pooled rmse is at least the per-image rmse (Jensen's inequality).
         """
         table = self.table
         if averaging == "pooled":
             table = {k: np.array([math.fsum(x)]) for k, x in table.items()}
-        some = np.flatnonzero(table["count"])
-        if not len(some):
+        scored = np.flatnonzero(table["count"])
+        if not len(scored):
             return dict.fromkeys(METRICS)
-        found = values({k: x[some] for k, x in table.items()})
-        return {k: _finite(_mean(x)) for k, x in found.items()}
+        per_row = values({k: x[scored] for k, x in table.items()})
+        return {k: _finite(_mean(x)) for k, x in per_row.items()}
 
     def per_image(self) -> list[dict[str, float | None]]:
         """For each image in order: `pixels`, the metrics, and the counted pixels."""
@@ -310,7 +336,7 @@ class Sums:
         ]
 
 
-# Entries of a table that metrics are made of.
+# Sums in a table that the built-in metrics are computed from.
 _SUMMED = (
     "delta1",
     "delta2",
@@ -326,8 +352,8 @@ _SUMMED = (
 
 def _summed(table: Mapping[str, np.ndarray]) -> list[str]:
     """Names of the per-pixel quantities in a table."""
-    own = [name for name, metric in METRICS.items() if metric.pixel is not None]
-    return [*_SUMMED, *(name for name in own if name in table)]
+    registered = [name for name, metric in METRICS.items() if metric.pixel is not None]
+    return [*_SUMMED, *(name for name in registered if name in table)]
 
 
 def values(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -359,21 +385,38 @@ def compute(
 
         jaxdepth.metrics.compute(pred, target)["rmse"]
 
+    delta1, delta2, delta3, abs_rel, sq_rel [m], rmse [m], rmse_log, log10 and silog,
+    then registered metrics; `Sums.compute` has the formulas. Nothing is clamped,
+    cropped, resized or aligned: published numbers are those of a protocol, see
+    `jaxdepth.protocols`.
+
     Args:
       pred: predicted depth, metres, (h, w) or (b, h, w).
-      target: measured depth, metres, of the same shape.
-      valid: True where `target` counts; default: where it is finite and above 0.
-      averaging: over all pixels, or the mean over images.
+      target: measured depth, metres, of the same shape; 0, negative or not finite
+        where it is missing.
+      valid: True for the measured pixels to use, of the same shape; default: all.
+      averaging: "pooled" over the pixels of all images, or "per_image", the mean of
+        the images' values.
 
-    Returns: values by metric name; None where one is undefined, see `Sums.compute`.
+    Returns: values by metric name; None for a metric that is undefined: all of them
+      without a valid pixel, those with logarithms if a prediction is <= 0, and all but
+      the deltas if one is not finite.
+    Raises: ValueError if the shapes differ.
+    Source: Eigen et al. 2014; silog as in the KITTI depth benchmark.
     """
-    if valid is None:
-        valid = np.isfinite(target) & (np.asarray(target) > 0)
-    arrays = [
-        jnp.asarray(x).reshape(-1, *np.shape(x)[-2:]) for x in (pred, target, valid)
+    target = np.asarray(target)
+    measured = np.isfinite(target) & (target > 0)
+    valid = measured if valid is None else measured & np.asarray(valid, bool)
+    if not np.shape(pred) == target.shape == valid.shape:
+        raise ValueError(
+            f"pred, target and valid differ in shape: {np.shape(pred)}, "
+            f"{target.shape}, {valid.shape}"
+        )
+    batch = [
+        jnp.asarray(x).reshape(-1, *target.shape[-2:]) for x in (pred, target, valid)
     ]
     sums = Sums()
-    sums.update(row_sums(arrays[0], arrays[1], valid=arrays[2].astype(bool)))
+    sums.update(row_sums(batch[0], batch[1], valid=batch[2]))
     return sums.compute(averaging)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from jaxdepth.config import training_frame
+from jaxdepth.config import Config, training_frame
 from jaxdepth.evaluation import breakdown, metrics
 from jaxdepth.ops import resize
 from jaxdepth.runtime.errors import UserError
@@ -161,6 +161,24 @@ def choose(
             protocol = dataclasses.replace(protocol, rel=densedepth_rel)
         chosen.append(protocol)
     return tuple(chosen)
+
+
+def chosen_protocols(config: Config, *, nyu: bool) -> tuple[Protocol, ...]:
+    """The protocols of `--protocol`; results show the first one first.
+
+    Args:
+      nyu: the data are NYU Depth V2, so that `auto` means `laina`, else `plain`.
+    """
+    default = "laina" if nyu else "plain"
+    names = [default] if config.eval.protocol == "auto" else [config.eval.protocol]
+    if config.eval.protocol == "all":
+        names = [default, *(name for name in PROTOCOLS if name != default)]
+    return choose(
+        names,
+        max_depth=config.data.max_depth,
+        flip_average=config.eval.flip_average,
+        densedepth_rel=config.eval.densedepth_rel,
+    )
 
 
 def check_frame(protocol: Protocol, frame_size: Size) -> None:

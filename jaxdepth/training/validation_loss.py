@@ -1,4 +1,4 @@
-"""The training loss on frames that don't train: what its curve is compared with."""
+"""Validation loss: the training loss on the evaluation frames."""
 
 import functools
 import math
@@ -20,18 +20,22 @@ from jaxdepth.training.step import StepSpec, validation_sums
 
 
 class ValidationLoss:
-    """The loss over the evaluation frames, taken as a training step takes it.
+    """The loss over the evaluation frames, computed as in a training step.
 
-    At the training size, centre crop, running statistics, no dropout, truth of the
-    kind that trains (the other where that isn't there). Compiled once. `batch_size`
-    images per call, rounded up to a multiple of the devices. Of several hosts each
-    takes its share of the frames, and all have the result.
+    Uses the training size, the centre crop, running statistics, no dropout, and the
+    kind of ground truth that trains, or the other kind if the data lack it. On
+    multi-host runs each host evaluates its share of the frames; all get the result.
 
     Args:
-      config: settled.
-      model: the run's network.
-      data: whose evaluation frames count.
-      devices: this host's devices to spread a batch over.
+      config: resolved configuration.
+      model: network.
+      data: data set; its evaluation frames are used.
+      devices: devices of this host, over which batches are sharded.
+      batch_size: images per call, rounded up to a multiple of the devices.
+
+    Attributes:
+      available: False if the frames are smaller than the training frame, so that they
+        would have to be enlarged.
     """
 
     def __init__(
@@ -45,12 +49,11 @@ class ValidationLoss:
     ):
         self._data = data
         stored, frame = data.evaluation.size, config.frame_size
-        # Frames of other data that would have to grow are none the network trained on.
-        self.there = all(a >= b for a, b in zip(stored, frame, strict=True))
+        self.available = all(a >= b for a, b in zip(stored, frame, strict=True))
         self._batch_size = -(-batch_size // len(devices)) * len(devices)
         mesh = Mesh(np.array(devices), ("batch",))
-        self._along = NamedSharding(mesh, PartitionSpec("batch"))
-        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._sharded = NamedSharding(mesh, PartitionSpec("batch"))
+        self._replicated = NamedSharding(mesh, PartitionSpec())
         spec = StepSpec(model, optax.identity(), config, None)
         self._sums = jax.jit(
             functools.partial(validation_sums, spec),
@@ -58,28 +61,27 @@ class ValidationLoss:
         )
 
     def __call__(self, variables: PyTree) -> float | None:
-        """Mean over the images with truth; None where it can't be taken."""
-        if not self.there:
+        """The mean over images with ground truth; None without any."""
+        if not self.available:
             return None
-        variables = jax.device_put(variables, self._whole)
+        variables = jax.device_put(variables, self._replicated)
         store = self._data.evaluation
         rows = self._data.eval_rows[hosts.index() :: hosts.count()]
         depth = self._data.depth
         kind = depth if depth in store.depths else store.depths[0]
-        totals, counts = [], []
+        batch_totals, batch_images = [], []
         for k in range(0, len(rows), self._batch_size):
-            here = rows[k : k + self._batch_size]
-            rgb, depth_mm = store.gather(here, depth=kind)
-            batch = {"rgb": self._filled(rgb), "depth_mm": self._filled(depth_mm)}
-            total, images = self._sums(variables, jax.device_put(batch, self._along))
-            totals.append(float(total))
-            counts.append(float(images))
-        parts = hosts.gather([totals, counts])
-        total = math.fsum(x for part, _ in parts for x in part)
-        images = sum(n for _, part in parts for n in part)
+            rgb, depth_mm = store.gather(rows[k : k + self._batch_size], depth=kind)
+            batch = {"rgb": self._padded(rgb), "depth_mm": self._padded(depth_mm)}
+            total, images = self._sums(variables, jax.device_put(batch, self._sharded))
+            batch_totals.append(float(total))
+            batch_images.append(float(images))
+        shares = hosts.gather([batch_totals, batch_images])
+        total = math.fsum(x for totals, _ in shares for x in totals)
+        images = sum(n for _, counts in shares for n in counts)
         return total / images if images else None
 
-    def _filled(self, part: np.ndarray) -> np.ndarray:
-        """A whole batch: frames of zeros have no truth and do not count."""
-        short = self._batch_size - len(part)
-        return np.pad(part, [(0, short)] + [(0, 0)] * (part.ndim - 1))
+    def _padded(self, frames: np.ndarray) -> np.ndarray:
+        """A full batch; padding frames have no ground truth, so they do not count."""
+        short = self._batch_size - len(frames)
+        return np.pad(frames, [(0, short)] + [(0, 0)] * (frames.ndim - 1))

@@ -1,4 +1,4 @@
-"""The converter as a user runs it."""
+"""`jaxdepth convert-resnet` as a user runs it."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def converted(checkpoint):
     return out
 
 
-def test_metadata_say_what_it_is(checkpoint, converted):
+def test_metadata_of_converted_weights(checkpoint, converted):
     weights = files.read(converted)
     assert (weights.init, weights.layout) == ("imagenet", "torchvision")
     assert weights.origin == "resnet50.pth" and "BSD-3" in weights.licence
@@ -41,7 +41,7 @@ def test_metadata_say_what_it_is(checkpoint, converted):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
-def test_there_and_back(converted, tmp_path, suffix):
+def test_reverse_restores_the_checkpoint(converted, tmp_path, suffix):
     out = tmp_path / f"torch{suffix}"
     assert convert_resnet.command([str(converted), str(out), "--reverse"]) == cli.OK
     back = resnet.read_state_dict(out)
@@ -51,11 +51,11 @@ def test_there_and_back(converted, tmp_path, suffix):
         counter = name.endswith("num_batches_tracked")
         assert back[name].dtype == x.dtype and back[name].shape == x.shape
         np.testing.assert_array_equal(back[name], np.zeros_like(x) if counter else x)
-    # What was written has the form that its name says.
+    # The suffix decides the file format.
     assert files.is_safetensors(out) == (suffix == ".safetensors")
 
 
-def test_pytorch_loads_what_goes_back(converted, tmp_path):
+def test_pytorch_loads_the_reversed_file(converted, tmp_path):
     torch = pytest.importorskip("torch", reason="loads with PyTorch")
     out = tmp_path / "torch.pth"
     convert_resnet.command(["--reverse", str(converted), str(out)])
@@ -66,7 +66,7 @@ def test_pytorch_loads_what_goes_back(converted, tmp_path):
             np.testing.assert_array_equal(state_dict[name].numpy(), x)
 
 
-def test_metadata_of_what_goes_back_say_what_it_means(converted, tmp_path):
+def test_metadata_of_the_reversed_file(converted, tmp_path):
     out = tmp_path / "torch.safetensors"
     convert_resnet.command(["--reverse", str(converted), str(out)])
     with safetensors.safe_open(out, framework="numpy") as file:
@@ -76,7 +76,7 @@ def test_metadata_of_what_goes_back_say_what_it_means(converted, tmp_path):
     assert json.loads(metadata["stride_in"]) == "3x3"
 
 
-def test_mistakes(checkpoint, converted, tmp_path):
+def test_wrong_files_and_flags_are_refused(checkpoint, converted, tmp_path):
     with pytest.raises(UserError, match="not overwritten"):
         convert_resnet.command([str(checkpoint), str(converted)])
     with pytest.raises(UserError, match="give CHECKPOINT OUT"):
@@ -103,7 +103,7 @@ def test_mistakes(checkpoint, converted, tmp_path):
     assert not out.exists()
 
 
-def test_downloads_are_checked(tmp_path, monkeypatch):
+def test_checksum_of_downloads_is_verified(tmp_path, monkeypatch):
     content = {"answer": b"weights"}
     monkeypatch.setattr(
         "urllib.request.urlopen", lambda url, timeout: io.BytesIO(content["answer"])
@@ -122,8 +122,8 @@ def test_downloads_are_checked(tmp_path, monkeypatch):
         convert_resnet.fetch("https://x/y", good)
 
 
-def test_what_is_missing_is_said_in_one_line(tmp_path):
-    """As a user meets it: exit code 2, no traceback."""
+def test_errors_are_one_line_with_exit_code_2(tmp_path):
+    """There is no traceback."""
     script = Path(__file__).parents[2] / "tools" / "convert_resnet.py"
     command = [sys.executable, script, "a.pth", "none/x.safetensors"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -132,34 +132,34 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_other_networks_have_no_names_in_pytorch(tmp_path, monkeypatch):
+def test_only_upproj_can_be_exported(tmp_path, monkeypatch):
     config = types.SimpleNamespace(arch="cnn")
     network = types.SimpleNamespace(config=config)
     monkeypatch.setattr(
         trained_network.predictor_lib, "load", lambda source, step: network
     )
-    with pytest.raises(UserError, match="of --arch=cnn: only upproj"):
+    with pytest.raises(UserError, match="of --arch=cnn: only upproj can be exported"):
         trained_network.read(str(tmp_path))
 
 
-def assert_pytorch_takes_over(workdir, tmp_path):
-    """The run's network in plain PyTorch, from the file, gives the same metres."""
+def assert_pytorch_predicts_the_same(workdir, tmp_path):
+    """PyTorch predicts the same depth with the exported parameters."""
     torch = pytest.importorskip("torch", reason="a network in PyTorch")
     from tests.weights import torch_upproj
 
     out = tmp_path / "trained.pth"
     assert convert_resnet.command(["--reverse", str(workdir), str(out)]) == cli.OK
     layout = LAYOUTS["torchvision"]
-    theirs = torch_upproj.UpProj(layout).eval()
-    theirs.load_state_dict(torch.load(out, weights_only=True))
+    network = torch_upproj.UpProj(layout).eval()
+    network.load_state_dict(torch.load(out, weights_only=True))
     rgb = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
     image = (rgb - np.array(layout.rgb_mean, "f4")) / np.array(layout.rgb_std, "f4")
     with torch.no_grad():
-        wanted = theirs(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
+        wanted = network(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     with jax.default_matmul_precision("highest"):
         got = np.asarray(jaxdepth.load(str(workdir)).network(rgb))
     assert got.shape == wanted.shape
-    # Of what varies: after one step most of the output is the head's bias.
+    # Relative to the variation, because most of the output is the bias of the head.
     assert np.abs(got - wanted).max() <= 1e-2 * wanted.std()
 
 
@@ -187,6 +187,6 @@ def test_training_starts_from_converted_weights(converted, tmp_path):
         encoder["conv_init"]["kernel"],
         weights.arrays["params/encoder/conv_init/kernel"],
     )
-    assert_pytorch_takes_over(tmp_path / "run", tmp_path)
+    assert_pytorch_predicts_the_same(tmp_path / "run", tmp_path)
     with pytest.raises(UserError, match="no such file"):
         run.command([*flags, "--weights=none.safetensors"])

@@ -1,4 +1,4 @@
-"""What `experiments.evaluate` scores: the run's own evaluation set, or other data."""
+"""`jaxdepth evaluate` on the run's evaluation data and on other data."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from jaxdepth.runtime.errors import UserError
 
 
 def pairs(folder, count, *, seed, scale=1000):
-    """A folder of image and depth pairs, depth 16-bit."""
+    """A folder of pairs of image and 16-bit depth; `scale` units per metre."""
     rng = np.random.default_rng(seed)
     folder.mkdir()
     for k in range(count):
@@ -27,8 +27,11 @@ def pairs(folder, count, *, seed, scale=1000):
 
 
 @pytest.fixture(scope="module")
-def there(tmp_path_factory):
-    """A run on one folder that was evaluated on another, whose depth has its scale."""
+def root(tmp_path_factory):
+    """A folder with a run; it trained on one data set and evaluated on another.
+
+    Both data sets have a depth scale of 5000.
+    """
     root = tmp_path_factory.mktemp("evaluate")
     flags = [
         "--arch=cnn", "--size=19x38", "--batch_size=8", "--steps=2", "--augment=none",
@@ -48,52 +51,52 @@ def scores(root, *flags):
     return json.loads(out.read_text())["evaluations"][-1]
 
 
-def test_results_name_the_data_that_evaluated(there):
-    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
+def test_results_name_the_evaluation_data(root):
+    last = json.loads((root / "run" / "results.json").read_text())["evaluations"][-1]
     assert (last["data"], last["split"], last["images"]) == ("other", "all", 5)
-    saved = json.loads((there / "run" / "config.json").read_text())["data"]
+    saved = json.loads((root / "run" / "config.json").read_text())["data"]
     assert (saved["split"], saved["eval_split"]) == ("all", "all")
 
 
-def test_without_flags_the_run_s_own_number_comes_again(there):
-    last = json.loads((there / "run" / "results.json").read_text())["evaluations"][-1]
-    again = scores(there, "--step=last")
+def test_default_flags_reproduce_the_metrics_of_the_run(root):
+    last = json.loads((root / "run" / "results.json").read_text())["evaluations"][-1]
+    again = scores(root, "--step=last")
     for key in ("data", "split", "images", "protocol", "size", "truth"):
         assert again[key] == last[key]
-    # Truth beyond 3 m does not count here either.
+    # The run's --max_depth=3 applies, too.
     assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
-    farther = scores(there, "--step=last", "--max_depth=10")
+    farther = scores(root, "--step=last", "--max_depth=10")
     assert farther["metrics"]["rmse"] > again["metrics"]["rmse"]
 
 
-def test_the_training_data_are_read_as_the_run_read_them(there):
-    found = scores(there, f"--data={there / 'train'}")
+def test_training_data_are_read_with_the_depth_scale_of_the_run(root):
+    found = scores(root, f"--data={root / 'train'}")
     assert (found["data"], found["split"], found["images"]) == ("train", "all", 8)
     assert found["metrics"]["rmse"] < 4  # metres, not five times as many
 
 
-def test_other_data_are_recognised_anew(there):
-    found = scores(there, f"--data={pairs(there / 'third', 3, seed=2)}")
+def test_other_data_are_read_with_the_default_depth_scale(root):
+    found = scores(root, f"--data={pairs(root / 'third', 3, seed=2)}")
     assert (found["data"], found["images"]) == ("third", 3)
     assert found["metrics"]["rmse"] < 4
 
 
-def test_mistakes_come_out_before_the_work(there, capsys):
-    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+def test_wrong_flags_are_refused_before_scoring(root):
+    command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
     for flags, words in (
-        ([f"--out={there / 'no' / 'x.json'}"], "there is no folder"),
-        ([f"--per_image={there / 'run' / 'config.json'}"], "exists"),
-        (["--data=rooms", "--split=tune"], "rooms have their own"),
+        ([f"--out={root / 'no' / 'x.json'}"], "there is no folder"),
+        ([f"--per_image={root / 'run' / 'config.json'}"], "exists"),
+        (["--data=rooms", "--split=tune"], "rooms have their own split"),
         (["--split=tune"], "allows all"),
-        ([f"--out={there / 'x'}", f"--per_image={there / '.' / 'x'}"], "both name"),
+        ([f"--out={root / 'x'}", f"--per_image={root / '.' / 'x'}"], "both name"),
     ):
         with pytest.raises(UserError, match=words):
             evaluate.command([*command, *flags])
 
 
-def test_files_in_the_home_folder(there, tmp_path, monkeypatch):
+def test_output_files_in_the_home_folder(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
     command += ["--out=~/s.json", "--per_image=~/s.csv"]
     assert evaluate.command(command) == cli.OK
     with open(tmp_path / "s.csv", newline="") as file:
@@ -102,14 +105,14 @@ def test_files_in_the_home_folder(there, tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "s.json").read_text())["evaluations"]) == 2
 
 
-def test_frames_that_are_left_out_are_told(there, caplog):
+def test_skipped_frames_are_noted(root, caplog):
     caplog.set_level("INFO")
-    data = pairs(there / "gaps", 4, seed=3)
+    data = pairs(root / "gaps", 4, seed=3)
     file = data / "1_rgb.png"
     file.write_bytes(file.read_bytes()[:100])
     Image.fromarray(np.zeros((24, 32), np.uint16)).save(data / "2_depth.png")
-    out = there / "gaps.json"
-    command = [f"--checkpoint={there / 'run'}", f"--cache_dir={there / 'cache'}"]
+    out = root / "gaps.json"
+    command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
     assert evaluate.command([*command, f"--data={data}", f"--out={out}"]) == cli.OK
     found = json.loads(out.read_text())
     assert found["evaluations"][-1]["images"] == 2
@@ -118,19 +121,19 @@ def test_frames_that_are_left_out_are_told(there, caplog):
         assert words in caplog.text
 
 
-def test_other_images_of_the_same_names_are_not_compared(there):
+def test_different_images_of_the_same_names_are_not_compared(root):
     for name in ("one", "two"):
-        (there / name).mkdir()
-    same = pairs(there / "one" / "p", 3, seed=4)
-    other = pairs(there / "two" / "p", 3, seed=5)
+        (root / name).mkdir()
+    same = pairs(root / "one" / "p", 3, seed=4)
+    other = pairs(root / "two" / "p", 3, seed=5)
 
     def scored(data):
         return evaluate_command.score(
             EvaluateConfig(
-                checkpoint=str(there / "run"),
+                checkpoint=str(root / "run"),
                 data=str(data),
                 max_depth=10.0,
-                cache_dir=str(there / "cache"),
+                cache_dir=str(root / "cache"),
             )
         )
 

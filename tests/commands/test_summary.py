@@ -1,4 +1,4 @@
-"""Numbers say what they were measured by."""
+"""The one-line summary of an evaluation, and the columns of tables."""
 
 import pytest
 
@@ -11,10 +11,15 @@ ENTRY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("flip", "words"), [(False, ""), (True, ", mirror-averaged")])
-def test_a_line_says_whether_the_mirrored_image_was_asked_too(flip, words):
+@pytest.mark.parametrize(("flip", "words"), [(False, ""), (True, ", flip TTA")])
+def test_summary_names_the_conditions(flip, words):
     line = summary_lib.summary({**ENTRY, "flip_average": flip})
     assert line == (
         "delta1 0.500, abs_rel undefined, rmse 1.250 "
         f"(laina, pooled{words}, filled truth, nyu, split tune, trained at 228x304)"
     )
+
+
+def test_columns_of_the_tables():
+    expected = ("delta1", "delta2", "delta3", "abs_rel", "rmse", "log10")
+    assert summary_lib.columns() == expected

@@ -1,4 +1,4 @@
-"""Baselines against brute force over every pixel and every candidate."""
+"""Baselines against brute force over all pixels and all constants."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ depth_maps = hnp.arrays(
 
 
 def shares(valid_mm: np.ndarray, limit: int) -> np.ndarray:
-    """delta1 of each constant of 1 to `limit` mm, in whole numbers."""
+    """delta1 of each constant from 1 to `limit` mm, in integer arithmetic."""
     c, t = np.arange(1, limit + 1)[:, None], valid_mm[None].astype(int)
     return ((4 * c < 5 * t) & (4 * t < 5 * c)).mean(1)
 
 
 @given(depth_maps)
-def test_all_three_by_brute_force(depth):
+def test_baselines_equal_brute_force(depth):
     valid = (depth > 0) & (depth <= 300)
     if not valid.any():
         with pytest.raises(ValueError, match="no valid training pixel"):
@@ -34,23 +34,22 @@ def test_all_three_by_brute_force(depth):
     chosen = round(found.constant_delta * 1000)
     assert delta1[chosen - 1] == delta1.max()
     for y, x in np.ndindex(depth.shape[1:]):
-        here = depth[:, y, x][valid[:, y, x]].astype(float)
-        expected = here.mean() if len(here) else values.mean()
+        at_pixel = depth[:, y, x][valid[:, y, x]].astype(float)
+        expected = at_pixel.mean() if len(at_pixel) else values.mean()
         np.testing.assert_allclose(found.mean_map[y, x], expected / 1000, rtol=1e-6)
 
 
-def test_batches_do_not_matter():
+def test_baselines_do_not_depend_on_the_batches():
     depth = np.random.default_rng(0).integers(0, 12000, (10, 6, 8)).astype(np.uint16)
-    whole = baselines.fit([depth], max_depth=10.0)
-    parts = baselines.fit(iter([depth[:3], depth[3:4], depth[4:]]), max_depth=10.0)
-    assert (whole.constant, whole.constant_delta) == (
-        parts.constant, parts.constant_delta,
-    )  # fmt: skip
-    np.testing.assert_array_equal(whole.mean_map, parts.mean_map)
-    assert whole.mean_map.dtype == np.float32 and whole.mean_map.shape == (6, 8)
+    one = baselines.fit([depth], max_depth=10.0)
+    three = baselines.fit(iter([depth[:3], depth[3:4], depth[4:]]), max_depth=10.0)
+    assert one.constant == three.constant
+    assert one.constant_delta == three.constant_delta
+    np.testing.assert_array_equal(one.mean_map, three.mean_map)
+    assert one.mean_map.dtype == np.float32 and one.mean_map.shape == (6, 8)
 
 
-def test_large_sums_keep_their_millimetres():
+def test_large_sums_are_exact_to_the_millimetre():
     # A float32 sum of these would be off by metres.
     depth = np.full((300, 1, 1), 9999, np.uint16)
     depth[0] = 9998
@@ -58,12 +57,12 @@ def test_large_sums_keep_their_millimetres():
     np.testing.assert_allclose(found.mean_map[0, 0], 9.999 - 1 / 300_000, rtol=1e-7)
 
 
-def test_a_limit_beyond_the_type_takes_everything():
+def test_max_depth_beyond_uint16_keeps_all_pixels():
     depth = np.full((1, 2, 2), 65535, np.uint16)
     assert baselines.fit([depth], max_depth=80.0).constant == pytest.approx(65.535)
 
 
-def test_nothing_to_fit_is_an_error():
+def test_no_valid_pixel_is_an_error():
     for batches in ([], [np.zeros((2, 3, 3), np.uint16)]):
         with pytest.raises(ValueError, match="no valid training pixel"):
             baselines.fit(batches, max_depth=10.0)

@@ -1,6 +1,4 @@
-"""The bootstrap against a loop that draws images and computes the metrics of each."""
-
-from typing import Any
+"""The bootstrap against a loop that recomputes the metrics of every resample."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from jaxdepth.evaluation import bootstrap
 from jaxdepth.evaluation.metrics import AVERAGINGS, METRICS, Sums, row_sums
 
 SCENES = ["b", "a", "b", "c", "a", "c", "c"]
-EMPTY = 3  # an image without truth
+EMPTY = 3  # index of an image without ground truth
 
 
 def sums(seed, *, noise=0.3, negative=None):
@@ -29,12 +27,8 @@ def sums(seed, *, noise=0.3, negative=None):
     return found
 
 
-def whole(found, averaging) -> dict[str, Any]:
-    return found.compute(averaging)
-
-
 def literal(found, averaging, units, seed, count):
-    """Metrics of every resample, by drawing units and computing over their images."""
+    """Metrics of every resample, computed from the images of the drawn units."""
     names = sorted({u for k, u in enumerate(units) if k != EMPTY})
     drawn = np.random.default_rng(seed).integers(0, len(names), (count, len(names)))
     rows = []
@@ -51,7 +45,7 @@ def literal(found, averaging, units, seed, count):
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("unit", ["image", "scene"])
-def test_one_run_against_the_loop(averaging, unit):
+def test_intervals_of_one_run_equal_the_loop(averaging, unit):
     found = sums(1)
     if unit == "image":
         how = bootstrap.over_images(found, count=200, seed=5)
@@ -72,7 +66,7 @@ def test_one_run_against_the_loop(averaging, unit):
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
-def test_a_pair_against_the_loop(averaging):
+def test_intervals_of_a_pair_equal_the_loop(averaging):
     a, b = sums(1, noise=0.2), sums(2)
     how = bootstrap.over_images(a, count=300, seed=1)
     units = list(range(len(SCENES)))
@@ -87,13 +81,13 @@ def test_a_pair_against_the_loop(averaging):
         np.testing.assert_allclose(
             got[name]["interval"], np.percentile(difference, (2.5, 97.5)), atol=1e-9
         )
-        one, two = whole(a, averaging)[name], whole(b, averaging)[name]
+        one, two = a.compute(averaging)[name], b.compute(averaging)[name]
         assert (got[name]["a"], got[name]["b"]) == (one, two)
         assert got[name]["difference"] == one - two
     assert got["rmse"]["a_better"] > 0.9 > 0.1 > 1 - got["delta1"]["a_better"]
 
 
-def test_equal_runs_are_even():
+def test_equal_runs_tie():
     same = sums(3)
     how = bootstrap.over_images(same, count=50)
     for got in bootstrap.of_pair(same, same, "pooled", how)["metrics"].values():
@@ -101,7 +95,7 @@ def test_equal_runs_are_even():
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
-def test_what_is_undefined_stays_so(averaging):
+def test_undefined_metrics_have_no_interval(averaging):
     a, b = sums(1, negative=0), sums(2)
     how = bootstrap.over_images(a, count=100)
     one = bootstrap.of_one(a, averaging, how)["metrics"]
@@ -109,14 +103,14 @@ def test_what_is_undefined_stays_so(averaging):
     assert one["rmse"] is not None and one["delta1"] is not None
     pair = bootstrap.of_pair(b, a, averaging, how)["metrics"]
     assert pair["silog"]["difference"] is None and pair["silog"]["a"] is not None
-    assert pair["rmse"]["a_better"] > 0.5  # all that draw the image, and others
+    assert pair["rmse"]["a_better"] > 0.5
 
 
-def test_scenes_must_be_known_and_several():
+def test_scenes_must_be_known_and_at_least_two():
     found = sums(1)
     assert bootstrap.over_scenes(found, [None, *SCENES[1:]]) is None
     assert bootstrap.over_scenes(found, ["one"] * len(SCENES)) is None
-    # Of an image without truth it does not matter.
+    # The scene of an image without ground truth may be unknown.
     scenes = [None if k == EMPTY else s for k, s in enumerate(SCENES)]
     how = bootstrap.over_scenes(found, scenes)
     assert how is not None and how.units == 3
@@ -124,18 +118,18 @@ def test_scenes_must_be_known_and_several():
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("chunk", [1, 20])
-def test_some_resamples_at_a_time_are_all_of_them(averaging, chunk, monkeypatch):
+def test_intervals_do_not_depend_on_the_chunk_size(averaging, chunk, monkeypatch):
     a, b = sums(1), sums(2)
     how = bootstrap.over_images(a, count=30, seed=3)
     want = bootstrap.of_pair(a, b, averaging, how)["metrics"]
     monkeypatch.setattr(bootstrap, "CHUNK", chunk)
     got = bootstrap.of_pair(a, b, averaging, how)["metrics"]
-    for name in METRICS:  # sums of other lengths are rounded in another order
+    for name in METRICS:  # equal up to the order of rounding
         np.testing.assert_allclose(got[name]["interval"], want[name]["interval"])
         assert got[name]["a_better"] == want[name]["a_better"]
 
 
-def test_of_one_image_nothing_is_certain():
+def test_a_single_image_has_no_interval():
     one = sums(1).select([0])
     how = bootstrap.over_images(one, count=10)
     assert set(bootstrap.of_one(one, "pooled", how)["metrics"].values()) == {None}

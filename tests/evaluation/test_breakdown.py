@@ -1,4 +1,4 @@
-"""Parts of a frame against loops over its pixels."""
+"""The error breakdown against loops over the pixels."""
 
 import itertools
 
@@ -12,7 +12,7 @@ SHAPE = (2, 13, 17)
 
 
 def blocks(seed):
-    """Depth of a few flat patches, with holes and a slope."""
+    """Depth with flat patches, holes and a slope."""
     rng = np.random.default_rng(seed)
     depth = np.full(SHAPE, 3.0) + np.linspace(0, 0.5, SHAPE[2])
     for _ in range(3):
@@ -23,7 +23,7 @@ def blocks(seed):
 
 
 def literal_near(depth, radius):
-    """Pixel by pixel: is a pixel of an edge within `radius` rows and columns?"""
+    """Mask of the pixels within `radius` rows and columns of an edge, by loops."""
     edge = np.zeros(depth.shape, bool)
     for b, i, j in np.ndindex(*depth.shape):
         for di, dj in ((0, 1), (1, 0)):
@@ -43,7 +43,7 @@ def literal_near(depth, radius):
 
 @pytest.mark.parametrize("radius", [0, 1, 3])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_near_edges_against_the_loop(radius, seed):
+def test_near_edges_equals_the_loop(radius, seed):
     depth = blocks(seed)
     expected = literal_near(depth, radius)
     assert 0 < expected.sum() < expected.size
@@ -53,7 +53,7 @@ def test_near_edges_against_the_loop(radius, seed):
 
 def test_holes_and_gentle_slopes_have_no_edges():
     depth = np.full((1, 4, 6), 2.0, np.float32)
-    depth[0, :, 3:] = 2.5  # a factor of 1.25 is none yet
+    depth[0, :, 3:] = 2.5  # a factor of exactly 1.25 is not an edge
     depth[0, 1] = 0
     depth[0, 2] = np.nan
     assert not np.any(breakdown.near_edges(jnp.asarray(depth), radius=2))
@@ -61,7 +61,7 @@ def test_holes_and_gentle_slopes_have_no_edges():
     assert np.any(breakdown.near_edges(jnp.asarray(depth), radius=2))
 
 
-def test_every_pixel_is_at_one_distance_and_near_or_away():
+def test_each_pixel_is_at_one_distance_and_near_or_away():
     depth = np.array([[[0.1, 2.0, 2.01, 4.0, 5.0, 6.5, 10.0, 10.5, 0.0]]], np.float32)
     found = breakdown.masks(jnp.asarray(depth))
     assert tuple(found) == breakdown.PARTS
@@ -78,7 +78,7 @@ def test_every_pixel_is_at_one_distance_and_near_or_away():
 
 
 @pytest.mark.parametrize(("height", "pixels"), [(480, 8), (240, 4), (60, 1), (20, 1)])
-def test_how_near_follows_the_frame(height, pixels):
+def test_radius_scales_with_the_frame_height(height, pixels):
     depth = np.full((1, height, 41), 2.0, np.float32)
     depth[:, :, 20:] = 4.0
     near = breakdown.masks(jnp.asarray(depth))[breakdown.NEAR]

@@ -1,4 +1,4 @@
-"""The evaluator against scoring frame by frame; batches, sizes, devices, baselines."""
+"""The evaluator against single frames: batches, sizes, devices, depth maps."""
 
 import logging
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation import bootstrap, metrics, protocols
 from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.evaluation.metrics import METRICS, Sums
 from jaxdepth.runtime.errors import UserError
@@ -16,7 +16,7 @@ SIZE = (38, 57)  # training frame 40x60
 
 
 def toy_network(variables, rgb):
-    """Metres from colours at half the size; left and right matter."""
+    """Depth from colours at half the size, not symmetric under a flip."""
     across = jnp.linspace(0.0, 1.0, rgb.shape[2])[None, None, :]
     depth = variables["scale"] * (rgb.mean(axis=3) / 64 + 1 + across)
     return depth[:, ::2, ::2]
@@ -43,7 +43,7 @@ def make_frames(count, size=(60, 90), seed=0, holes=True):
 
 
 def alone(protocol, frame, truth, *, image_size=SIZE, network=toy_network):
-    """One frame through the protocol's functions, no batching."""
+    """Score one frame with the protocol's functions, without batching."""
     rgb = jnp.asarray(frame["rgb"])[None]
     x = protocols.network_input(protocol, rgb, image_size)
     outs = [network(VARIABLES, x)]
@@ -62,14 +62,14 @@ def assert_same(found, expected):
     for averaging in ("pooled", "per_image"):
         a, b = found.compute(averaging), expected.compute(averaging)
         for k in METRICS:
-            # A pixel at a threshold of delta may go either way.
+            # Rounding may move pixels over a threshold of delta.
             atol = 2 / expected.counts["pixels"] if "delta" in k else 0.0
             np.testing.assert_allclose(a[k], b[k], rtol=2e-6, atol=atol, err_msg=k)
 
 
 @pytest.mark.parametrize("devices", [None, 1, 3])
 @pytest.mark.parametrize("flip", ["auto", "on"])
-def test_frames_of_several_sizes_in_batches(devices, flip):
+def test_batches_of_several_sizes_equal_single_frames(devices, flip):
     chosen = protocols.choose("plain", flip_average=flip)
     a, b = make_frames(5), make_frames(4, (80, 100), seed=1)
     mixed = [a[0], b[0], a[1], a[2], b[1], b[2], b[3], a[3], a[4]]
@@ -89,7 +89,7 @@ def test_frames_of_several_sizes_in_batches(devices, flip):
     done = []
     for _ in range(2):
         scores = evaluator(VARIABLES, mixed, progress=done.append)["plain"]
-    # One batch size: once per frame size (and mirrored), also over two calls.
+    # The network is traced once per frame size (and flip), also over two calls.
     batch = {None: 2, 1: 2, 3: 3}[devices]
     passes = 2 if flip == "on" else 1
     assert sorted(traced) == sorted([(batch, 40, 60, 3), (batch, 40, 50, 3)] * passes)
@@ -105,7 +105,7 @@ def test_frames_of_several_sizes_in_batches(devices, flip):
         assert row["rmse"] == pytest.approx(single["rmse"], rel=2e-6)
 
 
-def test_stacks_of_frames_are_the_frames():
+def test_stacks_of_frames_equal_single_frames():
     frames = make_frames(3)
     stack = {
         "rgb": np.stack([f["rgb"] for f in frames]),
@@ -136,7 +136,7 @@ def test_all_protocols_share_forward_passes(nyu_like):
         network, chosen, image_size=(114, 152), batch_size=2, given_truth="raw"
     )
     scores = evaluator(VARIABLES, nyu_like)
-    # The crop; the whole frame; the whole frame mirrored.
+    # The crop; the whole frame; the flipped whole frame.
     assert sorted(calls) == [(114, 152), (120, 160), (120, 160)]
     truths = {
         "laina": "filled",
@@ -181,7 +181,7 @@ def test_all_protocols_share_forward_passes(nyu_like):
         assert fixed.items() <= entry.items()
 
 
-def test_arch_with_one_input_size(nyu_like):
+def test_network_with_a_fixed_input_size(nyu_like):
     sizes = []
 
     def network(variables, rgb):
@@ -199,7 +199,7 @@ def test_arch_with_one_input_size(nyu_like):
     assert sizes == [(57, 76)] * 2
 
 
-def test_other_truth_is_used_and_said(nyu_like, caplog):
+def test_other_ground_truth_is_used_with_a_note(nyu_like, caplog):
     only_filled = [f | {"depth": {"filled": f["depth"]["filled"]}} for f in nyu_like]
     only_raw = [f | {"depth": {"raw": f["depth"]["raw"]}} for f in nyu_like]
     chosen = protocols.choose(["laina", "eigen", "plain"])
@@ -221,7 +221,7 @@ def test_other_truth_is_used_and_said(nyu_like, caplog):
         "filled",
         "uses raw depth; all frames have filled depth only",
     )
-    # Said once in a run, however often it evaluates.
+    # Logged once per run.
     assert caplog.text.count("protocol eigen: uses raw depth") == 1
 
     found = notes(only_raw)
@@ -266,7 +266,7 @@ def test_frames_without_truth_are_counted():
     )
 
 
-def test_an_evaluation_set_without_use_is_refused():
+def test_unusable_evaluation_sets_are_refused():
     evaluator = Evaluator(toy_network, protocols.choose("plain"), image_size=SIZE)
     with pytest.raises(UserError, match="it is empty"):
         evaluator(VARIABLES, [])
@@ -294,14 +294,14 @@ def test_predictions_that_are_not_finite_are_counted(nyu_like):
     assert plain["metrics"]["delta1"] is not None
     assert plain["counts"]["nonfinite"] > 0
     assert plain["counts"]["nonpositive"] > 0
-    # The clamp of eigen hides both from the metrics, not from the counts.
+    # The clamp of eigen affects the metrics, not the counts.
     assert None not in eigen["metrics"].values()
     assert eigen["counts"]["nonfinite_outputs"] == 1
     assert "outputs of the network that are not finite: 1" in eigen["notes"]
 
 
 @pytest.mark.parametrize("name", ["plain", "laina", "densedepth"])
-def test_baselines_go_through_the_same_code(name, nyu_like):
+def test_depth_maps_are_scored_like_networks(name, nyu_like):
     rng = np.random.default_rng(5)
     frame_map = rng.uniform(1, 5, (120, 160)).astype(np.float32)
     evaluator = Evaluator(
@@ -337,7 +337,7 @@ def test_map_of_a_wrong_size_is_refused():
         map_variables(np.ones((114, 152), np.float32), (114, 152))
 
 
-def test_scores_of_two_parts_merge():
+def test_scores_of_two_subsets_merge():
     frames = make_frames(5)
     evaluator = Evaluator(
         toy_network, protocols.choose("plain"), image_size=SIZE, batch_size=2
@@ -349,7 +349,7 @@ def test_scores_of_two_parts_merge():
     assert first.sums.compute("pooled") == whole.sums.compute("pooled")
 
 
-def test_errors_by_distance_and_near_edges_merge():
+def test_error_breakdown_equals_numpy_and_merges():
     frames = [
         frame | {"scene": scene}
         for frame, scene in zip(make_frames(4), ("k", "k", "b", None), strict=True)
@@ -364,7 +364,7 @@ def test_errors_by_distance_and_near_edges_merge():
     entry = evaluator.entries(whole, data="d", split="s")[-1]
     parted = evaluator.entries({"plain": merged}, data="d", split="s")[-1]
     assert entry["parts"] == parted["parts"] and merged.scenes[1:] == ["k", "b", None]
-    # Truth is noise, so that edges are everywhere; distances against NumPy.
+    # Ground truth is noise, so that edges are everywhere. Distances equal NumPy.
     assert entry["parts"]["near edges"]["pixels"] == entry["counts"]["pixels"]
     assert entry["parts"]["away from edges"]["metrics"]["rmse"] is None
     truth = np.stack([f["depth"]["filled"] for f in frames]).astype(np.float64)
@@ -384,3 +384,41 @@ def test_errors_by_distance_and_near_edges_merge():
         assert found["pixels"] == inside.sum() and found["images"] == 4
         rmse = np.sqrt(np.mean(error[inside] ** 2))
         assert found["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)
+
+
+def test_registered_metric_and_protocol_appear_in_all_results():
+    metrics.register_metric("mae", lambda pred, target: jnp.abs(pred - target))
+    protocols.register_protocol(
+        protocols.Protocol(
+            "near",
+            truth="given",
+            input_rule="whole_frame",
+            averaging="per_image",
+            valid_range=(0.0, 3.0),
+        )
+    )
+    try:
+        frames = make_frames(3)
+        evaluator = Evaluator(toy_network, protocols.choose("near"), image_size=SIZE)
+        scores = evaluator(VARIABLES, frames)
+        entry = evaluator.entries(scores, data="d", split="s")[-1]
+        resamples = bootstrap.over_images(scores["near"].sums, count=20)
+        interval = bootstrap.of_one(scores["near"].sums, "per_image", resamples)
+        table = scores["near"].table()
+    finally:
+        METRICS.unregister("mae")
+        protocols.PROTOCOLS.unregister("near")
+    assert (entry["protocol"], entry["averaging"]) == ("near", "per_image")
+    expected = []
+    for frame, row in zip(frames, table, strict=True):
+        target = frame["depth"]["filled"]
+        x = protocols.resize_input(frame["rgb"][None].astype(np.float32), (40, 60))
+        small = toy_network(VARIABLES, x)
+        pred = protocols.full_prediction(protocols.PROTOCOLS["plain"], small, (60, 90))
+        error = np.abs(np.asarray(pred[0], np.float64) - target)
+        expected.append(error[target < 3].mean())
+        assert row["mae"] == pytest.approx(expected[-1], rel=1e-5)
+    assert entry["metrics"]["mae"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert entry["parts"]["0-2 m"]["metrics"]["mae"] > 0
+    low, high = interval["metrics"]["mae"]
+    assert low <= entry["metrics"]["mae"] <= high

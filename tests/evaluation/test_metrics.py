@@ -1,4 +1,4 @@
-"""Metrics against float64 NumPy, and how their sums merge."""
+"""Metrics against float64 NumPy, merging of sums, and registered metrics."""
 
 import itertools
 from typing import Any
@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdepth.evaluation import metrics
 from jaxdepth.evaluation.metrics import AVERAGINGS, METRICS, Sums, part_sums, row_sums
 
 SHAPE = (4, 6, 9)
 
 
 def reference(pred, target, rel="truth"):
-    """The nine metrics of flat arrays, in float64."""
+    """The metrics of flat arrays, in float64."""
     p, t = np.asarray(pred, np.float64), np.asarray(target, np.float64)
     ratio, e = np.maximum(p / t, t / p), np.log(p) - np.log(t)
     return {
@@ -59,10 +60,10 @@ def assert_metrics(found, expected, rtol=1e-5):
 
 
 @given(seed=st.integers(0, 2**32 - 1), rel=st.sampled_from(["truth", "pred"]))
-def test_both_averagings(seed, rel):
+def test_both_averagings_equal_numpy(seed, rel):
     pred, target, valid = random_batch(seed)
     valid[1] = False
-    valid[:, 2, :3] = True  # three pixels at least, but in image 1
+    valid[:, 2, :3] = True  # at least three pixels, except in image 1
     valid[1] = False
     target[~valid] = np.nan
     sums = sums_of(pred, target, valid, rel)
@@ -87,9 +88,9 @@ def test_both_averagings(seed, rel):
 
 
 @given(seed=st.integers(0, 2**32 - 1), cuts=st.sets(st.integers(1, 11)))
-def test_merging_is_exact_in_any_batching_and_order(seed, cuts):
+def test_merging_is_exact_for_any_batches_and_order(seed, cuts):
     pred, target, valid = random_batch(seed, (12, 3, 5))
-    # The device's part, once: what is tested is the host's.
+    # The row sums are computed once; merging happens on the host.
     rows = {k: np.asarray(x) for k, x in _row_sums(pred, target, valid=valid).items()}
     whole = Sums()
     whole.update(rows)
@@ -108,7 +109,7 @@ def test_merging_is_exact_in_any_batching_and_order(seed, cuts):
     assert whole.select(order).per_image()[0] == whole.per_image()[order[0]]
 
 
-def test_merge_leaves_the_other_as_it_was():
+def test_merge_does_not_change_its_argument():
     first, second = sums_of(*random_batch(0)), sums_of(*random_batch(1))
     before = second.per_image()
     first.merge(second)
@@ -117,7 +118,7 @@ def test_merge_leaves_the_other_as_it_was():
     assert second.per_image() == before
 
 
-def test_float32_rows_lose_nothing_over_many_pixels():
+def test_float32_row_sums_are_accurate_over_many_pixels():
     # 4.9e6 pixels: one float32 accumulator would be off by about 1e-3.
     rng = np.random.default_rng(0)
     target = rng.uniform(0.7, 10, (16, 480, 640)).astype(np.float32)
@@ -127,7 +128,7 @@ def test_float32_rows_lose_nothing_over_many_pixels():
     assert_metrics(found, reference(pred, target), rtol=2e-6)
 
 
-def test_silog_survives_a_large_common_factor():
+def test_silog_is_accurate_with_a_large_common_factor():
     rng = np.random.default_rng(0)
     target = rng.uniform(0.7, 10, (2, 20, 30)).astype(np.float32)
     spread = np.exp(rng.normal(0, 1e-3, target.shape))
@@ -154,18 +155,18 @@ def test_delta_is_strict():
     assert found["delta2"] == 0.75
 
 
-def test_rmse_pooled_is_not_below_the_mean_over_images():
+def test_pooled_rmse_is_above_the_per_image_rmse():
     pred, target, _ = random_batch(9)
     sums = sums_of(pred, target, np.ones(SHAPE, bool))
     assert compute(sums, "pooled")["rmse"] > compute(sums, "per_image")["rmse"]
 
 
 @pytest.mark.parametrize("bad", [0.0, -0.0, -2.0, 1e-40])
-def test_predictions_that_are_not_positive(bad):
+def test_nonpositive_predictions(bad):
     pred, target, _ = random_batch(1)
     valid = np.ones(SHAPE, bool)
     valid[0, 0, 2] = False
-    pred[0, 0, :3] = bad  # two that count, one that does not
+    pred[0, 0, :3] = bad  # two valid pixels and an invalid one
     sums = sums_of(pred, target, valid)
     for averaging in AVERAGINGS:
         found = compute(sums, averaging)
@@ -179,19 +180,19 @@ def test_predictions_that_are_not_positive(bad):
     np.testing.assert_allclose(found["rmse"], np.sqrt(np.mean((p - t) ** 2)), rtol=1e-5)
     ratio = np.maximum(p / t, t / np.where(p > 1e-38, p, 1e-300))
     np.testing.assert_allclose(found["delta3"], np.mean(ratio < 1.25**3), rtol=1e-6)
-    # The other images' logarithms stay in the table.
+    # The logarithmic metrics of other images stay defined.
     table = sums.per_image()
     assert table[0]["log10"] is None
     assert table[0]["nonpositive"] == 2
     assert table[1]["log10"] == pytest.approx(reference(pred[1], target[1])["log10"])
-    # As a denominator it spoils abs_rel too.
+    # As a denominator it makes abs_rel undefined as well.
     assert (
         compute(sums_of(pred, target, valid, rel="pred"), "pooled")["abs_rel"] is None
     )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
-def test_predictions_that_are_not_finite(bad):
+def test_nonfinite_predictions(bad):
     pred, target, _ = random_batch(1)
     valid = np.ones(SHAPE, bool)
     valid[2, 1, 1] = False
@@ -208,7 +209,7 @@ def test_predictions_that_are_not_finite(bad):
     assert compute(sums, "pooled")["delta3"] == pytest.approx(expected["delta3"])
 
 
-def test_places_that_fill_a_batch_are_no_images():
+def test_padding_entries_are_not_counted():
     pred, target, valid = random_batch(4)
     valid[2:] = False
     sums = sums_of(pred, target, valid, counted=[True, True, False, True])
@@ -220,7 +221,7 @@ def test_places_that_fill_a_batch_are_no_images():
         assert compute(sums, averaging) == pytest.approx(compute(alone, averaging))
 
 
-def test_nothing_at_all():
+def test_no_image_or_no_valid_pixel():
     for sums in (Sums(), sums_of(*random_batch(0)[:2], np.zeros(SHAPE, bool))):
         for averaging in AVERAGINGS:
             assert compute(sums, averaging) == dict.fromkeys(METRICS)
@@ -229,7 +230,7 @@ def test_nothing_at_all():
     assert Sums().per_image() == []
 
 
-def test_further_sums_are_counted_beside():
+def test_further_sums_appear_in_the_counts():
     rows = dict(_row_sums(*random_batch(0)[:2], valid=np.ones(SHAPE, bool)))
     sums = Sums()
     sums.update(rows | {"odd": np.ones((4, 2))})
@@ -237,19 +238,19 @@ def test_further_sums_are_counted_beside():
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-def test_invalid_pixels_reach_nothing(seed):
+def test_invalid_pixels_do_not_matter(seed):
     pred, target, valid = random_batch(seed)
-    rubbish = np.array([np.nan, np.inf, 0, -1, 1e30], np.float32)
+    garbage = np.array([np.nan, np.inf, 0, -1, 1e30], np.float32)
     rng = np.random.default_rng(seed)
     other = sums_of(
-        np.where(valid, pred, rng.choice(rubbish, SHAPE)),
-        np.where(valid, target, rng.choice(rubbish, SHAPE)),
+        np.where(valid, pred, rng.choice(garbage, SHAPE)),
+        np.where(valid, target, rng.choice(garbage, SHAPE)),
         valid,
     )
     assert other.per_image() == sums_of(pred, target, valid).per_image()
 
 
-def test_parts_are_the_sums_of_their_pixels():
+def test_part_sums_equal_row_sums_of_the_mask():
     pred, target, valid = random_batch(3)
     pred[0, 0, :2], pred[1, 2, 3] = -1, np.nan
     rng = np.random.default_rng(4)
@@ -262,3 +263,76 @@ def test_parts_are_the_sums_of_their_pixels():
             np.testing.assert_allclose(
                 found[name][key], x, rtol=1e-6, atol=1e-6, err_msg=key
             )
+
+
+def test_compute_equals_numpy():
+    pred, target, valid = random_batch(5)
+    found = metrics.compute(pred, target, valid)
+    assert_metrics(found, reference(pred[valid], target[valid]), rtol=1e-5)
+    each = [reference(p[v], t[v]) for p, t, v in zip(pred, target, valid, strict=True)]
+    mean = {k: np.mean([r[k] for r in each]) for k in METRICS}
+    found = metrics.compute(pred, target, valid, averaging="per_image")
+    assert_metrics(found, mean, rtol=1e-5)
+
+
+@pytest.mark.parametrize("missing", [0.0, -1.0, np.nan, np.inf])
+def test_compute_ignores_pixels_without_ground_truth(missing):
+    pred, target, valid = random_batch(6)
+    expected = reference(pred[0][valid[0]], target[0][valid[0]])
+    target[~valid] = missing
+    # One image; float64 as NumPy has it by default; with and without a mask.
+    for mask in (None, np.ones(valid[0].shape, bool)):
+        found = metrics.compute(pred[0].astype(float), target[0].astype(float), mask)
+        assert_metrics(found, expected, rtol=1e-5)
+
+
+def test_compute_without_a_valid_pixel_and_with_wrong_shapes():
+    pred, target, valid = random_batch(7)
+    found = metrics.compute(pred, target, np.zeros_like(valid))
+    assert found == dict.fromkeys(METRICS)
+    # The tests check the annotated shapes, so that some are a TypeError already.
+    for wrong in ((pred, target[:1]), (pred[0], target[0], valid)):
+        with pytest.raises((TypeError, ValueError)):
+            metrics.compute(*wrong)
+
+
+@pytest.fixture
+def registered():
+    """Two metrics of a user, one of them with logarithms."""
+    metrics.register_metric("mae", lambda pred, target: abs(pred - target), unit="m")
+    metrics.register_metric(
+        "log_bias",
+        lambda pred, target: jnp.log(pred / target),
+        finish=np.exp,
+        larger_is_better=True,
+        undefined="nonpositive",
+    )
+    yield
+    for name in ("mae", "log_bias"):
+        METRICS.unregister(name)
+
+
+def test_registered_metrics_equal_numpy(registered):
+    pred, target, valid = random_batch(8)
+    sums = Sums()
+    sums.update(row_sums(*map(jnp.asarray, (pred, target)), valid=jnp.asarray(valid)))
+    p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)
+    found = compute(sums, "pooled")
+    np.testing.assert_allclose(found["mae"], np.mean(abs(p - t)), rtol=1e-5)
+    bias = np.exp(np.mean(np.log(p / t)))
+    np.testing.assert_allclose(found["log_bias"], bias, rtol=1e-5)
+    assert tuple(sums.counts) == (
+        "pixels", "nonpositive", "nonfinite", "images_without_truth"
+    )  # fmt: skip
+    assert metrics.larger_is_better() == ("delta1", "delta2", "delta3", "log_bias")
+
+
+def test_registered_metrics_are_undefined_like_built_in_ones(registered):
+    pred, target, _ = random_batch(8)
+    pred[0, 0, 0] = -1
+    found: dict[str, Any] = metrics.compute(pred, target)
+    assert found["log_bias"] is None
+    mae = np.mean(abs(pred.astype(np.float64) - target))
+    np.testing.assert_allclose(found["mae"], mae, rtol=1e-5)
+    pred[0, 0, 0] = np.nan
+    assert metrics.compute(pred, target)["mae"] is None

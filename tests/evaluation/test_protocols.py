@@ -1,4 +1,4 @@
-"""Protocols on real frames against their whole path written in float64 NumPy."""
+"""Protocols on real frames against float64 NumPy implementations."""
 
 import functools
 from typing import Any
@@ -14,12 +14,12 @@ from jaxdepth.evaluation.metrics import METRICS, Sums
 from jaxdepth.evaluation.protocols import PROTOCOLS
 from jaxdepth.runtime.errors import UserError
 
-NYU_CODE = 9.99547 / 255  # metres a step of the 8-bit truth
+NYU_CODE = 9.99547 / 255  # metres per code of the 8-bit depth
 
 
 @pytest.fixture(scope="module")
 def filled(shared_data):
-    """(rgb, depth) of two labelled frames, filled depth, float32 metres."""
+    """(rgb, depth) of two labelled frames with filled depth, float32 metres."""
     rgb, depth = [], []
     for number in ("0003", "0411"):
         folder = shared_data / "nyu_train"
@@ -44,7 +44,7 @@ def raw(shared_data):
 
 
 def bilinear(x, size):
-    """Half-pixel centres, edges repeated, one output pixel's formula at a time."""
+    """Bilinear resize with half-pixel centres and repeated edges."""
     x = np.asarray(x, np.float64)
     for axis, n_out in ((1, size[0]), (2, size[1])):
         n_in = x.shape[axis]
@@ -57,8 +57,8 @@ def bilinear(x, size):
     return x
 
 
-def nine(p, t, rel):
-    """The metrics of flat float64 arrays; deltas as numbers of pixels."""
+def reference_metrics(p, t, rel):
+    """The metrics of flat float64 arrays."""
     ratio, e = np.maximum(p / t, t / p), np.log(p / t)
     return {
         "delta1": np.mean(ratio < 1.25),
@@ -100,13 +100,15 @@ LITERAL = {"laina": laina, "eigen": eigen, "densedepth": densedepth, "plain": pl
 def literal_metrics(name, pred, target, averaging, rel):
     p, t, valid = LITERAL[name](pred, target.astype(np.float64))
     if averaging == "pooled":
-        return nine(p[valid], t[valid], rel)
-    each = [nine(p[b][valid[b]], t[b][valid[b]], rel) for b in range(len(t))]
+        return reference_metrics(p[valid], t[valid], rel)
+    each = [
+        reference_metrics(p[b][valid[b]], t[b][valid[b]], rel) for b in range(len(t))
+    ]
     return {k: np.mean([r[k] for r in each]) for k in METRICS}
 
 
-def network_like(depth, size=(128, 160), seed=0):
-    """What a network might say of these frames: smooth, off, sometimes far off."""
+def simulated_prediction(depth, size=(128, 160), seed=0):
+    """A prediction with noise and some outliers, metres."""
     rng = np.random.default_rng(seed)
     rows = np.linspace(0, depth.shape[1] - 1, size[0]).astype(int)
     columns = np.linspace(0, depth.shape[2] - 1, size[1]).astype(int)
@@ -114,7 +116,7 @@ def network_like(depth, size=(128, 160), seed=0):
     pred = small * np.exp(rng.normal(0.05, 0.2, small.shape))
     far = rng.random(small.shape)
     pred[far < 0.01] *= 5  # beyond the clamp at 10 m
-    pred[far > 0.99] = 0.02  # below densedepth's
+    pred[far > 0.99] = 0.02  # below the clamp of densedepth
     return pred.astype(np.float32)
 
 
@@ -127,17 +129,17 @@ def run(protocol, pred, target):
     ("name", "rel"), [*((name, "truth") for name in PROTOCOLS), ("densedepth", "pred")]
 )
 @pytest.mark.parametrize("kind", ["filled", "raw"])
-def test_whole_path_on_real_frames(name, kind, rel, request):
+def test_scores_of_real_frames_equal_numpy(name, kind, rel, request):
     _, target = request.getfixturevalue(kind)
     (protocol,) = protocols.choose(name, densedepth_rel=rel)
-    pred = network_like(target)
+    pred = simulated_prediction(target)
     sums = Sums()
     sums.update(run(protocol, pred, target))
     for averaging in ("pooled", "per_image"):
         expected = literal_metrics(name, pred, target, averaging, rel)
         found: dict[str, Any] = dict(sums.compute(averaging))
         for k in METRICS:
-            # A ratio within float32 of a threshold may fall on its other side.
+            # Rounding may move pixels over a threshold of delta.
             atol = 6 / sums.counts["pixels"] if k.startswith("delta") else 0
             np.testing.assert_allclose(
                 found[k],
@@ -152,7 +154,7 @@ def test_whole_path_on_real_frames(name, kind, rel, request):
 
 
 def _region(name, t):
-    """Pixels of a protocol's region, of an array that may be cropped already."""
+    """Mask of a protocol's region in an array that may be cropped to it."""
     region = np.ones(t.shape, bool)
     if name == "eigen":
         region[:] = False
@@ -160,19 +162,19 @@ def _region(name, t):
     return region
 
 
-def test_each_protocol_is_another_number(filled):
+def test_protocols_give_different_numbers(filled):
     _, target = filled
-    pred = network_like(target)
+    pred = simulated_prediction(target)
     found = set()
     for protocol in PROTOCOLS.values():
         sums = Sums()
         sums.update(run(protocol, pred, target))
         found.add(sums.compute("pooled")["rmse"])
-    # laina and plain differ in what the network sees, not here.
+    # laina and plain differ in the network's input only.
     assert len(found) == 3
 
 
-def test_flip_mean_of_densedepth_clips_before_it_averages():
+def test_densedepth_clips_before_flip_averaging():
     (protocol,) = protocols.choose("densedepth")
     first, second = jnp.full((1, 2, 2), 40.0), jnp.full((1, 2, 2), 4.0)
     outs = [protocols.network_output(protocol, p) for p in (first, second)]
@@ -208,7 +210,7 @@ def test_laina_at_another_size_is_the_area_mean_of_the_crop(filled):
 
 
 @pytest.mark.parametrize("name", ["eigen", "densedepth", "plain"])
-def test_whole_frames_go_in_at_the_scale_trained_at(name, filled):
+def test_whole_frames_enter_at_the_training_scale(name, filled):
     rgb, _ = filled
     x = protocols.network_input(PROTOCOLS[name], jnp.asarray(rgb), (228, 304))
     blocks = rgb.reshape(2, 240, 2, 320, 2, 3).astype(np.float64).mean((2, 4))
@@ -239,7 +241,7 @@ def test_small_frames_are_enlarged_bilinearly():
     rgb = np.random.default_rng(0).integers(0, 256, (1, 10, 15, 3), np.uint8)
     x = protocols.network_input(PROTOCOLS["plain"], jnp.asarray(rgb), (38, 38))
     np.testing.assert_allclose(x, bilinear(rgb, (40, 60)), atol=1e-3)
-    # A frame of the training frame's size goes in as it is.
+    # A frame of the training frame's size is not resized.
     x = protocols.network_input(PROTOCOLS["plain"], jnp.asarray(rgb), (10, 14))
     assert x.shape == (1, 11, 17, 3)
     rgb = np.random.default_rng(0).integers(0, 256, (1, 20, 40, 3), np.uint8)
@@ -248,7 +250,7 @@ def test_small_frames_are_enlarged_bilinearly():
 
 
 @pytest.mark.parametrize("name", ["laina", "eigen", "densedepth"])
-def test_frames_of_another_size_are_refused(name):
+def test_protocols_of_nyu_refuse_other_frame_sizes(name):
     protocol = PROTOCOLS[name]
     message = "240x320: use --protocol=plain"
     with pytest.raises(UserError, match=message):
@@ -274,19 +276,19 @@ def test_valid_ranges():
         name: score(PROTOCOLS[name], pred, target).counts["pixels"]
         for name in PROTOCOLS
     }
-    # laina and densedepth know no cap, eigen leaves both ends out, plain has 10 m in.
+    # laina and densedepth have no bound, eigen excludes both, plain includes 10 m.
     assert pixels == {"laina": 5, "densedepth": 5, "eigen": 2, "plain": 4}
     (near,) = protocols.choose("plain", max_depth=5.0)
     assert score(near, pred, target).counts["pixels"] == 2
 
 
-def test_what_is_not_finite_stays_where_it_is():
+def test_nonfinite_predictions_do_not_spread():
     pred = np.full((2, 24, 32), 2.0, np.float32)
     pred[0, 3, 4], pred[0, 12, 20], pred[0, 20, 20] = np.nan, np.inf, -np.inf
     target = np.full((2, 480, 640), 2.0, np.float32)
     for name in ("laina", "plain"):
         sums = score(PROTOCOLS[name], pred, target)
-        # Each spoils the pixels that lie within one entry's distance: 40x40.
+        # Each affects the pixels that it is interpolated to: 40x40.
         assert sums.counts["nonfinite"] == 3 * 40 * 40
         assert sums.compute("pooled")["rmse"] is None
         assert sums.per_image()[1]["rmse"] == 0
@@ -297,7 +299,7 @@ def test_what_is_not_finite_stays_where_it_is():
     assert np.asarray(full[1] == 2).all()
 
 
-def test_choose():
+def test_choose_applies_the_flags():
     assert [p.name for p in protocols.choose("all")] == list(PROTOCOLS)
     first, second = protocols.choose(["plain", "eigen"], flip_average="on")
     assert (first.name, second.name) == ("plain", "eigen")
@@ -310,9 +312,9 @@ def test_choose():
         protocols.choose("eigan")
 
 
-def test_an_edge_beside_the_region_is_as_near_as_one_in_it():
+def test_edges_outside_the_region_count_as_near():
     target = np.full((1, 480, 640), 2.0, np.float32)
-    target[:, :45] = 4.0  # eigen begins with row 45
+    target[:, :45] = 4.0  # the region of eigen begins with row 45
     pred = jnp.ones((1, 8, 8))
     rows = protocols.score_parts(PROTOCOLS["eigen"], pred, jnp.asarray(target))
     near = Sums()

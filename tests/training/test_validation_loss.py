@@ -1,4 +1,4 @@
-"""The loss on evaluation frames: batches, fillers and frames without truth."""
+"""The validation loss: batches, padding and frames without ground truth."""
 
 import functools
 
@@ -17,7 +17,7 @@ CONFIG = Config.of(arch="cnn", loss="si", size="19x38", steps=1, dropout=0.0)
 
 
 class Frames(Store):
-    """A store of frames in memory, with raw truth alone."""
+    """A store of frames in memory, with raw depth only."""
 
     def __init__(self, batch):
         self.batch, self.size, self.depths = batch, batch["rgb"].shape[1:3], ("raw",)
@@ -34,30 +34,30 @@ def validation(batch, rows, **options):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_any_batching_gives_the_mean_over_images_with_truth(devices):
+def test_validation_loss_is_the_mean_over_images_with_ground_truth(devices):
     spec = tiny.spec(loss="si")
     state = tiny.state(spec)
     batch = tiny.batch(11, empty=(3,))
     rows = np.array([0, 2, 3, 4, 5, 6, 7, 8, 9, 10])
-    found = validation(batch, rows, devices=jax.devices()[:devices], batch_size=4)
+    loss = validation(batch, rows, devices=jax.devices()[:devices], batch_size=4)
     one = jax.jit(functools.partial(validation_sums, spec))
     losses = [
         float(one(state.variables, {k: v[[row]] for k, v in batch.items()})[0])
         for row in rows
     ]
-    assert losses[2] == 0  # without truth
-    assert found(state.variables) == pytest.approx(sum(losses) / 9, rel=1e-5)
+    assert losses[2] == 0  # without ground truth
+    assert loss(state.variables) == pytest.approx(sum(losses) / 9, rel=1e-5)
 
 
-def test_frames_that_would_have_to_grow_have_no_loss():
+def test_frames_smaller_than_the_training_frame_have_no_loss():
     batch = tiny.batch(2, frame=(19, 40))
-    found = validation(batch, np.arange(2), devices=jax.devices()[:1])
-    assert found({}) is None
+    loss = validation(batch, np.arange(2), devices=jax.devices()[:1])
+    assert loss({}) is None
 
 
-def test_without_any_truth_there_is_no_loss():
+def test_no_loss_without_any_ground_truth():
     spec = tiny.spec(loss="si")
-    found = validation(
+    loss = validation(
         tiny.batch(2, empty=(0, 1)), np.arange(2), devices=jax.devices()[:1]
     )
-    assert found(tiny.state(spec).variables) is None
+    assert loss(tiny.state(spec).variables) is None

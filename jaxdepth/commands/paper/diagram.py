@@ -1,4 +1,4 @@
-"""Networks as rows of boxes: shapes and counts are read from the modules themselves."""
+"""Network diagrams: a row of boxes with the shapes and counts of the Flax modules."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from jaxdepth import plots
 from jaxdepth.models import create_model
 
 Shape = tuple[int, ...]
-# What a box is called and coloured by; the first class found in a part is its kind.
+# Label and colour of a box by module class; the first class in a part is its kind.
 KINDS = {
     "Bottleneck": ("residual", "#4c78a8"),
     "UpProjection": ("up-projection", "#e45756"),
@@ -27,14 +27,14 @@ KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One box: modules of one name and number, one after another.
+    """One box: consecutive modules that share a name.
 
     Attributes:
-      name: as the parameters have it, `stage1` for `stage1_block1` and its like.
+      name: name in the parameters; `stage1` for `stage1_block1`, `stage1_block2`, ...
       kind: key of `KINDS`.
-      repeats: modules in it.
-      shape_in, shape_out: of one image, without the batch: (h, w, c), (h, w) or (c,).
-      parameters: their number.
+      repeats: number of blocks.
+      shape_in, shape_out: shapes without the batch: (h, w, c), (h, w) or (c,).
+      parameters: number of parameters.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network as it is drawn.
+    """A network to draw.
 
     Attributes:
-      arch: its name.
-      shape_in, shape_out: of one image and of its depth.
-      parts: in the order they are computed.
-      parameters: of all parts.
+      arch: name of the architecture.
+      shape_in, shape_out: shapes of an image and of its depth, without the batch.
+      parts: boxes in the order of computation.
+      parameters: number of parameters.
     """
 
     arch: str
@@ -64,59 +64,63 @@ class Network:
 
 
 def trace(arch: str, image_size: tuple[int, int], **options: Any) -> Network:
-    """What the modules of a network do to an image of (height, width).
+    """Shapes and parameter counts of the modules of a network.
 
-    Nothing is computed: the network is evaluated on shapes alone. `options` are those
-    of `create_model`. UserError where the network does not take that size.
+    The network is evaluated on shapes only, without any computation.
+
+    Args:
+      image_size: (height, width) of the input.
+      options: options of `create_model`.
+
+    Raises: UserError if the network does not accept that size.
     """
     model = create_model(arch, image_size=image_size, **options)
     image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     calls: list[tuple[tuple[str, ...], str, Shape, Shape]] = []
 
-    def note(call, args, kwargs, context):
+    def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if context.method_name == "__call__" and hasattr(out, "shape"):
             kind = type(context.module).__name__
             calls.append((context.module.path, kind, args[0].shape[1:], out.shape[1:]))
         return out
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(record):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
     params = variables["params"]
-    whole = next(call for call in calls if call[0] == ())
-    return Network(
-        arch, whole[2], whole[3], tuple(_parts(calls, params)), _count(params)
-    )
+    _, _, shape_in, shape_out = next(call for call in calls if call[0] == ())
+    parts = tuple(_parts(calls, params))
+    return Network(arch, shape_in, shape_out, parts, _count(params))
 
 
 def _parts(calls: Sequence[tuple], params: Any) -> list[Part]:
-    """Modules of a path's second level joined where they share name and number."""
+    """Group the calls of modules into boxes."""
     inner: dict[tuple[str, ...], list[tuple]] = {}
     for call in calls:
         container = len(call[0]) == 1 and call[0] != ("head",) and call[1] not in KINDS
         if call[0] and not container:
             inner.setdefault(_part_name(call[0]), []).append(call)
-    found = []
+    parts = []
     for name, group in inner.items():
         top = [call for call in group if len(call[0]) == min(len(c[0]) for c in group)]
         names = {call[1] for call in group}
         counted = {call[0] for call in top}
-        found.append(
+        parts.append(
             Part(
                 name[-1],
                 next(kind for kind in KINDS if kind in names),
                 sum(call[1] == "Bottleneck" for call in top) or 1,
-                # Calls are noted when they return: first what came first.
+                # Calls are recorded when they return, in order of computation.
                 top[0][2],
                 top[-1][3],
                 sum(_count(_at(params, path)) for path in counted),
             )
         )
-    return found
+    return parts
 
 
 def _part_name(path: tuple[str, ...]) -> tuple[str, ...]:
-    """What a module is drawn in: a head, a layer, or a child of encoder or decoder."""
+    """The box of a module: a head, a layer, or a child of encoder or decoder."""
     if path[0] == "head" or len(path) == 1:
         return path[:1]
     # bn_init belongs to conv_init, bn_in to conv_in, stage1_block2 to stage1.
@@ -135,11 +139,11 @@ def _count(params: Any) -> int:
 
 
 def draw(networks: Sequence[Network]) -> Any:
-    """A figure with a row of boxes for each network.
+    """Draw a figure with a row of boxes for each network.
 
-    A box is as high as the square root of its map's height and as wide as the
-    logarithm of its channels; between boxes stands what no parameter takes part in:
-    pooling, flattening, cutting.
+    The height of a box shows the square root of the feature map's height, its width the
+    logarithm of the channels. Arrows name the operations without parameters: pooling,
+    flattening, cropping.
     """
     columns = max(len(network.parts) for network in networks) + 2
     figure = plots.canvas(1.25 * columns, 2.3 * len(networks) + 0.5)
@@ -160,6 +164,7 @@ def draw(networks: Sequence[Network]) -> Any:
 
 
 def _row(axis: Any, network: Network) -> None:
+    """Draw the boxes of a network from left to right."""
     title = (
         f"{network.arch}: {_size(network.shape_in)} to {_size(network.shape_out)}, "
         f"{network.parameters:,} parameters"
@@ -178,27 +183,27 @@ def _row(axis: Any, network: Network) -> None:
         ),
         ("depth", "0.75", network.shape_out, ""),
     ]
-    between = _between(network)
+    operations = _operations(network)
     right = 0.0
-    for place, (name, colour, shape, count) in enumerate(boxes):
+    for column, (name, colour, shape, count) in enumerate(boxes):
         width, height = _extent(shape, network.shape_in[0])
-        _box(axis, place, width, height, colour)
-        if place:
-            _arrow(axis, right, place - width / 2, between[place - 1])
-        right = place + width / 2
+        _box(axis, column, width, height, colour)
+        if column:
+            _arrow(axis, right, column - width / 2, operations[column - 1])
+        right = column + width / 2
         for line, (text, weight) in enumerate(
             ((name, "bold"), (_size(shape), "normal"), (count, "normal"))
         ):
             axis.text(
-                place, -0.62 - 0.17 * line, text, ha="center", va="center",
+                column, -0.62 - 0.17 * line, text, ha="center", va="center",
                 fontsize=8, fontweight=weight,
             )  # fmt: skip
 
 
-def _box(axis: Any, place: float, width: float, height: float, colour: str) -> None:
+def _box(axis: Any, x: float, width: float, height: float, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
-    corner = (place - width / 2, -height / 2)
+    corner = (x - width / 2, -height / 2)
     axis.add_patch(
         Rectangle(corner, width, height, facecolor=colour, edgecolor="0.2", lw=0.8)
     )
@@ -212,25 +217,25 @@ def _arrow(axis: Any, start: float, end: float, text: str) -> None:
     )
 
 
-def _extent(shape: Shape, whole: int) -> tuple[float, float]:
-    """Width and height of a box; a vector is a thin one."""
+def _extent(shape: Shape, image_height: int) -> tuple[float, float]:
+    """Width and height of a box; the box of a vector is thin."""
     if len(shape) == 1:
         return 0.12, 1.0
     channels = shape[2] if len(shape) == 3 else 1
     return 0.1 + 0.05 * math.log2(max(channels, 1)), max(
-        0.12, math.sqrt(shape[0] / whole)
+        0.12, math.sqrt(shape[0] / image_height)
     )
 
 
-def _between(network: Network) -> list[str]:
-    """What happens from each box's output to the next one's input."""
+def _operations(network: Network) -> list[str]:
+    """The operations without parameters between consecutive boxes."""
     outs = [network.shape_in, *(part.shape_out for part in network.parts)]
     ins = [*(part.shape_in for part in network.parts), network.shape_out]
-    return [_change(a, b) for a, b in zip(outs, ins, strict=True)]
+    return [_operation(a, b) for a, b in zip(outs, ins, strict=True)]
 
 
-def _change(before: Shape, after: Shape) -> str:
-    """In words, "" where nothing happens."""
+def _operation(before: Shape, after: Shape) -> str:
+    """The operation between two shapes; "" if they are equal."""
     if before == after:
         return ""
     if _flat(after) and not _flat(before):

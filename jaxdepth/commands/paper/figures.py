@@ -1,9 +1,10 @@
-"""The paper's figures from networks and finished runs: what `jaxdepth figures` does.
+"""`jaxdepth figures`: the paper's figures, from networks and finished runs.
 
-Each figure picks its runs, so that a folder of tables can be given for all of them.
+Each figure selects its runs, so that one folder of tables serves all figures.
 """
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import Any, Literal
 from jaxdepth import plots
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands import summary as summary_lib
-from jaxdepth.commands.finished_runs import Run
+from jaxdepth.commands.finished_runs import Run, TrainedRun
 from jaxdepth.commands.paper import diagram, figure_drawing, gridding
-from jaxdepth.commands.run_predictions import Trained
 from jaxdepth.config import parse_size
 from jaxdepth.models import ARCHS
 from jaxdepth.runtime import flags as flags_lib
@@ -23,7 +23,8 @@ from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
-FORMS = ("png", "svg")
+SUFFIXES = ("png", "svg")
+Select = Callable[[Sequence[Run]], list[Run]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,22 +32,23 @@ class FiguresConfig:
     """Draw the figures of the paper, from work directories of runs or of tables."""
 
     runs: tuple[str, ...] = flag((), positional=True)
-    """Work directories of runs, in the order of the legend, or folders of tables;
-    figure 1 needs none."""
+    """Work directories of runs in the order of the legend, or folders of tables; figure
+    1 needs none."""
     figure: Literal["1", "2", "3", "4", "5", "all"] = "5"
-    """1: the four networks; 2: cnn_fc, its losses and some predictions; 3: the same of
-    cnn and cnn_trans; 4: zero against average unpooling; 5: loss and metrics of runs
-    with different initialisations; all: every one that there are runs for."""
+    """1: the networks; 2: losses and predictions of cnn_fc; 3: losses and predictions
+    of cnn and cnn_trans; 4: zero and average unpooling; 5: loss and metrics of runs
+    with different initialisations; all: every figure with runs."""
     size: str = "228x304"
-    """Input of the networks of figure 1, HEIGHTxWIDTH."""
+    """Input size of the networks in figure 1, HEIGHTxWIDTH."""
     rows: int = 4
-    """Evaluation images in figures 2 to 4."""
+    """Number of evaluation images in figures 2 to 4."""
     step: str = "best"
-    """Checkpoint that predicts: best, last or the number of a step."""
+    """Step of the checkpoint that predicts: best, last or a number."""
     cache_dir: str | None = None
-    """Where prepared data are kept; default: where each run had them."""
+    """Folder for prepared data; default: the run's."""
     out: str = "figures"
-    """Folder for figure1.png, figure1.svg, ...: those of earlier calls are replaced."""
+    """Folder for figure1.png, figure1.svg, ...; figures of earlier calls are
+    replaced."""
 
     def __post_init__(self):
         parse_size(self.size)
@@ -55,41 +57,40 @@ class FiguresConfig:
 
 
 def run(config: FiguresConfig) -> int:
-    """Draw, and print the numbers that are drawn; returns the exit code.
+    """Draw figures and print their numbers. Returns the exit code.
 
-    Of `--figure=all` a figure without its runs is left out and named. Raises UserError
-    where a figure that is asked for has no runs, or runs were scored differently, and
-    where a file is in the way that no earlier call left.
+    With --figure=all, a figure without runs is skipped with a warning.
+
+    Raises: UserError if a requested figure has no runs, if its runs were scored
+      differently, or if a file in --out was not written by this command.
     """
     names = list(FIGURES) if config.figure == "all" else [config.figure]
     out = Path(config.out).expanduser()
-    paths = {n: [out / f"figure{n}.{form}" for form in FORMS] for n in names}
-    for path in (path for both in paths.values() for path in both):
+    paths = {n: [out / f"figure{n}.{suffix}" for suffix in SUFFIXES] for n in names}
+    for path in itertools.chain(*paths.values()):
         output_files.check_ours(path, plots.MAKER, flag="out")
-    found = runs_lib.find(config.runs)
+    selection = runs_lib.find(config.runs)
     for name in names:
-        pick, draw = FIGURES[name]
-        many = config.figure == "all" or bool(found.tables)
+        select, draw = FIGURES[name]
+        runs = selection.runs
         try:
-            figure = draw(
-                config, _picked(pick, found.runs, name) if many else found.runs
-            )
+            if config.figure == "all" or selection.tables:
+                runs = _selected(select, runs, name)
+            figure = draw(config, runs)
         except UserError as error:
             if config.figure != "all":
                 raise
-            logger.warning("figure %s is left out: %s", name, error)
+            logger.warning("figure %s is skipped: %s", name, error)
             continue
         _write(figure, paths[name])
     return 0
 
 
-def _picked(
-    pick: Callable[[Sequence[Run]], list[Run]], runs: Sequence[Run], name: str
-) -> list[Run]:
-    picked = pick(runs)
-    if not picked and name != "1":
-        raise UserError(f"none of the runs given is one of figure {name}'s")
-    return picked
+def _selected(select: Select, runs: Sequence[Run], name: str) -> list[Run]:
+    selected = select(runs)
+    if not selected and name != "1":
+        raise UserError(f"--figure={name}: none of the given runs belongs to it")
+    return selected
 
 
 def _write(figure: Any, paths: Sequence[Path]) -> None:
@@ -99,11 +100,12 @@ def _write(figure: Any, paths: Sequence[Path]) -> None:
         for path in paths:
             plots.save(figure, path)
     except OSError as error:
-        raise MachineError(f"{out} can't be written: {error.strerror}") from error
+        raise MachineError(f"--out={out} can't be written: {error.strerror}") from error
     logger.info("pictures: %s", ", ".join(map(str, paths)))
 
 
 def _networks(config: FiguresConfig, _: Sequence[Run]) -> Any:
+    """Draw the networks, and print their output sizes and parameter counts."""
     networks = [diagram.trace(arch, parse_size(config.size)) for arch in ARCHS]
     terminal.print_table(
         f"networks at {config.size}",
@@ -117,28 +119,30 @@ def _networks(config: FiguresConfig, _: Sequence[Run]) -> Any:
 
 
 def _training(config: FiguresConfig, runs: Sequence[Run]) -> Any:
-    """Loss curves of runs, and what each says of the same images."""
+    """Draw losses of runs, and their predictions for the same images."""
     _check(runs)
     _show_last(runs)
-    columns, frames, truth = _predictions(config, runs)
-    return figure_drawing.training(runs, frames, truth, columns)
+    frames, targets, predictions = _predictions(config, runs)
+    return figure_drawing.training(runs, frames, targets, predictions)
 
 
 def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
-    """Zero against average unpooling, with the grid that each leaves."""
+    """Draw predictions with zero and average unpooling, and print their gridding."""
     _check(runs)
     kinds = {(run.flag("arch"), run.flag("unpool")) for run in runs}
     if kinds != {("upproj", "zero"), ("upproj", "average")}:
-        raise UserError("two runs of upproj are compared: --unpool=zero and average")
+        raise UserError(
+            "--figure=4 compares two runs of upproj: --unpool=zero and --unpool=average"
+        )
     trained = [_trained(config, run) for run in runs]
-    places = summary_lib.spread(len(trained[0]), figure_drawing.SPECTRA)
-    frames = trained[0].frames(places)
+    indices = summary_lib.spread(len(trained[0]), figure_drawing.SPECTRA)
+    frames = trained[0].frames(indices)
     maps = [[one.output(frame["rgb"]) for frame in frames] for one in trained]
-    least = min(min(one.shape) for of_run in maps for one in of_run)
+    least = min(min(depth.shape) for of_run in maps for depth in of_run)
     if least < gridding.SMALLEST:
         raise UserError(
-            f"the networks put out {least} pixels across, too few to look for a grid "
-            f"in (at least {gridding.SMALLEST}): train at a larger --size"
+            f"--figure=4: the networks put out {least} pixels across, too few for a "
+            f"spectrum (at least {gridding.SMALLEST}); train at a larger --size"
         )
     grids = [figure_drawing.mean_gridding(of_run) for of_run in maps]
     terminal.print_table(
@@ -154,7 +158,7 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
     return figure_drawing.unpooling(
         [run.name for run in runs],
         [frames[k]["rgb"] for k in shown],
-        [trained[0].truth(frames[k]) for k in shown],
+        [trained[0].target(frames[k]) for k in shown],
         [[of_run[k] for k in shown] for of_run in maps],
         maps,
         grids,
@@ -162,104 +166,103 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
 
 
 def _initialisation(_: FiguresConfig, runs: Sequence[Run]) -> Any:
-    """Training loss, RMSE and delta1 of runs on common axes."""
+    """Draw training loss, RMSE and delta1 of runs, and print their metrics."""
     _check(runs)
     if len(runs) < 2:
-        raise UserError("two runs and more are compared: --init=random and imagenet")
+        raise UserError(
+            "--figure=5 compares at least two runs: --init=random and --init=imagenet"
+        )
     rows = [
-        (run.name, e["step"], *(e["metrics"][c] for c in summary_lib.COLUMNS))
+        (run.name, e["step"], *summary_lib.cells(e["metrics"]))
         for run in runs
         for e in plots.last_kind(run.evaluations)
     ]
-    title = summary_lib.measured_by(runs[0].evaluations[-1])
-    terminal.print_table(title, ("run", "step", *summary_lib.COLUMNS), rows)
+    title = summary_lib.conditions(runs[0].evaluations[-1])
+    terminal.print_table(title, ("run", "step", *summary_lib.columns()), rows)
     return figure_drawing.compare(runs)
 
 
 def _check(runs: Sequence[Run]) -> None:
-    """UserError unless these are runs that were scored alike."""
+    """Raise UserError unless these are runs that were scored in the same way."""
     if not runs:
         raise UserError("give the work directories of the runs to compare")
     for run in runs:
         if not run.evaluations:
             raise UserError(f"{run.name} holds no evaluation")
-    scored = {summary_lib.counted_by(run.evaluations[-1]) for run in runs}
-    if len(scored) > 1:
+    keys = {summary_lib.comparison_key(run.evaluations[-1]) for run in runs}
+    if len(keys) > 1:
         raise UserError(
-            f"the runs were scored differently ({'; '.join(sorted(scored))}): score "
-            "them alike with jaxdepth evaluate"
+            f"the runs were scored differently ({'; '.join(sorted(keys))}): train them "
+            "with the same --protocol, --split and data"
         )
 
 
 def _show_last(runs: Sequence[Run]) -> None:
+    """Print the last evaluation of each run."""
     last = [(run.name, run.evaluations[-1]) for run in runs]
     rows = [
-        (
-            name,
-            e["step"],
-            e.get("loss"),
-            *(e["metrics"][c] for c in summary_lib.COLUMNS),
-        )
+        (name, e["step"], e.get("loss"), *summary_lib.cells(e["metrics"]))
         for name, e in last
     ]
-    title = summary_lib.measured_by(last[0][1])
-    columns = ("run", "step", "validation loss", *summary_lib.COLUMNS)
+    title = summary_lib.conditions(last[0][1])
+    columns = ("run", "step", "validation loss", *summary_lib.columns())
     terminal.print_table(title, columns, rows)
 
 
-def _trained(config: FiguresConfig, run: Run) -> Trained:
-    return Trained(
+def _trained(config: FiguresConfig, run: Run) -> TrainedRun:
+    return TrainedRun(
         run, step=config.step, cache_dir=config.cache_dir, progress=terminal.Counter()
     )
 
 
 def _predictions(
     config: FiguresConfig, runs: Sequence[Run]
-) -> tuple[list[Any], list[dict[str, Any]], list[Any]]:
-    """Per run its predictions, None where there is no checkpoint or no data; frames
-    and their truth.
+) -> tuple[list[dict[str, Any]], list[Any], list[Any]]:
+    """Frames, their ground truth, and the predictions of each run for them.
+
+    The predictions of a run without checkpoint or data are None.
     """
-    columns: list[Any] = []
     frames: list[dict[str, Any]] = []
-    truth: list[Any] = []
+    targets: list[Any] = []
+    predictions: list[Any] = []
     for run in runs:
         try:
             trained = _trained(config, run)
         except UserError as error:
             logger.warning("%s: no predictions: %s", run.name, error)
-            columns.append(None)
+            predictions.append(None)
             continue
         if not frames:
             frames = trained.frames(summary_lib.spread(len(trained), config.rows))
-            truth = [trained.truth(frame) for frame in frames]
-        columns.append([trained.predictor.predict(f["rgb"]) for f in frames])
-    return columns, frames, truth
+            targets = [trained.target(frame) for frame in frames]
+        predictions.append([trained.predictor.predict(f["rgb"]) for f in frames])
+    return frames, targets, predictions
 
 
-def _differing(by: str, **among: tuple[str, ...]) -> Callable[[Sequence[Run]], list]:
-    """Picks runs that differ in one flag: of those alike in all else, the most.
+def _differing(by: str, **among: tuple[str, ...]) -> Select:
+    """A selection of runs that differ only in one flag; the largest such group.
 
     Args:
-      by: the flag; one run of each of its values is taken, the first.
-      among: flag -> the values to take.
+      by: name of the flag; the first run for each of its values is selected.
+      among: the values to select, by flag.
     """
-    alike = [flag for flag in _TELLING if flag != by]
+    equal = [name for name in _ROW_FLAGS if name != by]
 
-    def pick(runs: Sequence[Run]) -> list[Run]:
+    def select(runs: Sequence[Run]) -> list[Run]:
         groups: dict[Any, dict[str, Run]] = {}
         for run in runs:
-            if all(run.flag(flag) in values for flag, values in among.items()):
-                group = groups.setdefault(tuple(run.flag(f) for f in alike), {})
+            if all(run.flag(name) in values for name, values in among.items()):
+                group = groups.setdefault(tuple(run.flag(f) for f in equal), {})
                 group.setdefault(run.flag(by), run)
         return list(max(groups.values(), key=len, default={}).values())
 
-    return pick
+    return select
 
 
-# What tells the rows of the paper's tables apart.
-_TELLING = ("arch", "loss", "unpool", "init", "train_images", "steps")
-# --figure -> which of many runs it takes, and what draws them.
-FIGURES: dict[str, tuple[Callable[[Sequence[Run]], list[Run]], Callable[..., Any]]] = {
+# Flags in which the rows of the paper's tables differ.
+_ROW_FLAGS = ("arch", "loss", "unpool", "init", "train_images", "steps")
+# Value of --figure -> selection of runs, drawing function.
+FIGURES: dict[str, tuple[Select, Callable[..., Any]]] = {
     "1": (list, _networks),
     "2": (_differing("arch", arch=("cnn_fc",)), _training),
     "3": (_differing("arch", arch=("cnn", "cnn_trans")), _training),
@@ -269,5 +272,5 @@ FIGURES: dict[str, tuple[Callable[[Sequence[Run]], list[Run]], Callable[..., Any
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run the command with these flags; returns the exit code."""
+    """Run the command with these flags. Returns the exit code."""
     return run(flags_lib.parse(FiguresConfig, argv, prog="jaxdepth figures"))

@@ -1,4 +1,4 @@
-"""The paper's tables as data: rows, the runs behind them, its numbers, three scales."""
+"""The paper's tables: rows, published numbers, and the runs that reproduce them."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,25 +8,25 @@ from jaxdepth.recipes import RECIPES
 
 Scale = Literal["paper", "small", "smoke"]
 
-# What a reader of the tables must know.
+# Notes under the tables.
 NOTES = (
     "The paper's numbers are of its own held-out frames of the raw data at 228x304: "
-    "the order of rows compares, their values hardly do.",
-    "abs rel is not compared: the paper's 2.4e4 to 4.5e6 come from dividing by truth "
-    "near zero, which is masked here.",
+    "compare the order of the rows rather than their values.",
+    "abs rel is not compared: the paper's 2.4e4 to 4.5e6 come from dividing by ground "
+    "truth near zero, which is masked here.",
     "The paper shows two runs twice, and so do these tables: Table 1's CNN is Table "
     "2's scale-invariant row, Table 1's CNN+Res is Table 4's random decoder.",
-    "Every number is of the last step, chosen by nothing that was looked at.",
+    "All numbers are of the last training step; no checkpoint was selected.",
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training run, which rows of several tables may show.
+    """A training run; rows of several tables may show the same run.
 
     Attributes:
-      recipe: its recipe.
-      flags: what differs from the recipe.
+      recipe: name of its recipe.
+      flags: flags that override the recipe.
     """
 
     recipe: str
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def init(self) -> str:
-        """What it starts from; anything but "random" needs weights of that name."""
+        """Its --init; anything but "random" needs weights for that --init."""
         return {**RECIPES[self.recipe].flags, **self.flags}.get("init", "random")
 
 
@@ -57,9 +57,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-      label: as the paper has it.
+      label: label of the row, as in the paper.
       run: a key of `RUNS`.
-      numbers: the paper's delta1, abs rel and RMSE (m); None where the row is ours.
+      numbers: the paper's delta1, abs rel and RMSE (m); None for a row that the paper
+        does not have.
     """
 
     label: str
@@ -68,6 +69,7 @@ class Row:
 
     @property
     def paper(self) -> dict[str, float] | None:
+        """The paper's numbers by metric."""
         if self.numbers is None:
             return None
         return dict(zip(("delta1", "abs_rel", "rmse"), self.numbers, strict=True))
@@ -75,11 +77,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
+    """A table of the paper."""
+
     title: str
     rows: tuple[Row, ...]
 
 
-# Not in the paper: without it, nothing says what ImageNet's weights are worth.
+# Not in the paper: shows what the ImageNet weights contribute.
 _UNTRAINED = Row("CNN+Res, encoder random too (ours)", "upproj_random")
 TABLES: dict[str, Table] = {
     "1": Table(
@@ -119,7 +123,10 @@ TABLES: dict[str, Table] = {
 
 
 def also_in(run: str, table: str) -> list[str]:
-    """Where else a run is shown: "Table 2, scale-invariant"; "Table 4" if alike."""
+    """Other tables that show a run: "Table 2, scale-invariant", "Table 4".
+
+    The label follows if it differs from the label in `table`.
+    """
     (label,) = (row.label for row in TABLES[table].rows if row.run == run)
     return [
         f"Table {name}" if row.label == label else f"Table {name}, {row.label}"
@@ -132,11 +139,11 @@ def also_in(run: str, table: str) -> list[str]:
 _UNPOOL = ("unpool_zero", "unpool_average")
 _UPPROJ = ("upproj_imagenet", "upproj_random", "upproj_nyu", *_UNPOOL)
 
-# For real frames on a CPU: as many steps and images for every run of Tables 1, 2 and 4,
-# and Table 3's own 25 images and 120 epochs. Rates were chosen on held-out scenes.
-# Without augmentation, whose random scale shifts depth: in so few steps that is all
-# that a network learns of it. Two checkpoints a run: with its optimizer one of upproj
-# takes 0.8 GB.
+# For real frames on a CPU. All runs of Tables 1, 2 and 4 have the same number of steps
+# and images; Table 3 has its 25 images and 120 epochs. Learning rates were chosen on
+# held-out scenes. No augmentation: its random scale changes depth, and so few steps are
+# not enough to learn that. Two checkpoints per run, because one of upproj with its
+# optimizer state takes 0.8 GB.
 _SMALL: dict[str, Any] = {
     "size": "57x76",
     "batch_size": 16,
@@ -150,7 +157,7 @@ _SMALL: dict[str, Any] = {
 }
 _SMALL_RATES = {"cnn_fc": {"lr": 3e-4}} | {run: {"lr": 6e-4} for run in _UPPROJ}
 _SMALL_UNPOOL = {"train_images": 25, "steps": 188, "eval_every": 47, "save_every": 94}
-# Whether everything runs, on rooms, in minutes; the numbers mean nothing.
+# Tests in minutes, on rooms, that everything runs; the metrics are meaningless.
 _SMOKE: dict[str, Any] = {
     "size": "60x80",
     "rooms": 48,
@@ -164,10 +171,10 @@ _SMOKE: dict[str, Any] = {
 
 
 def scaled(run: str, scale: Scale) -> dict[str, Any]:
-    """The flags that a scale gives a run beside its recipe's."""
+    """The flags of a run at a scale, which override its recipe's."""
     if scale == "small":
-        own = _SMALL_RATES.get(run, {}) | (_SMALL_UNPOOL if run in _UNPOOL else {})
-        return _SMALL | own
+        unpool = _SMALL_UNPOOL if run in _UNPOOL else {}
+        return _SMALL | _SMALL_RATES.get(run, {}) | unpool
     if scale == "smoke":
         return _SMOKE | ({"train_images": 25} if run in _UNPOOL else {})
     return {}

@@ -1,32 +1,32 @@
-"""What `jaxdepth tables` leaves: tables.json, tables.md, and tables on the terminal.
+"""The output of `jaxdepth tables`: tables.json, tables.md and tables on the terminal.
 
-`tables.json` (numbers that are undefined are null):
+`tables.json` (undefined numbers are null):
 
     scale: "paper" | "small" | "smoke"
     command: str
     seeds: [int]              of all tables
-    notes: [str]              what a reader must know of all tables
+    notes: [str]              notes on all tables
     tables: [
       table: "1" | "2" | "3" | "4"
       title: str
-      measured_by: str | null           null where no row is done
+      measured_by: str | null           conditions; null if no row is done
       rows: [
-        label: str                      as the paper has it
-        run: str                        key of paper.RUNS, and its folder's name
-        ours: bool                      the paper has no such row
+        label: str                      as in the paper
+        run: str                        key of published.RUNS, and name of its folder
+        ours: bool                      true for a row that the paper does not have
         also_in: [str]                  "Table 2, scale-invariant": the same run
         paper: {delta1, abs_rel, rmse} | null
         status: "done" | "absent" | "failed" | "waiting"
-        reason: str | null              why it is absent, failed or unfinished
+        reason: str | null              reason why it is not done
         recipe: str
-        flags: {flag: value}            settled: train_images, steps, batch_size, ...
+        flags: {flag: value}            resolved: train_images, steps, batch_size, ...
         seeds: [
           seed: int
           workdir: str                  relative to this file's folder
-          status, reason                as above
+          status, reason                as in the row
           evaluation: {...} | null      last entry of its results.json: the final model
-          curve: [{step, metrics, loss}]  that protocol and averaging; ascending steps;
-                                        loss: the training loss on those images, or null
+          curve: [{step, metrics, loss}]  same protocol and averaging, ascending steps;
+                                        loss: validation loss or null
           baselines: {constant, constant_delta, mean_map} | null
           images_per_s, command, versions, devices
         ]
@@ -34,10 +34,10 @@
         spread: {metric: float | null} | null    standard deviation; null for one seed
       ]
       baselines: [{name, train_images, mean, spread}]
-      curve: [{step, rmse: {run: float | null}}]   means over the seeds; [] but in 4
+      curve: [{step, rmse: {run: float | null}}]   means over the seeds; only in table 4
     ]
 
-A row is "done" where all its seeds are; its mean is over those that are, in any case.
+A row is "done" if all its seeds are. Its mean is over the finished seeds in any case.
 """
 
 import dataclasses
@@ -49,13 +49,13 @@ from typing import Any
 from jaxdepth import plots
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.paper import published
-from jaxdepth.evaluation import metrics
+from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime import terminal
 from jaxdepth.workdir import CONFIG, RESULTS, WorkDir, plain
 
 DONE, ABSENT, FAILED, WAITING = "done", "absent", "failed", "waiting"
 MARKDOWN = "tables.md"
-# Flags of a run that a table of runs should show.
+# Flags that `flags` of a row holds.
 _SHOWN = (
     "arch", "loss", "unpool", "init", "layout", "train_images", "size", "steps",
     "batch_size", "lr", "schedule", "warmup_steps", "optimizer", "weight_decay",
@@ -65,15 +65,16 @@ _SHOWN = (
 
 @dataclasses.dataclass
 class Job:
-    """One run of one seed.
+    """A training run with one seed.
 
     Attributes:
-      run: key of `paper.RUNS`.
-      folder: its work directory, below the tables' own.
-      workdir: the same as a name that opens from here.
-      flags: of jaxdepth run.
+      run: key of `published.RUNS`.
+      seed: seed of the run.
+      folder: its work directory, relative to the folder of the tables.
+      workdir: its work directory, as a path or URL that can be opened.
+      flags: flags of `jaxdepth run`.
       status: "done", "absent", "failed" or "waiting".
-      reason: why it is not done.
+      reason: reason why it is not done.
     """
 
     run: str
@@ -88,7 +89,13 @@ class Job:
 def collect(
     names: Sequence[str], jobs: Sequence[Job], *, scale: str, command: str
 ) -> dict[str, Any]:
-    """What tables.json holds, of these tables, read from the work directories."""
+    """The contents of tables.json, from the work directories of the runs.
+
+    Args:
+      names: names of the tables.
+      jobs: all runs of these tables.
+      scale, command: recorded as they are.
+    """
     runs = {job.run: [_seed(j) for j in jobs if j.run == job.run] for job in jobs}
     return plain(
         {
@@ -101,14 +108,17 @@ def collect(
     )
 
 
-def with_earlier(found: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """What tables.json holds, and what an earlier call of that scale left beside it."""
-    if earlier.get("scale") != found["scale"]:
-        return found
-    tables = {table["table"]: table for table in earlier["tables"]}
-    tables |= {table["table"]: table for table in found["tables"]}
-    both = [tables[name] for name in sorted(tables)]
-    return found | {"seeds": _seeds(both), "tables": both}
+def merge(contents: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """The contents of tables.json with the other tables of an earlier call.
+
+    Tables of another scale are dropped.
+    """
+    if earlier.get("scale") != contents["scale"]:
+        return contents
+    by_name = {table["table"]: table for table in earlier["tables"]}
+    by_name |= {table["table"]: table for table in contents["tables"]}
+    tables = [by_name[name] for name in sorted(by_name)]
+    return contents | {"seeds": _seeds(tables), "tables": tables}
 
 
 def _seeds(tables: Sequence[dict[str, Any]]) -> list[int]:
@@ -120,11 +130,11 @@ def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     table = published.TABLES[name]
     rows = [_row(name, row, runs[row.run]) for row in table.rows]
     done = [s["evaluation"] for row in rows for s in row["seeds"] if s["evaluation"]]
-    said = sorted({summary_lib.measured_on(entry) for entry in done})
+    conditions = {summary_lib.conditions_and_images(entry) for entry in done}
     return {
         "table": name,
         "title": table.title,
-        "measured_by": "; ".join(said) or None,
+        "measured_by": "; ".join(sorted(conditions)) or None,
         "rows": rows,
         "baselines": _baselines(rows),
         "curve": _curve(rows) if name == "4" else [],
@@ -138,8 +148,8 @@ def _row(
     flags: dict[str, Any] = {}
     for seed in seeds:
         flags = seed.pop("flags") or flags
-    found = [s["evaluation"]["metrics"] for s in seeds if s["evaluation"]]
-    mean, spread = over_seeds(found)
+    metrics_of = [s["evaluation"]["metrics"] for s in seeds if s["evaluation"]]
+    mean, spread = over_seeds(metrics_of)
     first = next((s for s in seeds if s["status"] != DONE), seeds[0])
     return {
         "label": row.label,
@@ -158,11 +168,11 @@ def _row(
 
 
 def _seed(job: Job) -> dict[str, Any]:
-    """One run as far as it got."""
-    here = WorkDir.open(job.workdir)
-    saved = here.read_json(CONFIG) if here.used() else {}
-    there = (here.local / RESULTS).exists()
-    results = here.read_json(RESULTS) if there else {}
+    """The entry of `seeds` for a run, finished or not."""
+    workdir = WorkDir.open(job.workdir)
+    saved = workdir.read_json(CONFIG) if workdir.used() else {}
+    has_results = (workdir.local / RESULTS).exists()
+    results = workdir.read_json(RESULTS) if has_results else {}
     entries = results.get("evaluations", [])
     config = saved.get("config", {})
     images = {"train_images": saved["data"]["train_images"]} if saved else {}
@@ -187,68 +197,67 @@ Metrics = dict[str, float | None]
 
 
 def over_seeds(
-    found: Sequence[Metrics],
+    seeds: Sequence[Metrics],
 ) -> tuple[Metrics | None, Metrics | None]:
-    """Mean and standard deviation (n - 1) of each metric.
+    """Mean and standard deviation (n - 1) of each metric over the seeds.
 
-    A metric that one seed left undefined is None. Without seeds both are None; of one
-    alone there is no deviation.
+    A metric that is undefined for a seed is None. Without seeds both results are None;
+    for a single seed the standard deviation is None.
     """
-    if not found:
+    if not seeds:
         return None, None
-    columns = {
-        name: [x for m in found if (x := m.get(name)) is not None]
-        for name in metrics.METRICS
+    values = {
+        name: [x for m in seeds if (x := m.get(name)) is not None] for name in METRICS
     }
-    whole = {k: x if len(x) == len(found) else [] for k, x in columns.items()}
-    mean = {k: statistics.fmean(x) if x else None for k, x in whole.items()}
-    if len(found) == 1:
+    defined = {k: x if len(x) == len(seeds) else [] for k, x in values.items()}
+    mean = {k: statistics.fmean(x) if x else None for k, x in defined.items()}
+    if len(seeds) == 1:
         return mean, None
-    return mean, {k: statistics.stdev(x) if x else None for k, x in whole.items()}
+    return mean, {k: statistics.stdev(x) if x else None for k, x in defined.items()}
 
 
 def _baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The baselines of each number of training images, over the seeds.
+    """The baselines for each number of training images, over the seeds.
 
-    Runs that train on the same images have the same ones: the first run tells.
+    Runs that train on the same images have equal baselines: the first run's are used.
     """
-    found: dict[int, list[dict[str, Any]]] = {}
+    by_images: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
-        known = [s["baselines"] for s in row["seeds"] if s["baselines"]]
-        if known:
-            found.setdefault(row["flags"]["train_images"], known)
+        of_seeds = [s["baselines"] for s in row["seeds"] if s["baselines"]]
+        if of_seeds:
+            by_images.setdefault(row["flags"]["train_images"], of_seeds)
     groups = []
-    for images, known in sorted(found.items()):
-        for name in known[0]:
-            mean, spread = over_seeds([b[name] for b in known])
+    for images, of_seeds in sorted(by_images.items()):
+        for name in of_seeds[0]:
+            mean, spread = over_seeds([b[name] for b in of_seeds])
             group = {"name": name, "train_images": images}
             groups.append(group | {"mean": mean, "spread": spread})
     return groups
 
 
 def _curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """RMSE over steps, where a row has it, as means over its seeds."""
-    points: dict[int, dict[str, list[float]]] = {}
+    """The RMSE of each run over the steps, as means over its seeds."""
+    by_step: dict[int, dict[str, list[float]]] = {}
     for row in rows:
         for point in (p for s in row["seeds"] for p in s["curve"]):
-            at = points.setdefault(point["step"], {})
+            runs = by_step.setdefault(point["step"], {})
             if point["metrics"]["rmse"] is not None:
-                at.setdefault(row["run"], []).append(point["metrics"]["rmse"])
+                runs.setdefault(row["run"], []).append(point["metrics"]["rmse"])
     shown = [row["run"] for row in rows if any(s["curve"] for s in row["seeds"])]
     return [
         {
             "step": step,
             "rmse": {
-                run: statistics.fmean(at[run]) if run in at else None for run in shown
+                k: statistics.fmean(runs[k]) if k in runs else None for k in shown
             },
         }
-        for step, at in sorted(points.items())
+        for step, runs in sorted(by_step.items())
     ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A table as text: what stands above it, its columns, cells, and lines below."""
+    """A table as text: title, columns, cells, and notes below it."""
 
     title: str
     columns: tuple[str, ...]
@@ -262,22 +271,23 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def texts(found: dict[str, Any], table: dict[str, Any]) -> list[Text]:
-    """One of the tables of tables.json, and the course of its rows where it has one."""
+def texts(contents: dict[str, Any], table: dict[str, Any]) -> list[Text]:
+    """A table of tables.json as text, followed by its curve if it has one."""
     name = f"Table {table['table']}, {table['title']}"
-    of = _seeds([table])
-    seeds = f"seed {of[0]}"
-    if len(of) > 1:
-        numbers = ", ".join(map(str, of))
-        seeds = f"seeds {numbers}: mean ± standard deviation"
+    numbers = _seeds([table])
+    seeds = f"seed {numbers[0]}"
+    if len(numbers) > 1:
+        seeds = f"seeds {', '.join(map(str, numbers))}: mean ± standard deviation"
     title = (
-        f"{name} (scale {found['scale']}): "
+        f"{name} (scale {contents['scale']}): "
         f"{table['measured_by'] or 'nothing is measured yet'}; rmse in metres; {seeds}"
     )
     rows = [_cells(row) for row in table["rows"]]
     for base in table["baselines"]:
-        values = [_number(base, k) for k in ("delta1", "rmse", "abs_rel")]
-        cells = (base["name"], values[0], "", values[1], "", values[2])
+        delta1, rmse, abs_rel = (
+            _number(base, k) for k in ("delta1", "rmse", "abs_rel")
+        )
+        cells = (base["name"], delta1, "", rmse, "", abs_rel)
         rows.append((*cells, str(base["train_images"]), *[""] * 4))
     notes = [
         f"{row['label']}: {row['status']}, {row['reason']}"
@@ -298,20 +308,21 @@ def texts(found: dict[str, Any], table: dict[str, Any]) -> list[Text]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of a row of tables.json."""
     label = row["label"]
     if row["also_in"]:
         label += f" (= {'; '.join(row['also_in'])})"
     if row["status"] != DONE:
         label += f" [{row['status']}]"
-    known = row["paper"] or {}
+    paper = row["paper"] or {}
     flags = row["flags"]
     done = sum(seed["status"] == DONE for seed in row["seeds"])
     return (
         label,
         _number(row, "delta1"),
-        _plain(known.get("delta1")),
+        _plain(paper.get("delta1")),
         _number(row, "rmse"),
-        _plain(known.get("rmse")),
+        _plain(paper.get("rmse")),
         _number(row, "abs_rel"),
         *(str(flags.get(k, "-")) for k in ("train_images", "steps", "batch_size")),
         f"{flags['lr']:g}" if "lr" in flags else "-",
@@ -329,25 +340,25 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def show(found: dict[str, Any], names: Sequence[str]) -> None:
-    """These tables on the terminal, with what must be known beside them."""
-    for table in (t for t in found["tables"] if t["table"] in names):
-        for text in texts(found, table):
+def show(contents: dict[str, Any], names: Sequence[str]) -> None:
+    """Print tables with their notes."""
+    for table in (t for t in contents["tables"] if t["table"] in names):
+        for text in texts(contents, table):
             terminal.print_table(text.title, text.columns, text.rows)
-            _say(*text.notes, "")
-    _say(*found["notes"])
+            _print(*text.notes, "")
+    _print(*contents["notes"])
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     for line in lines:
         terminal.console().print(line, markup=False, soft_wrap=True)
 
 
-def markdown(found: dict[str, Any]) -> str:
+def markdown(contents: dict[str, Any]) -> str:
     """All tables as Markdown."""
-    parts = [f"`{found['command']}`", *found["notes"]]
-    for table in found["tables"]:
-        for text in texts(found, table):
+    parts = [f"`{contents['command']}`", *contents["notes"]]
+    for table in contents["tables"]:
+        for text in texts(contents, table):
             parts += [f"**{text.title}**", _markdown(text), *text.notes]
     return "\n\n".join(parts) + "\n"
 

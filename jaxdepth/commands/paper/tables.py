@@ -1,8 +1,8 @@
-"""The paper's tables from runs of its rows: what `jaxdepth tables` does.
+"""`jaxdepth tables`: train the rows of the paper's tables, and print the tables.
 
-Every run is a process of `jaxdepth run` with a work directory of its own, so that
-one that fails, or takes all memory, loses no other. What is finished is reused, what
-was stopped goes on.
+Every run is a separate process of `jaxdepth run` with its own work directory, so that a
+run that fails, or exhausts the memory, does not affect the others. Finished runs are
+reused, and interrupted runs are resumed.
 """
 
 import dataclasses
@@ -32,12 +32,12 @@ logger = logging.getLogger(__name__)
 PROG = "jaxdepth tables"
 # The recorded command identifies files of this command, in its old and new form.
 MARKS = ("jaxdepth tables", "experiments.tables")
-# Starts a run with these flags of jaxdepth run and waits for its end.
+# Starts `jaxdepth run` with these flags and waits until it ends.
 Start = Callable[[Sequence[str]], subprocesses.Completed]
-# What a row says itself, and what this command decides.
-_OWN = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
-# Flags that name one thing, and what of a scale goes with its own choice.
-_LENGTH = (
+# Flags that the rows or this command decide.
+_RESERVED = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
+# Flags that exclude each other, and the scale's flags that depend on its choice.
+_EXCLUSIVE = (
     ({"steps", "epochs"}, ("eval_every", "save_every", "warmup_steps")),
     ({"warmup_steps", "warmup_epochs"}, ()),
 )
@@ -46,76 +46,81 @@ _STOPPED = (cli.PREEMPTED, cli.INTERRUPTED)
 
 @dataclasses.dataclass(frozen=True)
 class TablesConfig:
-    """Run the rows of the paper's tables, and print them beside the paper's numbers.
+    """Train the rows of the paper's tables; print them beside the paper's numbers.
 
-    All flags of jaxdepth run that a row does not decide itself go on to every run
-    and win over the scale's: --data, --split, --size, --steps, --batch_size, --lr, ...
-    --weights takes one or two converted files (A,B): each goes to the rows that start
-    from it. Rows whose weights are not given are printed as absent.
+    Other flags of jaxdepth run are passed to every run and override the scale's:
+    --data, --split, --size, --steps, --batch_size, --lr, ... The rows decide --arch,
+    --loss, --unpool, --layout and --init. --weights accepts one or two converted files
+    (A,B); each is used by the rows with the --init that it is for. Rows without their
+    weights are printed as absent.
     """
 
     table: Literal["1", "2", "3", "4", "all"] = "all"
     """1: networks; 2: losses; 3: unpooling; 4: initialisation."""
     scale: Literal["paper", "small", "smoke"] = "paper"
-    """paper: its own numbers of images and epochs; small: 57x76 in hundreds of steps,
-    for real frames on a CPU; smoke: whether everything runs, on rooms, in minutes."""
+    """paper: the paper's numbers of images and epochs; small: 57x76 and hundreds of
+    steps, for real frames on a CPU; smoke: a test on rooms that takes minutes."""
     workdir: str = "tables"
-    """Folder of the tables; each run has its work directory RUN/seed-N in it."""
+    """Folder of the tables; the work directories of the runs are RUN/seed-N in it."""
     seeds: int = 1
-    """Runs of each row, from --seed on."""
+    """Number of seeds for each row, starting with --seed."""
 
     def __post_init__(self):
         if not self.workdir:
-            raise UserError("--workdir= is empty: name a folder for the tables")
+            raise UserError("--workdir= is empty: give a folder for the tables")
         if self.seeds < 1:
             raise UserError(f"--seeds={self.seeds}: must be at least 1")
 
 
 def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags of `TablesConfig`, and the ones that go on to every run."""
+    """Split flags into those of `TablesConfig` and those of every run."""
     names = {field.name for field in dataclasses.fields(TablesConfig)}
-    mine: list[str] = []
-    theirs: list[str] = []
-    into = theirs
+    of_tables: list[str] = []
+    of_runs: list[str] = []
+    into = of_runs
     for word in argv:
         if word.startswith("-"):
             name = word.partition("=")[0].lstrip("-").replace("-", "_")
-            into = mine if name in {*names, "help", "h"} else theirs
+            into = of_tables if name in {*names, "help", "h"} else of_runs
         into.append(word)
-    return mine, theirs
+    return of_tables, of_runs
 
 
 def run(
     config: TablesConfig, flags: Sequence[str], *, command: str, start: Start
 ) -> int:
-    """Run what is missing, then write and print the tables; returns the exit code.
+    """Train the missing runs, then write and print the tables.
 
-    0 also where weights are absent; where runs failed, the code of the first of them;
-    75 or 130 where it was stopped. Files are written after every run.
+    The files are written after every run.
 
     Args:
-      flags: of `jaxdepth run`, for every row.
-      command: this command, to be kept.
+      flags: flags of `jaxdepth run` for every row.
+      command: command line, which is recorded.
       start: starts a run.
-    Raises: UserError before anything runs, where flags are wrong or a work directory
+
+    Returns: the exit code: that of the first failed run; 75 or 130 if stopped; else 0,
+      even if weights are absent.
+    Raises: UserError, before any run starts, for wrong flags or if a work directory
       holds a run of another configuration.
     """
     names = list(published.TABLES) if config.table == "all" else [config.table]
-    jobs = plan(config, names, given(flags))
-    here = WorkDir.open(config.workdir)
-    earlier = _earlier(here)
-    _make(here)
+    jobs = plan(config, names, flag_values(flags))
+    folder = WorkDir.open(config.workdir)
+    earlier = _earlier(folder)
+    _make(folder)
 
     def write() -> dict[str, Any]:
-        found = table_formats.collect(names, jobs, scale=config.scale, command=command)
-        found = table_formats.with_earlier(found, earlier)
-        _write(here, found)
-        return found
+        contents = table_formats.collect(
+            names, jobs, scale=config.scale, command=command
+        )
+        contents = table_formats.merge(contents, earlier)
+        _write(folder, contents)
+        return contents
 
     waiting = [job for job in jobs if job.status == WAITING]
     absent = sum(job.status == ABSENT for job in jobs)
     logger.info(
-        "%d runs: %d are finished, %d to do, %d without their weights",
+        "%d runs: %d finished, %d to train, %d without weights",
         len(jobs),
         len(jobs) - len(waiting) - absent,
         len(waiting),
@@ -125,30 +130,30 @@ def run(
     for k, job in enumerate(waiting):
         logger.info("run %d of %d: %s", k + 1, len(waiting), job.folder)
         codes.append(_run(job, start))
-        found = write()
+        contents = write()
         if codes[-1] in _STOPPED:
-            table_formats.show(found, names)
-            logger.info("stopped; to go on: %s", command)
+            table_formats.show(contents, names)
+            logger.info("stopped; to resume: %s", command)
             return codes[-1]
     table_formats.show(write(), names)
     for job in jobs:
         if job.status == FAILED:
             logger.warning("%s failed: %s", job.folder, job.reason)
     logger.info(
-        "files: %s/{%s,%s}", here.name, workdir_lib.TABLES, table_formats.MARKDOWN
+        "files: %s/{%s,%s}", folder.name, workdir_lib.TABLES, table_formats.MARKDOWN
     )
     return next((code for code in codes if code != cli.OK), cli.OK)
 
 
 def _run(job: Job, start: Start) -> int:
-    """Run it, note how it ended, and return the exit code that it is worth."""
+    """Train a run and record its status. Returns the exit code."""
     ended = start(job.flags)
     if ended.code == cli.OK:
         job.status, job.reason = DONE, None
-        here = WorkDir.open(job.workdir)
-        if not (here.local / workdir_lib.RESULTS).exists():
+        workdir = WorkDir.open(job.workdir)
+        if not (workdir.local / workdir_lib.RESULTS).exists():
             job.status = FAILED
-            job.reason = f"it left no {workdir_lib.RESULTS} that can be seen from here"
+            job.reason = f"it left no {workdir_lib.RESULTS} that can be read"
             return cli.MACHINE
     if ended.stopped or ended.code in _STOPPED:
         if job.status != DONE:
@@ -156,74 +161,78 @@ def _run(job: Job, start: Start) -> int:
         return ended.code if ended.code in _STOPPED else cli.INTERRUPTED
     if ended.code != cli.OK:
         job.status = FAILED
-        said = ended.reason.removeprefix("error: ").removeprefix("stopped: ")
-        job.reason = said or f"exit code {ended.code}"
+        reason = ended.reason.removeprefix("error: ").removeprefix("stopped: ")
+        job.reason = reason or f"exit code {ended.code}"
     return ended.code if ended.code >= 0 else cli.MACHINE
 
 
-def _earlier(here: WorkDir) -> dict[str, Any]:
-    """tables.json of an earlier call, whose other tables are kept; {} without one.
+def _earlier(folder: WorkDir) -> dict[str, Any]:
+    """The tables.json of an earlier call; {} without one.
 
-    UserError where a file of that name is somebody else's.
+    Raises: UserError if a file was not written by this command, or is damaged.
     """
     for name in (workdir_lib.TABLES, table_formats.MARKDOWN):
-        output_files.check_ours(here.local / name, *MARKS, flag="workdir")
-    if not (here.local / workdir_lib.TABLES).exists():
+        output_files.check_ours(folder.local / name, *MARKS, flag="workdir")
+    if not (folder.local / workdir_lib.TABLES).exists():
         return {}
-    found = here.read_json(workdir_lib.TABLES)
+    contents = folder.read_json(workdir_lib.TABLES)
     try:
-        table_formats.with_earlier(found, found)
+        table_formats.merge(contents, contents)
     except (KeyError, TypeError):
         raise UserError(
-            f"{here.name}/{workdir_lib.TABLES} is damaged: take it away, the runs "
-            "themselves are read again"
+            f"{folder.name}/{workdir_lib.TABLES} is damaged: delete it; this command "
+            "writes it again from the runs"
         ) from None
-    return found
+    return contents
 
 
-def _make(here: WorkDir) -> None:
+def _make(folder: WorkDir) -> None:
     try:
-        here.local.mkdir(parents=True, exist_ok=True)
+        folder.local.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--workdir={here.name}: a file is in the way") from None
+        raise UserError(
+            f"--workdir={folder.name}: a file of that name exists; give another folder"
+        ) from None
     except OSError as error:
-        raise MachineError(f"{here.name} can't be made: {error.strerror}") from error
+        raise MachineError(
+            f"--workdir={folder.name} can't be created: {error.strerror}"
+        ) from error
 
 
-def _write(here: WorkDir, found: dict[str, Any]) -> None:
-    here.write_json(workdir_lib.TABLES, found)
-    text = table_formats.markdown(found)
-    output_files.write_text(here.local / table_formats.MARKDOWN, text)
-    here.sync()
+def _write(folder: WorkDir, contents: dict[str, Any]) -> None:
+    folder.write_json(workdir_lib.TABLES, contents)
+    text = table_formats.markdown(contents)
+    output_files.write_text(folder.local / table_formats.MARKDOWN, text)
+    folder.sync()
 
 
-def given(flags: Sequence[str]) -> dict[str, str]:
-    """Flags as name -> value. UserError for those that the rows decide."""
-    found: dict[str, str] = {}
+def flag_values(flags: Sequence[str]) -> dict[str, str]:
+    """Flags as name -> value. Raises UserError for those that the rows decide."""
+    values: dict[str, str] = {}
     name = None
     for word in flags:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             name = key.replace("-", "_")
-            found[name] = value
+            values[name] = value
             name = None if equals else name
         elif name is not None:
-            found[name], name = word, None
+            values[name], name = word, None
         else:
             raise UserError(f"{word}: a flag was expected, as in --data={word}")
-    for name in _OWN:
-        if name in found:
+    for name in _RESERVED:
+        if name in values:
             raise UserError(f"--{name}: each row of a table decides that; leave it out")
-    return found
+    return values
 
 
 def plan(
     config: TablesConfig, names: Sequence[str], flags: Mapping[str, str]
 ) -> list[Job]:
-    """The runs behind these tables, each once, and what is done of them.
+    """The runs of these tables, each once, with their status.
 
-    Raises UserError for wrong flags, and where a work directory holds a run of another
-    configuration.
+    Raises: UserError for wrong flags, or if a work directory holds a run of another
+      configuration.
     """
     flags = dict(flags)
     weights = weights_by_init(flags.pop("weights", ""))
@@ -241,17 +250,17 @@ def plan(
 
 
 def weights_by_init(value: str) -> dict[str, str]:
-    """{"imagenet" | "nyu": file} of --weights=A,B: each file says what it is for.
+    """The files of --weights=A,B by the --init that they are for.
 
-    Raises UserError where one can't be read, or both are for the same.
+    Raises: UserError if a file can't be read, or if both are for the same --init.
     """
-    found: dict[str, str] = {}
+    by_init: dict[str, str] = {}
     for name in filter(None, value.split(",")):
         init = files.read(name).init
-        if init in found:
+        if init in by_init:
             raise UserError(f"--weights={value}: both are for --init={init}")
-        found[init] = name
-    return found
+        by_init[init] = name
+    return by_init
 
 
 def _job(
@@ -261,22 +270,26 @@ def _job(
     flags: Mapping[str, str],
     weights: Mapping[str, str],
 ) -> Job:
-    about = published.RUNS[run]
-    own = published.scaled(run, config.scale)
-    for pair, more in _LENGTH:
-        if pair & set(flags):
-            own = {k: v for k, v in own.items() if k not in (*pair, *more)}
+    """A run with its flags and status. Raises UserError as `plan` does."""
+    published_run = published.RUNS[run]
+    init = published_run.init
+    scale_flags = published.scaled(run, config.scale)
+    for names, dependent in _EXCLUSIVE:
+        if names & set(flags):
+            drop = (*names, *dependent)
+            scale_flags = {k: v for k, v in scale_flags.items() if k not in drop}
     folder = PurePosixPath(run) / f"seed-{seed}"
     name = f"{config.workdir.rstrip('/')}/{folder}"
-    values = {"recipe": about.recipe} | own | dict(about.flags) | dict(flags)
-    file = weights.get(about.init) or _weights_there(name)
-    if about.init != "random" and file is not None:
+    values = {"recipe": published_run.recipe} | scale_flags
+    values |= dict(published_run.flags) | dict(flags)
+    file = weights.get(init) or _recorded_weights(name)
+    if init != "random" and file is not None:
         values["weights"] = file
     values |= {"seed": seed, "workdir": name}
     job = Job(run, seed, folder, name, [f"--{k}={v}" for k, v in values.items()])
-    if about.init != "random" and file is None:
+    if init != "random" and file is None:
         job.status = ABSENT
-        job.reason = f"no weights for --init={about.init} (--weights=FILE)"
+        job.reason = f"no weights for --init={init} (--weights=FILE)"
         return job
     wanted = cli.parse_config(job.flags, prog=PROG)
     if finished(WorkDir.open(name), wanted):
@@ -286,46 +299,53 @@ def _job(
     return job
 
 
-def _weights_there(name: str) -> str | None:
-    """The weights that a run there was made with: it need not be told them again."""
-    here = WorkDir.open(name)
-    if not here.used():
+def _recorded_weights(name: str) -> str | None:
+    """The --weights of the run in a work directory, None without a run."""
+    workdir = WorkDir.open(name)
+    if not workdir.used():
         return None
-    return here.read_config()["config"].get("weights")
+    return workdir.read_config()["config"].get("weights")
 
 
-def finished(here: WorkDir, wanted: Config) -> bool:
-    """Whether this work directory holds the run that `wanted` asks for, to its end.
+def finished(workdir: WorkDir, wanted: Config) -> bool:
+    """Whether a work directory holds the finished run of this configuration.
 
-    UserError where it holds another one, naming the flags that differ.
+    Raises: UserError if it holds a run with other flags, or is damaged.
     """
-    if not here.used():
+    if not workdir.used():
         return False
-    saved = here.read_config()
+    saved = workdir.read_config()
     try:
         before = config_lib.from_json(saved["config"])
-        now = _settled_there(wanted, before, saved)
+        now = _resolve_as_before(wanted, before, saved)
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"{here.name}/{workdir_lib.CONFIG} is damaged ({error!r}): take the folder "
-            "away to run it again"
+            f"{workdir.name}/{workdir_lib.CONFIG} is damaged ({error!r}): delete the "
+            "folder to run it again"
         ) from None
-    # Another number of steps is another row.
+    # A run with another number of steps is a different row.
     pairs = workdir_lib.differences(before, now, but=("steps",))
     if pairs:
         raise UserError(
-            f"{here.name} holds a run with other flags ({'; '.join(pairs)}): name "
-            "another --workdir, or give the same flags"
+            f"{workdir.name} holds a run with other flags ({'; '.join(pairs)}): give "
+            "another --workdir, or the same flags"
         )
-    if not (here.local / workdir_lib.RESULTS).exists():
+    if not (workdir.local / workdir_lib.RESULTS).exists():
         return False
-    results = here.read_json(workdir_lib.RESULTS)
+    results = workdir.read_json(workdir_lib.RESULTS)
     steps = [entry.get("step") for entry in results.get("evaluations", ())]
     return "command" in results and steps[-1:] == [now.train.steps]
 
 
-def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> Config:
-    """`wanted` with what platform and data settled when the run before began."""
+def _resolve_as_before(
+    wanted: Config, before: Config, saved: Mapping[str, Any]
+) -> Config:
+    """Resolve `wanted` with the platform and data of an earlier run.
+
+    Args:
+      before: resolved configuration of the earlier run.
+      saved: its config.json.
+    """
     config = config_lib.resolve(wanted, platform=saved["devices"]["platform"])
     images = saved["data"]["train_images"]
     config = config_lib.resolve_steps(config, train_images=images)
@@ -336,30 +356,30 @@ def _settled_there(wanted: Config, before: Config, saved: Mapping[str, Any]) -> 
         "auto",
     ):
         values["split"] = before.data.split
-    # Data without the truth that is asked for train on the other one.
+    # Data that lack the requested kind of ground truth train on the other kind.
     recipe = recipe_named(before.output.recipe).flags
-    asked = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
-    if asked == wanted.data.depth:
+    requested = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
+    if requested == wanted.data.depth:
         values["depth"] = before.data.depth
     return config.replace(**values)
 
 
 def command(argv: Sequence[str]) -> int:
-    """Run and print the tables that the flags ask for; returns the exit code."""
-    mine, theirs = split_flags(argv)
-    config = flags_lib.parse(TablesConfig, mine, prog=PROG)
-    cache = flags_lib.value_of(theirs, "cache_dir") or "~/.cache/jaxdepth"
+    """Run the command with these flags. Returns the exit code."""
+    of_tables, of_runs = split_flags(argv)
+    config = flags_lib.parse(TablesConfig, of_tables, prog=PROG)
+    cache = flags_lib.value_of(of_runs, "cache_dir") or "~/.cache/jaxdepth"
 
     def start(flags: Sequence[str]) -> subprocesses.Completed:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]
         return subprocesses.run(words, environment=environment(cache))
 
-    said = shlex.join([*PROG.split(), *argv])
-    return run(config, theirs, command=said, start=start)
+    command_line = shlex.join([*PROG.split(), *argv])
+    return run(config, of_runs, command=command_line, start=start)
 
 
 def environment(cache_dir: str) -> dict[str, str]:
-    """Environment of the runs: this package on the path, one compilation cache."""
+    """Environment of the runs: this package on the path, a shared compilation cache."""
     root = str(Path(__file__).resolve().parents[3])
     compiled = str(Path(cache_dir).expanduser() / "xla")
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))

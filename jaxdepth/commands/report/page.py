@@ -1,4 +1,4 @@
-"""The page itself: charts as SVG, and the template that holds everything together."""
+"""The HTML page of a report: charts as SVG, and the template."""
 
 import base64
 import datetime
@@ -16,11 +16,12 @@ from jaxdepth import plots
 from jaxdepth.commands.finished_runs import Run
 from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.commands.report.sections import Section
+from jaxdepth.evaluation.metrics import larger_is_better
 from jaxdepth.runtime import versions
 
-GENERATOR = "jaxdepth report"  # in the page, by which a report is recognised
+GENERATOR = "jaxdepth report"  # in the page; identifies files of this command
 GENERATORS = (GENERATOR, "jaxdepth experiments.report")
-# A colour that nothing is drawn in: it becomes that of the page's text.
+# A placeholder colour, which is replaced by the text colour of the page.
 _TEXT = "#010203"
 
 
@@ -32,11 +33,14 @@ def render(
     tables: dict[str, dict[str, Any]],
     metric: str,
 ) -> str:
-    """The page as HTML. All text that comes from files is escaped.
+    """The page as HTML. Text from files is escaped.
 
     Args:
-      tables: folder -> tables.json.
-      metric: the one that has a curve beside delta1 and RMSE.
+      title: heading of the page.
+      runs: runs for the comparison and the curves.
+      sections: contents of the section of each run.
+      tables: contents of tables.json by folder.
+      metric: metric with a curve, beside delta1 and RMSE.
     """
     env = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxdepth.commands.report"),
@@ -52,16 +56,17 @@ def render(
         (
             folder,
             {
-                "tables": sections_lib.paper_tables(found),
-                **{k: found.get(k, "") for k in ("scale", "command")},
-                **{k: found.get(k, []) for k in ("seeds", "notes")},
+                "tables": sections_lib.paper_tables(contents),
+                **{k: contents.get(k, "") for k in ("scale", "command")},
+                **{k: contents.get(k, []) for k in ("seeds", "notes")},
             },
         )
-        for folder, found in tables.items()
+        for folder, contents in tables.items()
     ]
     return env.get_template("report.html").render(
         generator=GENERATOR,
         title=title,
+        larger_is_better=", ".join(larger_is_better()),
         style=Markup(style),
         script=Markup(script),
         script_hash=_hash(script),
@@ -69,20 +74,20 @@ def render(
         comparison=sections_lib.comparison(runs),
         curves=curves(runs, ("rmse", "delta1", metric)),
         sections=sections,
-        clouds=[[p.cloud for p in s.pictures.found] for s in sections],
+        clouds=[[p.cloud for p in s.pictures.pictures] for s in sections],
         version=versions.version("jaxdepth"),
         date=datetime.date.today().isoformat(),
     )
 
 
 def _hash(script: str) -> str:
-    """What lets this script run and no other."""
+    """The hash that allows this script, and no other, in the page's policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _gradient() -> str:
-    """The colour scale of depth as a style, near to far."""
+    """A style with the colour scale of depth, near to far."""
     import matplotlib
 
     colours = matplotlib.colormaps[plots.COLOURS]
@@ -91,31 +96,32 @@ def _gradient() -> str:
     return f".scale .depth {{ background: linear-gradient(90deg, {text}); }}\n"
 
 
-def curves(runs: Sequence[Run], wanted: Sequence[str]) -> list[dict[str, Any]]:
-    """Charts of runs on common axes: a loss each, then metrics of runs measured alike.
+def curves(runs: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """Charts of runs over the steps: each loss, then metrics of comparable runs.
 
     Returns: dicts of `svg` and `caption`.
     """
-    found = []
-    # A run has one colour on all charts; beside others it is named on each.
+    charts = []
+    # Each run has the same colour in all charts.
     colours = {run.workdir.name: f"C{k % 10}" for k, run in enumerate(runs)}
     losses: dict[str, list[Run]] = {}
     for run in runs:
         if run.records:
             losses.setdefault(str(run.flag("loss") or "unknown"), []).append(run)
     for loss, group in losses.items():
-        found.append(_loss_chart(group, loss, colours))
-    for caption, group in sections_lib.alike(runs).items():
-        for metric in dict.fromkeys(wanted):
-            found.append(_metric_chart(group, metric, caption, colours))
-    for place, chart in enumerate(found):
-        chart["svg"] = _inline(chart.pop("figure"), f"c{place}-", chart["caption"])
-    return found
+        charts.append(_loss_chart(group, loss, colours))
+    for conditions, group in sections_lib.comparable(runs).items():
+        for metric in dict.fromkeys(metrics):
+            charts.append(_metric_chart(group, metric, conditions, colours))
+    for k, chart in enumerate(charts):
+        chart["svg"] = _inline(chart.pop("figure"), f"c{k}-", chart["caption"])
+    return charts
 
 
 def _loss_chart(
     runs: Sequence[Run], loss: str, colours: dict[str, str]
 ) -> dict[str, Any]:
+    """Plot training and validation loss of runs."""
     figure, axis = _chart("step", f"loss ({loss})")
     validated = False
     for run in runs:
@@ -131,45 +137,45 @@ def _loss_chart(
         if points:
             validated = True
             axis.plot(*zip(*points, strict=True), "o--", color=colour, ms=3, lw=1)
-    _legend(figure, runs, of=len(colours))
+    _legend(figure, runs, total=len(colours))
     caption = f"Training loss {loss}, smoothed"
-    caption += "; dashed: the same loss on the evaluation frames" if validated else ""
+    caption += "; dashed: validation loss on the evaluation frames" if validated else ""
     return {"figure": figure, "caption": f"{caption}."}
 
 
 def _metric_chart(
-    runs: Sequence[Run], metric: str, measured: str, colours: dict[str, str]
+    runs: Sequence[Run], metric: str, conditions: str, colours: dict[str, str]
 ) -> dict[str, Any]:
-    unit = f" [{sections_lib.UNITS[metric]}]" if metric in sections_lib.UNITS else ""
-    figure, axis = _chart("step", f"{metric}{unit}")
+    """Plot a metric of runs, and the mean depth map's if they share it."""
+    figure, axis = _chart("step", sections_lib.with_unit(metric))
     for run in runs:
-        like = plots.last_kind(run.evaluations)
-        values = [e["metrics"].get(metric) for e in like]
+        entries = plots.last_kind(run.evaluations)
+        values = [e["metrics"].get(metric) for e in entries]
         axis.plot(
-            [e["step"] for e in like],
+            [e["step"] for e in entries],
             [float("nan") if v is None else v for v in values],
             "o-",
             color=colours[run.workdir.name],
             markersize=3,
             label=plots.plain_text(plots.end(run.name, 40)),
         )
-    caption = f"{metric} on the evaluation frames: {measured}"
+    caption = f"{metric} on the evaluation frames: {conditions}"
     level = sections_lib.shared_baselines(runs).get("mean_map", {}).get(metric)
     if level is not None:
         axis.axhline(level, color=_TEXT, linestyle=":", linewidth=1)
         caption += "; dotted: the mean depth map"
-    _legend(figure, runs, of=len(colours))
+    _legend(figure, runs, total=len(colours))
     return {"figure": figure, "caption": f"{caption}."}
 
 
-def _chart(across: str, up: str) -> tuple[Any, Any]:
-    """A figure whose text and lines will have the colour of the page's text."""
+def _chart(x_label: str, y_label: str) -> tuple[Any, Any]:
+    """A figure and its axes, with text and lines in the text colour of the page."""
     figure = plots.canvas(4.6, 3.2)
     figure.patch.set_alpha(0)
     axis = figure.subplots()
     axis.patch.set_alpha(0)
-    axis.set_xlabel(across, color=_TEXT)
-    axis.set_ylabel(up, color=_TEXT)
+    axis.set_xlabel(x_label, color=_TEXT)
+    axis.set_ylabel(y_label, color=_TEXT)
     axis.tick_params(colors=_TEXT)
     axis.locator_params(axis="x", integer=True)
     axis.grid(alpha=0.25, color=_TEXT)
@@ -178,9 +184,9 @@ def _chart(across: str, up: str) -> tuple[Any, Any]:
     return figure, axis
 
 
-def _legend(figure: Any, runs: Sequence[Run], *, of: int) -> None:
-    """Names of the runs, where the page is about more than one."""
-    if of < 2:
+def _legend(figure: Any, runs: Sequence[Run], *, total: int) -> None:
+    """Add a legend with the names of the runs, if the page has several runs."""
+    if total < 2:
         return
     width, height = figure.get_size_inches()
     columns = 1 if max(len(run.name) for run in runs) > 18 else 2
@@ -195,7 +201,7 @@ def _legend(figure: Any, runs: Sequence[Run], *, of: int) -> None:
 
 
 def _inline(figure: Any, prefix: str, label: str) -> Markup:
-    """A figure as SVG for a page: ids of its own, in the page's colour, named."""
+    """A figure as inline SVG, with unique ids, the page's text colour and a label."""
     text = plots.rendered(figure, "svg").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

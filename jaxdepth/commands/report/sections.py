@@ -1,4 +1,4 @@
-"""What a report shows of runs: tables and pictures as plain values, without markup."""
+"""Contents of a report: tables and pictures of runs as values, without markup."""
 
 import base64
 import dataclasses
@@ -11,23 +11,21 @@ from PIL import Image
 
 from jaxdepth import plots
 from jaxdepth.commands import summary as summary_lib
-from jaxdepth.commands.finished_runs import Run
-from jaxdepth.commands.run_predictions import Example, Trained, ranked
+from jaxdepth.commands.finished_runs import Example, Run, TrainedRun, worst_first
 from jaxdepth.evaluation.metrics import METRICS
 
-UNITS = {"rmse": "m", "sq_rel": "m"}
-CLOUD_WIDTH = 144  # points across: 15,552 of a 4:3 frame, 41 KiB as text
-FIELD_OF_VIEW = 60.0  # degrees across, where a store does not know its camera
+CLOUD_WIDTH = 144  # points per row: 15,552 for a 4:3 frame, 41 KiB as text
+FIELD_OF_VIEW = 60.0  # horizontal, degrees; assumed if the store has no intrinsics
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers, and what they were measured by.
+    """A table of metrics.
 
     Attributes:
       caption: protocol, averaging, truth, data, split, size, images.
-      columns: heads; the first one is of the rows' names.
-      rows: a name, then a cell for each other head.
+      columns: column headings; the first one is that of the rows' names.
+      rows: a name, then a cell for each other column.
     """
 
     caption: str
@@ -40,13 +38,14 @@ class Picture:
     """One evaluation image with its layers.
 
     Attributes:
-      name: of the frame.
-      rank: "worst 1 of 81", as pictures are ordered.
-      numbers: its own metrics, in words.
-      layers: "image", "truth", "prediction", "error" -> data URL.
-      low, high: metres of the colours' ends; `error`: of the error's end.
+      name: name of the frame.
+      rank: rank of the image, such as "worst 1 of 81".
+      numbers: metrics of the image, as text.
+      layers: data URLs of "image", "truth", "prediction" and "error".
+      low, high: range of the depth colours, metres.
+      error: upper end of the error colours, metres.
       size: (width, height) of the layers.
-      cloud: what the point cloud is made of, for JSON.
+      cloud: data of the point cloud, see `cloud`.
     """
 
     name: str
@@ -62,16 +61,16 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """Pictures of a run.
+    """The pictures of a run.
 
     Attributes:
-      found: from the worst to the best.
-      about: which network and which protocol ordered them.
-      camera: what is known of the camera.
-      missing: why there are none.
+      pictures: pictures from the worst to the best.
+      about: checkpoint and protocol that rank them, as text.
+      camera: source of the camera, as text.
+      missing: reason why there are none, or "".
     """
 
-    found: Sequence[Picture] = ()
+    pictures: Sequence[Picture] = ()
     about: str = ""
     camera: str = ""
     missing: str = ""
@@ -79,16 +78,16 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What the page says of one run.
+    """The section of one run.
 
     Attributes:
-      name, folder: what it is called, where it lies.
-      summary: one line.
-      tables: its numbers: protocols, baselines, parts of the frames, intervals.
-      notes: what a reader must know of the numbers.
-      about: heading -> rows of name and value: data, hardware, versions, flags.
-      command: that trained it.
-      pictures: of it.
+      name, folder: name and work directory of the run.
+      summary: metrics in one line.
+      tables: tables by protocol, of baselines, by distance and edges, of intervals.
+      notes: notes on the metrics.
+      about: rows of name and value by heading: data, hardware, versions, flags.
+      command: command that trained the run.
+      pictures: pictures of the run.
     """
 
     name: str
@@ -102,35 +101,46 @@ class Section:
 
 
 def short_names(runs: Sequence[Run]) -> list[Run]:
-    """Runs called by the last part of their folder where that tells them apart."""
+    """Name runs by the last part of their folder, unless two runs share it.
+
+    Rows of tables keep their names.
+    """
     ends = [run.name.rstrip("/").rsplit("/", 1)[-1] for run in runs]
-    named = [run.name == run.workdir.name for run in runs]
     return [
-        dataclasses.replace(run, name=end) if own and ends.count(end) == 1 else run
-        for run, end, own in zip(runs, ends, named, strict=True)
+        dataclasses.replace(run, name=end)
+        if run.name == run.workdir.name and ends.count(end) == 1
+        else run
+        for run, end in zip(runs, ends, strict=True)
     ]
 
 
 def number(value: float | None, places: int = 3) -> str:
-    """As tables show it; a dash for what is undefined."""
+    """Format a number for a table; a dash if it is undefined."""
     return "–" if value is None else f"{value:.{places}f}"
 
 
-def heads() -> tuple[str, ...]:
-    """Metrics with their units, as heads of columns."""
-    return tuple(f"{m} [{UNITS[m]}]" if m in UNITS else m for m in METRICS)
+def with_unit(metric: str) -> str:
+    """The name of a metric with its unit: "rmse [m]"."""
+    unit = METRICS[metric].unit
+    return f"{metric} [{unit}]" if unit else metric
+
+
+def headings() -> tuple[str, ...]:
+    """The column headings of all metrics."""
+    return tuple(with_unit(metric) for metric in METRICS)
 
 
 def cells(values: dict[str, float | None]) -> tuple[str, ...]:
+    """The cells of all metrics."""
     return tuple(number(values.get(m)) for m in METRICS)
 
 
 def section(run: Run, *, pictures: Pictures) -> Section:
-    """Everything about one run; what its folder lacks is said in `summary`."""
+    """The section of a run; files that its folder lacks leave parts of it empty."""
     data = run.saved.get("data", {})
     flags = run.saved.get("config", {})
     entries = run.evaluations
-    summary = "It holds no evaluation yet."
+    summary = "No evaluation yet."
     if entries:
         last = entries[-1]
         summary = f"After step {last['step']}: {summary_lib.summary(last)}."
@@ -163,42 +173,38 @@ def _flag(value: Any) -> str:
 
 
 def run_tables(run: Run) -> list[Table]:
-    """Protocols, baselines, parts of the frames and intervals of the last step."""
+    """Tables of the last step: protocols, baselines, error breakdown, intervals."""
     if not run.evaluations:
         return []
     last = run.evaluations[-1]
-    now = [e for e in run.evaluations if e["step"] == last["step"]]
+    entries = [e for e in run.evaluations if e["step"] == last["step"]]
     rows = [
         (
             f"{e['protocol']}, {e['averaging']}, {e['truth']} truth",
             *cells(e["metrics"]),
         )
-        for e in reversed(now)
+        for e in reversed(entries)
     ]
-    alike = f"{last['data']}, split {last['split']}, {last.get('images', '?')} images"
-    found = [
-        Table(
-            f"Step {last['step']} under every protocol: {alike}, trained at "
-            f"{last['size']}",
-            ("protocol, averaging, truth", *heads()),
-            rows,
-        )
-    ]
+    data = f"{last['data']}, split {last['split']}, {last.get('images', '?')} images"
+    caption = (
+        f"Step {last['step']} under every protocol: {data}, trained at {last['size']}"
+    )
+    tables = [Table(caption, ("protocol, averaging, truth", *headings()), rows)]
     if baselines := run.results.get("baselines"):
         rows = [("the network", *cells(last["metrics"]))]
         rows += [(n.replace("_", " "), *cells(m)) for n, m in baselines.items() if m]
-        measured = summary_lib.measured_on(last)
-        caption = f"Beside depth that does not look at the image: {measured}"
-        found.append(Table(caption, ("", *heads()), rows))
+        conditions = summary_lib.conditions_and_images(last)
+        caption = f"Baselines, which do not depend on the image: {conditions}"
+        tables.append(Table(caption, ("", *headings()), rows))
     if parts := last.get("parts"):
-        found.append(_parts(last, parts))
+        tables.append(_parts(last, parts))
     if interval := last.get("interval"):
-        found.append(_interval(last, interval))
-    return found
+        tables.append(_interval(last, interval))
+    return tables
 
 
 def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> Table:
-    """Errors by distance and near edges of depth."""
+    """The error breakdown by distance and by depth edges."""
     total = max(entry.get("counts", {}).get("pixels", 0), 1)
     rows = [
         (
@@ -209,11 +215,13 @@ def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> Table:
         )
         for name, part in parts.items()
     ]
-    caption = f"By distance, and near edges of depth: {summary_lib.measured_on(entry)}"
-    return Table(caption, ("part", "share of pixels", "images", *heads()), rows)
+    conditions = summary_lib.conditions_and_images(entry)
+    caption = f"By distance, and near depth edges: {conditions}"
+    return Table(caption, ("part", "share of pixels", "images", *headings()), rows)
 
 
 def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> Table:
+    """The bootstrap intervals."""
     bounds = {m: interval["metrics"].get(m) or (None, None) for m in METRICS}
     rows = [
         (name, *(number(bounds[m][k]) for m in METRICS))
@@ -223,25 +231,25 @@ def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> Table:
     caption = (
         f"{interval['level']:.0%} interval, bootstrap over {interval['units']} "
         f"{interval['unit']}s, {interval['resamples']} resamples: "
-        f"{summary_lib.measured_on(entry)}"
+        f"{summary_lib.conditions_and_images(entry)}"
     )
-    return Table(caption, ("", *heads()), rows)
+    return Table(caption, ("", *headings()), rows)
 
 
-def alike(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs with an evaluation, by what their last one was measured by."""
+def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs with an evaluation, grouped by the conditions of the last one."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.evaluations:
-            key = summary_lib.counted_by(run.evaluations[-1])
+            key = summary_lib.comparison_key(run.evaluations[-1])
             groups.setdefault(key, []).append(run)
     return groups
 
 
 def comparison(runs: Sequence[Run]) -> list[Table]:
-    """A table of each group of runs that were measured alike, with their baselines."""
-    found = []
-    for caption, group in alike(runs).items():
+    """A table for each group of comparable runs, with their baselines."""
+    tables = []
+    for caption, group in comparable(runs).items():
         rows = [
             (
                 run.name,
@@ -256,41 +264,33 @@ def comparison(runs: Sequence[Run]) -> list[Table]:
             (name.replace("_", " "), "", "", "", *cells(values))
             for name, values in shared_baselines(group).items()
         ]
-        columns = ("run", "network", "loss", "step", *heads())
-        found.append(Table(caption, columns, rows))
-    return found
+        columns = ("run", "network", "loss", "step", *headings())
+        tables.append(Table(caption, columns, rows))
+    return tables
 
 
 def shared_baselines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The baselines of runs that trained on the same frames; else none."""
-    each = [run.results.get("baselines") for run in runs]
-    return each[0] if each[0] and all(one == each[0] for one in each) else {}
+    """The baselines of the runs if they are equal, else {}."""
+    first, *others = [run.results.get("baselines") for run in runs]
+    return first if first and all(other == first for other in others) else {}
 
 
-def paper_tables(tables: dict[str, Any]) -> list[Table]:
-    """The rows of tables.json beside the paper's numbers."""
-    found = []
-    for table in tables.get("tables", ()):
+def paper_tables(contents: dict[str, Any]) -> list[Table]:
+    """The tables of tables.json, with the paper's numbers."""
+    tables = []
+    for table in contents.get("tables", ()):
         rows = [_paper_row(row) for row in table["rows"]]
-        rows += [
-            (
-                f"{b['name']}".replace("_", " "),
-                "baseline",
-                "",
-                *_spread_cells(b),
-                "",
-                "",
-            )
-            for b in table.get("baselines", ())
-        ]
-        measured = table.get("measured_by") or "no row is done"
-        caption = f"Table {table['table']}, {table.get('title', '')}: {measured}"
+        for base in table.get("baselines", ()):
+            name = base["name"].replace("_", " ")
+            rows.append((name, "baseline", "", *_spread_cells(base), "", ""))
+        conditions = table.get("measured_by") or "no row is done"
+        caption = f"Table {table['table']}, {table.get('title', '')}: {conditions}"
         columns = (
             "row", "status", "seeds", "delta1", "abs_rel", "rmse [m]",
             "paper: delta1", "paper: rmse [m]",
         )  # fmt: skip
-        found.append(Table(caption, columns, rows))
-    return found
+        tables.append(Table(caption, columns, rows))
+    return tables
 
 
 def _paper_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -311,113 +311,123 @@ def _paper_row(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _spread_cells(row: dict[str, Any]) -> tuple[str, ...]:
     mean, spread = row.get("mean") or {}, row.get("spread") or {}
-    found = []
+    cells = []
     for metric in ("delta1", "abs_rel", "rmse"):
         text = number(mean.get(metric))
         if spread.get(metric) is not None:
             text += f" ± {number(spread[metric])}"
-        found.append(text)
-    return tuple(found)
+        cells.append(text)
+    return tuple(cells)
 
 
-def pictures(trained: Trained, *, count: int, metric: str, width: int) -> Pictures:
-    """The worst and the best evaluation images of a run, half of each.
+def pictures(trained: TrainedRun, *, count: int, metric: str, width: int) -> Pictures:
+    """Pictures of the worst and the best evaluation images of a run, half of each.
 
-    Raises UserError where nothing can be scored.
+    Raises: UserError if the images can't be scored.
     """
-    scored = trained.score()
-    order = ranked(scored.images, metric)
+    scores = trained.score()
+    order = worst_first(scores.images, metric)
     if not order:
         return Pictures(missing=f"{metric} is undefined for every image")
     shown = min(count, len(order))
     worst, best = order[: shown - shown // 2], order[len(order) - shown // 2 :]
-    places = [*worst, *best]
+    indices = [*worst, *best]
     ranks = [f"worst {k + 1} of {len(order)}" for k in range(len(worst))]
     ranks += [f"best {len(best) - k} of {len(order)}" for k in range(len(best))]
-    found = [
-        picture(example, rank, scored.images[place], metric, width=width)
-        for example, rank, place in zip(
-            trained.examples(places), ranks, places, strict=True
-        )
+    examples = zip(trained.examples(indices), ranks, indices, strict=True)
+    drawn = [
+        picture(example, rank, scores.images[index], metric, width=width)
+        for example, rank, index in examples
     ]
     known = trained.data.evaluation.manifest.get("intrinsics") is not None
     camera = (
-        "the camera of the data"
+        "intrinsics of the data"
         if known
-        else f"the data name no camera: {FIELD_OF_VIEW:.0f} degrees across are assumed"
+        else "the data have no intrinsics; a horizontal field of view of "
+        f"{FIELD_OF_VIEW:.0f} degrees is assumed"
     )
     about = (
-        f"Checkpoint of step {scored.entry['step']}: "
-        f"{summary_lib.summary(scored.entry)}. Images are ordered by their "
-        f"own {metric} under that protocol; shown are predictions of whole frames."
+        f"Checkpoint of step {scores.entry['step']}: "
+        f"{summary_lib.summary(scores.entry)}. Images are ranked by their {metric} "
+        "under that protocol. Predictions are for whole frames."
     )
-    if without := len(scored.images) - len(order):
-        about += f" Of {without} more images {metric} is undefined."
-    return Pictures(found, about, camera)
+    if undefined := len(scores.images) - len(order):
+        about += f" {metric} is undefined for {undefined} more images."
+    return Pictures(drawn, about, camera)
 
 
 def picture(
     example: Example, rank: str, image: dict[str, Any], metric: str, *, width: int
 ) -> Picture:
-    """One image as the page holds it, `width` pixels across."""
+    """Draw the layers of an image.
+
+    Args:
+      rank: rank of the image, as text.
+      image: metrics of the image.
+      metric: metric to name first.
+      width: largest width of the layers, pixels.
+    """
     rows, columns = example.target.shape
     size = min(width, columns), round(rows * min(width, columns) / columns)
     low, high = plots.depth_range(example.target, example.pred)
-    there = (example.target > 0) & np.isfinite(example.pred)
-    error = np.where(there, np.abs(example.pred - example.target), np.nan)
-    worst = max(plots.depth_range(error)[1], 0.1)
+    valid = (example.target > 0) & np.isfinite(example.pred)
+    error = np.where(valid, np.abs(example.pred - example.target), np.nan)
+    error_high = max(plots.depth_range(error)[1], 0.1)
     layers = {
         "image": example.rgb,
         "truth": plots.colorize(example.target, low, high),
         "prediction": plots.colorize(example.pred, low, high),
-        "error": plots.colorize(error, 0, worst, valid=there, colours=plots.ERRORS),
+        "error": plots.colorize(
+            error, 0, error_high, valid=valid, colours=plots.ERRORS
+        ),
     }
     shown = dict.fromkeys((metric, "rmse", "delta1", "abs_rel"))
     numbers = ", ".join(
-        f"{m} {number(image[m])}{' ' + UNITS[m] if m in UNITS else ''}" for m in shown
+        f"{m} {number(image[m])} {METRICS[m].unit}".rstrip() for m in shown
     )
     urls = {name: data_url(layer, size) for name, layer in layers.items()}
     return Picture(
-        example.name, rank, numbers, urls, low, high, worst, size, cloud(example)
+        example.name, rank, numbers, urls, low, high, error_high, size, cloud(example)
     )
 
 
 def data_url(rgb: np.ndarray, size: tuple[int, int]) -> str:
-    """A picture of (width, height) as WebP in a URL."""
+    """A data URL of an image as WebP, resized to (width, height)."""
     image = Image.fromarray(rgb)
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    held = io.BytesIO()
-    image.save(held, format="WEBP", quality=82, method=6)
-    return f"data:image/webp;base64,{base64.b64encode(held.getvalue()).decode()}"
+    buffer = io.BytesIO()
+    image.save(buffer, format="WEBP", quality=82, method=6)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def cloud(example: Example) -> dict[str, Any]:
-    """Points of an image: intrinsics and depth in millimetres at a small size.
+    """Data of an image's point cloud: intrinsics and depth at a small size.
 
-    Depth is little-endian uint16, 0 = missing, as base64; every n-th pixel is taken,
-    for between near and far there is nothing.
+    Depth is in millimetres, little-endian uint16 as base64, 0 = missing. Every n-th
+    pixel is taken: averaging would make points between near and far surfaces.
     """
     rows, columns = example.target.shape
-    every = max(1, round(columns / CLOUD_WIDTH))
+    stride = max(1, round(columns / CLOUD_WIDTH))
     fx, fy, cx, cy = example.camera or _assumed_camera(rows, columns)
-    first = every // 2
-    found: dict[str, Any] = {
+    first = stride // 2
+    data: dict[str, Any] = {
         "name": example.name,
-        "fx": fx / every,
-        "fy": fy / every,
-        "cx": (cx - first) / every,
-        "cy": (cy - first) / every,
+        "fx": fx / stride,
+        "fy": fy / stride,
+        "cx": (cx - first) / stride,
+        "cy": (cy - first) / stride,
     }
     for name, depth in (("prediction", example.pred), ("truth", example.target)):
-        part = depth[first::every, first::every].astype(np.float64)
-        there = np.isfinite(part) & (part > 0)
-        mm = np.where(there, np.clip(np.round(part * 1000), 0, 65535), 0).astype("<u2")
-        found["height"], found["width"] = mm.shape
-        found[name] = base64.b64encode(mm.tobytes()).decode()
-    return found
+        metres = depth[first::stride, first::stride].astype(np.float64)
+        measured = np.isfinite(metres) & (metres > 0)
+        mm = np.where(measured, np.clip(np.round(metres * 1000), 0, 65535), 0)
+        data["height"], data["width"] = mm.shape
+        data[name] = base64.b64encode(mm.astype("<u2").tobytes()).decode()
+    return data
 
 
 def _assumed_camera(rows: int, columns: int) -> tuple[float, float, float, float]:
+    """fx, fy, cx, cy in pixels for the assumed field of view."""
     focal = columns / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
     return float(focal), float(focal), (columns - 1) / 2, (rows - 1) / 2

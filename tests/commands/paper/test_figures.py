@@ -1,4 +1,4 @@
-"""Figures of runs: what is drawn is what the runs left."""
+"""Figures of runs: drawn values, selection of runs, refusals."""
 
 import json
 from types import SimpleNamespace
@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from jaxdepth.commands import cli
+from jaxdepth.commands.finished_runs import TrainedRun
 from jaxdepth.commands.paper import figure_drawing, figures
 from jaxdepth.commands.paper import figures as library
-from jaxdepth.commands.run_predictions import Trained
 from jaxdepth.runtime.errors import UserError
 
 SAME = {"averaging": "pooled", "truth": "raw", "data": "rooms", "split": "own"}
 
 
 def run_folder(folder, rmse, *, protocol="plain", losses=(None, None), **flags):
-    """A work directory of two evaluations."""
+    """A work directory with two evaluations."""
     folder.mkdir(parents=True)
     same = {"protocol": protocol, "size": "48x64", **SAME}
     names = ("delta1", "delta2", "delta3", "abs_rel", "log10")
@@ -36,20 +36,20 @@ def run_folder(folder, rmse, *, protocol="plain", losses=(None, None), **flags):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved, by name."""
-    found = {}
+    """The figures that are saved, by file name."""
+    saved = {}
     save = library.plots.save
 
-    def keep(figure, path):
-        found[path.name] = figure
+    def record(figure, path):
+        saved[path.name] = figure
         save(figure, path)
 
-    monkeypatch.setattr(library.plots, "save", keep)
-    return found
+    monkeypatch.setattr(library.plots, "save", record)
+    return saved
 
 
-class Fake(Trained):
-    """A trained network of frames in memory; its grid is as strong as its name says."""
+class Fake(TrainedRun):
+    """A trained run on frames in memory, with a grid after zero unpooling."""
 
     def __init__(self, run, **_):
         if run.flag("arch") == "cnn_trans":
@@ -64,37 +64,37 @@ class Fake(Trained):
     def __len__(self):
         return len(self.depths)
 
-    def frames(self, places):
+    def frames(self, indices):
         return [
             {"rgb": self.rgb[k], "name": f"room {k}", "depth": self.depths[k]}
-            for k in places
+            for k in indices
         ]
 
-    def truth(self, frame):
+    def target(self, frame):
         return frame["depth"].astype(np.float32)
 
     def output(self, rgb):
-        place = next(
+        index = next(
             k for k, known in enumerate(self.rgb) if np.array_equal(known, rgb)
         )
-        return (self.depths[place] + 0.25 + self.grid).astype(np.float32)
+        return (self.depths[index] + 0.25 + self.grid).astype(np.float32)
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(library, "Trained", Fake)
+    monkeypatch.setattr(library, "TrainedRun", Fake)
 
 
-def test_two_runs_beside_each_other(tmp_path, capsys, drawn):
+def test_figure_5_compares_two_runs(tmp_path, capsys, drawn):
     runs = [
         run_folder(tmp_path / "a", (1.5, 1.25)),
         run_folder(tmp_path / "b", (1.0, None)),
     ]
     out = tmp_path / "figures"
     assert figures.command([*runs, f"--out={out}"]) == cli.OK
-    said = capsys.readouterr().out
-    assert "plain, pooled, raw truth, rooms, split own, trained at 48x64" in said
-    assert "1.500" in said and "1.250" in said and "1.000" in said
+    printed = capsys.readouterr().out
+    assert "plain, pooled, raw truth, rooms, split own, trained at 48x64" in printed
+    assert "1.500" in printed and "1.250" in printed and "1.000" in printed
     with Image.open(out / "figure5.png") as picture:
         assert picture.width > 2 * picture.height > 400
     assert "<svg" in (out / "figure5.svg").read_text()
@@ -104,7 +104,7 @@ def test_two_runs_beside_each_other(tmp_path, capsys, drawn):
     np.testing.assert_array_equal(second, [[10, 1.0], [20, np.nan]])
 
 
-def test_what_can_not_be_compared_is_told(tmp_path):
+def test_wrong_runs_and_flags_are_refused(tmp_path):
     a = run_folder(tmp_path / "a", (1.5, 1.25))
     b = run_folder(tmp_path / "b", (1.0, 0.9), protocol="laina")
     for argv, words in (
@@ -112,7 +112,7 @@ def test_what_can_not_be_compared_is_told(tmp_path):
         ([], "give the work directories"),
         ([str(tmp_path / "none")], "not the work directory"),
         ([a, "--figure=4"], "two runs of upproj"),
-        ([a], "two runs and more are compared"),
+        ([a], "compares at least two runs"),
         (["--figure=1", "--size=10x20"], "too small for cnn_fc"),
         (["--size=big"], "HEIGHTxWIDTH"),
     ):
@@ -121,7 +121,7 @@ def test_what_can_not_be_compared_is_told(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_losses_of_training_and_validation_over_pictures(tmp_path, fake, drawn, capsys):
+def test_figure_2_shows_losses_and_predictions(tmp_path, fake, drawn, capsys):
     folder = run_folder(
         tmp_path / "a", (1.5, 1.25), losses=(0.75, 0.625), arch="cnn_fc", loss="si"
     )
@@ -135,10 +135,10 @@ def test_losses_of_training_and_validation_over_pictures(tmp_path, fake, drawn, 
     assert by_label["as logged"][4] == [4, 0.2]
     captions = [axis.get_xlabel() for axis in axes if "rmse" in axis.get_xlabel()]
     assert captions == ["rmse 0.25 m, delta1 1.00"] * 2
-    assert {"image", "truth"} <= {axis.get_title() for axis in axes}
+    assert {"image", "ground truth"} <= {axis.get_title() for axis in axes}
 
 
-def test_a_run_without_checkpoint_has_its_curves(tmp_path, fake, drawn, caplog):
+def test_a_run_without_checkpoint_has_curves_only(tmp_path, fake, drawn, caplog):
     a = run_folder(tmp_path / "a", (1.5, 1.25), arch="cnn_trans", loss="si")
     library.logger.propagate = True
     assert figures.command([a, "--figure=3", f"--out={tmp_path / 'o'}"]) == cli.OK
@@ -146,7 +146,7 @@ def test_a_run_without_checkpoint_has_its_curves(tmp_path, fake, drawn, caplog):
     assert len(drawn["figure3.png"].axes) == 1
 
 
-def test_the_grid_of_zero_unpooling_shows(tmp_path, fake, drawn, capsys):
+def test_figure_4_shows_the_grid_of_zero_unpooling(tmp_path, fake, drawn, capsys):
     runs = [
         run_folder(tmp_path / u, (1.5, 1.25), arch="upproj", unpool=u)
         for u in ("zero", "average")
@@ -167,7 +167,7 @@ def test_the_grid_of_zero_unpooling_shows(tmp_path, fake, drawn, capsys):
     assert any("period 2 (red): " in x and "period 4" in x for x in labels)
 
 
-def test_a_grid_is_not_looked_for_in_maps_that_are_too_small(
+def test_maps_that_are_too_small_for_a_spectrum_are_refused(
     tmp_path, fake, monkeypatch
 ):
     small = np.ones((16, 21), np.float32)
@@ -180,7 +180,7 @@ def test_a_grid_is_not_looked_for_in_maps_that_are_too_small(
         figures.command([*runs, "--figure=4", f"--out={tmp_path / 'o'}"])
 
 
-def test_of_many_runs_each_figure_takes_its_own(tmp_path, fake, drawn, capsys):
+def test_figures_select_their_runs_from_tables(tmp_path, fake, drawn, capsys):
     rows = {
         "table 1": [("cnn_fc", {}), ("cnn", {"loss": "mse"}), ("cnn", {})],
         "table 3": [("upproj", {"unpool": "zero"}), ("upproj", {"unpool": "average"})],
@@ -212,24 +212,24 @@ def test_of_many_runs_each_figure_takes_its_own(tmp_path, fake, drawn, capsys):
     )
 
 
-def test_all_leaves_out_what_has_no_runs(tmp_path, capsys):
+def test_all_figures_skips_those_without_runs(tmp_path, capsys):
     argv = ["--figure=all", "--size=48x64", f"--out={tmp_path / 'o'}"]
     assert figures.command(argv) == cli.OK
     names = {p.name for p in (tmp_path / "o").iterdir()}
     assert names == {"figure1.png", "figure1.svg"}
 
 
-def test_only_our_own_pictures_are_replaced(tmp_path):
+def test_only_figures_of_this_command_are_replaced(tmp_path):
     argv = ["--figure=1", "--size=48x64", f"--out={tmp_path}"]
     assert figures.command(argv) == figures.command(argv) == cli.OK
     Image.new("RGB", (4, 4)).save(tmp_path / "figure1.png")
-    kept = (tmp_path / "figure1.png").read_bytes()
+    before = (tmp_path / "figure1.png").read_bytes()
     with pytest.raises(UserError, match=r"figure1\.png exists and was not written"):
         figures.command(argv)
-    assert (tmp_path / "figure1.png").read_bytes() == kept
+    assert (tmp_path / "figure1.png").read_bytes() == before
 
 
-def test_the_part_shown_enlarged_is_the_most_detailed():
+def test_most_detailed_part_contains_the_edge():
     depth = np.full((60, 90), 2.0)
     depth[40:44, 70:74] = 4.0
     top, bottom, left, right = figure_drawing._most_detailed(depth)

@@ -1,4 +1,4 @@
-"""The gridding measure on grids whose energy is known."""
+"""Gridding of depth maps with grids of known energy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ ROWS, COLUMNS = np.mgrid[:64, :96]
 
 
 def room(seed: int = 0) -> np.ndarray:
-    """Smooth depth with an edge, metres."""
+    """Smooth depth with a box in front, metres."""
     rng = np.random.default_rng(seed)
     slope = 2 + rng.uniform(0.5, 2) * COLUMNS / 96 + rng.uniform(0, 1) * ROWS / 64
     box = (abs(ROWS - 40) < 14) & (abs(COLUMNS - 30) < 17)
@@ -19,12 +19,12 @@ def room(seed: int = 0) -> np.ndarray:
 
 
 def grid(period: int) -> np.ndarray:
-    """1 at every `period`-th pixel of both axes, 0 elsewhere: what unpooling does."""
+    """1 at every `period`-th pixel of both axes, 0 elsewhere, as after unpooling."""
     return ((ROWS % period == 0) & (COLUMNS % period == 0)).astype(float)
 
 
 @pytest.mark.parametrize("kind", ["rows", "columns", "both"])
-def test_energy_of_a_wave_is_all_at_its_period(kind):
+def test_a_wave_has_all_energy_at_its_period(kind):
     wave = {
         "rows": np.cos(np.pi * ROWS),
         "columns": np.cos(np.pi * COLUMNS),
@@ -36,16 +36,16 @@ def test_energy_of_a_wave_is_all_at_its_period(kind):
     assert gridding.gridding(3 + 0.1 * wave, 4).share < 1e-6
 
 
-def test_share_is_that_of_the_amplitudes():
-    # Energies of cosines are half their squares; at period 2 the whole square.
+def test_share_follows_from_the_amplitudes():
+    # The energy of a cosine is half its squared amplitude; the full square at period 2.
     depth = 3 + 0.3 * np.cos(np.pi * COLUMNS) + 0.4 * np.cos(np.pi / 2 * ROWS)
     depth += 0.5 * np.cos(2 * np.pi * 5 / 96 * COLUMNS)
-    whole = 0.09 + 0.16 / 2 + 0.25 / 2
-    assert gridding.gridding(depth, 2).share == pytest.approx(0.09 / whole, rel=1e-3)
-    assert gridding.gridding(depth, 4).share == pytest.approx(0.08 / whole, rel=1e-3)
+    total = 0.09 + 0.16 / 2 + 0.25 / 2
+    assert gridding.gridding(depth, 2).share == pytest.approx(0.09 / total, rel=1e-3)
+    assert gridding.gridding(depth, 4).share == pytest.approx(0.08 / total, rel=1e-3)
 
 
-def test_spectrum_is_the_transform_written_out():
+def test_spectrum_equals_the_fourier_sum():
     depth = room()[:8, :12]
     window = np.sin(np.pi * np.arange(8) / 8)[:, None] ** 2 * (
         np.sin(np.pi * np.arange(12) / 12)[None] ** 2
@@ -61,9 +61,9 @@ def test_spectrum_is_the_transform_written_out():
 
 
 @pytest.mark.parametrize("period", [2, 4])
-def test_a_grid_stands_out_at_its_own_period(period):
+def test_a_grid_is_prominent_at_its_period(period):
     smooth = gridding.gridding(room(), period)
-    added = 0.05 * period**2 * grid(period)  # as strong in the mean for both
+    added = 0.05 * period**2 * grid(period)  # equal mean for both periods
     gridded = gridding.gridding(room() + added, period)
     assert smooth.prominence < 5 < 50 < gridded.prominence
     assert gridded.share > 20 * smooth.share
@@ -71,7 +71,7 @@ def test_a_grid_stands_out_at_its_own_period(period):
     assert twice.prominence == pytest.approx(4 * gridded.prominence, rel=0.1)
 
 
-def test_a_grid_of_two_is_none_of_four():
+def test_a_grid_of_period_2_has_no_period_4():
     assert gridding.gridding(room() + 0.2 * grid(2), 4).prominence < 5
 
 
@@ -85,14 +85,14 @@ def test_noise_has_no_grid():
 
 
 @given(st.floats(0.01, 100), st.floats(-5, 5))
-def test_units_and_distance_change_nothing(factor, offset):
+def test_scale_and_offset_of_depth_do_not_matter(factor, offset):
     depth = room() + 0.1 * grid(2)
     a, b = gridding.gridding(depth, 2), gridding.gridding(factor * depth + offset, 2)
     assert b.share == pytest.approx(a.share, rel=1e-6)
     assert b.prominence == pytest.approx(a.prominence, rel=1e-6)
 
 
-def test_a_plain_wall_and_odd_sizes():
+def test_constant_depth_and_odd_sizes():
     assert gridding.gridding(np.full((64, 96), 2.5), 2) == gridding.Gridding(0.0, 1.0)
     odd = np.pad(room(), ((0, 3), (0, 1)), mode="edge")
     assert gridding.gridding(odd, 2) == gridding.gridding(room(), 2)

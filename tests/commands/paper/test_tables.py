@@ -1,4 +1,4 @@
-"""The paper's tables: which runs are made, reused and refused, and what is printed."""
+"""The paper's tables: runs that are started, reused or refused, and the output."""
 
 import json
 import statistics
@@ -21,11 +21,11 @@ OK = Completed(cli.OK, "", False)
 
 
 class Runs:
-    """Stands for experiments.run: leaves its work directory, trains nothing.
+    """A stand-in for `jaxdepth run` that writes a work directory without training.
 
     Args:
-      ends: folder -> how the run of it ends, instead of well.
-      depth: the truth that the data have.
+      ends: outcomes of runs that do not succeed, by folder.
+      depth: kind of ground truth in the data.
     """
 
     def __init__(self, ends=None, depth="filled"):
@@ -40,7 +40,7 @@ class Runs:
         folder = Path(str(config.output.workdir))
         name = "/".join(folder.parts[-2:])
         self.started.append(name)
-        # The data settle these, whatever was asked for.
+        # These are resolved from the data.
         saved = config_lib.to_json(config) | {"depth": self.depth, "split": "tune"}
         folder.mkdir(parents=True, exist_ok=True)
         record = {
@@ -58,7 +58,7 @@ class Runs:
 
 
 def rmse(run, seed, step):
-    """A made-up number that differs between runs, seeds and steps."""
+    """An RMSE that differs between runs, seeds and steps."""
     return 1 + 0.1 * sorted(published.RUNS).index(run) + 0.02 * seed**2 + 1 / step
 
 
@@ -92,10 +92,10 @@ def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
     return code, runs, json.loads((folder / "tables.json").read_text())
 
 
-def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
+def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
     code, runs, found = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
     assert code == cli.OK
-    # Of ten runs two need weights; each of the others once a seed, though rows share.
+    # Two of ten runs need weights; each of the others runs once per seed.
     without = [
         run for run in published.RUNS if run not in ("upproj_imagenet", "upproj_nyu")
     ]
@@ -116,7 +116,7 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     assert row["paper"] == {"delta1": 0.195, "abs_rel": 1.2e6, "rmse": 1.22}
     assert row["seeds"][1]["workdir"] == "cnn/seed-4"
     assert row["seeds"][1]["evaluation"]["metrics"]["rmse"] == values[1]
-    # The course is that of the protocol whose number is shown.
+    # The curve has the protocol of the last evaluation.
     curve = [point["metrics"]["rmse"] for point in row["seeds"][0]["curve"]]
     assert curve == [rmse("cnn", 3, step) for step in (240, 480)]
     assert one["rows"][4]["also_in"] == ["Table 4"]
@@ -132,16 +132,16 @@ def test_every_row_once_with_mean_and_spread(tmp_path, capsys):
     assert [point["step"] for point in four["curve"]] == [240, 480]
     untrained = statistics.fmean(rmse("upproj_random", s, 240) for s in (3, 4))
     assert four["curve"][0]["rmse"] == {"upproj_random": pytest.approx(untrained)}
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     number = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-    assert "seeds 3, 4: mean" in said
-    assert number in said and "1.220" in said and "81 images" in said
-    assert "CNN+Res: absent, no weights" in said and "truth near zero" in said
+    assert "seeds 3, 4: mean" in printed
+    assert number in printed and "1.220" in printed and "81 images" in printed
+    assert "CNN+Res: absent, no weights" in printed and "truth near zero" in printed
     text = (tmp_path / "tables.md").read_text()
     assert f"| {number} | 1.220 |" in text and "experiments.tables again" in text
 
 
-def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
+def test_finished_runs_are_reused_and_stopped_runs_resumed(tmp_path):
     stopped = Runs({"cnn/seed-0": Completed(130, "", True)})
     code, runs, found = tabulate(tmp_path, runs=stopped, table="2")
     assert code == cli.INTERRUPTED
@@ -159,51 +159,51 @@ def test_what_is_finished_is_read_what_was_stopped_goes_on(tmp_path):
     assert tabulate(tmp_path, table="2")[1].started == []
 
 
-def test_data_with_one_kind_of_truth_are_reused(tmp_path):
+def test_runs_on_data_with_raw_depth_only_are_reused(tmp_path):
     tabulate(tmp_path, runs=Runs(depth="raw"), table="3")
     assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
-    # Asked for as filled, that is other training than the recipe's.
+    # An explicit --depth=filled differs from the run.
     with pytest.raises(UserError, match="--depth=raw before, filled now"):
         tabulate(tmp_path, "--depth=filled", table="3")
 
 
-def test_data_without_the_recipe_s_truth_are_reused(tmp_path):
+def test_runs_on_data_with_filled_depth_only_are_reused(tmp_path):
     tabulate(tmp_path, runs=Runs(depth="filled"), table="3")
     assert tabulate(tmp_path, runs=Runs(), table="3")[1].started == []
 
 
-def test_rows_of_another_split_are_refused(tmp_path):
+def test_runs_of_another_split_are_refused(tmp_path):
     tabulate(tmp_path, "--split=tune", table="3")
     assert tabulate(tmp_path, "--split=tune", table="3")[1].started == []
     with pytest.raises(UserError, match="--split=tune before, auto now"):
         tabulate(tmp_path, table="3")
 
 
-def test_other_tables_are_kept_and_foreign_files_too(tmp_path, capsys):
+def test_other_tables_and_foreign_files_are_preserved(tmp_path, capsys):
     tabulate(tmp_path, table="3", seeds=2)
     capsys.readouterr()
     found = tabulate(tmp_path, table="2")[2]
     assert [table["table"] for table in found["tables"]] == ["2", "3"]
     assert found["seeds"] == [0, 1]
-    said = capsys.readouterr().out
-    assert "Table 2" in said and "Table 3, unpooling" not in said
+    printed = capsys.readouterr().out
+    assert "Table 2" in printed and "Table 3, unpooling" not in printed
     text = (tmp_path / "tables.md").read_text()
     assert "seeds 0, 1: mean" in text and "rmse in metres; seed 0" in text
-    (tmp_path / "tables.md").write_text("mine")
+    (tmp_path / "tables.md").write_text("a note")
     with pytest.raises(UserError, match=r"tables\.md exists and was not written"):
         tabulate(tmp_path, table="2")
-    assert (tmp_path / "tables.md").read_text() == "mine"
+    assert (tmp_path / "tables.md").read_text() == "a note"
 
 
 def test_damaged_files_are_named(tmp_path):
     tabulate(tmp_path, table="3")
     path = tmp_path / "unpool_zero" / "seed-0" / "config.json"
-    whole = path.read_text()
+    content = path.read_text()
     path.write_text("{}")
     with pytest.raises(UserError, match=r"was not written by jaxdepth run"):
         tabulate(tmp_path, table="3")
-    path.write_text(whole)
-    path.with_name("results.json").write_text("{}")  # it is run again
+    path.write_text(content)
+    path.with_name("results.json").write_text("{}")  # the run starts again
     assert tabulate(tmp_path, table="3")[1].started == ["unpool_zero/seed-0"]
     (tmp_path / "tables.json").write_text(
         '{"command": "experiments.tables", "scale": "small", "tables": [{}]}'
@@ -212,7 +212,7 @@ def test_damaged_files_are_named(tmp_path):
         tabulate(tmp_path, table="3")
 
 
-def test_a_run_that_leaves_nothing_has_failed(tmp_path):
+def test_a_run_without_results_has_failed(tmp_path):
     def nothing(_):
         return OK
 
@@ -221,7 +221,7 @@ def test_a_run_that_leaves_nothing_has_failed(tmp_path):
     assert "left no results.json" in found["tables"][0]["rows"][0]["reason"]
 
 
-def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
+def test_a_failed_run_does_not_affect_other_rows(tmp_path, caplog):
     ends = {"cnn_mse/seed-0": Completed(3, "stopped: the loss is not finite", False)}
     code, runs, found = tabulate(tmp_path, runs=Runs(ends), table="2")
     assert code == cli.NON_FINITE and len(runs.started) == 3
@@ -243,9 +243,7 @@ def test_a_row_that_fails_loses_no_other(tmp_path, caplog):
         (["--train_images=9"], r"--train_images=500 before, 9 now"),
     ],
 )
-def test_a_run_of_other_flags_is_refused_before_any_other_starts(
-    tmp_path, flags, words
-):
+def test_other_flags_are_refused_before_any_run_starts(tmp_path, flags, words):
     tabulate(tmp_path, table="2")
     runs = Runs()
     with pytest.raises(UserError, match=words):
@@ -265,7 +263,7 @@ def test_a_run_of_other_flags_is_refused_before_any_other_starts(
         (["--weights=none.safetensors"], "there is no such file"),
     ],
 )
-def test_mistakes_come_out_before_anything_is_made(tmp_path, flags, words):
+def test_wrong_flags_are_refused_before_files_are_written(tmp_path, flags, words):
     with pytest.raises(UserError, match=words):
         tabulate(tmp_path / "t", *flags)
     assert not (tmp_path / "t").exists()
@@ -273,7 +271,7 @@ def test_mistakes_come_out_before_anything_is_made(tmp_path, flags, words):
         tables.TablesConfig(seeds=0)
 
 
-def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
+def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
     for init, layout in (("imagenet", "torchvision"), ("nyu", "fcrn")):
         weights = files.Weights.of_layout(
             {"params/x": np.zeros(1, np.float32)},
@@ -296,7 +294,7 @@ def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
     assert [f["layout"] for f in flags] == ["torchvision", "fcrn", "torchvision"]
     # The paper's 500 images for 20 epochs in batches of 8.
     assert all((f["train_images"], f["steps"]) == (500, 1250) for f in flags)
-    # Finished runs need not be told their weights again.
+    # Finished runs are reused without --weights.
     _, runs, found = tabulate(tmp_path / "t", table="4", scale="paper")
     assert not runs.started and found["tables"][0]["rows"][1]["status"] == "done"
     one = str(tmp_path / "nyu.safetensors")
@@ -304,7 +302,7 @@ def test_weights_go_to_the_rows_that_start_from_them(tmp_path):
         tabulate(tmp_path / "u", f"--weights={one},{one}")
 
 
-def test_flags_beside_win_over_the_scale_s(tmp_path):
+def test_flags_override_the_scale(tmp_path):
     _, _, found = tabulate(
         tmp_path,
         "--size",
@@ -321,7 +319,7 @@ def test_flags_beside_win_over_the_scale_s(tmp_path):
     assert {f["lr"] for f in flags} == {3e-4, 1e-3, 6e-4}
 
 
-def test_rows_of_a_table_have_one_budget():
+def test_rows_of_a_table_have_the_same_steps_and_images():
     for name in ("1", "2", "4"):
         budgets = {
             tuple(
@@ -332,15 +330,15 @@ def test_rows_of_a_table_have_one_budget():
         assert budgets == {(480, 500)}
 
 
-def test_numbers_are_those_that_the_recipes_quote():
+def test_published_numbers_equal_those_in_the_recipes():
     shown = {
         published.RUNS[row.run].recipe
         for t in published.TABLES.values()
         for row in t.rows
     }
     quoted = {name for name in RECIPES if name.startswith("table")}
-    twice = {"table2_si", "table1_upproj"}  # other names of a recipe that is shown
-    assert shown == quoted - twice
+    aliases = {"table2_si", "table1_upproj"}  # second names of other recipes
+    assert shown == quoted - aliases
     for table in published.TABLES.values():
         for row in table.rows:
             doc = RECIPES[published.RUNS[row.run].recipe].doc
@@ -350,9 +348,9 @@ def test_numbers_are_those_that_the_recipes_quote():
                 assert float(tail) == row.paper["rmse"]
 
 
-def test_own_flags_are_told_from_those_of_the_runs():
-    mine, theirs = tables.split_flags(
+def test_split_flags_separates_flags_of_tables_and_runs():
+    of_tables, of_runs = tables.split_flags(
         ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
     )
-    assert mine == ["--table", "1", "--scale=smoke", "--seeds=2"]
-    assert theirs == ["--lr", "0.1", "--data=x"]
+    assert of_tables == ["--table", "1", "--scale=smoke", "--seeds=2"]
+    assert of_runs == ["--lr", "0.1", "--data=x"]

@@ -1,4 +1,4 @@
-"""The page about runs: what it says, and what it does in a browser."""
+"""The HTML report: its contents, and its behaviour in a browser."""
 
 import base64
 import io
@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from jaxdepth.commands import cli
+from jaxdepth.commands.finished_runs import Example, ImageScores, TrainedRun
 from jaxdepth.commands.report import command as library
 from jaxdepth.commands.report import command as report
-from jaxdepth.commands.run_predictions import Example, Scored, Trained
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime.errors import UserError
 
@@ -32,7 +32,7 @@ def entry(step, rmse, *, averaging="pooled", data="rooms", pixels=1000, **more):
 
 
 def run_folder(folder, rmse, *, data="rooms", arch="cnn", loss="si", **more):
-    """A work directory as a run leaves it, without checkpoints."""
+    """A work directory without checkpoints."""
     folder.mkdir(parents=True)
     parts = {
         "0-2 m": {"pixels": 250, "images": 30, "metrics": dict.fromkeys(METRICS, 0.125)}
@@ -61,8 +61,8 @@ def run_folder(folder, rmse, *, data="rooms", arch="cnn", loss="si", **more):
     return str(folder)
 
 
-class Fake(Trained):
-    """Five images of a box before a wall; the k-th prediction is 0.1 k m too far."""
+class Fake(TrainedRun):
+    """A trained run on five images of a box; prediction k is 0.1 k metres too far."""
 
     def __init__(self, run, **_):
         self.data = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
@@ -74,9 +74,9 @@ class Fake(Trained):
             {"name": f"{EVIL} {k}"} | dict.fromkeys(METRICS, 0.5) | {"rmse": k / 10}
             for k in range(5)
         ]
-        return Scored(entry(20, 1.0), images)
+        return ImageScores(entry(20, 1.0), images)
 
-    def examples(self, places):
+    def examples(self, indices):
         rows, columns = np.mgrid[:ROWS, :COLUMNS]
         box = (abs(rows - 24) < 10) & (abs(columns - 20) < 12)
         depth = np.where(box, 1.5, 3.0).astype(np.float32)
@@ -84,31 +84,31 @@ class Fake(Trained):
         camera = (60.0, 60.0, 31.5, 23.5)
         return [
             Example(f"{EVIL} {k}", rgb, depth, depth + np.float32(0.1 * k), camera)
-            for k in places
+            for k in indices
         ]
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    monkeypatch.setattr(library, "Trained", Fake)
+    monkeypatch.setattr(library, "TrainedRun", Fake)
 
 
 def text_of(html: str) -> str:
-    """What a reader sees, roughly."""
+    """The visible text of a page."""
     body = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body))
 
 
-def test_every_number_has_what_it_was_measured_by(tmp_path, fake):
+def test_tables_state_the_conditions_and_images_are_ranked(tmp_path, fake):
     a = run_folder(tmp_path / "a", 1.25)
     out = tmp_path / "r.html"
     assert report.command([a, f"--out={out}", "--pictures=4"]) == cli.OK
     html = out.read_text()
     text = text_of(html)
     measured = "plain, pooled, raw truth, rooms, split own, trained at 48x64, 32 images"
-    for table in ("", "By distance, and near edges of depth: "):
+    for table in ("", "By distance, and near depth edges: "):
         assert table + measured in text
-    assert "Beside depth that does not look at the image" in text
+    assert "Baselines, which do not depend on the image" in text
     assert "1.250" in text and "0.875" in text and "0.125" in text and "25.0 %" in text
     assert "plain, per_image, raw truth" in text
     for word in ("--lr", "0.001", "train images", "631", "12.3 images/s", "0.10.2"):
@@ -123,25 +123,25 @@ def test_every_number_has_what_it_was_measured_by(tmp_path, fake):
     ]  # fmt: skip
 
 
-def test_what_comes_from_files_is_text(tmp_path, fake):
+def test_text_from_files_is_escaped(tmp_path, fake):
     a = run_folder(tmp_path / "a", 1.25, data=EVIL)
     out = tmp_path / "r.html"
     argv = [a, f"--out={out}", "--pictures=2", f"--title={EVIL}"]
     assert report.command(argv) == cli.OK
     html = out.read_text()
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
-    assert html.count("<script") == 2  # ours, and the clouds' data
-    # Nothing is loaded: no address but those of XML's names.
+    assert html.count("<script") == 2  # the page's script, and the data of the clouds
+    # The page loads nothing: its only addresses are XML names.
     found = set(re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html)))
     assert found <= {"http://www.w3.org"}
 
 
-def test_several_runs_are_compared_only_where_measured_alike(tmp_path, fake):
+def test_only_comparable_runs_share_a_table(tmp_path, fake):
     runs = [
         run_folder(tmp_path / "a", 1.25),
         run_folder(tmp_path / "b", 1.0, arch="upproj"),
         run_folder(tmp_path / "c", 0.5, data="other"),
-        run_folder(tmp_path / "d", 0.5, pixels=500),  # as another --max_depth
+        run_folder(tmp_path / "d", 0.5, pixels=500),  # as with another --max_depth
     ]
     out = tmp_path / "r.html"
     assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
@@ -151,11 +151,11 @@ def test_several_runs_are_compared_only_where_measured_alike(tmp_path, fake):
     assert re.findall(r'scope="row">(\w+)', first) == ["a", "b", "mean"]
     assert re.findall(r'scope="row">(\w+)', second) == ["c", "mean"]
     assert re.findall(r'scope="row">(\w+)', third) == ["d", "mean"]
-    assert "measured in 3 ways" in html
-    assert "none were asked for" in html
+    assert "evaluated in 3 ways" in html
+    assert "none were requested" in html
 
 
-def test_tables_stand_beside_the_paper(tmp_path, fake):
+def test_tables_show_the_numbers_of_the_paper(tmp_path, fake):
     run_folder(tmp_path / "t" / "cnn" / "seed-0", 1.25)
     seed = {"seed": 0, "workdir": "cnn/seed-0", "evaluation": entry(20, 1.25)}
     rows = [
@@ -189,7 +189,7 @@ def test_tables_stand_beside_the_paper(tmp_path, fake):
     assert "CNN, table 1" in text  # the run itself
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_files_are_stated(tmp_path):
     a = run_folder(tmp_path / "a", 1.25)
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -197,11 +197,11 @@ def test_what_is_missing_is_said(tmp_path):
     out = tmp_path / "r.html"
     assert report.command([a, str(bare), f"--out={out}"]) == cli.OK
     text = text_of(out.read_text())
-    assert "No pictures:" in text and "It holds no evaluation yet." in text
-    assert "Its command is not known." in text and "has no config.json" in text
+    assert "No pictures:" in text and "No evaluation yet." in text
+    assert "The command is unknown." in text and "has no config.json" in text
 
 
-def test_no_other_file_is_replaced(tmp_path, fake):
+def test_foreign_files_and_wrong_flags_are_refused(tmp_path, fake):
     a = run_folder(tmp_path / "a", 1.25)
     out = tmp_path / "r.html"
     argv = [a, f"--out={out}", "--pictures=0"]
@@ -222,13 +222,13 @@ def test_no_other_file_is_replaced(tmp_path, fake):
 
 @pytest.fixture(scope="module")
 def browser():
-    """Debian's Chromium without a window; skipped where it is not installed."""
+    """Debian's Chromium, headless; skips tests if it is not installed."""
     path = shutil.which("chromium")
     if path is None:
-        pytest.skip("no chromium here: apt-get install chromium")
+        pytest.skip("chromium is not installed: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
-        # Root, as in containers, has no sandbox.
+        # Chromium has no sandbox for root, the user in containers.
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         found = playwright.chromium.launch(executable_path=path, args=options)
         yield found
@@ -237,29 +237,31 @@ def browser():
 
 @pytest.fixture
 def page(browser, tmp_path, fake):
-    """The page of two runs on a phone, and what went wrong on it in `page.wrong`."""
+    """The page of two runs at the width of a phone; fails on console messages."""
     runs = [run_folder(tmp_path / name, 1.25, data=EVIL) for name in ("a", "b")]
     out = tmp_path / "r.html"
     assert report.command([*runs, f"--out={out}", "--pictures=3"]) == cli.OK
     opened = browser.new_page(viewport={"width": 360, "height": 740})
-    opened.wrong = []
-    opened.on("console", lambda message: opened.wrong.append(message.text))
-    opened.on("pageerror", lambda error: opened.wrong.append(str(error)))
-    opened.on("request", lambda request: opened.wrong.append(request.url[:80]))
+    opened.problems = []
+    opened.on("console", lambda message: opened.problems.append(message.text))
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.on("request", lambda request: opened.problems.append(request.url[:80]))
     opened.goto(out.as_uri())
-    for said in opened.locator("output").all():
-        says(said, "points")
-    # The page itself, and what it holds.
-    opened.wrong = [x for x in opened.wrong if not x.startswith(("data:", "file:"))]
+    for status in opened.locator("output").all():
+        wait_for_text(status, "points")
+    # The page itself and its data URLs are no problem.
+    opened.problems = [
+        x for x in opened.problems if not x.startswith(("data:", "file:"))
+    ]
     yield opened
-    assert opened.wrong == []
+    assert opened.problems == []
     opened.close()
 
 
-def says(output, text: str, *, yet: bool = True) -> None:
-    """Wait until it has that text, or, with `yet=False`, no more.
+def wait_for_text(output, text: str, *, yet: bool = True) -> None:
+    """Wait until an element contains a text, or, with `yet=False`, until it does not.
 
-    The page's own waiting would want `eval`, which the page forbids.
+    `page.wait_for_function` would need `eval`, which the page's policy forbids.
     """
     from playwright.sync_api import expect
 
@@ -268,7 +270,7 @@ def says(output, text: str, *, yet: bool = True) -> None:
 
 
 def picture_of(canvas) -> np.ndarray:
-    """What the canvas shows, (h, w, 3)."""
+    """The pixels of the canvas, (h, w, 3)."""
     url = canvas.evaluate("c => c.toDataURL()")
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
         return np.asarray(image.convert("RGB")).astype(int)
@@ -300,7 +302,7 @@ def test_slider_moves_by_key_and_mouse_and_shows_layers(page):
     assert compare.evaluate(cut) == "51"
     page.keyboard.press("Home")
     assert compare.evaluate(cut) == "0"
-    assert "0 % truth" in slider.get_attribute("aria-valuetext")
+    assert "0 % ground truth" in slider.get_attribute("aria-valuetext")
     assert compare.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
     box = compare.bounding_box()
     y = box["y"] + box["height"] / 3
@@ -318,49 +320,49 @@ def test_slider_moves_by_key_and_mouse_and_shows_layers(page):
 
 
 @pytest.mark.slow
-def test_cloud_turns_by_key_and_mouse(page):
+def test_cloud_rotates_by_key_and_mouse(page):
     box = page.locator(".cloud").first
-    canvas, said = box.locator("canvas"), box.locator("output")
+    canvas, status = box.locator("canvas"), box.locator("output")
     first = picture_of(canvas)
     background = (first == (0x16, 0x18, 0x1C)).all(-1).mean()
     assert 0.2 < background < 0.95
-    assert f"{ROWS * COLUMNS} points" in said.text_content()
+    assert f"{ROWS * COLUMNS} points" in status.text_content()
     canvas.focus()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("+")
-    says(said, "120 %")
-    assert "Turned 15° sideways and 14° up" in said.text_content()
+    wait_for_text(status, "120 %")
+    assert "Rotated 15° sideways and 14° up" in status.text_content()
     assert not same(picture_of(canvas), first)
     page.keyboard.press("0")
-    says(said, "100 %")
+    wait_for_text(status, "100 %")
     assert same(picture_of(canvas), first)
     canvas.scroll_into_view_if_needed()
-    place = canvas.bounding_box()
-    x, y = place["x"] + place["width"] / 2, place["y"] + place["height"] / 2
+    bounds = canvas.bounding_box()
+    x, y = bounds["x"] + bounds["width"] / 2, bounds["y"] + bounds["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x + 60, y, steps=3)
     page.mouse.up()
-    says(said, " 20°", yet=False)
+    wait_for_text(status, " 20°", yet=False)
     assert not same(picture_of(canvas), first)
     before = picture_of(canvas)
     box.locator("select.which").select_option("0")  # the worst one is 0.4 m farther
-    box.get_by_role("button", name="Nearer").click()
-    says(said, "120 %")
+    box.get_by_role("button", name="Zoom in").click()
+    wait_for_text(status, "120 %")
     assert not same(picture_of(canvas), before)
 
 
 @pytest.mark.slow
-def test_cloud_puts_points_where_the_camera_sees_them(page):
-    """Turned to the front, a pixel's colour is where the pinhole has it."""
+def test_cloud_projects_points_with_the_pinhole_model(page):
+    """In the frontal view, pixels are where the pinhole model projects them."""
     box = page.locator(".cloud").first
-    canvas, said = box.locator("canvas"), box.locator("output")
+    canvas, status = box.locator("canvas"), box.locator("output")
     canvas.focus()
     for key, times in (("ArrowLeft", 4), ("ArrowDown", 2)):
         for _ in range(times):
             page.keyboard.press(key)
-    says(said, "Turned 0°")
+    wait_for_text(status, "Rotated 0°")
     seen = picture_of(canvas)
     size = seen.shape
     scale = 0.65 * size[1] / COLUMNS
@@ -370,16 +372,16 @@ def test_cloud_puts_points_where_the_camera_sees_them(page):
         np.testing.assert_allclose(seen[y, x, :2], (4 * row, 4 * column), atol=14)
 
 
-def test_a_run_that_diverged_at_once_is_on_the_page(tmp_path, fake):
+def test_a_run_without_any_finite_loss_has_a_section(tmp_path, fake):
     runs = [run_folder(tmp_path / "a", 1.25), run_folder(tmp_path / "b", 1.0)]
     (tmp_path / "b" / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n')
     out = tmp_path / "r.html"
     assert report.command([*runs, f"--out={out}", "--pictures=0"]) == cli.OK
 
 
-def test_no_image_can_be_ranked(tmp_path, fake, monkeypatch):
+def test_a_metric_undefined_for_every_image(tmp_path, fake, monkeypatch):
     images = [{"name": "a"} | dict.fromkeys(METRICS)]
-    monkeypatch.setattr(Fake, "score", lambda _: Scored(entry(20, 1.0), images))
+    monkeypatch.setattr(Fake, "score", lambda _: ImageScores(entry(20, 1.0), images))
     a, out = run_folder(tmp_path / "a", 1.25), tmp_path / "r.html"
     assert report.command([a, f"--out={out}"]) == cli.OK
     assert "No pictures: rmse is undefined for every image" in out.read_text()

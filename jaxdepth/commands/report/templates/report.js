@@ -3,7 +3,8 @@
 for (const compare of document.querySelectorAll(".compare")) {
   const range = compare.querySelector("input");
   const layers = compare.parentElement.querySelectorAll("fieldset input");
-  let left = "truth";
+  const labels = { truth: "ground truth" };
+  let left = labels.truth;
   const show = () => {
     compare.style.setProperty("--cut", range.value);
     range.setAttribute("aria-valuetext", `${range.value} % ${left}`);
@@ -11,22 +12,22 @@ for (const compare of document.querySelectorAll(".compare")) {
   range.addEventListener("input", show);
   for (const radio of layers) {
     radio.addEventListener("change", () => {
-      left = radio.value;
+      left = labels[radio.value] ?? radio.value;
       for (const image of compare.querySelectorAll(".over")) {
-        image.hidden = image.dataset.layer !== left;
+        image.hidden = image.dataset.layer !== radio.value;
       }
       compare.querySelector(".left").textContent = left;
-      const name = range.getAttribute("aria-label").replace(/: \w+ left of the border.*$/, "");
+      const name = range.getAttribute("aria-label").replace(/: [\w ]+ left of the border.*$/, "");
       range.setAttribute("aria-label", `${name}: ${left} left of the border, prediction right of it`);
       show();
     });
   }
-  show(); // a browser may keep the slider's place over a reload
+  show(); // a browser may keep the slider's position over a reload
 }
 
-// Point clouds: every pixel of a small depth map as a square, nearest in front.
+// Point clouds: each pixel of a small depth map is a square; the nearest one is visible.
 const START = { yaw: 0.35, pitch: 0.15, zoom: 1 };
-const TURN = Math.PI / 36;
+const ANGLE = Math.PI / 36; // per key press
 
 function decode(text) {
   const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -72,24 +73,24 @@ function draw(canvas, cloud, { points, middle }, { yaw, pitch, zoom }) {
   let shown = 0;
   for (const [x, y, z, r, g, b] of points) {
     const ahead = z - middle;
-    const turned = cy * ahead - sy * x;
+    const rotated = cy * ahead - sy * x;
     const right = cy * x + sy * ahead;
-    const down = cp * y + sp * turned;
-    const far = cp * turned - sp * y + middle;
-    if (far < 0.1) continue;
-    const u = width / 2 + (right * cloud.fx * scale) / far;
-    const v = height / 2 + (down * cloud.fy * scale) / far;
-    const size = Math.min(12, Math.ceil((1.15 * scale * z) / far));
+    const down = cp * y + sp * rotated;
+    const distance = cp * rotated - sp * y + middle;
+    if (distance < 0.1) continue;
+    const u = width / 2 + (right * cloud.fx * scale) / distance;
+    const v = height / 2 + (down * cloud.fy * scale) / distance;
+    const size = Math.min(12, Math.ceil((1.15 * scale * z) / distance));
     const [left, top] = [Math.round(u - size / 2), Math.round(v - size / 2)];
     if (left + size < 0 || top + size < 0 || left >= width || top >= height) continue;
     shown += 1;
     const colour = 0xff000000 | (b << 16) | (g << 8) | r;
     for (let i = Math.max(0, top); i < Math.min(height, top + size); i++) {
       for (let j = Math.max(0, left); j < Math.min(width, left + size); j++) {
-        const place = i * width + j;
-        if (far < nearest[place]) {
-          nearest[place] = far;
-          pixels[place] = colour;
+        const index = i * width + j;
+        if (distance < nearest[index]) {
+          nearest[index] = distance;
+          pixels[index] = colour;
         }
       }
     }
@@ -103,32 +104,32 @@ for (const box of document.querySelectorAll(".cloud")) {
   const canvas = box.querySelector("canvas");
   const which = box.querySelector(".which");
   const depth = box.querySelector(".depth");
-  const said = box.querySelector("output");
+  const status = box.querySelector("output");
   let view = { ...START };
-  let cloud, found;
-  let waiting = false;
+  let cloud, geometry;
+  let scheduled = false;
 
   const degrees = (angle) => Math.round((angle * 180) / Math.PI);
   const paint = () => {
-    if (waiting) return;
-    waiting = true;
+    if (scheduled) return;
+    scheduled = true;
     requestAnimationFrame(() => {
-      waiting = false;
-      draw(canvas, cloud, found, view);
-      said.textContent = `Turned ${degrees(view.yaw)}° sideways and ${degrees(view.pitch)}° up, ` +
-        `${Math.round(100 * view.zoom)} %, ${found.points.length} points`;
+      scheduled = false;
+      draw(canvas, cloud, geometry, view);
+      status.textContent = `Rotated ${degrees(view.yaw)}° sideways and ${degrees(view.pitch)}° up, ` +
+        `${Math.round(100 * view.zoom)} %, ${geometry.points.length} points`;
     });
   };
   const open = async () => {
     cloud = clouds[Number(which.value)];
     const image = document.getElementById(which.selectedOptions[0].dataset.image);
     await image.decode();
-    found = pointsOf(cloud, depth.value, image);
+    geometry = pointsOf(cloud, depth.value, image);
     canvas.style.aspectRatio = `${cloud.width} / ${cloud.height}`;
     canvas.height = Math.round((canvas.width * cloud.height) / cloud.width);
     paint();
   };
-  const turn = (yaw, pitch) => {
+  const rotate = (yaw, pitch) => {
     view.yaw += yaw;
     view.pitch = Math.max(-Math.PI / 2, Math.min(Math.PI / 2, view.pitch + pitch));
   };
@@ -136,17 +137,17 @@ for (const box of document.querySelectorAll(".cloud")) {
     view.zoom = Math.max(0.3, Math.min(6, view.zoom * factor));
   };
   const keys = {
-    ArrowLeft: () => turn(-TURN, 0),
-    ArrowRight: () => turn(TURN, 0),
-    ArrowUp: () => turn(0, TURN),
-    ArrowDown: () => turn(0, -TURN),
+    ArrowLeft: () => rotate(-ANGLE, 0),
+    ArrowRight: () => rotate(ANGLE, 0),
+    ArrowUp: () => rotate(0, ANGLE),
+    ArrowDown: () => rotate(0, -ANGLE),
     "+": () => zoom(1.2),
     "=": () => zoom(1.2),
     "-": () => zoom(1 / 1.2),
     0: () => { view = { ...START }; },
   };
   const press = (key) => {
-    if (!(key in keys) || !found) return false;
+    if (!(key in keys) || !geometry) return false;
     keys[key]();
     paint();
     return true;
@@ -160,12 +161,12 @@ for (const box of document.querySelectorAll(".cloud")) {
   }
   canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
   canvas.addEventListener("pointermove", (event) => {
-    if (!canvas.hasPointerCapture(event.pointerId) || !found) return;
-    turn(event.movementX / 150, event.pointerType === "mouse" ? event.movementY / 150 : 0);
+    if (!canvas.hasPointerCapture(event.pointerId) || !geometry) return;
+    rotate(event.movementX / 150, event.pointerType === "mouse" ? event.movementY / 150 : 0);
     paint();
   });
   canvas.addEventListener("wheel", (event) => {
-    if (document.activeElement !== canvas) return; // else the page scrolls
+    if (document.activeElement !== canvas) return; // otherwise the page scrolls
     event.preventDefault();
     zoom(event.deltaY < 0 ? 1.1 : 1 / 1.1);
     paint();
