@@ -133,7 +133,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
 
 
 def test_other_networks_have_no_names_in_pytorch(tmp_path, monkeypatch):
-    config = types.SimpleNamespace(arch="cnn")
+    config = types.SimpleNamespace(model=types.SimpleNamespace(arch="cnn"))
     network = types.SimpleNamespace(config=config)
     monkeypatch.setattr(
         trained_network.predictor_lib, "load", lambda source, step: network
