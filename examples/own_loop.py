@@ -27,16 +27,15 @@ def train_step(variables, state, rgb, depth):
         target, valid = resize.masked_area(depth, depth > 0, pred.shape[1:3])
         return jaxdepth.losses.berhu(pred, target, valid=valid), stats
 
-    gradient = jax.value_and_grad(loss, has_aux=True)
-    (value, stats), grads = gradient(variables["params"])
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(variables["params"])
     updates, state = optimizer.update(grads, state)
-    params = optax.apply_updates(variables["params"], updates)
-    return {"params": params, **stats}, state, value
+    variables = {"params": optax.apply_updates(variables["params"], updates), **stats}
+    return variables, state, value
 
 
-options = {"depth": data.depth, "seed": 0, "batch_size": 8, "start_step": 0}
-frames = (data.train, data.train_rows)
-with pipeline.batches(*frames, stop_step=steps, **options) as batches:
+frames, options = (data.train, data.train_rows), {"depth": data.depth, "seed": 0}
+options |= {"batch_size": 8, "start_step": 0, "stop_step": steps}
+with pipeline.batches(*frames, **options) as batches:
     for step, batch in enumerate(batches, 1):
         metres = batch["depth_mm"].astype("float32") / 1000  # 0 = missing
         variables, state, value = train_step(variables, state, batch["rgb"], metres)

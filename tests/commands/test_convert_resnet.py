@@ -133,7 +133,7 @@ def test_errors_are_one_line_with_exit_code_2(tmp_path):
 
 
 def test_only_upproj_can_be_exported(tmp_path, monkeypatch):
-    config = types.SimpleNamespace(arch="cnn")
+    config = types.SimpleNamespace(model=types.SimpleNamespace(arch="cnn"))
     network = types.SimpleNamespace(config=config)
     monkeypatch.setattr(
         trained_network.predictor_lib, "load", lambda source, step: network

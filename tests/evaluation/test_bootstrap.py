@@ -1,5 +1,7 @@
 """The bootstrap against a loop that recomputes the metrics of every resample."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +83,8 @@ def test_intervals_of_a_pair_equal_the_loop(averaging):
         np.testing.assert_allclose(
             got[name]["interval"], np.percentile(difference, (2.5, 97.5)), atol=1e-9
         )
-        one, two = a.compute(averaging)[name], b.compute(averaging)[name]
+        one: Any = a.compute(averaging)[name]
+        two: Any = b.compute(averaging)[name]
         assert (got[name]["a"], got[name]["b"]) == (one, two)
         assert got[name]["difference"] == one - two
     assert got["rmse"]["a_better"] > 0.9 > 0.1 > 1 - got["delta1"]["a_better"]

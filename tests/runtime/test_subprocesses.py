@@ -50,16 +50,21 @@ import pathlib, signal, sys, time
 received = []
 signal.signal({int(number)}, lambda *_: received.append(1))
 pathlib.Path({str(ready)!r}).touch()
-while not received:
+deadline = time.monotonic() + 60
+while not received and time.monotonic() < deadline:
     time.sleep(0.01)
 time.sleep(0.3)
 sys.exit(70 + len(received))
 """
-    before = signal.getsignal(number)
-    threading.Thread(target=kill_when, args=(ready, number)).start()
-    completed = python(code)
-    assert (completed.code, completed.stopped) == (71, True)
-    assert signal.getsignal(number) == before
+    # A shell or nohup may have started the tests with this signal ignored.
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        threading.Thread(target=kill_when, args=(ready, number)).start()
+        completed = python(code)
+        assert (completed.code, completed.stopped) == (71, True)
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, before)
 
 
 def kill_when(ready, number):

@@ -241,7 +241,7 @@ def test_arrays_of_no_part_of_the_network_are_ignored():
             {"layout": "fcrn"},
             r"padding_side top_left and .* rgb_mean \(0.0, 0.0, 0.0\)",
         ),
-        ({"layout": "other"}, "layout other, which is not known"),
+        ({"layout": "other"}, "layout other, which is unknown"),
         ({"rgb_std": (1.0, 1.0)}, "normalised by rgb_std"),
         ({"rgb_mean": (0.0, 0.0, 0.0)}, "normalised by rgb_mean"),
     ],

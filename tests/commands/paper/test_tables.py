@@ -63,16 +63,18 @@ def rmse(run, seed, step):
 
 
 def results(config):
-    run = Path(config.workdir).parts[-2]
+    run = Path(config.output.workdir).parts[-2]
     same = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
-    same |= {"data": "nyu", "split": "tune", "size": config.size, "images": 81}
+    same |= {"data": "nyu", "split": "tune", "size": config.model.size, "images": 81}
     entries = []
-    for step in (config.steps // 2, config.steps):
-        values = dict.fromkeys(METRICS, 0.5) | {"rmse": rmse(run, config.seed, step)}
+    for step in (config.train.steps // 2, config.train.steps):
+        values = dict.fromkeys(METRICS, 0.5) | {
+            "rmse": rmse(run, config.train.seed, step)
+        }
         other = values | {"rmse": 99.0}
         entries.append({"step": step, **same, "protocol": "eigen", "metrics": other})
         entries.append({"step": step, **same, "metrics": values})
-    level = dict.fromkeys(METRICS, 0.25) | {"rmse": 2.0 + config.seed}
+    level = dict.fromkeys(METRICS, 0.25) | {"rmse": 2.0 + config.train.seed}
     names = ("constant", "constant_delta", "mean_map")
     return {
         "evaluations": entries,
@@ -260,7 +262,7 @@ def test_other_flags_are_refused_before_any_run_starts(tmp_path, flags, words):
         (["--steps=x"], "--steps=x: a whole number"),
         (["picture.png"], "a flag was expected"),
         (["--seed=-1"], "--seed=-1: a whole number"),
-        (["--weights=none.safetensors"], "there is no such file"),
+        (["--weights=none.safetensors"], "no such file"),
     ],
 )
 def test_wrong_flags_are_refused_before_files_are_written(tmp_path, flags, words):

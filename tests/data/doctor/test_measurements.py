@@ -120,7 +120,7 @@ def test_resized_8_bit_depth_in_16_bits_is_detected(real, tmp_path):
     assert "even steps of 39.2 mm" in line
     store_writer.write(open_source(tmp_path / "a"), tmp_path / "s", size=(120, 160))
     opened = measurements.open_data(tmp_path / "s")
-    opened.source.store._full_places.clear()  # type: ignore
+    opened.source.store._full_indices.clear()  # type: ignore
     found = measurements.examine(opened)
     assert {look.size for look in found.looks} == {(120, 160)}
     assert "8-bit depth that was resized" in only(found, "8-bit depth", "warning")
