@@ -99,8 +99,8 @@ def _convert_back(source: str, out: Path, *, step: str) -> int:
         )
     if network.unpool != "zero":
         raise UserError(
-            f"{source} is of --unpool={network.unpool}: the published network has "
-            "--unpool=zero"
+            f"{source} is of --unpool={network.unpool}, which the published format "
+            "can't express: its networks have --unpool=zero"
         )
     content = np.array(fcrn.to_dictionary(network.arrays), dtype=object)
     with files.writing(out) as file:

@@ -118,7 +118,7 @@ def test_checksum_of_downloads_is_verified(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(MachineError, match="could not be fetched"):
+    with pytest.raises(MachineError, match="could not be downloaded"):
         convert_resnet.fetch("https://x/y", good)
 
 
