@@ -1,10 +1,10 @@
 """Bootstrap intervals over images or scenes, of one run or of a pair of runs.
 
-A resample takes as many units (images, or whole scenes, whose frames look alike) as
-there are, with replacement; the interval is that between the percentiles of the
-metric over the resamples (Efron and Tibshirani, "An Introduction to the Bootstrap",
-1993, chapter 13). Two runs are compared on the same resamples, so that images that
-are hard for both cancel out.
+A resample draws n of the n units with replacement. Units are images, or whole scenes,
+because the frames of a scene are similar. An interval lies between two percentiles of
+the metric over the resamples (Efron and Tibshirani, "An Introduction to the Bootstrap",
+1993, chapter 13). Two runs are compared on the same resamples, so that images that are
+hard for both cancel out.
 """
 
 import dataclasses
@@ -125,8 +125,8 @@ def of_one(sums: Sums, averaging: Averaging, resamples: Resamples) -> dict[str, 
     """The intervals of one run: `metrics` {name: [low, high] | None} and the method."""
     if resamples.units < 2:
         return _how(resamples) | {"metrics": dict.fromkeys(METRICS)}
-    found = resampled(sums, averaging, resamples)
-    return _how(resamples) | {"metrics": {k: interval(x) for k, x in found.items()}}
+    values = resampled(sums, averaging, resamples)
+    return _how(resamples) | {"metrics": {k: interval(x) for k, x in values.items()}}
 
 
 def of_pair(
@@ -142,30 +142,31 @@ def of_pair(
     few = resamples.units < 2
     none = dict.fromkeys(METRICS, np.array([np.nan]))
     left, right = (none if few else resampled(x, averaging, resamples) for x in (a, b))
-    whole_a, whole_b = a.compute(averaging), b.compute(averaging)
-    found: dict[str, Any] = {}
+    values_a, values_b = a.compute(averaging), b.compute(averaging)
+    comparison: dict[str, Any] = {}
     for name in METRICS:
         difference = left[name] - right[name]
-        one, two = whole_a[name], whole_b[name]
+        one, two = values_a[name], values_b[name]
         if one is None or two is None or not np.isfinite(difference).all():
-            found[name] = {"a": one, "b": two} | dict.fromkeys(
+            comparison[name] = {"a": one, "b": two} | dict.fromkeys(
                 ("difference", "interval", "a_better")
             )
             continue
         sign = 1 if METRICS[name].larger_is_better else -1
         better = sign * difference > 0
         share = np.mean(better) + np.mean(difference == 0) / 2
-        found[name] = {
+        comparison[name] = {
             "a": one,
             "b": two,
             "difference": one - two,
             "interval": interval(difference),
             "a_better": float(share),
         }
-    return _how(resamples) | {"metrics": found}
+    return _how(resamples) | {"metrics": comparison}
 
 
 def _how(resamples: Resamples) -> dict[str, Any]:
+    """The method of an interval."""
     return {
         "unit": resamples.unit,
         "units": resamples.units,

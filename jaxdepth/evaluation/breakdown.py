@@ -12,12 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-DISTANCES = (
-    (0, 2),
-    (2, 4),
-    (4, 6),
-    (6, 10),
-)  # metres: above the first, up to the second
+# Metres: above the first, up to and including the second.
+DISTANCES = ((0, 2), (2, 4), (4, 6), (6, 10))
 EDGE_RATIO = 1.25
 EDGE_PART = 60  # of the frame's height
 NEAR, AWAY = "near edges", "away from edges"

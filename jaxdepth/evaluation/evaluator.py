@@ -122,7 +122,7 @@ def _merged(shares: Sequence[Mapping[str, Any]]) -> Scores:
 class _Bucket:
     """Frames of one size, collected until a batch is full."""
 
-    places: list[int] = dataclasses.field(default_factory=list)
+    indices: list[int] = dataclasses.field(default_factory=list)
     rgb: list[np.ndarray] = dataclasses.field(default_factory=list)
     truth: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
 
@@ -131,16 +131,17 @@ class Evaluator:
     """Scores networks on sets of frames; compiled once per frame size.
 
     Args:
-      predict_fn: (variables, colours 0..255 float32) -> metres at any size; it must
-        treat images apart. Traced, not called: variables must come in as argument.
-      chosen: of `protocols.choose`; the first one is the run's own.
+      predict_fn: (variables, colours 0..255 float32) -> depth in metres at any size. It
+        is traced, and must process the images of a batch independently.
+      chosen: protocols, see `protocols.choose`; results show the first one first.
       image_size: (height, width) that the network was trained at.
-      arch_fixed: the network takes inputs of `image_size` only.
-      given_truth: what protocols with truth "given" are scored against.
-      batch_size: images per call, over all devices; rounded up to a multiple of them.
-      devices: this host's devices to spread a batch over; None: the default device.
-      share: (k, n) where this is host k of n, all of which call alike, and its frames
-        are every n-th of the set, from the k-th; what comes back is of the whole set.
+      arch_fixed: the network accepts inputs of `image_size` only.
+      given_truth: kind of ground truth for protocols with truth "given".
+      batch_size: images per call over all devices; rounded up to a multiple of them.
+      devices: devices of this host, over which batches are sharded; default: the
+        default device only.
+      share: (k, n) on host k of n. All n hosts call the evaluator in the same way, each
+        with every n-th frame from its k-th; all get the scores of the whole set.
     """
 
     def __init__(
@@ -163,11 +164,11 @@ class Evaluator:
         self.share = share
         count = len(devices) if devices else 1
         self.batch_size = -(-batch_size // count) * count
-        self._along = self._whole = None
+        self._sharded = self._replicated = None
         if devices:
             mesh = Mesh(np.array(devices), ("batch",))
-            self._along = NamedSharding(mesh, PartitionSpec("batch"))
-            self._whole = NamedSharding(mesh, PartitionSpec())
+            self._sharded = NamedSharding(mesh, PartitionSpec("batch"))
+            self._replicated = NamedSharding(mesh, PartitionSpec())
         self._compiled = jax.jit(
             self._rows, compiler_options=platform.compiler_options()
         )
@@ -183,149 +184,160 @@ class Evaluator:
         """Score a set of frames.
 
         Args:
-          variables: for `predict_fn`.
+          variables: first argument of `predict_fn`.
           frames: see `Frames`; read once, one batch in memory at a time.
           progress: called after each batch with the number of images done.
 
         Returns: scores by protocol name, images in the order of `frames`.
         Raises: UserError if there are no frames, if none has ground truth, or if a
-          protocol does not take their size.
+          protocol does not accept their size.
         """
-        variables = jax.device_put(variables, self._whole)
+        variables = jax.device_put(variables, self._replicated)
         scores = {p.name: Scores() for p in self.chosen}
-        places: list[int] = []
+        indices: list[int] = []
         pending: tuple[Any, _Bucket] | None = None
-        # One batch ahead, so that the device works while the host sums and loads.
+        # Stay one batch ahead: the device computes while the host loads and sums.
         for bucket in self._batches(frames, scores):
             rows = self._compiled(variables, *self._arrays(bucket))
             if pending is not None:
-                self._collect(*pending, scores, places, progress)
+                self._collect(*pending, scores, indices, progress)
             pending = rows, bucket
         if pending is not None:
-            self._collect(*pending, scores, places, progress)
-        for found in scores.values():
-            # Batches of several sizes come back out of order.
-            order = np.argsort(places)
-            found.sums = found.sums.select(order)
-            found.parts = {k: x.select(order) for k, x in found.parts.items()}
+            self._collect(*pending, scores, indices, progress)
+        # Batches of several sizes finish out of order; names and scenes are in order.
+        order = np.argsort(indices)
+        for of_protocol in scores.values():
+            of_protocol.sums = of_protocol.sums.select(order)
+            of_protocol.parts = {
+                name: sums.select(order) for name, sums in of_protocol.parts.items()
+            }
         if self.share[1] > 1:
-            told = hosts.gather({name: s.to_json() for name, s in scores.items()})
-            scores = {name: _merged([host[name] for host in told]) for name in scores}
+            shares = hosts.gather({name: s.to_json() for name, s in scores.items()})
+            scores = {name: _merged([x[name] for x in shares]) for name in scores}
         self._check(scores)
         return scores
 
     def _rows(
         self, variables: PyTree, rgb: jax.Array, truth: tuple[jax.Array, ...]
     ) -> dict[str, dict[str, dict[str, jax.Array]]]:
-        """Row sums of a batch, of each part by protocol name.
+        """Row sums of a batch by protocol name, then by part.
 
-        `truth` is in the protocols' order.
+        Args:
+          truth: ground truth for each protocol.
         """
         outputs: dict[tuple[str, bool], jax.Array] = {}
 
-        def predict(protocol: Protocol, mirrored: bool) -> jax.Array:
-            key = protocol.input_rule, mirrored
+        def predict(protocol: Protocol, flip: bool) -> jax.Array:
+            key = protocol.input_rule, flip
             if key not in outputs:
                 x = protocols.network_input(
                     protocol, rgb, self.image_size, arch_fixed=self.arch_fixed
                 )
-                if mirrored:
-                    back = self.predict_fn(variables, protocols.mirror(x))
-                    outputs[key] = protocols.mirror(back)
+                if flip:
+                    flipped = self.predict_fn(variables, protocols.mirror(x))
+                    outputs[key] = protocols.mirror(flipped)
                 else:
                     outputs[key] = self.predict_fn(variables, x)
             return outputs[key]
 
         rows = {}
         for protocol, target in zip(self.chosen, truth, strict=True):
-            both = (False, True) if protocol.flip_average else (False,)
-            raw = [predict(protocol, mirrored) for mirrored in both]
+            flips = (False, True) if protocol.flip_average else (False,)
+            raw = [predict(protocol, flip) for flip in flips]
             outs = [protocols.network_output(protocol, pred) for pred in raw]
             pred = outs[0] if len(outs) == 1 else 0.5 * (outs[0] + outs[1])
-            # A clamp hides these from the metrics, but not from the counts.
-            lost = jnp.sum(~jnp.isfinite(jnp.stack(raw)), axis=(0, 3))
-            found = protocols.score_parts(protocol, pred, target)
-            found[protocols.WHOLE]["nonfinite_outputs"] = lost
-            rows[protocol.name] = found
+            # Counted before the clamp, which may replace them by finite values.
+            nonfinite = jnp.sum(~jnp.isfinite(jnp.stack(raw)), axis=(0, 3))
+            parts = protocols.score_parts(protocol, pred, target)
+            parts[protocols.ALL_PIXELS]["nonfinite_outputs"] = nonfinite
+            rows[protocol.name] = parts
         return rows
 
     def _batches(
         self, frames: Frames, scores: Mapping[str, Scores]
     ) -> Iterator[_Bucket]:
-        """Full batches of one frame size, then the remainders of each size."""
+        """Yield full batches of one frame size, then the remainder of each size."""
         buckets: dict[Size, _Bucket] = {}
-        for place, frame in enumerate(_single(frames)):
+        for index, frame in enumerate(_single(frames)):
             size = frame["rgb"].shape[:2]
             bucket = buckets.setdefault(size, _Bucket())
-            bucket.places.append(place)
+            bucket.indices.append(index)
             bucket.rgb.append(frame["rgb"])
             bucket.truth.append(
                 tuple(self._truth(p, frame, scores[p.name]) for p in self.chosen)
             )
-            if len(bucket.places) == self.batch_size:
+            if len(bucket.indices) == self.batch_size:
                 yield buckets.pop(size)
         yield from buckets.values()
 
     def _truth(
-        self, protocol: Protocol, frame: Mapping[str, Any], found: Scores
+        self, protocol: Protocol, frame: Mapping[str, Any], scores: Scores
     ) -> np.ndarray:
-        """The ground truth that this protocol uses, or else the other kind."""
+        """The ground truth of a frame for a protocol; zeros without any.
+
+        Falls back to the other kind of ground truth. Records the frame in `scores`.
+        """
         size = frame["rgb"].shape[:2]
         protocols.check_frame(protocol, size)
-        found.names.append(frame["name"])
-        found.scenes.append(frame.get("scene"))
-        found.sizes.add(size)
+        scores.names.append(frame["name"])
+        scores.scenes.append(frame.get("scene"))
+        scores.sizes.add(size)
         wanted = self._wanted(protocol)
         other = "raw" if wanted == "filled" else "filled"
         for kind in (wanted, other):
             depth = frame["depth"].get(kind)
             if depth is not None:
-                found.truths.add(kind)
+                scores.truths.add(kind)
                 return np.asarray(depth, np.float32)
         return np.zeros(size, np.float32)
 
     def _wanted(self, protocol: Protocol) -> str:
+        """The kind of ground truth of a protocol: "filled" or "raw"."""
         return self.given_truth if protocol.truth == "given" else protocol.truth
 
     def _arrays(self, bucket: _Bucket) -> tuple[Any, tuple[Any, ...]]:
         """A batch on the devices, padded by repeating its last frame."""
-        short = self.batch_size - len(bucket.places)
+        short = self.batch_size - len(bucket.indices)
         rgb = np.stack(bucket.rgb + bucket.rgb[-1:] * short)
         rows = bucket.truth + bucket.truth[-1:] * short
-        # Transfer ground truth that protocols share once.
+        # Ground truth that protocols share is transferred once.
         stacks: dict[tuple[int, ...], Any] = {}
         truth = []
         for column in zip(*rows, strict=True):
             key = tuple(id(depth) for depth in column)
             if key not in stacks:
-                stacks[key] = jax.device_put(np.stack(column), self._along)
+                stacks[key] = jax.device_put(np.stack(column), self._sharded)
             truth.append(stacks[key])
-        return jax.device_put(rgb, self._along), tuple(truth)
+        return jax.device_put(rgb, self._sharded), tuple(truth)
 
     def _collect(
         self,
         rows: Mapping[str, Any],
         bucket: _Bucket,
         scores: Mapping[str, Scores],
-        places: list[int],
+        indices: list[int],
         progress: Callable[[int], None] | None,
     ) -> None:
+        """Add the row sums of a batch to the scores."""
         rows = jax.device_get(rows)
-        counted = np.arange(self.batch_size) < len(bucket.places)
-        for name, found in rows.items():
-            scores[name].sums.update(found.pop(protocols.WHOLE), counted=counted)
-            for part, sums in found.items():
+        counted = np.arange(self.batch_size) < len(bucket.indices)
+        for name, parts in rows.items():
+            scores[name].sums.update(parts.pop(protocols.ALL_PIXELS), counted=counted)
+            for part, sums in parts.items():
                 scores[name].parts[part].update(sums, counted=counted)
-        places += bucket.places
+        indices += bucket.indices
         if progress is not None:
-            progress(len(places))
+            progress(len(indices))
 
     def _check(self, scores: Mapping[str, Scores]) -> None:
-        if not any(found.sums.images for found in scores.values()):
-            seen = max((len(found.sums) for found in scores.values()), default=0)
-            what = f"none of its {seen} frames has depth" if seen else "it is empty"
+        """Raise UserError if no frame has ground truth."""
+        if not any(x.sums.images for x in scores.values()):
+            frames = max((len(x.sums) for x in scores.values()), default=0)
+            reason = (
+                f"none of its {frames} frames has depth" if frames else "it is empty"
+            )
             raise UserError(
-                f"the evaluation set cannot be used: {what}; give other --eval_data "
+                f"the evaluation set can't be used: {reason}; give other --eval_data "
                 "or another --split"
             )
 
@@ -335,45 +347,46 @@ class Evaluator:
         """Results for JSON, two per protocol, one for each averaging.
 
         Each has `protocol`, `averaging`, `truth` (filled, raw, or both), `data`,
-        `split`, `size` (of the network's input), `frame_size`, `images` (with truth),
-        `metrics` (None where undefined), `counts` (pixels and images that explain
-        them), `flip_average`, `abs_rel_over`, `notes` for the reader, and `parts`: for
-        each of `breakdown.PARTS`, its `pixels`, `images` and `metrics`.
+        `split`, `size` (of the network's input), `frame_size`, `images` (with ground
+        truth), `metrics` (None if undefined), `counts` (see `Sums.counts`),
+        `flip_average`, `abs_rel_over`, `notes` for the reader, and `parts`: for each of
+        `breakdown.PARTS`, its `pixels`, `images` and `metrics`.
 
-        The very last entry is the first protocol's, in the averaging that it names. The
-        caller adds the step.
+        Protocols are in reverse order, each with its named averaging second, so that
+        the last entry is the one to show first. The caller adds the step.
         """
-        found = []
+        entries = []
         for protocol in reversed(self.chosen):
             entry = self._entry(protocol, scores[protocol.name])
             # Sort by a bool: the named averaging comes last.
             named = protocol.averaging
             for averaging in sorted(metrics.AVERAGINGS, key=lambda a, n=named: a == n):
                 values = scores[protocol.name].sums.compute(averaging)
-                parts_of = _parts(scores[protocol.name], averaging)
-                found.append(
+                parts = _parts(scores[protocol.name], averaging)
+                entries.append(
                     {"protocol": entry["protocol"], "averaging": averaging}
                     | {"data": data, "split": split}
                     | entry
-                    | {"metrics": values, "parts": parts_of}
+                    | {"metrics": values, "parts": parts}
                 )
-        return found
+        return entries
 
-    def _entry(self, protocol: Protocol, found: Scores) -> dict[str, Any]:
-        counts = found.sums.counts
-        notes = self._notes(protocol, found, counts)
+    def _entry(self, protocol: Protocol, scores: Scores) -> dict[str, Any]:
+        """The part of an entry that does not depend on the averaging."""
+        counts = scores.sums.counts
+        notes = self._notes(protocol, scores, counts)
         for note in notes:
             # A run evaluates the same set many times: log once.
             if (protocol.name, note) not in self._logged:
                 self._logged.add((protocol.name, note))
                 log.warning("protocol %s: %s", protocol.name, note)
-        sizes = [f"{height}x{width}" for height, width in sorted(found.sizes)]
+        sizes = [f"{height}x{width}" for height, width in sorted(scores.sizes)]
         return {
             "protocol": protocol.title(self.image_size),
-            "truth": "+".join(sorted(found.truths)),
+            "truth": "+".join(sorted(scores.truths)),
             "size": f"{self.image_size[0]}x{self.image_size[1]}",
             "frame_size": sizes[0] if len(sizes) == 1 else "mixed",
-            "images": found.sums.images,
+            "images": scores.sums.images,
             "counts": counts,
             "flip_average": protocol.flip_average,
             "abs_rel_over": protocol.rel,
@@ -381,13 +394,14 @@ class Evaluator:
         }
 
     def _notes(
-        self, protocol: Protocol, found: Scores, counts: Mapping[str, int]
+        self, protocol: Protocol, scores: Scores, counts: Mapping[str, int]
     ) -> list[str]:
+        """Notes for the reader of the metrics."""
         notes = []
         wanted = self._wanted(protocol)
-        others = found.truths - {wanted}
+        others = scores.truths - {wanted}
         if others:
-            share = "all" if wanted not in found.truths else "some"
+            share = "all" if wanted not in scores.truths else "some"
             notes.append(
                 f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
             )
@@ -413,15 +427,15 @@ class Evaluator:
         return notes
 
 
-def _parts(found: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
-    """Results of each part, as entries hold them."""
+def _parts(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
+    """The `parts` of an entry."""
     return {
         name: {
             "pixels": sums.counts["pixels"],
             "images": sums.images,
             "metrics": sums.compute(averaging),
         }
-        for name, sums in found.parts.items()
+        for name, sums in scores.parts.items()
     }
 
 
@@ -432,34 +446,36 @@ def map_variables(
 
     Args:
       depth_map: metres, (height, width) of the training frame, or one number.
-      image_size: (height, width) of the network it is compared with; protocol `laina`
-        shows that the central crop of the map.
+      image_size: (height, width) that a network to compare with was trained at;
+        protocol `laina` uses the central crop of this size.
+
+    Raises: ValueError for a map of another size.
     """
-    frame = training_frame(image_size)
-    whole = np.asarray(depth_map, np.float32)
-    whole = np.full(frame, whole) if whole.ndim == 0 else whole
-    if whole.shape != frame:
-        raise ValueError(f"a map of {frame} was expected, not of {whole.shape}")
-    top, left = ((a - b) // 2 for a, b in zip(frame, image_size, strict=True))
-    crop = whole[top : top + image_size[0], left : left + image_size[1]]
-    return {"whole": whole, "crop": crop}
+    frame_size = training_frame(image_size)
+    frame = np.asarray(depth_map, np.float32)
+    frame = np.full(frame_size, frame) if frame.ndim == 0 else frame
+    if frame.shape != frame_size:
+        raise ValueError(f"a map of {frame_size} was expected, not of {frame.shape}")
+    top, left = ((a - b) // 2 for a, b in zip(frame_size, image_size, strict=True))
+    crop = frame[top : top + image_size[0], left : left + image_size[1]]
+    return {"frame": frame, "crop": crop}
 
 
 def predict_map(
     variables: Mapping[str, jax.Array], rgb: Float[Array, "b h w 3"]
 ) -> Float[Array, "b i j"]:
-    """A `PredictFn` that answers every image with the map of `map_variables`.
+    """A `PredictFn` that returns the map of `map_variables` for every image.
 
-    Baselines go through a protocol by the same code as a network. What the network
-    would see tells which part of the map is asked for.
+    Baselines are thus scored by the same code as networks. The size of the input
+    decides between the map and its crop.
     """
-    whole, crop = variables["whole"], variables["crop"]
-    chosen = crop if rgb.shape[1:3] == crop.shape else whole
-    return jnp.broadcast_to(chosen, (rgb.shape[0], *chosen.shape))
+    frame, crop = variables["frame"], variables["crop"]
+    depth = crop if rgb.shape[1:3] == crop.shape else frame
+    return jnp.broadcast_to(depth, (rgb.shape[0], *depth.shape))
 
 
 def _single(frames: Frames) -> Iterator[Mapping[str, Any]]:
-    """Frames one by one, from single frames or stacks."""
+    """Yield single frames from frames or stacks of frames."""
     for frame in frames:
         if np.ndim(frame["rgb"]) == 3:
             yield frame

@@ -1,8 +1,8 @@
-"""How a prediction is scored: input, region, range, clamp, resize and averaging.
+"""Evaluation protocols: input, region, range, clamp, resizing and averaging.
 
-Published numbers for one network differ by several percent between these four, so
-each is a value that names all its choices. The functions are pure, take the protocol
-as a constant and can be jitted.
+Published numbers of one network differ by several percent between protocols, so that
+each protocol states all its choices. The functions are pure, and can be jitted with the
+protocol as a constant.
 """
 
 import dataclasses
@@ -21,34 +21,36 @@ from jaxdepth.runtime.registry import Registry
 Size = tuple[int, int]
 
 NYU_FRAME: Size = (480, 640)
-WHOLE = "all"  # beside the names of `parts.PARTS`
+ALL_PIXELS = "all"  # key of all pixels, beside the names in `breakdown.PARTS`
 
-# Of a NYU frame at half its size, 240x320: rows, then columns. Laina et al. 2016.
+# Crop of a NYU frame at half its size, 240x320. Laina et al. 2016.
 LAINA_ROWS, LAINA_COLUMNS = slice(6, 234), slice(8, 312)
 LAINA_SIZE: Size = (228, 304)
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to score.
+    """An evaluation protocol.
 
     Attributes:
-      name: as in `--protocol`.
-      truth: "filled" or "raw" depth, or "given": what the run trains on.
-      input_rule: "laina_crop" feeds the centre of the half-size frame, "whole_frame"
-        all of it at the scale trained at.
+      name: value of `--protocol`.
+      truth: kind of ground truth: "filled" or "raw", or "given", the kind that the run
+        trains on.
+      input_rule: "laina_crop" takes the central crop of the half-size frame,
+        "whole_frame" the frame at the training scale.
+      averaging: averaging that its authors report; results have both.
       region: (top, bottom, left, right) of a 480x640 frame, half open; None: all.
-      valid_range: metres; truth counts strictly inside. None: wherever it is > 0.
-      max_depth: metres; truth up to and including it counts. None: no bound.
-      clamp: (low, high) in metres that predictions are forced into, or None.
-      clamp_at: "output": the network's output, before anything else is done to it;
-        "frame": after flip averaging and resizing, where NaN becomes `low`.
-      flip_average: average with the prediction for the mirrored input.
-      averaging: the one its authors report; both are kept.
-      masked: False where the truth is meant to have no holes. Missing truth is left
-        out all the same, and counted as `unscored`.
+      valid_range: metres; ground truth strictly inside counts. None: above 0.
+      max_depth: metres; ground truth up to and including it counts. None: no bound.
+      clamp: (low, high) in metres for predictions, or None.
+      clamp_at: "output" clamps the network's output; "frame" clamps after flip
+        averaging and resizing, where NaN becomes `low`.
+      flip_average: flip test-time augmentation: average with the prediction for the
+        flipped input.
+      masked: False if the ground truth should have no holes. Pixels without ground
+        truth are excluded in any case, and counted as `unscored`.
       rel: denominator of abs_rel.
-      source: where it comes from.
+      source: publication or code that defines it.
     """
 
     name: str
@@ -67,11 +69,11 @@ class Protocol:
 
     @property
     def needs_nyu_frame(self) -> bool:
-        """Whether its boxes are given on 480x640 frames, so it takes no others."""
+        """Whether it is defined on frames of 480x640 only."""
         return self.region is not None or self.input_rule == "laina_crop"
 
     def title(self, image_size: Size) -> str:
-        """The name to print: `laina@HxW` where the crop was resized to another size."""
+        """The name to print: `laina@HxW` if the crop is resized to another size."""
         if self.input_rule != "laina_crop" or image_size == LAINA_SIZE:
             return self.name
         return f"{self.name}@{image_size[0]}x{image_size[1]}"
@@ -125,7 +127,7 @@ for _protocol in (
         input_rule="whole_frame",
         averaging="pooled",
         max_depth=10.0,
-        source="the whole frame, wherever there is truth",
+        source="the whole frame, all pixels with ground truth",
     ),
 ):
     register_protocol(_protocol)
@@ -138,14 +140,14 @@ def choose(
     flip_average: Literal["auto", "on", "off"] = "auto",
     densedepth_rel: metrics.Rel = "truth",
 ) -> tuple[Protocol, ...]:
-    """Protocols by name, with the flags that change them applied.
+    """Protocols by name, changed by flags.
 
     Args:
       names: one name, several, or "all".
-      max_depth: `--max_depth`, metres; the bound of `plain`.
-      flip_average: "auto" leaves it as each protocol says.
-      densedepth_rel: denominator of densedepth's abs_rel; "pred" is what its published
-        code divides by, as it hands the two depths over in the wrong order.
+      max_depth: `--max_depth` in metres, for protocols with a bound (`plain`).
+      flip_average: "auto" leaves the protocols unchanged.
+      densedepth_rel: denominator of abs_rel in densedepth; "pred" as in its published
+        code, which passes prediction and ground truth in the wrong order.
 
     Raises: UserError for an unknown name.
     """
@@ -182,21 +184,21 @@ def chosen_protocols(config: Config, *, nyu: bool) -> tuple[Protocol, ...]:
 
 
 def check_frame(protocol: Protocol, frame_size: Size) -> None:
-    """Raise UserError if the protocol cannot take frames of this (height, width)."""
+    """Raise UserError if the protocol does not accept frames of (height, width)."""
     if protocol.needs_nyu_frame and frame_size != NYU_FRAME:
         height, width = frame_size
         raise UserError(
-            f"--protocol={protocol.name} is defined on frames of 480x640, these are "
+            f"--protocol={protocol.name} is defined on frames of 480x640; these are "
             f"{height}x{width}: use --protocol=plain"
         )
 
 
 def whole_frame_size(frame_size: Size, image_size: Size) -> Size:
-    """(height, width) at which a whole frame or photo goes into the network.
+    """(height, width) of the network's input for a whole frame or photo.
 
-    The height is the training frame's (240 for a network trained on 228x304 crops),
-    so that things have the size they had in training; the aspect is kept, the width
-    rounded half up.
+    The height is that of the training frame (240 for a network trained on 228x304
+    crops), so that objects have the same scale as in training. The aspect is kept; the
+    width is rounded half up.
     """
     height, _ = training_frame(image_size)
     rows, columns = frame_size
@@ -206,9 +208,9 @@ def whole_frame_size(frame_size: Size, image_size: Size) -> Size:
 def resize_input(
     rgb: Float[Any, "b h w 3"], size: Size
 ) -> Float[Any, "b {size[0]} {size[1]} 3"]:
-    """Area mean along axes that shrink, bilinear along axes that grow.
+    """Resize by area means along axes that shrink, bilinearly along axes that grow.
 
-    Takes JAX or NumPy arrays and gives the same.
+    Accepts and returns JAX or NumPy arrays.
     """
     height, width = rgb.shape[1:3]
     rgb = resize.resize_area(rgb, (min(height, size[0]), min(width, size[1])))
@@ -222,20 +224,20 @@ def network_input(
     *,
     arch_fixed: bool = False,
 ) -> Float[Array, "b i j 3"]:
-    """What the network sees of full frames, colours 0 to 255, not normalised.
+    """The network's input for full frames: colours 0 to 255, not normalised.
 
-    "laina_crop": every second pixel (`rgb[1::2, 1::2]`, which is what MATLAB's nearest
-    resize by 1/2 takes), then rows 6 to 233 and columns 8 to 311; for another
-    `image_size` than 228x304 that crop is area-resized to it. "whole_frame": at the
-    size of `whole_frame_size`, by area when shrinking and bilinearly when enlarging.
+    "laina_crop" takes every second pixel (`rgb[1::2, 1::2]`, as MATLAB's nearest-
+    neighbour resize by 1/2 does), then rows 6 to 233 and columns 8 to 311; for another
+    `image_size` than 228x304 it resizes this crop by `resize_input`. "whole_frame"
+    resizes the frame to `whole_frame_size` by `resize_input`.
 
     Args:
       rgb: frames, uint8.
       image_size: (height, width) that the network was trained at.
-      arch_fixed: the network takes no other size, so whole frames are fed at exactly
-        `image_size`.
+      arch_fixed: the network accepts no other size, so that whole frames are resized to
+        exactly `image_size`.
 
-    Raises: UserError where the protocol needs 480x640 frames.
+    Raises: UserError for other frames than 480x640 if the protocol needs these.
     """
     frame_size = (rgb.shape[1], rgb.shape[2])
     check_frame(protocol, frame_size)
@@ -251,19 +253,19 @@ def network_input(
 
 
 def mirror(x: Float[Array, "b h w *c"]) -> Float[Array, "b h w *c"]:
-    """Left and right exchanged."""
+    """Flip left and right."""
     return jnp.flip(x, axis=2)
 
 
 def network_output(
     protocol: Protocol, pred: Float[Array, "b h w"]
 ) -> Float[Array, "b h w"]:
-    """The network's output in float32, clamped where the protocol does so here.
+    """The network's output in float32, clamped if the protocol has clamp_at="output".
 
-    With flip averaging this is done to both predictions, then the mean of the first
-    and the un-mirrored second goes to `full_prediction`: densedepth clips before it
-    averages, and averages what eigen-like code clamps afterwards. (Averaging and
-    resizing are linear, so their order is free.)
+    With flip averaging this applies to both predictions; then `full_prediction` gets
+    the mean of the first and the flipped second one. Thus densedepth clamps before
+    averaging, and a protocol with clamp_at="frame" afterwards. (Averaging and resizing
+    are linear, so that their order does not matter.)
     """
     pred = pred.astype(jnp.float32)
     if protocol.clamp is None or protocol.clamp_at != "output":
@@ -274,14 +276,14 @@ def network_output(
 def full_prediction(
     protocol: Protocol, pred: Float[Array, "b h w"], frame_size: Size
 ) -> Float[Array, "b {frame_size[0]} {frame_size[1]}"]:
-    """The prediction over the whole frame: bilinear (half-pixel centres), clamped.
+    """Resize a prediction to the frame, bilinearly with half-pixel centres, and clamp.
 
-    In `laina` the prediction for the central crop is stretched over the whole frame:
-    its authors do not undo the crop.
+    In `laina`, the prediction for the central crop is stretched over the whole frame,
+    as in the authors' code.
 
     Args:
-      pred: of `network_output`, metres.
-      frame_size: (height, width) of the truth.
+      pred: result of `network_output`, metres.
+      frame_size: (height, width) of the ground truth.
     """
     full = _stretch(pred.astype(jnp.float32), frame_size)
     if protocol.clamp is None or protocol.clamp_at != "frame":
@@ -291,29 +293,29 @@ def full_prediction(
 
 
 def _stretch(pred: Float[Array, "b h w"], size: Size) -> Float[Array, "b i j"]:
-    """Bilinear; a value that is not finite reaches the pixels it has a share in.
+    """Resize bilinearly; values that are not finite affect only their neighbourhood.
 
-    As a matrix product alone, one NaN would spread over its whole image.
+    In a plain matrix product, a single NaN would spread over the whole image.
     """
     full = resize.resize_bilinear(jnp.where(jnp.isfinite(pred), pred, 0.0), size)
-    for value, found in (
+    for value, mask in (
         (jnp.nan, jnp.isnan(pred)),
         (jnp.inf, jnp.isposinf(pred)),
         (-jnp.inf, jnp.isneginf(pred)),
     ):
-        share = resize.resize_bilinear(found.astype(jnp.float32), size)
-        full += jnp.where(share > 0, value, 0.0)
+        weight = resize.resize_bilinear(mask.astype(jnp.float32), size)
+        full += jnp.where(weight > 0, value, 0.0)
     return full
 
 
 def score_inputs(
     protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b h w"]
 ) -> tuple[Float[Array, "b i j"], Float[Array, "b i j"], Bool[Array, "b i j"]]:
-    """Prediction and truth of the protocol's region, and which pixels count.
+    """Prediction and ground truth of the protocol's region, and the valid mask.
 
-    Truth that is missing (0, negative or not finite) never counts. `laina` and
-    `densedepth` know no mask because filled truth has no holes; given truth with
-    holes they score what there is, and results say how much was left out.
+    Pixels without ground truth (0, negative or not finite) are never valid. `laina` and
+    `densedepth` define no mask, because filled depth has no holes; the results count
+    the pixels that are excluded all the same.
     """
     if protocol.region is not None:
         top, bottom, left, right = protocol.region
@@ -336,23 +338,23 @@ def score(
     """Row sums for `metrics.Sums` of a prediction at the network's output size.
 
     Args:
-      pred: of `network_output`, metres.
-      target: truth at the frame's full size, metres, 0 = missing.
+      pred: result of `network_output`, metres.
+      target: ground truth at the frame's full size, metres, 0 = missing.
 
-    Returns: the sums of `metrics.row_sums`, and `unscored` (pixels of the region whose
-      truth does not count).
-    Raises: UserError where the protocol needs 480x640 frames.
+    Returns: the sums of `metrics.row_sums`, and `unscored` (pixels of the region that
+      are not valid).
+    Raises: UserError for other frames than 480x640 if the protocol needs these.
     """
-    return score_parts(protocol, pred, target)[WHOLE]
+    return score_parts(protocol, pred, target)[ALL_PIXELS]
 
 
 def score_parts(
     protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b i j"]
 ) -> dict[str, dict[str, Float[Array, "b r"]]]:
-    """`score` as `WHOLE`, and the row sums of each of `parts.masks`."""
+    """`score` under the key `ALL_PIXELS`, and row sums of each of `breakdown.PARTS`."""
     frame_size = (target.shape[1], target.shape[2])
     check_frame(protocol, frame_size)
-    # Of the whole frame: an edge just outside the region is as near.
+    # Computed on the whole frame, so that edges outside the region count as near.
     masks = breakdown.masks(target)
     if protocol.region is not None:
         top, bottom, left, right = protocol.region
@@ -363,8 +365,8 @@ def score_parts(
         full,
         target,
         valid=valid,
-        parts={WHOLE: valid, **masks},
+        parts={ALL_PIXELS: valid, **masks},
         rel=protocol.rel,
     )
-    rows[WHOLE]["unscored"] = jnp.sum(~valid, axis=2, dtype=jnp.float32)
+    rows[ALL_PIXELS]["unscored"] = jnp.sum(~valid, axis=2, dtype=jnp.float32)
     return rows
