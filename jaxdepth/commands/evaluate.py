@@ -187,24 +187,29 @@ def _frames(
         opened = dataset.open_store(
             flags, flags.data.path, keep_full=keep, progress=counter
         )
-    if split == "all":
-        rows = np.arange(len(opened))
-    elif split != "auto":
-        if split not in opened.splits:
-            have = ", ".join(sorted(opened.splits))
-            raise UserError(f"--split={split}: {opened.name} allows {have}")
-        rows = np.asarray(opened.splits[split]["eval"])
-    elif same_data:
-        split = dataset.own_split(trained, opened)
-        rows = np.asarray(opened.splits[split]["eval"])
-    else:
-        rows, split = dataset.evaluation_rows(opened)
+    rows, split = _rows(opened, trained, split=split, same_data=same_data)
     if not len(rows):
         raise UserError(
             f"--split={split}: {opened.name} has no frame to evaluate; give another "
             "split, or --split=all"
         )
     return opened, rows.astype(int), split
+
+
+def _rows(
+    opened: Store, trained: Config, *, split: str, same_data: bool
+) -> tuple[np.ndarray, str]:
+    """The rows to score, and the name of their split. Raises UserError as `_frames`."""
+    if split == "all":
+        return np.arange(len(opened)), split
+    if split == "auto" and not same_data:
+        return dataset.evaluation_rows(opened)
+    if split == "auto":
+        split = dataset.own_split(trained, opened)
+    elif split not in opened.splits:
+        have = ", ".join(sorted(opened.splits))
+        raise UserError(f"--split={split}: {opened.name} allows {have}")
+    return np.asarray(opened.splits[split]["eval"]), split
 
 
 def _write(config: EvaluateConfig, scored: Scored) -> None:

@@ -64,7 +64,7 @@ def assert_same(found, expected):
         for k in METRICS:
             # Rounding may move pixels over a threshold of delta.
             atol = 2 / expected.counts["pixels"] if "delta" in k else 0.0
-            np.testing.assert_allclose(a[k], b[k], rtol=2e-6, atol=atol, err_msg=k)
+            np.testing.assert_allclose(a[k], b[k], rtol=1e-5, atol=atol, err_msg=k)
 
 
 @pytest.mark.parametrize("devices", [None, 1, 3])
@@ -102,7 +102,7 @@ def test_batches_of_several_sizes_equal_single_frames(devices, flip):
     assert_same(scores.sums, expected)
     for row, single in zip(scores.table(), expected.per_image(), strict=True):
         assert row["pixels"] == single["pixels"]
-        assert row["rmse"] == pytest.approx(single["rmse"], rel=2e-6)
+        assert row["rmse"] == pytest.approx(single["rmse"], rel=1e-5)
 
 
 def test_stacks_of_frames_equal_single_frames():
@@ -262,7 +262,7 @@ def test_frames_without_truth_are_counted():
     for frame in both:
         expected.merge(alone(protocols.PROTOCOLS["plain"], frame, "filled"))
     assert entry["metrics"]["rmse"] == pytest.approx(
-        expected.compute("pooled")["rmse"], rel=2e-6
+        expected.compute("pooled")["rmse"], rel=1e-5
     )
 
 
@@ -329,7 +329,7 @@ def test_depth_maps_are_scored_like_networks(name, nyu_like):
     if name == "densedepth":
         depth = depth[:, 20:460, 24:616]
     rmse = np.sqrt(np.mean((2.5 - depth) ** 2))
-    assert constant.sums.compute("pooled")["rmse"] == pytest.approx(rmse, rel=1e-6)
+    assert constant.sums.compute("pooled")["rmse"] == pytest.approx(rmse, rel=1e-5)
 
 
 def test_map_of_a_wrong_size_is_refused():

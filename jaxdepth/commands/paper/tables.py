@@ -5,6 +5,7 @@ run that fails, or exhausts the memory, does not affect the others. Finished run
 reused, and interrupted runs are resumed.
 """
 
+import collections
 import dataclasses
 import logging
 import os
@@ -117,15 +118,8 @@ def run(
         _write(folder, contents)
         return contents
 
+    _log_status(jobs)
     waiting = [job for job in jobs if job.status == WAITING]
-    absent = sum(job.status == ABSENT for job in jobs)
-    logger.info(
-        "%d runs: %d finished, %d to train, %d without weights",
-        len(jobs),
-        len(jobs) - len(waiting) - absent,
-        len(waiting),
-        absent,
-    )
     codes = []
     for k, job in enumerate(waiting):
         logger.info("run %d of %d: %s", k + 1, len(waiting), job.folder)
@@ -143,6 +137,17 @@ def run(
         "files: %s/{%s,%s}", folder.name, workdir_lib.TABLES, table_formats.MARKDOWN
     )
     return next((code for code in codes if code != cli.OK), cli.OK)
+
+
+def _log_status(jobs: Sequence[Job]) -> None:
+    count = collections.Counter(job.status for job in jobs)
+    logger.info(
+        "%d runs: %d finished, %d to train, %d without weights",
+        len(jobs),
+        count[DONE],
+        count[WAITING],
+        count[ABSENT],
+    )
 
 
 def _run(job: Job, start: Start) -> int:

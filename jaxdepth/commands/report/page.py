@@ -52,17 +52,6 @@ def render(
     files = resources.files("jaxdepth.commands.report") / "templates"
     script = (files / "report.js").read_text("utf-8")
     style = (files / "report.css").read_text("utf-8") + _gradient()
-    papers = [
-        (
-            folder,
-            {
-                "tables": sections_lib.paper_tables(contents),
-                **{k: contents.get(k, "") for k in ("scale", "command")},
-                **{k: contents.get(k, []) for k in ("seeds", "notes")},
-            },
-        )
-        for folder, contents in tables.items()
-    ]
     return env.get_template("report.html").render(
         generator=GENERATOR,
         title=title,
@@ -70,7 +59,7 @@ def render(
         style=Markup(style),
         script=Markup(script),
         script_hash=_hash(script),
-        tables=papers,
+        tables=[(folder, _paper(contents)) for folder, contents in tables.items()],
         comparison=sections_lib.comparison(runs),
         curves=curves(runs, ("rmse", "delta1", metric)),
         sections=sections,
@@ -78,6 +67,15 @@ def render(
         version=versions.version("jaxdepth"),
         date=datetime.date.today().isoformat(),
     )
+
+
+def _paper(contents: dict[str, Any]) -> dict[str, Any]:
+    """The values of tables.json that the template needs."""
+    return {
+        "tables": sections_lib.paper_tables(contents),
+        **{k: contents.get(k, "") for k in ("scale", "command")},
+        **{k: contents.get(k, []) for k in ("seeds", "notes")},
+    }
 
 
 def _hash(script: str) -> str:
