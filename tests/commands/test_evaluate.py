@@ -11,6 +11,7 @@ from jaxdepth.commands import cli, evaluate, run
 from jaxdepth.commands import compare as compare_command
 from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.config import EvaluateConfig
+from jaxdepth.evaluation import metrics
 from jaxdepth.runtime.errors import UserError
 
 
@@ -141,3 +142,27 @@ def test_different_images_of_the_same_names_are_not_compared(root):
     compare_command.refuse_different(a, scored(same))
     with pytest.raises(UserError, match="the images that they were scored on differ"):
         compare_command.refuse_different(a, scored(other))
+
+
+def test_a_registered_metric_is_in_every_output(root, tmp_path, capsys):
+    metrics.register_metric("mae", lambda pred, target: abs(pred - target), unit="m")
+    checkpoint = [f"--cache_dir={root / 'cache'}"]
+    files = [f"--out={tmp_path / 'x.json'}", f"--per_image={tmp_path / 'x.csv'}"]
+    try:
+        command = [*checkpoint, f"--checkpoint={root / 'run'}", *files]
+        assert evaluate.command(command) == cli.OK
+        printed = capsys.readouterr().out
+        runs = [str(root / "run")] * 2
+        comparison = tmp_path / "c.json"
+        command = [*checkpoint, *runs, "--resamples=20", f"--out={comparison}"]
+        assert compare_command.command(command) == cli.OK
+    finally:
+        metrics.METRICS.unregister("mae")
+    assert "mae" in printed
+    (last,) = json.loads((tmp_path / "x.json").read_text())["evaluations"][-1:]
+    with open(tmp_path / "x.csv", newline="") as file:
+        values = [float(row["mae"]) for row in csv.DictReader(file)]
+    assert last["interval"]["metrics"]["mae"][0] < np.mean(values)
+    assert 0 < last["metrics"]["mae"] < last["metrics"]["rmse"]
+    (compared,) = json.loads(comparison.read_text())["comparisons"]
+    assert compared["metrics"]["mae"]["difference"] == 0
