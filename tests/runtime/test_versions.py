@@ -50,4 +50,4 @@ def test_a_source_checkout_writes_a_store(tmp_path):
 @pytest.mark.usefixtures("uninstalled")
 def test_a_source_checkout_writes_a_report():
     page = page_lib.render(title="", runs=[], sections=[], tables={}, metric="rmse")
-    assert "jaxdepth (not installed)" in page
+    assert "version (not installed)" in page
