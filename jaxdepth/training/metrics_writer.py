@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import math
+import socket
 import time
 import warnings
 from pathlib import Path
@@ -86,13 +87,15 @@ class _Events:
             warnings.simplefilter("ignore")
             self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
             scalars = importlib.import_module("tensorboardX.proto.summary_pb2")
-            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.record_writer import RecordWriter
         self.folder, self._summary = folder, scalars.Summary
         self._flushed = -math.inf
         try:
             folder.mkdir(exist_ok=True)
             # File names count seconds: the step tells two quick restarts apart.
-            self._file = EventsWriter(str(folder / "events"), f".{step}")
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+            self._file = RecordWriter(str(folder / f"{name}.{step}"))
+            self._write(0, file_version="brain.Event:2")
             start = self._proto.SessionLog(status=self._proto.SessionLog.START)
             # TensorBoard hides what an earlier file has from this step on.
             self._write(step + 1, session_log=start)
@@ -108,7 +111,7 @@ class _Events:
 
     def _write(self, step: int, **content: Any) -> None:
         event = self._proto.Event(wall_time=time.time(), step=step, **content)
-        self._file.write_event(event)
+        self._file.write(event.SerializeToString())
         if time.monotonic() - self._flushed >= EVENTS_EVERY:
             self._file.flush()
             self._flushed = time.monotonic()

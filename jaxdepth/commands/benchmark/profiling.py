@@ -1,6 +1,7 @@
 """Profiler traces: the most expensive operations, without TensorBoard."""
 
 import re
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,14 @@ def trace(folder: Path, workload: Workload) -> Path:
 
 def operations(file: Path) -> dict[str, float]:
     """Seconds of each operation, summed over calls and threads or streams."""
-    data = jax.profiler.ProfileData.from_file(str(file))
+    with warnings.catch_warnings():
+        # jaxlib creates its types on first use, and Python 3.13 warns about them.
+        # Where warnings are errors, that would abort the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _operations(jax.profiler.ProfileData.from_file(str(file)))
+
+
+def _operations(data: Any) -> dict[str, float]:
     planes = [p for p in data.planes if p.name.startswith("/device:")]
     seconds: dict[str, float] = defaultdict(float)
     for plane in planes:
