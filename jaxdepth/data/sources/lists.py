@@ -1,0 +1,299 @@
+"""Text lists of frames: one line per frame, in the forms that data sets publish.
+
+A list is parsed as CSV. The separator is a tab, a semicolon or a comma if most lines
+have it, else white space; names with the separator are quoted. The text is UTF-8 or
+UTF-16, with or without a byte-order mark. Empty lines and lines that start with # are
+left out. Neither a heading nor a column that numbers the lines is part of the rows.
+"""
+
+import collections
+import csv
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+from jaxdepth.runtime.errors import UserError
+
+SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
+LARGEST = 1 << 26  # bytes; longer than any published list
+PEEK = 1 << 14  # bytes read to recognise a list
+NO_FILE = "None"  # in place of a frame's missing depth file, as in KITTI's lists
+Part = Literal["train", "val", "test"]
+PART_WORDS: dict[str, Part] = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "eval": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """One line of a list: its number, from 1, and its columns without white space."""
+
+    line: int
+    columns: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """A parsed list.
+
+    Attributes:
+      file: the path of the list.
+      heading: the names of the columns, in lower case; () if the list has no heading.
+      rows: one per frame; a row can have any number of columns.
+    """
+
+    file: Path
+    heading: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def where(self, row: Row) -> str:
+        """The file and line of a row, for messages."""
+        return f"{self.file}, line {row.line}"
+
+
+def read(file: Path) -> Listing:
+    """Read a list.
+
+    Raises: UserError if the file can't be read as text, or a quotation mark is not
+      closed; the message names the line.
+    """
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise UserError(f"{file} can't be read: {error.strerror or error}") from None
+    if len(content) > LARGEST:
+        raise UserError(f"{file} is larger than {LARGEST >> 20} MiB, too large a list")
+    try:
+        text = _decode(content)
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{file} is not text in UTF-8 or UTF-16, so it lists no frames"
+        ) from None
+    return _parse(file, text)
+
+
+def peek(file: Path) -> Listing | None:
+    """Read the first lines of a list; None if the file is not text. Never raises."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(PEEK)
+        text = _decode(head, complete=len(head) < PEEK)
+        if len(head) == PEEK:  # the last line is cut off
+            text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
+        return _parse(file, text)
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def is_list(path: Path) -> bool:
+    """Whether the path is a file with the suffix of a list."""
+    try:
+        return path.suffix.lower() in SUFFIXES and path.is_file()
+    except OSError:
+        return False
+
+
+def part_of(path: str | os.PathLike[str]) -> Part | None:
+    """The part of a split that a path names, by whole words.
+
+    The file's name decides before its folders, and an inner folder before an outer
+    one: lists/latest_train.txt is "train", test/rgb/valid.png "val". A name with words
+    of two parts, such as train_test_split.txt, decides nothing.
+    """
+    pure = PurePosixPath(str(path).replace("\\", "/"))
+    for name in (pure.stem, *(folder.name for folder in pure.parents)):
+        words = re.findall(r"[a-z]+", name.lower())
+        parts = {PART_WORDS[word] for word in words if word in PART_WORDS}
+        if len(parts) == 1:
+            return parts.pop()
+        if parts:
+            return None
+    return None
+
+
+class Root:
+    """The folder in which listed names are files.
+
+    A name is relative to the folder, and so is a name with a leading slash, as in the
+    lists of BTS. Of an absolute name from another machine, leading folders are dropped
+    until the rest is a file in the folder; all absolute names lose as many.
+
+    Args:
+      folder: the data's folder.
+      allow_outside: accept files outside the folder, by absolute names, "..", or links.
+    """
+
+    def __init__(self, folder: Path, *, allow_outside: bool = False):
+        self.folder = folder
+        self._allow_outside = allow_outside
+        self._real = folder.resolve()
+        self._inside: dict[Path, bool] = {}
+        self._dropped: int | None = None  # leading folders of absolute names
+
+    def find(self, name: str) -> Path | None:
+        """The path of a listed file; None if there is none.
+
+        Raises: UserError for a file outside the folder, unless `allow_outside`.
+        """
+        name = name.replace("\\", "/")
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if not parts:
+            return None
+        if ".." in parts:
+            return self._outside(name, self.folder / name.lstrip("/"))
+        path = self.folder.joinpath(*parts)
+        if not _is_file(path) and re.match(r"/|[a-zA-Z]:", name):
+            path = self._tail(parts) or Path(name)
+        if not _is_file(path):
+            return None
+        return path if self._is_inside(path) else self._outside(name, path)
+
+    def _tail(self, parts: list[str]) -> Path | None:
+        """The file in the folder that the end of an absolute name names."""
+        choices = range(1, len(parts)) if self._dropped is None else [self._dropped]
+        for dropped in choices:
+            path = self.folder.joinpath(*parts[dropped:])
+            if dropped < len(parts) and _is_file(path):
+                self._dropped = dropped
+                return path
+        return None
+
+    def _outside(self, name: str, path: Path) -> Path | None:
+        if not _is_file(path):
+            return None
+        if self._allow_outside or self._is_inside(path):
+            return path
+        raise UserError(
+            f"{printable(name)} is outside {self.folder}: give --allow_outside to read "
+            "such files"
+        )
+
+    def _is_inside(self, path: Path) -> bool:
+        parent = path.parent
+        if parent not in self._inside:
+            self._inside[parent] = parent.resolve().is_relative_to(self._real)
+        if not path.is_symlink():
+            return self._inside[parent]
+        return path.resolve().is_relative_to(self._real)
+
+
+def printable(text: str, length: int = 120) -> str:
+    """A name from a file, safe to print: control characters escaped, and shortened."""
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return escaped if len(escaped) <= length else escaped[: length - 3] + "..."
+
+
+def _decode(content: bytes, *, complete: bool = True) -> str:
+    """Decode UTF-8 or UTF-16. Raises UnicodeDecodeError."""
+    head = content[:1024]
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif head[1::2].count(0) > len(head) // 4:
+        encoding = "utf-16-le"
+    elif head[::2].count(0) > len(head) // 4:
+        encoding = "utf-16-be"
+    else:
+        encoding = "utf-8-sig"
+    text = content.decode(encoding, errors="strict" if complete else "ignore")
+    if "\0" in text:  # binary data
+        raise UnicodeDecodeError("utf-8", content[:1], 0, 1, "null character")
+    return text
+
+
+def _parse(file: Path, text: str) -> Listing:
+    lines = [
+        (number, line.strip())
+        for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1)
+    ]
+    lines = [(number, line) for number, line in lines if line and line[0] != "#"]
+    separator = _separator([line for _, line in lines])
+    rows = [Row(n, tuple(_columns(file, n, line, separator))) for n, line in lines]
+    rows = [row for row in rows if any(row.columns)]
+    heading: tuple[str, ...] = ()
+    if len(rows) > 1 and _is_heading(rows[0].columns, rows[1:]):
+        heading, rows = tuple(c.lower() for c in rows[0].columns), rows[1:]
+    if _numbers_lines(heading, rows):
+        heading = heading[1:]
+        rows = [Row(row.line, row.columns[1:]) for row in rows]
+    return Listing(file, heading, tuple(rows))
+
+
+def _separator(lines: Sequence[str]) -> str:
+    """The separator that most lines have outside quotes; a space if there is none."""
+    lines = [re.sub(r'"[^"]*"', "", line) for line in lines]
+    for separator in "\t;,":
+        if 2 * sum(separator in line for line in lines) > len(lines):
+            return separator
+    return " "
+
+
+def _columns(file: Path, number: int, line: str, separator: str) -> Iterator[str]:
+    if separator == " ":
+        line = line.replace("\t", " ")
+    try:
+        (columns,) = csv.reader(
+            [line], delimiter=separator, skipinitialspace=True, strict=True
+        )
+    except csv.Error as error:
+        raise UserError(f"{file}, line {number}: {error}") from None
+    return (column.strip() for column in columns)
+
+
+def _is_heading(first: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Whether the first line names columns: no cell is a file or number, as below."""
+    if any(_is_path(cell) or is_number(cell) for cell in first):
+        return False
+    same = [row for row in rows if len(row.columns) == len(first)]
+    return any(map(_is_path, (cell for row in same[:20] for cell in row.columns)))
+
+
+def _numbers_lines(heading: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Whether the first column holds consecutive integers from 0 or 1."""
+    if not rows or any(len(row.columns) < 3 for row in rows):
+        return False
+    if heading and heading[0] not in (
+        "",
+        "index",
+        "id",
+        "idx",
+        "#",
+        "no",
+        "unnamed: 0",
+    ):
+        return False
+    first = rows[0].columns[0]
+    if first not in ("0", "1") or (len(rows) == 1 and not heading):
+        return False
+    start = int(first)
+    return all(row.columns[0] == str(start + k) for k, row in enumerate(rows))
+
+
+def _is_path(cell: str) -> bool:
+    """Whether a cell looks like the name of a file: it has a suffix or a slash."""
+    return not is_number(cell) and re.search(r"[/\\]|\.\w{1,6}$", cell) is not None
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that the file system does not allow
+        return False
+
+
+def duplicates(names: Sequence[str]) -> list[str]:
+    """The names that occur more than once."""
+    return [name for name, count in collections.Counter(names).items() if count > 1]
