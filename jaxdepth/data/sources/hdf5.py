@@ -1,0 +1,59 @@
+"""Datasets of HDF5 files that may come from anywhere.
+
+An HDF5 file can refer to other files (external links, external storage, virtual
+datasets), so that reading it would copy their content, and a few compressed bytes can
+stand for gigabytes. Such datasets are rejected before anything of them is read.
+"""
+
+from typing import Any
+
+import h5py
+import numpy as np
+
+# The most that deflate, the strongest common filter, shrinks zeros; and what any
+# dataset may take without that check.
+MOST_SHRUNK, SMALL = 1100, 1 << 24
+LARGEST_CHUNK = 1 << 28  # bytes; a chunk is decompressed as a whole
+
+
+class Unsafe(ValueError):
+    """A dataset refers to another file, or claims more than it holds; one line."""
+
+
+def dataset(group: Any, name: str) -> Any:
+    """The dataset with that name in a file or group; None if there is none.
+
+    Raises: Unsafe, see `checked`.
+    """
+    if not group.id.links.exists(name.encode()):
+        return None
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise Unsafe(f"{name} is a link to other data, which is not followed")
+    found = group[name]
+    return checked(found, name) if isinstance(found, h5py.Dataset) else None
+
+
+def checked(data: Any, name: str) -> Any:
+    """Return a dataset that holds all of its data itself.
+
+    Raises: Unsafe for external storage, a virtual dataset, chunks of more than 256 MiB,
+      and a claim of more data than the stored bytes can hold.
+    """
+    if data.is_virtual or data.external:
+        raise Unsafe(f"{name} takes its data from other files, which are not opened")
+    stored, item = data.id.get_storage_size(), data.dtype.itemsize
+    claimed = _product(data.shape) * item
+    if data.chunks is not None:
+        chunk = _product(data.chunks) * item
+        if chunk > LARGEST_CHUNK:
+            raise Unsafe(f"{name} has chunks of {chunk >> 20} MiB: too large to read")
+        claimed = min(claimed, chunk * data.id.get_num_chunks())
+    if claimed > SMALL + MOST_SHRUNK * stored:
+        raise Unsafe(
+            f"{name} claims {claimed >> 20} MiB, and {stored} bytes of it are stored"
+        )
+    return data
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    return int(np.prod([int(n) for n in shape], dtype=object)) if shape else 1
