@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5, labeled
 from jaxdepth.runtime.errors import UserError
 
 PARTS = ("train", "val")
@@ -122,9 +122,9 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise files.broken(file, "HDF5 of rgb and depth", error) from None
 
 
-def _dataset(stored: h5py.File, name: str) -> h5py.Dataset:
-    dataset = stored.get(name)
-    if not isinstance(dataset, h5py.Dataset):
+def _dataset(stored: h5py.File, name: str) -> Any:
+    dataset = hdf5.dataset(stored, name)
+    if dataset is None:
         raise ValueError(f"it has no dataset {name}")
     return dataset
 

@@ -16,40 +16,46 @@ MOST_SHRUNK, SMALL = 1100, 1 << 24
 LARGEST_CHUNK = 1 << 28  # bytes; a chunk is decompressed as a whole
 
 
-class Unsafe(ValueError):
-    """A dataset refers to another file, or claims more than it holds; one line."""
+class InvalidDataset(ValueError):
+    """A dataset refers to other data, or claims more than it holds; one line."""
 
 
 def dataset(group: Any, name: str) -> Any:
     """The dataset with that name in a file or group; None if there is none.
 
-    Raises: Unsafe, see `checked`.
+    Raises: InvalidDataset, see `checked`.
     """
     if not group.id.links.exists(name.encode()):
         return None
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise Unsafe(f"{name} is a link to other data, which is not followed")
-    found = group[name]
-    return checked(found, name) if isinstance(found, h5py.Dataset) else None
+        raise InvalidDataset(f"{name} is a link to other data, which is not followed")
+    data = group[name]
+    if not isinstance(data, h5py.Dataset):
+        raise InvalidDataset(f"{name} is not a dataset")
+    return checked(data, name)
 
 
 def checked(data: Any, name: str) -> Any:
     """Return a dataset that holds all of its data itself.
 
-    Raises: Unsafe for external storage, a virtual dataset, chunks of more than 256 MiB,
+    Raises: InvalidDataset for external storage, a virtual dataset, chunks of more than 256 MiB,
       and a claim of more data than the stored bytes can hold.
     """
     if data.is_virtual or data.external:
-        raise Unsafe(f"{name} takes its data from other files, which are not opened")
+        raise InvalidDataset(
+            f"{name} takes its data from other files, which are not opened"
+        )
     stored, item = data.id.get_storage_size(), data.dtype.itemsize
     claimed = _product(data.shape) * item
     if data.chunks is not None:
         chunk = _product(data.chunks) * item
         if chunk > LARGEST_CHUNK:
-            raise Unsafe(f"{name} has chunks of {chunk >> 20} MiB: too large to read")
+            raise InvalidDataset(
+                f"{name} has chunks of {chunk >> 20} MiB: too large to read"
+            )
         claimed = min(claimed, chunk * data.id.get_num_chunks())
     if claimed > SMALL + MOST_SHRUNK * stored:
-        raise Unsafe(
+        raise InvalidDataset(
             f"{name} claims {claimed >> 20} MiB, and {stored} bytes of it are stored"
         )
     return data

@@ -10,11 +10,13 @@ import h5py
 import numpy as np
 
 from jaxdepth.data.nyu import splits, toolbox
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 FRAMES = 1449  # of the official file
+LONGEST_NAME = 1000  # characters of a scene's name
+FIELDS = ("images", "depths", "rawDepths")
 # fx, fy, cx, cy in pixels at 480x640 of the colour camera. Images are undistorted, and
 # depth is registered to them.
 INTRINSICS = toolbox.RGB_CAMERA.intrinsics
@@ -56,6 +58,8 @@ class Labeled:
             self._written = self._written_rows()
         except UserError:
             raise
+        except hdf5.InvalidDataset as error:
+            raise UserError(f"{self.path}: {error}") from None
         except Exception as error:  # damaged bytes make HDF5 raise errors of many types
             raise self._broken(error) from None
         self._no_depth = np.zeros(shapes["depths"][:0:-1], np.float32)
@@ -75,9 +79,16 @@ class Labeled:
     def _file(self) -> Any:
         return h5py.File(self.path, "r")
 
+    @functools.cached_property
+    def _datasets(self) -> dict[str, Any]:
+        """The datasets of the fields that the file has. Raises hdf5.InvalidDataset."""
+        fields = {f: hdf5.dataset(self._file, f) for f in (*FIELDS, "scenes")}
+        return {field: data for field, data in fields.items() if data is not None}
+
     def __getstate__(self) -> dict[str, Any]:
         # An open HDF5 file can't be pickled: each process opens the file itself.
-        return {k: v for k, v in self.__dict__.items() if k != "_file"}
+        opened = ("_file", "_datasets")
+        return {k: v for k, v in self.__dict__.items() if k not in opened}
 
     def frame(self, row: int) -> Frame:
         """Read one frame. A row that was never written is black and has no depth."""
@@ -96,7 +107,7 @@ class Labeled:
     def _row(self, field: str, row: int) -> np.ndarray:
         """Read one row of a field as stored. Raises BrokenFrame if it is damaged."""
         try:
-            return self._file[field][row]
+            return self._datasets[field][row]
         except Exception as error:  # damaged bytes make HDF5 raise errors of many types
             raise files.broken(self.path, f"row {row} of {field}", error) from None
 
@@ -147,15 +158,15 @@ class Labeled:
 
     def _shapes(self) -> tuple[int, dict[str, tuple[int, ...]]]:
         """The number of frames, and the shapes of the fields. Raises UserError."""
-        fields = [f for f in ("images", "depths", "rawDepths") if f in self._file]
-        for field in sorted({"images", "depths", *fields}):
-            if not isinstance(self._file.get(field), h5py.Dataset):
+        fields = [field for field in FIELDS if field in self._datasets]
+        for field in ("depths", "images"):
+            if field not in fields:
                 have = ", ".join(sorted(self._file)[:8]) or "nothing"
                 raise UserError(
                     f"{self.path} has no dataset {field} (it has {have}): give "
                     "nyu_depth_v2_labeled.mat"
                 )
-        shapes = {field: self._file[field].shape for field in fields}
+        shapes = {field: self._datasets[field].shape for field in fields}
         self._check_images(shapes["images"])
         for field in fields[1:]:
             self._check_depth(field, shapes)
@@ -172,16 +183,16 @@ class Labeled:
                 f"has shape {shape}, but MATLAB's files have (frames, 3, width, "
                 "height), depths (frames, width, height): swap its last two axes"
             )
-        elif self._file["images"].dtype != np.uint8:
-            problem = f"is {self._file['images'].dtype}, not uint8"
+        elif self._datasets["images"].dtype != np.uint8:
+            problem = f"is {self._datasets['images'].dtype}, not uint8"
         if problem:
             raise UserError(f"{self.path}: images {problem}")
 
     def _check_depth(self, field: str, shapes: dict[str, tuple[int, ...]]) -> None:
         images = shapes["images"]
-        if self._file[field].dtype.kind not in "uif":
+        if self._datasets[field].dtype.kind not in "uif":
             raise UserError(
-                f"{self.path}: {field} is {self._file[field].dtype}, not metres"
+                f"{self.path}: {field} is {self._datasets[field].dtype}, not metres"
             )
         if shapes[field] != (images[0], *images[2:]):
             raise UserError(
@@ -190,20 +201,23 @@ class Labeled:
             )
 
     def _scenes(self) -> list[str | None]:
-        if "scenes" not in self._file:
+        dataset = self._datasets.get("scenes")
+        if dataset is None or dataset.size != self._count:
             return [None] * self._count
-        dataset = self._file["scenes"]
         is_text = h5py.check_string_dtype(dataset.dtype) is not None
         values = np.asarray(dataset.asstr() if is_text else dataset).ravel()
-        if len(values) != self._count:
-            return [None] * self._count
         if is_text:  # strings written by h5py; MATLAB writes references
             return [str(value) or None for value in values]
-        texts = (
-            "".join(map(chr, np.ravel(self._file[r] if r else ()))) for r in values
-        )
+        texts = ("".join(map(chr, self._referenced(r))) for r in values)
         # MATLAB's empty string is stored as its shape, two zeros.
         return [text.strip("\0") or None for text in texts]
+
+    def _referenced(self, reference: Any) -> np.ndarray:
+        """The characters of the string that a MATLAB reference points to."""
+        data = hdf5.checked(self._file[reference], "scenes") if reference else None
+        if data is None or data.size > LONGEST_NAME:
+            return np.zeros(0, np.uint16)
+        return np.ravel(data)
 
     def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
         """The kinds of depth. Raw depth that equals filled depth does not count."""
@@ -232,7 +246,7 @@ class Labeled:
 
         A partial file may have all 1449 rows, most of which were never written.
         """
-        depths = self._file["depths"]
+        depths = self._datasets["depths"]
         if depths.chunks is None:
             return None
         rows: set[int] = set()

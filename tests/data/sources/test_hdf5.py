@@ -50,7 +50,7 @@ def test_other_files_are_never_opened(tmp_path, secret, build):
         assert file["a"][()].size == 6  # h5py itself follows it
     with h5py.File(path, "r") as file:
         assert "a" in list(file)
-        with pytest.raises(hdf5.Unsafe, match=r"a (is a link|takes its data)"):
+        with pytest.raises(hdf5.InvalidDataset, match=r"a (is a link|takes its data)"):
             hdf5.dataset(file, "a")
 
 
@@ -58,7 +58,7 @@ def test_a_link_that_leads_nowhere_is_listed_and_rejected(tmp_path):
     path = stored(tmp_path, lambda f: external_link(f, tmp_path / "absent.h5"))
     with h5py.File(path, "r") as file:
         assert list(file) == ["a"]
-        with pytest.raises(hdf5.Unsafe, match="a is a link"):
+        with pytest.raises(hdf5.InvalidDataset, match="a is a link"):
             hdf5.dataset(file, "a")
 
 
@@ -102,11 +102,14 @@ def test_claims_without_data_are_rejected(tmp_path, shape, chunks, message):
         file.create_dataset("a", shape, np.uint8, chunks=chunks)
 
     path = stored(tmp_path, build)
-    with h5py.File(path, "r") as file, pytest.raises(hdf5.Unsafe, match=message):
+    with (
+        h5py.File(path, "r") as file,
+        pytest.raises(hdf5.InvalidDataset, match=message),
+    ):
         hdf5.dataset(file, "a")
 
 
 def test_a_group_is_no_dataset(tmp_path):
     path = stored(tmp_path, lambda file: file.create_group("a"))
-    with h5py.File(path, "r") as file:
-        assert hdf5.dataset(file, "a") is None
+    with h5py.File(path, "r") as file, pytest.raises(hdf5.InvalidDataset):
+        hdf5.dataset(file, "a")

@@ -274,7 +274,7 @@ def test_a_field_that_is_not_a_dataset_is_rejected(tmp_path):
     path, _ = write_mat(tmp_path / "a.mat", drop=("rawDepths",))
     with h5py.File(path, "a") as file:
         file["rawDepths"] = np.dtype("f4")
-    refused(path, "no dataset rawDepths")
+    refused(path, "rawDepths is not a dataset")
 
 
 @pytest.mark.parametrize(
@@ -361,3 +361,33 @@ def test_scenes_may_be_plain_strings(tmp_path):
         file["scenes"] = [b"a", b"b", b"b", b""]
     source = open_source(path)
     assert [info.scene for info in source.infos] == ["a", "b", "b", None]
+
+
+@pytest.mark.parametrize("field", ["images", "depths", "rawDepths", "scenes"])
+def test_a_file_that_refers_to_another_file_is_refused(tmp_path, field):
+    path, _ = write_mat(tmp_path / "a.mat", scenes=TRAIN_SCENES * 2)
+    with h5py.File(tmp_path / "secret.h5", "w") as secret, h5py.File(path, "a") as file:
+        secret["data"] = file[field][()] if field != "scenes" else [b"secret"] * 4
+        del file[field]
+        file[field] = h5py.ExternalLink("secret.h5", "data")
+    refused(path, rf"{field} is a link to other data")
+
+
+def test_a_scene_in_another_file_is_refused(tmp_path):
+    path, _ = write_mat(tmp_path / "a.mat", scenes=TRAIN_SCENES * 2)
+    (tmp_path / "secret").write_text("secret" * 10)
+    with h5py.File(path, "a") as file:
+        text = file.create_dataset(
+            "#refs#/secret", (8,), np.uint16, external=[(tmp_path / "secret", 0, 16)]
+        )
+        file["scenes"][0, 1] = text.ref
+    refused(path, "takes its data from other files")
+
+
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
+    path, _ = write_mat(tmp_path / "a.mat", drop=("images", "depths", "rawDepths"))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("images", (1, 3, 8000, 8000), np.uint8)
+        file.create_dataset("depths", (1, 8000, 8000), np.float32)
+    assert path.stat().st_size < 10_000
+    refused(path, "claims 183 MiB, and 0 bytes of it are stored")
