@@ -38,8 +38,8 @@ def dataset(group: Any, name: str) -> Any:
 def checked(data: Any, name: str) -> Any:
     """Return a dataset that holds all of its data itself.
 
-    Raises: InvalidDataset for external storage, a virtual dataset, chunks of more than 256 MiB,
-      and a claim of more data than the stored bytes can hold.
+    Raises: InvalidDataset for external storage, a virtual dataset, chunks of more than
+      256 MiB, and a claim of more data than the stored bytes can hold.
     """
     if data.is_virtual or data.external:
         raise InvalidDataset(
