@@ -19,8 +19,8 @@ def some():
 
 def test_a_frame_depends_only_on_seed_and_index(some):
     rgb, depth = renderer.render(3, [40, 5], SIZE)
-    for got, all_ in ((rgb, some[0]), (depth, some[1])):
-        np.testing.assert_array_equal(got, all_[[40, 5]])
+    for array, expected in ((rgb, some[0]), (depth, some[1])):
+        np.testing.assert_array_equal(array, expected[[40, 5]])
     other, _ = renderer.render(4, [5], SIZE)
     assert (other[0] != rgb[1]).mean() > 0.5
 
@@ -43,8 +43,8 @@ def test_dtypes_and_ranges(some):
     rgb, depth = some
     assert rgb.dtype == np.uint8 and rgb.shape == (48, *SIZE, 3)
     assert depth.dtype == np.float32 and depth.shape == (48, *SIZE)
-    there = depth[depth > 0]
-    assert there.min() >= renderer.MIN_DEPTH and there.max() <= renderer.MAX_DEPTH
+    valid = depth[depth > 0]
+    assert valid.min() >= renderer.MIN_DEPTH and valid.max() <= renderer.MAX_DEPTH
     assert np.isfinite(depth).all()
     # No image is uniform, black or white.
     assert (rgb.std((1, 2, 3)) > 8).all()
