@@ -10,7 +10,7 @@ import concurrent.futures
 import functools
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -205,7 +205,7 @@ def _turn(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
     return c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]
 
 
-def _dot(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
+def _dot(a: Iterable[jax.Array], b: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, map(operator.mul, a, b))
 
 
