@@ -72,14 +72,14 @@ def command(argv: Sequence[str]) -> int:
     out = Path(config.out or Path("inspections") / name).expanduser()
     _check_outputs(config, out, opened.source)
     progress = terminal.Counter()
-    found = measurements.examine(opened, frames=config.frames, progress=progress)
-    numbers, lines = measurements.numbers(found), findings.of(found)
+    inspection = measurements.inspect(opened, frames=config.frames, progress=progress)
+    numbers, lines = measurements.numbers(inspection), findings.of(inspection)
     _print(numbers, lines)
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
         write_json(config.json, {"findings": listed, **numbers})
     try:
-        _draw(out, found)
+        _draw(out, inspection)
     except OSError as error:
         path = error.filename or out
         raise MachineError(
@@ -101,7 +101,7 @@ def _check_outputs(config: InspectConfig, out: Path, source: Source) -> None:
     for name in (CONTACT_SHEET, STATISTICS):
         output_files.check_ours(out / name, plots.MAKER, flag="out")
     if config.export:
-        export.checked(source, Path(config.export), config.depth)
+        export.check(source, Path(config.export), config.depth)
 
 
 def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
@@ -146,29 +146,25 @@ def _histogram(histogram: dict[str, Any]) -> tuple[str, list[str], list[list[Any
     return "", ["depth as read [m]", "pixels"], rows
 
 
-def _draw(out: Path, found: measurements.Examination) -> None:
+def _draw(out: Path, inspection: measurements.Inspection) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    name, shown = found.source.name, found.shown
-    if shown:
+    name, sheet = inspection.source.name, inspection.sheet
+    if sheet:
         plots.contact_sheet(
             out / CONTACT_SHEET,
-            rgb=[s.rgb for s in shown],
-            depth=[s.depth for s in shown],
-            names=[s.name for s in shown],
-            title=f"{name}: {len(shown)} of {len(found.source.infos)} frames",
+            rgb=[frame.rgb for frame in sheet],
+            depth=[frame.depth for frame in sheet],
+            names=[frame.title for frame in sheet],
+            title=f"{name}: {len(sheet)} of {len(inspection.source.infos)} frames",
         )
-    missing = {
-        kind: [k.kinds[kind] for k in found.looks if kind in k.kinds]
-        for kind in found.source.truths
-    }
-    verdict = found.verdict
+    verdict = inspection.verdict
     plots.statistics(
         out / STATISTICS,
-        depth=found.values,
-        missing=missing,
+        depth=inspection.values,
+        missing=inspection.missing,
         surface=None if verdict is None else verdict.surface,
         reach=alignment.REACH * (verdict.cell if verdict else 1),
-        title=f"{name}: {len(found.looks)} frames",
+        title=f"{name}: {len(inspection.frames)} frames",
     )
     logger.info("\nimages: %s", out)
 

@@ -38,10 +38,9 @@ class Exported:
 
     @property
     def text(self) -> str:
-        total = self.sizes.total()
-        sizes = ", ".join(f"{n} of {size}" for size, n in self.sizes.items())
+        sizes = "".join(f", {n} of {size}" for size, n in self.sizes.items())
         reduced = f"; {self.reduced} at training size, because the store has no other"
-        return f"{total} frames, {sizes}{reduced if self.reduced else ''}"
+        return f"{self.sizes.total()} frames{sizes}{reduced if self.reduced else ''}"
 
 
 def export(
@@ -62,7 +61,7 @@ def export(
     Raises: UserError if `out` is not empty, depth of that kind does not exist, or no
       frame can be read; MachineError if storage fails.
     """
-    kind, out = checked(source, out, depth)
+    kind, out = check(source, out, depth)
     part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
         part.mkdir(parents=True)
@@ -79,19 +78,21 @@ def export(
     return done
 
 
-def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
+def check(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
     """Check the arguments of `export`; returns the kind of depth and the folder."""
     kind = depth or source.truths[0]
     if kind not in source.truths:
-        have = " and ".join(source.truths)
-        raise UserError(f"--depth={kind}: {source.name} has only {have} depth")
+        kinds = " and ".join(source.truths)
+        raise UserError(f"--depth={kind}: {source.name} has only {kinds} depth")
     out = staging.resolve_output(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: name another folder")
+        raise UserError(f"--export={out} exists and is not empty: name another folder")
     return kind, out
 
 
-def _write(source: Source, part: Path, kind: str, progress: Progress | None):
+def _write(
+    source: Source, part: Path, kind: str, progress: Progress | None
+) -> Exported:
     done, total = Exported(), len(source.infos)
     for row, name in enumerate(_names(source.infos)):
         try:
