@@ -1,11 +1,11 @@
 """Inspect data before training: units, alignment, copies, splits, broken frames.
 
     jaxdepth inspect-data nyu_depth_v2_labeled.mat
-    jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=found.json
+    jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=findings.json
     jaxdepth inspect-data STORE --export=FOLDER
 
-Reads a store, or data of any format. Prints findings and writes images of sample frames
-and of statistics to --out.
+Reads a store, or data of any format. Prints findings and writes two images to --out:
+a contact sheet of sample frames, and statistics.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Check data before training, and print and draw the findings."""
+    """Check data before training; print the findings and draw images of the data."""
 
     data: str = flag(positional=True)
     """A store, or data of any format."""
     out: str | None = None
     """Folder for the images; default: inspections/NAME."""
-    frames: int = measurements.FRAMES
+    frames: int = flag(measurements.FRAMES, at_least=0)
     """Number of frames to inspect, evenly spaced; 0: all."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of the data; auto: recognised by content."""
@@ -55,8 +55,6 @@ class InspectConfig:
 
     def __post_init__(self):
         flags_lib.validate(self)
-        if self.frames < 0:
-            raise UserError(f"--frames={self.frames}: 0 (all) or more")
         if self.depth is not None and self.export is None:
             raise UserError("--depth needs --export=FOLDER: give both")
 

@@ -56,7 +56,7 @@ class Finding:
 
 
 def of(inspection: Inspection) -> list[Finding]:
-    """All findings of an examination, the most severe first."""
+    """All findings of an inspection, the most severe first."""
     rules: Sequence[Callable[[Inspection], Iterator[Finding]]] = (
         _unit, _steps, _kinds, _far, _empty, _broken, _damaged, _left_out, _sizes,
         _alignment, _scenes, _test_scenes, _copies,
@@ -104,11 +104,9 @@ class Reading:
 
 def reading_of(inspection: Inspection) -> Reading:
     """The unit of the sampled depth. Needs at least one value."""
-    values = inspection.values
-    scale, median = (
-        inspection.opened.scale or _fixed_scale(inspection),
-        float(np.median(values)),
-    )
+    values, median = inspection.values, float(np.median(inspection.values))
+    fixed_scale = 1000.0 if isinstance(inspection.source, Stored) else 1.0
+    scale = inspection.opened.scale or fixed_scale
     if ROOMS[0] <= median <= ROOMS[1]:
         return Reading(scale, True, None)
     stored = values.astype(np.float64) * scale
@@ -136,24 +134,17 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
         evidence = f"{seen}, plausible for rooms; 99 % is below {high:.3g} m"
         yield Finding("ok", "unit", evidence)
     elif name is None:
-        yield Finding(
-            "problem" if median > 100 or top < 0.1 else "warning",
-            "unit",
-            f"{seen}; 1 to 5 m is usual in rooms",
-            f"find out the unit of these data; {_rescaled(inspection, None)}",
-        )
+        level = "problem" if median > 100 or top < 0.1 else "warning"
+        evidence = f"{seen}; 1 to 5 m is usual in rooms"
+        advice = f"find out the unit of these data; {_rescaled(inspection, None)}"
+        yield Finding(level, "unit", evidence, advice)
     else:
-        yield Finding(
-            "problem" if high < SMALL_ROOM or median > 100 else "warning",
-            "unit",
+        level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
+        evidence = (
             f"values look like {name}: {seen}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {median * reading.factor:.3g} m, plausible for rooms",
-            _rescaled(inspection, UNITS[name]),
+            f"median is {median * reading.factor:.3g} m, plausible for rooms"
         )
-
-
-def _fixed_scale(inspection: Inspection) -> float:
-    return 1000.0 if isinstance(inspection.source, Stored) else 1.0
+        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[name]))
 
 
 def _rescaled(inspection: Inspection, units: float | None) -> str:
@@ -207,9 +198,8 @@ def _steps(inspection: Inspection) -> Iterator[Finding]:
     if not len(inspection.values):
         return
     steps = steps_of(inspection.values * np.float32(reading_of(inspection).factor))
-    evidence = (
-        f"{steps.distinct:,} distinct depths in {len(inspection.values):,} pixels"
-    )
+    pixels = len(inspection.values)
+    evidence = f"{steps.distinct:,} distinct depths in {pixels:,} pixels"
     eight_bit, few = inspection.source.eight_bit, steps.distinct <= LEVELS
     even = f"steps of {steps.step * 1000:.1f} mm" if steps.step else ""
     coarse = steps.step is not None and steps.step >= COARSE
@@ -252,15 +242,12 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
             yield Finding("warning", f"{kind} depth", evidence, advice)
         else:
             yield Finding("ok", f"{kind} depth", evidence)
-    equal = [frame.raw_is_filled for frame in inspection.frames]
-    equal = [value for value in equal if value is not None]
+    equal = [f.raw_is_filled for f in inspection.frames if f.raw_is_filled is not None]
     if equal and all(equal):
-        yield Finding(
-            "warning",
-            "raw depth",
-            f"equals filled depth in all its valid pixels, in all {len(equal)} frames",
-            "it is filled depth with parts removed: use --depth=filled",
-        )
+        frames = f"in all {len(equal)} frames"
+        evidence = f"equals filled depth in all its valid pixels, {frames}"
+        advice = "it is filled depth with parts removed: use --depth=filled"
+        yield Finding("warning", "raw depth", evidence, advice)
 
 
 def _far(inspection: Inspection) -> Iterator[Finding]:
@@ -275,37 +262,26 @@ def _far(inspection: Inspection) -> Iterator[Finding]:
 def _empty(inspection: Inspection) -> Iterator[Finding]:
     empty, total = inspection.empty, len(inspection.frames)
     if empty:
-        yield Finding(
-            "problem",
-            "frames without ground truth",
-            f"{len(empty)} of {total}: {_list(empty)}",
-            "a store leaves them out; find out why their depth is empty",
-        )
+        evidence = f"{len(empty)} of {total}: {_list(empty)}"
+        advice = "a store leaves them out; find out why their depth is empty"
+        yield Finding("problem", "frames without ground truth", evidence, advice)
     elif total:
         yield Finding("ok", "ground truth", f"in each of {total} frames")
 
 
 def _broken(inspection: Inspection) -> Iterator[Finding]:
-    if inspection.broken:
-        named = [f"{name} ({reason})" for name, reason in inspection.broken]
-        yield Finding(
-            "problem",
-            "frames that can't be read",
-            f"{len(inspection.broken)} of {len(inspection.rows)}: {_list(named, 3)}",
-            "replace these files, or remove them",
-        )
+    if broken := inspection.broken:
+        named = [f"{name} ({reason})" for name, reason in broken]
+        evidence = f"{len(broken)} of {len(inspection.rows)}: {_list(named, 3)}"
+        advice = "replace these files, or remove them"
+        yield Finding("problem", "frames that can't be read", evidence, advice)
 
 
 def _damaged(inspection: Inspection) -> Iterator[Finding]:
     """Shards of a store that changed after it was written."""
-    if inspection.damaged:
-        yield Finding(
-            "problem",
-            "shards",
-            f"{len(inspection.damaged)} do not match their checksums: "
-            f"{_list(inspection.damaged, 3)}",
-            "prepare the store again",
-        )
+    if damaged := inspection.damaged:
+        evidence = f"{len(damaged)} do not match their checksums: {_list(damaged, 3)}"
+        yield Finding("problem", "shards", evidence, "prepare the store again")
 
 
 def _left_out(inspection: Inspection) -> Iterator[Finding]:
@@ -313,31 +289,24 @@ def _left_out(inspection: Inspection) -> Iterator[Finding]:
     if not isinstance(inspection.source, Stored):
         return
     manifest = inspection.source.store.manifest
-    named = [f"{frame['name']} ({frame['reason']})" for frame in manifest["broken"]]
+    broken = [f"{frame['name']} ({frame['reason']})" for frame in manifest["broken"]]
+    advice = "check the data that it was prepared from"
     for what, names in (
         ("frames without ground truth", manifest["left_out"]),
-        ("frames that can't be read", named),
+        ("frames that can't be read", broken),
     ):
+        left_out = f"{len(names)} were left out when this store was prepared"
         if names:
-            yield Finding(
-                "warning",
-                what,
-                f"{len(names)} were left out when this store was prepared: "
-                f"{_list(names, 3)}",
-                "check the data that it was prepared from",
-            )
+            yield Finding("warning", what, f"{left_out}: {_list(names, 3)}", advice)
 
 
 def _sizes(inspection: Inspection) -> Iterator[Finding]:
     aspects = {round(f.size[1] / f.size[0], 2) for f in inspection.frames}
     if len(aspects) > 1:
-        yield Finding(
-            "warning",
-            "sizes",
-            f"frames of {len(aspects)} aspect ratios, width / height "
-            f"{min(aspects):g} to {max(aspects):g}",
-            "a store crops them centrally to one aspect ratio",
-        )
+        ratios = f"width / height {min(aspects):g} to {max(aspects):g}"
+        evidence = f"frames of {len(aspects)} aspect ratios, {ratios}"
+        advice = "a store crops them centrally to one aspect ratio"
+        yield Finding("warning", "sizes", evidence, advice)
 
 
 def _alignment(inspection: Inspection) -> Iterator[Finding]:
@@ -354,23 +323,18 @@ def _alignment(inspection: Inspection) -> Iterator[Finding]:
     if verdict.kind == alignment.ALIGNED:
         yield Finding("ok", "alignment", f"depth matches its image: {evidence}")
     elif verdict.kind == alignment.UNRELATED:
-        yield Finding(
-            "problem",
-            "alignment",
-            f"depth does not match its image: {evidence}",
-            "check how images and depth are paired",
-        )
-    else:
-        shifted = verdict.kind == alignment.SHIFTED
-        direction = ", down and right," if shifted else ""
-        yield Finding(
-            "problem",
-            "alignment",
-            f"depth is {verdict.text}{direction} relative to its image: {evidence}",
+        evidence = f"depth does not match its image: {evidence}"
+        advice = "check how images and depth are paired"
+        yield Finding("problem", "alignment", evidence, advice)
+    elif verdict.kind == alignment.SHIFTED:
+        shift = f"depth is {verdict.text}, down and right, relative to its image"
+        advice = (
             "undo the shift, or register depth to the image as the NYU toolbox does"
-            if shifted
-            else "undo this before training",
         )
+        yield Finding("problem", "alignment", f"{shift}: {evidence}", advice)
+    else:
+        evidence = f"depth is {verdict.text} relative to its image: {evidence}"
+        yield Finding("problem", "alignment", evidence, "undo this before training")
     yield from _misfits(inspection)
 
 
@@ -379,43 +343,39 @@ def _misfits(inspection: Inspection) -> Iterator[Finding]:
     if misfits:
         oriented = sum(how in alignment.ORIENTATIONS for _, how in misfits)
         # Good data sets have a few misaligned frames: 6 of NYU's 795.
-        named = _list([f"{name} ({how})" for name, how in misfits])
         many = oriented > 0.01 * pairs or len(misfits) > 0.1 * pairs
-        yield Finding(
-            "problem" if many else "warning",
-            "misaligned frames",
-            f"{len(misfits)} of {pairs}: {named}",
-            "check them: they are first in the contact sheet",
-        )
+        level = "problem" if many else "warning"
+        named = _list([f"{name} ({how})" for name, how in misfits])
+        evidence = f"{len(misfits)} of {pairs}: {named}"
+        advice = "check them: they are first in the contact sheet"
+        yield Finding(level, "misaligned frames", evidence, advice)
 
 
 def _scenes(inspection: Inspection) -> Iterator[Finding]:
     """Frames and scenes that are in both parts of a split."""
-    infos = inspection.source.infos
-    for split, parts in sides(inspection.source).items():
-        both = sorted(set(parts["train"]) & set(parts["eval"]))
-        scenes = [
-            {s for row in parts[p] if (s := scene_of(inspection.source, row))}
-            for p in ("train", "eval")
-        ]
-        common = sorted(scenes[0] & scenes[1])
-        if both:
-            names = [infos[row].name for row in both]
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(both)} frames are for training and evaluation: {_list(names)}",
-                "metrics would not measure generalisation: remove them from one part",
+    source = inspection.source
+    for split, parts in sides(source).items():
+        common_rows = sorted(set(parts["train"]) & set(parts["eval"]))
+        train, evaluation = (
+            {s for row in parts[part] if (s := scene_of(source, row))}
+            for part in ("train", "eval")
+        )
+        common = sorted(train & evaluation)
+        if common_rows:
+            names = _list([source.infos[row].name for row in common_rows])
+            evidence = (
+                f"{len(common_rows)} frames are for training and evaluation: {names}"
             )
+            advice = (
+                "metrics would not measure generalisation: remove them from one part"
+            )
+            yield Finding("problem", f"split {split}", evidence, advice)
         if common:
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(common)} scenes are in both parts: {_list(common)}",
-                "metrics would be too good: put each scene in one part",
-            )
-        if not both and not common and scenes[0] and scenes[1]:
-            evidence = f"none of {len(scenes[1])} scenes for evaluation is in training"
+            evidence = f"{len(common)} scenes are in both parts: {_list(common)}"
+            advice = "metrics would be too good: put each scene in one part"
+            yield Finding("problem", f"split {split}", evidence, advice)
+        if not common_rows and not common and train and evaluation:
+            evidence = f"none of {len(evaluation)} scenes for evaluation is in training"
             yield Finding("ok", f"split {split}", evidence)
 
 
@@ -434,38 +394,35 @@ def _test_scenes(inspection: Inspection) -> Iterator[Finding]:
     tested = [scene for scene in scenes if splits.is_test_scene(scene)]
     folders = sorted(folder for scene in tested for folder in scenes[scene])
     if tested:
-        yield Finding(
-            # Data with test scenes only are most likely meant for evaluation.
-            "problem" if len(tested) < len(scenes) else "warning",
-            "official test scenes",
-            f"{len(tested)} of {len(scenes)} training scenes are in NYU's test set: "
-            f"{_list(folders)}",
-            "leave them out, or do not evaluate on the official test frames",
-        )
+        # Data with test scenes only are most likely meant for evaluation.
+        level = "problem" if len(tested) < len(scenes) else "warning"
+        share = f"{len(tested)} of {len(scenes)} training scenes"
+        evidence = f"{share} are in NYU's test set: {_list(folders)}"
+        advice = "leave them out, or do not evaluate on the official test frames"
+        yield Finding(level, "official test scenes", evidence, advice)
 
 
 def _copies(inspection: Inspection) -> Iterator[Finding]:
     for split, pairs in inspection.copies.items():
         named = [f"{inspection.name(a)} = {inspection.name(b)}" for a, b in pairs]
-        if split is None and pairs:
-            yield Finding(
-                "warning",
-                "copies",
-                f"{len(pairs)} of {inspection.compared} images are copies of others: "
-                f"{_list(named, 3)}",
-                "consecutive frames of a recording add little: keep one in every few",
+        count, listed = len(pairs), _list(named, 3)
+        if split is None:
+            total = inspection.compared
+            if pairs:
+                evidence = f"{count} of {total} images are copies of others: {listed}"
+                advice = (
+                    "consecutive frames of a recording add little: keep every Nth frame"
+                )
+                yield Finding("warning", "copies", evidence, advice)
+            elif total:
+                yield Finding("ok", "copies", f"none among {total} images")
+        elif pairs:
+            evidence = (
+                f"{count} evaluation images are copies of training images: {listed}"
             )
-        elif split is None and inspection.compared:
-            yield Finding("ok", "copies", f"none among {inspection.compared} images")
-        elif split is not None and pairs:
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(pairs)} evaluation images are copies of training images: "
-                f"{_list(named, 3)}",
-                "metrics would be too good: put each image in one part",
-            )
-        elif split is not None:
+            advice = "metrics would be too good: put each image in one part"
+            yield Finding("problem", f"split {split}", evidence, advice)
+        else:
             evidence = "no evaluation image is a copy of a training image"
             yield Finding("ok", f"split {split}", evidence)
 
