@@ -114,7 +114,7 @@ def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
 
 
 def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    depth, fit = numbers["depth"], numbers["alignment"]
+    depth, scores = numbers["depth"], numbers["alignment"]
     rows = [
         ["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"],
         ["scenes", numbers["scenes"]],
@@ -129,8 +129,8 @@ def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
             for kind, m in numbers["missing"].items()
         ),
     ]
-    if fit:
-        weakest = fit["weakest"][0]
+    if scores:
+        weakest = scores["weakest"][0]
         rows.append(["weakest pair", f"{weakest['name']} ({weakest['score']:.2f})"])
     return f"{numbers['name']} ({numbers['format']})", ["", ""], rows
 
@@ -168,7 +168,7 @@ def _draw(out: Path, inspection: measurements.Inspection) -> None:
 
 
 def _export(source: Source, out: Path, depth: str | None) -> None:
-    done = export.export(source, out, depth=depth, progress=terminal.Counter())
-    for name, reason in done.broken:
+    exported = export.export(source, out, depth=depth, progress=terminal.Counter())
+    for name, reason in exported.broken:
         logger.warning("left out: %s (%s)", name, reason)
-    logger.info("exported to %s: %s", out, done.text)
+    logger.info("exported to %s: %s", out, exported.text)

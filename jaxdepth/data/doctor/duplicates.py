@@ -1,9 +1,9 @@
 """Detection of copies of images by 64-bit hashes and thumbnails.
 
 Two images are copies if their hashes differ in few bits and their thumbnails correlate.
-Images that were encoded again, scaled or brightened are detected; images cropped by
-more than 1 % may not be. Among the 795 official training frames, no two hashes
-differ in fewer than 10 bits, and no two thumbnails correlate by more than 0.84.
+Re-encoded, scaled and brightened images are detected; images cropped by more than 1 %
+may not be. Among the 795 official training frames, no two hashes differ in fewer than
+10 bits, and no two thumbnails correlate by more than 0.84.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ BITS = 10  # largest number of different bits, of 64, in hashes of copies
 ALIKE = 0.9  # smallest correlation of thumbnails of copies
 FLAT = 2.0  # standard deviation in grey levels below which an image is ignored
 SIZE = (24, 32)  # thumbnails, rows and columns
-BLOCK = 1024  # images that are compared with all others at a time
+BLOCK = 1024  # images compared with all others at once
 
 
 def thumbnail(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "24 32"]:

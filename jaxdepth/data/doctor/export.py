@@ -52,8 +52,8 @@ def export(
 ) -> Exported:
     """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
-    The folder can be opened as a source with the same frames, to the millimetre; depth
-    is clipped at 65.535 m.
+    The folder can be opened as a source of the same frames, with depth rounded to
+    millimetres and clipped at 65.535 m.
 
     Args:
       depth: "filled" or "raw"; default: the first kind of the source.
@@ -62,20 +62,20 @@ def export(
       frame can be read; MachineError if storage fails.
     """
     kind, out = check(source, out, depth)
-    part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
+    temporary = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
-        part.mkdir(parents=True)
-        done = _write(source, part, kind, progress)
-        if not done.sizes:
+        temporary.mkdir(parents=True)
+        exported = _write(source, temporary, kind, progress)
+        if not exported.sizes:
             raise UserError(f"{source.name}: no frame could be read")
-        os.replace(part, out)
+        os.replace(temporary, out)
     except OSError as error:
         raise MachineError(
             f"{out} could not be written: {error.strerror or error}"
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return done
+        shutil.rmtree(temporary, ignore_errors=True)
+    return exported
 
 
 def check(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
@@ -91,25 +91,27 @@ def check(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
 
 
 def _write(
-    source: Source, part: Path, kind: str, progress: Progress | None
+    source: Source, temporary: Path, kind: str, progress: Progress | None
 ) -> Exported:
-    done, total = Exported(), len(source.infos)
+    exported, total = Exported(), len(source.infos)
     for row, name in enumerate(_names(source.infos)):
         try:
             frame = source.frame(row)
         except UserError as error:
-            done.broken.append((source.infos[row].name, " ".join(str(error).split())))
+            reason = " ".join(str(error).split())
+            exported.broken.append((source.infos[row].name, reason))
             continue
-        image, truth = (part / what / f"{name}.png" for what in ("rgb", "depth"))
-        for file in (image, truth):
+        image, depth = (temporary / what / f"{name}.png" for what in ("rgb", "depth"))
+        for file in (image, depth):
             file.parent.mkdir(parents=True, exist_ok=True)
         _save_rgb(image, frame.rgb)
-        plots.save_depth_png16(truth, frame.depths[kind])
-        done.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
-        done.reduced += isinstance(source, Stored) and not source.store.has_full(row)
+        plots.save_depth_png16(depth, frame.depths[kind])
+        exported.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
+        if isinstance(source, Stored) and not source.store.has_full(row):
+            exported.reduced += 1
         if progress is not None:
             progress(f"exporting {source.name}", row + 1, total)
-    return done
+    return exported
 
 
 def _save_rgb(path: Path, rgb: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxdepth.data.doctor import alignment
-from jaxdepth.data.doctor.measurements import Inspection, scene_of, sides
+from jaxdepth.data.doctor.measurements import Inspection, complete_splits, scene_of
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources.stored import Stored
 
@@ -17,7 +17,7 @@ Level = Literal["problem", "warning", "ok"]
 # Plausible median depth of rooms, metres: NYU's training frames 2.4, a desk 0.8.
 ROOMS = (0.6, 8.0)
 ROOM = 2.5  # typical median, metres
-SMALL_ROOM = 1.2  # metres; in every room some depth is larger
+SMALL_ROOM = 1.2  # metres; smallest 99th percentile of depth in a room
 # Stored units per metre of common units of depth.
 UNITS = {
     "metres": 1.0,
@@ -75,44 +75,44 @@ def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
 
     Returns: a name in `UNITS`; None if no unit gives a plausible median.
     """
-    readings = {name: median / units for name, units in UNITS.items()}
+    medians = {name: median / units for name, units in UNITS.items()}
     if not whole or largest > 255:
-        del readings["8-bit codes of which 255 is 10 m"]
-    rooms = {n: m for n, m in readings.items() if ROOMS[0] <= m <= ROOMS[1]}
-    return min(rooms, key=lambda n: abs(math.log(rooms[n] / ROOM)), default=None)
+        del medians["8-bit codes of which 255 is 10 m"]
+    names = [name for name, m in medians.items() if ROOMS[0] <= m <= ROOMS[1]]
+    return min(names, key=lambda n: abs(math.log(medians[n] / ROOM)), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class DepthUnit:
     """The unit of the depth.
 
     Attributes:
       scale: stored units per metre with which depth was read.
-      fits: whether the median, read with this scale, is plausible for rooms.
-      unit: a name in `UNITS` that gives a plausible median if `scale` does not.
+      plausible: whether the median, read with this scale, is plausible for rooms.
+      name: in `UNITS`, a unit that gives a plausible median if `scale` does not.
     """
 
     scale: float
-    fits: bool
-    unit: str | None
+    plausible: bool
+    name: str | None
 
     @property
     def factor(self) -> float:
-        """The factor from depth as read to metres in `unit`."""
-        return self.scale / UNITS[self.unit] if self.unit else 1.0
+        """The factor from depth as read to metres in that unit."""
+        return self.scale / UNITS[self.name] if self.name else 1.0
 
 
-def reading_of(inspection: Inspection) -> Reading:
+def unit_of(inspection: Inspection) -> DepthUnit:
     """The unit of the sampled depth. Needs at least one value."""
     values, median = inspection.values, float(np.median(inspection.values))
     fixed_scale = 1000.0 if isinstance(inspection.source, Stored) else 1.0
     scale = inspection.opened.scale or fixed_scale
     if ROOMS[0] <= median <= ROOMS[1]:
-        return Reading(scale, True, None)
+        return DepthUnit(scale, True, None)
     stored = values.astype(np.float64) * scale
     whole = bool((np.abs(stored - np.round(stored)) < 0.02).all())
     unit = guess_unit(median * scale, whole=whole, largest=float(stored.max()))
-    return Reading(scale, False, unit)
+    return DepthUnit(scale, False, unit)
 
 
 def _unit(inspection: Inspection) -> Iterator[Finding]:
@@ -121,30 +121,29 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
     values, scale = inspection.values, inspection.opened.scale
     if not len(values):
         return
-    reading = reading_of(inspection)
-    name = reading.unit
+    unit = unit_of(inspection)
     low, median, high, top = (float(np.percentile(values, p)) for p in (0, 50, 99, 100))
-    seen = f"{low:.3g} to {top:.3g} m, median {median:.3g} m"
+    span = f"{low:.3g} to {top:.3g} m, median {median:.3g} m"
     if scale:
-        seen = (
+        span = (
             f"stored values {low * scale:.5g} to {top * scale:.5g}, median "
             f"{median * scale:.5g}, at {scale:g} per metre a median of {median:.3g} m"
         )
-    if reading.fits:
-        evidence = f"{seen}, plausible for rooms; 99 % is below {high:.3g} m"
+    if unit.plausible:
+        evidence = f"{span}, plausible for rooms; 99 % is below {high:.3g} m"
         yield Finding("ok", "unit", evidence)
-    elif name is None:
+    elif unit.name is None:
         level = "problem" if median > 100 or top < 0.1 else "warning"
-        evidence = f"{seen}; 1 to 5 m is usual in rooms"
+        evidence = f"{span}; 1 to 5 m is usual in rooms"
         advice = f"find out the unit of these data; {_rescaled(inspection, None)}"
         yield Finding(level, "unit", evidence, advice)
     else:
         level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
         evidence = (
-            f"values look like {name}: {seen}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {median * reading.factor:.3g} m, plausible for rooms"
+            f"values look like {unit.name}: {span}, 99 % below {high:.3g} m; as {unit.name}"
+            f" the median is {median * unit.factor:.3g} m, plausible for rooms"
         )
-        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[name]))
+        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[unit.name]))
 
 
 def _rescaled(inspection: Inspection, units: float | None) -> str:
@@ -197,7 +196,7 @@ def steps_of(values: Float[np.ndarray, "n"]) -> Steps:
 def _steps(inspection: Inspection) -> Iterator[Finding]:
     if not len(inspection.values):
         return
-    steps = steps_of(inspection.values * np.float32(reading_of(inspection).factor))
+    steps = steps_of(inspection.values * np.float32(unit_of(inspection).factor))
     pixels = len(inspection.values)
     evidence = f"{steps.distinct:,} distinct depths in {pixels:,} pixels"
     eight_bit, few = inspection.source.eight_bit, steps.distinct <= LEVELS
@@ -253,7 +252,7 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
 def _far(inspection: Inspection) -> Iterator[Finding]:
     if not len(inspection.values):
         return
-    far = float(np.mean(inspection.values * reading_of(inspection).factor > REACH))
+    far = float(np.mean(inspection.values * unit_of(inspection).factor > REACH))
     if far > 0.01:
         advice = "--max_depth removes it: raise --max_depth if these are not rooms"
         yield Finding("warning", "far depth", f"{far:.1%} beyond {REACH:g} m", advice)
@@ -354,7 +353,7 @@ def _misfits(inspection: Inspection) -> Iterator[Finding]:
 def _scenes(inspection: Inspection) -> Iterator[Finding]:
     """Frames and scenes that are in both parts of a split."""
     source = inspection.source
-    for split, parts in sides(source).items():
+    for split, parts in complete_splits(source).items():
         common_rows = sorted(set(parts["train"]) & set(parts["eval"]))
         train, evaluation = (
             {s for row in parts[part] if (s := scene_of(source, row))}

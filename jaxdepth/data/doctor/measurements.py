@@ -91,14 +91,14 @@ def _scale(source: Source, stored: Source | None) -> float | None:
         return None
     for row in _spread(len(source.infos), 8):
         try:
-            both = [
+            metres, values = (
                 next(iter(s.frame(row).depths.values())).astype(np.float64)
                 for s in (source, stored)
-            ]
+            )
         except UserError:
             continue
-        if (valid := both[0] > 0).any():
-            return float(f"{np.median(both[1][valid] / both[0][valid]):.6g}")
+        if (valid := metres > 0).any():
+            return float(f"{np.median(values[valid] / metres[valid]):.6g}")
     return None
 
 
@@ -226,7 +226,7 @@ def inspect(
         fingerprints = _fingerprints_of_all(source.store, progress)
     inspection.compared = len(fingerprints)
     report = functools.partial(progress, "comparing images") if progress else None
-    for name, split in sides(source).items():
+    for name, split in complete_splits(source).items():
         pairs = fingerprints.copies(split["eval"], split["train"], report)
         inspection.copies[name] = pairs
     inspection.copies[None] = fingerprints.copies(range(total), None, report)
@@ -318,16 +318,14 @@ def _spread(total: int, count: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, total - 1, count)})
 
 
-def sides(source: Source) -> dict[str, dict[str, list[int]]]:
-    """The splits with rows for training and for evaluation.
+def complete_splits(source: Source) -> dict[str, dict[str, list[int]]]:
+    """The splits with rows for both training and evaluation.
 
     Without any, sub-folders named train and test, or similar, define one.
     """
-    complete = {
-        name: s for name, s in source.splits().items() if s["train"] and s["eval"]
-    }
-    if complete:
-        return complete
+    named = {k: s for k, s in source.splits().items() if s["train"] and s["eval"]}
+    if named:
+        return named
     parts: dict[str, list[int]] = {"train": [], "eval": []}
     for row, info in enumerate(source.infos):
         words = {word.lower() for word in Path(info.name).parts[:-1]}
@@ -339,7 +337,7 @@ def sides(source: Source) -> dict[str, dict[str, list[int]]]:
 
 
 def scene_of(source: Source, row: int) -> str | None:
-    """The scene of a row, without folders like train/ and a raw folder's letter."""
+    """The scene of a row, without folders such as train/ and the letter of a part."""
     parts = Path(source.infos[row].scene or "").parts
     bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
     return splits.scene_of_folder(bare) or None

@@ -44,7 +44,7 @@ Vec = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class _Hit(NamedTuple):
-    """Ray hits: depth along the optical axis, and the row of the surface."""
+    """Ray hits: depth along the optical axis, and the row of the surface table."""
 
     depth: jax.Array
     row: jax.Array
@@ -120,7 +120,6 @@ def generate(
     *,
     start: int = 0,
     batch: int = 32,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]]:
     """Render frames start, start + 1, ..., start + count - 1 of a seed in batches.
 
@@ -129,7 +128,6 @@ def generate(
       count: total number of frames; the last batch may be smaller than `batch`.
       start: index of the first frame.
       batch: frames per batch, at least 1; does not affect the frames.
-      progress: called after each batch with (frames done, count).
 
     Yields: (rgb, depth) as `render` returns them.
 
@@ -141,8 +139,6 @@ def generate(
     for first in range(0, count, batch):
         done = min(first + batch, count)
         yield render(seed, range(start + first, start + done), size)
-        if progress is not None:
-            progress(done, count)
 
 
 def render_scene(
@@ -312,8 +308,10 @@ def _room(
     )
     row = jnp.where(rays[2] > 0, scene_lib.CEILING, scene_lib.FLOOR)
     depth = jnp.minimum(z, jnp.minimum(x, y))
-    row = jnp.where(x <= depth, jnp.where(rays[0] > 0, 3, 5), row)
-    row = jnp.where((y <= depth) & (x > depth), jnp.where(rays[1] > 0, 4, 2), row)
+    front, right, back, left = (scene_lib.WALLS + k for k in range(4))
+    row = jnp.where(x <= depth, jnp.where(rays[0] > 0, right, left), row)
+    on_y = (y <= depth) & (x > depth)
+    row = jnp.where(on_y, jnp.where(rays[1] > 0, back, front), row)
     return depth, (first + row).astype(jnp.int32)
 
 
