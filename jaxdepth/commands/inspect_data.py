@@ -79,10 +79,8 @@ def command(argv: Sequence[str]) -> int:
     try:
         _draw(out, inspection)
     except OSError as error:
-        path = error.filename or out
-        raise MachineError(
-            f"{path} could not be written: {error.strerror or error}"
-        ) from error
+        path, reason = error.filename or out, error.strerror or error
+        raise MachineError(f"{path} could not be written: {reason}") from error
     if config.export:
         _export(opened.source, Path(config.export), config.depth)
     return cli.OK
@@ -105,43 +103,38 @@ def _check_outputs(config: InspectConfig, out: Path, source: Source) -> None:
 def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
     for note in numbers["notes"]:
         logger.info("note: %s", note)
-    terminal.print_table(*_counts(numbers))
-    if numbers["depth"]["histogram"]:
-        terminal.print_table(*_histogram(numbers["depth"]["histogram"]))
+    _print_counts(numbers)
+    if histogram := numbers["depth"]["histogram"]:
+        _print_histogram(**histogram)
     logger.info("\nfindings")
     for line in lines:
         logger.info("%s", line)
 
 
-def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
+def _print_counts(numbers: dict[str, Any]) -> None:
     depth, scores = numbers["depth"], numbers["alignment"]
-    rows = [
-        ["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"],
-        ["scenes", numbers["scenes"]],
-        *(
-            [f"split {name}", f"{parts['train']} train, {parts['eval']} evaluate"]
-            for name, parts in numbers["splits"].items()
-        ),
-        *([f"frames of {size}", count] for size, count in numbers["sizes"].items()),
-        *([f"depth, {k} [m]", depth[k]] for k in ("min", "median", "max")),
-        *(
-            [f"missing, {kind}", f"mean {m['mean']:.1%}, worst {m['worst']:.1%}"]
-            for kind, m in numbers["missing"].items()
-        ),
-    ]
+    rows = [["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"]]
+    rows.append(["scenes", numbers["scenes"]])
+    for name, parts in numbers["splits"].items():
+        counts = f"{parts['train']} train, {parts['eval']} evaluate"
+        rows.append([f"split {name}", counts])
+    rows += [[f"frames of {size}", n] for size, n in numbers["sizes"].items()]
+    rows += [[f"depth, {k} [m]", depth[k]] for k in ("min", "median", "max")]
+    for kind, missing in numbers["missing"].items():
+        shares = f"mean {missing['mean']:.1%}, worst {missing['worst']:.1%}"
+        rows.append([f"missing, {kind}", shares])
     if scores:
         weakest = scores["weakest"][0]
         rows.append(["weakest pair", f"{weakest['name']} ({weakest['score']:.2f})"])
-    return f"{numbers['name']} ({numbers['format']})", ["", ""], rows
+    terminal.print_table(f"{numbers['name']} ({numbers['format']})", ["", ""], rows)
 
 
-def _histogram(histogram: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    edges, shares = histogram["edges"], histogram["shares"]
+def _print_histogram(edges: Sequence[float], shares: Sequence[float]) -> None:
     rows = [
         [f"{low:6.2f} to {high:6.2f}  {'#' * round(30 * n / max(shares))}", f"{n:.1%}"]
         for low, high, n in zip(edges[:-1], edges[1:], shares, strict=True)
     ]
-    return "", ["depth as read [m]", "pixels"], rows
+    terminal.print_table("", ["depth as read [m]", "pixels"], rows)
 
 
 def _draw(out: Path, inspection: measurements.Inspection) -> None:

@@ -70,9 +70,8 @@ def export(
             raise UserError(f"{source.name}: no frame could be read")
         os.replace(temporary, out)
     except OSError as error:
-        raise MachineError(
-            f"{out} could not be written: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise MachineError(f"{out} could not be written: {reason}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return exported

@@ -139,9 +139,10 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
         yield Finding(level, "unit", evidence, advice)
     else:
         level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
+        name, plausible = unit.name, f"{median * unit.factor:.3g} m"
         evidence = (
-            f"values look like {unit.name}: {span}, 99 % below {high:.3g} m; as {unit.name}"
-            f" the median is {median * unit.factor:.3g} m, plausible for rooms"
+            f"values look like {name}: {span}, 99 % below {high:.3g} m; as {name} the "
+            f"median is {plausible}, plausible for rooms"
         )
         yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[unit.name]))
 

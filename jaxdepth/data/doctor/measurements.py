@@ -56,10 +56,8 @@ def open_data(
     options = options or ReadOptions()
     if is_store(path):
         if data_format != "auto" or options != ReadOptions():
-            raise UserError(
-                f"{path} is a store: --data_format and --depth_scale have no effect "
-                "on it; leave them out"
-            )
+            flags = "--data_format and --depth_scale"
+            raise UserError(f"{path} is a store: leave out {flags}, which don't apply")
         return Opened(Stored(Store.open(path)))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None
@@ -71,9 +69,8 @@ def open_data(
             if options.depth_scale or source is None or not source.eight_bit:
                 raise
             options, assumed = guessed, str(error)
-        stored = _with_scale(
-            path, source.format, dataclasses.replace(options, depth_scale=1.0)
-        )
+        options = dataclasses.replace(options, depth_scale=1.0)
+        stored = _with_scale(path, source.format, options)
     return Opened(source, _scale(source, stored), assumed)
 
 
@@ -297,10 +294,9 @@ def _sheet(inspection: Inspection) -> list[SheetFrame]:
         frame, name = source.frame(row), inspection.name(row)
         depth = frame.depths[source.truths[0]]
         step = max(1, round(max(depth.shape) / SHEET_PIXELS))
+        reduced = np.s_[::step, ::step]
         title = f"{remarks[name]}: {name}" if name in remarks else name
-        sheet.append(
-            SheetFrame(title, frame.rgb[::step, ::step], depth[::step, ::step])
-        )
+        sheet.append(SheetFrame(title, frame.rgb[reduced], depth[reduced]))
     return sheet
 
 
@@ -360,7 +356,7 @@ def _fingerprints_of_all(
 
 def numbers(inspection: Inspection) -> dict[str, Any]:
     """The measurements as a JSON object; depth in metres as read."""
-    source, verdict = inspection.source, inspection.verdict
+    source, name = inspection.source, inspection.name
     sizes = Counter("x".join(map(str, frame.size)) for frame in inspection.frames)
     scenes = {info.scene for info in source.infos} - {None}
     return {
@@ -370,8 +366,8 @@ def numbers(inspection: Inspection) -> dict[str, Any]:
         "looked_at": len(inspection.rows),
         "scenes": len(scenes),
         "splits": {
-            name: {part: len(rows) for part, rows in split.items()}
-            for name, split in source.splits().items()
+            split: {part: len(rows) for part, rows in parts.items()}
+            for split, parts in source.splits().items()
         },
         "sizes": dict(sizes),
         "depth": _depth_numbers(inspection),
@@ -379,9 +375,7 @@ def numbers(inspection: Inspection) -> dict[str, Any]:
             kind: {
                 "mean": float(np.mean(shares)),
                 "worst": max(shares),
-                "worst_frame": inspection.name(
-                    inspection.frames[int(np.argmax(shares))].row
-                ),
+                "worst_frame": name(inspection.frames[int(np.argmax(shares))].row),
             }
             for kind, shares in inspection.missing.items()
             if shares
@@ -390,47 +384,40 @@ def numbers(inspection: Inspection) -> dict[str, Any]:
         "broken": [{"name": n, "reason": r} for n, r in inspection.broken],
         "damaged": inspection.damaged,
         "copies": {
-            name or "within": [
-                [inspection.name(a), inspection.name(b)] for a, b in pairs
-            ]
-            for name, pairs in inspection.copies.items()
+            split or "within": [[name(a), name(b)] for a, b in pairs]
+            for split, pairs in inspection.copies.items()
         },
         "images_compared": inspection.compared,
-        "alignment": None
-        if verdict is None
-        else _alignment_numbers(inspection, verdict),
+        "alignment": _alignment_numbers(inspection),
         "notes": source.notes,
     }
 
 
 def _depth_numbers(inspection: Inspection) -> dict[str, Any]:
     ranges = [frame.range for frame in inspection.frames if frame.range is not None]
+    values = inspection.values
     return {
         "kinds": list(inspection.source.truths),
         "stored_units_per_metre": inspection.opened.scale,
         "min": min((low for low, _ in ranges), default=None),
-        "median": float(np.median(inspection.values))
-        if len(inspection.values)
-        else None,
+        "median": float(np.median(values)) if len(values) else None,
         "max": max((high for _, high in ranges), default=None),
-        "histogram": _histogram(inspection.values),
+        "histogram": _histogram(values),
     }
 
 
-def _alignment_numbers(
-    inspection: Inspection, verdict: alignment.Verdict
-) -> dict[str, Any]:
-    weakest = sorted(inspection.pairs, key=lambda p: p[1].scores[alignment.AS_IS])[:5]
+def _alignment_numbers(inspection: Inspection) -> dict[str, Any] | None:
+    if (verdict := inspection.verdict) is None:
+        return None
+    scores = [(pair.scores[alignment.AS_IS], name) for name, pair in inspection.pairs]
+    weakest = sorted(scores, key=lambda scored: scored[0])[:5]
     return {
         "verdict": verdict.text,
         "shift": list(verdict.shift),
         "scores": verdict.scores,
         "pairs": len(inspection.pairs),
         "misfits": [{"name": name, "how": how} for name, how in inspection.misfits],
-        "weakest": [
-            {"name": name, "score": pair.scores[alignment.AS_IS]}
-            for name, pair in weakest
-        ],
+        "weakest": [{"name": name, "score": score} for score, name in weakest],
     }
 
 

@@ -100,26 +100,21 @@ def render(
     _check_size(size)
     seed = int(seed)
 
-    def frame(index: int) -> tuple[jax.Array, jax.Array]:
+    def render_one(index: int) -> tuple[jax.Array, jax.Array]:
         return render_scene(scene_lib.describe(seed, index), size)
 
     order = [int(index) for index in np.asarray(indices)]
     # Threads, because one frame is too small to use several cores.
     threads = max(1, min(len(order), os.cpu_count() or 1, 16))
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        frames = jax.device_get(list(pool.map(frame, order)))
+        frames = jax.device_get(list(pool.map(render_one, order)))
     rgb = np.array([frame[0] for frame in frames], np.uint8)
     depth = np.array([frame[1] for frame in frames], np.float32)
     return rgb.reshape(-1, *size, 3), depth.reshape(-1, *size)
 
 
 def generate(
-    seed: int,
-    count: int,
-    size: tuple[int, int],
-    *,
-    start: int = 0,
-    batch: int = 32,
+    seed: int, count: int, size: tuple[int, int], *, start: int = 0, batch: int = 32
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]]:
     """Render frames start, start + 1, ..., start + count - 1 of a seed in batches.
 
