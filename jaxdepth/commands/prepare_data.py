@@ -239,7 +239,7 @@ def _print_summary(manifest: dict[str, Any], out: str, counter: FrameCounter) ->
 
 
 def _list(what: str, names: list[str]) -> None:
-    """List the first frames of a kind. A single one is in the notes already."""
+    """List the first names, if there are several; the notes name a single one."""
     if len(names) < 2:
         return
     logger.info("%d frames %s, all named in manifest.json:", len(names), what)

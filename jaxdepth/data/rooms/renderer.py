@@ -41,6 +41,7 @@ _FAR = 1e6
 _ROW_BITS = 63  # The table has 62 rows at most.
 _GAMMA = 1.0 / 2.2
 Vec = tuple[jax.Array, jax.Array, jax.Array]
+Span = tuple[jax.Array, jax.Array]
 
 
 class _Hit(NamedTuple):
@@ -200,14 +201,14 @@ def _dot(a: Iterable[jax.Array], b: Iterable[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, map(operator.mul, a, b))
 
 
-def _slabs(
-    start: Vec, along: Vec, half: jax.Array, axes: Sequence[int] = (0, 1, 2)
-) -> tuple[jax.Array, jax.Array]:
-    """The ray parameters at which a ray enters and leaves a box around the origin.
+# Intersections of rays with primitives around the origin: the ray parameters at which
+# each ray enters and leaves; near > far if it misses.
 
-    Args:
-      axes: those in which the box is bounded.
-    """
+
+def _intersect_box(
+    start: Vec, along: Vec, half: jax.Array, axes: Sequence[int] = (0, 1, 2)
+) -> Span:
+    """The slab method, for a box that is bounded in `axes`."""
     near, far = jnp.float32(-_FAR), jnp.float32(_FAR)
     for i in axes:
         inverse = 1.0 / _safe(along[i])
@@ -216,12 +217,7 @@ def _slabs(
     return near, far
 
 
-def _intersect_box(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    near, far = _slabs(start, along, half)
-    return jnp.where(near < far, near, _FAR)
-
-
-def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> Span:
     """The solutions of a t^2 + 2 b t + c = 0 in order; near > far if there are none."""
     inside = b * b - a * c
     root = jnp.sqrt(jnp.maximum(inside, 0.0))
@@ -230,20 +226,17 @@ def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.where(hit, (-b - root) / a, _FAR), jnp.where(hit, (-b + root) / a, -_FAR)
 
 
-def _intersect_ellipsoid(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    q = [start[i] / half[i] for i in range(3)]
-    w = [along[i] / half[i] for i in range(3)]
-    near, far = _roots(_dot(w, w), _dot(q, w), _dot(q, q) - 1.0)
-    return jnp.where(near < far, near, _FAR)
+def _intersect_ellipsoid(
+    start: Vec, along: Vec, half: jax.Array, axes: Sequence[int] = (0, 1, 2)
+) -> Span:
+    q, w = [start[i] / half[i] for i in axes], [along[i] / half[i] for i in axes]
+    return _roots(_dot(w, w), _dot(q, w), _dot(q, q) - 1.0)
 
 
-def _intersect_cylinder(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    q = [start[i] / half[i] for i in range(2)]
-    w = [along[i] / half[i] for i in range(2)]
-    near, far = _roots(_dot(w, w), _dot(q, w), _dot(q, q) - 1.0)
-    bottom, top = _slabs(start, along, half, axes=(2,))
-    near, far = jnp.maximum(near, bottom), jnp.minimum(far, top)
-    return jnp.where(near < far, near, _FAR)
+def _intersect_cylinder(start: Vec, along: Vec, half: jax.Array) -> Span:
+    near, far = _intersect_ellipsoid(start, along, half, axes=(0, 1))
+    bottom, top = _intersect_box(start, along, half, axes=(2,))
+    return jnp.maximum(near, bottom), jnp.minimum(far, top)
 
 
 def _geometry(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -280,14 +273,15 @@ def _packed(depth: jax.Array, row: jax.Array) -> jax.Array:
     return (lax.bitcast_convert_type(depth, jnp.int32) & ~_ROW_BITS) | row
 
 
-def _key_of(intersect: Callable[[Vec, Vec, jax.Array], jax.Array], position, rays: Vec):
+def _key_of(intersect: Callable[[Vec, Vec, jax.Array], Span], position, rays: Vec):
     """A function that intersects all rays with one primitive; returns packed hits."""
 
     def key(centre, half, yaw, row):
         away = position - centre
         start = _turn(yaw[0], yaw[1], (away[0], away[1], away[2]))
-        t = intersect(start, _turn(yaw[0], yaw[1], rays), half)
-        return _packed(jnp.where(t > 0.02, t, _FAR), row)
+        near, far = intersect(start, _turn(yaw[0], yaw[1], rays), half)
+        hit = (near < far) & (near > 0.02)
+        return _packed(jnp.where(hit, near, _FAR), row)
 
     return key
 
@@ -518,7 +512,7 @@ def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
 
     def light_past(centre, _, yaw, half):
         local = _turn(yaw[0], yaw[1], tuple(start[i] - centre[i] for i in range(3)))
-        near, far = _slabs(local, _turn(yaw[0], yaw[1], to_lamp), half)
+        near, far = _intersect_box(local, _turn(yaw[0], yaw[1], to_lamp), half)
         inside = jnp.minimum(far, 1.0) - jnp.maximum(near, 0.0)
         # 2.5 m is a typical distance to the lamp; it converts the share to metres.
         return 1.0 - jnp.clip(inside / (jnp.min(half) / 2.5 + 1e-3), 0.0, 1.0)
