@@ -139,12 +139,12 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
         yield Finding(level, "unit", evidence, advice)
     else:
         level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
-        name, plausible = unit.name, f"{median * unit.factor:.3g} m"
+        name, metres = unit.name, median * unit.factor
         evidence = (
             f"values look like {name}: {span}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {plausible}, plausible for rooms"
+            f"median is {metres:.3g} m, plausible for rooms"
         )
-        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[unit.name]))
+        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[name]))
 
 
 def _rescaled(inspection: Inspection, units: float | None) -> str:

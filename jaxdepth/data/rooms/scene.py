@@ -628,7 +628,7 @@ class Room:
         self.occupied: list[tuple[float, float, float, float]] = []
         self.lights: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kind = dice.pick(_KIND_OF_DRAW)
-        low, high = _KINDS[self.kind][2:]
+        low, high = _KINDS[self.kind].low, _KINDS[self.kind].high
         # The square of a uniform number, so that small rooms are more frequent.
         self.width, self.depth = (
             low + (high - low) * dice.between(0, 1) ** 2 for _ in range(2)
@@ -676,9 +676,8 @@ class Room:
 
     def furnish(self) -> None:
         """Place the furniture of this kind of room; omits pieces without space."""
-        at_walls, inside, _, _ = _KINDS[self.kind]
-        dice = self.dice
-        for make, share in at_walls:
+        kind, dice = _KINDS[self.kind], self.dice
+        for make, share in kind.walls:
             if dice.chance(share):
                 piece = make(dice)
                 for _ in range(8):
@@ -690,7 +689,7 @@ class Room:
                     away = piece.depth / 2 + dice.between(0.03, 0.07)
                     if self.place(piece, *self.wall(side, along, away)):
                         break
-        for make, share in inside:
+        for make, share in kind.inside:
             if dice.chance(share):
                 piece, turn = make(dice), dice.pick([0.0, 0.0, 0.3, 1.0])
                 for _ in range(8):
