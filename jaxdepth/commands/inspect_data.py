@@ -1,11 +1,11 @@
 """Inspect data before training: units, alignment, copies, splits, broken frames.
 
     jaxdepth inspect-data nyu_depth_v2_labeled.mat
-    jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=found.json
+    jaxdepth inspect-data FOLDER --depth_scale=5000 --frames=0 --json=findings.json
     jaxdepth inspect-data STORE --export=FOLDER
 
-Reads a store, or data of any format. Prints findings and writes images of sample frames
-and of statistics to --out.
+Reads a store, or data of any format. Prints findings and writes two images to --out:
+a contact sheet of sample frames, and statistics.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ CONTACT_SHEET, STATISTICS = "contact_sheet.png", "statistics.png"
 
 @dataclasses.dataclass(frozen=True)
 class InspectConfig:
-    """Check data before training, and print and draw the findings."""
+    """Check data before training; print the findings and draw images of the data."""
 
     data: str = flag(positional=True)
     """A store, or data of any format."""
     out: str | None = None
     """Folder for the images; default: inspections/NAME."""
-    frames: int = measurements.FRAMES
+    frames: int = flag(measurements.FRAMES, at_least=0)
     """Number of frames to inspect, evenly spaced; 0: all."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of the data; auto: recognised by content."""
@@ -55,8 +55,6 @@ class InspectConfig:
 
     def __post_init__(self):
         flags_lib.validate(self)
-        if self.frames < 0:
-            raise UserError(f"--frames={self.frames}: 0 (all) or more")
         if self.depth is not None and self.export is None:
             raise UserError("--depth needs --export=FOLDER: give both")
 
@@ -72,19 +70,17 @@ def command(argv: Sequence[str]) -> int:
     out = Path(config.out or Path("inspections") / name).expanduser()
     _check_outputs(config, out, opened.source)
     progress = terminal.Counter()
-    found = measurements.examine(opened, frames=config.frames, progress=progress)
-    numbers, lines = measurements.numbers(found), findings.of(found)
+    inspection = measurements.inspect(opened, frames=config.frames, progress=progress)
+    numbers, lines = measurements.numbers(inspection), findings.of(inspection)
     _print(numbers, lines)
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
         write_json(config.json, {"findings": listed, **numbers})
     try:
-        _draw(out, found)
+        _draw(out, inspection)
     except OSError as error:
-        path = error.filename or out
-        raise MachineError(
-            f"{path} could not be written: {error.strerror or error}"
-        ) from error
+        path, reason = error.filename or out, error.strerror or error
+        raise MachineError(f"{path} could not be written: {reason}") from error
     if config.export:
         _export(opened.source, Path(config.export), config.depth)
     return cli.OK
@@ -101,80 +97,71 @@ def _check_outputs(config: InspectConfig, out: Path, source: Source) -> None:
     for name in (CONTACT_SHEET, STATISTICS):
         output_files.check_ours(out / name, plots.MAKER, flag="out")
     if config.export:
-        export.checked(source, Path(config.export), config.depth)
+        export.check(source, Path(config.export), config.depth)
 
 
 def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:
     for note in numbers["notes"]:
         logger.info("note: %s", note)
-    terminal.print_table(*_counts(numbers))
-    if numbers["depth"]["histogram"]:
-        terminal.print_table(*_histogram(numbers["depth"]["histogram"]))
+    _print_counts(numbers)
+    if histogram := numbers["depth"]["histogram"]:
+        _print_histogram(**histogram)
     logger.info("\nfindings")
     for line in lines:
         logger.info("%s", line)
 
 
-def _counts(numbers: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    depth, fit = numbers["depth"], numbers["alignment"]
-    rows = [
-        ["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"],
-        ["scenes", numbers["scenes"]],
-        *(
-            [f"split {name}", f"{parts['train']} train, {parts['eval']} evaluate"]
-            for name, parts in numbers["splits"].items()
-        ),
-        *([f"frames of {size}", count] for size, count in numbers["sizes"].items()),
-        *([f"depth, {k} [m]", depth[k]] for k in ("min", "median", "max")),
-        *(
-            [f"missing, {kind}", f"mean {m['mean']:.1%}, worst {m['worst']:.1%}"]
-            for kind, m in numbers["missing"].items()
-        ),
-    ]
-    if fit:
-        weakest = fit["weakest"][0]
+def _print_counts(numbers: dict[str, Any]) -> None:
+    depth, scores = numbers["depth"], numbers["alignment"]
+    rows = [["frames", f"{numbers['frames']}, inspected {numbers['looked_at']}"]]
+    rows.append(["scenes", numbers["scenes"]])
+    for name, parts in numbers["splits"].items():
+        counts = f"{parts['train']} train, {parts['eval']} evaluate"
+        rows.append([f"split {name}", counts])
+    rows += [[f"frames of {size}", n] for size, n in numbers["sizes"].items()]
+    rows += [[f"depth, {k} [m]", depth[k]] for k in ("min", "median", "max")]
+    for kind, missing in numbers["missing"].items():
+        shares = f"mean {missing['mean']:.1%}, worst {missing['worst']:.1%}"
+        rows.append([f"missing, {kind}", shares])
+    if scores:
+        weakest = scores["weakest"][0]
         rows.append(["weakest pair", f"{weakest['name']} ({weakest['score']:.2f})"])
-    return f"{numbers['name']} ({numbers['format']})", ["", ""], rows
+    terminal.print_table(f"{numbers['name']} ({numbers['format']})", ["", ""], rows)
 
 
-def _histogram(histogram: dict[str, Any]) -> tuple[str, list[str], list[list[Any]]]:
-    edges, shares = histogram["edges"], histogram["shares"]
+def _print_histogram(edges: Sequence[float], shares: Sequence[float]) -> None:
     rows = [
         [f"{low:6.2f} to {high:6.2f}  {'#' * round(30 * n / max(shares))}", f"{n:.1%}"]
         for low, high, n in zip(edges[:-1], edges[1:], shares, strict=True)
     ]
-    return "", ["depth as read [m]", "pixels"], rows
+    terminal.print_table("", ["depth as read [m]", "pixels"], rows)
 
 
-def _draw(out: Path, found: measurements.Examination) -> None:
+def _draw(out: Path, inspection: measurements.Inspection) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    name, shown = found.source.name, found.shown
-    if shown:
+    name, sheet = inspection.source.name, inspection.sheet
+    if sheet:
         plots.contact_sheet(
             out / CONTACT_SHEET,
-            rgb=[s.rgb for s in shown],
-            depth=[s.depth for s in shown],
-            names=[s.name for s in shown],
-            title=f"{name}: {len(shown)} of {len(found.source.infos)} frames",
+            rgb=[frame.rgb for frame in sheet],
+            depth=[frame.depth for frame in sheet],
+            names=[frame.title for frame in sheet],
+            title=f"{name}: {len(sheet)} of {len(inspection.source.infos)} frames",
         )
-    missing = {
-        kind: [k.kinds[kind] for k in found.looks if kind in k.kinds]
-        for kind in found.source.truths
-    }
-    verdict = found.verdict
+    verdict = inspection.verdict
     plots.statistics(
         out / STATISTICS,
-        depth=found.values,
-        missing=missing,
+        depth=inspection.values,
+        missing=inspection.missing,
         surface=None if verdict is None else verdict.surface,
         reach=alignment.REACH * (verdict.cell if verdict else 1),
-        title=f"{name}: {len(found.looks)} frames",
+        title=f"{name}: {len(inspection.frames)} frames",
     )
     logger.info("\nimages: %s", out)
 
 
 def _export(source: Source, out: Path, depth: str | None) -> None:
-    done = export.export(source, out, depth=depth, progress=terminal.Counter())
-    for name, reason in done.broken:
+    exported = export.export(source, out, depth=depth, progress=terminal.Counter())
+    for name, reason in exported.broken:
         logger.warning("left out: %s (%s)", name, reason)
-    logger.info("exported to %s: %s", out, done.text)
+    logger.info("exported to %s: %s", out, exported.text)

@@ -53,7 +53,7 @@ class PrepareConfig:
     every: int = flag(1, at_least=1)
     """Keep every Nth frame of a recorded sequence."""
     doubles: Literal["drop", "keep"] = "drop"
-    """Images of a raw dump that are matched with several depth maps."""
+    """Whether to drop images of a raw dump that match several depth maps."""
     max_gap: float | None = flag(None, above=0)
     """Maximum time between image and depth in a raw dump, seconds."""
     variant: Literal["B", "A"] = "B"
@@ -77,13 +77,12 @@ class PrepareConfig:
     def __post_init__(self):
         flags_lib.validate(self)
         if self.max_depth > 65.535:
-            raise UserError(
-                f"--max_depth={self.max_depth}: at most 65.535 m, what uint16 mm hold"
-            )
+            limit = "at most 65.535 m, the largest depth of 16 bits in millimetres"
+            raise UserError(f"--max_depth={self.max_depth}: {limit}")
 
     @property
     def read_options(self) -> ReadOptions:
-        """The flags that concern reading."""
+        """The flags that are read options."""
         names = [field.name for field in dataclasses.fields(ReadOptions)]
         return ReadOptions(**{name: getattr(self, name) for name in names})
 
@@ -95,17 +94,14 @@ def command(argv: Sequence[str]) -> int:
     source = open_source(
         path, data_format=flags.data_format, options=flags.read_options
     )
-    job = Job(
-        source,
-        Packing(
-            size=config.parse_size(flags.size),
-            mask_extremes=flags.mask_extremes,
-            max_depth=flags.max_depth,
-            keep_full=flags.keep_full,
-            skip_wrong=True,
-        ),
-        flags.read_options,
+    packing = Packing(
+        size=config.parse_size(flags.size),
+        mask_extremes=flags.mask_extremes,
+        max_depth=flags.max_depth,
+        keep_full=flags.keep_full,
+        skip_wrong=True,
     )
+    job = Job(source, packing, flags.read_options)
     _describe(job)
     if flags.dry_run:
         for note in source.notes:
@@ -113,10 +109,8 @@ def command(argv: Sequence[str]) -> int:
         _print_sizes(job, out)
         return cli.OK
     if (manifest := job.finished(out)) is not None:
-        logger.info(
-            "%s holds these data already, with the same options: nothing to do",
-            out,
-        )
+        done = "holds these data already, with the same options: nothing to do"
+        logger.info("%s %s", out, done)
     else:
         counter = FrameCounter()
         workers = choose_workers(job) if flags.workers == "auto" else flags.workers
@@ -127,7 +121,7 @@ def command(argv: Sequence[str]) -> int:
 
 
 def _source_and_output(flags: PrepareConfig) -> tuple[str, str]:
-    """Return SOURCE and OUT. Raises UserError if they don't fit together."""
+    """Return SOURCE and OUT. Raises UserError if they can't be used together."""
     if len(flags.files) != 2 and not (flags.dry_run and len(flags.files) == 1):
         raise UserError(f"give SOURCE OUT: {len(flags.files)} names were given")
     path, out = flags.files[0], flags.files[-1] if len(flags.files) == 2 else "OUT"
@@ -138,10 +132,8 @@ def _source_and_output(flags: PrepareConfig) -> tuple[str, str]:
     if not remote.is_remote(out):
         folder, root = staging.resolve_output(out, what="OUT"), Path(path)
         if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
-            raise UserError(
-                f"{out} is inside {path}, where its arrays would be read as data: name "
-                "a folder outside"
-            )
+            problem = f"is inside {path}, where its arrays would be read as data"
+            raise UserError(f"{out} {problem}: name a folder outside")
     return path, out
 
 
@@ -159,9 +151,9 @@ def choose_workers(job: Job) -> int:
     began = time.monotonic()
     for row in rows[1:]:
         job.try_row(row)
-    alone = (time.monotonic() - began) / max(1, len(rows) - 1) * frames
-    with_workers = START_SECONDS + max(alone / cpus, RETURN_SECONDS * frames)
-    return cpus if cpus > 1 and with_workers < alone else 0
+    serial = (time.monotonic() - began) / max(1, len(rows) - 1) * frames
+    parallel = START_SECONDS + max(serial / cpus, RETURN_SECONDS * frames)
+    return cpus if cpus > 1 and parallel < serial else 0
 
 
 class FrameCounter(terminal.Counter):
@@ -191,42 +183,28 @@ def _describe(job: Job) -> None:
         " and ".join(source.truths),
     )
     for name, rows in job.splits.items():
-        logger.info(
-            "split %s: %d train, %d evaluate",
-            name,
-            len(rows["train"]),
-            len(rows["eval"]),
-        )
+        train, evaluation = len(rows["train"]), len(rows["eval"])
+        logger.info("split %s: %d train, %d evaluate", name, train, evaluation)
 
 
 def _print_sizes(job: Job, out: str) -> None:
     """Print a table of the sizes that would be written, MiB by kind."""
-    height, width = job.packing.size
-    rows = [_sizes(f"{height}x{width}", job, len(job.source.infos), height * width)]
+    kinds = job.source.truths
+    stored = [(job.packing.size, "", len(job.source.infos))]
     if job.full_rows:
-        height, width = _full_size(job)
-        size = f"{height}x{width} (full size)"
-        rows.append(_sizes(size, job, len(job.full_rows), height * width))
+        stored.append((_full_size(job), " (full size)", len(job.full_rows)))
+    rows: list[list[Any]] = []
+    for (height, width), note, count in stored:
+        mib = count * height * width / 2**20  # of one byte per pixel
+        columns = [3 * mib, *(2 * mib for _ in kinds)]
+        rows.append([f"{height}x{width}{note}", count, *columns, sum(columns)])
     total = [sum(column) for column in zip(*(row[2:] for row in rows), strict=True)]
-    rows.append(["together", "", *total])
+    rows.append(["total", "", *total])
     terminal.print_table(
         f"size of {out}, if all frames are readable and as large as the first one",
-        [
-            "frames of",
-            "number",
-            *(f"{k} MiB" for k in ("rgb", *job.source.truths)),
-            "MiB",
-        ],
+        ["frames of", "number", "rgb MiB", *(f"{kind} MiB" for kind in kinds), "MiB"],
         [[f"{x:.1f}" if isinstance(x, float) else x for x in row] for row in rows],
     )
-
-
-def _sizes(name: str, job: Job, count: int, pixels: int) -> list[Any]:
-    mib = [
-        count * pixels * bytes_per_pixel / 2**20
-        for bytes_per_pixel in (3, *(2 for _ in job.source.truths))
-    ]
-    return [name, count, *mib, sum(mib)]
 
 
 def _full_size(job: Job) -> tuple[int, int]:
@@ -261,7 +239,7 @@ def _print_summary(manifest: dict[str, Any], out: str, counter: FrameCounter) ->
 
 
 def _list(what: str, names: list[str]) -> None:
-    """List the first frames of a kind. A single one is in the notes already."""
+    """List the first names, if there are several; the notes name a single one."""
     if len(names) < 2:
         return
     logger.info("%d frames %s, all named in manifest.json:", len(names), what)

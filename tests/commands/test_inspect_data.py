@@ -59,13 +59,15 @@ def test_findings_are_printed_drawn_and_written(pairs, tmp_path, output):
     }
     report = json.loads((tmp_path / "f.json").read_text())
     first = report["findings"][0]
-    assert first["level"] == "problem" and first["what"] == "frames without truth"
+    assert (
+        first["level"] == "problem" and first["what"] == "frames without ground truth"
+    )
     assert report["no_truth"] == ["rgb/2.png"] and report["frames"] == 8
     assert report["depth"]["stored_units_per_metre"] == 1000
     assert report["alignment"]["verdict"] == "aligned"
     assert sum(report["depth"]["histogram"]["shares"]) == pytest.approx(1, abs=0.01)
     text = "\n".join(output)
-    assert "problem  frames without truth: 1 of 8: rgb/2.png" in text
+    assert "problem  frames without ground truth: 1 of 8: rgb/2.png" in text
     assert "['frames', '8, inspected 8']" in text and "96x128" in text
     assert all("\n" not in line.strip("\n") for line in output)
 
@@ -104,7 +106,7 @@ def no_work(*args, **kwargs):
 
 
 def test_mistakes_are_reported_before_the_inspection(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
+    monkeypatch.setattr(inspect_data.measurements, "inspect", no_work)
     with pytest.raises(UserError, match="no such file"):
         inspect(tmp_path / "gone")
     with pytest.raises(UserError, match="--frames=-1"):
@@ -127,7 +129,7 @@ def test_mistakes_are_reported_before_the_inspection(pairs, tmp_path, monkeypatc
 
 
 def test_existing_files_are_not_overwritten(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_data.measurements, "examine", no_work)
+    monkeypatch.setattr(inspect_data.measurements, "inspect", no_work)
     file, folder = tmp_path / "file", tmp_path / "folder"
     folder.mkdir()
     existing = [file, folder / "statistics.png"]

@@ -1,7 +1,7 @@
 """Alignment of depth with its image, by correlation of their edges.
 
-An edge map is complex: its magnitude grows from 0 to 1 with that of the gradient, and
-its angle is twice that of the gradient, so that edges from dark to light and from light
+An edge map is complex. Its magnitude grows from 0 to 1 with the gradient's magnitude.
+Its angle is twice the gradient's angle, so that edges from dark to light and from light
 to dark are equal. The score of a pair is the correlation of its two maps: 1 for equal
 maps, about 0 for unrelated ones, because crossing edges cancel matching ones.
 
@@ -22,17 +22,17 @@ CELLS = 320  # approximate longer side at which edges are compared
 REACH = 8  # largest shift that is searched in each direction, cells
 NEAR = 1  # largest shift that counts as aligned, cells
 LIGHT = 12.0  # edge strength in the image, grey levels per two cells
-JUMP = 0.08  # edge strength in depth, log depth per two cells; floors are below it
+JUMP = 0.08  # edge strength in depth, log depth per two cells; floors have less
 WEAK = 0.25  # share of the mean score below which a pair is a misfit
 EDGES = 1e-3  # smallest share of cells with edges that can be compared
 ALIGNED, UNRELATED, SHIFTED = "aligned", "no relation", "shifted"
 AS_IS = "as is"
 # The edge maps of flipped and rotated depth, with doubled angles.
-TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+ORIENTATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     AS_IS: lambda edges: edges,
     "mirrored": lambda edges: np.conj(edges[:, ::-1]),
     "upside down": lambda edges: np.conj(edges[::-1]),
-    "turned by 180 degrees": lambda edges: edges[::-1, ::-1],
+    "rotated by 180 degrees": lambda edges: edges[::-1, ::-1],
 }
 
 
@@ -55,16 +55,16 @@ class Pair:
     """Alignment scores of one frame.
 
     Attributes:
-      turns: best score within `NEAR` cells, for each of `TURNS`.
+      scores: best score within `NEAR` cells, for each of `ORIENTATIONS`.
       peak: best score of unchanged depth within `REACH` cells.
       shift: (dy, dx) at the peak: pixels by which depth is down and right of the image.
       noise: standard deviation of the score over all shifts.
       others: scores of the image with depth of other frames.
-      surfaces: score at every shift within `REACH`, for each of `TURNS`.
+      surfaces: score at every shift within `REACH`, for each of `ORIENTATIONS`.
       cell: side of a cell, pixels.
     """
 
-    turns: dict[str, float]
+    scores: dict[str, float]
     peak: float
     shift: tuple[int, int]
     noise: float
@@ -74,21 +74,16 @@ class Pair:
 
     @property
     def verdict(self) -> str:
-        """`ALIGNED` unless the scores clearly show a turn, `SHIFTED` or `UNRELATED`."""
-        unchanged = self.turns[AS_IS]
-        turn = max(self.turns, key=lambda name: self.turns[name])
-        if self.turns[turn] > max(1.25 * unchanged, 3 * self.noise):
-            return turn
-        if self.peak > max(1.5 * unchanged, 3 * self.noise) and self._is_far():
+        """The best orientation if it is clear, `SHIFTED`, `UNRELATED` or `ALIGNED`."""
+        unchanged = self.scores[AS_IS]
+        best = max(self.scores, key=lambda name: self.scores[name])
+        if self.scores[best] > max(1.25 * unchanged, 3 * self.noise):
+            return best
+        is_far = max(map(abs, self.shift)) > NEAR * self.cell
+        if is_far and self.peak > max(1.5 * unchanged, 3 * self.noise):
             return SHIFTED
-        if unchanged < 3 * self.noise and unchanged < max(
-            self.others, default=math.inf
-        ):
-            return UNRELATED
-        return ALIGNED
-
-    def _is_far(self) -> bool:
-        return max(map(abs, self.shift)) > NEAR * self.cell
+        largest = max(self.others, default=math.inf)
+        return UNRELATED if unchanged < min(3 * self.noise, largest) else ALIGNED
 
 
 def edges_of(
@@ -112,19 +107,18 @@ def edges_of(
 
 
 def compare(edges: Edges, others: Sequence[Edges] = ()) -> Pair:
-    """Score unchanged, turned and shifted depth, and the depth of other frames."""
+    """Score depth as is, flipped, rotated or shifted, and depth of other frames."""
     image = np.fft.fft2(edges.image).conj()
     scores = {
-        name: np.fft.ifft2(image * np.fft.fft2(turned(edges.depth))).real
-        for name, turned in TURNS.items()
+        name: np.fft.ifft2(image * np.fft.fft2(orient(edges.depth))).real
+        for name, orient in ORIENTATIONS.items()
     }
     surfaces = {name: _within(score, REACH) for name, score in scores.items()}
-    peak = np.unravel_index(surfaces[AS_IS].argmax(), surfaces[AS_IS].shape)
-    dy, dx = ((int(k) - REACH) * edges.cell for k in peak)
+    dy, dx = _peak(surfaces[AS_IS])
     return Pair(
-        turns={name: float(_within(s, NEAR).max()) for name, s in scores.items()},
+        scores={name: float(_within(s, NEAR).max()) for name, s in scores.items()},
         peak=float(surfaces[AS_IS].max()),
-        shift=(dy, dx),
+        shift=(dy * edges.cell, dx * edges.cell),
         noise=float(scores[AS_IS].std()),
         others=tuple(
             _score(edges.image, other.depth)
@@ -144,8 +138,8 @@ class Verdict:
 
     Attributes:
       kind: as `Pair.verdict`.
-      shift: (dy, dx) pixels of the best turn, as `Pair.shift`.
-      scores: mean scores by turn, "shifted", and "other frames" if compared.
+      shift: (dy, dx) pixels of the best orientation, as `Pair.shift`.
+      scores: mean scores by orientation, "shifted", and "other frames" if compared.
       surface: mean score of unchanged depth at every shift.
       cell: mean side of a cell, pixels.
     """
@@ -160,15 +154,17 @@ class Verdict:
     def text(self) -> str:
         return _text(self.kind, self.shift)
 
-    def how(self, pair: Pair) -> str:
+    def misfit(self, pair: Pair) -> str:
         """How a pair differs from this verdict; "" if it does not."""
         if self.kind in (SHIFTED, UNRELATED):
             return ""  # single pairs are not distinct enough in these cases
         if pair.verdict != self.kind:
             return _text(pair.verdict, pair.shift)
-        turn = AS_IS if self.kind == ALIGNED else self.kind
-        weak = pair.turns[turn] < WEAK * self.scores[turn]
-        return f"low score {pair.turns[turn]:.2f}" if weak else ""
+        orientation = AS_IS if self.kind == ALIGNED else self.kind
+        score = pair.scores[orientation]
+        return (
+            f"low score {score:.2f}" if score < WEAK * self.scores[orientation] else ""
+        )
 
 
 def _text(kind: str, shift: tuple[int, int]) -> str:
@@ -180,8 +176,8 @@ class Pool:
 
     def __init__(self):
         self.count, self._noise, self._cells = 0, 0.0, 0
-        self._turns = dict.fromkeys(TURNS, 0.0)
-        self._surfaces = {name: np.zeros((2 * REACH + 1,) * 2) for name in TURNS}
+        self._scores = dict.fromkeys(ORIENTATIONS, 0.0)
+        self._surfaces = dict.fromkeys(ORIENTATIONS, np.zeros((2 * REACH + 1,) * 2))
         self._others: list[float] = []
 
     def add(self, pair: Pair) -> None:
@@ -189,44 +185,34 @@ class Pool:
         self._noise += pair.noise
         self._cells += pair.cell
         self._others.extend(pair.others[:8])
-        for name in TURNS:
-            self._turns[name] += pair.turns[name]
-            self._surfaces[name] += pair.surfaces[name]
+        for name in ORIENTATIONS:
+            self._scores[name] += pair.scores[name]
+            self._surfaces[name] = self._surfaces[name] + pair.surfaces[name]
 
     def verdict(self) -> Verdict | None:
         """The verdict over all pairs; None without pairs."""
         if not self.count:
             return None
         means = {name: s / self.count for name, s in self._surfaces.items()}
-        turn = max(means, key=lambda name: means[name].max())
-        if means[turn].max() < 1.25 * means[AS_IS].max():
-            turn = AS_IS
-        surface, cell = means[turn], round(self._cells / self.count)
-        peak = float(surface.max())
-        dy, dx = (
-            int(k) - REACH for k in np.unravel_index(surface.argmax(), surface.shape)
-        )
-        centre = surface[
-            REACH - NEAR : REACH + NEAR + 1, REACH - NEAR : REACH + NEAR + 1
-        ]
-        kind = ALIGNED if turn == AS_IS else turn
+        best = max(means, key=lambda name: means[name].max())
+        if means[best].max() < 1.25 * means[AS_IS].max():
+            best = AS_IS
+        surface, cell = means[best], round(self._cells / self.count)
+        peak, (dy, dx) = float(surface.max()), _peak(surface)
+        near = slice(REACH - NEAR, REACH + NEAR + 1)
+        kind = ALIGNED if best == AS_IS else best
         # Registration is off by one or two cells in good data sets, too.
-        if turn == AS_IS and max(abs(dy), abs(dx)) > 2 and centre.max() < 0.85 * peak:
+        is_far = max(abs(dy), abs(dx)) > 2 and surface[near, near].max() < 0.85 * peak
+        if best == AS_IS and is_far:
             kind = SHIFTED
-        if not self._is_above_chance(peak):
-            kind = UNRELATED
-        scores = {name: total / self.count for name, total in self._turns.items()}
+        scores = {name: total / self.count for name, total in self._scores.items()}
         scores[SHIFTED] = float(means[AS_IS].max())
         if self._others:
             scores["other frames"] = float(np.mean(self._others))
-        shift = (dy * cell, dx * cell)
-        return Verdict(kind, shift, scores, means[AS_IS], cell)
-
-    def _is_above_chance(self, peak: float) -> bool:
-        """Whether the peak exceeds chance and the scores of other frames."""
-        noise = self._noise / self.count
-        others = float(np.mean(self._others)) if self._others else 0.0
-        return peak > (1 + 2.5 / math.sqrt(self.count)) * noise and peak > 1.3 * others
+        noise = (1 + 2.5 / math.sqrt(self.count)) * self._noise / self.count
+        if peak <= max(noise, 1.3 * scores.get("other frames", 0.0)):
+            kind = UNRELATED
+        return Verdict(kind, (dy * cell, dx * cell), scores, means[AS_IS], cell)
 
 
 def _means(values: np.ndarray, cell: int) -> np.ndarray:
@@ -263,6 +249,12 @@ def _within(score: np.ndarray, reach: int) -> np.ndarray:
     shifts = np.arange(-reach, reach + 1)
     rows, columns = (shifts % n for n in score.shape)
     return score[np.ix_(rows, columns)]
+
+
+def _peak(surface: np.ndarray) -> tuple[int, int]:
+    """The shift (dy, dx), in cells, of the largest score of a surface."""
+    row, column = np.unravel_index(surface.argmax(), surface.shape)
+    return int(row) - REACH, int(column) - REACH
 
 
 def _score(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,9 +1,9 @@
 """Detection of copies of images by 64-bit hashes and thumbnails.
 
 Two images are copies if their hashes differ in few bits and their thumbnails correlate.
-Images that were encoded again, scaled or brightened are detected; images cropped by
-more than a hundredth may not be. Among the 795 official training frames, no two hashes
-differ in fewer than 10 bits, and no two thumbnails correlate by more than 0.84.
+Re-encoded, scaled and brightened images are detected; images cropped by more than 1 %
+may not be. Among the 795 official training frames, no two hashes differ in fewer than
+10 bits, and no two thumbnails correlate by more than 0.84.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ BITS = 10  # largest number of different bits, of 64, in hashes of copies
 ALIKE = 0.9  # smallest correlation of thumbnails of copies
 FLAT = 2.0  # standard deviation in grey levels below which an image is ignored
 SIZE = (24, 32)  # thumbnails, rows and columns
-BLOCK = 1024  # images that are compared with all others at a time
+BLOCK = 1024  # images compared with all others at once
 
 
 def thumbnail(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "24 32"]:
@@ -35,18 +35,18 @@ _LOWEST = (
 )
 
 
-class Prints:
+class Fingerprints:
     """Hashes and thumbnails of images, by row."""
 
     def __init__(self):
         self._codes: dict[int, np.uint64] = {}
-        self._small: dict[int, np.ndarray] = {}
+        self._thumbnails: dict[int, np.ndarray] = {}
 
     def add(self, row: int, rgb: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Add an image. Images of nearly one brightness are ignored."""
+        """Add an image. Images of nearly uniform brightness are ignored."""
         small = thumbnail(rgb)
         if small.std() >= FLAT:
-            self._codes[row], self._small[row] = hash64(rgb), small
+            self._codes[row], self._thumbnails[row] = hash64(rgb), small
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -60,7 +60,7 @@ class Prints:
         """Pairs (row, row that it is a copy of) for `rows` that are copies.
 
         Args:
-          among: rows to search; None: the rows before it in `rows`.
+          among: rows to search; None: for each row, the rows before it in `rows`.
           progress: called with (done, total).
         """
         rows = [row for row in rows if row in self._codes]
@@ -85,9 +85,8 @@ class Prints:
         return copies
 
     def _alike(self, row: int, other: int) -> bool:
-        a, b = (self._small[r].astype(np.float32) for r in (row, other))
-        a, b = a - a.mean(), b - b.mean()
-        return bool((a * b).sum() >= ALIKE * np.linalg.norm(a) * np.linalg.norm(b))
+        pair = [self._thumbnails[r].ravel() for r in (row, other)]
+        return bool(np.corrcoef(pair)[0, 1] >= ALIKE)
 
 
 def _areas(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -38,10 +38,9 @@ class Exported:
 
     @property
     def text(self) -> str:
-        total = self.sizes.total()
-        sizes = ", ".join(f"{n} of {size}" for size, n in self.sizes.items())
+        sizes = "".join(f", {n} of {size}" for size, n in self.sizes.items())
         reduced = f"; {self.reduced} at training size, because the store has no other"
-        return f"{total} frames, {sizes}{reduced if self.reduced else ''}"
+        return f"{self.sizes.total()} frames{sizes}{reduced if self.reduced else ''}"
 
 
 def export(
@@ -53,8 +52,8 @@ def export(
 ) -> Exported:
     """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
-    The folder can be opened as a source with the same frames, to the millimetre; depth
-    is clipped at 65.535 m.
+    The folder can be opened as a source of the same frames, with depth rounded to
+    millimetres and clipped at 65.535 m.
 
     Args:
       depth: "filled" or "raw"; default: the first kind of the source.
@@ -62,53 +61,56 @@ def export(
     Raises: UserError if `out` is not empty, depth of that kind does not exist, or no
       frame can be read; MachineError if storage fails.
     """
-    kind, out = checked(source, out, depth)
-    part = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
+    kind, out = check(source, out, depth)
+    temporary = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
-        part.mkdir(parents=True)
-        done = _write(source, part, kind, progress)
-        if not done.sizes:
+        temporary.mkdir(parents=True)
+        exported = _write(source, temporary, kind, progress)
+        if not exported.sizes:
             raise UserError(f"{source.name}: no frame could be read")
-        os.replace(part, out)
+        os.replace(temporary, out)
     except OSError as error:
-        raise MachineError(
-            f"{out} could not be written: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or error
+        raise MachineError(f"{out} could not be written: {reason}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return done
+        shutil.rmtree(temporary, ignore_errors=True)
+    return exported
 
 
-def checked(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
+def check(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
     """Check the arguments of `export`; returns the kind of depth and the folder."""
     kind = depth or source.truths[0]
     if kind not in source.truths:
-        have = " and ".join(source.truths)
-        raise UserError(f"--depth={kind}: {source.name} has only {have} depth")
+        kinds = " and ".join(source.truths)
+        raise UserError(f"--depth={kind}: {source.name} has only {kinds} depth")
     out = staging.resolve_output(out, what="folder")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not empty: name another folder")
+        raise UserError(f"--export={out} exists and is not empty: name another folder")
     return kind, out
 
 
-def _write(source: Source, part: Path, kind: str, progress: Progress | None):
-    done, total = Exported(), len(source.infos)
+def _write(
+    source: Source, temporary: Path, kind: str, progress: Progress | None
+) -> Exported:
+    exported, total = Exported(), len(source.infos)
     for row, name in enumerate(_names(source.infos)):
         try:
             frame = source.frame(row)
         except UserError as error:
-            done.broken.append((source.infos[row].name, " ".join(str(error).split())))
+            reason = " ".join(str(error).split())
+            exported.broken.append((source.infos[row].name, reason))
             continue
-        image, truth = (part / what / f"{name}.png" for what in ("rgb", "depth"))
-        for file in (image, truth):
+        image, depth = (temporary / what / f"{name}.png" for what in ("rgb", "depth"))
+        for file in (image, depth):
             file.parent.mkdir(parents=True, exist_ok=True)
         _save_rgb(image, frame.rgb)
-        plots.save_depth_png16(truth, frame.depths[kind])
-        done.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
-        done.reduced += isinstance(source, Stored) and not source.store.has_full(row)
+        plots.save_depth_png16(depth, frame.depths[kind])
+        exported.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
+        if isinstance(source, Stored) and not source.store.has_full(row):
+            exported.reduced += 1
         if progress is not None:
             progress(f"exporting {source.name}", row + 1, total)
-    return done
+    return exported
 
 
 def _save_rgb(path: Path, rgb: np.ndarray) -> None:

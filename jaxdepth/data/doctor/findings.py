@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
 from jaxdepth.data.doctor import alignment
-from jaxdepth.data.doctor.measurements import Examination, scene_of, sides
+from jaxdepth.data.doctor.measurements import Inspection, complete_splits, scene_of
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources.stored import Stored
 
@@ -17,7 +17,7 @@ Level = Literal["problem", "warning", "ok"]
 # Plausible median depth of rooms, metres: NYU's training frames 2.4, a desk 0.8.
 ROOMS = (0.6, 8.0)
 ROOM = 2.5  # typical median, metres
-SMALL_ROOM = 1.2  # metres; in every room some depth is larger
+SMALL_ROOM = 1.2  # metres; smallest 99th percentile of depth in a room
 # Stored units per metre of common units of depth.
 UNITS = {
     "metres": 1.0,
@@ -55,15 +55,14 @@ class Finding:
         return f"{self.level:7}  {self.what}: {self.evidence}{tail}"
 
 
-def of(found: Examination) -> list[Finding]:
-    """All findings of an examination, the most severe first."""
-    rules: Sequence[Callable[[Examination], Iterator[Finding]]] = (
+def of(inspection: Inspection) -> list[Finding]:
+    """All findings of an inspection, the most severe first."""
+    rules: Sequence[Callable[[Inspection], Iterator[Finding]]] = (
         _unit, _steps, _kinds, _far, _empty, _broken, _damaged, _left_out, _sizes,
-        _alignment, _scenes, _test_scenes, _copies, _copies_within,
+        _alignment, _scenes, _test_scenes, _copies,
     )  # fmt: skip
-    order = ("problem", "warning", "ok")
-    every = [finding for rule in rules for finding in rule(found)]
-    return sorted(every, key=lambda finding: order.index(finding.level))
+    every = [finding for rule in rules for finding in rule(inspection)]
+    return sorted(every, key=lambda finding: get_args(Level).index(finding.level))
 
 
 def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
@@ -76,98 +75,84 @@ def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
 
     Returns: a name in `UNITS`; None if no unit gives a plausible median.
     """
-    readings = {name: median / units for name, units in UNITS.items()}
+    medians = {name: median / units for name, units in UNITS.items()}
     if not whole or largest > 255:
-        del readings["8-bit codes of which 255 is 10 m"]
-    rooms = {n: m for n, m in readings.items() if ROOMS[0] <= m <= ROOMS[1]}
-    return min(rooms, key=lambda n: abs(math.log(rooms[n] / ROOM)), default=None)
+        del medians["8-bit codes of which 255 is 10 m"]
+    names = [name for name, m in medians.items() if ROOMS[0] <= m <= ROOMS[1]]
+    return min(names, key=lambda n: abs(math.log(medians[n] / ROOM)), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class DepthUnit:
     """The unit of the depth.
 
     Attributes:
       scale: stored units per metre with which depth was read.
-      fits: whether the median, read with this scale, is plausible for rooms.
-      unit: a name in `UNITS` that gives a plausible median if `scale` does not.
+      plausible: whether the median, read with this scale, is plausible for rooms.
+      name: in `UNITS`, a unit that gives a plausible median if `scale` does not.
     """
 
     scale: float
-    fits: bool
-    unit: str | None
+    plausible: bool
+    name: str | None
 
     @property
     def factor(self) -> float:
-        """The factor from depth as read to metres in `unit`."""
-        return self.scale / UNITS[self.unit] if self.unit else 1.0
+        """The factor from depth as read to metres in that unit."""
+        return self.scale / UNITS[self.name] if self.name else 1.0
 
 
-def reading_of(found: Examination) -> Reading:
+def unit_of(inspection: Inspection) -> DepthUnit:
     """The unit of the sampled depth. Needs at least one value."""
-    values = found.values
-    scale, median = found.opened.scale or _fixed_scale(found), float(np.median(values))
+    values, median = inspection.values, float(np.median(inspection.values))
+    fixed_scale = 1000.0 if isinstance(inspection.source, Stored) else 1.0
+    scale = inspection.opened.scale or fixed_scale
     if ROOMS[0] <= median <= ROOMS[1]:
-        return Reading(scale, True, None)
+        return DepthUnit(scale, True, None)
     stored = values.astype(np.float64) * scale
     whole = bool((np.abs(stored - np.round(stored)) < 0.02).all())
     unit = guess_unit(median * scale, whole=whole, largest=float(stored.max()))
-    return Reading(scale, False, unit)
+    return DepthUnit(scale, False, unit)
 
 
-def _unit(found: Examination) -> Iterator[Finding]:
-    if found.opened.assumed:
-        yield Finding(
-            "problem",
-            "unit",
-            f"{found.opened.assumed}; assumed here: 255 is 10 m",
-        )
-    if not len(found.values):
+def _unit(inspection: Inspection) -> Iterator[Finding]:
+    if assumed := inspection.opened.assumed:
+        yield Finding("problem", "unit", f"{assumed}; assumed: 255 is 10 m")
+    values, scale = inspection.values, inspection.opened.scale
+    if not len(values):
         return
-    reading, values = reading_of(found), found.values
-    scale, name = reading.scale, reading.unit
-    median, high = (float(np.percentile(values, p)) for p in (50, 99))
-    seen = f"{values.min():.3g} to {values.max():.3g} m, median {median:.3g} m"
-    if found.opened.scale:
-        low, middle, top = (
-            float(x) * scale for x in (values.min(), median, values.max())
+    unit = unit_of(inspection)
+    low, median, high, top = (float(np.percentile(values, p)) for p in (0, 50, 99, 100))
+    span = f"{low:.3g} to {top:.3g} m, median {median:.3g} m"
+    if scale:
+        span = (
+            f"stored values {low * scale:.5g} to {top * scale:.5g}, median "
+            f"{median * scale:.5g}, at {scale:g} per metre a median of {median:.3g} m"
         )
-        seen = (
-            f"stored values {low:.5g} to {top:.5g}, median {middle:.5g}, at {scale:g} "
-            f"per metre a median of {median:.3g} m"
-        )
-    if reading.fits:
-        yield Finding(
-            "ok", "unit", f"{seen}, plausible for rooms; 99 % is below {high:.3g} m"
-        )
-    elif name is None:
-        yield Finding(
-            "problem" if median > 100 or values.max() < 0.1 else "warning",
-            "unit",
-            f"{seen}; 1 to 5 m is usual in rooms",
-            f"find out the unit of these data; {_rescaled(found, None)}",
-        )
+    if unit.plausible:
+        evidence = f"{span}, plausible for rooms; 99 % is below {high:.3g} m"
+        yield Finding("ok", "unit", evidence)
+    elif unit.name is None:
+        level = "problem" if median > 100 or top < 0.1 else "warning"
+        evidence = f"{span}; 1 to 5 m is usual in rooms"
+        advice = f"find out the unit of these data; {_rescaled(inspection, None)}"
+        yield Finding(level, "unit", evidence, advice)
     else:
-        sure = high < SMALL_ROOM or median > 100
-        yield Finding(
-            "problem" if sure else "warning",
-            "unit",
-            f"values look like {name}: {seen}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {median * reading.factor:.3g} m, plausible for rooms",
-            _rescaled(found, UNITS[name]),
+        level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
+        name, metres = unit.name, median * unit.factor
+        evidence = (
+            f"values look like {name}: {span}, 99 % below {high:.3g} m; as {name} the "
+            f"median is {metres:.3g} m, plausible for rooms"
         )
+        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[name]))
 
 
-def _fixed_scale(found: Examination) -> float:
-    return 1000.0 if isinstance(found.source, Stored) else 1.0
-
-
-def _rescaled(found: Examination, units: float | None) -> str:
+def _rescaled(inspection: Inspection, units: float | None) -> str:
     """Advice on how to read the data with another scale."""
-    if isinstance(found.source, Stored):
+    if isinstance(inspection.source, Stored):
         return "prepare the store again with the right --depth_scale"
-    if found.opened.scale is None:
-        return f"data of format {found.source.format} hold metres: convert them"
+    if inspection.opened.scale is None:
+        return f"data of format {inspection.source.format} hold metres: convert them"
     return f"give --depth_scale={units:g}" if units else "then give --depth_scale"
 
 
@@ -209,43 +194,42 @@ def steps_of(values: Float[np.ndarray, "n"]) -> Steps:
     return Steps(distinct, fine * top / k, float(spectrum[k]))
 
 
-def _steps(found: Examination) -> Iterator[Finding]:
-    if not len(found.values):
+def _steps(inspection: Inspection) -> Iterator[Finding]:
+    if not len(inspection.values):
         return
-    steps = steps_of(found.values * np.float32(reading_of(found).factor))
-    advice = (
-        "sufficient for training; too coarse to measure errors of centimetres: "
-        "evaluate on 16-bit or floating-point depth"
-    )
-    count = f"{steps.distinct:,} distinct depths in {len(found.values):,} pixels"
-    if steps.step is not None and steps.distinct <= LEVELS:
-        coarse = steps.step >= COARSE or found.source.eight_bit
-        evidence = f"{count}, on even steps of {steps.step * 1000:.1f} mm"
-        if coarse:
-            yield Finding("warning", "8-bit depth", evidence, advice)
-        else:
-            yield Finding("ok", "steps", evidence)
-    elif steps.step is not None and steps.step >= COARSE:
-        yield Finding(
-            "warning",
-            "8-bit depth",
-            f"{count}, most of them on steps of {steps.step * 1000:.1f} mm (strength "
-            f"{steps.strength:.2f}): 8-bit depth that was resized",
-            advice,
+    steps = steps_of(inspection.values * np.float32(unit_of(inspection).factor))
+    pixels = len(inspection.values)
+    evidence = f"{steps.distinct:,} distinct depths in {pixels:,} pixels"
+    eight_bit, few = inspection.source.eight_bit, steps.distinct <= LEVELS
+    even = f"steps of {steps.step * 1000:.1f} mm" if steps.step else ""
+    coarse = steps.step is not None and steps.step >= COARSE
+    if steps.step is not None and few:
+        evidence += f", on even {even}"
+        eight_bit = eight_bit or coarse
+    elif coarse:
+        evidence += (
+            f", most of them on {even} (strength {steps.strength:.2f}): 8-bit depth "
+            "that was resized"
         )
-    elif found.source.eight_bit or (
-        steps.distinct <= LEVELS and len(found.looks) >= 16 and steps.distinct > 1
-    ):
-        evidence = f"{count}, on uneven steps: codes of 8 bits"
+        eight_bit = True
+    elif eight_bit or (few and len(inspection.frames) >= 16 and steps.distinct > 1):
+        evidence += ", on uneven steps: codes of 8 bits"
+        eight_bit = True
+    elif even:
+        evidence += f", on {even}"
+    if eight_bit:
+        advice = (
+            "sufficient for training; too coarse to measure errors of centimetres: "
+            "evaluate on 16-bit or floating-point depth"
+        )
         yield Finding("warning", "8-bit depth", evidence, advice)
     else:
-        even = f", on steps of {steps.step * 1000:.1f} mm" if steps.step else ""
-        yield Finding("ok", "steps", count + even)
+        yield Finding("ok", "steps", evidence)
 
 
-def _kinds(found: Examination) -> Iterator[Finding]:
-    for kind in found.source.truths:
-        shares = [k.kinds[kind] for k in found.looks if k.kinds.get(kind, 1) < 1]
+def _kinds(inspection: Inspection) -> Iterator[Finding]:
+    for kind, missing in inspection.missing.items():
+        shares = [share for share in missing if share < 1]
         if not shares:
             continue
         mean, worst = float(np.mean(shares)), max(shares)
@@ -258,223 +242,189 @@ def _kinds(found: Examination) -> Iterator[Finding]:
             yield Finding("warning", f"{kind} depth", evidence, advice)
         else:
             yield Finding("ok", f"{kind} depth", evidence)
-    equal = [k.raw_is_filled for k in found.looks if k.raw_is_filled is not None]
+    equal = [f.raw_is_filled for f in inspection.frames if f.raw_is_filled is not None]
     if equal and all(equal):
-        yield Finding(
-            "warning",
-            "raw depth",
-            f"equals filled depth in all its valid pixels, in all {len(equal)} frames",
-            "it is filled depth with parts removed: use --depth=filled",
-        )
+        frames = f"in all {len(equal)} frames"
+        evidence = f"equals filled depth in all its valid pixels, {frames}"
+        advice = "it is filled depth with parts removed: use --depth=filled"
+        yield Finding("warning", "raw depth", evidence, advice)
 
 
-def _far(found: Examination) -> Iterator[Finding]:
-    if not len(found.values):
+def _far(inspection: Inspection) -> Iterator[Finding]:
+    if not len(inspection.values):
         return
-    far = float(np.mean(found.values * reading_of(found).factor > REACH))
+    far = float(np.mean(inspection.values * unit_of(inspection).factor > REACH))
     if far > 0.01:
         advice = "--max_depth removes it: raise --max_depth if these are not rooms"
         yield Finding("warning", "far depth", f"{far:.1%} beyond {REACH:g} m", advice)
 
 
-def _empty(found: Examination) -> Iterator[Finding]:
-    looked = len(found.looks)
-    if found.empty:
-        yield Finding(
-            "problem",
-            "frames without truth",
-            f"{len(found.empty)} of {looked}: {_list(found.empty)}",
-            "a store leaves them out; find out why their depth is empty",
-        )
-    elif looked:
-        yield Finding("ok", "truth", f"in each of {looked} frames")
+def _empty(inspection: Inspection) -> Iterator[Finding]:
+    empty, total = inspection.empty, len(inspection.frames)
+    if empty:
+        evidence = f"{len(empty)} of {total}: {_list(empty)}"
+        advice = "a store leaves them out; find out why their depth is empty"
+        yield Finding("problem", "frames without ground truth", evidence, advice)
+    elif total:
+        yield Finding("ok", "ground truth", f"in each of {total} frames")
 
 
-def _broken(found: Examination) -> Iterator[Finding]:
-    if found.broken:
-        named = [f"{name} ({reason})" for name, reason in found.broken]
-        yield Finding(
-            "problem",
-            "frames that can't be read",
-            f"{len(found.broken)} of {len(found.rows)}: {_list(named, 3)}",
-            "replace these files, or remove them",
-        )
+def _broken(inspection: Inspection) -> Iterator[Finding]:
+    if broken := inspection.broken:
+        named = [f"{name} ({reason})" for name, reason in broken]
+        evidence = f"{len(broken)} of {len(inspection.rows)}: {_list(named, 3)}"
+        advice = "replace these files, or remove them"
+        yield Finding("problem", "frames that can't be read", evidence, advice)
 
 
-def _damaged(found: Examination) -> Iterator[Finding]:
+def _damaged(inspection: Inspection) -> Iterator[Finding]:
     """Shards of a store that changed after it was written."""
-    if found.damaged:
-        yield Finding(
-            "problem",
-            "shards",
-            f"{len(found.damaged)} do not match their checksums: "
-            f"{_list(found.damaged, 3)}",
-            "prepare the store again",
-        )
+    if damaged := inspection.damaged:
+        evidence = f"{len(damaged)} do not match their checksums: {_list(damaged, 3)}"
+        yield Finding("problem", "shards", evidence, "prepare the store again")
 
 
-def _left_out(found: Examination) -> Iterator[Finding]:
+def _left_out(inspection: Inspection) -> Iterator[Finding]:
     """Frames that were left out when a store was prepared."""
-    if not isinstance(found.source, Stored):
+    if not isinstance(inspection.source, Stored):
         return
-    manifest = found.source.store.manifest
-    named = [f"{frame['name']} ({frame['reason']})" for frame in manifest["broken"]]
+    manifest = inspection.source.store.manifest
+    broken = [f"{frame['name']} ({frame['reason']})" for frame in manifest["broken"]]
+    advice = "check the data that it was prepared from"
     for what, names in (
-        ("frames without truth", manifest["left_out"]),
-        ("frames that can't be read", named),
+        ("frames without ground truth", manifest["left_out"]),
+        ("frames that can't be read", broken),
     ):
+        left_out = f"{len(names)} were left out when this store was prepared"
         if names:
-            yield Finding(
-                "warning",
-                what,
-                f"{len(names)} were left out when this store was prepared: "
-                f"{_list(names, 3)}",
-                "check the data that it was prepared from",
-            )
+            yield Finding("warning", what, f"{left_out}: {_list(names, 3)}", advice)
 
 
-def _sizes(found: Examination) -> Iterator[Finding]:
-    aspects = {round(k.size[1] / k.size[0], 2) for k in found.looks}
+def _sizes(inspection: Inspection) -> Iterator[Finding]:
+    aspects = {round(f.size[1] / f.size[0], 2) for f in inspection.frames}
     if len(aspects) > 1:
-        yield Finding(
-            "warning",
-            "sizes",
-            f"frames of {len(aspects)} shapes, width / height "
-            f"{min(aspects):g} to {max(aspects):g}",
-            "a store crops them centrally to one shape",
-        )
+        ratios = f"width / height {min(aspects):g} to {max(aspects):g}"
+        evidence = f"frames of {len(aspects)} aspect ratios, {ratios}"
+        advice = "a store crops them centrally to one aspect ratio"
+        yield Finding("warning", "sizes", evidence, advice)
 
 
-def _alignment(found: Examination) -> Iterator[Finding]:
-    verdict = found.verdict
+def _alignment(inspection: Inspection) -> Iterator[Finding]:
+    verdict = inspection.verdict
     if verdict is None:
-        if found.looks:
+        if inspection.frames:
             evidence = "no frame has edges in image and depth to compare"
             yield Finding("warning", "alignment", evidence, "check the contact sheet")
         return
     scores = ", ".join(f"{name} {score:.2f}" for name, score in verdict.scores.items())
-    evidence = f"edges of image and depth over {len(found.pairs)} frames ({scores})"
+    evidence = (
+        f"edges of image and depth over {len(inspection.pairs)} frames ({scores})"
+    )
     if verdict.kind == alignment.ALIGNED:
         yield Finding("ok", "alignment", f"depth matches its image: {evidence}")
     elif verdict.kind == alignment.UNRELATED:
-        yield Finding(
-            "problem",
-            "alignment",
-            f"depth does not match its image: {evidence}",
-            "check how images and depth are paired",
-        )
-    else:
-        shifted = verdict.kind == alignment.SHIFTED
-        direction = ", down and right," if shifted else ""
-        yield Finding(
-            "problem",
-            "alignment",
-            f"depth is {verdict.text}{direction} relative to its image: {evidence}",
+        evidence = f"depth does not match its image: {evidence}"
+        advice = "check how images and depth are paired"
+        yield Finding("problem", "alignment", evidence, advice)
+    elif verdict.kind == alignment.SHIFTED:
+        shift = f"depth is {verdict.text}, down and right, relative to its image"
+        advice = (
             "undo the shift, or register depth to the image as the NYU toolbox does"
-            if shifted
-            else "undo this before training",
         )
-    yield from _misfits(found)
+        yield Finding("problem", "alignment", f"{shift}: {evidence}", advice)
+    else:
+        evidence = f"depth is {verdict.text} relative to its image: {evidence}"
+        yield Finding("problem", "alignment", evidence, "undo this before training")
+    yield from _misfits(inspection)
 
 
-def _misfits(found: Examination) -> Iterator[Finding]:
-    misfits, pairs = found.misfits, len(found.pairs)
+def _misfits(inspection: Inspection) -> Iterator[Finding]:
+    misfits, pairs = inspection.misfits, len(inspection.pairs)
     if misfits:
-        turned = sum(how in alignment.TURNS for _, how in misfits)
+        oriented = sum(how in alignment.ORIENTATIONS for _, how in misfits)
         # Good data sets have a few misaligned frames: 6 of NYU's 795.
+        many = oriented > 0.01 * pairs or len(misfits) > 0.1 * pairs
+        level = "problem" if many else "warning"
         named = _list([f"{name} ({how})" for name, how in misfits])
-        many = turned > 0.01 * pairs or len(misfits) > 0.1 * pairs
-        yield Finding(
-            "problem" if many else "warning",
-            "misaligned frames",
-            f"{len(misfits)} of {pairs}: {named}",
-            "check them: they are first in the contact sheet",
-        )
+        evidence = f"{len(misfits)} of {pairs}: {named}"
+        advice = "check them: they are first in the contact sheet"
+        yield Finding(level, "misaligned frames", evidence, advice)
 
 
-def _scenes(found: Examination) -> Iterator[Finding]:
+def _scenes(inspection: Inspection) -> Iterator[Finding]:
     """Frames and scenes that are in both parts of a split."""
-    infos = found.source.infos
-    for split, parts in sides(found.source).items():
-        both = sorted(set(parts["train"]) & set(parts["eval"]))
-        scenes = [
-            {s for row in parts[p] if (s := scene_of(found.source, row))}
-            for p in ("train", "eval")
-        ]
-        common = sorted(scenes[0] & scenes[1])
-        if both:
-            names = [infos[row].name for row in both]
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(both)} frames are for training and evaluation: {_list(names)}",
-                "metrics would not measure generalisation: remove them from one part",
+    source = inspection.source
+    for split, parts in complete_splits(source).items():
+        common_rows = sorted(set(parts["train"]) & set(parts["eval"]))
+        train, evaluation = (
+            {s for row in parts[part] if (s := scene_of(source, row))}
+            for part in ("train", "eval")
+        )
+        common = sorted(train & evaluation)
+        if common_rows:
+            names = _list([source.infos[row].name for row in common_rows])
+            evidence = (
+                f"{len(common_rows)} frames are for training and evaluation: {names}"
             )
+            advice = (
+                "metrics would not measure generalisation: remove them from one part"
+            )
+            yield Finding("problem", f"split {split}", evidence, advice)
         if common:
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(common)} scenes are in both parts: {_list(common)}",
-                "metrics would be too good: put each scene in one part",
-            )
-        if not both and not common and scenes[0] and scenes[1]:
-            evidence = f"none of {len(scenes[1])} scenes for evaluation is in training"
+            evidence = f"{len(common)} scenes are in both parts: {_list(common)}"
+            advice = "metrics would be too good: put each scene in one part"
+            yield Finding("problem", f"split {split}", evidence, advice)
+        if not common_rows and not common and train and evaluation:
+            evidence = f"none of {len(evaluation)} scenes for evaluation is in training"
             yield Finding("ok", f"split {split}", evidence)
 
 
-def _test_scenes(found: Examination) -> Iterator[Finding]:
-    """Folders for training that show scenes of NYU's official test frames."""
-    infos = found.source.infos
-    train = {row for parts in found.source.splits().values() for row in parts["train"]}
+def _test_scenes(inspection: Inspection) -> Iterator[Finding]:
+    """Training folders with scenes of NYU's official test frames."""
+    infos = inspection.source.infos
+    train = {
+        row for parts in inspection.source.splits().values() for row in parts["train"]
+    }
     # Frames of the labeled set are covered by the official split.
     scenes: dict[str, set[str]] = {}
     for row in train:
-        folder, scene = infos[row].scene, scene_of(found.source, row)
+        folder, scene = infos[row].scene, scene_of(inspection.source, row)
         if infos[row].official_index is None and folder and scene:
             scenes.setdefault(scene, set()).add(folder)
-    shown = [scene for scene in scenes if splits.is_test_scene(scene)]
-    folders = sorted(folder for scene in shown for folder in scenes[scene])
-    if shown:
-        yield Finding(
-            # Data with test scenes only are most likely meant for evaluation.
-            "problem" if len(shown) < len(scenes) else "warning",
-            "official test scenes",
-            f"{len(shown)} of {len(scenes)} training scenes are in NYU's test set: "
-            f"{_list(folders)}",
-            "leave them out, or do not evaluate on the official test frames",
-        )
+    tested = [scene for scene in scenes if splits.is_test_scene(scene)]
+    folders = sorted(folder for scene in tested for folder in scenes[scene])
+    if tested:
+        # Data with test scenes only are most likely meant for evaluation.
+        level = "problem" if len(tested) < len(scenes) else "warning"
+        share = f"{len(tested)} of {len(scenes)} training scenes"
+        evidence = f"{share} are in NYU's test set: {_list(folders)}"
+        advice = "leave them out, or do not evaluate on the official test frames"
+        yield Finding(level, "official test scenes", evidence, advice)
 
 
-def _copies(found: Examination) -> Iterator[Finding]:
-    for split, pairs in found.copies.items():
+def _copies(inspection: Inspection) -> Iterator[Finding]:
+    for split, pairs in inspection.copies.items():
+        named = [f"{inspection.name(a)} = {inspection.name(b)}" for a, b in pairs]
+        count, listed = len(pairs), _list(named, 3)
         if split is None:
-            continue
-        if pairs:
-            named = [f"{found.name(a)} = {found.name(b)}" for a, b in pairs]
-            yield Finding(
-                "problem",
-                f"split {split}",
-                f"{len(pairs)} evaluation images are copies of training images: "
-                f"{_list(named, 3)}",
-                "metrics would be too good: put each image in one part",
+            total = inspection.compared
+            if pairs:
+                evidence = f"{count} of {total} images are copies of others: {listed}"
+                advice = (
+                    "consecutive frames of a recording add little: keep every Nth frame"
+                )
+                yield Finding("warning", "copies", evidence, advice)
+            elif total:
+                yield Finding("ok", "copies", f"none among {total} images")
+        elif pairs:
+            evidence = (
+                f"{count} evaluation images are copies of training images: {listed}"
             )
+            advice = "metrics would be too good: put each image in one part"
+            yield Finding("problem", f"split {split}", evidence, advice)
         else:
             evidence = "no evaluation image is a copy of a training image"
             yield Finding("ok", f"split {split}", evidence)
-
-
-def _copies_within(found: Examination) -> Iterator[Finding]:
-    pairs, looked = found.copies.get(None, []), found.hashed
-    if pairs:
-        named = [f"{found.name(a)} = {found.name(b)}" for a, b in pairs]
-        yield Finding(
-            "warning",
-            "copies",
-            f"{len(pairs)} of {looked} images are copies of others: {_list(named, 3)}",
-            "consecutive frames of a recording add little: keep one in every few",
-        )
-    elif looked:
-        yield Finding("ok", "copies", f"none among {looked} images")
 
 
 def _list(names: Sequence[str], most: int = NAMED) -> str:

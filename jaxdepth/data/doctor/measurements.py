@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from jaxdepth.runtime.errors import UserError
 
 FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
-SHOWN = 12  # regular frames of a contact sheet, and largest number of odd ones
-SHOWN_PIXELS = 320  # their longer side, approximately
+SHEET = 12  # regular frames of a contact sheet, and most faulty ones
+SHEET_PIXELS = 320  # their longer side, approximately
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
 # Names of folders for training and for evaluation.
 TRAIN = {"train", "training"}
@@ -36,7 +37,7 @@ class Opened:
 
     Attributes:
       scale: stored units per metre; None if --depth_scale does not apply.
-      assumed: why a scale had to be assumed; None if it was not.
+      assumed: why a scale was assumed; None if it was not.
     """
 
     source: Source
@@ -49,16 +50,14 @@ def open_data(
 ) -> Opened:
     """Open a store, or data of any format and unit.
 
-    Raises: UserError as `open_source` does, except for a wrong unit; read options for a
-      store.
+    Raises: UserError as `open_source` does, except for a wrong unit; and if read
+      options are given for a store.
     """
     options = options or ReadOptions()
     if is_store(path):
         if data_format != "auto" or options != ReadOptions():
-            raise UserError(
-                f"{path} is a store: --data_format and --depth_scale have no effect "
-                "on it; leave them out"
-            )
+            flags = "--data_format and --depth_scale"
+            raise UserError(f"{path} is a store: leave out {flags}, which don't apply")
         return Opened(Stored(Store.open(path)))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None
@@ -70,9 +69,8 @@ def open_data(
             if options.depth_scale or source is None or not source.eight_bit:
                 raise
             options, assumed = guessed, str(error)
-        stored = _with_scale(
-            path, source.format, dataclasses.replace(options, depth_scale=1.0)
-        )
+        options = dataclasses.replace(options, depth_scale=1.0)
+        stored = _with_scale(path, source.format, options)
     return Opened(source, _scale(source, stored), assumed)
 
 
@@ -90,67 +88,65 @@ def _scale(source: Source, stored: Source | None) -> float | None:
         return None
     for row in _spread(len(source.infos), 8):
         try:
-            both = [
+            metres, values = (
                 next(iter(s.frame(row).depths.values())).astype(np.float64)
                 for s in (source, stored)
-            ]
+            )
         except UserError:
             continue
-        if (valid := both[0] > 0).any():
-            return float(f"{np.median(both[1][valid] / both[0][valid]):.6g}")
+        if (valid := metres > 0).any():
+            return float(f"{np.median(values[valid] / metres[valid]):.6g}")
     return None
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """Measurements of one frame; depth in metres as read.
+class FrameStats:
+    """Measurements of one frame.
 
     Attributes:
-      kinds: share of missing pixels by kind of depth; other fields are of the first.
-      low, median, high: of valid depth; None if there is none.
+      missing: share of missing pixels by kind of depth; other fields are of the first.
+      range: minimum and maximum of valid depth, metres as read; None if there is none.
       raw_is_filled: whether raw depth equals filled depth in all valid pixels of raw;
-        None if one of them is missing.
-      pair: scores of alignment; None without edges to compare.
+        None if the frame does not have both.
+      pair: alignment scores; None without edges to compare.
     """
 
     row: int
-    size: tuple[int, int]
-    kinds: dict[str, float]
-    low: float | None = None
-    median: float | None = None
-    high: float | None = None
-    raw_is_filled: bool | None = None
-    pair: alignment.Pair | None = None
+    size: tuple[int, ...]
+    missing: dict[str, float]
+    range: tuple[float, float] | None
+    raw_is_filled: bool | None
+    pair: alignment.Pair | None
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
+class SheetFrame:
     """A reduced frame for the contact sheet."""
 
-    name: str
+    title: str
     rgb: UInt8[np.ndarray, "h w 3"]
     depth: Float[np.ndarray, "h w"]
 
 
 @dataclasses.dataclass
-class Examination:
+class Inspection:
     """All measurements of a data set.
 
     Attributes:
-      rows: the frames to inspect.
-      looks: measurements of the frames that could be read.
+      rows: the rows of the sampled frames.
+      frames: measurements of the frames that could be read.
       broken: (name, reason) of the frames that could not be read.
       damaged: shards of a store that do not match their checksums.
       values: a sample of depths, metres as read.
       verdict: alignment of image and depth over all frames.
       copies: (row, row that it is a copy of) by split; under None, within all frames.
-      hashed: number of images that were compared.
-      shown: frames for the contact sheet, misaligned and empty ones first.
+      compared: number of images that were compared.
+      sheet: frames for the contact sheet, misaligned and empty ones first.
     """
 
     opened: Opened
     rows: list[int]
-    looks: list[Look] = dataclasses.field(default_factory=list)
+    frames: list[FrameStats] = dataclasses.field(default_factory=list)
     broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     damaged: list[str] = dataclasses.field(default_factory=list)
     values: np.ndarray = dataclasses.field(
@@ -160,8 +156,8 @@ class Examination:
     copies: dict[str | None, list[tuple[int, int]]] = dataclasses.field(
         default_factory=dict
     )
-    hashed: int = 0
-    shown: list[Shown] = dataclasses.field(default_factory=list)
+    compared: int = 0
+    sheet: list[SheetFrame] = dataclasses.field(default_factory=list)
 
     @property
     def source(self) -> Source:
@@ -173,24 +169,33 @@ class Examination:
     @property
     def empty(self) -> list[str]:
         """Names of frames without valid depth."""
-        return [self.name(k.row) for k in self.looks if k.median is None]
+        return [self.name(frame.row) for frame in self.frames if frame.range is None]
+
+    @property
+    def missing(self) -> dict[str, list[float]]:
+        """Share of missing pixels of each frame, by kind of depth."""
+        return {
+            kind: [f.missing[kind] for f in self.frames if kind in f.missing]
+            for kind in self.source.truths
+        }
 
     @property
     def pairs(self) -> list[tuple[str, alignment.Pair]]:
-        return [(self.name(k.row), k.pair) for k in self.looks if k.pair is not None]
+        """(name, alignment scores) of the frames that have edges."""
+        return [(self.name(f.row), f.pair) for f in self.frames if f.pair is not None]
 
     @property
     def misfits(self) -> list[tuple[str, str]]:
         """(name, how) of frames whose alignment differs from that of the data set."""
         if self.verdict is None:
             return []
-        named = [(name, self.verdict.how(pair)) for name, pair in self.pairs]
+        named = [(name, self.verdict.misfit(pair)) for name, pair in self.pairs]
         return [(name, how) for name, how in named if how]
 
 
-def examine(
+def inspect(
     opened: Opened, *, frames: int = FRAMES, progress: Progress | None = None
-) -> Examination:
+) -> Inspection:
     """Measure a sample of `frames` evenly spaced frames (0: all frames).
 
     Frames that can't be read are recorded and skipped. Copies are searched among the
@@ -198,102 +203,101 @@ def examine(
     with their checksums.
     """
     source, total = opened.source, len(opened.source.infos)
-    found = Examination(opened, _spread(total, frames or total))
-    walk = _Walk(found, source)
-    for done, row in enumerate(found.rows, 1):
+    inspection = Inspection(opened, _spread(total, frames or total))
+    collector = _Collector(inspection)
+    for done, row in enumerate(inspection.rows, 1):
         try:
             frame = source.frame(row)
         except UserError as error:
-            found.broken.append((found.name(row), " ".join(str(error).split())))
+            reason = " ".join(str(error).split())
+            inspection.broken.append((inspection.name(row), reason))
         else:
-            walk.add(row, frame)
+            collector.add(row, frame)
         if progress is not None:
-            progress(f"inspecting {source.name}", done, len(found.rows))
-    walk.finish()
-    found.shown = _shown(found)
-    prints = walk.prints
+            progress(f"inspecting {source.name}", done, len(inspection.rows))
+    collector.finish()
+    inspection.sheet = _sheet(inspection)
+    fingerprints = collector.fingerprints
     if isinstance(source, Stored):
-        found.damaged = source.store.damaged(progress)
-        prints = _prints_of_all(source.store, progress)
-    found.hashed = len(prints)
-    found.copies = _copies(prints, sides(source), total, progress)
-    return found
+        inspection.damaged = source.store.damaged(progress)
+        fingerprints = _fingerprints_of_all(source.store, progress)
+    inspection.compared = len(fingerprints)
+    report = functools.partial(progress, "comparing images") if progress else None
+    for name, split in complete_splits(source).items():
+        pairs = fingerprints.copies(split["eval"], split["train"], report)
+        inspection.copies[name] = pairs
+    inspection.copies[None] = fingerprints.copies(range(total), None, report)
+    return inspection
 
 
-class _Walk:
-    """Accumulates the measurements of frames."""
+class _Collector:
+    """Collects the measurements of frames in an inspection."""
 
-    def __init__(self, found: Examination, source: Source):
-        self.found, self.kind = found, source.truths[0]
-        self.prints, self.pool = duplicates.Prints(), alignment.Pool()
-        self.each = VALUES // max(1, len(found.rows))
+    def __init__(self, inspection: Inspection):
+        self.inspection = inspection
+        self.fingerprints, self.pool = duplicates.Fingerprints(), alignment.Pool()
         self.values: list[np.ndarray] = []
-        self.others = self._read_others(source)
+        self.references = list(self._references())
 
-    def _read_others(self, source: Source) -> list[alignment.Edges]:
+    def _references(self) -> Iterator[alignment.Edges]:
         """Edges of some frames, as a reference for unrelated images and depth."""
-        others = []
-        for k in _spread(len(self.found.rows), 9):
-            row = self.found.rows[k]
+        rows = self.inspection.rows
+        for k in _spread(len(rows), 9):
             try:
-                frame = source.frame(row)
+                frame = self.inspection.source.frame(rows[k])
             except UserError:
                 continue
             depth = next(iter(frame.depths.values()))
             if (edges := alignment.edges_of(frame.rgb, depth)) is not None:
-                others.append(edges)
-        return others
+                yield edges
 
     def add(self, row: int, frame: Frame) -> None:
-        depth = frame.depths[self.kind]
+        """Measure a frame."""
+        depth = frame.depths[self.inspection.source.truths[0]]
         valid = depth[depth > 0]
-        look = Look(
-            row=row,
-            size=(depth.shape[0], depth.shape[1]),
-            kinds={kind: float(np.mean(d <= 0)) for kind, d in frame.depths.items()},
-            raw_is_filled=_raw_is_filled(frame),
-        )
-        if len(valid):
-            edges = alignment.edges_of(frame.rgb, depth)
-            look = dataclasses.replace(
-                look,
-                low=float(valid.min()),
-                median=float(np.median(valid)),
-                high=float(valid.max()),
-                pair=alignment.compare(edges, self.others) if edges else None,
-            )
-            # An odd stride samples every column.
-            self.values.append(valid[:: max(1, len(valid) // max(1, self.each)) | 1])
-        if look.pair is not None:
-            self.pool.add(look.pair)
+        pair = None
+        if (edges := alignment.edges_of(frame.rgb, depth)) is not None:
+            pair = alignment.compare(edges, self.references)
+            self.pool.add(pair)
             # Surfaces of all frames would need much memory; only the pool uses them.
-            look = dataclasses.replace(
-                look, pair=dataclasses.replace(look.pair, surfaces={})
-            )
-        self.prints.add(row, frame.rgb)
-        self.found.looks.append(look)
+            pair = dataclasses.replace(pair, surfaces={})
+        stats = FrameStats(
+            row=row,
+            size=depth.shape,
+            missing={kind: float(np.mean(d <= 0)) for kind, d in frame.depths.items()},
+            range=(float(valid.min()), float(valid.max())) if len(valid) else None,
+            raw_is_filled=_raw_is_filled(frame),
+            pair=pair,
+        )
+        self.inspection.frames.append(stats)
+        # An odd stride samples every column.
+        count = max(1, VALUES // len(self.inspection.rows))
+        self.values.append(valid[:: max(1, len(valid) // count) | 1])
+        self.fingerprints.add(row, frame.rgb)
 
     def finish(self) -> None:
+        """Store the measurements over all frames."""
         if self.values:
-            self.found.values = np.concatenate(self.values)
-        self.found.verdict = self.pool.verdict()
+            self.inspection.values = np.concatenate(self.values)
+        self.inspection.verdict = self.pool.verdict()
 
 
-def _shown(found: Examination) -> list[Shown]:
-    """Read frames for the contact sheet: odd ones, then evenly spaced others."""
-    remarks = {name: "no truth" for name in found.empty} | dict(found.misfits)
-    looks = {found.name(look.row): look.row for look in found.looks}
-    odd = [looks[name] for name in remarks][:SHOWN]
-    rows = [look.row for look in found.looks if look.row not in odd]
-    shown = []
-    for row in odd + [rows[k] for k in _spread(len(rows), SHOWN)]:
-        frame = found.source.frame(row)
-        depth = frame.depths[found.source.truths[0]]
-        step = max(1, round(max(depth.shape) / SHOWN_PIXELS))
-        remark = remarks.get(name := found.name(row))
-        title = f"{remark}: {name}" if remark else name
-        shown.append(Shown(title, frame.rgb[::step, ::step], depth[::step, ::step]))
-    return shown
+def _sheet(inspection: Inspection) -> list[SheetFrame]:
+    """Read frames for the contact sheet: faulty ones, then evenly spaced others."""
+    source = inspection.source
+    remarks = dict.fromkeys(inspection.empty, "no depth") | dict(inspection.misfits)
+    rows = {inspection.name(frame.row): frame.row for frame in inspection.frames}
+    faulty = [rows[name] for name in remarks][:SHEET]
+    others = [frame.row for frame in inspection.frames if frame.row not in faulty]
+    sheet = []
+    for row in faulty + [others[k] for k in _spread(len(others), SHEET)]:
+        frame, name = source.frame(row), inspection.name(row)
+        depth = frame.depths[source.truths[0]]
+        step = max(1, round(max(depth.shape) / SHEET_PIXELS))
+        reduced = np.s_[::step, ::step]
+        title = f"{remarks[name]}: {name}" if name in remarks else name
+        sheet.append(SheetFrame(title, frame.rgb[reduced], depth[reduced]))
+    return sheet
 
 
 def _raw_is_filled(frame: Frame) -> bool | None:
@@ -310,16 +314,14 @@ def _spread(total: int, count: int) -> list[int]:
     return sorted({int(k) for k in np.linspace(0, total - 1, count)})
 
 
-def sides(source: Source) -> dict[str, dict[str, list[int]]]:
-    """The splits with rows for training and for evaluation.
+def complete_splits(source: Source) -> dict[str, dict[str, list[int]]]:
+    """The splits with rows for both training and evaluation.
 
     Without any, sub-folders named train and test, or similar, define one.
     """
-    complete = {
-        name: s for name, s in source.splits().items() if s["train"] and s["eval"]
-    }
-    if complete:
-        return complete
+    named = {k: s for k, s in source.splits().items() if s["train"] and s["eval"]}
+    if named:
+        return named
     parts: dict[str, list[int]] = {"train": [], "eval": []}
     for row, info in enumerate(source.infos):
         words = {word.lower() for word in Path(info.name).parts[:-1]}
@@ -331,112 +333,91 @@ def sides(source: Source) -> dict[str, dict[str, list[int]]]:
 
 
 def scene_of(source: Source, row: int) -> str | None:
-    """The scene of a row, without folders like train/ and a raw folder's letter."""
+    """The scene of a row, without folders such as train/ and the letter of a part."""
     parts = Path(source.infos[row].scene or "").parts
     bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
     return splits.scene_of_folder(bare) or None
 
 
-def _prints_of_all(opened: Store, progress: Progress | None) -> duplicates.Prints:
-    """The hashes of all frames of a store, read at the training size."""
-    prints, total = duplicates.Prints(), len(opened)
+def _fingerprints_of_all(
+    store: Store, progress: Progress | None
+) -> duplicates.Fingerprints:
+    """The fingerprints of all frames of a store, read at the training size."""
+    fingerprints, total = duplicates.Fingerprints(), len(store)
     for first in range(0, total, 64):
         rows = range(first, min(first + 64, total))
-        rgb, _ = opened.gather(rows, depth=opened.depths[0])
+        rgb, _ = store.gather(rows, depth=store.depths[0])
         for row, image in zip(rows, rgb, strict=True):
-            prints.add(row, image)
+            fingerprints.add(row, image)
         if progress is not None:
-            progress(f"images of {opened.name}", rows[-1] + 1, total)
-    return prints
+            progress(f"images of {store.name}", rows[-1] + 1, total)
+    return fingerprints
 
 
-def _copies(
-    prints: duplicates.Prints,
-    both_sides: dict[str, dict[str, list[int]]],
-    total: int,
-    progress: Progress | None,
-) -> dict[str | None, list[tuple[int, int]]]:
-    def report(done: int, of: int) -> None:
-        if progress is not None:
-            progress("comparing images", done, of)
-
-    across: dict[str | None, list[tuple[int, int]]] = {
-        name: prints.copies(split["eval"], split["train"], report)
-        for name, split in both_sides.items()
-    }
-    return {**across, None: prints.copies(range(total), None, report)}
-
-
-def numbers(found: Examination) -> dict[str, Any]:
+def numbers(inspection: Inspection) -> dict[str, Any]:
     """The measurements as a JSON object; depth in metres as read."""
-    source, verdict = found.source, found.verdict
-    sizes = Counter(f"{k.size[0]}x{k.size[1]}" for k in found.looks)
-    missing = {
-        kind: [k.kinds[kind] for k in found.looks if kind in k.kinds]
-        for kind in source.truths
-    }
+    source, name = inspection.source, inspection.name
+    sizes = Counter("x".join(map(str, frame.size)) for frame in inspection.frames)
     scenes = {info.scene for info in source.infos} - {None}
     return {
         "name": source.name,
         "format": source.format,
         "frames": len(source.infos),
-        "looked_at": len(found.rows),
+        "looked_at": len(inspection.rows),
         "scenes": len(scenes),
         "splits": {
-            name: {part: len(rows) for part, rows in split.items()}
-            for name, split in source.splits().items()
+            split: {part: len(rows) for part, rows in parts.items()}
+            for split, parts in source.splits().items()
         },
         "sizes": dict(sizes),
-        "depth": _depth_numbers(found),
+        "depth": _depth_numbers(inspection),
         "missing": {
             kind: {
                 "mean": float(np.mean(shares)),
                 "worst": max(shares),
-                "worst_frame": found.name(found.looks[int(np.argmax(shares))].row),
+                "worst_frame": name(inspection.frames[int(np.argmax(shares))].row),
             }
-            for kind, shares in missing.items()
+            for kind, shares in inspection.missing.items()
             if shares
         },
-        "no_truth": found.empty,
-        "broken": [{"name": n, "reason": r} for n, r in found.broken],
-        "damaged": found.damaged,
+        "no_truth": inspection.empty,
+        "broken": [{"name": n, "reason": r} for n, r in inspection.broken],
+        "damaged": inspection.damaged,
         "copies": {
-            name or "within": [[found.name(a), found.name(b)] for a, b in pairs]
-            for name, pairs in found.copies.items()
+            split or "within": [[name(a), name(b)] for a, b in pairs]
+            for split, pairs in inspection.copies.items()
         },
-        "images_compared": found.hashed,
-        "alignment": None if verdict is None else _alignment_numbers(found, verdict),
+        "images_compared": inspection.compared,
+        "alignment": _alignment_numbers(inspection),
         "notes": source.notes,
     }
 
 
-def _depth_numbers(found: Examination) -> dict[str, Any]:
-    lows = [look.low for look in found.looks if look.low is not None]
-    highs = [look.high for look in found.looks if look.high is not None]
+def _depth_numbers(inspection: Inspection) -> dict[str, Any]:
+    ranges = [frame.range for frame in inspection.frames if frame.range is not None]
+    values = inspection.values
     return {
-        "kinds": list(found.source.truths),
-        "stored_units_per_metre": found.opened.scale,
-        "min": min(lows, default=None),
-        "median": float(np.median(found.values)) if len(found.values) else None,
-        "max": max(highs, default=None),
-        "histogram": _histogram(found.values),
+        "kinds": list(inspection.source.truths),
+        "stored_units_per_metre": inspection.opened.scale,
+        "min": min((low for low, _ in ranges), default=None),
+        "median": float(np.median(values)) if len(values) else None,
+        "max": max((high for _, high in ranges), default=None),
+        "histogram": _histogram(values),
     }
 
 
-def _alignment_numbers(
-    found: Examination, verdict: alignment.Verdict
-) -> dict[str, Any]:
-    weakest = sorted(found.pairs, key=lambda p: p[1].turns[alignment.AS_IS])[:5]
+def _alignment_numbers(inspection: Inspection) -> dict[str, Any] | None:
+    if (verdict := inspection.verdict) is None:
+        return None
+    scores = [(pair.scores[alignment.AS_IS], name) for name, pair in inspection.pairs]
+    weakest = sorted(scores, key=lambda scored: scored[0])[:5]
     return {
         "verdict": verdict.text,
         "shift": list(verdict.shift),
         "scores": verdict.scores,
-        "pairs": len(found.pairs),
-        "misfits": [{"name": name, "how": how} for name, how in found.misfits],
-        "weakest": [
-            {"name": name, "score": pair.turns[alignment.AS_IS]}
-            for name, pair in weakest
-        ],
+        "pairs": len(inspection.pairs),
+        "misfits": [{"name": name, "how": how} for name, how in inspection.misfits],
+        "weakest": [{"name": name, "score": score} for score, name in weakest],
     }
 
 

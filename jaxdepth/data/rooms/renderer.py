@@ -1,6 +1,6 @@
 """Synthetic training data: furnished rooms with depth, rendered in JAX.
 
-`render` is a pure function of (seed, index). `scene` decides the contents of a room.
+`render` is a pure function of (seed, index). `scene` defines the contents of a room.
 This module casts a ray through the centre and the corners of every pixel (quincunx
 antialiasing), intersects it with each primitive, shades it, and simulates a photo and
 the depth of a structured-light sensor.
@@ -8,8 +8,9 @@ the depth of a structured-light sensor.
 
 import concurrent.futures
 import functools
+import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -40,10 +41,11 @@ _FAR = 1e6
 _ROW_BITS = 63  # The table has 62 rows at most.
 _GAMMA = 1.0 / 2.2
 Vec = tuple[jax.Array, jax.Array, jax.Array]
+Span = tuple[jax.Array, jax.Array]
 
 
 class _Hit(NamedTuple):
-    """Ray hits: depth along the optical axis, and the row of the surface."""
+    """Ray hits: depth along the optical axis, and the row of the surface table."""
 
     depth: jax.Array
     row: jax.Array
@@ -99,28 +101,21 @@ def render(
     _check_size(size)
     seed = int(seed)
 
-    def frame(index: int) -> tuple[jax.Array, jax.Array]:
+    def render_one(index: int) -> tuple[jax.Array, jax.Array]:
         return render_scene(scene_lib.describe(seed, index), size)
 
     order = [int(index) for index in np.asarray(indices)]
     # Threads, because one frame is too small to use several cores.
-    with concurrent.futures.ThreadPoolExecutor(_workers(len(order))) as pool:
-        frames = jax.device_get(list(pool.map(frame, order)))
-    rgb = np.zeros((len(order), *size, 3), np.uint8)
-    depth = np.zeros((len(order), *size), np.float32)
-    for k, (frame_rgb, frame_depth) in enumerate(frames):
-        rgb[k], depth[k] = frame_rgb, frame_depth
-    return rgb, depth
+    threads = max(1, min(len(order), os.cpu_count() or 1, 16))
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        frames = jax.device_get(list(pool.map(render_one, order)))
+    rgb = np.array([frame[0] for frame in frames], np.uint8)
+    depth = np.array([frame[1] for frame in frames], np.float32)
+    return rgb.reshape(-1, *size, 3), depth.reshape(-1, *size)
 
 
 def generate(
-    seed: int,
-    count: int,
-    size: tuple[int, int],
-    *,
-    start: int = 0,
-    batch: int = 32,
-    progress: Callable[[int, int], None] | None = None,
+    seed: int, count: int, size: tuple[int, int], *, start: int = 0, batch: int = 32
 ) -> Iterator[tuple[UInt8[np.ndarray, "b h w 3"], Float32[np.ndarray, "b h w"]]]:
     """Render frames start, start + 1, ..., start + count - 1 of a seed in batches.
 
@@ -129,7 +124,6 @@ def generate(
       count: total number of frames; the last batch may be smaller than `batch`.
       start: index of the first frame.
       batch: frames per batch, at least 1; does not affect the frames.
-      progress: called after each batch with (frames done, count).
 
     Yields: (rgb, depth) as `render` returns them.
 
@@ -141,8 +135,6 @@ def generate(
     for first in range(0, count, batch):
         done = min(first + batch, count)
         yield render(seed, range(start + first, start + done), size)
-        if progress is not None:
-            progress(done, count)
 
 
 def render_scene(
@@ -166,12 +158,6 @@ def _check_size(size: tuple[int, int]) -> None:
         raise UserError(
             f"rooms: size {size[0]}x{size[1]} is too small; use 8x8 or more"
         )
-
-
-def _workers(frames: int) -> int:
-    """Number of threads; on an accelerator the device is the bottleneck."""
-    cores = os.cpu_count() or 1
-    return max(1, min(frames, cores, 16))
 
 
 # --- rays ----------------------------------------------------------------------
@@ -211,26 +197,27 @@ def _turn(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
     return c * v[0] + s * v[1], c * v[1] - s * v[0], v[2]
 
 
-def _turn_back(c: jax.Array, s: jax.Array, v: Vec) -> Vec:
-    return c * v[0] - s * v[1], c * v[1] + s * v[0], v[2]
+def _dot(a: Iterable[jax.Array], b: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(operator.add, map(operator.mul, a, b))
 
 
-def _slabs(start: Vec, along: Vec, half: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The ray parameters at which a ray enters and leaves a box around the origin."""
+# Intersections of rays with primitives around the origin: the ray parameters at which
+# each ray enters and leaves; near > far if it misses.
+
+
+def _intersect_box(
+    start: Vec, along: Vec, half: jax.Array, axes: Sequence[int] = (0, 1, 2)
+) -> Span:
+    """The slab method, for a box that is bounded in `axes`."""
     near, far = jnp.float32(-_FAR), jnp.float32(_FAR)
-    for i in range(3):
+    for i in axes:
         inverse = 1.0 / _safe(along[i])
         middle, reach = -start[i] * inverse, half[i] * jnp.abs(inverse)
         near, far = jnp.maximum(near, middle - reach), jnp.minimum(far, middle + reach)
     return near, far
 
 
-def _meet_box(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    near, far = _slabs(start, along, half)
-    return jnp.where(near < far, near, _FAR)
-
-
-def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> Span:
     """The solutions of a t^2 + 2 b t + c = 0 in order; near > far if there are none."""
     inside = b * b - a * c
     root = jnp.sqrt(jnp.maximum(inside, 0.0))
@@ -239,27 +226,17 @@ def _roots(a: jax.Array, b: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Arr
     return jnp.where(hit, (-b - root) / a, _FAR), jnp.where(hit, (-b + root) / a, -_FAR)
 
 
-def _meet_ellipsoid(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    q = [start[i] / half[i] for i in range(3)]
-    w = [along[i] / half[i] for i in range(3)]
-    a = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
-    b = q[0] * w[0] + q[1] * w[1] + q[2] * w[2]
-    near, far = _roots(a, b, q[0] * q[0] + q[1] * q[1] + q[2] * q[2] - 1.0)
-    return jnp.where(near < far, near, _FAR)
+def _intersect_ellipsoid(
+    start: Vec, along: Vec, half: jax.Array, axes: Sequence[int] = (0, 1, 2)
+) -> Span:
+    q, w = [start[i] / half[i] for i in axes], [along[i] / half[i] for i in axes]
+    return _roots(_dot(w, w), _dot(q, w), _dot(q, q) - 1.0)
 
 
-def _meet_cylinder(start: Vec, along: Vec, half: jax.Array) -> jax.Array:
-    q = [start[i] / half[i] for i in range(2)]
-    w = [along[i] / half[i] for i in range(2)]
-    near, far = _roots(
-        w[0] * w[0] + w[1] * w[1],
-        q[0] * w[0] + q[1] * w[1],
-        q[0] * q[0] + q[1] * q[1] - 1.0,
-    )
-    inverse = 1.0 / _safe(along[2])
-    middle, reach = -start[2] * inverse, half[2] * jnp.abs(inverse)
-    near, far = jnp.maximum(near, middle - reach), jnp.minimum(far, middle + reach)
-    return jnp.where(near < far, near, _FAR)
+def _intersect_cylinder(start: Vec, along: Vec, half: jax.Array) -> Span:
+    near, far = _intersect_ellipsoid(start, along, half, axes=(0, 1))
+    bottom, top = _intersect_box(start, along, half, axes=(2,))
+    return jnp.maximum(near, bottom), jnp.minimum(far, top)
 
 
 def _geometry(table: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -277,12 +254,12 @@ def _trace(scene: Scene, rays: Vec) -> _Hit:
     faces = table.shape[0] - 6
     nearest = _packed(*_room(table[faces], position, rays, faces))
     first = 0
-    for count, meet in (
-        (scene_lib.BOXES, _meet_box),
-        (scene_lib.ELLIPSOIDS, _meet_ellipsoid),
-        (scene_lib.CYLINDERS, _meet_cylinder),
+    for count, intersect in (
+        (scene_lib.BOXES, _intersect_box),
+        (scene_lib.ELLIPSOIDS, _intersect_ellipsoid),
+        (scene_lib.CYLINDERS, _intersect_cylinder),
     ):
-        keys = jax.vmap(_key_of(meet, position, rays))(
+        keys = jax.vmap(_key_of(intersect, position, rays))(
             *_geometry(table[first : first + count]),
             first + jnp.arange(count, dtype=jnp.int32),
         )
@@ -296,14 +273,15 @@ def _packed(depth: jax.Array, row: jax.Array) -> jax.Array:
     return (lax.bitcast_convert_type(depth, jnp.int32) & ~_ROW_BITS) | row
 
 
-def _key_of(meet: Callable[[Vec, Vec, jax.Array], jax.Array], position, rays: Vec):
+def _key_of(intersect: Callable[[Vec, Vec, jax.Array], Span], position, rays: Vec):
     """A function that intersects all rays with one primitive; returns packed hits."""
 
     def key(centre, half, yaw, row):
         away = position - centre
         start = _turn(yaw[0], yaw[1], (away[0], away[1], away[2]))
-        t = meet(start, _turn(yaw[0], yaw[1], rays), half)
-        return _packed(jnp.where(t > 0.02, t, _FAR), row)
+        near, far = intersect(start, _turn(yaw[0], yaw[1], rays), half)
+        hit = (near < far) & (near > 0.02)
+        return _packed(jnp.where(hit, near, _FAR), row)
 
     return key
 
@@ -319,8 +297,10 @@ def _room(
     )
     row = jnp.where(rays[2] > 0, scene_lib.CEILING, scene_lib.FLOOR)
     depth = jnp.minimum(z, jnp.minimum(x, y))
-    row = jnp.where(x <= depth, jnp.where(rays[0] > 0, 3, 5), row)
-    row = jnp.where((y <= depth) & (x > depth), jnp.where(rays[1] > 0, 4, 2), row)
+    front, right, back, left = (scene_lib.WALLS + k for k in range(4))
+    row = jnp.where(x <= depth, jnp.where(rays[0] > 0, right, left), row)
+    on_y = (y <= depth) & (x > depth)
+    row = jnp.where(on_y, jnp.where(rays[1] > 0, back, front), row)
     return depth, (first + row).astype(jnp.int32)
 
 
@@ -334,7 +314,7 @@ def _surface(scene: Scene, rays: Vec, hit: _Hit) -> _Surface:
     local = _turn(c, s, away)
     q = [local[i] / half[:, i] for i in range(3)]
     shape = _column(table, "shape")
-    # A hit is on the face of a box, or of the room, in whose direction |q| is largest.
+    # The face of a box, or of the room, that is hit: the axis with the largest |q|.
     a = [jnp.abs(qi) for qi in q]
     on_z = (a[2] >= a[0]) & (a[2] >= a[1])
     on_x = (a[0] >= a[1]) & ~on_z
@@ -342,15 +322,15 @@ def _surface(scene: Scene, rays: Vec, hit: _Hit) -> _Surface:
     axes = (on_x, ~on_x & ~on_z, on_z)
     flat = [jnp.where(axes[i], inward * jnp.sign(q[i]), 0.0) for i in range(3)]
     # The normal of an ellipsoid is its gradient; that of a cylinder's side has no z.
-    side = q[0] * q[0] + q[1] * q[1] > 0.985
+    side = _dot(q[:2], q[:2]) > 0.985
     round_z = jnp.where(
         shape == scene_lib.ELLIPSOID, q[2], jnp.where(side, 0.0, jnp.sign(q[2]) * 1e3)
     )
     curved = (q[0] / half[:, 0], q[1] / half[:, 1], round_z / half[:, 2])
     boxy = (shape == scene_lib.BOX) | (shape == scene_lib.ROOM)
-    nx, ny, nz = (jnp.where(boxy, flat[i], curved[i]) for i in range(3))
-    scale = lax.rsqrt(nx * nx + ny * ny + nz * nz + 1e-12)
-    normal = _turn_back(c, s, (nx * scale, ny * scale, nz * scale))
+    nx, ny, nz = n = [jnp.where(boxy, flat[i], curved[i]) for i in range(3)]
+    scale = lax.rsqrt(_dot(n, n) + 1e-12)
+    normal = _turn(c, -s, (nx * scale, ny * scale, nz * scale))
     u = jnp.where(on_x, local[1], local[0])
     v = jnp.where(on_z, local[1], local[2])
     return _Surface((x, y, z), normal, u, v, local[2] + half[:, 2], table)
@@ -383,14 +363,11 @@ def _uniform(salt: jax.Array, *words: jax.Array) -> jax.Array:
 
 def _gaussian(salt: jax.Array, *words: jax.Array) -> jax.Array:
     """Approximately normal: the sum of four 16-bit uniforms, scaled to variance 1."""
-    first = _hash(salt, *words)
-    second = _hash(salt ^ np.uint32(0x68E31DA4), *words)
     total = jnp.float32(-2.0)
-    for bits in (first, second):
-        for part in (bits >> 16, bits & np.uint32(0xFFFF)):
-            total = total + part.astype(jnp.int32).astype(jnp.float32) * np.float32(
-                2**-16
-            )
+    for bits in (_hash(salt, *words), _hash(salt ^ np.uint32(0x68E31DA4), *words)):
+        for half in (bits >> 16, bits & np.uint32(0xFFFF)):
+            uniform = half.astype(jnp.int32).astype(jnp.float32) * np.float32(2**-16)
+            total = total + uniform
     return total * np.float32(3**0.5)
 
 
@@ -433,16 +410,14 @@ def _albedo(salt: jax.Array, surface: _Surface, footprint: jax.Array) -> Vec:
     i, s = _cell(u / cell[:, 0] + shift)
     bits = _hash(salt, i, j)
     tone = _unit(bits)
-    fine = jnp.minimum(cell[:, 0], cell[:, 1])
-    visible = jnp.clip(1.5 - footprint / fine, 0.0, 1.0)
+    visible = jnp.clip(1.5 - footprint / jnp.min(cell, axis=1), 0.0, 1.0)
     # Grain is stretched along planks, other noise is isotropic.
     stretch = jnp.where(planks, 0.12, 1.0)
     size = jnp.where(kind == scene_lib.MOTTLED, cell[:, 0], 0.35)
     size = jnp.where(planks, 0.04, size)
     coarse = _value_noise(salt, stretch * u / size, v / size)
-    speckle = _value_noise(
-        salt + np.uint32(77), 2.7 * stretch * u / size, 2.7 * v / size
-    )
+    fine_salt = salt + np.uint32(77)
+    speckle = _value_noise(fine_salt, 2.7 * stretch * u / size, 2.7 * v / size)
     shown = jnp.clip(1.5 - footprint / size, 0.0, 1.0)
     speckled = jnp.clip(1.5 - 2.7 * footprint / size, 0.0, 1.0)
     noise = 0.5 + 0.65 * (coarse - 0.5) * shown + 0.35 * (speckle - 0.5) * speckled
@@ -497,7 +472,7 @@ def _joints(kind, s, t, cell, footprint) -> jax.Array:
 
 
 def _inscribed(table: jax.Array) -> jax.Array:
-    """Half sizes of a box inside each primitive, which casts its shadow."""
+    """Half sizes of a box inside each primitive, which approximates its shadow."""
     shape, half = _column(table, "shape")[:, None], _column(table, "half")
     flat = jnp.asarray([0.7, 0.7, 0.98], jnp.float32)[None]
     round_ = jnp.where(shape == scene_lib.ELLIPSOID, 0.57, flat)
@@ -507,8 +482,8 @@ def _inscribed(table: jax.Array) -> jax.Array:
 def _least(x: jax.Array) -> jax.Array:
     """The minimum over the first axis of numbers >= 0.
 
-    Compares them as integers, which have the same order: without the rules for NaN the
-    loop is vectorised and ten times as fast on CPU.
+    Compares the bits as integers, which have the same order: without handling of NaN,
+    the loop is vectorised and ten times as fast on CPU.
     """
     bits = jnp.min(lax.bitcast_convert_type(x, jnp.int32), axis=0)
     return lax.bitcast_convert_type(bits, jnp.float32)
@@ -525,38 +500,34 @@ def _occlusion(scene: Scene, surface: _Surface) -> tuple[jax.Array, jax.Array]:
     table = jnp.asarray(scene.surfaces)
     count = table.shape[0] - 6
     lamp = jnp.asarray(scene.lights)[0]
-    start: Vec = tuple(p + 0.004 * n for p, n in zip(surface.point, surface.normal))  # type: ignore[assignment] # noqa: B905
-    above = [
-        p + breadth * n for p, n in zip(surface.point, surface.normal, strict=True)
-    ]
-    way = [lamp[i] - start[i] for i in range(3)]
+    point, normal = surface.point, surface.normal
+    start = [point[i] + 0.004 * normal[i] for i in range(3)]
+    above = [point[i] + breadth * normal[i] for i in range(3)]
+    to_lamp = (lamp[0] - start[0], lamp[1] - start[1], lamp[2] - start[2])
 
     def gap_to(centre, _, yaw, half):
-        tap = _turn(yaw[0], yaw[1], tuple(above[i] - centre[i] for i in range(3)))
-        outside = [jnp.maximum(jnp.abs(tap[i]) - half[i], 0.0) for i in range(3)]
-        return outside[0] ** 2 + outside[1] ** 2 + outside[2] ** 2
+        local = _turn(yaw[0], yaw[1], tuple(above[i] - centre[i] for i in range(3)))
+        outside = [jnp.maximum(jnp.abs(local[i]) - half[i], 0.0) for i in range(3)]
+        return _dot(outside, outside)
 
     def light_past(centre, _, yaw, half):
-        at = _turn(yaw[0], yaw[1], tuple(start[i] - centre[i] for i in range(3)))
-        along = _turn(yaw[0], yaw[1], (way[0], way[1], way[2]))
-        near, far = _slabs(at, along, half)
+        local = _turn(yaw[0], yaw[1], tuple(start[i] - centre[i] for i in range(3)))
+        near, far = _intersect_box(local, _turn(yaw[0], yaw[1], to_lamp), half)
         inside = jnp.minimum(far, 1.0) - jnp.maximum(near, 0.0)
         # 2.5 m is a typical distance to the lamp; it converts the share to metres.
         return 1.0 - jnp.clip(inside / (jnp.min(half) / 2.5 + 1e-3), 0.0, 1.0)
 
     blocks = (*_geometry(table[:count]), _inscribed(table[:count]))
-    gap = jnp.minimum(_least(jax.vmap(gap_to)(*blocks)), breadth**2)
+    gap = jnp.sqrt(jnp.minimum(_least(jax.vmap(gap_to)(*blocks)), breadth**2))
     lit = _least(jax.vmap(light_past)(*blocks))
-    gap = jnp.sqrt(gap)
     size = 2.0 * _column(table[count], "half")
     for i in range(3):  # The faces of the room.
-        gap = jnp.minimum(
-            gap, jnp.maximum(jnp.minimum(above[i], size[i] - above[i]), 0.0)
-        )
+        to_face = jnp.minimum(above[i], size[i] - above[i])
+        gap = jnp.minimum(gap, jnp.maximum(to_face, 0.0))
     return 0.35 + 0.65 * gap / breadth, lit
 
 
-def _shade(scene: Scene, surface: _Surface, albedo: Vec, look: Vec) -> Vec:
+def _shade(scene: Scene, surface: _Surface, albedo: Vec, view: Vec) -> Vec:
     """The light from each surface to the camera.
 
     Sums diffuse light of the lamps with inverse square falloff, highlights of the first
@@ -568,30 +539,27 @@ def _shade(scene: Scene, surface: _Surface, albedo: Vec, look: Vec) -> Vec:
     # Ambient light from above is stronger than from below.
     sky = share * ambient * (0.8 + 0.2 * n[2])
     total = [sky, sky, sky]
-    gleam = jnp.zeros_like(sky)
+    highlight = jnp.zeros_like(sky)
     gloss = _column(surface.table, "gloss")
     for lamp in range(scene_lib.LIGHTS):
         row = lights[lamp]
-        way = [row[i] - surface.point[i] for i in range(3)]
-        squared = way[0] ** 2 + way[1] ** 2 + way[2] ** 2 + 0.05
+        axis = row[6:]
+        to_lamp = [row[i] - surface.point[i] for i in range(3)]
+        squared = _dot(to_lamp, to_lamp) + 0.05
         inverse = lax.rsqrt(squared)
-        facing = (way[0] * n[0] + way[1] * n[1] + way[2] * n[2]) * inverse
-        beam = -(way[0] * row[6] + way[1] * row[7] + way[2] * row[8]) * inverse
-        omni = row[6] ** 2 + row[7] ** 2 + row[8] ** 2 < 0.5
-        beam = jnp.where(omni, 1.0, jnp.maximum(beam, 0.0))
-        power = jnp.maximum(facing, 0.0) * beam / squared
+        beam = -_dot(to_lamp, axis) * inverse
+        beam = jnp.where(_dot(axis, axis) < 0.5, 1.0, jnp.maximum(beam, 0.0))
+        power = jnp.maximum(_dot(to_lamp, n) * inverse, 0.0) * beam / squared
         if lamp == 0:
             power = power * lit
-            half = [way[i] * inverse - look[i] for i in range(3)]
-            length = half[0] ** 2 + half[1] ** 2 + half[2] ** 2 + 1e-6
-            shine = (half[0] * n[0] + half[1] * n[1] + half[2] * n[2]) ** 2 / length
-            gleam = gloss * lit * shine**16 * jnp.mean(row[3:6]) * beam / squared
+            half = [to_lamp[i] * inverse - view[i] for i in range(3)]
+            specular = _dot(half, n) ** 2 / (_dot(half, half) + 1e-6)
+            colour = jnp.mean(row[3:6])
+            highlight = gloss * lit * specular**16 * colour * beam / squared
         for k in range(3):
             total[k] = total[k] + power * row[3 + k]
-    glow = _column(surface.table, "glow")
-    red, green, blue = (
-        albedo[k] * (total[k] + 3.0 * glow * share) + gleam for k in range(3)
-    )
+    glow = 3.0 * _column(surface.table, "glow") * share
+    red, green, blue = (albedo[k] * (total[k] + glow) + highlight for k in range(3))
     return red, green, blue
 
 
@@ -655,13 +623,12 @@ def _measure(
     return jnp.where(lost, 0.0, measured)
 
 
-def _pattern_loss(surface: _Surface, look: Vec, depth: jax.Array) -> jax.Array:
+def _pattern_loss(surface: _Surface, view: Vec, depth: jax.Array) -> jax.Array:
     """The share of the pattern that is lost, by material, angle and distance."""
-    n = surface.normal
-    facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
+    facing = jnp.abs(_dot(view, surface.normal))
     grazing = 0.8 * jnp.clip(1.0 - facing / 0.16, 0.0, 1.0)
-    remote = 0.5 * jnp.clip((depth - 6.0) / 4.0, 0.0, 1.0)
-    return _column(surface.table, "ir_loss") + grazing + remote + 0.1
+    distant = 0.5 * jnp.clip((depth - 6.0) / 4.0, 0.0, 1.0)
+    return _column(surface.table, "ir_loss") + grazing + distant + 0.1
 
 
 # --- one frame -----------------------------------------------------------------
@@ -678,28 +645,23 @@ def _draw(
     rays = lax.optimization_barrier(_rays(scene, size))
     hit = lax.optimization_barrier(_trace(scene, rays))
     surface = lax.optimization_barrier(_surface(scene, rays, hit))
-    length = jnp.sqrt(rays[0] ** 2 + rays[1] ** 2 + rays[2] ** 2)
-    look: Vec = (rays[0] / length, rays[1] / length, rays[2] / length)
-    n = surface.normal
-    facing = jnp.abs(look[0] * n[0] + look[1] * n[1] + look[2] * n[2])
-    footprint = hit.depth / intrinsics(size)[0] / jnp.sqrt(jnp.maximum(facing, 0.05))
+    length = jnp.sqrt(_dot(rays, rays))
+    view: Vec = (rays[0] / length, rays[1] / length, rays[2] / length)
+    facing = jnp.maximum(jnp.abs(_dot(view, surface.normal)), 0.05)
+    footprint = hit.depth / intrinsics(size)[0] / jnp.sqrt(facing)
     albedo = _albedo(jnp.asarray(scene.salt, jnp.uint32), surface, footprint)
-    albedo, look = lax.optimization_barrier((albedo, look))
-    light = lax.optimization_barrier(jnp.stack(_shade(scene, surface, albedo, look)))
+    albedo, view = lax.optimization_barrier((albedo, view))
+    light = lax.optimization_barrier(jnp.stack(_shade(scene, surface, albedo, view)))
     centres = light[:, :pixels].reshape(3, height, width)
     corners = light[:, pixels:].reshape(3, height + 1, width + 1)
     # Quincunx: half the centre, an eighth of each corner. Light is clipped first, so
     # that one sample of a lamp does not dominate its pixel.
     centres, corners = jnp.minimum(centres, 6.0), jnp.minimum(corners, 6.0)
-    around = (
-        corners[:, 1:, 1:]
-        + corners[:, 1:, :-1]
-        + corners[:, :-1, 1:]
-        + corners[:, :-1, :-1]
-    )
+    below, above = corners[:, 1:], corners[:, :-1]
+    around = below[..., 1:] + below[..., :-1] + above[..., 1:] + above[..., :-1]
     rgb = _photograph(scene, 0.5 * centres + 0.125 * around, size, sensor)
     depth = hit.depth[:pixels].reshape(size)
     if sensor:
-        loss = _pattern_loss(surface, look, hit.depth)[:pixels].reshape(size)
+        loss = _pattern_loss(surface, view, hit.depth)[:pixels].reshape(size)
         depth = _measure(scene, depth, loss, size)
     return rgb, depth

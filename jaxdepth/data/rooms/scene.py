@@ -4,17 +4,16 @@ A scene is a small table of numbers, created with NumPy and rendered by `rendere
 Units are metres; x and y span the floor, z points up, the floor is z = 0.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-# Number of primitives per frame. Of the others in the room, those with the largest
-# share of the view are rendered.
+# Number of primitives per frame: of each shape, those with the largest share of the
+# view.
 BOXES, ELLIPSOIDS, CYLINDERS = 40, 8, 8
-FLOOR, CEILING, WALLS = 0, 1, 2  # Rows of the room's six faces, after the primitives.
+FLOOR, CEILING, WALLS = 0, 1, 2  # Offsets of the room's six faces after the primitives.
 BOX, ELLIPSOID, CYLINDER, ROOM = 0, 1, 2, 3
 
 # Textures, in surface coordinates.
@@ -107,11 +106,10 @@ class Dice:
         return r, g, b
 
 
-@dataclasses.dataclass(frozen=True)
-class Material:
+class Material(NamedTuple):
     """Appearance of a surface. Colours are linear reflectances, 0 to 1.
 
-    Attributes are those of `COLUMNS`.
+    Attributes: as in `COLUMNS`.
     """
 
     first: RGB
@@ -124,8 +122,7 @@ class Material:
     band: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A box, ellipsoid or vertical cylinder: centre, half sizes, yaw in radians."""
 
     centre: tuple[float, float, float]
@@ -135,8 +132,7 @@ class Part:
     yaw: float = 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A piece of furniture in local coordinates: its back is at y = -depth/2."""
 
     width: float
@@ -158,53 +154,29 @@ def solid(x, y, z, width, depth, height, material, shape=BOX, yaw=0.0) -> Part:
 # --- materials -----------------------------------------------------------------
 
 _WOODS: list[RGB] = [
-    (0.42, 0.24, 0.11),
-    (0.55, 0.36, 0.18),
-    (0.28, 0.13, 0.06),
-    (0.14, 0.08, 0.05),
-    (0.62, 0.47, 0.30),
-    (0.35, 0.11, 0.05),
-]
+    (0.42, 0.24, 0.11), (0.55, 0.36, 0.18), (0.28, 0.13, 0.06),
+    (0.14, 0.08, 0.05), (0.62, 0.47, 0.30), (0.35, 0.11, 0.05),
+]  # fmt: skip
 _PAINTS: list[RGB] = [
-    (0.78, 0.76, 0.71),
-    (0.72, 0.65, 0.50),
-    (0.82, 0.82, 0.82),
-    (0.70, 0.52, 0.25),
-    (0.55, 0.62, 0.66),
-    (0.60, 0.66, 0.52),
-    (0.62, 0.40, 0.33),
-    (0.42, 0.47, 0.58),
-    (0.75, 0.70, 0.62),
+    (0.78, 0.76, 0.71), (0.72, 0.65, 0.50), (0.82, 0.82, 0.82),
+    (0.70, 0.52, 0.25), (0.55, 0.62, 0.66), (0.60, 0.66, 0.52),
+    (0.62, 0.40, 0.33), (0.42, 0.47, 0.58), (0.75, 0.70, 0.62),
     (0.80, 0.74, 0.58),
-]
+]  # fmt: skip
 _STONES: list[RGB] = [
-    (0.42, 0.40, 0.37),
-    (0.33, 0.31, 0.29),
-    (0.46, 0.37, 0.28),
+    (0.42, 0.40, 0.37), (0.33, 0.31, 0.29), (0.46, 0.37, 0.28),
     (0.38, 0.25, 0.20),
-]
+]  # fmt: skip
 _FABRICS: list[RGB] = [
-    (0.10, 0.11, 0.16),
-    (0.30, 0.22, 0.16),
-    (0.55, 0.50, 0.42),
-    (0.40, 0.10, 0.09),
-    (0.12, 0.20, 0.34),
-    (0.65, 0.63, 0.60),
-    (0.15, 0.24, 0.15),
-    (0.45, 0.32, 0.42),
-    (0.07, 0.07, 0.07),
-]
+    (0.10, 0.11, 0.16), (0.30, 0.22, 0.16), (0.55, 0.50, 0.42),
+    (0.40, 0.10, 0.09), (0.12, 0.20, 0.34), (0.65, 0.63, 0.60),
+    (0.15, 0.24, 0.15), (0.45, 0.32, 0.42), (0.07, 0.07, 0.07),
+]  # fmt: skip
 _BRIGHT: list[RGB] = [
-    (0.75, 0.10, 0.08),
-    (0.10, 0.25, 0.65),
-    (0.85, 0.65, 0.10),
-    (0.12, 0.45, 0.18),
-    (0.80, 0.80, 0.80),
-    (0.05, 0.05, 0.05),
-    (0.60, 0.30, 0.55),
-    (0.10, 0.50, 0.55),
-    (0.55, 0.35, 0.20),
-]
+    (0.75, 0.10, 0.08), (0.10, 0.25, 0.65), (0.85, 0.65, 0.10),
+    (0.12, 0.45, 0.18), (0.80, 0.80, 0.80), (0.05, 0.05, 0.05),
+    (0.60, 0.30, 0.55), (0.10, 0.50, 0.55), (0.55, 0.35, 0.20),
+]  # fmt: skip
 
 
 def _darker(colour: RGB, gain: float) -> RGB:
@@ -242,13 +214,9 @@ def lacquer(dice: Dice, colours: Sequence[RGB] = _PAINTS) -> Material:
 
 
 def metal(dice: Dice) -> Material:
-    grey = dice.between(0.04, 0.5)
-    return Material(
-        (grey, grey, grey),
-        (grey, grey, grey),
-        gloss=0.6,
-        ir_loss=dice.between(0.1, 0.4),
-    )
+    level = dice.between(0.04, 0.5)
+    grey = (level, level, level)
+    return Material(grey, grey, gloss=0.6, ir_loss=dice.between(0.1, 0.4))
 
 
 def screen() -> Material:
@@ -258,12 +226,9 @@ def screen() -> Material:
 
 def fronted(material: Material, width: float, height: float) -> Material:
     """The material with joints between doors or drawers of the given size."""
-    return dataclasses.replace(
-        material,
-        texture=TILES,
-        cell=(width, height),
-        second=_darker(material.first, 0.85),
-        band=0.07,
+    second = _darker(material.first, 0.85)
+    return material._replace(
+        texture=TILES, cell=(width, height), second=second, band=0.07
     )
 
 
@@ -274,39 +239,25 @@ def clutter(dice: Dice, x, y, z, width, depth, count) -> list[Part]:
     """Random small objects on a surface of the given size around (x, y)."""
     parts = []
     for _ in range(count):
-        at_x = x + dice.between(-0.42, 0.42) * width
-        at_y = y + dice.between(-0.35, 0.35) * depth
+        shift_x, shift_y = dice.between(-0.42, 0.42), dice.between(-0.35, 0.35)
+        at = (x + shift_x * width, y + shift_y * depth, z)
         paint = lacquer(dice, _BRIGHT)
         match dice.count(0, 5):
             case 0:  # mug or bottle
-                size = dice.between(0.06, 0.1)
-                tall = dice.between(0.09, 0.3)
-                parts.append(solid(at_x, at_y, z, size, size, tall, paint, CYLINDER))
+                size, tall = dice.between(0.06, 0.1), dice.between(0.09, 0.3)
+                parts.append(solid(*at, size, size, tall, paint, CYLINDER))
             case 1:  # bowl, fruit, ball
                 size = dice.between(0.09, 0.24)
-                parts.append(
-                    solid(at_x, at_y, z, size, size, size * 0.8, paint, ELLIPSOID)
-                )
+                parts.append(solid(*at, size, size, size * 0.8, paint, ELLIPSOID))
             case 2:  # laptop
-                turn = dice.between(-0.4, 0.4)
-                parts.append(
-                    solid(at_x, at_y, z, 0.34, 0.24, 0.02, metal(dice), yaw=turn)
-                )
-                back = (at_x + 0.12 * math.sin(turn), at_y - 0.12 * math.cos(turn))
-                parts.append(solid(*back, z, 0.34, 0.015, 0.23, screen(), yaw=turn))
+                yaw = dice.between(-0.4, 0.4)
+                parts.append(solid(*at, 0.34, 0.24, 0.02, metal(dice), yaw=yaw))
+                back = (at[0] + 0.12 * math.sin(yaw), at[1] - 0.12 * math.cos(yaw), z)
+                parts.append(solid(*back, 0.34, 0.015, 0.23, screen(), yaw=yaw))
             case _:  # books, boxes, paper
-                parts.append(
-                    solid(
-                        at_x,
-                        at_y,
-                        z,
-                        dice.between(0.1, 0.32),
-                        dice.between(0.1, 0.26),
-                        dice.between(0.01, 0.2),
-                        paint,
-                        yaw=dice.between(-0.8, 0.8),
-                    )
-                )
+                size, deep = dice.between(0.1, 0.32), dice.between(0.1, 0.26)
+                tall, yaw = dice.between(0.01, 0.2), dice.between(-0.8, 0.8)
+                parts.append(solid(*at, size, deep, tall, paint, yaw=yaw))
     return parts
 
 
@@ -329,9 +280,8 @@ def bed(dice: Dice) -> Piece:
         solid(0, 0.28, top - 0.3, width + 0.03, depth * 0.7, 0.33, cover),
         solid(0, -depth / 2, 0.0, width, 0.06, dice.between(0.8, 1.2), frame),
     ]
-    places = (-width / 4, width / 4) if width > 1.3 else (0.0,)
     pillow = lacquer(dice) if dice.chance(0.6) else fabric(dice)
-    for x in places:
+    for x in (-width / 4, width / 4) if width > 1.3 else (0.0,):
         y = -depth / 2 + 0.3
         parts.append(solid(x, y, top - 0.03, 0.58, 0.4, 0.2, pillow, ELLIPSOID))
     if dice.chance(0.4):
@@ -348,9 +298,8 @@ def sofa(dice: Dice, width: float | None = None) -> Piece:
     parts = [
         solid(0, 0.03, 0.06, width, depth - 0.05, seat - 0.06, cover),
         solid(0, -depth / 2 + 0.13, 0.06, width, 0.26, back - 0.06, cover),
+        *(solid(x, 0, 0.0, arm, depth, seat + 0.18, cover) for x in (-side, side)),
     ]
-    for x in (-side, side):
-        parts.append(solid(x, 0, 0.0, arm, depth, seat + 0.18, cover))
     for _ in range(dice.count(0, 2)):
         x = dice.between(-0.35, 0.35) * width
         parts.append(
@@ -368,9 +317,10 @@ def table(dice: Dice) -> Piece:
     height, top, leg = dice.between(0.7, 0.78), wood(dice), dice.between(0.04, 0.08)
     if dice.chance(0.25):
         width = depth = dice.between(0.8, 1.3)
-        foot = solid(0, 0, 0.0, 0.12, 0.12, height - 0.03, top, CYLINDER)
-        plate = solid(0, 0, height - 0.03, width, width, 0.03, top, CYLINDER)
-        parts = [foot, plate]
+        parts = [
+            solid(0, 0, 0.0, 0.12, 0.12, height - 0.03, top, CYLINDER),
+            solid(0, 0, height - 0.03, width, width, 0.03, top, CYLINDER),
+        ]
     else:
         parts = [solid(0, 0, height - 0.04, width, depth, 0.04, top)]
         parts += _legs(width - 0.1, depth - 0.1, height - 0.04, leg, top)
@@ -379,30 +329,20 @@ def table(dice: Dice) -> Piece:
 
 
 def coffee_table(dice: Dice) -> Piece:
-    width, depth, height = (
-        dice.between(0.7, 1.3),
-        dice.between(0.5, 0.7),
-        dice.between(0.38, 0.5),
-    )
-    top = wood(dice)
+    width, depth = dice.between(0.7, 1.3), dice.between(0.5, 0.7)
+    height, top = dice.between(0.38, 0.5), wood(dice)
     parts = [solid(0, 0, height - 0.05, width, depth, 0.05, top)]
     if dice.chance(0.3):
         parts.append(solid(0, 0, 0.0, width - 0.1, depth - 0.1, height - 0.05, top))
     else:
         parts += _legs(width, depth, height - 0.05, 0.06, top)
-    return Piece(
-        width,
-        depth,
-        parts + clutter(dice, 0, 0, height, width, depth, dice.count(0, 3)),
-    )
+    parts += clutter(dice, 0, 0, height, width, depth, dice.count(0, 3))
+    return Piece(width, depth, parts)
 
 
 def chair(dice: Dice) -> Piece:
-    size, seat, top = (
-        dice.between(0.4, 0.48),
-        dice.between(0.43, 0.48),
-        dice.between(0.8, 1.0),
-    )
+    size, seat = dice.between(0.4, 0.48), dice.between(0.43, 0.48)
+    top = dice.between(0.8, 1.0)
     frame = wood(dice) if dice.chance(0.6) else lacquer(dice, _BRIGHT)
     cover = frame if dice.chance(0.5) else fabric(dice)
     back = -size / 2 + 0.02
@@ -450,22 +390,12 @@ def cupboard(dice: Dice) -> Piece:
 
 
 def bookshelf(dice: Dice) -> Piece:
-    width, depth, height = (
-        dice.between(0.7, 1.6),
-        dice.between(0.26, 0.36),
-        dice.between(1.0, 2.1),
-    )
-    body, levels = wood(dice), dice.count(3, 5)
+    width, depth = dice.between(0.7, 1.6), dice.between(0.26, 0.36)
+    height, body, levels = dice.between(1.0, 2.1), wood(dice), dice.count(3, 5)
     step = height / levels
-    row = Material(
-        (0.3, 0.3, 0.3),
-        (0.05, 0.05, 0.05),
-        BOOKS,
-        (dice.between(0.03, 0.08), step),
-        ir_loss=0.12,
-    )
-    inner = solid(0, -0.05, 0.0, width - 0.02, depth - 0.1, height - 0.02, row)
-    parts = [inner]
+    cell = (dice.between(0.03, 0.08), step)
+    books = Material((0.3, 0.3, 0.3), (0.05, 0.05, 0.05), BOOKS, cell, ir_loss=0.12)
+    parts = [solid(0, -0.05, 0.0, width - 0.02, depth - 0.1, height - 0.02, books)]
     for x in (-width / 2, width / 2):
         parts.append(solid(x, 0, 0.0, 0.03, depth, height, body))
     for level in range(levels + 1):
@@ -502,11 +432,8 @@ def television(dice: Dice) -> Piece:
         solid(0, -0.05, height, size * 0.4, 0.2, 0.05, screen()),
         solid(0, -0.05, height + 0.04, size, 0.06, size * 0.58, screen()),
     ]
-    return Piece(
-        width,
-        depth,
-        parts + clutter(dice, 0, 0.12, height, width, 0.2, dice.count(0, 2)),
-    )
+    parts += clutter(dice, 0, 0.12, height, width, 0.2, dice.count(0, 2))
+    return Piece(width, depth, parts)
 
 
 def _lamp(dice: Dice, x, y, z) -> list[Part]:
@@ -527,9 +454,8 @@ def nightstand(dice: Dice) -> Piece:
     parts = [solid(0, 0, 0.0, width, 0.42, height, body)]
     if dice.chance(0.7):
         parts += _lamp(dice, 0, -0.05, height)
-    return Piece(
-        width, 0.42, parts + clutter(dice, 0, 0.1, height, width, 0.3, dice.count(0, 2))
-    )
+    parts += clutter(dice, 0, 0.1, height, width, 0.3, dice.count(0, 2))
+    return Piece(width, 0.42, parts)
 
 
 def floor_lamp(dice: Dice) -> Piece:
@@ -562,16 +488,13 @@ def counter(dice: Dice) -> Piece:
     width, depth = dice.between(1.8, 3.2), 0.62
     body = wood(dice) if dice.chance(0.6) else lacquer(dice)
     door = dice.between(0.4, 0.6)
-    stone = dataclasses.replace(
-        fabric(dice), texture=MOTTLED, cell=(0.08, 0.08), gloss=0.3
-    )
+    stone = fabric(dice)._replace(texture=MOTTLED, cell=(0.08, 0.08), gloss=0.3)
     parts = [
         solid(0, 0, 0.0, width, depth - 0.02, 0.87, fronted(body, door, 0.75)),
         solid(0, 0.01, 0.87, width, depth + 0.02, 0.04, stone),
     ]
     if dice.chance(0.7):
-        upper = fronted(body, door, 0.8)
-        upper = dataclasses.replace(upper, band=0.0)
+        upper = fronted(body, door, 0.8)._replace(band=0.0)
         gap = dice.between(0.0, 0.8)
         x = dice.pick([-1, 1]) * gap / 2
         parts.append(solid(x, -depth / 2 + 0.17, 1.42, width - gap, 0.34, 0.8, upper))
@@ -586,7 +509,7 @@ def counter(dice: Dice) -> Piece:
 def fridge(dice: Dice) -> Piece:
     paint = lacquer(dice, [(0.8, 0.8, 0.8), (0.8, 0.8, 0.8), (0.45, 0.45, 0.46)])
     height = dice.between(1.5, 1.9)
-    front = fronted(dataclasses.replace(paint, gloss=0.4), 1.0, height * 0.36)
+    front = fronted(paint._replace(gloss=0.4), 1.0, height * 0.36)
     return Piece(0.65, 0.65, [solid(0, 0, 0.0, 0.65, 0.65, height, front)])
 
 
@@ -612,18 +535,15 @@ def toilet(dice: Dice) -> Piece:
 
 
 def washstand(dice: Dice) -> Piece:
-    width, body = (
-        dice.between(0.6, 1.5),
-        wood(dice) if dice.chance(0.5) else lacquer(dice),
-    )
+    width = dice.between(0.6, 1.5)
+    body = wood(dice) if dice.chance(0.5) else lacquer(dice)
     white = Material((0.84, 0.84, 0.82), (0.7, 0.7, 0.7), gloss=0.5)
-    glass = Material(
-        (0.5, 0.53, 0.55), (0.65, 0.68, 0.7), MOTTLED, (0.5, 0.5), 0.3, 0.6
-    )
+    silver, grey = (0.5, 0.53, 0.55), (0.65, 0.68, 0.7)
+    mirror = Material(silver, grey, MOTTLED, gloss=0.3, ir_loss=0.6)
     parts = [
         solid(0, 0, 0.0, width, 0.5, 0.8, fronted(body, width / 2, 0.7)),
         solid(0, 0, 0.8, width + 0.04, 0.54, 0.05, white),
-        solid(0, -0.25, 1.1, width * 0.9, 0.03, 0.8, glass),
+        solid(0, -0.25, 1.1, width * 0.9, 0.03, 0.8, mirror),
         solid(0, 0.05, 0.83, 0.42, 0.34, 0.1, white, ELLIPSOID),
     ]
     parts += clutter(dice, 0, 0, 0.85, width, 0.4, dice.count(1, 4))
@@ -638,18 +558,10 @@ def cartons(dice: Dice) -> Piece:
         for _ in range(dice.count(1, 2)):
             tall = dice.between(0.2, 0.45)
             brown = lacquer(dice, [(0.5, 0.36, 0.2), *_BRIGHT])
-            parts.append(
-                solid(
-                    x,
-                    dice.between(-0.1, 0.1),
-                    z,
-                    dice.between(0.25, 0.45),
-                    dice.between(0.25, 0.45),
-                    tall,
-                    brown,
-                    yaw=dice.between(-0.3, 0.3),
-                )
-            )
+            y = dice.between(-0.1, 0.1)
+            width, depth = dice.between(0.25, 0.45), dice.between(0.25, 0.45)
+            yaw = dice.between(-0.3, 0.3)
+            parts.append(solid(x, y, z, width, depth, tall, brown, yaw=yaw))
             z += tall
     return Piece(0.9, 0.6, parts)
 
@@ -657,97 +569,54 @@ def cartons(dice: Dice) -> Piece:
 # --- rooms ---------------------------------------------------------------------
 
 Maker = Callable[[Dice], Piece]
-# Each kind of room: furniture at the walls and inside, in the order of placing, with
-# the probability of each piece; then the range of width and depth in metres.
-_KINDS: list[tuple[list[tuple[Maker, float]], list[tuple[Maker, float]], float, float]]
-_KINDS = [
-    (  # bedroom
-        [
-            (bed, 1.0),
-            (nightstand, 0.9),
-            (cupboard, 0.9),
-            (nightstand, 0.5),
-            (desk, 0.5),
-            (cupboard, 0.5),
-            (bookshelf, 0.4),
-            (armchair, 0.3),
-            (floor_lamp, 0.3),
-        ],
-        [(chair, 0.5), (cartons, 0.3)],
-        2.7,
-        7.0,
-    ),
-    (  # living room
-        [
-            (sofa, 1.0),
-            (television, 0.8),
-            (bookshelf, 0.7),
-            (cupboard, 0.6),
-            (armchair, 0.6),
-            (floor_lamp, 0.6),
-            (plant, 0.6),
-            (sofa, 0.4),
-        ],
-        [(coffee_table, 0.9), (armchair, 0.5), (chair, 0.3)],
-        3.2,
-        11.0,
-    ),
-    (  # kitchen and dining room
-        [
-            (counter, 1.0),
-            (fridge, 0.8),
-            (counter, 0.6),
-            (cupboard, 0.5),
-            (plant, 0.2),
-        ],
+
+
+class _Kind(NamedTuple):
+    """A kind of room.
+
+    Attributes:
+      walls, inside: furniture at the walls and elsewhere, in the order of placement,
+        with the probability of each piece.
+      low, high: range of width and depth, metres.
+    """
+
+    walls: list[tuple[Maker, float]]
+    inside: list[tuple[Maker, float]]
+    low: float
+    high: float
+
+
+_KINDS: dict[str, _Kind] = {
+    "bedroom": _Kind(
+        [(bed, 1.0), (nightstand, 0.9), (cupboard, 0.9), (nightstand, 0.5), (desk, 0.5),
+         (cupboard, 0.5), (bookshelf, 0.4), (armchair, 0.3), (floor_lamp, 0.3)],
+        [(chair, 0.5), (cartons, 0.3)], 2.7, 7.0),
+    "living room": _Kind(
+        [(sofa, 1.0), (television, 0.8), (bookshelf, 0.7), (cupboard, 0.6),
+         (armchair, 0.6), (floor_lamp, 0.6), (plant, 0.6), (sofa, 0.4)],
+        [(coffee_table, 0.9), (armchair, 0.5), (chair, 0.3)], 3.2, 11.0),
+    "kitchen": _Kind(  # or dining room
+        [(counter, 1.0), (fridge, 0.8), (counter, 0.6), (cupboard, 0.5), (plant, 0.2)],
         [(table, 0.8), (chair, 0.9), (chair, 0.8), (chair, 0.7), (chair, 0.4)],
-        2.4,
-        9.0,
-    ),
-    (  # office, study
-        [
-            (desk, 1.0),
-            (bookshelf, 0.8),
-            (desk, 0.6),
-            (cupboard, 0.8),
-            (bookshelf, 0.4),
-            (plant, 0.3),
-            (cartons, 0.3),
-        ],
+        2.4, 9.0),
+    "office": _Kind(  # or study
+        [(desk, 1.0), (bookshelf, 0.8), (desk, 0.6), (cupboard, 0.8), (bookshelf, 0.4),
+         (plant, 0.3), (cartons, 0.3)],
         [(office_chair, 0.9), (office_chair, 0.6), (table, 0.4), (chair, 0.5)],
-        2.6,
-        9.5,
-    ),
-    (  # bathroom
+        2.6, 9.5),
+    "bathroom": _Kind(
         [(washstand, 1.0), (bathtub, 0.8), (toilet, 0.9), (cupboard, 0.3)],
-        [],
-        1.9,
-        3.6,
-    ),
-    (  # class room, dining hall, shop
-        [
-            (cupboard, 0.9),
-            (bookshelf, 0.9),
-            (bookshelf, 0.7),
-            (cupboard, 0.6),
-            (television, 0.3),
-            (cartons, 0.5),
-        ],
-        [
-            (table, 1.0),
-            (table, 0.9),
-            (table, 0.8),
-            (chair, 0.9),
-            (chair, 0.9),
-            (chair, 0.8),
-            (chair, 0.6),
-            (cartons, 0.4),
-        ],
-        4.5,
-        13.0,
-    ),
-]
-_KIND_OF_DRAW = (0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5)
+        [], 1.9, 3.6),
+    "hall": _Kind(  # class room, dining hall, shop
+        [(cupboard, 0.9), (bookshelf, 0.9), (bookshelf, 0.7), (cupboard, 0.6),
+         (television, 0.3), (cartons, 0.5)],
+        [(table, 1.0), (table, 0.9), (table, 0.8), (chair, 0.9), (chair, 0.9),
+         (chair, 0.8), (chair, 0.6), (cartons, 0.4)], 4.5, 13.0),
+}  # fmt: skip
+_KIND_OF_DRAW = (
+    *3 * ["bedroom"], *3 * ["living room"], *2 * ["kitchen"], *2 * ["office"],
+    "bathroom", "hall",
+)  # fmt: skip
 
 
 class Room:
@@ -756,10 +625,10 @@ class Room:
     def __init__(self, dice: Dice):
         self.dice = dice
         self.parts: list[Part] = []
-        self.taken: list[tuple[float, float, float, float]] = []
+        self.occupied: list[tuple[float, float, float, float]] = []
         self.lights: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.kind = dice.pick(_KIND_OF_DRAW)
-        _, _, low, high = _KINDS[self.kind]
+        low, high = _KINDS[self.kind].low, _KINDS[self.kind].high
         # The square of a uniform number, so that small rooms are more frequent.
         self.width, self.depth = (
             low + (high - low) * dice.between(0, 1) ** 2 for _ in range(2)
@@ -768,18 +637,20 @@ class Room:
 
     def wall(self, side: int, along: float, away: float) -> tuple[float, float, float]:
         """x, y and yaw at distance `away` from a wall, facing into the room."""
-        match side:
-            case 0:
-                return along, away, 0.0
-            case 1:
-                return self.width - away, along, math.pi / 2
-            case 2:
-                return self.width - along, self.depth - away, math.pi
-            case _:
-                return away, self.depth - along, -math.pi / 2
+        return (
+            (along, away, 0.0),
+            (self.width - away, along, math.pi / 2),
+            (self.width - along, self.depth - away, math.pi),
+            (away, self.depth - along, -math.pi / 2),
+        )[side]
 
     def length(self, side: int) -> float:
         return self.width if side % 2 == 0 else self.depth
+
+    def random_point(self, low: float, high: float) -> tuple[float, float]:
+        """x and y at shares of width and depth between `low` and `high`."""
+        x, y = self.dice.between(low, high), self.dice.between(low, high)
+        return x * self.width, y * self.depth
 
     def put(self, parts: list[Part], x: float, y: float, yaw: float) -> None:
         """Add parts, transformed from local coordinates to the room."""
@@ -787,32 +658,26 @@ class Room:
         for part in parts:
             px, py, pz = part.centre
             centre = (x + c * px - s * py, y + s * px + c * py, pz)
-            self.parts.append(
-                dataclasses.replace(part, centre=centre, yaw=part.yaw + yaw)
-            )
+            self.parts.append(part._replace(centre=centre, yaw=part.yaw + yaw))
 
     def place(self, piece: Piece, x: float, y: float, yaw: float) -> bool:
         """Add a piece if its floor area is free; returns whether it was added."""
         c, s = abs(math.cos(yaw)), abs(math.sin(yaw))
         half_x = (c * piece.width + s * piece.depth) / 2 + 0.02
         half_y = (s * piece.width + c * piece.depth) / 2 + 0.02
-        spot = (x - half_x, y - half_y, x + half_x, y + half_y)
-        inside = (
-            spot[0] > -0.03
-            and spot[1] > -0.03
-            and spot[2] < self.width + 0.03
-            and spot[3] < self.depth + 0.03
-        )
-        if not inside or any(_overlap(spot, other) for other in self.taken):
+        area = (x - half_x, y - half_y, x + half_x, y + half_y)
+        right, top = self.width + 0.03, self.depth + 0.03
+        inside = min(area[:2]) > -0.03 and area[2] < right and area[3] < top
+        if not inside or any(_overlap(area, other) for other in self.occupied):
             return False
-        self.taken.append(spot)
+        self.occupied.append(area)
         self.put(piece.parts, x, y, yaw)
         return True
 
     def furnish(self) -> None:
-        at_walls, inside, _, _ = _KINDS[self.kind]
-        dice = self.dice
-        for make, share in at_walls:
+        """Place the furniture of this kind of room; omits pieces without space."""
+        kind, dice = _KINDS[self.kind], self.dice
+        for make, share in kind.walls:
             if dice.chance(share):
                 piece = make(dice)
                 for _ in range(8):
@@ -824,13 +689,13 @@ class Room:
                     away = piece.depth / 2 + dice.between(0.03, 0.07)
                     if self.place(piece, *self.wall(side, along, away)):
                         break
-        for make, share in inside:
+        for make, share in kind.inside:
             if dice.chance(share):
                 piece, turn = make(dice), dice.pick([0.0, 0.0, 0.3, 1.0])
                 for _ in range(8):
-                    x, y = dice.between(0.15, 0.85), dice.between(0.15, 0.85)
+                    x, y = self.random_point(0.15, 0.85)
                     yaw = dice.count(0, 3) * math.pi / 2 + turn * dice.between(-1, 1)
-                    if self.place(piece, x * self.width, y * self.depth, yaw):
+                    if self.place(piece, x, y, yaw):
                         break
 
 
@@ -838,23 +703,23 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _hang(room: Room) -> None:
+def _add_wall_parts(room: Room) -> None:
     """Add doors, windows and pictures to the walls."""
     dice = room.dice
     for side in range(4):
         length = room.length(side)
-        at = 0.25
-        while at < length - 0.5:
-            width = min(dice.between(0.4, 1.6), length - at - 0.1)
-            middle = room.wall(side, at + width / 2, 0.0)
+        start = 0.25
+        while start < length - 0.5:
+            width = min(dice.between(0.4, 1.6), length - start - 0.1)
+            middle = room.wall(side, start + width / 2, 0.0)
             draw = dice.between(0, 1)
             if draw < 0.22 and width > 0.6:
-                room.put(_window(room, side, at + width / 2, width), *middle)
+                room.put(_window(room, side, start + width / 2, width), *middle)
             elif draw < 0.36 and width > 0.7:
                 room.put(_door(dice), *middle)
             elif draw < 0.66:
                 room.put(_picture(dice, min(width, 1.0)), *middle)
-            at += width + dice.between(0.2, 1.2)
+            start += width + dice.between(0.2, 1.2)
 
 
 def _window(room: Room, side: int, along: float, width: float) -> list[Part]:
@@ -872,29 +737,23 @@ def _window(room: Room, side: int, along: float, width: float) -> list[Part]:
         solid(0, 0.04, low - 0.06, width + 0.2, 0.16, 0.03, frame),
     ]
     if dice.chance(0.5):
-        cloth = dataclasses.replace(fabric(dice), texture=STRIPES, cell=(0.07, 0.07))
+        cloth = fabric(dice)._replace(texture=STRIPES, cell=(0.07, 0.07))
         for x in (-width / 2 - 0.1, width / 2 + 0.1):
             parts.append(solid(x, 0.06, 0.15, 0.32, 0.08, low + tall, cloth))
     if day:
         x, y, yaw = room.wall(side, along, 0.15)
+        position = np.array([x, y, low + tall * 0.6])
+        colour = day * width * tall * 2.5 * np.array([0.9, 1.0, 1.12])
         facing = np.array([-math.sin(yaw), math.cos(yaw), 0.0])
-        strength = day * width * tall * 2.5
-        room.lights.append(
-            (
-                np.array([x, y, low + tall * 0.6]),
-                strength * np.array([0.9, 1.0, 1.12]),
-                facing,
-            )
-        )
+        room.lights.append((position, colour, facing))
     return parts
 
 
 def _door(dice: Dice) -> list[Part]:
     leaf = wood(dice) if dice.chance(0.4) else lacquer(dice)
     frame = lacquer(dice, [(0.8, 0.8, 0.78), *_WOODS])
-    panel = dataclasses.replace(
-        leaf, first=_darker(leaf.first, 0.85), second=_darker(leaf.first, 0.75)
-    )
+    first, second = _darker(leaf.first, 0.85), _darker(leaf.first, 0.75)
+    panel = leaf._replace(first=first, second=second)
     return [
         solid(0, 0, 0.0, 0.98, 0.04, 2.08, frame),
         solid(0, 0, 0.0, 0.84, 0.06, 2.01, leaf),
@@ -922,29 +781,25 @@ def _picture(dice: Dice, width: float) -> list[Part]:
     ]
 
 
-def _rug(room: Room) -> None:
+def _add_rug(room: Room) -> None:
     dice = room.dice
     width, depth = dice.between(1.0, 2.4), dice.between(0.8, 1.8)
-    kind = dice.pick([CHECKS, STRIPES, MOTTLED, MOTTLED])
+    texture = dice.pick([CHECKS, STRIPES, MOTTLED, MOTTLED])
     cell = dice.between(0.15, 0.5)
-    cloth = Material(
-        dice.tint(dice.pick(_FABRICS)),
-        dice.tint(dice.pick(_FABRICS)),
-        kind,
-        (cell, cell),
-    )
-    x, y = dice.between(0.3, 0.7) * room.width, dice.between(0.3, 0.7) * room.depth
-    piece = [solid(0, 0, 0.0, width, depth, 0.012, cloth)]
-    room.put(piece, x, y, dice.between(-0.2, 0.2))
+    first, second = (dice.tint(dice.pick(_FABRICS)) for _ in range(2))
+    cloth = Material(first, second, texture, (cell, cell))
+    x, y = room.random_point(0.3, 0.7)
+    rug = [solid(0, 0, 0.0, width, depth, 0.012, cloth)]
+    room.put(rug, x, y, dice.between(-0.2, 0.2))
 
 
-def _light(room: Room) -> None:
+def _add_lamps(room: Room) -> None:
     """Add ceiling lamps; at least one if the room has no other light."""
     dice = room.dice
     lamps = dice.count(1, 2) if dice.chance(0.75) or not room.lights else 0
     warm = np.array([1.1, dice.between(0.85, 1.0), dice.between(0.55, 0.95)])
     for _ in range(lamps):
-        x, y = dice.between(0.3, 0.7) * room.width, dice.between(0.3, 0.7) * room.depth
+        x, y = room.random_point(0.3, 0.7)
         size, drop = dice.between(0.3, 0.5), dice.between(0.06, 0.4)
         glass = Material((0.9, 0.88, 0.8), (0.9, 0.85, 0.75), glow=dice.between(1, 3))
         lamp = solid(0, 0, room.height - drop, size, size, 0.14, glass, ELLIPSOID)
@@ -955,11 +810,10 @@ def _light(room: Room) -> None:
     room.lights.sort(key=lambda light: -float(light[1].sum()))
 
 
-def _pillar(room: Room) -> None:
+def _add_pillar(room: Room) -> None:
     """Add a chimney, column or piece of wall of the room's height."""
     dice = room.dice
-    paint = lacquer(dice)
-    paint = dataclasses.replace(paint, gloss=0.0, second=(0.8, 0.8, 0.78), band=0.09)
+    paint = lacquer(dice)._replace(gloss=0.0, second=(0.8, 0.8, 0.78), band=0.09)
     width, depth = dice.between(0.3, 1.6), dice.between(0.2, 0.7)
     body = Piece(width, depth, [solid(0, 0, 0.0, width, depth, room.height, paint)])
     side = dice.count(0, 3)
@@ -971,9 +825,8 @@ def _faces(room: Room) -> list[Material]:
     """Random materials of the floor, the ceiling and the four walls."""
     dice = room.dice
     if dice.chance(0.45):
-        base = wood(dice)
-        cell = (dice.between(0.8, 1.6), dice.between(0.08, 0.2))
-        floor = dataclasses.replace(base, cell=cell)
+        floor = wood(dice)
+        floor = floor._replace(cell=(dice.between(0.8, 1.6), dice.between(0.08, 0.2)))
     elif dice.chance(0.4):
         first = dice.tint(dice.pick([*_STONES, *_WOODS]))
         size, texture = dice.between(0.2, 0.5), dice.pick([TILES, TILES, CHECKS])
@@ -991,7 +844,7 @@ def _walls(room: Room) -> list[Material]:
     dice = room.dice
     paint, other = (dice.tint(dice.pick(_PAINTS), 0.07) for _ in range(2))
     trim = dice.pick([(0.8, 0.8, 0.78), dice.tint(dice.pick(_WOODS))])
-    tiled = room.kind == 4 or (room.kind == 2 and dice.chance(0.3))
+    tiled = room.kind == "bathroom" or (room.kind == "kitchen" and dice.chance(0.3))
     papered = dice.chance(0.15)
     band = dice.pick([0.0, 0.07, 0.09, 0.11, 0.14])
     walls = []
@@ -1021,7 +874,13 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return np.stack([c * right + s * down, -s * right + c * down, ahead], axis=1)
 
 
-def _glance(
+def _local(vectors: np.ndarray, c: np.ndarray, s: np.ndarray) -> np.ndarray:
+    """Rotate (..., 3) vectors into objects turned about z by cosine c and sine s."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    return np.stack(np.broadcast_arrays(c * x + s * y, c * y - s * x, z), -1)
+
+
+def _cast_rays(
     parts: np.ndarray, size: np.ndarray, position: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cast 9x12 rays at the bounding boxes; returns depth and surface of each ray.
@@ -1029,30 +888,16 @@ def _glance(
     Args:
       parts: (n, 8) centre, half sizes, cosine and sine of yaw.
     """
-    v, u = np.meshgrid(
-        np.linspace(-0.96, 0.96, 9) * _VIEW_UP,
-        np.linspace(-0.96, 0.96, 12) * _VIEW_SIDE,
-        indexing="ij",
-    )
-    rays = np.stack([u, v, np.ones_like(u)], -1).reshape(-1, 3) @ rotation.T
+    v = np.linspace(-0.96, 0.96, 9)[:, None] * _VIEW_UP
+    u = np.linspace(-0.96, 0.96, 12) * _VIEW_SIDE
+    rays = np.stack(np.broadcast_arrays(u, v, 1.0), -1).reshape(-1, 3) @ rotation.T
     rays = np.where(np.abs(rays) < 1e-6, 1e-6, rays)
     walls = np.where(rays > 0, (size - position) / rays, -position / rays)
     depth, face = walls.min(1), walls.argmin(1)
     surface = -1 - 2 * face - (rays[np.arange(len(rays)), face] > 0)
     c, s = parts[:, 6], parts[:, 7]
-    away = position - parts[:, :3]
-    start = np.stack(
-        [c * away[:, 0] + s * away[:, 1], -s * away[:, 0] + c * away[:, 1], away[:, 2]],
-        -1,
-    )
-    along = np.stack(
-        [
-            rays[:, :1] * c + rays[:, 1:2] * s,
-            -rays[:, :1] * s + rays[:, 1:2] * c,
-            np.broadcast_to(rays[:, 2:], (len(rays), len(parts))),
-        ],
-        -1,
-    )
+    start = _local(position - parts[:, :3], c, s)
+    along = _local(rays[:, None], c, s)
     inverse = 1.0 / np.where(np.abs(along) < 1e-6, 1e-6, along)
     middle, reach = -start * inverse, parts[:, 3:6] * np.abs(inverse)
     near, far = (middle - reach).max(-1), (middle + reach).min(-1)
@@ -1070,36 +915,33 @@ def _aim(
     """Choose position and rotation of the camera among random candidates.
 
     The median depth of the chosen view is closest to a random draw from the
-    distribution in photos of rooms; `_unfit` views are penalised.
+    distribution in photos of rooms; views with a `_penalty` are avoided.
     """
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
     # NYU's labeled frames: medians around 2.7 m, standard deviation 0.31 in the log.
     target = 2.6 * math.exp(dice.normal(0.0, 0.45))
-    best, best_miss = None, math.inf
-    for turn in range(candidates):
+    best, lowest_cost = None, math.inf
+    for attempt in range(candidates):
         x = dice.between(0.25, room.width - 0.25)
         y = dice.between(0.25, room.depth - 0.25)
         z = min(max(dice.normal(1.4, 0.1), 1.0), 1.75)
-        to = (
-            dice.between(0.15, 0.85) * room.width - x,
-            dice.between(0.15, 0.85) * room.depth - y,
-        )
-        yaw = math.atan2(to[1], to[0]) + dice.normal(0.0, 0.25)
+        target_x, target_y = room.random_point(0.15, 0.85)
+        yaw = math.atan2(target_y - y, target_x - x) + dice.normal(0.0, 0.25)
         pitch = math.radians(min(max(dice.normal(-11.0, 4.5), -32.0), 6.0))
         roll = math.radians(dice.normal(0.0, 1.4))
         position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
-        depth, surface = _glance(parts, size, position, rotation)
-        miss = abs(math.log(max(float(np.median(depth)), 0.1) / target))
-        miss += _unfit(depth, surface)
-        if miss < best_miss:
-            best, best_miss = (position, rotation), miss
-        if best_miss < 0.06 and turn >= 3:
+        depth, surface = _cast_rays(parts, size, position, rotation)
+        cost = abs(math.log(max(float(np.median(depth)), 0.1) / target))
+        cost += _penalty(depth, surface)
+        if cost < lowest_cost:
+            best, lowest_cost = (position, rotation), cost
+        if lowest_cost < 0.06 and attempt >= 3:
             break
     assert best is not None
     return best
 
 
-def _unfit(depth: np.ndarray, surface: np.ndarray) -> float:
+def _penalty(depth: np.ndarray, surface: np.ndarray) -> float:
     """Penalty of a view for close obstacles, a dominant surface, few surfaces."""
     _, counts = np.unique(surface, return_counts=True)
     penalty = 4.0 * max(0.0, float((depth < 0.75).mean()) - 0.02)
@@ -1113,39 +955,22 @@ def _unfit(depth: np.ndarray, surface: np.ndarray) -> float:
 
 
 def _row(part: Part, dice: Dice) -> list[float]:
-    look = part.material
-    return [
-        *part.centre,
-        *part.half,
-        math.cos(part.yaw),
-        math.sin(part.yaw),
-        part.shape,
-        *look.first,
-        *look.second,
-        look.texture,
-        *look.cell,
-        look.gloss,
-        look.ir_loss,
-        look.glow,
-        look.band,
-        dice.between(0, 50),
-        dice.between(0, 50),
-    ]
+    """The part's row of `Scene.surfaces`, in the order of `COLUMNS`."""
+    first, second, texture, cell, *others = part.material
+    box = [*part.centre, *part.half, math.cos(part.yaw), math.sin(part.yaw)]
+    look = [part.shape, *first, *second, texture, *cell, *others]
+    return [*box, *look, dice.between(0, 50), dice.between(0, 50)]
 
 
 def _visible_first(
     rows: np.ndarray, position: np.ndarray, rotation: np.ndarray
 ) -> np.ndarray:
     """Sort rows by their possible share of the view; invisible ones are last."""
-    seen = (rows[:, :3] - position) @ rotation
+    x, y, z = ((rows[:, :3] - position) @ rotation).T
     radius = np.linalg.norm(rows[:, 3:6], axis=1)
-    depth = np.maximum(seen[:, 2], 0.3)
-    slack = 1.3 * radius
-    inside = (
-        (seen[:, 2] > -radius)
-        & (np.abs(seen[:, 0]) < _VIEW_SIDE * depth + slack)
-        & (np.abs(seen[:, 1]) < _VIEW_UP * depth + slack)
-    )
+    depth, slack = np.maximum(z, 0.3), 1.3 * radius
+    inside = (np.abs(x) < _VIEW_SIDE * depth + slack) & (z > -radius)
+    inside &= np.abs(y) < _VIEW_UP * depth + slack
     # The two largest half sizes, so that flat and thin parts count.
     extent = np.sort(rows[:, 3:6], axis=1)
     share = np.sqrt(extent[:, 1] * extent[:, 2]) / depth
@@ -1161,36 +986,23 @@ def _table(
         chosen = _visible_first(rows[rows[:, 8] == shape], position, rotation)[:count]
         block = np.zeros((count, rows.shape[1]))
         # Unused rows are tiny and far below the floor.
-        block[:, 2], block[:, 3:6], block[:, 6], block[:, 16:18] = (
-            -100.0,
-            0.01,
-            1.0,
-            1.0,
-        )
+        block[:, 2], block[:, 3:6], block[:, [6, 16, 17]] = -100.0, 0.01, 1.0
         block[: len(chosen)] = chosen
         block[:, 8] = shape
         blocks.append(block)
     half = (room.width / 2, room.depth / 2, room.height / 2)
-    faces = [_row(Part(half, half, look, ROOM), room.dice) for look in _faces(room)]
+    faces = [_row(Part(half, half, face, ROOM), room.dice) for face in _faces(room)]
     return np.concatenate([*blocks, np.array(faces)]).astype(np.float32)
 
 
 def _photo(dice: Dice) -> np.ndarray:
     """Random camera settings; see `Scene.photo`."""
-    warmth = dice.normal(0.0, 0.06)
-    return np.array(
-        [
-            dice.between(0.15, 0.27),
-            math.exp(warmth),
-            1.0,
-            math.exp(-warmth),
-            dice.between(0.0, 0.25),
-            dice.between(0.002, 0.006),
-            dice.between(0.004, 0.014),
-            dice.between(0.25, 0.6),
-        ],
-        np.float32,
-    )
+    warmth, brightness = dice.normal(0.0, 0.06), dice.between(0.15, 0.27)
+    gains = [math.exp(warmth), 1.0, math.exp(-warmth)]
+    vignetting, read_noise = dice.between(0.0, 0.25), dice.between(0.002, 0.006)
+    shot_noise, ambient = dice.between(0.004, 0.014), dice.between(0.25, 0.6)
+    settings = [brightness, *gains, vignetting, read_noise, shot_noise, ambient]
+    return np.array(settings, np.float32)
 
 
 def describe(seed: int, index: int) -> Scene:
@@ -1201,12 +1013,12 @@ def describe(seed: int, index: int) -> Scene:
     dice = Dice(seed, index)
     room = Room(dice)
     if dice.chance(0.3):
-        _pillar(room)
+        _add_pillar(room)
     room.furnish()
-    _hang(room)
+    _add_wall_parts(room)
     if dice.chance(0.45):
-        _rug(room)
-    _light(room)
+        _add_rug(room)
+    _add_lamps(room)
     rows = np.array([_row(part, dice) for part in room.parts])
     position, rotation = _aim(room, rows[:, :8])
     lights = np.zeros((LIGHTS, 9), np.float32)

@@ -10,27 +10,27 @@ from tests.data import painted
 TURNED = {
     "mirrored": np.s_[:, ::-1],
     "upside down": np.s_[::-1],
-    "turned by 180 degrees": np.s_[::-1, ::-1],
+    "rotated by 180 degrees": np.s_[::-1, ::-1],
 }
 
 
 def edges(rgb, depth) -> alignment.Edges:
-    found = alignment.edges_of(rgb, depth)
-    assert found is not None
-    return found
+    maps = alignment.edges_of(rgb, depth)
+    assert maps is not None
+    return maps
 
 
 def scored(pairs):
     """The pairs, each compared with the depth of the others, and their verdict."""
     every = [edges(rgb, depth) for rgb, depth in pairs]
-    pool, found = alignment.Pool(), []
-    for k, mine in enumerate(every):
+    pool, compared = alignment.Pool(), []
+    for k, maps in enumerate(every):
         others = every[:k][-4:] + every[k + 1 :][:4]
-        found.append(alignment.compare(mine, others))
-        pool.add(found[-1])
+        compared.append(alignment.compare(maps, others))
+        pool.add(compared[-1])
     verdict = pool.verdict()
     assert verdict is not None
-    return found, verdict
+    return compared, verdict
 
 
 def scenes(count=12, first=0):
@@ -42,35 +42,35 @@ def test_an_edge_map_has_twice_the_angle_and_magnitude_one_half():
     # two cells.
     y, x = np.mgrid[:40, :40]
     grey = 3.0 * (x + y)
-    there = np.ones((40, 40), bool)
-    found = alignment._edges(grey, np.hypot(6, 6), there)[20, 20]
-    assert found == pytest.approx(0.5j, abs=1e-6)
+    valid = np.ones((40, 40), bool)
+    edge = alignment._edges(grey, np.hypot(6, 6), valid)[20, 20]
+    assert edge == pytest.approx(0.5j, abs=1e-6)
     dark_to_light, light_to_dark = (
-        alignment._edges(sign * grey, 1.0, there)[20, 20] for sign in (1, -1)
+        alignment._edges(sign * grey, 1.0, valid)[20, 20] for sign in (1, -1)
     )
     assert dark_to_light == light_to_dark
 
 
 def test_scores_equal_plain_sums():
-    mine, other = (edges(*painted.scene(seed)) for seed in (1, 2))
-    found = alignment.compare(mine, [other])
-    h, w = mine.image.shape
+    first, other = (edges(*painted.scene(seed)) for seed in (1, 2))
+    pair = alignment.compare(first, [other])
+    h, w = first.image.shape
 
     def score(dy, dx, depth):
         total = 0.0
         for r in range(h):
             for c in range(w):
                 # Depth that is dy down is compared dy further up.
-                there = depth[(r + dy) % h, (c + dx) % w]
-                total += (np.conj(mine.image[r, c]) * there).real
+                shifted = depth[(r + dy) % h, (c + dx) % w]
+                total += (np.conj(first.image[r, c]) * shifted).real
         return total
 
     centre = alignment.REACH
-    surface = found.surfaces["as is"]
+    surface = pair.surfaces["as is"]
     for dy, dx in ((0, 0), (-3, 5), (8, -8)):
-        expected = score(dy, dx, mine.depth)
+        expected = score(dy, dx, first.depth)
         assert surface[centre + dy, centre + dx] == pytest.approx(expected, abs=1e-4)
-    assert found.others == (pytest.approx(score(0, 0, other.depth), abs=1e-4),)
+    assert pair.others == (pytest.approx(score(0, 0, other.depth), abs=1e-4),)
 
 
 @pytest.mark.parametrize("how", TURNED)
@@ -78,16 +78,16 @@ def test_turned_maps_equal_maps_of_turned_depth(how):
     rgb, depth = painted.scene(3)
     turned = edges(rgb, depth[TURNED[how]].copy()).depth
     np.testing.assert_allclose(
-        alignment.TURNS[how](turned), edges(rgb, depth).depth, atol=1e-5
+        alignment.ORIENTATIONS[how](turned), edges(rgb, depth).depth, atol=1e-5
     )
 
 
 def test_matching_pairs_are_aligned():
-    found, verdict = scored(scenes())
+    compared, verdict = scored(scenes())
     assert verdict.kind == alignment.ALIGNED == verdict.text
     assert verdict.scores["as is"] > 4 * abs(verdict.scores["mirrored"])
-    assert {pair.verdict for pair in found} == {alignment.ALIGNED}
-    assert not any(verdict.how(pair) for pair in found)
+    assert {pair.verdict for pair in compared} == {alignment.ALIGNED}
+    assert not any(verdict.misfit(pair) for pair in compared)
 
 
 @pytest.mark.parametrize("how", TURNED)
@@ -95,23 +95,23 @@ def test_turned_depth_is_detected_in_all_or_some_frames(how):
     def turn(depth):
         return depth[TURNED[how]].copy()
 
-    found, verdict = scored([(rgb, turn(d)) for rgb, d in scenes()])
-    assert verdict.kind == how and [p.verdict for p in found] == [how] * 12
-    assert not any(verdict.how(pair) for pair in found)
+    compared, verdict = scored([(rgb, turn(d)) for rgb, d in scenes()])
+    assert verdict.kind == how and [p.verdict for p in compared] == [how] * 12
+    assert not any(verdict.misfit(pair) for pair in compared)
     some = [(rgb, turn(d) if k in (4, 7) else d) for k, (rgb, d) in enumerate(scenes())]
-    found, verdict = scored(some)
+    compared, verdict = scored(some)
     assert verdict.kind == alignment.ALIGNED
-    assert [k for k, pair in enumerate(found) if verdict.how(pair)] == [4, 7]
-    assert verdict.how(found[4]) == how
+    assert [k for k, pair in enumerate(compared) if verdict.misfit(pair)] == [4, 7]
+    assert verdict.misfit(compared[4]) == how
 
 
 @pytest.mark.parametrize("shift", [(0, 6), (-5, 0), (4, -7)])
 def test_a_shift_is_detected_with_its_direction(shift):
     moved = [(rgb, np.roll(d, shift, (0, 1))) for rgb, d in scenes()]
-    found, verdict = scored(moved)
+    compared, verdict = scored(moved)
     assert verdict.kind == alignment.SHIFTED and verdict.shift == shift
     assert verdict.text == f"shifted by {shift} pixels"
-    assert sum(pair.verdict == alignment.SHIFTED for pair in found) >= 10
+    assert sum(pair.verdict == alignment.SHIFTED for pair in compared) >= 10
 
 
 def test_a_shift_of_one_pixel_is_aligned():
@@ -122,29 +122,29 @@ def test_a_shift_of_one_pixel_is_aligned():
 def test_depth_of_other_frames_is_unrelated():
     pairs = scenes(24)
     mixed = [(rgb, pairs[(k + 7) % 24][1]) for k, (rgb, _) in enumerate(pairs)]
-    found, verdict = scored(mixed)
+    compared, verdict = scored(mixed)
     assert verdict.kind == alignment.UNRELATED
-    assert sum(pair.verdict == alignment.UNRELATED for pair in found) > 12
+    assert sum(pair.verdict == alignment.UNRELATED for pair in compared) > 12
 
 
 def test_one_wrong_pair_is_a_misfit():
     pairs = scenes()
     pairs[5] = pairs[5][0], painted.scene(99)[1]
-    found, verdict = scored(pairs)
+    compared, verdict = scored(pairs)
     assert verdict.kind == alignment.ALIGNED
-    assert [k for k, pair in enumerate(found) if verdict.how(pair)] == [5]
+    assert [k for k, pair in enumerate(compared) if verdict.misfit(pair)] == [5]
 
 
 def test_frames_of_a_static_camera_are_not_other_frames():
     rgb, depth = painted.scene(0)
-    found, verdict = scored([(rgb, depth)] * 5)
-    assert found[0].others == () and verdict.kind == alignment.ALIGNED
+    compared, verdict = scored([(rgb, depth)] * 5)
+    assert compared[0].others == () and verdict.kind == alignment.ALIGNED
 
 
 def test_cells_are_larger_in_larger_frames():
     rgb, depth = painted.scene(0, size=(480, 640), boxes=30)
-    found = alignment.compare(edges(rgb, np.roll(depth, (6, -12), (0, 1))))
-    assert found.cell == 2 and found.shift == (6, -12)
+    pair = alignment.compare(edges(rgb, np.roll(depth, (6, -12), (0, 1))))
+    assert pair.cell == 2 and pair.shift == (6, -12)
 
 
 def test_pixels_beside_missing_depth_are_not_edges():
@@ -183,21 +183,23 @@ def test_real_pairs_are_aligned_and_mirrored_ones_are_detected(shared_data):
     folder = shared_data / "nyu_train"
     names = sorted(file.stem for file in (folder / "rgb").iterdir())[::12]
     pairs = nyu(folder, names)
-    found, verdict = scored(pairs)
+    compared, verdict = scored(pairs)
     assert len(pairs) == 67 and verdict.text == alignment.ALIGNED
     assert verdict.scores["as is"] == pytest.approx(0.3, abs=0.03)
     assert abs(verdict.scores["mirrored"]) < 0.05
-    assert not any(verdict.how(pair) for pair in found)
-    found, verdict = scored(mirrored(pairs))
-    assert verdict.text == "mirrored" and {p.verdict for p in found} == {"mirrored"}
-    assert not any(verdict.how(pair) for pair in found)
+    assert not any(verdict.misfit(pair) for pair in compared)
+    compared, verdict = scored(mirrored(pairs))
+    assert verdict.text == "mirrored" and {p.verdict for p in compared} == {"mirrored"}
+    assert not any(verdict.misfit(pair) for pair in compared)
 
 
 def test_misaligned_official_frames_are_misfits(shared_data):
     # Checked by eye: depth of 150 is 12 pixels left; that of 452 shows another place.
     names = ("0003", "0150", "0452", "0007", "0012", "0700", "0931", "1440")
-    found, verdict = scored(nyu(shared_data / "nyu_train", names))
-    how = {name: verdict.how(pair) for name, pair in zip(names, found, strict=True)}
+    compared, verdict = scored(nyu(shared_data / "nyu_train", names))
+    how = {
+        name: verdict.misfit(pair) for name, pair in zip(names, compared, strict=True)
+    }
     assert how["0150"].startswith("shifted by (0, -1")
     assert how["0931"].startswith("shifted by (0, -1")
     assert how["0452"].startswith("low score")
@@ -210,8 +212,8 @@ def test_real_raw_depth_is_aligned(shared_data):
         read(folder / f"rgb_{n}.jpg", folder / f"sync_depth_{n}.png")
         for n in ("00000", "00050", "00100")
     ]
-    found, verdict = scored(pairs)
+    compared, verdict = scored(pairs)
     assert verdict.text == alignment.ALIGNED
-    assert {pair.verdict for pair in found} == {alignment.ALIGNED}
-    found, verdict = scored(mirrored(pairs))
-    assert verdict.text == "mirrored" and {p.verdict for p in found} == {"mirrored"}
+    assert {pair.verdict for pair in compared} == {alignment.ALIGNED}
+    compared, verdict = scored(mirrored(pairs))
+    assert verdict.text == "mirrored" and {p.verdict for p in compared} == {"mirrored"}

@@ -11,17 +11,17 @@ from jaxdepth.data.doctor import duplicates
 from tests.data import painted
 
 
-def prints(images) -> duplicates.Prints:
-    found = duplicates.Prints()
+def fingerprints_of(images) -> duplicates.Fingerprints:
+    fingerprints = duplicates.Fingerprints()
     for row, image in enumerate(images):
-        found.add(row, image)
-    return found
+        fingerprints.add(row, image)
+    return fingerprints
 
 
 def encoded(image, quality=40):
-    held = io.BytesIO()
-    Image.fromarray(image).save(held, format="JPEG", quality=quality)
-    return np.asarray(Image.open(held))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
 
 
 def scaled(image, factor=0.5):
@@ -42,10 +42,10 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_copies_are_detected(change):
     images = [painted.scene(seed)[0] for seed in range(20)]
-    found = prints([*images, CHANGES[change](images[7])])
-    assert found.copies(range(21)) == [(20, 7)]
-    assert found.copies([20], [5, 6, 7, 8]) == [(20, 7)]
-    assert found.copies([20], [5, 6]) == [] == found.copies(range(20))
+    fingerprints = fingerprints_of([*images, CHANGES[change](images[7])])
+    assert fingerprints.copies(range(21)) == [(20, 7)]
+    assert fingerprints.copies([20], [5, 6, 7, 8]) == [(20, 7)]
+    assert fingerprints.copies([20], [5, 6]) == [] == fingerprints.copies(range(20))
 
 
 def test_the_hash_equals_a_literal_dct():
@@ -70,31 +70,34 @@ def test_the_hash_equals_a_literal_dct():
 
 def test_areas_of_sizes_that_are_not_multiples():
     values = np.arange(7 * 10, dtype=np.float64).reshape(7, 10)
-    found = duplicates._areas(values, (2, 3))
+    means = duplicates._areas(values, (2, 3))
     rows, columns = (slice(0, 3), slice(3, 7)), (slice(0, 3), slice(3, 6), slice(6, 10))
     expected = [[values[r, c].mean() for c in columns] for r in rows]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(means, expected, rtol=1e-6)
     assert duplicates._areas(values[:1, :1], (2, 3)).shape == (2, 3)
 
 
 def test_equal_hashes_of_different_images_are_not_copies(monkeypatch):
     monkeypatch.setattr(duplicates, "hash64", lambda rgb: np.uint64(7))
-    assert prints([painted.scene(0)[0], painted.scene(1)[0]]).copies(range(2)) == []
+    assert (
+        fingerprints_of([painted.scene(0)[0], painted.scene(1)[0]]).copies(range(2))
+        == []
+    )
 
 
 def test_images_of_one_brightness_are_ignored():
     black = np.zeros((30, 40, 3), np.uint8)
-    found = prints([black, black, black + 1])
-    assert len(found) == 0 and found.copies(range(3)) == []
-    assert found.copies([0], [1]) == []
+    fingerprints = fingerprints_of([black, black, black + 1])
+    assert len(fingerprints) == 0 and fingerprints.copies(range(3)) == []
+    assert fingerprints.copies([0], [1]) == []
 
 
 def test_results_do_not_depend_on_the_block_size(monkeypatch):
     monkeypatch.setattr(duplicates, "BLOCK", 4)
     images = [painted.scene(seed)[0] for seed in range(9)]
-    found = prints(images + images)
+    fingerprints = fingerprints_of(images + images)
     done = []
-    pairs = found.copies(range(18), progress=lambda *x: done.append(x))
+    pairs = fingerprints.copies(range(18), progress=lambda *x: done.append(x))
     assert pairs == [(row, row - 9) for row in range(9, 18)]
     assert done[-1] == (18, 18) and len(done) == 5
 
@@ -105,7 +108,9 @@ def test_real_frames_are_all_different(shared_data):
     for file in files:
         with Image.open(file) as image:
             images.append(np.asarray(image.reduce(4)))
-    assert prints(images).copies(range(60)) == []
+    assert fingerprints_of(images).copies(range(60)) == []
     again = [encoded(image[1:, 1:], 60) for image in images]
-    found = prints(images + again)
-    assert found.copies(range(60, 120), range(60)) == [(k + 60, k) for k in range(60)]
+    fingerprints = fingerprints_of(images + again)
+    assert fingerprints.copies(range(60, 120), range(60)) == [
+        (k + 60, k) for k in range(60)
+    ]

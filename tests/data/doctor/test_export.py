@@ -28,9 +28,9 @@ def read_back(out):
     }
 
 
-def same(found, frame, kind="filled"):
-    np.testing.assert_array_equal(found.rgb, frame.rgb)
-    (depth,) = found.depths.values()
+def same(exported, frame, kind="filled"):
+    np.testing.assert_array_equal(exported.rgb, frame.rgb)
+    (depth,) = exported.depths.values()
     expected = np.round(frame.depths[kind].astype(np.float64) * 1000)
     np.testing.assert_array_equal(np.round(depth.astype(np.float64) * 1000), expected)
 
@@ -42,8 +42,8 @@ def test_exported_frames_equal_the_source(tmp_path):
     back = read_back(tmp_path / "new" / "out")
     assert len(back) == 6
     for k in range(6):
-        found, scene = back[f"rgb/scene_{k // 2}/frame_{k}"]
-        same(found, source.frames[k])
+        exported, scene = back[f"rgb/scene_{k // 2}/frame_{k}"]
+        same(exported, source.frames[k])
         assert scene == f"scene_{k // 2}"
     with Image.open(tmp_path / "new/out/depth/scene_0/frame_1.png") as depth:
         assert depth.mode == "I;16" and depth.size == (48, 36)
@@ -87,8 +87,8 @@ def test_holes_are_kept_and_far_depth_is_clipped(tmp_path):
     depth = source.frames[0].depths["filled"]
     depth[:2], depth[5, :3] = 0, 70.0
     export.export(source, tmp_path / "out")
-    ((found, _),) = read_back(tmp_path / "out").values()
-    (back,) = found.depths.values()
+    ((exported, _),) = read_back(tmp_path / "out").values()
+    (back,) = exported.depths.values()
     assert (back[:2] == 0).all() and (back[5, :3] == np.float32(65.535)).all()
 
 
@@ -136,7 +136,7 @@ def test_existing_files_are_not_overwritten(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="not empty"):
         export.export(source_of(), tmp_path / "empty")
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").write_text("content")
     with pytest.raises(UserError, match="not empty"):
         export.export(source_of(), tmp_path / "file")
     assert sorted(p for p in tmp_path.rglob("*") if p.name != "file") == before

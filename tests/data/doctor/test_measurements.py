@@ -15,25 +15,25 @@ from tests.data import painted
 from tests.data.memory import Memory
 
 
-def of(found, what=None, level=None):
+def of(inspection, what=None, level=None):
     """The findings with this `what` and level, as text."""
     return [
         str(line)
-        for line in findings.of(found)
+        for line in findings.of(inspection)
         if what in (None, line.what) and level in (None, line.level)
     ]
 
 
-def only(found, what, level="problem"):
+def only(inspection, what, level="problem"):
     """The only finding with this `what` and level, as text."""
-    (line,) = of(found, what, level)
+    (line,) = of(inspection, what, level)
     assert "\n" not in line
     return line
 
 
-def examined(path, *, frames=0, **options):
+def inspected(path, *, frames=0, **options):
     opened = measurements.open_data(path, options=ReadOptions(**options))
-    return measurements.examine(opened, frames=frames)
+    return measurements.inspect(opened, frames=frames)
 
 
 # Tests on real frames, at half size for speed: a folder of JPEG and 16-bit PNG.
@@ -77,24 +77,24 @@ def real(shared_data):
 
 
 def test_clean_real_frames_have_no_problem(real, tmp_path):
-    found = examined(real.write(tmp_path))
-    assert {line.level for line in findings.of(found)} == {"ok"}
-    assert "plausible for rooms" in only(found, "unit", "ok")
-    assert "depth matches its image" in only(found, "alignment", "ok")
-    assert "in each of 24" in only(found, "truth", "ok")
-    assert "none among 24" in only(found, "copies", "ok")
-    assert "filled" in only(found, "filled depth", "ok")
-    assert found.verdict is not None and found.verdict.shift == (0, 0)
+    inspection = inspected(real.write(tmp_path))
+    assert {line.level for line in findings.of(inspection)} == {"ok"}
+    assert "plausible for rooms" in only(inspection, "unit", "ok")
+    assert "depth matches its image" in only(inspection, "alignment", "ok")
+    assert "in each of 24" in only(inspection, "ground truth", "ok")
+    assert "none among 24" in only(inspection, "copies", "ok")
+    assert "filled" in only(inspection, "filled depth", "ok")
+    assert inspection.verdict is not None and inspection.verdict.shift == (0, 0)
 
 
 def test_centimetres_in_a_png_are_detected(real, tmp_path):
     real.write(tmp_path, scale=100)
-    found = examined(tmp_path)
-    line = only(found, "unit")
+    inspection = inspected(tmp_path)
+    line = only(inspection, "unit")
     assert "look like centimetres" in line and "--depth_scale=100" in line
     assert "as centimetres the median is 2." in line
-    assert found.opened.scale == 1000
-    right = examined(tmp_path, depth_scale=100.0)
+    assert inspection.opened.scale == 1000
+    right = inspected(tmp_path, depth_scale=100.0)
     assert "at 100 per metre" in only(right, "unit", "ok")
     assert "steps of 10.0 mm" in only(right, "steps", "ok")
     assert not of(right, level="problem") + of(right, level="warning")
@@ -102,12 +102,12 @@ def test_centimetres_in_a_png_are_detected(real, tmp_path):
 
 def test_8_bit_depth_is_detected(real, tmp_path):
     real.write(tmp_path, scale=25.5, dtype=np.uint8)
-    line = only(examined(tmp_path, depth_scale=25.5), "8-bit depth", "warning")
+    line = only(inspected(tmp_path, depth_scale=25.5), "8-bit depth", "warning")
     assert "even steps of 39.2 mm" in line
-    unknown = examined(tmp_path)
+    unknown = inspected(tmp_path)
     assert "8-bit depth of unknown unit" in only(unknown, "unit")
     assert only(unknown, "8-bit depth", "warning") == line
-    wrong = examined(tmp_path, depth_scale=1.0)
+    wrong = inspected(tmp_path, depth_scale=1.0)
     assert "8-bit codes of which 255 is 10 m" in only(wrong, "unit", "warning")
 
 
@@ -116,14 +116,14 @@ def test_resized_8_bit_depth_in_16_bits_is_detected(real, tmp_path):
         return np.floor(metres / 9.99547 * 255) / 25.5
 
     real.write(tmp_path / "a", coarse)
-    line = only(examined(tmp_path / "a"), "8-bit depth", "warning")
+    line = only(inspected(tmp_path / "a"), "8-bit depth", "warning")
     assert "even steps of 39.2 mm" in line
     store_writer.write(open_source(tmp_path / "a"), tmp_path / "s", size=(120, 160))
     opened = measurements.open_data(tmp_path / "s")
     opened.source.store._full_indices.clear()  # type: ignore
-    found = measurements.examine(opened)
-    assert {look.size for look in found.looks} == {(120, 160)}
-    assert "8-bit depth that was resized" in only(found, "8-bit depth", "warning")
+    inspection = measurements.inspect(opened)
+    assert {frame.size for frame in inspection.frames} == {(120, 160)}
+    assert "8-bit depth that was resized" in only(inspection, "8-bit depth", "warning")
 
 
 def test_copies_and_scenes_in_both_parts_are_detected(real, tmp_path):
@@ -132,8 +132,8 @@ def test_copies_and_scenes_in_both_parts_are_detected(real, tmp_path):
     some.write(tmp_path, folder="test/kitchen_0001b")
     other = Real(real.names[6:7], [x[:, ::-1] for x in real.rgb[6:7]], real.metres[:1])
     other.write(tmp_path, folder="test/study_0002")
-    found = examined(tmp_path)
-    split = of(found, "split by folder", "problem")
+    inspection = inspected(tmp_path)
+    split = of(inspection, "split by folder", "problem")
     assert any("3 evaluation images are copies" in line for line in split)
     assert any("1 scenes are in both parts: kitchen_0001:" in line for line in split)
     first = f"test/kitchen_0001b/rgb/{real.names[3]}.jpg"
@@ -141,44 +141,50 @@ def test_copies_and_scenes_in_both_parts_are_detected(real, tmp_path):
 
 
 def test_mirrored_depth_is_detected(real, tmp_path):
-    found = examined(real.write(tmp_path, lambda k, metres: metres[:, ::-1]))
-    assert "depth is mirrored relative to its image" in only(found, "alignment")
-    assert not found.misfits
+    inspection = inspected(real.write(tmp_path, lambda k, metres: metres[:, ::-1]))
+    assert "depth is mirrored relative to its image" in only(inspection, "alignment")
+    assert not inspection.misfits
 
 
 def test_single_mirrored_frames_are_detected(real, tmp_path):
     wrong = (3, 20)
-    found = examined(real.write(tmp_path, lambda k, m: m[:, ::-1] if k in wrong else m))
-    assert only(found, "alignment", "ok")
-    line = only(found, "misaligned frames")
+    inspection = inspected(
+        real.write(tmp_path, lambda k, m: m[:, ::-1] if k in wrong else m)
+    )
+    assert only(inspection, "alignment", "ok")
+    line = only(inspection, "misaligned frames")
     assert "2 of 24" in line
     for k in wrong:
         assert f"rgb/{real.names[k]}.jpg (mirrored)" in line
-    names = [shown.name for shown in found.shown]
+    names = [frame.title for frame in inspection.sheet]
     assert [name[:9] for name in names[:3]].count("mirrored:") == 2
-    assert len({name.split(": ")[-1] for name in names}) == 2 + measurements.SHOWN
+    assert len({name.split(": ")[-1] for name in names}) == 2 + measurements.SHEET
 
 
 def test_shifted_depth_is_detected(real, tmp_path):
-    found = examined(real.write(tmp_path, lambda k, m: np.roll(m, (0, 8), (0, 1))))
-    line = only(found, "alignment")
+    inspection = inspected(
+        real.write(tmp_path, lambda k, m: np.roll(m, (0, 8), (0, 1)))
+    )
+    line = only(inspection, "alignment")
     assert "shifted by (0, 8) pixels, down and right" in line
 
 
 def test_depth_of_other_frames_is_detected(real, tmp_path):
-    found = examined(
+    inspection = inspected(
         real.write(tmp_path, lambda k, m: real.metres[(k + 11) % len(real.metres)])
     )
-    assert "does not match its image" in only(found, "alignment")
+    assert "does not match its image" in only(inspection, "alignment")
 
 
 def test_frames_without_depth_are_listed(real, tmp_path):
-    found = examined(real.write(tmp_path, lambda k, m: m * (k % 2 > 0 or k >= 20)))
-    line = only(found, "frames without truth")
+    inspection = inspected(
+        real.write(tmp_path, lambda k, m: m * (k % 2 > 0 or k >= 20))
+    )
+    line = only(inspection, "frames without ground truth")
     assert "10 of 24: rgb/" in line and "and 5 more" in line
-    assert found.empty == [f"rgb/{name}.jpg" for name in real.names[:20:2]]
-    assert found.shown[0].name == f"no truth: {found.empty[0]}"
-    assert measurements.numbers(found)["no_truth"] == found.empty
+    assert inspection.empty == [f"rgb/{name}.jpg" for name in real.names[:20:2]]
+    assert inspection.sheet[0].title == f"no depth: {inspection.empty[0]}"
+    assert measurements.numbers(inspection)["no_truth"] == inspection.empty
 
 
 def test_broken_files_are_listed(real, tmp_path):
@@ -186,27 +192,27 @@ def test_broken_files_are_listed(real, tmp_path):
     for k, folder, suffix in ((4, "rgb", "jpg"), (9, "depth", "png")):
         file = tmp_path / folder / f"{real.names[k]}.{suffix}"
         file.write_bytes(file.read_bytes()[:3000])
-    found = examined(tmp_path)
-    line = only(found, "frames that can't be read")
+    inspection = inspected(tmp_path)
+    line = only(inspection, "frames that can't be read")
     assert "2 of 24" in line
-    assert [name for name, _ in found.broken] == [
+    assert [name for name, _ in inspection.broken] == [
         f"rgb/{real.names[k]}.jpg" for k in (4, 9)
     ]
-    assert len(found.looks) == 22 and only(found, "alignment", "ok")
+    assert len(inspection.frames) == 22 and only(inspection, "alignment", "ok")
 
 
 def test_real_8_bit_frames(shared_data):
-    found = examined(shared_data / "nyu_train", depth_scale=25.5, frames=24)
-    assert "on even steps of 39.2 mm" in only(found, "8-bit depth", "warning")
-    assert "a median of 2." in only(found, "unit", "ok")
-    assert not of(found, level="problem") and len(found.looks) == 24
+    inspection = inspected(shared_data / "nyu_train", depth_scale=25.5, frames=24)
+    assert "on even steps of 39.2 mm" in only(inspection, "8-bit depth", "warning")
+    assert "a median of 2." in only(inspection, "unit", "ok")
+    assert not of(inspection, level="problem") and len(inspection.frames) == 24
 
 
 def test_real_raw_frames(shared_data):
-    found = examined(shared_data / "sync_png16")
-    assert not of(found, level="problem")
-    assert only(found, "alignment", "ok")
-    assert "28.2% of the pixels missing" in only(found, "raw depth", "ok")
+    inspection = inspected(shared_data / "sync_png16")
+    assert not of(inspection, level="problem")
+    assert only(inspection, "alignment", "ok")
+    assert "28.2% of the pixels missing" in only(inspection, "raw depth", "ok")
 
 
 # Tests on synthetic frames.
@@ -218,8 +224,8 @@ def painted_source(count=20, *, kind="filled", **more) -> Memory:
     return source
 
 
-def look_at(source, *, scale=None, frames=0):
-    return measurements.examine(measurements.Opened(source, scale), frames=frames)
+def inspect(source, *, scale=None, frames=0):
+    return measurements.inspect(measurements.Opened(source, scale), frames=frames)
 
 
 def changed(source: Memory, edit) -> Memory:
@@ -234,10 +240,12 @@ def changed(source: Memory, edit) -> Memory:
 
 
 def test_painted_scenes_have_no_problem():
-    found = look_at(painted_source(split=halves()))
-    assert {line.level for line in findings.of(found)} == {"ok"}
-    assert found.verdict is not None and "other frames" in found.verdict.scores
-    numbers = measurements.numbers(found)
+    inspection = inspect(painted_source(split=halves()))
+    assert {line.level for line in findings.of(inspection)} == {"ok"}
+    assert (
+        inspection.verdict is not None and "other frames" in inspection.verdict.scores
+    )
+    numbers = measurements.numbers(inspection)
     assert numbers["splits"] == {"own": {"train": 10, "eval": 10}}
     assert numbers["sizes"] == {"96x128": 20} and numbers["looked_at"] == 20
     depth = np.stack([f.depths["filled"] for f in painted.frames(20)])
@@ -256,9 +264,9 @@ def halves(count=20):
 
 
 def test_a_sample_is_evenly_spaced():
-    found = look_at(painted_source(), frames=5)
-    assert found.rows == [0, 4, 9, 14, 19] and len(found.looks) == 5
-    assert measurements.numbers(found)["looked_at"] == 5
+    inspection = inspect(painted_source(), frames=5)
+    assert inspection.rows == [0, 4, 9, 14, 19] and len(inspection.frames) == 5
+    assert measurements.numbers(inspection)["looked_at"] == 5
 
 
 @pytest.mark.parametrize(
@@ -274,10 +282,10 @@ def test_a_sample_is_evenly_spaced():
 )
 def test_wrong_units_are_guessed(stored_as, read_as, unit, scale):
     source = changed(painted_source(6), lambda k, d: d * 0.7 * stored_as / read_as)
-    found = look_at(source, scale=read_as)
-    (line,) = [x for x in of(found, "unit") if "ok" not in x[:7]]
+    inspection = inspect(source, scale=read_as)
+    (line,) = [x for x in of(inspection, "unit") if "ok" not in x[:7]]
     assert f"look like {unit}:" in line and f"--depth_scale={scale}" in line
-    assert not of(found, "unit", "ok")
+    assert not of(inspection, "unit", "ok")
 
 
 def test_8_bit_codes_are_integers_up_to_255():
@@ -290,11 +298,11 @@ def test_8_bit_codes_are_integers_up_to_255():
 @pytest.mark.parametrize("median", [0.7, 2.5, 7.5])
 def test_plausible_depth_is_metres(median):
     source = changed(painted_source(6), lambda k, d: d / np.median(d) * median)
-    assert only(look_at(source, scale=1000), "unit", "ok")
+    assert only(inspect(source, scale=1000), "unit", "ok")
 
 
 def test_an_unknown_unit_is_a_problem():
-    line = only(look_at(changed(painted_source(6), lambda k, d: d * 1e7)), "unit")
+    line = only(inspect(changed(painted_source(6), lambda k, d: d * 1e7)), "unit")
     assert "find out the unit" in line
 
 
@@ -304,7 +312,7 @@ def test_data_of_a_rejected_unit_can_be_inspected(tmp_path):
         np.save(tmp_path / f"{k}.npy", frame.depths["filled"] * 100)
     with pytest.raises(UserError, match="unit"):
         open_source(tmp_path)
-    line = only(examined(tmp_path), "unit")
+    line = only(inspected(tmp_path), "unit")
     assert "look like centimetres" in line and "--depth_scale=100" in line
     with pytest.raises(UserError, match="unit"):  # still rejected
         open_source(tmp_path)
@@ -315,10 +323,10 @@ def test_the_unit_of_a_labeled_file_is_guessed(tmp_path):
     with h5py.File(tmp_path / "x.mat", "w") as file:
         file["images"] = np.stack([f.rgb.transpose(2, 1, 0) for f in frames])
         file["depths"] = np.stack([f.depths["filled"].T * 1000 for f in frames])
-    found = examined(tmp_path / "x.mat")
-    line = only(found, "unit")
+    inspection = inspected(tmp_path / "x.mat")
+    line = only(inspection, "unit")
     assert "look like millimetres" in line and "convert them" in line
-    assert found.opened.scale is None
+    assert inspection.opened.scale is None
 
 
 def test_other_errors_are_raised(tmp_path):
@@ -367,7 +375,7 @@ def test_8_bit_codes_with_uneven_steps_are_detected():
     source = changed(
         painted_source(20), lambda k, d: 255 / np.round(255 / d.astype(float))
     )
-    line = only(look_at(source), "8-bit depth", "warning")
+    line = only(inspect(source), "8-bit depth", "warning")
     assert "uneven steps" in line
 
 
@@ -375,14 +383,14 @@ def test_scenes_in_both_parts_are_detected():
     source = painted_source(split=halves())
     source.infos[3] = FrameInfo("frame 3", "kitchen_0001a")
     source.infos[15] = FrameInfo("frame 15", "kitchen_0001c")
-    line = only(look_at(source), "split own")
+    line = only(inspect(source), "split own")
     assert "1 scenes are in both parts: kitchen_0001:" in line
 
 
 def test_frames_in_both_parts_are_detected():
     split = halves()
     split["own"]["eval"] += [2, 4]
-    lines = of(look_at(painted_source(split=split)), "split own", "problem")
+    lines = of(inspect(painted_source(split=split)), "split own", "problem")
     assert any(
         "2 frames are for training and evaluation: frame 2, frame 4:" in x
         for x in lines
@@ -393,10 +401,10 @@ def test_copies_in_both_parts_and_within_are_detected():
     source = painted_source(split=halves())
     source.frames[12] = source.frames[1]
     source.frames[8] = source.frames[5]
-    found = look_at(source)
-    line = only(found, "split own")
+    inspection = inspect(source)
+    line = only(inspection, "split own")
     assert "1 evaluation images are copies" in line and "frame 12 = frame 1" in line
-    within = only(found, "copies", "warning")
+    within = only(inspection, "copies", "warning")
     assert "2 of 20" in within and "frame 8 = frame 5" in within
 
 
@@ -408,7 +416,7 @@ def test_official_test_scenes_in_training_are_detected(first, level):
     source = painted_source(4)
     scenes = [first or "kitchen_0052", "kitchen_0052", "kitchen_0053", None]
     source.infos = [FrameInfo(f"f{k}", scene) for k, scene in enumerate(scenes)]
-    lines = of(look_at(source), "official test scenes")
+    lines = of(inspect(source), "official test scenes")
     if not level:
         assert lines == []
         return
@@ -419,9 +427,9 @@ def test_official_test_scenes_in_training_are_detected(first, level):
 def test_data_with_test_scenes_only_are_a_warning():
     source = painted_source(2)
     source.infos = [FrameInfo(f"f{k}", "bookstore_0001d") for k in range(2)]
-    assert only(look_at(source), "official test scenes", "warning")
+    assert only(inspect(source), "official test scenes", "warning")
     source.infos = [FrameInfo(f"f{k}", "bookstore_0001", 84 + k) for k in range(2)]
-    assert not of(look_at(source), "official test scenes")
+    assert not of(inspect(source), "official test scenes")
 
 
 def test_raw_depth_that_is_filled_depth_with_holes_is_detected():
@@ -431,11 +439,11 @@ def test_raw_depth_that_is_filled_depth_with_holes_is_detected():
         raw[:, :20] = 0
         frames.append(Frame(f.rgb, filled=f.filled, raw=raw))
     source = Memory(frames, truths=("filled", "raw"))
-    line = only(look_at(source), "raw depth", "warning")
+    line = only(inspect(source), "raw depth", "warning")
     assert "equals filled depth" in line
     source.frames[2].depths["raw"][50, 50] += 0.01
-    assert not of(look_at(source), "raw depth", "warning")
-    assert "15.6% of the pixels missing" in only(look_at(source), "raw depth", "ok")
+    assert not of(inspect(source), "raw depth", "warning")
+    assert "15.6% of the pixels missing" in only(inspect(source), "raw depth", "ok")
 
 
 def holed(share):
@@ -448,16 +456,16 @@ def holed(share):
 
 def test_holes_are_measured():
     raw = changed(painted_source(6, kind="raw"), holed(0.25))
-    assert "25.0% of the pixels missing" in only(look_at(raw), "raw depth", "ok")
+    assert "25.0% of the pixels missing" in only(inspect(raw), "raw depth", "ok")
     most = changed(painted_source(6, kind="raw"), holed(0.75))
-    assert only(look_at(most), "raw depth", "warning")
+    assert only(inspect(most), "raw depth", "warning")
     filled = changed(painted_source(6), holed(0.25))
-    assert only(look_at(filled), "filled depth has holes", "warning")
+    assert only(inspect(filled), "filled depth has holes", "warning")
 
 
 def test_far_depth_is_a_warning():
     source = changed(painted_source(6), lambda k, d: np.where(d > 5, 15, d))
-    line = only(look_at(source), "far depth", "warning")
+    line = only(inspect(source), "far depth", "warning")
     share = np.mean([d.depths["filled"] > 10 for d in source.frames])
     assert f"{share:.0%}"[:-1] in line and "beyond 10 m" in line
 
@@ -466,28 +474,28 @@ def test_several_aspect_ratios_are_a_warning():
     source = painted_source(4)
     rgb, depth = painted.scene(9, size=(96, 96))
     source.frames[2] = Frame(rgb, filled=depth)
-    assert "1 to 1.33" in only(look_at(source), "sizes", "warning")
-    assert not of(look_at(painted_source(4)), "sizes")
+    assert "1 to 1.33" in only(inspect(source), "sizes", "warning")
+    assert not of(inspect(painted_source(4)), "sizes")
 
 
 def test_broken_and_wrong_frames_are_listed():
     source = painted_source(broken={3: "cut\nshort"}, wrong=(0, 5))
-    found = look_at(source)
-    line = only(found, "frames that can't be read")
+    inspection = inspect(source)
+    line = only(inspection, "frames that can't be read")
     assert "3 of 20: frame 0 (frame 0 is wrong), frame 3 (cut short)" in line
-    assert len(found.looks) == 17
-    unreadable = look_at(painted_source(2, wrong=(0, 1)))
-    assert of(unreadable, level="problem") and not unreadable.looks
+    assert len(inspection.frames) == 17
+    unreadable = inspect(painted_source(2, wrong=(0, 1)))
+    assert of(unreadable, level="problem") and not unreadable.frames
 
 
 def test_images_without_edges_are_a_warning():
     grey = [dataclasses.replace(f, rgb=f.rgb * 0) for f in painted.frames(3)]
-    assert only(look_at(Memory(grey)), "alignment", "warning")
+    assert only(inspect(Memory(grey)), "alignment", "warning")
 
 
 def test_progress_is_reported():
     calls = []
-    measurements.examine(
+    measurements.inspect(
         measurements.Opened(painted_source(3)), progress=lambda *x: calls.append(x)
     )
     assert [x for x in calls if x[0] == "inspecting memory"] == [
@@ -504,8 +512,8 @@ def store_of(source, out, **more):
 def test_a_store_is_inspected_at_full_size_if_kept(tmp_path):
     source = painted_source(split=halves())
     opened = store_of(source, tmp_path / "s")
-    found = measurements.examine(opened)
-    assert measurements.numbers(found)["sizes"] == {"48x64": 10, "96x128": 10}
+    inspection = measurements.inspect(opened)
+    assert measurements.numbers(inspection)["sizes"] == {"48x64": 10, "96x128": 10}
     full, small = opened.source.frame(12), opened.source.frame(3)
     np.testing.assert_array_equal(full.rgb, source.frames[12].rgb)
     target = source.frames[12].depths["filled"]
@@ -513,23 +521,25 @@ def test_a_store_is_inspected_at_full_size_if_kept(tmp_path):
     rgb, millimetres = opened.source.store.gather([3], depth="filled")  # type: ignore
     np.testing.assert_array_equal(small.rgb, rgb[0])
     np.testing.assert_allclose(small.depths["filled"] * 1000, millimetres[0], rtol=1e-6)
-    assert not of(found, level="problem")
+    assert not of(inspection, level="problem")
 
 
 def test_every_image_of_a_store_is_compared(tmp_path):
     source = painted_source(split=halves())
     source.frames[13] = source.frames[2]
-    found = measurements.examine(store_of(source, tmp_path / "s"), frames=4)
-    assert len(found.looks) == 4 and found.hashed == 20
-    assert "frame 13 = frame 2" in only(found, "split own")
+    inspection = measurements.inspect(store_of(source, tmp_path / "s"), frames=4)
+    assert len(inspection.frames) == 4 and inspection.compared == 20
+    assert "frame 13 = frame 2" in only(inspection, "split own")
 
 
 def test_frames_left_out_of_a_store_are_listed(tmp_path):
     source = changed(painted_source(), lambda k, d: d * (k not in (4, 8)))
     source.broken = {6: "cut short"}
-    found = measurements.examine(store_of(source, tmp_path / "s"))
-    assert "2 were left out" in only(found, "frames without truth", "warning")
-    line = only(found, "frames that can't be read", "warning")
+    inspection = measurements.inspect(store_of(source, tmp_path / "s"))
+    assert "2 were left out" in only(
+        inspection, "frames without ground truth", "warning"
+    )
+    line = only(inspection, "frames that can't be read", "warning")
     assert "frame 6 (cut short)" in line
 
 
@@ -541,12 +551,12 @@ def test_read_options_are_rejected_for_a_store(tmp_path):
 
 def test_the_unit_of_a_store_is_guessed(tmp_path):
     source = changed(painted_source(6), lambda k, d: d / 10)
-    line = only(measurements.examine(store_of(source, tmp_path / "s")), "unit")
+    line = only(measurements.inspect(store_of(source, tmp_path / "s")), "unit")
     assert "look like centimetres: 0.0" in line and "prepare the store" in line
 
 
 def test_the_most_severe_findings_come_first():
-    found = look_at(changed(painted_source(8), lambda k, d: d[:, ::-1] * (k != 3)))
-    levels = [line.level for line in findings.of(found)]
+    inspection = inspect(changed(painted_source(8), lambda k, d: d[:, ::-1] * (k != 3)))
+    levels = [line.level for line in findings.of(inspection)]
     assert levels == sorted(levels, key=["problem", "warning", "ok"].index)
     assert levels[0] == "problem" and "ok" in levels
