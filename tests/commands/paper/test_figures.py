@@ -176,7 +176,7 @@ def test_maps_that_are_too_small_for_a_spectrum_are_refused(
         run_folder(tmp_path / u, (1.5, 1.25), arch="upproj", unpool=u)
         for u in ("zero", "average")
     ]
-    with pytest.raises(UserError, match="put out 16 pixels across"):
+    with pytest.raises(UserError, match="output is 16 pixels across"):
         figures.command([*runs, "--figure=4", f"--out={tmp_path / 'o'}"])
 
 
@@ -232,5 +232,6 @@ def test_only_figures_of_this_command_are_replaced(tmp_path):
 def test_most_detailed_part_contains_the_edge():
     depth = np.full((60, 90), 2.0)
     depth[40:44, 70:74] = 4.0
-    top, bottom, left, right = figure_drawing._most_detailed(depth)
-    assert top <= 40 < 44 <= bottom and left <= 70 < 74 <= right
+    rows, columns = figure_drawing._most_detailed(depth)
+    assert rows.start <= 40 < 44 <= rows.stop
+    assert columns.start <= 70 < 74 <= columns.stop

@@ -88,9 +88,9 @@ def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
     options: dict[str, Any] = {"table": table, "scale": scale, "seeds": seeds}
     config = tables.TablesConfig(workdir=str(folder), **options)
     runs = runs or Runs()
-    code = tables.run(
-        config, flags, command="python -m experiments.tables again", start=runs
-    )
+    values = tables.flag_values(flags)
+    command = "python -m experiments.tables again"
+    code = tables.run(config, values, command=command, start=runs)
     return code, runs, json.loads((folder / "tables.json").read_text())
 
 
@@ -220,7 +220,7 @@ def test_a_run_without_results_has_failed(tmp_path):
 
     code, _, found = tabulate(tmp_path, runs=nothing, table="3")
     assert code == cli.MACHINE
-    assert "left no results.json" in found["tables"][0]["rows"][0]["reason"]
+    assert "wrote no results.json" in found["tables"][0]["rows"][0]["reason"]
 
 
 def test_a_failed_run_does_not_affect_other_rows(tmp_path, caplog):
@@ -350,9 +350,16 @@ def test_published_numbers_equal_those_in_the_recipes():
                 assert float(tail) == row.paper["rmse"]
 
 
-def test_split_flags_separates_flags_of_tables_and_runs():
-    of_tables, of_runs = tables.split_flags(
-        ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
-    )
-    assert of_tables == ["--table", "1", "--scale=smoke", "--seeds=2"]
-    assert of_runs == ["--lr", "0.1", "--data=x"]
+def test_flags_are_split_into_those_of_tables_and_those_of_runs(monkeypatch):
+    parts = []
+
+    def run(config, flags, *, command, start):
+        parts.append((config, flags, command))
+        return cli.OK
+
+    monkeypatch.setattr(tables, "run", run)
+    words = ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
+    assert tables.command(words) == cli.OK
+    config = tables.TablesConfig(table="1", scale="smoke", seeds=2)
+    command = "jaxdepth tables --table 1 --lr 0.1 --scale=smoke --data=x --seeds=2"
+    assert parts == [(config, {"lr": "0.1", "data": "x"}, command)]
