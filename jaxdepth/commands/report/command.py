@@ -7,12 +7,14 @@ from pathlib import Path
 
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands.finished_runs import TrainedRun
+from jaxdepth.commands.paper import table_formats
 from jaxdepth.commands.report import page as page_lib
 from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
+from jaxdepth.workdir import TABLES
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ class ReportConfig:
     """
 
     runs: tuple[str, ...] = flag(positional=True)
-    """Work directories of runs, or folders of tables; of a table's row the first
-    finished seed is shown."""
+    """Work directories of runs, or folders of tables; each row of a table is shown
+    by its first finished seed."""
     out: str = "report.html"
     """HTML file; only a page of an earlier call is replaced."""
     title: str = "Depth from single images"
@@ -63,6 +65,8 @@ def run(config: ReportConfig) -> int:
         raise UserError(f"--out={path}: there is no folder {path.parent}")
     output_files.check_ours(path, *page_lib.GENERATORS, flag="out")
     selection = runs_lib.find(config.runs)
+    for folder, contents in selection.tables.items():
+        table_formats.check(contents, where=f"{folder}/{TABLES}")
     runs = sections_lib.short_names(selection.runs)
     sections = [
         sections_lib.section(run, pictures=_pictures(config, run)) for run in runs
