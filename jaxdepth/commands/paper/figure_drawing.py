@@ -12,10 +12,8 @@ from jaxdepth.commands.paper import gridding
 from jaxdepth.commands.paper.gridding import PERIODS, Gridding
 
 SPECTRA = 16  # number of images whose spectra are averaged
-RINGS = (
-    ("red", "#ff3b30"),
-    ("white", "white"),
-)  # colour of each period, its name first
+# Name and colour of the rings around the frequencies of each period.
+RINGS = (("red", "#ff3b30"), ("white", "white"))
 TICKS = (-0.5, -0.25, 0, 0.25, 0.5)  # cycles per pixel
 ZOOM = 3  # factor of the enlarged detail
 

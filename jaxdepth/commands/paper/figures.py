@@ -39,7 +39,7 @@ class FiguresConfig:
     with different initialisations; all: every figure with runs."""
     size: str = "228x304"
     """Input size of the networks in figure 1, HEIGHTxWIDTH."""
-    rows: int = 4
+    rows: int = flag(4, at_least=1)
     """Number of evaluation images in figures 2 to 4."""
     step: str = "best"
     """Step of the checkpoint that predicts: best, last or a number."""
@@ -51,8 +51,7 @@ class FiguresConfig:
 
     def __post_init__(self):
         parse_size(self.size)
-        if self.rows < 1:
-            raise UserError(f"--rows={self.rows}: must be at least 1")
+        flags_lib.validate(self)
 
 
 def run(config: FiguresConfig) -> int:

@@ -64,14 +64,13 @@ class TablesConfig:
     steps, for real frames on a CPU; smoke: a test on rooms that takes minutes."""
     workdir: str = "tables"
     """Folder of the tables; the work directories of the runs are RUN/seed-N in it."""
-    seeds: int = 1
+    seeds: int = flags_lib.flag(1, at_least=1)
     """Number of seeds for each row, starting with --seed."""
 
     def __post_init__(self):
         if not self.workdir:
             raise UserError("--workdir= is empty: give a folder for the tables")
-        if self.seeds < 1:
-            raise UserError(f"--seeds={self.seeds}: must be at least 1")
+        flags_lib.validate(self)
 
 
 def run(
@@ -129,13 +128,8 @@ def run(
 
 def _log_status(jobs: Sequence[Job]) -> None:
     count = collections.Counter(job.status for job in jobs)
-    logger.info(
-        "%d runs: %d finished, %d to train, %d without weights",
-        len(jobs),
-        count[DONE],
-        count[WAITING],
-        count[ABSENT],
-    )
+    text = "%d runs: %d finished, %d to train, %d without weights"
+    logger.info(text, len(jobs), count[DONE], count[WAITING], count[ABSENT])
 
 
 def _run(job: Job, start: Start) -> int:

@@ -100,9 +100,9 @@ def short_names(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def number(value: float | None, places: int = 3) -> str:
+def number(value: float | None) -> str:
     """Format a number for a table; a dash if it is undefined."""
-    return "–" if value is None else f"{value:.{places}f}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def with_unit(metric: str) -> str:
@@ -111,14 +111,21 @@ def with_unit(metric: str) -> str:
     return f"{metric} [{unit}]" if unit else metric
 
 
-def headings() -> tuple[str, ...]:
-    """The column headings of all metrics."""
-    return tuple(with_unit(metric) for metric in METRICS)
+def _metrics_table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[tuple[str, ...], dict[str, float | None]]],
+) -> TextTable:
+    """A table of all metrics.
 
-
-def cells(values: dict[str, float | None]) -> tuple[str, ...]:
-    """The cells of all metrics."""
-    return tuple(number(values.get(m)) for m in METRICS)
+    Args:
+      columns: headings of the columns before the metrics.
+      rows: the cells of these columns, and the metrics.
+    """
+    cells = [
+        (*text, *(number(values.get(m)) for m in METRICS)) for text, values in rows
+    ]
+    return TextTable(caption, (*columns, *map(with_unit, METRICS)), cells)
 
 
 def section(run: Run, *, pictures: Pictures) -> Section:
@@ -159,25 +166,25 @@ def run_tables(run: Run) -> list[TextTable]:
     if not run.evaluations:
         return []
     last = run.evaluations[-1]
-    entries = [e for e in run.evaluations if e["step"] == last["step"]]
-    rows = [
-        (
-            f"{e['protocol']}, {e['averaging']}, {e['truth']} truth",
-            *cells(e["metrics"]),
-        )
-        for e in reversed(entries)
-    ]
     data = f"{last['data']}, split {last['split']}, {last.get('images', '?')} images"
-    caption = (
-        f"Step {last['step']} under every protocol: {data}, trained at {last['size']}"
-    )
-    tables = [TextTable(caption, ("protocol, averaging, truth", *headings()), rows)]
+    step = f"Step {last['step']} under every protocol"
+    caption = f"{step}: {data}, trained at {last['size']}"
+    rows = [
+        ((f"{e['protocol']}, {e['averaging']}, {e['truth']} truth",), e["metrics"])
+        for e in reversed(run.evaluations)
+        if e["step"] == last["step"]
+    ]
+    tables = [_metrics_table(caption, ["protocol, averaging, truth"], rows)]
     if baselines := run.results.get("baselines"):
-        rows = [("the network", *cells(last["metrics"]))]
-        rows += [(n.replace("_", " "), *cells(m)) for n, m in baselines.items() if m]
         conditions = summary_lib.conditions_and_images(last)
         caption = f"Baselines, which do not depend on the image: {conditions}"
-        tables.append(TextTable(caption, ("", *headings()), rows))
+        rows = [(("the network",), last["metrics"])]
+        rows += [
+            ((k.replace("_", " "),), values)
+            for k, values in baselines.items()
+            if values
+        ]
+        tables.append(_metrics_table(caption, [""], rows))
     if parts := last.get("parts"):
         tables.append(_parts(last, parts))
     if interval := last.get("interval"):
@@ -190,32 +197,29 @@ def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> TextTable:
     total = max(entry.get("counts", {}).get("pixels", 0), 1)
     rows = [
         (
-            name,
-            f"{100 * part['pixels'] / total:.1f} %",
-            str(part["images"]),
-            *cells(part["metrics"]),
+            (name, f"{100 * part['pixels'] / total:.1f} %", str(part["images"])),
+            part["metrics"],
         )
         for name, part in parts.items()
     ]
     conditions = summary_lib.conditions_and_images(entry)
     caption = f"By distance, and near depth edges: {conditions}"
-    return TextTable(caption, ("part", "share of pixels", "images", *headings()), rows)
+    return _metrics_table(caption, ("part", "share of pixels", "images"), rows)
 
 
 def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> TextTable:
     """The bootstrap intervals."""
-    bounds = {m: interval["metrics"].get(m) or (None, None) for m in METRICS}
-    rows = [
-        (name, *(number(bounds[m][k]) for m in METRICS))
-        for k, name in enumerate(("from", "to"))
-    ]
-    rows.insert(1, ("value", *cells(entry["metrics"])))
+    low, high = (
+        {name: bounds and bounds[k] for name, bounds in interval["metrics"].items()}
+        for k in (0, 1)
+    )
+    rows = [(("from",), low), (("value",), entry["metrics"]), (("to",), high)]
     caption = (
         f"{interval['level']:.0%} interval, bootstrap over {interval['units']} "
         f"{interval['unit']}s, {interval['resamples']} resamples: "
         f"{summary_lib.conditions_and_images(entry)}"
     )
-    return TextTable(caption, ("", *headings()), rows)
+    return _metrics_table(caption, [""], rows)
 
 
 def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -232,22 +236,15 @@ def comparison(runs: Sequence[Run]) -> list[TextTable]:
     """A table for each group of comparable runs, with their baselines."""
     tables = []
     for caption, group in comparable(runs).items():
-        rows = [
-            (
-                run.name,
-                str(run.flag("arch") or "?"),
-                str(run.flag("loss") or "?"),
-                str(run.evaluations[-1]["step"]),
-                *cells(run.evaluations[-1]["metrics"]),
-            )
-            for run in group
-        ]
-        rows += [
-            (name.replace("_", " "), "", "", "", *cells(values))
-            for name, values in shared_baselines(group).items()
-        ]
-        columns = ("run", "network", "loss", "step", *headings())
-        tables.append(TextTable(caption, columns, rows))
+        rows = []
+        for run in group:
+            flags = (str(run.flag(name) or "?") for name in ("arch", "loss"))
+            last = run.evaluations[-1]
+            rows.append(((run.name, *flags, str(last["step"])), last["metrics"]))
+        for name, values in shared_baselines(group).items():
+            rows.append(((name.replace("_", " "), "", "", ""), values))
+        columns = ("run", "network", "loss", "step")
+        tables.append(_metrics_table(caption, columns, rows))
     return tables
 
 
