@@ -88,38 +88,36 @@ class Job:
 
 
 def collect(
-    names: Sequence[str], jobs: Sequence[Job], *, scale: str, command: str
+    names: Sequence[str],
+    jobs: Sequence[Job],
+    earlier: dict[str, Any],
+    *,
+    scale: str,
+    command: str,
 ) -> dict[str, Any]:
     """The contents of tables.json, from the work directories of the runs.
 
     Args:
       names: names of the tables.
       jobs: all runs of these tables.
+      earlier: tables.json of an earlier call, {} without one. Its other tables are
+        kept if they have the same scale.
       scale, command: recorded as they are.
     """
     runs = {job.run: [_seed(j) for j in jobs if j.run == job.run] for job in jobs}
+    earlier_tables = earlier["tables"] if earlier.get("scale") == scale else ()
+    by_name = {table["table"]: table for table in earlier_tables}
+    by_name |= {name: _table(name, runs) for name in names}
+    tables = [by_name[name] for name in sorted(by_name)]
     return plain(
         {
             "scale": scale,
             "command": command,
-            "seeds": sorted({job.seed for job in jobs}),
+            "seeds": _seeds(tables),
             "notes": list(published.NOTES),
-            "tables": [_table(name, runs) for name in names],
+            "tables": tables,
         }
     )
-
-
-def merge(contents: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """The contents of tables.json with the other tables of an earlier call.
-
-    Tables of another scale are dropped.
-    """
-    if earlier.get("scale") != contents["scale"]:
-        return contents
-    by_name = {table["table"]: table for table in earlier["tables"]}
-    by_name |= {table["table"]: table for table in contents["tables"]}
-    tables = [by_name[name] for name in sorted(by_name)]
-    return contents | {"seeds": _seeds(tables), "tables": tables}
 
 
 def _seeds(tables: Sequence[dict[str, Any]]) -> list[int]:

@@ -96,9 +96,8 @@ def run(
 
     def write() -> dict[str, Any]:
         contents = table_formats.collect(
-            names, jobs, scale=config.scale, command=command
+            names, jobs, earlier, scale=config.scale, command=command
         )
-        contents = table_formats.merge(contents, earlier)
         folder.write_json(workdir_lib.TABLES, contents)
         text = table_formats.markdown(contents)
         output_files.write_text(folder.local / table_formats.MARKDOWN, text)
@@ -259,8 +258,8 @@ def _job(
     return Job(run, seed, folder, workdir.name, words, reason="not run yet")
 
 
-def finished(workdir: WorkDir, wanted: Config) -> bool:
-    """Whether a work directory holds the finished run of this configuration.
+def finished(workdir: WorkDir, requested: Config) -> bool:
+    """Whether a work directory holds the finished run of a configuration.
 
     Raises: UserError if it holds a run with other flags, or is damaged.
     """
@@ -269,7 +268,7 @@ def finished(workdir: WorkDir, wanted: Config) -> bool:
     saved = workdir.read_config()
     try:
         before = config_lib.from_json(saved["config"])
-        now = _resolve_as_before(wanted, before, saved)
+        now = _resolve_as_before(requested, before, saved)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{workdir.name}/{workdir_lib.CONFIG} is damaged ({error!r}): delete the "
@@ -289,26 +288,26 @@ def finished(workdir: WorkDir, wanted: Config) -> bool:
 
 
 def _resolve_as_before(
-    wanted: Config, before: Config, saved: Mapping[str, Any]
+    requested: Config, before: Config, saved: Mapping[str, Any]
 ) -> Config:
-    """Resolve `wanted` with the platform and data of an earlier run.
+    """Resolve `requested` with the platform and data of an earlier run.
 
     Args:
       before: resolved configuration of the earlier run.
       saved: its config.json.
     """
-    config = config_lib.resolve(wanted, platform=saved["devices"]["platform"])
+    config = config_lib.resolve(requested, platform=saved["devices"]["platform"])
     images = saved["data"]["train_images"]
     config = config_lib.resolve_steps(config, train_images=images)
     values: dict[str, Any] = {}
     words = shlex.split(saved["command"])
     split = flags_lib.value_of(words, "split") or "auto"
-    if split == wanted.data.split == "auto":
+    if split == requested.data.split == "auto":
         values["split"] = before.data.split
     # If the data lack the requested kind of ground truth, training uses the other kind.
     recipe = recipe_named(before.output.recipe).flags
-    requested = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
-    if requested == wanted.data.depth:
+    depth = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
+    if depth == requested.data.depth:
         values["depth"] = before.data.depth
     return config.replace(**values)
 

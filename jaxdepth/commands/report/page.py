@@ -21,9 +21,10 @@ from jaxdepth.commands.report.sections import Section
 from jaxdepth.evaluation.metrics import larger_is_better
 from jaxdepth.runtime import versions
 
-GENERATOR = "jaxdepth report"  # in the page; identifies files of this command
+GENERATOR = "jaxdepth report"  # in the metadata of the page
+# Pages with these may be replaced; the second is an old name of the command.
 GENERATORS = (GENERATOR, "jaxdepth experiments.report")
-# A placeholder colour, which is replaced by the text colour of the page.
+# A placeholder colour that `_inline` replaces by the text colour of the page.
 _TEXT = "#010203"
 
 

@@ -75,7 +75,7 @@ class Fake(TrainedRun):
 
     def output(self, rgb):
         index = next(
-            k for k, known in enumerate(self.rgb) if np.array_equal(known, rgb)
+            k for k, image in enumerate(self.rgb) if np.array_equal(image, rgb)
         )
         return (self.depths[index] + 0.25 + self.grid).astype(np.float32)
 
@@ -188,15 +188,15 @@ def test_figures_select_their_runs_from_tables(tmp_path, fake, drawn, capsys):
     }
     tables = []
     for title, runs in rows.items():
-        found = []
+        table_rows = []
         for k, (arch, flags) in enumerate(runs):
             name = f"{title[-1]}-{k}"
             flags = {"loss": "si", "unpool": "zero", "init": "random", **flags}
             run_folder(tmp_path / "t" / name, (1.5, 1.0 + k), arch=arch, **flags)
             seed = {"seed": 0, "workdir": name, "evaluation": {"step": 20}}
             waiting = {"seed": 1, "workdir": "none", "evaluation": None}
-            found.append({"label": f"{arch} {k}", "seeds": [waiting, seed]})
-        tables.append({"table": title[-1], "rows": found})
+            table_rows.append({"label": f"{arch} {k}", "seeds": [waiting, seed]})
+        tables.append({"table": title[-1], "rows": table_rows})
     run_folder(tmp_path / "t" / "trans", (1, 2), arch="cnn_trans", loss="si")
     (tmp_path / "t" / "tables.json").write_text(json.dumps({"tables": tables}))
     out = tmp_path / "o"

@@ -132,8 +132,10 @@ def test_text_from_files_is_escaped(tmp_path, fake):
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
     assert html.count("<script") == 2  # the page's script, and the data of the clouds
     # The page loads nothing: its only addresses are XML names.
-    found = set(re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html)))
-    assert found <= {"http://www.w3.org"}
+    addresses = set(
+        re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html))
+    )
+    assert addresses <= {"http://www.w3.org"}
 
 
 def test_only_comparable_runs_share_a_table(tmp_path, fake):
@@ -244,9 +246,9 @@ def browser():
     with api.sync_playwright() as playwright:
         # Chromium has no sandbox for root, the user in containers.
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        found = playwright.chromium.launch(executable_path=path, args=options)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
@@ -263,7 +265,7 @@ def page(browser, tmp_path, fake):
     opened.goto(out.as_uri())
     for status in opened.locator("output").all():
         wait_for_text(status, "points")
-    # The page itself and its data URLs are no problem.
+    # Requests for the page itself and for its data URLs are allowed.
     opened.problems = [
         x for x in opened.problems if not x.startswith(("data:", "file:"))
     ]
