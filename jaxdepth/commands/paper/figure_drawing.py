@@ -56,7 +56,7 @@ def training(
       predictions: per run and frame, metres; None for a run without predictions. If no
         run has any, only the losses are plotted.
     """
-    shown = [k for k, of_run in enumerate(predictions) if of_run is not None]
+    shown = [k for k, depths in enumerate(predictions) if depths is not None]
     height = 1.75 * len(frames) + 0.8 if shown else 0
     figure = plots.canvas(max(8.0, 2.4 * (2 + len(shown))), 3.4 + height)
     upper = figure
@@ -101,9 +101,9 @@ def _predictions(
         for frame, row in zip(frames, depths, strict=True)
     ]
     axes = _grid(figure, ("image", "ground truth", *names), pictures, scale)
-    for row, frame, (target, *of_runs) in zip(axes, frames, depths, strict=True):
+    for row, frame, (target, *preds) in zip(axes, frames, depths, strict=True):
         row[0].set_ylabel(plots.plain_text(plots.end(frame["name"], 24)), fontsize=7)
-        for axis, pred in zip(row[2:], of_runs, strict=True):
+        for axis, pred in zip(row[2:], preds, strict=True):
             axis.set_xlabel(plots.caption(pred, target), fontsize=8)
 
 
@@ -147,7 +147,7 @@ def unpooling(
     height = 1.9 * len(images)
     figure = plots.canvas(5.2 + 4.6 * len(names), height + 3.9)
     upper, lower = figure.subfigures(2, 1, height_ratios=(height + 0.8, 3.1))
-    shown = [[of_run[k] for of_run in maps] for k in indices]
+    shown = [[depths[k] for depths in maps] for k in indices]
     scale = plots.depth_range(*targets, *itertools.chain(*shown))
     boxes = [_most_detailed(depths[0]) for depths in shown]
     pictures = []
@@ -174,7 +174,7 @@ def _spectra(
     grids: Sequence[Sequence[Gridding]],
 ) -> None:
     """Draw the mean spectrum of each run's predictions."""
-    spectra = [np.mean([gridding.spectrum(m) for m in of_run], 0) for of_run in maps]
+    spectra = [np.mean([gridding.spectrum(d) for d in depths], 0) for depths in maps]
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     levels = [np.log10(np.maximum(np.fft.fftshift(s), 1e-12)) for s in spectra]
     low = min(np.percentile(level, 1) for level in levels)

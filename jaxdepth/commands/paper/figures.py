@@ -65,7 +65,7 @@ def run(config: FiguresConfig) -> int:
     names = list(FIGURES) if config.figure == "all" else [config.figure]
     out = Path(config.out).expanduser()
     paths = {n: [out / f"figure{n}.{suffix}" for suffix in SUFFIXES] for n in names}
-    for path in (path for of_figure in paths.values() for path in of_figure):
+    for path in (path for both in paths.values() for path in both):
         output_files.check_ours(path, plots.MAKER, flag="out")
     selection = runs_lib.find(config.runs)
     for name in names:
@@ -131,14 +131,14 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
     frames = trained[0].frames(
         summary_lib.spread(len(trained[0]), figure_drawing.SPECTRA)
     )
-    maps = [[one.output(frame["rgb"]) for frame in frames] for one in trained]
-    least = min(min(depth.shape) for of_run in maps for depth in of_run)
+    maps = [[run.output(frame["rgb"]) for frame in frames] for run in trained]
+    least = min(min(depth.shape) for depths in maps for depth in depths)
     if least < gridding.SMALLEST:
         raise UserError(
             f"--figure=4: the networks' output is {least} pixels across, too few for a "
             f"spectrum (at least {gridding.SMALLEST}): train at a larger --size"
         )
-    grids = [figure_drawing.mean_gridding(of_run) for of_run in maps]
+    grids = [figure_drawing.mean_gridding(depths) for depths in maps]
     terminal.print_table(
         f"gridding of predictions of {len(frames)} images, at the network's output: "
         "share of the spectrum's energy, and prominence over its surroundings",
@@ -173,7 +173,7 @@ def _initialisation(_: FiguresConfig, runs: Sequence[Run]) -> Any:
 def _check(runs: Sequence[Run]) -> None:
     """Raise UserError unless these are runs that were scored in the same way."""
     if not runs:
-        raise UserError("give the work directories of the runs to compare")
+        raise UserError("no runs: give the work directories of the runs to compare")
     for run in runs:
         if not run.evaluations:
             raise UserError(f"{run.name} holds no evaluation")

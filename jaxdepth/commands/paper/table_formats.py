@@ -214,13 +214,13 @@ def _baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     by_images: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
-        of_seeds = [s["baselines"] for s in row["seeds"] if s["baselines"]]
-        if of_seeds:
-            by_images.setdefault(row["flags"]["train_images"], of_seeds)
+        per_seed = [s["baselines"] for s in row["seeds"] if s["baselines"]]
+        if per_seed:
+            by_images.setdefault(row["flags"]["train_images"], per_seed)
     baselines = []
-    for images, of_seeds in sorted(by_images.items()):
-        for name in of_seeds[0]:
-            mean, spread = over_seeds([b[name] for b in of_seeds])
+    for images, per_seed in sorted(by_images.items()):
+        for name in per_seed[0]:
+            mean, spread = over_seeds([b[name] for b in per_seed])
             numbers = {"train_images": images, "mean": mean, "spread": spread}
             baselines.append({"name": name} | numbers)
     return baselines

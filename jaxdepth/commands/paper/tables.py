@@ -59,7 +59,7 @@ class TablesConfig:
 
     table: Literal["1", "2", "3", "4", "all"] = "all"
     """1: networks; 2: losses; 3: unpooling; 4: initialisation."""
-    scale: Literal["paper", "small", "smoke"] = "paper"
+    scale: published.Scale = "paper"
     """paper: the paper's numbers of images and epochs; small: 57x76 and hundreds of
     steps, for real frames on a CPU; smoke: a test on rooms that takes minutes."""
     workdir: str = "tables"
@@ -240,7 +240,7 @@ def _job(
     row = published.RUNS[run]
     dropped = set().union(*(_REPLACED.get(name, ()) for name in flags))
     scaled = published.scaled(run, config.scale)
-    values = {"recipe": row.recipe}
+    values: dict[str, Any] = {"recipe": row.recipe}
     values |= {name: value for name, value in scaled.items() if name not in dropped}
     values |= {**row.flags, **flags}
     folder = f"{run}/seed-{seed}"

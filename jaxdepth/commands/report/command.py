@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML page about runs; it opens from disk and loads no other file.
+    """Write one HTML page about runs, which needs no server and loads no other file.
 
     Contents: metrics with their protocols, curves, the worst and the best images with a
     slider between ground truth and prediction, a rotatable point cloud, configuration,
@@ -55,11 +55,9 @@ class ReportConfig:
 def run(config: ReportConfig) -> int:
     """Write the page. Returns the exit code.
 
-    Raises: UserError without a run, for a folder that is neither a work directory nor
-      one of tables, or if --out is a file that this command did not write.
+    Raises: UserError for a folder that is neither a work directory nor one of tables,
+      or if --out is a file that this command did not write.
     """
-    if not config.runs:
-        raise UserError("give the work directories of the runs to report on")
     path = Path(config.out).expanduser()
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
@@ -80,7 +78,7 @@ def run(config: ReportConfig) -> int:
     )
     output_files.write_text(path, page)
     size = path.stat().st_size / 2**20
-    logger.info("%s: %d runs, %.2f MiB, opens from disk", path, len(runs), size)
+    logger.info("%s: %d runs, %.2f MiB", path, len(runs), size)
     return 0
 
 

@@ -82,7 +82,7 @@ def _hash(script: str) -> str:
 
 
 def _gradient() -> str:
-    """A style with the colour scale of depth, near to far."""
+    """CSS with the colour scale of depth, from near to far."""
     import matplotlib
 
     colours = matplotlib.colormaps[plots.COLOURS]

@@ -129,7 +129,7 @@ def _metrics_table(
 
 
 def section(run: Run, *, pictures: Pictures) -> Section:
-    """The section of a run; files that its folder lacks leave parts of it empty."""
+    """The section of a run; parts are empty if the folder lacks their files."""
     entries = run.evaluations
     summary = "No evaluation yet."
     if entries:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,8 +160,10 @@ def test_only_comparable_runs_share_a_table(tmp_path, fake):
 
 def test_tables_show_the_numbers_of_the_paper(tmp_path, fake):
     run_folder(tmp_path / "t" / "cnn" / "seed-0", 1.25)
-    seed = {"seed": 0, "workdir": "cnn/seed-0", "status": "done"}
-    seed["evaluation"] = entry(20, 1.25)
+    seed = {
+        "seed": 0, "workdir": "cnn/seed-0", "status": "done",
+        "evaluation": entry(20, 1.25),
+    }  # fmt: skip
     rows = [
         {
             "label": "CNN", "run": "cnn", "status": "done", "reason": None,
@@ -175,9 +178,11 @@ def test_tables_show_the_numbers_of_the_paper(tmp_path, fake):
             "paper": None, "mean": None, "spread": None,
         },
     ]  # fmt: skip
-    baseline = {"name": "mean_map", "mean": dict.fromkeys(METRICS, 2), "spread": None}
-    baseline["train_images"] = 500
-    tables = {
+    baseline = {
+        "name": "mean_map", "mean": dict.fromkeys(METRICS, 2), "spread": None,
+        "train_images": 500,
+    }  # fmt: skip
+    tables: dict[str, Any] = {
         "scale": "smoke", "command": "tables", "seeds": [0], "notes": ["a note"],
         "tables": [{
             "table": "1", "title": "networks", "measured_by": "plain, pooled",
