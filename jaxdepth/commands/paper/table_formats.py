@@ -174,14 +174,14 @@ def _seed(job: Job) -> dict[str, Any]:
     images = {"train_images": saved["data"]["train_images"]} if saved else {}
     return {
         "seed": job.seed,
-        "workdir": str(job.folder),
+        "workdir": job.folder,
         "status": job.status,
         "reason": job.reason,
         "flags": {k: config[k] for k in _SHOWN if k in config} | images,
         "evaluation": entries[-1] if entries and job.status == DONE else None,
         "curve": [
             {"step": e["step"], "metrics": e["metrics"], "loss": e.get("loss")}
-            for e in (plots.last_kind(entries) if entries else ())
+            for e in plots.last_kind(entries)
         ],
         "baselines": results.get("baselines"),
         **{k: results.get(k) for k in ("images_per_s", "command")},
