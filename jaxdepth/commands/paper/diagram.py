@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,15 @@ class Network:
     parameters: int
 
 
+class _Call(NamedTuple):
+    """A call of a module: its path, class name, and shapes without the batch."""
+
+    path: tuple[str, ...]
+    kind: str
+    shape_in: Shape
+    shape_out: Shape
+
+
 def trace(arch: str, image_size: tuple[int, int], **options: Any) -> Network:
     """Shapes and parameter counts of the modules of a network.
 
@@ -76,44 +85,44 @@ def trace(arch: str, image_size: tuple[int, int], **options: Any) -> Network:
     """
     model = create_model(arch, image_size=image_size, **options)
     image = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
-    calls: list[tuple[tuple[str, ...], str, Shape, Shape]] = []
+    calls: list[_Call] = []
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if context.method_name == "__call__" and hasattr(out, "shape"):
-            kind = type(context.module).__name__
-            calls.append((context.module.path, kind, args[0].shape[1:], out.shape[1:]))
+            module, shapes = context.module, (args[0].shape[1:], out.shape[1:])
+            calls.append(_Call(module.path, type(module).__name__, *shapes))
         return out
 
     with nn.intercept_methods(record):
         variables = jax.eval_shape(model.init, jax.random.key(0), image)
     params = variables["params"]
-    _, _, shape_in, shape_out = next(call for call in calls if call[0] == ())
-    parts = tuple(_parts(calls, params))
-    return Network(arch, shape_in, shape_out, parts, _count(params))
+    network = calls[-1]  # the outermost call returns last
+    parts = tuple(_parts(calls[:-1], params))
+    return Network(arch, network.shape_in, network.shape_out, parts, _count(params))
 
 
-def _parts(calls: Sequence[tuple], params: Any) -> list[Part]:
+def _parts(calls: Sequence[_Call], params: Any) -> list[Part]:
     """Group the calls of modules into boxes."""
-    inner: dict[tuple[str, ...], list[tuple]] = {}
+    groups: dict[tuple[str, ...], list[_Call]] = {}
     for call in calls:
-        container = len(call[0]) == 1 and call[0] != ("head",) and call[1] not in KINDS
-        if call[0] and not container:
-            inner.setdefault(_part_name(call[0]), []).append(call)
+        is_layer = call.kind in KINDS or call.path == ("head",)
+        if len(call.path) > 1 or is_layer:
+            groups.setdefault(_part_name(call.path), []).append(call)
     parts = []
-    for name, group in inner.items():
-        top = [call for call in group if len(call[0]) == min(len(c[0]) for c in group)]
-        names = {call[1] for call in group}
-        counted = {call[0] for call in top}
+    for name, group in groups.items():
+        depth = min(len(call.path) for call in group)
+        top = [call for call in group if len(call.path) == depth]
+        kinds = {call.kind for call in group}
         parts.append(
             Part(
                 name[-1],
-                next(kind for kind in KINDS if kind in names),
-                sum(call[1] == "Bottleneck" for call in top) or 1,
+                next(kind for kind in KINDS if kind in kinds),
+                sum(call.kind == "Bottleneck" for call in top) or 1,
                 # Calls are recorded when they return, in order of computation.
-                top[0][2],
-                top[-1][3],
-                sum(_count(_at(params, path)) for path in counted),
+                top[0].shape_in,
+                top[-1].shape_out,
+                sum(_count(_at(params, path)) for path in {c.path for c in top}),
             )
         )
     return parts
@@ -145,6 +154,8 @@ def draw(networks: Sequence[Network]) -> Any:
     logarithm of the channels. Arrows name the operations without parameters: pooling,
     flattening, cropping.
     """
+    from matplotlib.patches import Patch
+
     columns = max(len(network.parts) for network in networks) + 2
     figure = plots.canvas(1.25 * columns, 2.3 * len(networks) + 0.5)
     axes = figure.subplots(len(networks), 1, squeeze=False)[:, 0]
@@ -152,14 +163,10 @@ def draw(networks: Sequence[Network]) -> Any:
         _row(axis, network)
         axis.set(xlim=(-0.6, columns - 0.4), ylim=(-1.05, 0.85))
         axis.set_axis_off()
-    used = {part.kind for network in networks for part in network.parts}
-    shown = {KINDS[kind] for kind in KINDS if kind in used}
-    from matplotlib.patches import Patch
-
-    handles = [Patch(color=colour, label=name) for name, colour in sorted(shown)]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), frameon=False
-    )
+    shown = sorted({KINDS[part.kind] for n in networks for part in n.parts})
+    handles = [Patch(color=colour, label=label) for label, colour in shown]
+    place = {"loc": "outside lower center", "ncols": len(handles)}
+    figure.legend(handles=handles, frameon=False, **place)
     return figure
 
 
@@ -170,51 +177,33 @@ def _row(axis: Any, network: Network) -> None:
         f"{network.parameters:,} parameters"
     )
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
-    boxes: list[tuple[str, str, Shape, str]] = [
-        ("image", "0.75", network.shape_in, ""),
-        *(
-            (
-                part.name if part.repeats == 1 else f"{part.name} ({part.repeats})",
-                KINDS[part.kind][1],
-                part.shape_out,
-                f"{_short(part.parameters)} par.",
-            )
-            for part in network.parts
-        ),
-        ("depth", "0.75", network.shape_out, ""),
-    ]
-    operations = _operations(network)
-    right = 0.0
-    for column, (name, colour, shape, count) in enumerate(boxes):
+    boxes = [("image", "0.75", network.shape_in, "")]
+    for part in network.parts:
+        name = part.name if part.repeats == 1 else f"{part.name} ({part.repeats})"
+        count = f"{_short(part.parameters)} par."
+        boxes.append((name, KINDS[part.kind][1], part.shape_out, count))
+    boxes.append(("depth", "0.75", network.shape_out, ""))
+    inputs = [network.shape_in, *(p.shape_in for p in network.parts), network.shape_out]
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "lw": 0.8, "shrinkA": 1, "shrinkB": 1}
+    centred = {"ha": "center", "va": "center", "fontsize": 8}
+    right, before = 0.0, network.shape_in
+    for x, ((name, colour, shape, count), shape_in) in enumerate(
+        zip(boxes, inputs, strict=True)
+    ):
         width, height = _extent(shape, network.shape_in[0])
-        _box(axis, column, width, height, colour)
-        if column:
-            _arrow(axis, right, column - width / 2, operations[column - 1])
-        right = column + width / 2
-        for line, (text, weight) in enumerate(
-            ((name, "bold"), (_size(shape), "normal"), (count, "normal"))
-        ):
+        look = {"facecolor": colour, "edgecolor": "0.2", "linewidth": 0.8}
+        axis.bar(x, height, width, bottom=-height / 2, **look)
+        if x:
+            left = x - width / 2
+            axis.annotate("", (left, 0), (right, 0), arrowprops=arrow)
             axis.text(
-                column, -0.62 - 0.17 * line, text, ha="center", va="center",
-                fontsize=8, fontweight=weight,
+                (right + left) / 2, 0.07, _operation(before, shape_in), color="0.3",
+                ha="center", va="bottom", fontsize=7,
             )  # fmt: skip
-
-
-def _box(axis: Any, x: float, width: float, height: float, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    corner = (x - width / 2, -height / 2)
-    axis.add_patch(
-        Rectangle(corner, width, height, facecolor=colour, edgecolor="0.2", lw=0.8)
-    )
-
-
-def _arrow(axis: Any, start: float, end: float, text: str) -> None:
-    look = {"arrowstyle": "-|>", "color": "0.3", "lw": 0.8, "shrinkA": 1, "shrinkB": 1}
-    axis.annotate("", (end, 0), (start, 0), arrowprops=look)
-    axis.text(
-        (start + end) / 2, 0.07, text, ha="center", va="bottom", fontsize=7, color="0.3"
-    )
+        right, before = x + width / 2, shape
+        axis.text(x, -0.62, name, fontweight="bold", **centred)
+        axis.text(x, -0.79, _size(shape), **centred)
+        axis.text(x, -0.96, count, **centred)
 
 
 def _extent(shape: Shape, image_height: int) -> tuple[float, float]:
@@ -222,34 +211,22 @@ def _extent(shape: Shape, image_height: int) -> tuple[float, float]:
     if len(shape) == 1:
         return 0.12, 1.0
     channels = shape[2] if len(shape) == 3 else 1
-    return 0.1 + 0.05 * math.log2(max(channels, 1)), max(
-        0.12, math.sqrt(shape[0] / image_height)
-    )
-
-
-def _operations(network: Network) -> list[str]:
-    """The operations without parameters between consecutive boxes."""
-    outs = [network.shape_in, *(part.shape_out for part in network.parts)]
-    ins = [*(part.shape_in for part in network.parts), network.shape_out]
-    return [_operation(a, b) for a, b in zip(outs, ins, strict=True)]
+    height = max(0.12, math.sqrt(shape[0] / image_height))
+    return 0.1 + 0.05 * math.log2(channels), height
 
 
 def _operation(before: Shape, after: Shape) -> str:
-    """The operation between two shapes; "" if they are equal."""
+    """The operation without parameters between two shapes; "" if they are equal."""
     if before == after:
         return ""
-    if _flat(after) and not _flat(before):
-        return "flat" if math.prod(before) == math.prod(after) else "pool,\nflat"
-    if _flat(before):
+    if len(before) == 1:
         return "reshape"
+    if len(after) == 1:
+        return "flat" if math.prod(before) == math.prod(after) else "pool,\nflat"
     (height, width), (rows, columns) = before[:2], after[:2]
     if max(height - rows, width - columns) <= 1 < height - 1:
         return "cut"
     return f"pool\n{rows}x{columns}"
-
-
-def _flat(shape: Shape) -> bool:
-    return len(shape) == 1
 
 
 def _size(shape: Shape) -> str:

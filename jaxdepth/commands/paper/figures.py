@@ -4,7 +4,6 @@ Each figure selects its runs, so that one folder of tables serves all figures.
 """
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ class FiguresConfig:
     with different initialisations; all: every figure with runs."""
     size: str = "228x304"
     """Input size of the networks in figure 1, HEIGHTxWIDTH."""
-    rows: int = 4
+    rows: int = flag(4, at_least=1)
     """Number of evaluation images in figures 2 to 4."""
     step: str = "best"
     """Step of the checkpoint that predicts: best, last or a number."""
@@ -52,8 +51,7 @@ class FiguresConfig:
 
     def __post_init__(self):
         parse_size(self.size)
-        if self.rows < 1:
-            raise UserError(f"--rows={self.rows}: must be at least 1")
+        flags_lib.validate(self)
 
 
 def run(config: FiguresConfig) -> int:
@@ -67,7 +65,7 @@ def run(config: FiguresConfig) -> int:
     names = list(FIGURES) if config.figure == "all" else [config.figure]
     out = Path(config.out).expanduser()
     paths = {n: [out / f"figure{n}.{suffix}" for suffix in SUFFIXES] for n in names}
-    for path in itertools.chain(*paths.values()):
+    for path in (path for both in paths.values() for path in both):
         output_files.check_ours(path, plots.MAKER, flag="out")
     selection = runs_lib.find(config.runs)
     for name in names:
@@ -75,7 +73,9 @@ def run(config: FiguresConfig) -> int:
         runs = selection.runs
         try:
             if config.figure == "all" or selection.tables:
-                runs = _selected(select, runs, name)
+                runs = select(runs)
+                if not runs and name != "1":
+                    raise UserError(f"--figure={name}: none of the runs belongs to it")
             figure = draw(config, runs)
         except UserError as error:
             if config.figure != "all":
@@ -84,13 +84,6 @@ def run(config: FiguresConfig) -> int:
             continue
         _write(figure, paths[name])
     return 0
-
-
-def _selected(select: Select, runs: Sequence[Run], name: str) -> list[Run]:
-    selected = select(runs)
-    if not selected and name != "1":
-        raise UserError(f"--figure={name}: none of the given runs belongs to it")
-    return selected
 
 
 def _write(figure: Any, paths: Sequence[Path]) -> None:
@@ -121,7 +114,7 @@ def _networks(config: FiguresConfig, _: Sequence[Run]) -> Any:
 def _training(config: FiguresConfig, runs: Sequence[Run]) -> Any:
     """Draw losses of runs, and their predictions for the same images."""
     _check(runs)
-    _show_last(runs)
+    _show([(run.name, run.evaluations[-1]) for run in runs])
     frames, targets, predictions = _predictions(config, runs)
     return figure_drawing.training(runs, frames, targets, predictions)
 
@@ -135,16 +128,17 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
             "--figure=4 compares two runs of upproj: --unpool=zero and --unpool=average"
         )
     trained = [_trained(config, run) for run in runs]
-    indices = summary_lib.spread(len(trained[0]), figure_drawing.SPECTRA)
-    frames = trained[0].frames(indices)
-    maps = [[one.output(frame["rgb"]) for frame in frames] for one in trained]
-    least = min(min(depth.shape) for of_run in maps for depth in of_run)
+    frames = trained[0].frames(
+        summary_lib.spread(len(trained[0]), figure_drawing.SPECTRA)
+    )
+    maps = [[run.output(frame["rgb"]) for frame in frames] for run in trained]
+    least = min(min(depth.shape) for depths in maps for depth in depths)
     if least < gridding.SMALLEST:
         raise UserError(
-            f"--figure=4: the networks put out {least} pixels across, too few for a "
-            f"spectrum (at least {gridding.SMALLEST}); train at a larger --size"
+            f"--figure=4: the networks' output is {least} pixels across, too few for a "
+            f"spectrum (at least {gridding.SMALLEST}): train at a larger --size"
         )
-    grids = [figure_drawing.mean_gridding(of_run) for of_run in maps]
+    grids = [figure_drawing.mean_gridding(depths) for depths in maps]
     terminal.print_table(
         f"gridding of predictions of {len(frames)} images, at the network's output: "
         "share of the spectrum's energy, and prominence over its surroundings",
@@ -154,14 +148,14 @@ def _unpooling(config: FiguresConfig, runs: Sequence[Run]) -> Any:
             for run, grid in zip(runs, grids, strict=True)
         ],
     )
-    shown = summary_lib.spread(len(frames), config.rows)
+    indices = summary_lib.spread(len(frames), config.rows)
     return figure_drawing.unpooling(
         [run.name for run in runs],
-        [frames[k]["rgb"] for k in shown],
-        [trained[0].target(frames[k]) for k in shown],
-        [[of_run[k] for k in shown] for of_run in maps],
+        [frames[k]["rgb"] for k in indices],
+        [trained[0].target(frames[k]) for k in indices],
         maps,
         grids,
+        indices,
     )
 
 
@@ -172,20 +166,14 @@ def _initialisation(_: FiguresConfig, runs: Sequence[Run]) -> Any:
         raise UserError(
             "--figure=5 compares at least two runs: --init=random and --init=imagenet"
         )
-    rows = [
-        (run.name, e["step"], *summary_lib.cells(e["metrics"]))
-        for run in runs
-        for e in plots.last_kind(run.evaluations)
-    ]
-    title = summary_lib.conditions(runs[0].evaluations[-1])
-    terminal.print_table(title, ("run", "step", *summary_lib.columns()), rows)
+    _show([(r.name, e) for r in runs for e in plots.last_kind(r.evaluations)])
     return figure_drawing.compare(runs)
 
 
 def _check(runs: Sequence[Run]) -> None:
     """Raise UserError unless these are runs that were scored in the same way."""
     if not runs:
-        raise UserError("give the work directories of the runs to compare")
+        raise UserError("no runs: give the work directories of the runs to compare")
     for run in runs:
         if not run.evaluations:
             raise UserError(f"{run.name} holds no evaluation")
@@ -197,14 +185,13 @@ def _check(runs: Sequence[Run]) -> None:
         )
 
 
-def _show_last(runs: Sequence[Run]) -> None:
-    """Print the last evaluation of each run."""
-    last = [(run.name, run.evaluations[-1]) for run in runs]
+def _show(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Print evaluations, each with the name of its run."""
     rows = [
         (name, e["step"], e.get("loss"), *summary_lib.cells(e["metrics"]))
-        for name, e in last
+        for name, e in evaluations
     ]
-    title = summary_lib.conditions(last[0][1])
+    title = summary_lib.conditions(evaluations[0][1])
     columns = ("run", "step", "validation loss", *summary_lib.columns())
     terminal.print_table(title, columns, rows)
 
@@ -239,35 +226,35 @@ def _predictions(
     return frames, targets, predictions
 
 
-def _differing(by: str, **among: tuple[str, ...]) -> Select:
-    """A selection of runs that differ only in one flag; the largest such group.
+# Flags in which the rows of the paper's tables differ.
+_ROW_FLAGS = ("arch", "loss", "unpool", "init", "train_images", "steps")
 
-    Args:
-      by: name of the flag; the first run for each of its values is selected.
-      among: the values to select, by flag.
+
+def _differing(flag_name: str, *archs: str) -> Select:
+    """A selection of runs of `archs` that differ only in one flag.
+
+    Of several such groups the largest is selected; of each group the first run for
+    each value of the flag.
     """
-    equal = [name for name in _ROW_FLAGS if name != by]
 
     def select(runs: Sequence[Run]) -> list[Run]:
         groups: dict[Any, dict[str, Run]] = {}
         for run in runs:
-            if all(run.flag(name) in values for name, values in among.items()):
-                group = groups.setdefault(tuple(run.flag(f) for f in equal), {})
-                group.setdefault(run.flag(by), run)
+            if run.flag("arch") in archs:
+                key = tuple(run.flag(name) for name in _ROW_FLAGS if name != flag_name)
+                groups.setdefault(key, {}).setdefault(run.flag(flag_name), run)
         return list(max(groups.values(), key=len, default={}).values())
 
     return select
 
 
-# Flags in which the rows of the paper's tables differ.
-_ROW_FLAGS = ("arch", "loss", "unpool", "init", "train_images", "steps")
 # Value of --figure -> selection of runs, drawing function.
 FIGURES: dict[str, tuple[Select, Callable[..., Any]]] = {
     "1": (list, _networks),
-    "2": (_differing("arch", arch=("cnn_fc",)), _training),
-    "3": (_differing("arch", arch=("cnn", "cnn_trans")), _training),
-    "4": (_differing("unpool", arch=("upproj",)), _unpooling),
-    "5": (_differing("init", arch=("upproj",)), _initialisation),
+    "2": (_differing("arch", "cnn_fc"), _training),
+    "3": (_differing("arch", "cnn", "cnn_trans"), _training),
+    "4": (_differing("unpool", "upproj"), _unpooling),
+    "5": (_differing("init", "upproj"), _initialisation),
 }
 
 

@@ -15,7 +15,7 @@ class Gridding:
     """Energy of a grid in the spectrum of a depth map.
 
     Attributes:
-      share: share of the energy without the mean's, 0 to 1.
+      share: share of the energy, the mean depth excluded, 0 to 1.
       prominence: mean energy of the peaks divided by that of the bins around them; 1
         without a grid.
     """
@@ -28,8 +28,9 @@ def spectrum(depth: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "i j"]:
     """Power spectrum of a depth map, cropped to multiples of 4 pixels.
 
     The mean is subtracted, and a Hann window is applied, so that the borders do not
-    act as edges; a wave of whole periods then fills its bin and the two beside it. Bin
-    (i, j) is at i/height and j/width cycles per pixel.
+    act as edges; the energy of a sinusoid with a whole number of periods is then in its
+    bin and the two adjacent ones. Bin (i, j) is at i/height and j/width cycles per
+    pixel.
     """
     height, width = (4 * (n // 4) for n in depth.shape)
     cropped = np.asarray(depth[:height, :width], np.float64)
@@ -44,7 +45,7 @@ def gridding(depth: Float[np.ndarray, "h w"], period: int) -> Gridding:
 
     A grid that repeats every P pixels has its energy at the frequencies (i/P, j/P);
     period 4 excludes the frequencies of period 2. A peak is a bin and the eight bins
-    around it. Depth maps have more energy at lower frequencies, and walls have theirs
+    around it. Depth maps have more energy at lower frequencies, and walls have energy
     on the axes of the spectrum. A peak is therefore compared with bins 3 to 6 away
     along those axes on which its frequency is not zero: (0, 1/2) with others (0, f).
 
@@ -63,8 +64,7 @@ def gridding(depth: Float[np.ndarray, "h w"], period: int) -> Gridding:
         _mark(peaks, order, (1, 1))
         _mark(around, order, (_FAR if order[0] else 1, _FAR if order[1] else 1))
     for order in ((0, 0), *quarters(2), *quarters(4)):
-        near = _NEAR - 1
-        _mark(around, order, (near, near), value=False)
+        _mark(around, order, (_NEAR - 1, _NEAR - 1), value=False)
     total = float(power.sum())
     if np.ptp(depth) == 0:  # the spectrum is rounding error
         return Gridding(0.0, 1.0)

@@ -10,13 +10,13 @@ Scale = Literal["paper", "small", "smoke"]
 
 # Notes under the tables.
 NOTES = (
-    "The paper's numbers are of its own held-out frames of the raw data at 228x304: "
-    "compare the order of the rows rather than their values.",
+    "The paper's numbers were measured on its own held-out frames of the raw data at "
+    "228x304: compare the order of the rows rather than their values.",
     "abs rel is not compared: the paper's 2.4e4 to 4.5e6 come from dividing by ground "
     "truth near zero, which is masked here.",
     "The paper shows two runs twice, and so do these tables: Table 1's CNN is Table "
     "2's scale-invariant row, Table 1's CNN+Res is Table 4's random decoder.",
-    "All numbers are of the last training step; no checkpoint was selected.",
+    "All numbers are those of the last training step; no checkpoint was selected.",
 )
 
 
@@ -34,7 +34,7 @@ class Run:
 
     @property
     def init(self) -> str:
-        """Its --init; anything but "random" needs weights for that --init."""
+        """Its --init; a value other than "random" requires weights for it."""
         return {**RECIPES[self.recipe].flags, **self.flags}.get("init", "random")
 
 
@@ -141,9 +141,9 @@ _UPPROJ = ("upproj_imagenet", "upproj_random", "upproj_nyu", *_UNPOOL)
 
 # For real frames on a CPU. All runs of Tables 1, 2 and 4 have the same number of steps
 # and images; Table 3 has its 25 images and 120 epochs. Learning rates were chosen on
-# held-out scenes. No augmentation: its random scale changes depth, and so few steps are
-# not enough to learn that. Two checkpoints per run, because one of upproj with its
-# optimizer state takes 0.8 GB.
+# held-out scenes. No augmentation: its random scale changes depth, and so few steps do
+# not suffice to learn that. Two checkpoints per run, because a checkpoint of upproj
+# takes 0.8 GB with its optimizer state.
 _SMALL: dict[str, Any] = {
     "size": "57x76",
     "batch_size": 16,
@@ -157,7 +157,7 @@ _SMALL: dict[str, Any] = {
 }
 _SMALL_RATES = {"cnn_fc": {"lr": 3e-4}} | {run: {"lr": 6e-4} for run in _UPPROJ}
 _SMALL_UNPOOL = {"train_images": 25, "steps": 188, "eval_every": 47, "save_every": 94}
-# Tests in minutes, on rooms, that everything runs; the metrics are meaningless.
+# For a check on rooms, within minutes, that every row runs; the metrics mean nothing.
 _SMOKE: dict[str, Any] = {
     "size": "60x80",
     "rooms": 48,

@@ -41,9 +41,9 @@ A row is "done" if all its seeds are. Its mean is over the finished seeds in any
 """
 
 import dataclasses
+import itertools
 import statistics
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxdepth import plots
@@ -51,11 +51,12 @@ from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.paper import published
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime import terminal
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import CONFIG, RESULTS, WorkDir, plain
 
 DONE, ABSENT, FAILED, WAITING = "done", "absent", "failed", "waiting"
 MARKDOWN = "tables.md"
-# Flags that `flags` of a row holds.
+# Keys of `flags` of a row.
 _SHOWN = (
     "arch", "loss", "unpool", "init", "layout", "train_images", "size", "steps",
     "batch_size", "lr", "schedule", "warmup_steps", "optimizer", "weight_decay",
@@ -79,7 +80,7 @@ class Job:
 
     run: str
     seed: int
-    folder: PurePosixPath
+    folder: str
     workdir: str
     flags: list[str]
     status: str = WAITING
@@ -87,38 +88,36 @@ class Job:
 
 
 def collect(
-    names: Sequence[str], jobs: Sequence[Job], *, scale: str, command: str
+    names: Sequence[str],
+    jobs: Sequence[Job],
+    earlier: dict[str, Any],
+    *,
+    scale: str,
+    command: str,
 ) -> dict[str, Any]:
     """The contents of tables.json, from the work directories of the runs.
 
     Args:
       names: names of the tables.
       jobs: all runs of these tables.
+      earlier: tables.json of an earlier call, {} without one. Its other tables are
+        kept if they have the same scale.
       scale, command: recorded as they are.
     """
     runs = {job.run: [_seed(j) for j in jobs if j.run == job.run] for job in jobs}
+    earlier_tables = earlier["tables"] if earlier.get("scale") == scale else ()
+    by_name = {table["table"]: table for table in earlier_tables}
+    by_name |= {name: _table(name, runs) for name in names}
+    tables = [by_name[name] for name in sorted(by_name)]
     return plain(
         {
             "scale": scale,
             "command": command,
-            "seeds": sorted({job.seed for job in jobs}),
+            "seeds": _seeds(tables),
             "notes": list(published.NOTES),
-            "tables": [_table(name, runs) for name in names],
+            "tables": tables,
         }
     )
-
-
-def merge(contents: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """The contents of tables.json with the other tables of an earlier call.
-
-    Tables of another scale are dropped.
-    """
-    if earlier.get("scale") != contents["scale"]:
-        return contents
-    by_name = {table["table"]: table for table in earlier["tables"]}
-    by_name |= {table["table"]: table for table in contents["tables"]}
-    tables = [by_name[name] for name in sorted(by_name)]
-    return contents | {"seeds": _seeds(tables), "tables": tables}
 
 
 def _seeds(tables: Sequence[dict[str, Any]]) -> list[int]:
@@ -144,12 +143,9 @@ def _table(name: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def _row(
     table: str, row: published.Row, seeds: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    seeds = [dict(seed) for seed in seeds]
-    flags: dict[str, Any] = {}
-    for seed in seeds:
-        flags = seed.pop("flags") or flags
     metrics_of = [s["evaluation"]["metrics"] for s in seeds if s["evaluation"]]
     mean, spread = over_seeds(metrics_of)
+    flags = next((s["flags"] for s in reversed(seeds) if s["flags"]), {})
     first = next((s for s in seeds if s["status"] != DONE), seeds[0])
     return {
         "label": row.label,
@@ -161,14 +157,14 @@ def _row(
         "reason": first["reason"],
         "recipe": published.RUNS[row.run].recipe,
         "flags": flags,
-        "seeds": seeds,
+        "seeds": [{k: v for k, v in s.items() if k != "flags"} for s in seeds],
         "mean": mean,
         "spread": spread,
     }
 
 
 def _seed(job: Job) -> dict[str, Any]:
-    """The entry of `seeds` for a run, finished or not."""
+    """The entry of `seeds` for a run, finished or not, and the flags of its row."""
     workdir = WorkDir.open(job.workdir)
     saved = workdir.read_json(CONFIG) if workdir.used() else {}
     has_results = (workdir.local / RESULTS).exists()
@@ -178,14 +174,14 @@ def _seed(job: Job) -> dict[str, Any]:
     images = {"train_images": saved["data"]["train_images"]} if saved else {}
     return {
         "seed": job.seed,
-        "workdir": str(job.folder),
+        "workdir": job.folder,
         "status": job.status,
         "reason": job.reason,
         "flags": {k: config[k] for k in _SHOWN if k in config} | images,
         "evaluation": entries[-1] if entries and job.status == DONE else None,
         "curve": [
             {"step": e["step"], "metrics": e["metrics"], "loss": e.get("loss")}
-            for e in (plots.last_kind(entries) if entries else ())
+            for e in plots.last_kind(entries)
         ],
         "baselines": results.get("baselines"),
         **{k: results.get(k) for k in ("images_per_s", "command")},
@@ -196,24 +192,19 @@ def _seed(job: Job) -> dict[str, Any]:
 Metrics = dict[str, float | None]
 
 
-def over_seeds(
-    seeds: Sequence[Metrics],
-) -> tuple[Metrics | None, Metrics | None]:
+def over_seeds(seeds: Sequence[Metrics]) -> tuple[Metrics | None, Metrics | None]:
     """Mean and standard deviation (n - 1) of each metric over the seeds.
 
     A metric that is undefined for a seed is None. Without seeds both results are None;
     for a single seed the standard deviation is None.
     """
-    if not seeds:
-        return None, None
-    values = {
-        name: [x for m in seeds if (x := m.get(name)) is not None] for name in METRICS
-    }
-    defined = {k: x if len(x) == len(seeds) else [] for k, x in values.items()}
-    mean = {k: statistics.fmean(x) if x else None for k, x in defined.items()}
-    if len(seeds) == 1:
-        return mean, None
-    return mean, {k: statistics.stdev(x) if x else None for k, x in defined.items()}
+    values: dict[str, list[Any]] = {k: [m.get(k) for m in seeds] for k in METRICS}
+
+    def over(statistic: Callable[[list[float]], float]) -> Metrics:
+        return {k: None if None in x else statistic(x) for k, x in values.items()}
+
+    mean = over(statistics.fmean) if seeds else None
+    return mean, over(statistics.stdev) if len(seeds) > 1 else None
 
 
 def _baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -223,43 +214,42 @@ def _baselines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     by_images: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
-        of_seeds = [s["baselines"] for s in row["seeds"] if s["baselines"]]
-        if of_seeds:
-            by_images.setdefault(row["flags"]["train_images"], of_seeds)
-    groups = []
-    for images, of_seeds in sorted(by_images.items()):
-        for name in of_seeds[0]:
-            mean, spread = over_seeds([b[name] for b in of_seeds])
-            group = {"name": name, "train_images": images}
-            groups.append(group | {"mean": mean, "spread": spread})
-    return groups
+        per_seed = [s["baselines"] for s in row["seeds"] if s["baselines"]]
+        if per_seed:
+            by_images.setdefault(row["flags"]["train_images"], per_seed)
+    baselines = []
+    for images, per_seed in sorted(by_images.items()):
+        for name in per_seed[0]:
+            mean, spread = over_seeds([b[name] for b in per_seed])
+            numbers = {"train_images": images, "mean": mean, "spread": spread}
+            baselines.append({"name": name} | numbers)
+    return baselines
 
 
 def _curve(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The RMSE of each run over the steps, as means over its seeds."""
-    by_step: dict[int, dict[str, list[float]]] = {}
+    curves: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for point in (p for s in row["seeds"] for p in s["curve"]):
-            runs = by_step.setdefault(point["step"], {})
-            if point["metrics"]["rmse"] is not None:
-                runs.setdefault(row["run"], []).append(point["metrics"]["rmse"])
-    shown = [row["run"] for row in rows if any(s["curve"] for s in row["seeds"])]
+            by_step = curves.setdefault(row["run"], {})
+            values = by_step.setdefault(point["step"], [])
+            if (rmse := point["metrics"]["rmse"]) is not None:
+                values.append(rmse)
+    means = {
+        run: {step: statistics.fmean(x) for step, x in by_step.items() if x}
+        for run, by_step in curves.items()
+    }
     return [
-        {
-            "step": step,
-            "rmse": {
-                k: statistics.fmean(runs[k]) if k in runs else None for k in shown
-            },
-        }
-        for step, runs in sorted(by_step.items())
+        {"step": step, "rmse": {run: means[run].get(step) for run in means}}
+        for step in sorted(set().union(*curves.values()))
     ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """A table as text: title, columns, cells, and notes below it."""
+class TextTable:
+    """A table as text: caption, column headings, cells, and notes below it."""
 
-    title: str
+    caption: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
     notes: tuple[str, ...] = ()
@@ -271,15 +261,39 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def texts(contents: dict[str, Any], table: dict[str, Any]) -> list[Text]:
-    """A table of tables.json as text, followed by its curve if it has one."""
-    name = f"Table {table['table']}, {table['title']}"
-    numbers = _seeds([table])
-    seeds = f"seed {numbers[0]}"
-    if len(numbers) > 1:
-        seeds = f"seeds {', '.join(map(str, numbers))}: mean ± standard deviation"
-    title = (
-        f"{name} (scale {contents['scale']}): "
+def text_tables(contents: dict[str, Any]) -> dict[str, list[TextTable]]:
+    """Each table of tables.json as text, followed by its curve if it has one."""
+    return {
+        table["table"]: [
+            _text_table(table, contents["scale"]),
+            *([_text_curve(table)] if table["curve"] else []),
+        ]
+        for table in contents["tables"]
+    }
+
+
+def check(contents: dict[str, Any], *, where: str) -> None:
+    """Raise UserError if the contents of a tables.json are incomplete.
+
+    Args:
+      where: name of the file.
+    """
+    try:
+        text_tables(contents)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{where} is damaged ({error!r}): delete it; jaxdepth tables writes it "
+            "again from the runs"
+        ) from None
+
+
+def _text_table(table: dict[str, Any], scale: str) -> TextTable:
+    seeds = ", ".join(map(str, _seeds([table])))
+    seeds = (
+        f"seeds {seeds}: mean ± standard deviation" if "," in seeds else f"seed {seeds}"
+    )
+    caption = (
+        f"{_name(table)} (scale {scale}): "
         f"{table['measured_by'] or 'nothing is measured yet'}; rmse in metres; {seeds}"
     )
     rows = [_cells(row) for row in table["rows"]]
@@ -289,22 +303,26 @@ def texts(contents: dict[str, Any], table: dict[str, Any]) -> list[Text]:
         )
         cells = (base["name"], delta1, "", rmse, "", abs_rel)
         rows.append((*cells, str(base["train_images"]), *[""] * 4))
-    notes = [
+    notes = tuple(
         f"{row['label']}: {row['status']}, {row['reason']}"
         for row in table["rows"]
         if row["status"] != DONE
+    )
+    return TextTable(caption, COLUMNS, rows, notes)
+
+
+def _text_curve(table: dict[str, Any]) -> TextTable:
+    labels = {row["run"]: row["label"] for row in table["rows"]}
+    rows = [
+        (str(point["step"]), *map(_plain, point["rmse"].values()))
+        for point in table["curve"]
     ]
-    shown = [Text(title, COLUMNS, rows, tuple(notes))]
-    if table["curve"]:
-        labels = {row["run"]: row["label"] for row in table["rows"]}
-        runs = list(table["curve"][0]["rmse"])
-        lines = [
-            (str(point["step"]), *(_plain(point["rmse"][run]) for run in runs))
-            for point in table["curve"]
-        ]
-        columns = ("step", *(labels[run] for run in runs))
-        shown.append(Text(f"{name}: rmse in metres over the steps", columns, lines))
-    return shown
+    columns = ("step", *(labels[run] for run in table["curve"][0]["rmse"]))
+    return TextTable(f"{_name(table)}: rmse in metres over the steps", columns, rows)
+
+
+def _name(table: dict[str, Any]) -> str:
+    return f"Table {table['table']}, {table['title']}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -326,7 +344,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row, "abs_rel"),
         *(str(flags.get(k, "-")) for k in ("train_images", "steps", "batch_size")),
         f"{flags['lr']:g}" if "lr" in flags else "-",
-        str(done),
+        f"{done} of {len(row['seeds'])}",
     )
 
 
@@ -342,10 +360,10 @@ def _plain(value: float | None) -> str:
 
 def show(contents: dict[str, Any], names: Sequence[str]) -> None:
     """Print tables with their notes."""
-    for table in (t for t in contents["tables"] if t["table"] in names):
-        for text in texts(contents, table):
-            terminal.print_table(text.title, text.columns, text.rows)
-            _print(*text.notes, "")
+    for name, tables in text_tables(contents).items():
+        for table in tables if name in names else ():
+            terminal.print_table(table.caption, table.columns, table.rows)
+            _print(*table.notes, "")
     _print(*contents["notes"])
 
 
@@ -357,13 +375,12 @@ def _print(*lines: str) -> None:
 def markdown(contents: dict[str, Any]) -> str:
     """All tables as Markdown."""
     parts = [f"`{contents['command']}`", *contents["notes"]]
-    for table in contents["tables"]:
-        for text in texts(contents, table):
-            parts += [f"**{text.title}**", _markdown(text), *text.notes]
+    for table in itertools.chain(*text_tables(contents).values()):
+        parts += [f"**{table.caption}**", _markdown(table), *table.notes]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown(text: Text) -> str:
-    lines = [text.columns, ["---"] * len(text.columns), *text.rows]
+def _markdown(table: TextTable) -> str:
+    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
     escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth import config as config_lib
@@ -31,17 +31,18 @@ from jaxdepth.workdir import WorkDir
 logger = logging.getLogger(__name__)
 
 PROG = "jaxdepth tables"
-# The recorded command identifies files of this command, in its old and new form.
+# Commands that are recorded in the files of this command: the present and an old name.
 MARKS = ("jaxdepth tables", "experiments.tables")
 # Starts `jaxdepth run` with these flags and waits until it ends.
 Start = Callable[[Sequence[str]], subprocesses.Completed]
 # Flags that the rows or this command decide.
 _RESERVED = ("recipe", "arch", "loss", "unpool", "layout", "init", "resume")
-# Flags that exclude each other, and the scale's flags that depend on its choice.
-_EXCLUSIVE = (
-    ({"steps", "epochs"}, ("eval_every", "save_every", "warmup_steps")),
-    ({"warmup_steps", "warmup_epochs"}, ()),
-)
+# Flag -> flags of the scale that are dropped if it is given.
+_REPLACED = {
+    "steps": {"eval_every", "save_every", "warmup_steps"},
+    "epochs": {"steps", "eval_every", "save_every", "warmup_steps"},
+    "warmup_epochs": {"warmup_steps"},
+}
 _STOPPED = (cli.PREEMPTED, cli.INTERRUPTED)
 
 
@@ -58,44 +59,29 @@ class TablesConfig:
 
     table: Literal["1", "2", "3", "4", "all"] = "all"
     """1: networks; 2: losses; 3: unpooling; 4: initialisation."""
-    scale: Literal["paper", "small", "smoke"] = "paper"
+    scale: published.Scale = "paper"
     """paper: the paper's numbers of images and epochs; small: 57x76 and hundreds of
     steps, for real frames on a CPU; smoke: a test on rooms that takes minutes."""
     workdir: str = "tables"
     """Folder of the tables; the work directories of the runs are RUN/seed-N in it."""
-    seeds: int = 1
+    seeds: int = flags_lib.flag(1, at_least=1)
     """Number of seeds for each row, starting with --seed."""
 
     def __post_init__(self):
         if not self.workdir:
             raise UserError("--workdir= is empty: give a folder for the tables")
-        if self.seeds < 1:
-            raise UserError(f"--seeds={self.seeds}: must be at least 1")
-
-
-def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split flags into those of `TablesConfig` and those of every run."""
-    names = {field.name for field in dataclasses.fields(TablesConfig)}
-    of_tables: list[str] = []
-    of_runs: list[str] = []
-    into = of_runs
-    for word in argv:
-        if word.startswith("-"):
-            name = word.partition("=")[0].lstrip("-").replace("-", "_")
-            into = of_tables if name in {*names, "help", "h"} else of_runs
-        into.append(word)
-    return of_tables, of_runs
+        flags_lib.validate(self)
 
 
 def run(
-    config: TablesConfig, flags: Sequence[str], *, command: str, start: Start
+    config: TablesConfig, flags: Mapping[str, str], *, command: str, start: Start
 ) -> int:
     """Train the missing runs, then write and print the tables.
 
     The files are written after every run.
 
     Args:
-      flags: flags of `jaxdepth run` for every row.
+      flags: flags of `jaxdepth run` for every row, name -> value.
       command: command line, which is recorded.
       start: starts a run.
 
@@ -105,24 +91,24 @@ def run(
       holds a run of another configuration.
     """
     names = list(published.TABLES) if config.table == "all" else [config.table]
-    jobs = plan(config, names, flag_values(flags))
-    folder = WorkDir.open(config.workdir)
-    earlier = _earlier(folder)
-    _make(folder)
+    jobs = plan(config, names, flags)
+    folder, earlier = _open_folder(config.workdir)
 
     def write() -> dict[str, Any]:
         contents = table_formats.collect(
-            names, jobs, scale=config.scale, command=command
+            names, jobs, earlier, scale=config.scale, command=command
         )
-        contents = table_formats.merge(contents, earlier)
-        _write(folder, contents)
+        folder.write_json(workdir_lib.TABLES, contents)
+        text = table_formats.markdown(contents)
+        output_files.write_text(folder.local / table_formats.MARKDOWN, text)
+        folder.sync()
         return contents
 
     _log_status(jobs)
     waiting = [job for job in jobs if job.status == WAITING]
     codes = []
-    for k, job in enumerate(waiting):
-        logger.info("run %d of %d: %s", k + 1, len(waiting), job.folder)
+    for number, job in enumerate(waiting, 1):
+        logger.info("run %d of %d: %s", number, len(waiting), job.folder)
         codes.append(_run(job, start))
         contents = write()
         if codes[-1] in _STOPPED:
@@ -141,81 +127,58 @@ def run(
 
 def _log_status(jobs: Sequence[Job]) -> None:
     count = collections.Counter(job.status for job in jobs)
-    logger.info(
-        "%d runs: %d finished, %d to train, %d without weights",
-        len(jobs),
-        count[DONE],
-        count[WAITING],
-        count[ABSENT],
-    )
+    text = "%d runs: %d finished, %d to train, %d without weights"
+    logger.info(text, len(jobs), count[DONE], count[WAITING], count[ABSENT])
 
 
 def _run(job: Job, start: Start) -> int:
     """Train a run and record its status. Returns the exit code."""
     ended = start(job.flags)
-    if ended.code == cli.OK:
-        job.status, job.reason = DONE, None
+    code = ended.code
+    if code == cli.OK:
         workdir = WorkDir.open(job.workdir)
         if not (workdir.local / workdir_lib.RESULTS).exists():
             job.status = FAILED
-            job.reason = f"it left no {workdir_lib.RESULTS} that can be read"
+            job.reason = f"the run wrote no {workdir_lib.RESULTS}"
             return cli.MACHINE
-    if ended.stopped or ended.code in _STOPPED:
-        if job.status != DONE:
-            job.reason = "stopped"
-        return ended.code if ended.code in _STOPPED else cli.INTERRUPTED
-    if ended.code != cli.OK:
+        job.status, job.reason = DONE, None
+    elif ended.stopped or code in _STOPPED:
+        job.reason = "stopped"
+    else:
         job.status = FAILED
         reason = ended.reason.removeprefix("error: ").removeprefix("stopped: ")
-        job.reason = reason or f"exit code {ended.code}"
-    return ended.code if ended.code >= 0 else cli.MACHINE
+        job.reason = reason or f"exit code {code}"
+    if ended.stopped and code not in _STOPPED:
+        return cli.INTERRUPTED
+    return code if code >= 0 else cli.MACHINE
 
 
-def _earlier(folder: WorkDir) -> dict[str, Any]:
-    """The tables.json of an earlier call; {} without one.
+def _open_folder(name: str) -> tuple[WorkDir, dict[str, Any]]:
+    """Create the folder of the tables; read its tables.json, {} without one.
 
     Raises: UserError if a file was not written by this command, or is damaged.
     """
-    for name in (workdir_lib.TABLES, table_formats.MARKDOWN):
-        output_files.check_ours(folder.local / name, *MARKS, flag="workdir")
-    if not (folder.local / workdir_lib.TABLES).exists():
-        return {}
-    contents = folder.read_json(workdir_lib.TABLES)
-    try:
-        table_formats.merge(contents, contents)
-    except (KeyError, TypeError):
-        raise UserError(
-            f"{folder.name}/{workdir_lib.TABLES} is damaged: delete it; this command "
-            "writes it again from the runs"
-        ) from None
-    return contents
-
-
-def _make(folder: WorkDir) -> None:
+    folder = WorkDir.open(name)
+    for file in (workdir_lib.TABLES, table_formats.MARKDOWN):
+        output_files.check_ours(folder.local / file, *MARKS, flag="workdir")
+    earlier: dict[str, Any] = {}
+    if (folder.local / workdir_lib.TABLES).exists():
+        earlier = folder.read_json(workdir_lib.TABLES)
+        table_formats.check(earlier, where=f"{name}/{workdir_lib.TABLES}")
     try:
         folder.local.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"--workdir={folder.name}: a file of that name exists; give another folder"
-        ) from None
     except OSError as error:
         raise MachineError(
-            f"--workdir={folder.name} can't be created: {error.strerror}"
+            f"--workdir={name} can't be created: {error.strerror}"
         ) from error
+    return folder, earlier
 
 
-def _write(folder: WorkDir, contents: dict[str, Any]) -> None:
-    folder.write_json(workdir_lib.TABLES, contents)
-    text = table_formats.markdown(contents)
-    output_files.write_text(folder.local / table_formats.MARKDOWN, text)
-    folder.sync()
-
-
-def flag_values(flags: Sequence[str]) -> dict[str, str]:
+def flag_values(argv: Sequence[str]) -> dict[str, str]:
     """Flags as name -> value. Raises UserError for those that the rows decide."""
     values: dict[str, str] = {}
     name = None
-    for word in flags:
+    for word in argv:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             name = key.replace("-", "_")
@@ -244,12 +207,10 @@ def plan(
     text = flags.pop("seed", "0")
     if not (text.isascii() and text.isdecimal()):
         raise UserError(f"--seed={text}: a whole number")
-    runs = dict.fromkeys(
-        row.run for name in names for row in published.TABLES[name].rows
-    )
+    rows = (row for name in names for row in published.TABLES[name].rows)
     return [
         _job(config, run, seed, flags, weights)
-        for run in runs
+        for run in dict.fromkeys(row.run for row in rows)
         for seed in range(int(text), int(text) + config.seeds)
     ]
 
@@ -276,44 +237,29 @@ def _job(
     weights: Mapping[str, str],
 ) -> Job:
     """A run with its flags and status. Raises UserError as `plan` does."""
-    published_run = published.RUNS[run]
-    init = published_run.init
-    scale_flags = published.scaled(run, config.scale)
-    for names, dependent in _EXCLUSIVE:
-        if names & set(flags):
-            drop = (*names, *dependent)
-            scale_flags = {k: v for k, v in scale_flags.items() if k not in drop}
-    folder = PurePosixPath(run) / f"seed-{seed}"
-    name = f"{config.workdir.rstrip('/')}/{folder}"
-    values = {"recipe": published_run.recipe} | scale_flags
-    values |= dict(published_run.flags) | dict(flags)
-    file = weights.get(init) or _recorded_weights(name)
-    if init != "random" and file is not None:
-        values["weights"] = file
-    values |= {"seed": seed, "workdir": name}
-    job = Job(run, seed, folder, name, [f"--{k}={v}" for k, v in values.items()])
-    if init != "random" and file is None:
-        job.status = ABSENT
-        job.reason = f"no weights for --init={init} (--weights=FILE)"
-        return job
-    wanted = cli.parse_config(job.flags, prog=PROG)
-    if finished(WorkDir.open(name), wanted):
-        job.status = DONE
-    else:
-        job.reason = "not run yet"
-    return job
+    row = published.RUNS[run]
+    dropped = set().union(*(_REPLACED.get(name, ()) for name in flags))
+    scaled = published.scaled(run, config.scale)
+    values: dict[str, Any] = {"recipe": row.recipe}
+    values |= {name: value for name, value in scaled.items() if name not in dropped}
+    values |= {**row.flags, **flags}
+    folder = f"{run}/seed-{seed}"
+    workdir = WorkDir.open(f"{config.workdir.rstrip('/')}/{folder}")
+    if row.init != "random":
+        saved = workdir.read_config()["config"] if workdir.used() else {}
+        values["weights"] = weights.get(row.init) or saved.get("weights")
+        if values["weights"] is None:
+            reason = f"no weights for --init={row.init} (--weights=FILE)"
+            return Job(run, seed, folder, workdir.name, [], ABSENT, reason)
+    values |= {"seed": seed, "workdir": workdir.name}
+    words = [f"--{name}={value}" for name, value in values.items()]
+    if finished(workdir, cli.parse_config(words, prog=PROG)):
+        return Job(run, seed, folder, workdir.name, words, DONE)
+    return Job(run, seed, folder, workdir.name, words, reason="not run yet")
 
 
-def _recorded_weights(name: str) -> str | None:
-    """The --weights of the run in a work directory, None without a run."""
-    workdir = WorkDir.open(name)
-    if not workdir.used():
-        return None
-    return workdir.read_config()["config"].get("weights")
-
-
-def finished(workdir: WorkDir, wanted: Config) -> bool:
-    """Whether a work directory holds the finished run of this configuration.
+def finished(workdir: WorkDir, requested: Config) -> bool:
+    """Whether a work directory holds the finished run of a configuration.
 
     Raises: UserError if it holds a run with other flags, or is damaged.
     """
@@ -322,17 +268,16 @@ def finished(workdir: WorkDir, wanted: Config) -> bool:
     saved = workdir.read_config()
     try:
         before = config_lib.from_json(saved["config"])
-        now = _resolve_as_before(wanted, before, saved)
+        now = _resolve_as_before(requested, before, saved)
     except (KeyError, TypeError) as error:
         raise UserError(
             f"{workdir.name}/{workdir_lib.CONFIG} is damaged ({error!r}): delete the "
             "folder to run it again"
         ) from None
-    # A run with another number of steps is a different row.
-    pairs = workdir_lib.differences(before, now, but=("steps",))
-    if pairs:
+    # A resumed run may change --steps; a row may not.
+    if changes := workdir_lib.differences(before, now, but=("steps",)):
         raise UserError(
-            f"{workdir.name} holds a run with other flags ({'; '.join(pairs)}): give "
+            f"{workdir.name} holds a run with other flags ({'; '.join(changes)}): give "
             "another --workdir, or the same flags"
         )
     if not (workdir.local / workdir_lib.RESULTS).exists():
@@ -343,44 +288,46 @@ def finished(workdir: WorkDir, wanted: Config) -> bool:
 
 
 def _resolve_as_before(
-    wanted: Config, before: Config, saved: Mapping[str, Any]
+    requested: Config, before: Config, saved: Mapping[str, Any]
 ) -> Config:
-    """Resolve `wanted` with the platform and data of an earlier run.
+    """Resolve `requested` with the platform and data of an earlier run.
 
     Args:
       before: resolved configuration of the earlier run.
       saved: its config.json.
     """
-    config = config_lib.resolve(wanted, platform=saved["devices"]["platform"])
+    config = config_lib.resolve(requested, platform=saved["devices"]["platform"])
     images = saved["data"]["train_images"]
     config = config_lib.resolve_steps(config, train_images=images)
     values: dict[str, Any] = {}
     words = shlex.split(saved["command"])
-    if wanted.data.split == "auto" and flags_lib.value_of(words, "split") in (
-        None,
-        "auto",
-    ):
+    split = flags_lib.value_of(words, "split") or "auto"
+    if split == requested.data.split == "auto":
         values["split"] = before.data.split
-    # Data that lack the requested kind of ground truth train on the other kind.
+    # If the data lack the requested kind of ground truth, training uses the other kind.
     recipe = recipe_named(before.output.recipe).flags
-    requested = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
-    if requested == wanted.data.depth:
+    depth = flags_lib.value_of(words, "depth") or recipe.get("depth", "filled")
+    if depth == requested.data.depth:
         values["depth"] = before.data.depth
     return config.replace(**values)
 
 
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags. Returns the exit code."""
-    of_tables, of_runs = split_flags(argv)
-    config = flags_lib.parse(TablesConfig, of_tables, prog=PROG)
-    cache = flags_lib.value_of(of_runs, "cache_dir") or "~/.cache/jaxdepth"
+    if flags_lib.asks_help(argv):
+        flags_lib.parse(TablesConfig, ["--help"], prog=PROG)
+    values = flag_values(argv)
+    names = [f.name for f in dataclasses.fields(TablesConfig) if f.name in values]
+    words = [f"--{name}={values.pop(name)}" for name in names]
+    config = flags_lib.parse(TablesConfig, words, prog=PROG)
+    cache = values.get("cache_dir") or "~/.cache/jaxdepth"
 
     def start(flags: Sequence[str]) -> subprocesses.Completed:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]
         return subprocesses.run(words, environment=environment(cache))
 
     command_line = shlex.join([*PROG.split(), *argv])
-    return run(config, of_runs, command=command_line, start=start)
+    return run(config, values, command=command_line, start=start)
 
 
 def environment(cache_dir: str) -> dict[str, str]:

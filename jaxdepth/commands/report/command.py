@@ -7,19 +7,21 @@ from pathlib import Path
 
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands.finished_runs import TrainedRun
+from jaxdepth.commands.paper import table_formats
 from jaxdepth.commands.report import page as page_lib
 from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
+from jaxdepth.workdir import TABLES
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportConfig:
-    """Write one HTML page about runs; it opens from disk and loads no other file.
+    """Write one HTML page about runs, which needs no server and loads no other file.
 
     Contents: metrics with their protocols, curves, the worst and the best images with a
     slider between ground truth and prediction, a rotatable point cloud, configuration,
@@ -28,8 +30,8 @@ class ReportConfig:
     """
 
     runs: tuple[str, ...] = flag(positional=True)
-    """Work directories of runs, or folders of tables; of a table's row the first
-    finished seed is shown."""
+    """Work directories of runs, or folders of tables; each row of a table is shown
+    by its first finished seed."""
     out: str = "report.html"
     """HTML file; only a page of an earlier call is replaced."""
     title: str = "Depth from single images"
@@ -53,16 +55,16 @@ class ReportConfig:
 def run(config: ReportConfig) -> int:
     """Write the page. Returns the exit code.
 
-    Raises: UserError without a run, for a folder that is neither a work directory nor
-      one of tables, or if --out is a file that this command did not write.
+    Raises: UserError for a folder that is neither a work directory nor one of tables,
+      or if --out is a file that this command did not write.
     """
-    if not config.runs:
-        raise UserError("give the work directories of the runs to report on")
     path = Path(config.out).expanduser()
     if not path.parent.is_dir():
         raise UserError(f"--out={path}: there is no folder {path.parent}")
     output_files.check_ours(path, *page_lib.GENERATORS, flag="out")
     selection = runs_lib.find(config.runs)
+    for folder, contents in selection.tables.items():
+        table_formats.check(contents, where=f"{folder}/{TABLES}")
     runs = sections_lib.short_names(selection.runs)
     sections = [
         sections_lib.section(run, pictures=_pictures(config, run)) for run in runs
@@ -76,7 +78,7 @@ def run(config: ReportConfig) -> int:
     )
     output_files.write_text(path, page)
     size = path.stat().st_size / 2**20
-    logger.info("%s: %d runs, %.2f MiB, opens from disk", path, len(runs), size)
+    logger.info("%s: %d runs, %.2f MiB", path, len(runs), size)
     return 0
 
 

@@ -10,18 +10,21 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from jaxdepth import plots
 from jaxdepth.commands.finished_runs import Run
+from jaxdepth.commands.paper import table_formats
 from jaxdepth.commands.report import sections as sections_lib
 from jaxdepth.commands.report.sections import Section
 from jaxdepth.evaluation.metrics import larger_is_better
 from jaxdepth.runtime import versions
 
-GENERATOR = "jaxdepth report"  # in the page; identifies files of this command
+GENERATOR = "jaxdepth report"  # in the metadata of the page
+# Pages with these may be replaced; the second is an old name of the command.
 GENERATORS = (GENERATOR, "jaxdepth experiments.report")
-# A placeholder colour, which is replaced by the text colour of the page.
+# A placeholder colour that `_inline` replaces by the text colour of the page.
 _TEXT = "#010203"
 
 
@@ -59,7 +62,10 @@ def render(
         style=Markup(style),
         script=Markup(script),
         script_hash=_hash(script),
-        tables=[(folder, _paper(contents)) for folder, contents in tables.items()],
+        tables=[
+            (folder, contents, table_formats.text_tables(contents))
+            for folder, contents in tables.items()
+        ],
         comparison=sections_lib.comparison(runs),
         curves=curves(runs, ("rmse", "delta1", metric)),
         sections=sections,
@@ -69,23 +75,14 @@ def render(
     )
 
 
-def _paper(contents: dict[str, Any]) -> dict[str, Any]:
-    """The values of tables.json that the template needs."""
-    return {
-        "tables": sections_lib.paper_tables(contents),
-        **{k: contents.get(k, "") for k in ("scale", "command")},
-        **{k: contents.get(k, []) for k in ("seeds", "notes")},
-    }
-
-
 def _hash(script: str) -> str:
-    """The hash that allows this script, and no other, in the page's policy."""
+    """The hash of the script for the page's content security policy."""
     digest = hashlib.sha256(script.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 def _gradient() -> str:
-    """A style with the colour scale of depth, near to far."""
+    """CSS with the colour scale of depth, from near to far."""
     import matplotlib
 
     colours = matplotlib.colormaps[plots.COLOURS]
@@ -99,63 +96,59 @@ def curves(runs: Sequence[Run], metrics: Sequence[str]) -> list[dict[str, Any]]:
 
     Returns: dicts of `svg` and `caption`.
     """
-    charts = []
     # Each run has the same colour in all charts.
     colours = {run.workdir.name: f"C{k % 10}" for k, run in enumerate(runs)}
     losses: dict[str, list[Run]] = {}
     for run in runs:
         if run.records:
             losses.setdefault(str(run.flag("loss") or "unknown"), []).append(run)
-    for loss, group in losses.items():
-        charts.append(_loss_chart(group, loss, colours))
-    for conditions, group in sections_lib.comparable(runs).items():
-        for metric in dict.fromkeys(metrics):
-            charts.append(_metric_chart(group, metric, conditions, colours))
-    for k, chart in enumerate(charts):
-        chart["svg"] = _inline(chart.pop("figure"), f"c{k}-", chart["caption"])
-    return charts
+    charts = [_loss_chart(group, loss, colours) for loss, group in losses.items()]
+    charts += [
+        _metric_chart(group, metric, conditions, colours)
+        for conditions, group in sections_lib.comparable(runs).items()
+        for metric in dict.fromkeys(metrics)
+    ]
+    return [
+        {"svg": _inline(figure, f"c{k}-", caption), "caption": caption}
+        for k, (figure, caption) in enumerate(charts)
+    ]
 
 
 def _loss_chart(
     runs: Sequence[Run], loss: str, colours: dict[str, str]
-) -> dict[str, Any]:
-    """Plot training and validation loss of runs."""
+) -> tuple[Any, str]:
+    """Plot training and validation loss of runs. Returns the figure and its caption."""
     figure, axis = _chart("step", f"loss ({loss})")
-    validated = False
+    dashed = ""
     for run in runs:
         colour = colours[run.workdir.name]
         step, values = plots.series(run.records, "loss")
-        label = plots.plain_text(plots.end(run.name, 40))
-        axis.plot(step, plots.smooth(values), color=colour, label=label)
-        points = [
-            (e["step"], e["loss"])
-            for e in plots.last_kind(run.evaluations)
-            if e.get("loss") is not None
-        ]
-        if points:
-            validated = True
-            axis.plot(*zip(*points, strict=True), "o--", color=colour, ms=3, lw=1)
+        axis.plot(step, plots.smooth(values), color=colour, label=_label(run))
+        step, values = plots.series(plots.last_kind(run.evaluations), "loss")
+        if len(step):
+            dashed = "; dashed: validation loss on the evaluation frames"
+            axis.plot(step, values, "o--", color=colour, ms=3, lw=1)
     _legend(figure, runs, total=len(colours))
-    caption = f"Training loss {loss}, smoothed"
-    caption += "; dashed: validation loss on the evaluation frames" if validated else ""
-    return {"figure": figure, "caption": f"{caption}."}
+    return figure, f"Training loss {loss}, smoothed{dashed}."
 
 
 def _metric_chart(
     runs: Sequence[Run], metric: str, conditions: str, colours: dict[str, str]
-) -> dict[str, Any]:
-    """Plot a metric of runs, and the mean depth map's if they share it."""
+) -> tuple[Any, str]:
+    """Plot a metric of runs, and that of the mean depth map if the runs share it.
+
+    Returns the figure and its caption.
+    """
     figure, axis = _chart("step", sections_lib.with_unit(metric))
     for run in runs:
         entries = plots.last_kind(run.evaluations)
-        values = [e["metrics"].get(metric) for e in entries]
         axis.plot(
             [e["step"] for e in entries],
-            [float("nan") if v is None else v for v in values],
+            np.array([e["metrics"].get(metric) for e in entries], float),
             "o-",
             color=colours[run.workdir.name],
             markersize=3,
-            label=plots.plain_text(plots.end(run.name, 40)),
+            label=_label(run),
         )
     caption = f"{metric} on the evaluation frames: {conditions}"
     level = sections_lib.shared_baselines(runs).get("mean_map", {}).get(metric)
@@ -163,7 +156,11 @@ def _metric_chart(
         axis.axhline(level, color=_TEXT, linestyle=":", linewidth=1)
         caption += "; dotted: the mean depth map"
     _legend(figure, runs, total=len(colours))
-    return {"figure": figure, "caption": f"{caption}."}
+    return figure, f"{caption}."
+
+
+def _label(run: Run) -> str:
+    return plots.plain_text(plots.end(run.name, 40))
 
 
 def _chart(x_label: str, y_label: str) -> tuple[Any, Any]:

@@ -12,25 +12,11 @@ from PIL import Image
 from jaxdepth import plots
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Example, Run, TrainedRun, worst_first
+from jaxdepth.commands.paper.table_formats import TextTable
 from jaxdepth.evaluation.metrics import METRICS
 
 CLOUD_WIDTH = 144  # points per row: 15,552 for a 4:3 frame, 41 KiB as text
 FIELD_OF_VIEW = 60.0  # horizontal, degrees; assumed if the store has no intrinsics
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of metrics.
-
-    Attributes:
-      caption: protocol, averaging, truth, data, split, size, images.
-      columns: column headings; the first one is that of the rows' names.
-      rows: a name, then a cell for each other column.
-    """
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +71,7 @@ class Section:
       summary: metrics in one line.
       tables: tables by protocol, of baselines, by distance and edges, of intervals.
       notes: notes on the metrics.
-      about: rows of name and value by heading: data, hardware, versions, flags.
+      about: values by heading and name: data, hardware, versions, flags.
       command: command that trained the run.
       pictures: pictures of the run.
     """
@@ -93,9 +79,9 @@ class Section:
     name: str
     folder: str
     summary: str
-    tables: list[Table]
+    tables: list[TextTable]
     notes: list[str]
-    about: dict[str, list[tuple[str, str]]]
+    about: dict[str, dict[str, Any]]
     command: str
     pictures: Pictures
 
@@ -114,9 +100,9 @@ def short_names(runs: Sequence[Run]) -> list[Run]:
     ]
 
 
-def number(value: float | None, places: int = 3) -> str:
+def number(value: float | None) -> str:
     """Format a number for a table; a dash if it is undefined."""
-    return "–" if value is None else f"{value:.{places}f}"
+    return "–" if value is None else f"{value:.3f}"
 
 
 def with_unit(metric: str) -> str:
@@ -125,36 +111,43 @@ def with_unit(metric: str) -> str:
     return f"{metric} [{unit}]" if unit else metric
 
 
-def headings() -> tuple[str, ...]:
-    """The column headings of all metrics."""
-    return tuple(with_unit(metric) for metric in METRICS)
+def _metrics_table(
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[tuple[str, ...], dict[str, float | None]]],
+) -> TextTable:
+    """A table of all metrics.
 
-
-def cells(values: dict[str, float | None]) -> tuple[str, ...]:
-    """The cells of all metrics."""
-    return tuple(number(values.get(m)) for m in METRICS)
+    Args:
+      columns: headings of the columns before the metrics.
+      rows: the cells of these columns, and the metrics.
+    """
+    cells = [
+        (*text, *(number(values.get(m)) for m in METRICS)) for text, values in rows
+    ]
+    return TextTable(caption, (*columns, *map(with_unit, METRICS)), cells)
 
 
 def section(run: Run, *, pictures: Pictures) -> Section:
-    """The section of a run; files that its folder lacks leave parts of it empty."""
-    data = run.saved.get("data", {})
-    flags = run.saved.get("config", {})
+    """The section of a run; parts are empty if the folder lacks their files."""
     entries = run.evaluations
     summary = "No evaluation yet."
     if entries:
         last = entries[-1]
         summary = f"After step {last['step']}: {summary_lib.summary(last)}."
-    versions = run.results.get("versions", run.saved.get("versions", {}))
-    devices = run.results.get("devices", run.saved.get("devices", {}))
-    speed = run.results.get("images_per_s")
-    hardware = [(k, str(v)) for k, v in devices.items()]
-    if speed is not None:
-        hardware.append(("training speed", f"{speed:.1f} images/s"))
+    recorded = run.saved | run.results
+    hardware = dict(recorded.get("devices", {}))
+    if (speed := run.results.get("images_per_s")) is not None:
+        hardware["training speed"] = f"{speed:.1f} images/s"
+    config = run.saved.get("config", {})
+    data = run.saved.get("data", {})
     about = {
-        "Data": [(k.replace("_", " "), str(v)) for k, v in data.items()],
+        "Data": {k.replace("_", " "): v for k, v in data.items()},
         "Hardware": hardware,
-        "Versions": [(k, str(v)) for k, v in versions.items()],
-        "Configuration": [(f"--{k}", _flag(v)) for k, v in flags.items()],
+        "Versions": recorded.get("versions", {}),
+        "Configuration": {
+            f"--{k}": "none" if v is None else v for k, v in config.items()
+        },
     }
     return Section(
         run.name,
@@ -162,40 +155,36 @@ def section(run: Run, *, pictures: Pictures) -> Section:
         summary,
         run_tables(run),
         sorted({note for e in entries for note in e.get("notes", ())}),
-        {k: v for k, v in about.items() if v},
-        run.results.get("command", run.saved.get("command", "")),
+        {heading: values for heading, values in about.items() if values},
+        recorded.get("command", ""),
         pictures,
     )
 
 
-def _flag(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
-def run_tables(run: Run) -> list[Table]:
+def run_tables(run: Run) -> list[TextTable]:
     """Tables of the last step: protocols, baselines, error breakdown, intervals."""
     if not run.evaluations:
         return []
     last = run.evaluations[-1]
-    entries = [e for e in run.evaluations if e["step"] == last["step"]]
-    rows = [
-        (
-            f"{e['protocol']}, {e['averaging']}, {e['truth']} truth",
-            *cells(e["metrics"]),
-        )
-        for e in reversed(entries)
-    ]
     data = f"{last['data']}, split {last['split']}, {last.get('images', '?')} images"
-    caption = (
-        f"Step {last['step']} under every protocol: {data}, trained at {last['size']}"
-    )
-    tables = [Table(caption, ("protocol, averaging, truth", *headings()), rows)]
+    step = f"Step {last['step']} under every protocol"
+    caption = f"{step}: {data}, trained at {last['size']}"
+    rows = [
+        ((f"{e['protocol']}, {e['averaging']}, {e['truth']} truth",), e["metrics"])
+        for e in reversed(run.evaluations)
+        if e["step"] == last["step"]
+    ]
+    tables = [_metrics_table(caption, ["protocol, averaging, truth"], rows)]
     if baselines := run.results.get("baselines"):
-        rows = [("the network", *cells(last["metrics"]))]
-        rows += [(n.replace("_", " "), *cells(m)) for n, m in baselines.items() if m]
         conditions = summary_lib.conditions_and_images(last)
         caption = f"Baselines, which do not depend on the image: {conditions}"
-        tables.append(Table(caption, ("", *headings()), rows))
+        rows = [(("the network",), last["metrics"])]
+        rows += [
+            ((k.replace("_", " "),), values)
+            for k, values in baselines.items()
+            if values
+        ]
+        tables.append(_metrics_table(caption, [""], rows))
     if parts := last.get("parts"):
         tables.append(_parts(last, parts))
     if interval := last.get("interval"):
@@ -203,37 +192,34 @@ def run_tables(run: Run) -> list[Table]:
     return tables
 
 
-def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> Table:
+def _parts(entry: dict[str, Any], parts: dict[str, Any]) -> TextTable:
     """The error breakdown by distance and by depth edges."""
     total = max(entry.get("counts", {}).get("pixels", 0), 1)
     rows = [
         (
-            name,
-            f"{100 * part['pixels'] / total:.1f} %",
-            str(part["images"]),
-            *cells(part["metrics"]),
+            (name, f"{100 * part['pixels'] / total:.1f} %", str(part["images"])),
+            part["metrics"],
         )
         for name, part in parts.items()
     ]
     conditions = summary_lib.conditions_and_images(entry)
     caption = f"By distance, and near depth edges: {conditions}"
-    return Table(caption, ("part", "share of pixels", "images", *headings()), rows)
+    return _metrics_table(caption, ("part", "share of pixels", "images"), rows)
 
 
-def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> Table:
+def _interval(entry: dict[str, Any], interval: dict[str, Any]) -> TextTable:
     """The bootstrap intervals."""
-    bounds = {m: interval["metrics"].get(m) or (None, None) for m in METRICS}
-    rows = [
-        (name, *(number(bounds[m][k]) for m in METRICS))
-        for k, name in enumerate(("from", "to"))
-    ]
-    rows.insert(1, ("value", *cells(entry["metrics"])))
+    low, high = (
+        {name: bounds and bounds[k] for name, bounds in interval["metrics"].items()}
+        for k in (0, 1)
+    )
+    rows = [(("from",), low), (("value",), entry["metrics"]), (("to",), high)]
     caption = (
         f"{interval['level']:.0%} interval, bootstrap over {interval['units']} "
         f"{interval['unit']}s, {interval['resamples']} resamples: "
         f"{summary_lib.conditions_and_images(entry)}"
     )
-    return Table(caption, ("", *headings()), rows)
+    return _metrics_table(caption, [""], rows)
 
 
 def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -246,26 +232,19 @@ def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def comparison(runs: Sequence[Run]) -> list[Table]:
+def comparison(runs: Sequence[Run]) -> list[TextTable]:
     """A table for each group of comparable runs, with their baselines."""
     tables = []
     for caption, group in comparable(runs).items():
-        rows = [
-            (
-                run.name,
-                str(run.flag("arch") or "?"),
-                str(run.flag("loss") or "?"),
-                str(run.evaluations[-1]["step"]),
-                *cells(run.evaluations[-1]["metrics"]),
-            )
-            for run in group
-        ]
-        rows += [
-            (name.replace("_", " "), "", "", "", *cells(values))
-            for name, values in shared_baselines(group).items()
-        ]
-        columns = ("run", "network", "loss", "step", *headings())
-        tables.append(Table(caption, columns, rows))
+        rows = []
+        for run in group:
+            flags = (str(run.flag(name) or "?") for name in ("arch", "loss"))
+            last = run.evaluations[-1]
+            rows.append(((run.name, *flags, str(last["step"])), last["metrics"]))
+        for name, values in shared_baselines(group).items():
+            rows.append(((name.replace("_", " "), "", "", ""), values))
+        columns = ("run", "network", "loss", "step")
+        tables.append(_metrics_table(caption, columns, rows))
     return tables
 
 
@@ -273,51 +252,6 @@ def shared_baselines(runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
     """The baselines of the runs if they are equal, else {}."""
     first, *others = [run.results.get("baselines") for run in runs]
     return first if first and all(other == first for other in others) else {}
-
-
-def paper_tables(contents: dict[str, Any]) -> list[Table]:
-    """The tables of tables.json, with the paper's numbers."""
-    tables = []
-    for table in contents.get("tables", ()):
-        rows = [_paper_row(row) for row in table["rows"]]
-        for base in table.get("baselines", ()):
-            name = base["name"].replace("_", " ")
-            rows.append((name, "baseline", "", *_spread_cells(base), "", ""))
-        conditions = table.get("measured_by") or "no row is done"
-        caption = f"Table {table['table']}, {table.get('title', '')}: {conditions}"
-        columns = (
-            "row", "status", "seeds", "delta1", "abs_rel", "rmse [m]",
-            "paper: delta1", "paper: rmse [m]",
-        )  # fmt: skip
-        tables.append(Table(caption, columns, rows))
-    return tables
-
-
-def _paper_row(row: dict[str, Any]) -> tuple[str, ...]:
-    paper = row.get("paper") or {}
-    done = sum(bool(seed.get("evaluation")) for seed in row["seeds"])
-    status = row.get("status") or ""
-    if row.get("reason"):
-        status += f": {row['reason']}"
-    return (
-        row["label"],
-        status,
-        f"{done} of {len(row['seeds'])}",
-        *_spread_cells(row),
-        number(paper.get("delta1")),
-        number(paper.get("rmse")),
-    )
-
-
-def _spread_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    mean, spread = row.get("mean") or {}, row.get("spread") or {}
-    cells = []
-    for metric in ("delta1", "abs_rel", "rmse"):
-        text = number(mean.get(metric))
-        if spread.get(metric) is not None:
-            text += f" ± {number(spread[metric])}"
-        cells.append(text)
-    return tuple(cells)
 
 
 def pictures(trained: TrainedRun, *, count: int, metric: str, width: int) -> Pictures:
@@ -331,21 +265,20 @@ def pictures(trained: TrainedRun, *, count: int, metric: str, width: int) -> Pic
         return Pictures(missing=f"{metric} is undefined for every image")
     shown = min(count, len(order))
     worst, best = order[: shown - shown // 2], order[len(order) - shown // 2 :]
-    indices = [*worst, *best]
+    indices = worst + best
     ranks = [f"worst {k + 1} of {len(order)}" for k in range(len(worst))]
     ranks += [f"best {len(best) - k} of {len(order)}" for k in range(len(best))]
-    examples = zip(trained.examples(indices), ranks, indices, strict=True)
+    examples = trained.examples(indices)
     drawn = [
         picture(example, rank, scores.images[index], metric, width=width)
-        for example, rank, index in examples
+        for example, rank, index in zip(examples, ranks, indices, strict=True)
     ]
-    known = trained.data.evaluation.manifest.get("intrinsics") is not None
-    camera = (
-        "intrinsics of the data"
-        if known
-        else "the data have no intrinsics; a horizontal field of view of "
-        f"{FIELD_OF_VIEW:.0f} degrees is assumed"
-    )
+    camera = "intrinsics of the data"
+    if trained.data.evaluation.manifest.get("intrinsics") is None:
+        camera = (
+            "the data have no intrinsics; a horizontal field of view of "
+            f"{FIELD_OF_VIEW:.0f} degrees is assumed"
+        )
     about = (
         f"Checkpoint of step {scores.entry['step']}: "
         f"{summary_lib.summary(scores.entry)}. Images are ranked by their {metric} "
@@ -412,7 +345,6 @@ def cloud(example: Example) -> dict[str, Any]:
     fx, fy, cx, cy = example.camera or _assumed_camera(rows, columns)
     first = stride // 2
     data: dict[str, Any] = {
-        "name": example.name,
         "fx": fx / stride,
         "fy": fy / stride,
         "cx": (cx - first) / stride,

@@ -75,7 +75,7 @@ class Fake(TrainedRun):
 
     def output(self, rgb):
         index = next(
-            k for k, known in enumerate(self.rgb) if np.array_equal(known, rgb)
+            k for k, image in enumerate(self.rgb) if np.array_equal(image, rgb)
         )
         return (self.depths[index] + 0.25 + self.grid).astype(np.float32)
 
@@ -176,7 +176,7 @@ def test_maps_that_are_too_small_for_a_spectrum_are_refused(
         run_folder(tmp_path / u, (1.5, 1.25), arch="upproj", unpool=u)
         for u in ("zero", "average")
     ]
-    with pytest.raises(UserError, match="put out 16 pixels across"):
+    with pytest.raises(UserError, match="output is 16 pixels across"):
         figures.command([*runs, "--figure=4", f"--out={tmp_path / 'o'}"])
 
 
@@ -188,15 +188,15 @@ def test_figures_select_their_runs_from_tables(tmp_path, fake, drawn, capsys):
     }
     tables = []
     for title, runs in rows.items():
-        found = []
+        table_rows = []
         for k, (arch, flags) in enumerate(runs):
             name = f"{title[-1]}-{k}"
             flags = {"loss": "si", "unpool": "zero", "init": "random", **flags}
             run_folder(tmp_path / "t" / name, (1.5, 1.0 + k), arch=arch, **flags)
             seed = {"seed": 0, "workdir": name, "evaluation": {"step": 20}}
             waiting = {"seed": 1, "workdir": "none", "evaluation": None}
-            found.append({"label": f"{arch} {k}", "seeds": [waiting, seed]})
-        tables.append({"table": title[-1], "rows": found})
+            table_rows.append({"label": f"{arch} {k}", "seeds": [waiting, seed]})
+        tables.append({"table": title[-1], "rows": table_rows})
     run_folder(tmp_path / "t" / "trans", (1, 2), arch="cnn_trans", loss="si")
     (tmp_path / "t" / "tables.json").write_text(json.dumps({"tables": tables}))
     out = tmp_path / "o"
@@ -232,5 +232,6 @@ def test_only_figures_of_this_command_are_replaced(tmp_path):
 def test_most_detailed_part_contains_the_edge():
     depth = np.full((60, 90), 2.0)
     depth[40:44, 70:74] = 4.0
-    top, bottom, left, right = figure_drawing._most_detailed(depth)
-    assert top <= 40 < 44 <= bottom and left <= 70 < 74 <= right
+    rows, columns = figure_drawing._most_detailed(depth)
+    assert rows.start <= 40 < 44 <= rows.stop
+    assert columns.start <= 70 < 74 <= columns.stop

@@ -64,16 +64,23 @@ def rmse(run, seed, step):
 
 def results(config):
     run = Path(config.output.workdir).parts[-2]
-    same = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
-    same |= {"data": "nyu", "split": "tune", "size": config.model.size, "images": 81}
+    conditions = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
+    conditions |= {
+        "data": "nyu",
+        "split": "tune",
+        "size": config.model.size,
+        "images": 81,
+    }
     entries = []
     for step in (config.train.steps // 2, config.train.steps):
         values = dict.fromkeys(METRICS, 0.5) | {
             "rmse": rmse(run, config.train.seed, step)
         }
         other = values | {"rmse": 99.0}
-        entries.append({"step": step, **same, "protocol": "eigen", "metrics": other})
-        entries.append({"step": step, **same, "metrics": values})
+        entries.append(
+            {"step": step, **conditions, "protocol": "eigen", "metrics": other}
+        )
+        entries.append({"step": step, **conditions, "metrics": values})
     level = dict.fromkeys(METRICS, 0.25) | {"rmse": 2.0 + config.train.seed}
     names = ("constant", "constant_delta", "mean_map")
     return {
@@ -88,14 +95,14 @@ def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
     options: dict[str, Any] = {"table": table, "scale": scale, "seeds": seeds}
     config = tables.TablesConfig(workdir=str(folder), **options)
     runs = runs or Runs()
-    code = tables.run(
-        config, flags, command="python -m experiments.tables again", start=runs
-    )
+    values = tables.flag_values(flags)
+    command = "python -m experiments.tables again"
+    code = tables.run(config, values, command=command, start=runs)
     return code, runs, json.loads((folder / "tables.json").read_text())
 
 
 def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
-    code, runs, found = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
+    code, runs, contents = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
     assert code == cli.OK
     # Two of ten runs need weights; each of the others runs once per seed.
     without = [
@@ -103,8 +110,8 @@ def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
     ]
     wanted = [f"{run}/seed-{seed}" for run in without for seed in (3, 4)]
     assert sorted(runs.started) == sorted(wanted)
-    one, two, three, four = found["tables"]
-    assert found["seeds"] == [3, 4] and found["scale"] == "small"
+    one, two, three, four = contents["tables"]
+    assert contents["seeds"] == [3, 4] and contents["scale"] == "small"
     assert one["measured_by"] == (
         "laina@57x76, pooled, filled truth, nyu, split tune, trained at 57x76, "
         "81 images"
@@ -145,16 +152,16 @@ def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
 
 def test_finished_runs_are_reused_and_stopped_runs_resumed(tmp_path):
     stopped = Runs({"cnn/seed-0": Completed(130, "", True)})
-    code, runs, found = tabulate(tmp_path, runs=stopped, table="2")
+    code, runs, contents = tabulate(tmp_path, runs=stopped, table="2")
     assert code == cli.INTERRUPTED
     assert runs.started == ["cnn_mse/seed-0", "cnn/seed-0"]
-    status = [row["status"] for row in found["tables"][0]["rows"]]
+    status = [row["status"] for row in contents["tables"][0]["rows"]]
     assert status == ["done", "waiting", "waiting"]
-    reasons = [row["reason"] for row in found["tables"][0]["rows"]]
+    reasons = [row["reason"] for row in contents["tables"][0]["rows"]]
     assert reasons == [None, "stopped", "not run yet"]
-    code, runs, found = tabulate(tmp_path, table="2")
+    code, runs, contents = tabulate(tmp_path, table="2")
     assert code == cli.OK and runs.started == ["cnn/seed-0", "cnn_berhu/seed-0"]
-    assert all(row["status"] == "done" for row in found["tables"][0]["rows"])
+    assert all(row["status"] == "done" for row in contents["tables"][0]["rows"])
     # Table 1 shares a run with Table 2.
     _, runs, _ = tabulate(tmp_path, table="1")
     assert [name for name in runs.started if "cnn/" in name] == []
@@ -184,9 +191,9 @@ def test_runs_of_another_split_are_refused(tmp_path):
 def test_other_tables_and_foreign_files_are_preserved(tmp_path, capsys):
     tabulate(tmp_path, table="3", seeds=2)
     capsys.readouterr()
-    found = tabulate(tmp_path, table="2")[2]
-    assert [table["table"] for table in found["tables"]] == ["2", "3"]
-    assert found["seeds"] == [0, 1]
+    contents = tabulate(tmp_path, table="2")[2]
+    assert [table["table"] for table in contents["tables"]] == ["2", "3"]
+    assert contents["seeds"] == [0, 1]
     printed = capsys.readouterr().out
     assert "Table 2" in printed and "Table 3, unpooling" not in printed
     text = (tmp_path / "tables.md").read_text()
@@ -218,16 +225,16 @@ def test_a_run_without_results_has_failed(tmp_path):
     def nothing(_):
         return OK
 
-    code, _, found = tabulate(tmp_path, runs=nothing, table="3")
+    code, _, contents = tabulate(tmp_path, runs=nothing, table="3")
     assert code == cli.MACHINE
-    assert "left no results.json" in found["tables"][0]["rows"][0]["reason"]
+    assert "wrote no results.json" in contents["tables"][0]["rows"][0]["reason"]
 
 
 def test_a_failed_run_does_not_affect_other_rows(tmp_path, caplog):
     ends = {"cnn_mse/seed-0": Completed(3, "stopped: the loss is not finite", False)}
-    code, runs, found = tabulate(tmp_path, runs=Runs(ends), table="2")
+    code, runs, contents = tabulate(tmp_path, runs=Runs(ends), table="2")
     assert code == cli.NON_FINITE and len(runs.started) == 3
-    rows = found["tables"][0]["rows"]
+    rows = contents["tables"][0]["rows"]
     assert [row["status"] for row in rows] == ["failed", "done", "done"]
     assert rows[0]["reason"] == "the loss is not finite"
     assert "cnn_mse/seed-0 failed: the loss is" in caplog.text
@@ -286,10 +293,10 @@ def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
         files.write(tmp_path / f"{init}.safetensors", weights)
     both = ",".join(str(tmp_path / f"{x}.safetensors") for x in ("nyu", "imagenet"))
     runs = Runs()
-    code, _, found = tabulate(
+    code, _, contents = tabulate(
         tmp_path / "t", f"--weights={both}", runs=runs, table="4", scale="paper"
     )
-    rows = found["tables"][0]["rows"]
+    rows = contents["tables"][0]["rows"]
     assert code == cli.OK and [row["status"] for row in rows] == ["done"] * 3
     flags = [row["flags"] for row in rows]
     assert [f["init"] for f in flags] == ["imagenet", "nyu", "random"]
@@ -297,15 +304,15 @@ def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
     # The paper's 500 images for 20 epochs in batches of 8.
     assert all((f["train_images"], f["steps"]) == (500, 1250) for f in flags)
     # Finished runs are reused without --weights.
-    _, runs, found = tabulate(tmp_path / "t", table="4", scale="paper")
-    assert not runs.started and found["tables"][0]["rows"][1]["status"] == "done"
+    _, runs, contents = tabulate(tmp_path / "t", table="4", scale="paper")
+    assert not runs.started and contents["tables"][0]["rows"][1]["status"] == "done"
     one = str(tmp_path / "nyu.safetensors")
     with pytest.raises(UserError, match="both are for --init=nyu"):
         tabulate(tmp_path / "u", f"--weights={one},{one}")
 
 
 def test_flags_override_the_scale(tmp_path):
-    _, _, found = tabulate(
+    _, _, contents = tabulate(
         tmp_path,
         "--size",
         "60x80",
@@ -314,7 +321,7 @@ def test_flags_override_the_scale(tmp_path):
         "--warmup_epochs=0.5",
         table="1",
     )
-    flags = [row["flags"] for row in found["tables"][0]["rows"] if row["flags"]]
+    flags = [row["flags"] for row in contents["tables"][0]["rows"] if row["flags"]]
     assert {(f["size"], f["steps"], f["warmup_steps"]) for f in flags} == {
         ("60x80", 8, 2)
     }
@@ -350,9 +357,16 @@ def test_published_numbers_equal_those_in_the_recipes():
                 assert float(tail) == row.paper["rmse"]
 
 
-def test_split_flags_separates_flags_of_tables_and_runs():
-    of_tables, of_runs = tables.split_flags(
-        ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
-    )
-    assert of_tables == ["--table", "1", "--scale=smoke", "--seeds=2"]
-    assert of_runs == ["--lr", "0.1", "--data=x"]
+def test_flags_are_split_into_those_of_tables_and_those_of_runs(monkeypatch):
+    parts = []
+
+    def run(config, flags, *, command, start):
+        parts.append((config, flags, command))
+        return cli.OK
+
+    monkeypatch.setattr(tables, "run", run)
+    words = ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
+    assert tables.command(words) == cli.OK
+    config = tables.TablesConfig(table="1", scale="smoke", seeds=2)
+    command = "jaxdepth tables --table 1 --lr 0.1 --scale=smoke --data=x --seeds=2"
+    assert parts == [(config, {"lr": "0.1", "data": "x"}, command)]

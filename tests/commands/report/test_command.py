@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,8 +133,10 @@ def test_text_from_files_is_escaped(tmp_path, fake):
     assert "<script>alert" not in html and "&lt;script&gt;alert" in html
     assert html.count("<script") == 2  # the page's script, and the data of the clouds
     # The page loads nothing: its only addresses are XML names.
-    found = set(re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html)))
-    assert found <= {"http://www.w3.org"}
+    addresses = set(
+        re.findall(r"(?:https?:)?//[\w.]+", re.sub(r"data:[^\"]+", "", html))
+    )
+    assert addresses <= {"http://www.w3.org"}
 
 
 def test_only_comparable_runs_share_a_table(tmp_path, fake):
@@ -157,25 +160,34 @@ def test_only_comparable_runs_share_a_table(tmp_path, fake):
 
 def test_tables_show_the_numbers_of_the_paper(tmp_path, fake):
     run_folder(tmp_path / "t" / "cnn" / "seed-0", 1.25)
-    seed = {"seed": 0, "workdir": "cnn/seed-0", "evaluation": entry(20, 1.25)}
+    seed = {
+        "seed": 0, "workdir": "cnn/seed-0", "status": "done",
+        "evaluation": entry(20, 1.25),
+    }  # fmt: skip
     rows = [
         {
-            "label": "CNN", "status": "done", "reason": None, "seeds": [seed],
+            "label": "CNN", "run": "cnn", "status": "done", "reason": None,
+            "seeds": [seed], "also_in": [], "flags": {"steps": 480, "lr": 1e-3},
             "paper": {"delta1": 0.195, "abs_rel": 1.2e6, "rmse": 1.22},
             "mean": dict.fromkeys(METRICS, 0.25),
             "spread": dict.fromkeys(METRICS, 0.01),
         },
         {
-            "label": "CNN+Res", "status": "absent", "reason": "no weights", "seeds": [],
+            "label": "CNN+Res", "run": "upproj_imagenet", "status": "absent",
+            "reason": "no weights", "seeds": [], "also_in": ["Table 4"], "flags": {},
             "paper": None, "mean": None, "spread": None,
         },
     ]  # fmt: skip
-    baseline = {"name": "mean_map", "mean": dict.fromkeys(METRICS, 2), "spread": None}
-    tables = {
+    baseline = {
+        "name": "mean_map", "mean": dict.fromkeys(METRICS, 2), "spread": None,
+        "train_images": 500,
+    }  # fmt: skip
+    tables: dict[str, Any] = {
         "scale": "smoke", "command": "tables", "seeds": [0], "notes": ["a note"],
         "tables": [{
             "table": "1", "title": "networks", "measured_by": "plain, pooled",
             "rows": rows, "baselines": [baseline],
+            "curve": [{"step": 240, "rmse": {"cnn": 1.75}}],
         }],
     }  # fmt: skip
     (tmp_path / "t" / "tables.json").write_text(json.dumps(tables))
@@ -183,10 +195,19 @@ def test_tables_show_the_numbers_of_the_paper(tmp_path, fake):
     argv = [str(tmp_path / "t"), f"--out={out}", "--pictures=0"]
     assert report.command(argv) == cli.OK
     text = text_of(out.read_text())
-    assert "Table 1, networks: plain, pooled" in text and "a note" in text
-    assert "CNN done 1 of 1 0.250 ± 0.010" in text and "0.195 1.220" in text
-    assert "CNN+Res absent: no weights 0 of 0 – – – – –" in text
+    assert "Table 1, networks (scale smoke): plain, pooled; rmse in metres" in text
+    assert "a note" in text
+    cells = "0.250 ± 0.010 0.195 0.250 ± 0.010 1.220 0.250 ± 0.010 - 480 - 0.001 1 of 1"
+    assert f"CNN {cells}" in text
+    assert "CNN+Res (= Table 4) [absent] - - - - - - - - - 0 of 0" in text
+    assert "CNN+Res: absent, no weights" in text
+    assert "mean_map 2.000 2.000 2.000 500" in text
+    assert "rmse in metres over the steps step CNN 240 1.750" in text
     assert "CNN, table 1" in text  # the run itself
+    del tables["tables"][0]["measured_by"]
+    (tmp_path / "t" / "tables.json").write_text(json.dumps(tables))
+    with pytest.raises(UserError, match=r"tables\.json is damaged"):
+        report.command(argv)
 
 
 def test_missing_files_are_stated(tmp_path):
@@ -230,9 +251,9 @@ def browser():
     with api.sync_playwright() as playwright:
         # Chromium has no sandbox for root, the user in containers.
         options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        found = playwright.chromium.launch(executable_path=path, args=options)
-        yield found
-        found.close()
+        chromium = playwright.chromium.launch(executable_path=path, args=options)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
@@ -249,7 +270,7 @@ def page(browser, tmp_path, fake):
     opened.goto(out.as_uri())
     for status in opened.locator("output").all():
         wait_for_text(status, "points")
-    # The page itself and its data URLs are no problem.
+    # Requests for the page itself and for its data URLs are allowed.
     opened.problems = [
         x for x in opened.problems if not x.startswith(("data:", "file:"))
     ]

@@ -70,7 +70,6 @@ function draw(canvas, cloud, { points, middle }, { yaw, pitch, zoom }) {
   const nearest = new Float32Array(width * height).fill(Infinity);
   const scale = (0.65 * zoom * width) / cloud.width;
   const [sy, cy, sp, cp] = [Math.sin(yaw), Math.cos(yaw), Math.sin(pitch), Math.cos(pitch)];
-  let shown = 0;
   for (const [x, y, z, r, g, b] of points) {
     const ahead = z - middle;
     const rotated = cy * ahead - sy * x;
@@ -83,7 +82,6 @@ function draw(canvas, cloud, { points, middle }, { yaw, pitch, zoom }) {
     const size = Math.min(12, Math.ceil((1.15 * scale * z) / distance));
     const [left, top] = [Math.round(u - size / 2), Math.round(v - size / 2)];
     if (left + size < 0 || top + size < 0 || left >= width || top >= height) continue;
-    shown += 1;
     const colour = 0xff000000 | (b << 16) | (g << 8) | r;
     for (let i = Math.max(0, top); i < Math.min(height, top + size); i++) {
       for (let j = Math.max(0, left); j < Math.min(width, left + size); j++) {
@@ -96,7 +94,6 @@ function draw(canvas, cloud, { points, middle }, { yaw, pitch, zoom }) {
     }
   }
   context.putImageData(picture, 0, 0);
-  return shown;
 }
 
 for (const box of document.querySelectorAll(".cloud")) {
