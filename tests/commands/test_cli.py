@@ -47,15 +47,15 @@ def test_recipes_and_flags_beside_them():
 
 
 def test_the_default_recipe_depends_on_the_data():
-    asked = []
+    names = []
 
     def choose(data: str) -> str:
-        asked.append(data)
+        names.append(data)
         return "demo" if data == "rooms" else "default"
 
     assert read(default_recipe=choose).train.steps == RECIPES["demo"].flags["steps"]
     assert read("--data=x", default_recipe=choose).output.recipe == "default"
-    assert asked == ["rooms", "x"]
+    assert names == ["rooms", "x"]
 
 
 @pytest.mark.parametrize(
@@ -84,17 +84,19 @@ def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     assert not stop.value.code
-    said = capsys.readouterr().out
-    assert "--arch" in said and "--on_nan" in said and "ResNet-50" in said
+    output = capsys.readouterr().out
+    assert "--arch" in output and "--on_nan" in output and "ResNet-50" in output
 
 
 def test_recipe_help_lists_them_all(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--recipe=help")
     assert stop.value.code == cli.OK
-    said = capsys.readouterr().out
-    assert all(f"--recipe={name}" in said for name in RECIPES)
-    assert "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in said
+    output = capsys.readouterr().out
+    assert all(f"--recipe={name}" in output for name in RECIPES)
+    assert (
+        "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in output
+    )
 
 
 def test_photos_are_named_without_a_flag():
@@ -157,8 +159,8 @@ def test_a_closed_pipe_is_no_traceback():
         assert process.stdout is not None and process.stderr is not None
         os.read(process.stdout.fileno(), 10)
         process.stdout.close()
-        said = process.stderr.read().decode()
-    assert "Traceback" not in said
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
     assert process.returncode == 128 + signal.SIGPIPE
 
 

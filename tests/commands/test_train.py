@@ -82,12 +82,12 @@ def test_baselines_agree_with_numpy(trained, cache):
     rows = rooms.splits["own"]
     train_m = rooms.gather(rows["train"], depth="raw")[1] / 1000
     truth = np.stack([f["depth"]["raw"] for f in rooms.full_frames(rows["eval"])])
-    valid, there = truth > 0, train_m > 0
-    constant = train_m[there].mean()
+    valid, measured = truth > 0, train_m > 0
+    constant = train_m[measured].mean()
     expected = np.sqrt(np.mean((truth[valid] - constant) ** 2))
     assert results["baselines"]["constant"]["rmse"] == pytest.approx(expected, rel=1e-5)
-    mean_map = (train_m.sum(0) + (~there).all(0) * constant) / np.maximum(
-        there.sum(0), 1
+    mean_map = (train_m.sum(0) + (~measured).all(0) * constant) / np.maximum(
+        measured.sum(0), 1
     )
     error = (truth - mean_map)[valid]
     expected = np.sqrt(np.mean(error**2))
@@ -130,9 +130,9 @@ def test_a_folder_is_one_run_s_at_a_time(tmp_path, cache):
 
 
 def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
-    have = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
-    with pytest.raises(UserError, match=f"--steps={have} already: steps count on"):
-        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={have}")
+    steps = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    with pytest.raises(UserError, match=f"--steps={steps} already: steps count on"):
+        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={steps}")
     assert not (tmp_path / "a").exists()
     with pytest.raises(UserError, match=r"no multiple of --steps_per_call=5"):
         train(
@@ -200,11 +200,14 @@ def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
 
 
 def test_going_on_from_another_run(trained, cache, tmp_path):
-    there = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
-    flags = [f"--steps={there + 2}", f"--resume={trained}", "--eval_every=0"]
+    last_step = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    flags = [f"--steps={last_step + 2}", f"--resume={trained}", "--eval_every=0"]
     assert train(tmp_path / "next", cache, *flags) == cli.OK
     records = (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in records] == [there + 1, there + 2]
+    assert [json.loads(line)["step"] for line in records] == [
+        last_step + 1,
+        last_step + 2,
+    ]
     with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
     for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
@@ -230,9 +233,9 @@ def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
     out = tmp_path / "scores.json"
     argv = [f"--checkpoint={folder}", f"--cache_dir={cache}", f"--out={out}"]
     assert evaluate.command(argv) == cli.OK
-    again = json.loads(out.read_text())["evaluations"][-1]["metrics"]
+    rescored = json.loads(out.read_text())["evaluations"][-1]["metrics"]
     last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
-    assert again["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert rescored["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
     with pytest.raises(UserError, match=r"is of --ema=0, this is --ema=0\.9"):
         train(tmp_path / "next", cache, *flags, f"--resume={trained}")
 
@@ -256,17 +259,22 @@ def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys
         ]
     )
     assert code == cli.OK
-    again = json.loads(out.read_text())["evaluations"][-1]
+    rescored = json.loads(out.read_text())["evaluations"][-1]
     last = json.loads((trained / "results.json").read_text())["evaluations"][-1]
-    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert rescored["metrics"]["rmse"] == pytest.approx(
+        last["metrics"]["rmse"], rel=1e-5
+    )
     assert len(table.read_text().splitlines()) == 33
-    assert again["parts"].keys() == last["parts"].keys()
+    assert rescored["parts"].keys() == last["parts"].keys()
     # Rooms are no scenes: the interval is over images, and holds the number.
-    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
-    low, high = again["interval"]["metrics"]["rmse"]
-    assert low < again["metrics"]["rmse"] < high
-    said = capsys.readouterr().out
-    assert "near edges" in said and "bootstrap over 32 images" in said
+    assert (rescored["interval"]["unit"], rescored["interval"]["units"]) == (
+        "image",
+        32,
+    )
+    low, high = rescored["interval"]["metrics"]["rmse"]
+    assert low < rescored["metrics"]["rmse"] < high
+    printed = capsys.readouterr().out
+    assert "near edges" in printed and "bootstrap over 32 images" in printed
     with pytest.raises(UserError, match="exists"):
         evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
 
@@ -276,9 +284,13 @@ def test_compare_scores_both_runs_on_the_same_images(trained, cache, tmp_path, c
     out = tmp_path / "pair.json"
     argv = [str(trained), str(trained), f"--out={out}", *flags]
     assert compare.command(argv) == cli.OK
-    (found,) = json.loads(out.read_text())["comparisons"]
-    assert (found["unit"], found["units"], found["split"]) == ("image", 32, "own")
-    rmse = found["metrics"]["rmse"]
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    assert (comparison["unit"], comparison["units"], comparison["split"]) == (
+        "image",
+        32,
+        "own",
+    )
+    rmse = comparison["metrics"]["rmse"]
     assert rmse["a"] == rmse["b"] and rmse["a_better"] == 0.5
     assert "A better in" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists"):
@@ -302,8 +314,8 @@ def test_predict_any_photo(trained, tmp_path, capsys):
         assert np.abs(stored / 1000 - depth).max() <= 0.00051
         assert (out / f"{name}.ply").stat().st_size > 15 * depth.size
         assert picture(out / f"{name}_color.png").shape == (*size, 3)
-    one = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
-    np.testing.assert_allclose(one, np.load(out / "a.npy"), rtol=1e-4)
+    predicted = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
+    np.testing.assert_allclose(predicted, np.load(out / "a.npy"), rtol=1e-4)
 
 
 def test_predict_refuses_and_skips(trained, tmp_path, capsys):
@@ -420,9 +432,9 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
             time.sleep(0.2)
         time.sleep(3)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == cli.PREEMPTED
-    assert "To go on: jaxdepth run" in said and str(folder) in said
+    assert "To go on: jaxdepth run" in output and str(folder) in output
     assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
 
 

@@ -14,8 +14,8 @@ def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
     flags = ["--table=2", "--scale=smoke", f"--workdir={tmp_path / 't'}"]
     flags += [f"--cache_dir={tmp_path / 'c'}", "--size=19x38", "--steps=2"]
     assert tables.command(flags) == cli.OK
-    found = json.loads((tmp_path / "t" / "tables.json").read_text())
-    (table,) = found["tables"]
+    document = json.loads((tmp_path / "t" / "tables.json").read_text())
+    (table,) = document["tables"]
     assert table["measured_by"].startswith("plain, pooled, raw truth, rooms")
     for row in table["rows"]:
         (seed,) = row["seeds"]
@@ -24,8 +24,8 @@ def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
         assert row["status"] == "done" and last["step"] == 2
         assert row["mean"]["rmse"] == last["metrics"]["rmse"] > 0
         assert row["flags"]["train_images"] == 32
-    said = capsys.readouterr().out
-    assert "Table 2, losses on cnn (scale smoke)" in said and "mean_map" in said
+    printed = capsys.readouterr().out
+    assert "Table 2, losses on cnn (scale smoke)" in printed and "mean_map" in printed
     # A second call reads what is there; one of another table runs what is missing.
     before = (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text()
     assert tables.command(flags) == cli.OK
