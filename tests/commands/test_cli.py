@@ -1,4 +1,4 @@
-"""Flags: what is read, what is refused, and how a command leaves."""
+"""Parsing of flags, refused flags, and exit codes."""
 
 import os
 import signal
@@ -27,11 +27,11 @@ def test_flags_are_read():
         5,
     )
     assert config.model.size == "48x64"
-    # Dashes are read as well.
+    # Dashes in flags are read as underscores.
     assert read("--batch-size=4").train.batch_size == 4
 
 
-def test_recipes_and_flags_beside_them():
+def test_flags_override_the_recipe():
     config = read("--recipe=table1_cnn", "--lr=0.5")
     assert (
         config.optimizer.lr == 0.5
@@ -74,13 +74,13 @@ def test_the_default_recipe_depends_on_the_data():
         ("--arch", "--arch"),
     ],
 )
-def test_mistakes_are_one_line(flag, words):
+def test_wrong_flags_are_reported_in_one_line(flag, words):
     with pytest.raises(UserError, match=words) as caught:
         read(flag)
     assert "\n" not in str(caught.value)
 
 
-def test_help_names_every_flag(capsys):
+def test_help_lists_flags(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     assert not stop.value.code
@@ -88,7 +88,7 @@ def test_help_names_every_flag(capsys):
     assert "--arch" in output and "--on_nan" in output and "ResNet-50" in output
 
 
-def test_recipe_help_lists_them_all(capsys):
+def test_recipe_help_lists_all_recipes(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--recipe=help")
     assert stop.value.code == cli.OK
@@ -99,7 +99,7 @@ def test_recipe_help_lists_them_all(capsys):
     )
 
 
-def test_photos_are_named_without_a_flag():
+def test_photos_are_positional_arguments():
     config = flags_lib.parse(
         PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p"
     )
@@ -134,7 +134,7 @@ def test_exit_codes(raised, code, line, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("raised", [OSError(5, "I/O error", "a"), ValueError("x")])
-def test_other_errors_show_where_they_are_from(raised, monkeypatch):
+def test_other_errors_have_a_traceback(raised, monkeypatch):
     def command(argv):
         raise raised
 
@@ -143,7 +143,7 @@ def test_other_errors_show_where_they_are_from(raised, monkeypatch):
         cli.main(command)
 
 
-def test_a_command_s_own_code_is_passed_on(monkeypatch):
+def test_the_exit_code_of_a_command_is_returned(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--flag"])
     for returned, code in ((None, 0), (75, 75)):
         with pytest.raises(SystemExit) as stop:
@@ -151,7 +151,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch):
         assert stop.value.code == code
 
 
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     code = "from jaxdepth.commands import cli; cli.main(lambda a: print('x' * 10**6))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -164,7 +164,7 @@ def test_a_closed_pipe_is_no_traceback():
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_what_failed_where_nobody_waited_is_not_told_as_well():
+def test_errors_of_discarded_futures_are_not_printed():
     code = (
         "import asyncio, gc\n"
         "from jaxdepth.commands import cli\n"

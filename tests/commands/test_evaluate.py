@@ -29,7 +29,7 @@ def pairs(folder, count, *, seed, scale=1000):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with a run; it trained on one data set and evaluated on another.
+    """A folder with a run that trained on `train` and evaluated on `other`.
 
     Both data sets have a depth scale of 5000.
     """

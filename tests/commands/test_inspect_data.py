@@ -1,4 +1,4 @@
-"""The command inspect-data: output, files, mistakes."""
+"""The command inspect-data: output, files, wrong flags."""
 
 import errno
 import json

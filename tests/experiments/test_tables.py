@@ -1,4 +1,4 @@
-"""The smallest whole table: three networks that train, and their numbers."""
+"""The smallest complete table: three networks are trained and evaluated."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
         assert row["flags"]["train_images"] == 32
     printed = capsys.readouterr().out
     assert "Table 2, losses on cnn (scale smoke)" in printed and "mean_map" in printed
-    # A second call reads what is there; one of another table runs what is missing.
+    # A second call reuses the finished runs.
     before = (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text()
     assert tables.command(flags) == cli.OK
     assert (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text() == before

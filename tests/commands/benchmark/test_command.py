@@ -70,7 +70,7 @@ def test_turns_alternate_and_the_first_is_discarded():
     assert samples == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
 
 
-def test_only_the_last_call_is_waited_for():
+def test_only_the_last_call_is_awaited():
     workload, log = counting()
     assert timing.seconds_per_call(workload, 3) > 0
     assert log == ["it", "it", "it", "wait 3"]

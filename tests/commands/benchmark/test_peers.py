@@ -76,7 +76,7 @@ def test_peers_predict_the_same_depth(arch):
 
 
 def our_gradients(settings, variables, batch):
-    """Loss, gradients and statistics of our step, from given variables."""
+    """Loss, gradients and statistics of the JAX step from these variables."""
     config = settings.config(len(batch["rgb"]), settings.image_size)
     model = models.create(config.model).clone(**settings.widths, dropout=0.0)
     spec = StepSpec(model, tiny.keep_gradient(), config, None)
