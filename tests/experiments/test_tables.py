@@ -1,4 +1,4 @@
-"""The smallest complete table: three networks are trained and evaluated."""
+"""The smallest whole table: three networks that train, and their numbers."""
 
 import json
 
@@ -14,8 +14,8 @@ def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
     flags = ["--table=2", "--scale=smoke", f"--workdir={tmp_path / 't'}"]
     flags += [f"--cache_dir={tmp_path / 'c'}", "--size=19x38", "--steps=2"]
     assert tables.command(flags) == cli.OK
-    document = json.loads((tmp_path / "t" / "tables.json").read_text())
-    (table,) = document["tables"]
+    found = json.loads((tmp_path / "t" / "tables.json").read_text())
+    (table,) = found["tables"]
     assert table["measured_by"].startswith("plain, pooled, raw truth, rooms")
     for row in table["rows"]:
         (seed,) = row["seeds"]
@@ -24,9 +24,9 @@ def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
         assert row["status"] == "done" and last["step"] == 2
         assert row["mean"]["rmse"] == last["metrics"]["rmse"] > 0
         assert row["flags"]["train_images"] == 32
-    printed = capsys.readouterr().out
-    assert "Table 2, losses on cnn (scale smoke)" in printed and "mean_map" in printed
-    # A second call reuses the finished runs.
+    said = capsys.readouterr().out
+    assert "Table 2, losses on cnn (scale smoke)" in said and "mean_map" in said
+    # A second call reads what is there; one of another table runs what is missing.
     before = (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text()
     assert tables.command(flags) == cli.OK
     assert (tmp_path / "t" / "cnn" / "seed-0" / "run.log").read_text() == before

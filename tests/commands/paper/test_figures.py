@@ -13,16 +13,16 @@ from jaxdepth.commands.paper import figure_drawing, figures
 from jaxdepth.commands.paper import figures as library
 from jaxdepth.runtime.errors import UserError
 
-CONDITIONS = {"averaging": "pooled", "truth": "raw", "data": "rooms", "split": "own"}
+SAME = {"averaging": "pooled", "truth": "raw", "data": "rooms", "split": "own"}
 
 
 def run_folder(folder, rmse, *, protocol="plain", losses=(None, None), **flags):
     """A work directory with two evaluations."""
     folder.mkdir(parents=True)
-    conditions = {"protocol": protocol, "size": "48x64", **CONDITIONS}
+    same = {"protocol": protocol, "size": "48x64", **SAME}
     names = ("delta1", "delta2", "delta3", "abs_rel", "log10")
     entries = [
-        {"step": step, **conditions, "loss": loss}
+        {"step": step, **same, "loss": loss}
         | {"metrics": {"rmse": value} | dict.fromkeys(names, 0.5)}
         for step, value, loss in zip((10, 20), rmse, losses, strict=True)
     ]
@@ -75,7 +75,7 @@ class Fake(TrainedRun):
 
     def output(self, rgb):
         index = next(
-            k for k, image in enumerate(self.rgb) if np.array_equal(image, rgb)
+            k for k, known in enumerate(self.rgb) if np.array_equal(known, rgb)
         )
         return (self.depths[index] + 0.25 + self.grid).astype(np.float32)
 
@@ -188,15 +188,15 @@ def test_figures_select_their_runs_from_tables(tmp_path, fake, drawn, capsys):
     }
     tables = []
     for title, runs in rows.items():
-        table_rows = []
+        found = []
         for k, (arch, flags) in enumerate(runs):
             name = f"{title[-1]}-{k}"
             flags = {"loss": "si", "unpool": "zero", "init": "random", **flags}
             run_folder(tmp_path / "t" / name, (1.5, 1.0 + k), arch=arch, **flags)
             seed = {"seed": 0, "workdir": name, "evaluation": {"step": 20}}
-            unfinished = {"seed": 1, "workdir": "none", "evaluation": None}
-            table_rows.append({"label": f"{arch} {k}", "seeds": [unfinished, seed]})
-        tables.append({"table": title[-1], "rows": table_rows})
+            waiting = {"seed": 1, "workdir": "none", "evaluation": None}
+            found.append({"label": f"{arch} {k}", "seeds": [waiting, seed]})
+        tables.append({"table": title[-1], "rows": found})
     run_folder(tmp_path / "t" / "trans", (1, 2), arch="cnn_trans", loss="si")
     (tmp_path / "t" / "tables.json").write_text(json.dumps({"tables": tables}))
     out = tmp_path / "o"

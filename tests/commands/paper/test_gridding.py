@@ -30,9 +30,9 @@ def test_a_wave_has_all_energy_at_its_period(kind):
         "columns": np.cos(np.pi * COLUMNS),
         "both": np.cos(np.pi * (ROWS + COLUMNS)),
     }[kind]
-    result = gridding.gridding(3 + 0.1 * wave, 2)
-    assert result.share == pytest.approx(1, abs=1e-6)
-    assert result.prominence > 1e6
+    found = gridding.gridding(3 + 0.1 * wave, 2)
+    assert found.share == pytest.approx(1, abs=1e-6)
+    assert found.prominence > 1e6
     assert gridding.gridding(3 + 0.1 * wave, 4).share < 1e-6
 
 
@@ -51,13 +51,13 @@ def test_spectrum_equals_the_fourier_sum():
         np.sin(np.pi * np.arange(12) / 12)[None] ** 2
     )
     centred = (depth - (depth * window).sum() / window.sum()) * window
-    power = gridding.spectrum(depth)
+    found = gridding.spectrum(depth)
     for i, j in ((0, 0), (4, 6), (2, 3), (7, 1)):
         total = 0j
         for y in range(8):
             for x in range(12):
                 total += centred[y, x] * np.exp(-2j * np.pi * (i * y / 8 + j * x / 12))
-        assert power[i, j] == pytest.approx(abs(total) ** 2, abs=1e-9)
+        assert found[i, j] == pytest.approx(abs(total) ** 2, abs=1e-9)
 
 
 @pytest.mark.parametrize("period", [2, 4])
@@ -76,12 +76,12 @@ def test_a_grid_of_period_2_has_no_period_4():
 
 
 def test_noise_has_no_grid():
-    results = [
+    found = [
         gridding.gridding(np.random.default_rng(k).normal(3, 1, (64, 96)), period)
         for k in range(20)
         for period in (2, 4)
     ]
-    assert np.mean([f.prominence for f in results]) == pytest.approx(1, abs=0.1)
+    assert np.mean([f.prominence for f in found]) == pytest.approx(1, abs=0.1)
 
 
 @given(st.floats(0.01, 100), st.floats(-5, 5))

@@ -64,23 +64,16 @@ def rmse(run, seed, step):
 
 def results(config):
     run = Path(config.output.workdir).parts[-2]
-    conditions = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
-    conditions |= {
-        "data": "nyu",
-        "split": "tune",
-        "size": config.model.size,
-        "images": 81,
-    }
+    same = {"protocol": "laina@57x76", "averaging": "pooled", "truth": "filled"}
+    same |= {"data": "nyu", "split": "tune", "size": config.model.size, "images": 81}
     entries = []
     for step in (config.train.steps // 2, config.train.steps):
         values = dict.fromkeys(METRICS, 0.5) | {
             "rmse": rmse(run, config.train.seed, step)
         }
         other = values | {"rmse": 99.0}
-        entries.append(
-            {"step": step, **conditions, "protocol": "eigen", "metrics": other}
-        )
-        entries.append({"step": step, **conditions, "metrics": values})
+        entries.append({"step": step, **same, "protocol": "eigen", "metrics": other})
+        entries.append({"step": step, **same, "metrics": values})
     level = dict.fromkeys(METRICS, 0.25) | {"rmse": 2.0 + config.train.seed}
     names = ("constant", "constant_delta", "mean_map")
     return {
@@ -102,16 +95,16 @@ def tabulate(folder, *flags, runs=None, scale="small", table="all", seeds=1):
 
 
 def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
-    code, runs, document = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
+    code, runs, found = tabulate(tmp_path, "--data=d", "--seed=3", seeds=2)
     assert code == cli.OK
     # Two of ten runs need weights; each of the others runs once per seed.
-    runs_without_weights = [
+    without = [
         run for run in published.RUNS if run not in ("upproj_imagenet", "upproj_nyu")
     ]
-    expected = [f"{run}/seed-{seed}" for run in runs_without_weights for seed in (3, 4)]
-    assert sorted(runs.started) == sorted(expected)
-    one, two, three, four = document["tables"]
-    assert document["seeds"] == [3, 4] and document["scale"] == "small"
+    wanted = [f"{run}/seed-{seed}" for run in without for seed in (3, 4)]
+    assert sorted(runs.started) == sorted(wanted)
+    one, two, three, four = found["tables"]
+    assert found["seeds"] == [3, 4] and found["scale"] == "small"
     assert one["measured_by"] == (
         "laina@57x76, pooled, filled truth, nyu, split tune, trained at 57x76, "
         "81 images"
@@ -152,16 +145,16 @@ def test_tables_have_every_row_with_mean_and_spread(tmp_path, capsys):
 
 def test_finished_runs_are_reused_and_stopped_runs_resumed(tmp_path):
     stopped = Runs({"cnn/seed-0": Completed(130, "", True)})
-    code, runs, document = tabulate(tmp_path, runs=stopped, table="2")
+    code, runs, found = tabulate(tmp_path, runs=stopped, table="2")
     assert code == cli.INTERRUPTED
     assert runs.started == ["cnn_mse/seed-0", "cnn/seed-0"]
-    status = [row["status"] for row in document["tables"][0]["rows"]]
+    status = [row["status"] for row in found["tables"][0]["rows"]]
     assert status == ["done", "waiting", "waiting"]
-    reasons = [row["reason"] for row in document["tables"][0]["rows"]]
+    reasons = [row["reason"] for row in found["tables"][0]["rows"]]
     assert reasons == [None, "stopped", "not run yet"]
-    code, runs, document = tabulate(tmp_path, table="2")
+    code, runs, found = tabulate(tmp_path, table="2")
     assert code == cli.OK and runs.started == ["cnn/seed-0", "cnn_berhu/seed-0"]
-    assert all(row["status"] == "done" for row in document["tables"][0]["rows"])
+    assert all(row["status"] == "done" for row in found["tables"][0]["rows"])
     # Table 1 shares a run with Table 2.
     _, runs, _ = tabulate(tmp_path, table="1")
     assert [name for name in runs.started if "cnn/" in name] == []
@@ -191,9 +184,9 @@ def test_runs_of_another_split_are_refused(tmp_path):
 def test_other_tables_and_foreign_files_are_preserved(tmp_path, capsys):
     tabulate(tmp_path, table="3", seeds=2)
     capsys.readouterr()
-    document = tabulate(tmp_path, table="2")[2]
-    assert [table["table"] for table in document["tables"]] == ["2", "3"]
-    assert document["seeds"] == [0, 1]
+    found = tabulate(tmp_path, table="2")[2]
+    assert [table["table"] for table in found["tables"]] == ["2", "3"]
+    assert found["seeds"] == [0, 1]
     printed = capsys.readouterr().out
     assert "Table 2" in printed and "Table 3, unpooling" not in printed
     text = (tmp_path / "tables.md").read_text()
@@ -232,9 +225,9 @@ def test_a_run_without_results_has_failed(tmp_path):
 
 def test_a_failed_run_does_not_affect_other_rows(tmp_path, caplog):
     ends = {"cnn_mse/seed-0": Completed(3, "stopped: the loss is not finite", False)}
-    code, runs, document = tabulate(tmp_path, runs=Runs(ends), table="2")
+    code, runs, found = tabulate(tmp_path, runs=Runs(ends), table="2")
     assert code == cli.NON_FINITE and len(runs.started) == 3
-    rows = document["tables"][0]["rows"]
+    rows = found["tables"][0]["rows"]
     assert [row["status"] for row in rows] == ["failed", "done", "done"]
     assert rows[0]["reason"] == "the loss is not finite"
     assert "cnn_mse/seed-0 failed: the loss is" in caplog.text
@@ -291,14 +284,12 @@ def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
             licence="",
         )
         files.write(tmp_path / f"{init}.safetensors", weights)
-    both_files = ",".join(
-        str(tmp_path / f"{x}.safetensors") for x in ("nyu", "imagenet")
-    )
+    both = ",".join(str(tmp_path / f"{x}.safetensors") for x in ("nyu", "imagenet"))
     runs = Runs()
-    code, _, document = tabulate(
-        tmp_path / "t", f"--weights={both_files}", runs=runs, table="4", scale="paper"
+    code, _, found = tabulate(
+        tmp_path / "t", f"--weights={both}", runs=runs, table="4", scale="paper"
     )
-    rows = document["tables"][0]["rows"]
+    rows = found["tables"][0]["rows"]
     assert code == cli.OK and [row["status"] for row in rows] == ["done"] * 3
     flags = [row["flags"] for row in rows]
     assert [f["init"] for f in flags] == ["imagenet", "nyu", "random"]
@@ -306,15 +297,15 @@ def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
     # The paper's 500 images for 20 epochs in batches of 8.
     assert all((f["train_images"], f["steps"]) == (500, 1250) for f in flags)
     # Finished runs are reused without --weights.
-    _, runs, document = tabulate(tmp_path / "t", table="4", scale="paper")
-    assert not runs.started and document["tables"][0]["rows"][1]["status"] == "done"
-    nyu_file = str(tmp_path / "nyu.safetensors")
+    _, runs, found = tabulate(tmp_path / "t", table="4", scale="paper")
+    assert not runs.started and found["tables"][0]["rows"][1]["status"] == "done"
+    one = str(tmp_path / "nyu.safetensors")
     with pytest.raises(UserError, match="both are for --init=nyu"):
-        tabulate(tmp_path / "u", f"--weights={nyu_file},{nyu_file}")
+        tabulate(tmp_path / "u", f"--weights={one},{one}")
 
 
 def test_flags_override_the_scale(tmp_path):
-    _, _, document = tabulate(
+    _, _, found = tabulate(
         tmp_path,
         "--size",
         "60x80",
@@ -323,7 +314,7 @@ def test_flags_override_the_scale(tmp_path):
         "--warmup_epochs=0.5",
         table="1",
     )
-    flags = [row["flags"] for row in document["tables"][0]["rows"] if row["flags"]]
+    flags = [row["flags"] for row in found["tables"][0]["rows"] if row["flags"]]
     assert {(f["size"], f["steps"], f["warmup_steps"]) for f in flags} == {
         ("60x80", 8, 2)
     }
@@ -342,14 +333,14 @@ def test_rows_of_a_table_have_the_same_steps_and_images():
 
 
 def test_published_numbers_equal_those_in_the_recipes():
-    in_tables = {
+    shown = {
         published.RUNS[row.run].recipe
         for t in published.TABLES.values()
         for row in t.rows
     }
-    in_recipes = {name for name in RECIPES if name.startswith("table")}
+    quoted = {name for name in RECIPES if name.startswith("table")}
     aliases = {"table2_si", "table1_upproj"}  # second names of other recipes
-    assert in_tables == in_recipes - aliases
+    assert shown == quoted - aliases
     for table in published.TABLES.values():
         for row in table.rows:
             doc = RECIPES[published.RUNS[row.run].recipe].doc
