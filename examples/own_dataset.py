@@ -14,7 +14,7 @@ class Pairs:
     """Frames of a folder, see `jaxdepth.data.sources.Source`."""
 
     format = "pairs"
-    OPTIONS = frozenset()  # names of the `ReadOptions` that it uses
+    OPTIONS = frozenset()  # fields of `ReadOptions` that the format uses
 
     @staticmethod
     def recognises(path):

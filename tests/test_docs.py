@@ -20,13 +20,10 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|\.venv/bin/)jaxdepth ((?:[a-z][a-z0-9-]*)|COMMAND)(.*)")
 FLAG = re.compile(r"(?<!\S)--([a-z][a-z0-9_-]*)")
 
-# Flags that `jaxdepth run --help` may not list yet.
-ADDED = frozenset({"plugin", "ema"})
-# The FAQ gives the new name of this flag.
-REMOVED = frozenset({"average"})
+RENAMED = frozenset({"average"})  # the FAQ states its new name
 OF_OTHER_PROGRAMS = frozenset({"accelerator-type", "spot"})  # gcloud
 
-# Rows of tables take the flags of a run, which the help of `tables` does not repeat.
+# `tables` also takes the flags of `run`; its help does not list them.
 TAKES_RUN_FLAGS = ("tables",)
 BENCHMARKS = ("train", "infer", "upconv", "data", "cpu", "gpu")
 
@@ -70,10 +67,10 @@ def test_documented_flags_exist(page):
     for name, arguments in commands_in(page):
         words = arguments.split()
         subcommand = words[0] if name == "benchmark" and words else None
-        known = flags_of(name, subcommand) | ADDED | {"help"}
+        flags = flags_of(name, subcommand)
         if name in TAKES_RUN_FLAGS:
-            known |= flags_of("run")
-        unknown += [f"{name} --{f}" for f in FLAG.findall(arguments) if f not in known]
+            flags |= flags_of("run")
+        unknown += [f"{name} --{f}" for f in FLAG.findall(arguments) if f not in flags]
     assert not unknown
 
 
@@ -88,7 +85,7 @@ def all_flags() -> frozenset[str]:
 def test_flags_named_in_text_exist(page):
     spans = CODE_SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
     named = {flag for span in spans for flag in FLAG.findall(span)}
-    assert not named - all_flags() - ADDED - REMOVED - OF_OTHER_PROGRAMS
+    assert not named - all_flags() - RENAMED - OF_OTHER_PROGRAMS
 
 
 def test_readme_is_short():

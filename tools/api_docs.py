@@ -7,8 +7,8 @@ import importlib.metadata
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: python tools/api_docs.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Also runs in a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import griffe
 import griffe2md
@@ -17,8 +17,6 @@ import jaxdepth
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
-MODULES = {"losses": "jaxdepth.losses", "metrics": "jaxdepth.evaluation.metrics"}
-MODULES["protocols"] = "jaxdepth.evaluation.protocols"
 HEAD = """# API
 
 `import jaxdepth` gives these names. Arrays are `pred, target` in this order, in metres.
@@ -26,8 +24,8 @@ This page is generated from the docstrings by `python tools/api_docs.py` with
 griffe2md {version}.
 """
 CONFIG = griffe2md.ConfigDict(
-    **{
-        **griffe2md.default_config,
+    **griffe2md.default_config
+    | {
         "show_signature_annotations": True,
         "heading_level": 2,
         "docstring_style": "google",
@@ -46,8 +44,9 @@ def page() -> str:
     """The text of docs/api.md."""
     package = griffe.load("jaxdepth", search_paths=[ROOT], submodules=True)
     parts = [HEAD.format(version=version())]
-    for name in sorted(jaxdepth.__all__, key=lambda n: (n in MODULES, n)):
-        path = MODULES.get(name) or f"{jaxdepth._MODULES[name]}.{name}"
+    # Modules come last.
+    for name in sorted(jaxdepth.__all__, key=lambda n: (n in jaxdepth._SUBMODULES, n)):
+        path = f"{jaxdepth._MODULES[name]}.{name}"
         target = package[path.removeprefix("jaxdepth.")]
         parts.append(griffe2md.render_object_docs(target, CONFIG))
     lines = "\n\n".join(parts).splitlines()

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: python tools/prepare_data.py
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Also runs in a checkout that is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxdepth.commands.main import main
 

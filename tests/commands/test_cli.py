@@ -1,4 +1,4 @@
-"""Flags: what is read, what is refused, and how a command leaves."""
+"""Parsing of flags, refused flags, and exit codes."""
 
 import os
 import signal
@@ -27,11 +27,11 @@ def test_flags_are_read():
         5,
     )
     assert config.model.size == "48x64"
-    # Dashes are read as well.
+    # Dashes in flags are read as underscores.
     assert read("--batch-size=4").train.batch_size == 4
 
 
-def test_recipes_and_flags_beside_them():
+def test_flags_override_the_recipe():
     config = read("--recipe=table1_cnn", "--lr=0.5")
     assert (
         config.optimizer.lr == 0.5
@@ -47,15 +47,15 @@ def test_recipes_and_flags_beside_them():
 
 
 def test_the_default_recipe_depends_on_the_data():
-    asked = []
+    names = []
 
     def choose(data: str) -> str:
-        asked.append(data)
+        names.append(data)
         return "demo" if data == "rooms" else "default"
 
     assert read(default_recipe=choose).train.steps == RECIPES["demo"].flags["steps"]
     assert read("--data=x", default_recipe=choose).output.recipe == "default"
-    assert asked == ["rooms", "x"]
+    assert names == ["rooms", "x"]
 
 
 @pytest.mark.parametrize(
@@ -74,30 +74,32 @@ def test_the_default_recipe_depends_on_the_data():
         ("--arch", "--arch"),
     ],
 )
-def test_mistakes_are_one_line(flag, words):
+def test_wrong_flags_are_reported_in_one_line(flag, words):
     with pytest.raises(UserError, match=words) as caught:
         read(flag)
     assert "\n" not in str(caught.value)
 
 
-def test_help_names_every_flag(capsys):
+def test_help_lists_flags(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     assert not stop.value.code
-    said = capsys.readouterr().out
-    assert "--arch" in said and "--on_nan" in said and "ResNet-50" in said
+    output = capsys.readouterr().out
+    assert "--arch" in output and "--on_nan" in output and "ResNet-50" in output
 
 
-def test_recipe_help_lists_them_all(capsys):
+def test_recipe_help_lists_all_recipes(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--recipe=help")
     assert stop.value.code == cli.OK
-    said = capsys.readouterr().out
-    assert all(f"--recipe={name}" in said for name in RECIPES)
-    assert "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in said
+    output = capsys.readouterr().out
+    assert all(f"--recipe={name}" in output for name in RECIPES)
+    assert (
+        "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in output
+    )
 
 
-def test_photos_are_named_without_a_flag():
+def test_photos_are_positional_arguments():
     config = flags_lib.parse(
         PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p"
     )
@@ -132,7 +134,7 @@ def test_exit_codes(raised, code, line, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("raised", [OSError(5, "I/O error", "a"), ValueError("x")])
-def test_other_errors_show_where_they_are_from(raised, monkeypatch):
+def test_other_errors_have_a_traceback(raised, monkeypatch):
     def command(argv):
         raise raised
 
@@ -141,7 +143,7 @@ def test_other_errors_show_where_they_are_from(raised, monkeypatch):
         cli.main(command)
 
 
-def test_a_command_s_own_code_is_passed_on(monkeypatch):
+def test_the_exit_code_of_a_command_is_returned(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["x", "--flag"])
     for returned, code in ((None, 0), (75, 75)):
         with pytest.raises(SystemExit) as stop:
@@ -149,7 +151,7 @@ def test_a_command_s_own_code_is_passed_on(monkeypatch):
         assert stop.value.code == code
 
 
-def test_a_closed_pipe_is_no_traceback():
+def test_a_closed_pipe_gives_no_traceback():
     code = "from jaxdepth.commands import cli; cli.main(lambda a: print('x' * 10**6))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -157,12 +159,12 @@ def test_a_closed_pipe_is_no_traceback():
         assert process.stdout is not None and process.stderr is not None
         os.read(process.stdout.fileno(), 10)
         process.stdout.close()
-        said = process.stderr.read().decode()
-    assert "Traceback" not in said
+        errors = process.stderr.read().decode()
+    assert "Traceback" not in errors
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-def test_what_failed_where_nobody_waited_is_not_told_as_well():
+def test_errors_of_discarded_futures_are_not_printed():
     code = (
         "import asyncio, gc\n"
         "from jaxdepth.commands import cli\n"

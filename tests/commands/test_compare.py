@@ -30,12 +30,12 @@ def scored(
         )
     )
     scores = Scores(sums=sums, names=list(names), scenes=list(scenes), truths={"raw"})
-    same = {
+    conditions = {
         "protocol": "plain", "averaging": "pooled", "truth": "raw", "data": "d",
         "split": "s", "size": "19x38", "frame_size": "4x5", "images": 3,
         "flip_average": False, "abs_rel_over": "truth",
     }  # fmt: skip
-    entries = [same | {"averaging": "per_image"} | entry, same | entry]
+    entries = [conditions | {"averaging": "per_image"} | entry, conditions | entry]
     plain = protocols.choose("plain")
     other = int(noise * 100)  # checksum of ground truth that was not used
     checksums = [{"rgb": k, "raw": k, "filled": other} for k in range(2)]
@@ -62,11 +62,11 @@ def test_runs_that_were_scored_differently_are_refused(other, words):
 
 
 def test_step_and_size_of_each_run_are_shown_and_written(tmp_path, monkeypatch, capsys):
-    both = {
+    scored_runs = {
         "a": scored(0.1, step=3),
         "b": scored(0.2, step=7, size="57x76"),
     }
-    monkeypatch.setattr(evaluate_command, "score", lambda c: both[c.checkpoint])
+    monkeypatch.setattr(evaluate_command, "score", lambda c: scored_runs[c.checkpoint])
     monkeypatch.setenv("HOME", str(tmp_path))
     config = compare_command.CompareConfig(("a", "b"), resamples=20, out="~/c.json")
     assert compare_command.run(config) == 0

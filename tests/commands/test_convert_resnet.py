@@ -44,13 +44,15 @@ def test_metadata_of_converted_weights(checkpoint, converted):
 def test_reverse_restores_the_checkpoint(converted, tmp_path, suffix):
     out = tmp_path / f"torch{suffix}"
     assert convert_resnet.command([str(converted), str(out), "--reverse"]) == cli.OK
-    back = resnet.read_state_dict(out)
-    wanted = torch_resnet.random_state_dict(1, classes=7)
-    assert set(back) == set(wanted)
-    for name, x in wanted.items():
+    restored = resnet.read_state_dict(out)
+    expected = torch_resnet.random_state_dict(1, classes=7)
+    assert set(restored) == set(expected)
+    for name, x in expected.items():
         counter = name.endswith("num_batches_tracked")
-        assert back[name].dtype == x.dtype and back[name].shape == x.shape
-        np.testing.assert_array_equal(back[name], np.zeros_like(x) if counter else x)
+        assert restored[name].dtype == x.dtype and restored[name].shape == x.shape
+        np.testing.assert_array_equal(
+            restored[name], np.zeros_like(x) if counter else x
+        )
     # The suffix decides the file format.
     assert files.is_safetensors(out) == (suffix == ".safetensors")
 
@@ -155,12 +157,12 @@ def assert_pytorch_predicts_the_same(workdir, tmp_path):
     rgb = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
     image = (rgb - np.array(layout.rgb_mean, "f4")) / np.array(layout.rgb_std, "f4")
     with torch.no_grad():
-        wanted = network(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
+        expected = network(torch.tensor(image.transpose(0, 3, 1, 2))).numpy()
     with jax.default_matmul_precision("highest"):
-        got = np.asarray(jaxdepth.load(str(workdir)).network(rgb))
-    assert got.shape == wanted.shape
+        actual = np.asarray(jaxdepth.load(str(workdir)).network(rgb))
+    assert actual.shape == expected.shape
     # Relative to the variation, because most of the output is the bias of the head.
-    assert np.abs(got - wanted).max() <= 1e-2 * wanted.std()
+    assert np.abs(actual - expected).max() <= 1e-2 * expected.std()
 
 
 @pytest.mark.slow

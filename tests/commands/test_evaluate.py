@@ -29,7 +29,7 @@ def pairs(folder, count, *, seed, scale=1000):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with a run; it trained on one data set and evaluated on another.
+    """A folder with a run that trained on `train` and evaluated on `other`.
 
     Both data sets have a depth scale of 5000.
     """
@@ -61,25 +61,27 @@ def test_results_name_the_evaluation_data(root):
 
 def test_default_flags_reproduce_the_metrics_of_the_run(root):
     last = json.loads((root / "run" / "results.json").read_text())["evaluations"][-1]
-    again = scores(root, "--step=last")
+    rescored = scores(root, "--step=last")
     for key in ("data", "split", "images", "protocol", "size", "truth"):
-        assert again[key] == last[key]
+        assert rescored[key] == last[key]
     # The run's --max_depth=3 applies, too.
-    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert rescored["metrics"]["rmse"] == pytest.approx(
+        last["metrics"]["rmse"], rel=1e-5
+    )
     farther = scores(root, "--step=last", "--max_depth=10")
-    assert farther["metrics"]["rmse"] > again["metrics"]["rmse"]
+    assert farther["metrics"]["rmse"] > rescored["metrics"]["rmse"]
 
 
 def test_training_data_are_read_with_the_depth_scale_of_the_run(root):
-    found = scores(root, f"--data={root / 'train'}")
-    assert (found["data"], found["split"], found["images"]) == ("train", "all", 8)
-    assert found["metrics"]["rmse"] < 4  # metres, not five times as many
+    entry = scores(root, f"--data={root / 'train'}")
+    assert (entry["data"], entry["split"], entry["images"]) == ("train", "all", 8)
+    assert entry["metrics"]["rmse"] < 4  # metres, not five times as many
 
 
 def test_other_data_are_read_with_the_default_depth_scale(root):
-    found = scores(root, f"--data={pairs(root / 'third', 3, seed=2)}")
-    assert (found["data"], found["images"]) == ("third", 3)
-    assert found["metrics"]["rmse"] < 4
+    entry = scores(root, f"--data={pairs(root / 'third', 3, seed=2)}")
+    assert (entry["data"], entry["images"]) == ("third", 3)
+    assert entry["metrics"]["rmse"] < 4
 
 
 def test_wrong_flags_are_refused_before_scoring(root):
@@ -115,18 +117,18 @@ def test_skipped_frames_are_noted(root, caplog):
     out = root / "gaps.json"
     command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
     assert evaluate.command([*command, f"--data={data}", f"--out={out}"]) == cli.OK
-    found = json.loads(out.read_text())
-    assert found["evaluations"][-1]["images"] == 2
+    document = json.loads(out.read_text())
+    assert document["evaluations"][-1]["images"] == 2
     for words in ("1 frames that can't be used", "1 frames without any depth"):
-        assert any(words in note for note in found["notes"])
+        assert any(words in note for note in document["notes"])
         assert words in caplog.text
 
 
 def test_different_images_of_the_same_names_are_not_compared(root):
     for name in ("one", "two"):
         (root / name).mkdir()
-    same = pairs(root / "one" / "p", 3, seed=4)
-    other = pairs(root / "two" / "p", 3, seed=5)
+    first = pairs(root / "one" / "p", 3, seed=4)
+    second = pairs(root / "two" / "p", 3, seed=5)
 
     def scored(data):
         return evaluate_command.score(
@@ -138,10 +140,10 @@ def test_different_images_of_the_same_names_are_not_compared(root):
             )
         )
 
-    a = scored(same)
-    compare_command.refuse_different(a, scored(same))
+    a = scored(first)
+    compare_command.refuse_different(a, scored(first))
     with pytest.raises(UserError, match="the images that they were scored on differ"):
-        compare_command.refuse_different(a, scored(other))
+        compare_command.refuse_different(a, scored(second))
 
 
 def test_a_registered_metric_is_in_every_output(root, tmp_path, capsys):

@@ -46,12 +46,12 @@ def test_tables_give_the_first_finished_seed_of_each_run_once(tmp_path):
     }
     (tmp_path / "t" / "tables.json").write_text(json.dumps(tables))
     alone = folder(tmp_path / "alone", config={"config": {"arch": "cnn"}})
-    found = finished_runs.find([str(tmp_path / "t"), alone, alone])
-    names = [run.name for run in found.runs]
+    finished = finished_runs.find([str(tmp_path / "t"), alone, alone])
+    names = [run.name for run in finished.runs]
     assert names == ["CNN+FC, table 1", "CNN, table 1", alone]
-    assert found.runs[1].workdir.name.endswith("cnn/seed-1")
-    assert found.runs[2].flag("arch") == "cnn" and found.runs[2].evaluations == []
-    assert list(found.tables) == [str(tmp_path / "t")]
+    assert finished.runs[1].workdir.name.endswith("cnn/seed-1")
+    assert finished.runs[2].flag("arch") == "cnn" and finished.runs[2].evaluations == []
+    assert list(finished.tables) == [str(tmp_path / "t")]
 
 
 def test_other_folders_and_damaged_files_are_refused(tmp_path):
@@ -113,16 +113,16 @@ def trained(tmp_path_factory):
 
 
 def test_scores_and_examples_are_of_the_evaluation_frames(trained):
-    found = finished_runs.read(str(trained / "run"))
-    opened = finished_runs.TrainedRun(found, step="last")
+    finished_run = finished_runs.read(str(trained / "run"))
+    opened = finished_runs.TrainedRun(finished_run, step="last")
     scored = opened.score()
-    last = found.evaluations[-1]
+    last = finished_run.evaluations[-1]
     assert scored.entry["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"])
     assert len(scored.images) == len(opened) == 5
-    shown = opened.examples([4, 1])
-    assert [e.name for e in shown] == [scored.images[k]["name"] for k in (4, 1)]
+    examples = opened.examples([4, 1])
+    assert [e.name for e in examples] == [scored.images[k]["name"] for k in (4, 1)]
     predictor = predictor_lib.load(trained / "run", step="last")
-    for example, index in zip(shown, (4, 1), strict=True):
+    for example, index in zip(examples, (4, 1), strict=True):
         measured = example.target > 0
         assert not measured[:4].any() and measured[4:].all()
         assert int(example.target[measured].min()) == index + 1  # metres
@@ -131,7 +131,7 @@ def test_scores_and_examples_are_of_the_evaluation_frames(trained):
         error = (example.pred - example.target)[measured].astype(float)
         rmse = scored.images[index]["rmse"]
         assert rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-4)
-    assert shown[0].camera is None
+    assert examples[0].camera is None
 
 
 def test_output_has_the_output_size_of_the_network(trained):

@@ -1,4 +1,4 @@
-"""The command inspect-data: output, files, mistakes."""
+"""The command inspect-data: output, files, wrong flags."""
 
 import errno
 import json
@@ -93,10 +93,12 @@ def test_frames_are_exported(pairs, tmp_path, output):
     assert output[-1] == f"exported to {tmp_path / 'e'}: 8 frames, 8 of 96x128"
     before, after = open_source(pairs), open_source(tmp_path / "e")
     for row in range(8):
-        one, two = before.frame(row), after.frame(row)
-        np.testing.assert_array_equal(one.rgb, two.rgb)
-        for a, b in zip(one.depths.values(), two.depths.values(), strict=True):
-            np.testing.assert_array_equal(a, b)
+        original, exported = before.frame(row), after.frame(row)
+        np.testing.assert_array_equal(original.rgb, exported.rgb)
+        for first, second in zip(
+            original.depths.values(), exported.depths.values(), strict=True
+        ):
+            np.testing.assert_array_equal(first, second)
     with pytest.raises(UserError, match="not empty"):
         inspect(pairs, f"--out={tmp_path / 'o'}", f"--export={tmp_path / 'e'}")
 

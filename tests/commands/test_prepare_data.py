@@ -90,9 +90,9 @@ def test_unusable_frames_are_listed(pairs, tmp_path, log, monkeypatch):
     assert "must have one size" in reasons["scene1/rgb/07.png"]
     assert manifest["left_out"] == ["scene1/rgb/01.png"] and manifest["count"] == 9
     lines = [record.getMessage() for record in log.records]
-    at = lines.index("2 frames can't be used, all named in manifest.json:")
-    assert lines[at + 1].startswith("  scene0/rgb/04.png: ")
-    assert lines[at + 2] == "  and 1 more"
+    index = lines.index("2 frames can't be used, all named in manifest.json:")
+    assert lines[index + 1].startswith("  scene0/rgb/04.png: ")
+    assert lines[index + 2] == "  and 1 more"
     assert any("1 frames without any depth left out, first scene1" in x for x in lines)
 
 
@@ -113,8 +113,8 @@ def test_every_read_option_has_a_flag():
     flags = {f.name: f.default for f in dataclasses.fields(prepare_data.PrepareConfig)}
     for field in dataclasses.fields(ReadOptions):
         assert flags[field.name] == field.default
-    given = prepare_data.PrepareConfig(files=("a", "b"), every=3, fill="cross_bf")
-    assert given.read_options == ReadOptions(every=3, fill="cross_bf")
+    config = prepare_data.PrepareConfig(files=("a", "b"), every=3, fill="cross_bf")
+    assert config.read_options == ReadOptions(every=3, fill="cross_bf")
 
 
 @pytest.mark.parametrize(

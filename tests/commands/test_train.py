@@ -1,4 +1,4 @@
-"""Whole runs at a small size: what a user gets, and what mistakes look like."""
+"""Complete runs at a small size: their outputs, and the errors of wrong flags."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def trained(tmp_path_factory, cache):
     return folder
 
 
-def test_run_leaves_what_the_work_directory_promises(trained):
+def test_a_run_writes_all_files_of_a_work_directory(trained):
     results = json.loads((trained / "results.json").read_text())
     entries = results["evaluations"]
     assert [e["step"] for e in entries] == sorted(e["step"] for e in entries)
@@ -82,19 +82,19 @@ def test_baselines_agree_with_numpy(trained, cache):
     rows = rooms.splits["own"]
     train_m = rooms.gather(rows["train"], depth="raw")[1] / 1000
     truth = np.stack([f["depth"]["raw"] for f in rooms.full_frames(rows["eval"])])
-    valid, there = truth > 0, train_m > 0
-    constant = train_m[there].mean()
+    valid, measured = truth > 0, train_m > 0
+    constant = train_m[measured].mean()
     expected = np.sqrt(np.mean((truth[valid] - constant) ** 2))
     assert results["baselines"]["constant"]["rmse"] == pytest.approx(expected, rel=1e-5)
-    mean_map = (train_m.sum(0) + (~there).all(0) * constant) / np.maximum(
-        there.sum(0), 1
+    mean_map = (train_m.sum(0) + (~measured).all(0) * constant) / np.maximum(
+        measured.sum(0), 1
     )
     error = (truth - mean_map)[valid]
     expected = np.sqrt(np.mean(error**2))
     assert results["baselines"]["mean_map"]["rmse"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_finished_run_goes_on(trained, cache, capsys):
+def test_a_finished_run_is_resumed_with_more_steps(trained, cache, capsys):
     before = json.loads((trained / "results.json").read_text())["evaluations"]
     assert train(trained, cache, "--steps=6", "--eval_every=6") == cli.OK
     after = json.loads((trained / "results.json").read_text())["evaluations"]
@@ -105,7 +105,7 @@ def test_a_finished_run_goes_on(trained, cache, capsys):
     assert [r["step"] for r in records][-2:] == [5, 6]
 
 
-def test_damage_is_trained_again_and_saved(tmp_path, trained, cache):
+def test_steps_of_a_damaged_checkpoint_are_trained_again(tmp_path, trained, cache):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     last = max(int(p.name) for p in (folder / "checkpoints").iterdir())
@@ -118,7 +118,7 @@ def test_damage_is_trained_again_and_saved(tmp_path, trained, cache):
     assert opened.steps()[-1] == last
 
 
-def test_a_folder_is_one_run_s_at_a_time(tmp_path, cache):
+def test_a_work_directory_is_locked_by_one_run(tmp_path, cache):
     folder = tmp_path / "run"
     folder.mkdir()
     with (
@@ -129,10 +129,10 @@ def test_a_folder_is_one_run_s_at_a_time(tmp_path, cache):
     assert train(folder, cache, "--steps=1") == cli.OK
 
 
-def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
-    have = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
-    with pytest.raises(UserError, match=f"--steps={have} already: steps count on"):
-        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={have}")
+def test_resume_from_a_run_needs_more_steps_than_it_has(tmp_path, trained, cache):
+    steps = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    with pytest.raises(UserError, match=f"--steps={steps} already: steps count on"):
+        train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={steps}")
     assert not (tmp_path / "a").exists()
     with pytest.raises(UserError, match=r"no multiple of --steps_per_call=5"):
         train(
@@ -144,12 +144,12 @@ def test_going_on_from_a_run_that_has_as_many_steps(tmp_path, trained, cache):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("config.json", '{"architectures": ["of somebody else"]}'),
+        ("config.json", '{"architectures": ["of another program"]}'),
         ("config.json", '{"config": [1]}'),
         ("config.json", '{"config": {"steps": {}}}'),
     ],
 )
-def test_a_configuration_of_somebody_else_is_one_line(tmp_path, cache, name, text):
+def test_a_configuration_of_another_program_is_refused(tmp_path, cache, name, text):
     (tmp_path / name).write_text(text)
     words = "was not written by jaxdepth run|is damaged"
     with pytest.raises(UserError, match=words):
@@ -158,7 +158,7 @@ def test_a_configuration_of_somebody_else_is_one_line(tmp_path, cache, name, tex
         jaxdepth.load(str(tmp_path))
 
 
-def test_results_without_evaluations_are_made_again(tmp_path, cache):
+def test_results_without_evaluations_are_written_again(tmp_path, cache):
     assert train(tmp_path, cache, "--steps=1") == cli.OK
     (tmp_path / "results.json").write_text("{}")
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -166,7 +166,7 @@ def test_results_without_evaluations_are_made_again(tmp_path, cache):
     assert train(tmp_path, cache, "--steps=2") == cli.OK
 
 
-def test_mistakes_change_nothing_of_a_run(trained, cache):
+def test_refused_flags_do_not_change_the_run(trained, cache):
     before = {p: p.stat().st_mtime_ns for p in trained.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="more than --steps=2"):
         train(trained, cache, "--steps=2")
@@ -177,17 +177,17 @@ def test_mistakes_change_nothing_of_a_run(trained, cache):
     }
 
 
-def test_a_folder_of_the_user_s_survives_his_mistakes(cache, tmp_path):
+def test_files_in_the_work_directory_survive_an_error(cache, tmp_path):
     (tmp_path / "kept").write_text("here")
     with pytest.raises(UserError):
         train(tmp_path, cache, "--steps=1", "--resume=/nowhere")
-    # The corrected command works, and its results are those of a first try.
+    # The corrected command works as in a new folder.
     assert train(tmp_path, cache, "--steps=1") == cli.OK
     assert (tmp_path / "kept").read_text() == "here"
 
 
 def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
-    # Logged every 50 steps, saved at each: what is saved must be looked at.
+    # The loss is logged every 50 steps but saved at each, so saving must check it.
     flags = ["--lr=1e30", "--steps=30", "--log_every=50", "--save_every=1"]
     assert train(tmp_path / "run", cache, *flags, "--eval_every=0") == cli.NON_FINITE
     assert "loss is not finite" in caplog.text
@@ -199,30 +199,33 @@ def test_a_loss_that_is_not_finite_is_never_saved(cache, tmp_path, caplog):
     assert records[-1]["loss"] is None and max(saved, default=0) < records[-1]["step"]
 
 
-def test_going_on_from_another_run(trained, cache, tmp_path):
-    there = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
-    flags = [f"--steps={there + 2}", f"--resume={trained}", "--eval_every=0"]
+def test_resume_from_another_run(trained, cache, tmp_path):
+    last_step = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    flags = [f"--steps={last_step + 2}", f"--resume={trained}", "--eval_every=0"]
     assert train(tmp_path / "next", cache, *flags) == cli.OK
     records = (tmp_path / "next" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in records] == [there + 1, there + 2]
+    assert [json.loads(line)["step"] for line in records] == [
+        last_step + 1,
+        last_step + 2,
+    ]
     with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
     for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
         with pytest.raises(UserError, match=f"this is {flag}, with another optimizer"):
             train(tmp_path / "other", cache, *flags, flag)
-    # Adam remembers the same with its decay apart, without clipping, at other rates.
+    # Weight decay, clipping and learning rate do not change the state of Adam.
     alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]
     alike += ["--clip_norm=1", "--schedule=cosine"]
     assert train(tmp_path / "alike", cache, *flags, *alike) == cli.OK
 
 
-def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
+def test_the_network_of_a_run_is_its_moving_average(trained, cache, tmp_path):
     folder = tmp_path / "run"
     flags = ["--steps=4", "--eval_every=4", "--ema=0.9"]
     assert train(folder, cache, *flags) == cli.OK
     network = jaxdepth.load(folder)
     usual = jaxdepth.load(trained, step="last")
-    # Trained alike, so that only the average sets them apart.
+    # Trained with equal flags, so that only the average differs.
     first, second = (
         np.asarray(n.variables["params"]["head"]["bias"]) for n in (network, usual)
     )
@@ -230,21 +233,21 @@ def test_the_network_of_a_run_is_its_average(trained, cache, tmp_path):
     out = tmp_path / "scores.json"
     argv = [f"--checkpoint={folder}", f"--cache_dir={cache}", f"--out={out}"]
     assert evaluate.command(argv) == cli.OK
-    again = json.loads(out.read_text())["evaluations"][-1]["metrics"]
+    rescored = json.loads(out.read_text())["evaluations"][-1]["metrics"]
     last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
-    assert again["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert rescored["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
     with pytest.raises(UserError, match=r"is of --ema=0, this is --ema=0\.9"):
         train(tmp_path / "next", cache, *flags, f"--resume={trained}")
 
 
-def test_a_used_folder_is_refused(trained, cache):
+def test_a_used_work_directory_is_refused(trained, cache):
     with pytest.raises(UserError, match="--resume=never"):
         train(trained, cache, "--steps=4", "--resume=never")
     with pytest.raises(UserError, match=r"--lr=0\.0006 before, 0\.5 now"):
         train(trained, cache, "--steps=8", "--lr=0.5")
 
 
-def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys):
+def test_evaluate_reproduces_the_metrics_of_the_run(trained, cache, tmp_path, capsys):
     out, table = tmp_path / "scores.json", tmp_path / "images.csv"
     code = evaluate.command(
         [
@@ -256,17 +259,22 @@ def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys
         ]
     )
     assert code == cli.OK
-    again = json.loads(out.read_text())["evaluations"][-1]
+    rescored = json.loads(out.read_text())["evaluations"][-1]
     last = json.loads((trained / "results.json").read_text())["evaluations"][-1]
-    assert again["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
+    assert rescored["metrics"]["rmse"] == pytest.approx(
+        last["metrics"]["rmse"], rel=1e-5
+    )
     assert len(table.read_text().splitlines()) == 33
-    assert again["parts"].keys() == last["parts"].keys()
-    # Rooms are no scenes: the interval is over images, and holds the number.
-    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
-    low, high = again["interval"]["metrics"]["rmse"]
-    assert low < again["metrics"]["rmse"] < high
-    said = capsys.readouterr().out
-    assert "near edges" in said and "bootstrap over 32 images" in said
+    assert rescored["parts"].keys() == last["parts"].keys()
+    # Rooms have no scenes, so the interval is over images. It contains the metric.
+    assert (rescored["interval"]["unit"], rescored["interval"]["units"]) == (
+        "image",
+        32,
+    )
+    low, high = rescored["interval"]["metrics"]["rmse"]
+    assert low < rescored["metrics"]["rmse"] < high
+    printed = capsys.readouterr().out
+    assert "near edges" in printed and "bootstrap over 32 images" in printed
     with pytest.raises(UserError, match="exists"):
         evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
 
@@ -276,9 +284,13 @@ def test_compare_scores_both_runs_on_the_same_images(trained, cache, tmp_path, c
     out = tmp_path / "pair.json"
     argv = [str(trained), str(trained), f"--out={out}", *flags]
     assert compare.command(argv) == cli.OK
-    (found,) = json.loads(out.read_text())["comparisons"]
-    assert (found["unit"], found["units"], found["split"]) == ("image", 32, "own")
-    rmse = found["metrics"]["rmse"]
+    (comparison,) = json.loads(out.read_text())["comparisons"]
+    assert (comparison["unit"], comparison["units"], comparison["split"]) == (
+        "image",
+        32,
+        "own",
+    )
+    rmse = comparison["metrics"]["rmse"]
     assert rmse["a"] == rmse["b"] and rmse["a_better"] == 0.5
     assert "A better in" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists"):
@@ -302,8 +314,8 @@ def test_predict_any_photo(trained, tmp_path, capsys):
         assert np.abs(stored / 1000 - depth).max() <= 0.00051
         assert (out / f"{name}.ply").stat().st_size > 15 * depth.size
         assert picture(out / f"{name}_color.png").shape == (*size, 3)
-    one = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
-    np.testing.assert_allclose(one, np.load(out / "a.npy"), rtol=1e-4)
+    predicted = jaxdepth.load(str(trained)).predict(photos / "a.jpg")
+    np.testing.assert_allclose(predicted, np.load(out / "a.npy"), rtol=1e-4)
 
 
 def test_predict_refuses_and_skips(trained, tmp_path, capsys):
@@ -327,7 +339,7 @@ def test_predict_refuses_and_skips(trained, tmp_path, capsys):
     argv = [check, str(good), str(broken), f"--out={tmp_path / 'o'}"]
     assert predict.command(argv) == cli.USER
     assert (tmp_path / "o" / "a.npy").exists() and good.read_bytes() == before
-    # Our own results are made anew, a call that was cut short too.
+    # Outputs of this command are replaced, also those of an interrupted call.
     (tmp_path / "o" / "a_color.png").unlink()
     assert predict.command(argv[:2] + argv[3:]) == cli.OK
     with pytest.raises(UserError, match="no such file"):
@@ -344,7 +356,7 @@ def test_depth_beside_its_photo_is_not_replaced(trained, tmp_path):
 
 
 def test_any_shape_of_photo_is_predicted(trained):
-    network = jaxdepth.load(trained)  # a path will do for a name
+    network = jaxdepth.load(trained)  # `load` also takes a Path
     for size in ((1, 1), (3, 90), (200, 2)):
         depth = network.predict(np.zeros((*size, 3), np.uint8))
         assert depth.shape == size and np.isfinite(depth).all() and depth.min() > 0
@@ -363,7 +375,9 @@ def test_any_shape_of_photo_is_predicted(trained):
         (["--recipe=table4_imagenet"], "needs --weights"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(flags, words, tmp_path, monkeypatch):
+def test_wrong_flags_are_reported_in_one_line_and_write_nothing(
+    flags, words, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words) as caught:
         run.command([*TINY, "--steps=1", f"--cache_dir={tmp_path / 'c'}", *flags])
@@ -387,8 +401,8 @@ def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
     ("blocks", "words"),
     [(60, "checkpoint of step 2 could not be written"), (4, "results.json could not")],
 )
-def test_full_storage_is_one_line(trained, cache, tmp_path, blocks, words):
-    # No file may grow past so many KiB; root is not spared, as it is by file modes.
+def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, words):
+    # Limits the size of files, in KiB. File modes would not limit root.
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
@@ -405,7 +419,7 @@ def test_full_storage_is_one_line(trained, cache, tmp_path, blocks, words):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
+def test_sigterm_saves_and_prints_the_command_to_resume(cache, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={folder}", f"--cache_dir={cache}", "--steps=100000"]
@@ -420,14 +434,14 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
             time.sleep(0.2)
         time.sleep(3)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == cli.PREEMPTED
-    assert "To go on: jaxdepth run" in said and str(folder) in said
+    assert "To go on: jaxdepth run" in output and str(folder) in output
     assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
 
 
-def test_a_batch_that_nobody_gave_divides_over_the_devices():
-    placement = sharding.Placement.over("jit")  # eight of them
+def test_the_default_batch_size_divides_over_the_devices():
+    placement = sharding.Placement.over("jit")  # eight devices
     config = Config.of(batch_size=9, accumulate=2)
     with pytest.raises(UserError, match="does not divide over 8 devices"):
         train_command._resolve_batch(config, placement, round_up=False)

@@ -57,32 +57,34 @@ def counting(name="it", log=None):
 
 
 def test_turns_alternate_and_the_first_is_discarded():
-    asked, values = [], iter(range(100))
+    names, values = [], iter(range(100))
 
-    def thing(name):
-        asked.append(name)
+    def measure(name):
+        names.append(name)
         return float(next(values))
 
-    samples = timing.alternate({"a": lambda: thing("a"), "b": lambda: thing("b")}, 2)
-    assert asked == ["a", "b"] * 3
+    samples = timing.alternate(
+        {"a": lambda: measure("a"), "b": lambda: measure("b")}, 2
+    )
+    assert names == ["a", "b"] * 3
     assert samples == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
 
 
-def test_only_the_last_call_is_waited_for():
-    one, log = counting()
-    assert timing.seconds_per_call(one, 3) > 0
+def test_only_the_last_call_is_awaited():
+    workload, log = counting()
+    assert timing.seconds_per_call(workload, 3) > 0
     assert log == ["it", "it", "it", "wait 3"]
 
 
 def test_turns_have_a_minimum_length(monkeypatch):
     clock = iter(np.arange(0, 1000, 0.5))
     monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    one, log = counting("a")
+    first, log = counting("a")
     # One call takes half a second on this clock: four of them fill two.
-    assert timing.calls_for(one, 2.0) == 4
-    other, _ = counting("b", log)
+    assert timing.calls_for(first, 2.0) == 4
+    second, _ = counting("b", log)
     log.clear()
-    samples = timing.time_alternating([one, other], repeats=2)
+    samples = timing.time_alternating([first, second], repeats=2)
     turns = [name for name in log if name in ("a", "b")]
     assert turns == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
     assert samples == {"a": [0.5, 0.5], "b": [0.5, 0.5]}
@@ -287,13 +289,15 @@ def test_variants_are_timed_in_the_same_turns(tmp_path):
 
 
 def test_variants_with_fewer_steps_per_call_repeat_it():
-    one, log = counting()
-    two = timing.Workload("two", int, int, images=4)
-    also = networks.as_variant(dataclasses.replace(one, images=2), two, "words")
-    assert (also.name, also.images) == ("it, words", 4)
-    assert also.call() == 2 and log == ["it", "it"]
+    single, log = counting()
+    double = timing.Workload("two", int, int, images=4)
+    variant = networks.as_variant(
+        dataclasses.replace(single, images=2), double, "words"
+    )
+    assert (variant.name, variant.images) == ("it, words", 4)
+    assert variant.call() == 2 and log == ["it", "it"]
     with pytest.raises(UserError, match="steps_per_call must divide"):
-        networks.as_variant(two, dataclasses.replace(one, images=2), "words")
+        networks.as_variant(double, dataclasses.replace(single, images=2), "words")
 
 
 def test_an_incomplete_report_is_written(tmp_path):

@@ -230,11 +230,11 @@ def test_results_are_written_after_each_part(tmp_path, monkeypatch, capsys):
 
 def test_parts_may_use_the_time_that_earlier_parts_left(tmp_path, monkeypatch):
     now, limits = [100.0], []
-    takes = {"train": 1.0, "train_peers": 5.0, "infer": 2.0, "upconv": 4.0}
+    durations = {"train": 1.0, "train_peers": 5.0, "infer": 2.0, "upconv": 4.0}
 
     def run(words, limit, *_, **__):
         limits.append(limit)
-        now[0] += list(takes.values())[len(limits) - 1]
+        now[0] += list(durations.values())[len(limits) - 1]
         return {}
 
     monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])

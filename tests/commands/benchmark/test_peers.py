@@ -76,7 +76,7 @@ def test_peers_predict_the_same_depth(arch):
 
 
 def our_gradients(settings, variables, batch):
-    """Loss, gradients and statistics of our step, from given variables."""
+    """Loss, gradients and statistics of the JAX step from these variables."""
     config = settings.config(len(batch["rgb"]), settings.image_size)
     model = models.create(config.model).clone(**settings.widths, dropout=0.0)
     spec = StepSpec(model, tiny.keep_gradient(), config, None)
@@ -136,17 +136,17 @@ def test_peers_take_the_same_optimizer_steps(optimizer):
     grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
     rule = optimizer_lib.create(config, start)
     state: Any = rule.init(start)
-    ours: Any = start
+    params: Any = start
     layer = torch.nn.Linear(3, 4, bias=False)
     layer.weight.data = torch.tensor(start["kernel"].T.copy())
     optimizer_of = peer_runs.optimizer_of(config, layer, fused=False)
     for grad in grads:
-        updates, state = rule.update(grad, state, ours)
-        ours = optax.apply_updates(ours, updates)
+        updates, state = rule.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
         layer.weight.grad = torch.tensor(grad["kernel"].T.copy())
         optimizer_of.step()
     after = layer.weight.detach().numpy().T
-    np.testing.assert_allclose(after, ours["kernel"], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(after, params["kernel"], rtol=2e-5, atol=1e-7)
 
 
 def test_load_raises_for_missing_and_unknown_names():
@@ -222,10 +222,17 @@ def test_compiled_peers_are_timed_with_eager_ones(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda model, mode: lambda x: model(x) + 100.0
     )
-    both = peer_runs.workloads(settings, 1, Report(), count)
-    assert [c.name for c in both] == ["torch plain", "torch plain, compiled (default)"]
-    eager, compiled, again = both[0].call(), both[1].call(), both[0].call()
-    assert compiled.min() >= 100 > max(eager.max(), again.max())
+    entries = peer_runs.workloads(settings, 1, Report(), count)
+    assert [c.name for c in entries] == [
+        "torch plain",
+        "torch plain, compiled (default)",
+    ]
+    eager, compiled, eager_again = (
+        entries[0].call(),
+        entries[1].call(),
+        entries[0].call(),
+    )
+    assert compiled.min() >= 100 > max(eager.max(), eager_again.max())
 
 
 def test_peers_use_the_device_of_jax(monkeypatch):

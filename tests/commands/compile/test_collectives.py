@@ -18,8 +18,8 @@ def test_local_statistics_need_no_collectives(parallel):
     # Seven of the eight convolutions have batch statistics.
     assert counts["global"]["batch statistics"][0] == 7
     assert "batch statistics" not in counts["local"]
-    same = "gradients, running statistics"
-    assert counts["global"][same][1] == counts["local"][same][1] > 3e6
+    purpose = "gradients, running statistics"
+    assert counts["global"][purpose][1] == counts["local"][purpose][1] > 3e6
 
 
 def test_one_device_is_an_error():

@@ -120,16 +120,16 @@ def test_the_lowered_step_returns_a_state_of_the_same_shapes(flags):
         lowered = lower.lower_step(config, placement, frames=9)
     (state, batch, *table), _ = lowered.args_info
     new, logs = lowered.out_info
-    same = jax.tree.map(lambda a, b: a.shape == b.shape, state, new)
-    assert all(jax.tree.leaves(same))
+    equal_shapes = jax.tree.map(lambda a, b: a.shape == b.shape, state, new)
+    assert all(jax.tree.leaves(equal_shapes))
     # The state is donated, the batch is not.
     assert all(info.donated for info in jax.tree.leaves(state))
     assert not any(info.donated for info in jax.tree.leaves((batch, table)))
     assert len(table) == ("--cache=device" in flags)
-    each = (3,) if "--steps_per_call=3" in flags else ()
+    steps = (3,) if "--steps_per_call=3" in flags else ()
     assert logs["loss"].shape == (
         *((2,) if config.train.parallel == "pmap" else ()),
-        *each,
+        *steps,
     )
 
 
@@ -152,12 +152,12 @@ def test_blocks_return_gradients_of_parameters_and_input():
     config = resolved(*SMALL)
     placement = sharding.Placement.over("jit", jax.devices()[:2])
     lowered = lower.lower_block(config, placement, block="block2")
-    (grads, kept), of_input = lowered.out_info
+    (grads, statistics), input_gradient = lowered.out_info
     assert grads[0]["conv"]["kernel"].shape == (3, 3, 32, 64)
-    assert kept[0]["batch_stats"]["bn"]["mean"].shape == (64,)
-    assert of_input.shape == (8, 12, 16, 32)
-    first = lower.lower_block(config, placement, block="block1")
-    assert first.out_info[1] == ()  # no gradient of the image
+    assert statistics[0]["batch_stats"]["bn"]["mean"].shape == (64,)
+    assert input_gradient.shape == (8, 12, 16, 32)
+    block1 = lower.lower_block(config, placement, block="block1")
+    assert block1.out_info[1] == ()  # no gradient of the image
 
 
 def test_augmentation_is_a_block():

@@ -335,8 +335,10 @@ def test_slider_moves_by_key_and_mouse_and_shows_layers(page):
     figure = page.locator("figure.picture").nth(1)
     figure.get_by_label("image", exact=False).first.check()
     assert compare.locator(".tag.left").text_content() == "image"
-    shown = "e => [...e.querySelectorAll('.over')].filter(i => !i.hidden).length"
-    assert compare.evaluate(shown) == 1
+    visible_layers = (
+        "e => [...e.querySelectorAll('.over')].filter(i => !i.hidden).length"
+    )
+    assert compare.evaluate(visible_layers) == 1
     assert "image left of the border" in slider.get_attribute("aria-label")
 
 
@@ -384,13 +386,13 @@ def test_cloud_projects_points_with_the_pinhole_model(page):
         for _ in range(times):
             page.keyboard.press(key)
     wait_for_text(status, "Rotated 0°")
-    seen = picture_of(canvas)
-    size = seen.shape
+    pixels = picture_of(canvas)
+    size = pixels.shape
     scale = 0.65 * size[1] / COLUMNS
     for row, column in ((5, 50), (24, 20), (40, 60)):
         y = round(size[0] / 2 + (row - 23.5) * scale)
         x = round(size[1] / 2 + (column - 31.5) * scale)
-        np.testing.assert_allclose(seen[y, x, :2], (4 * row, 4 * column), atol=14)
+        np.testing.assert_allclose(pixels[y, x, :2], (4 * row, 4 * column), atol=14)
 
 
 def test_a_run_without_any_finite_loss_has_a_section(tmp_path, fake):
