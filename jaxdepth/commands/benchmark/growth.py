@@ -56,7 +56,7 @@ def points(settings: NetworkSettings) -> list[Any]:
 def run(settings: NetworkSettings, report: Report) -> None:
     """Measure one point after another and print a table."""
     all_devices = jax.devices()
-    rows: list[list[Any]] = []
+    growth: dict[str, dict[str, Any]] = {}
     first: tuple[float, float] | None = None
     for point in points(settings):
         name = f"{point[0]}x{point[1]}" if isinstance(point, tuple) else str(point)
@@ -79,14 +79,13 @@ def run(settings: NetworkSettings, report: Report) -> None:
         # Below 1: the time grows more slowly than the work.
         linear = seconds / first[0] / (work / first[1])
         memory = memory and memory / 2**20
-        rows.append([name, batch, 1e3 * seconds, images / seconds, linear, memory])
+        row = (batch, 1e3 * seconds, images / seconds, linear, memory)
+        growth[name] = dict(zip(COLUMNS[1:], row, strict=True))
         # Recorded after each point, because the user may interrupt the larger ones.
-        report.facts["growth"] = {
-            row[0]: dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in rows
-        }
+        report.facts["growth"] = growth
     title = f"{settings.title} by {settings.growth}; linear: {LINEAR[settings.growth]}"
-    cells = [[number(cell) for cell in row] for row in rows]
-    terminal.print_table(title, COLUMNS, cells)
+    rows = [[name, *map(number, row.values())] for name, row in growth.items()]
+    terminal.print_table(title, COLUMNS, rows)
 
 
 def place(settings: NetworkSettings, point: Any, all_devices: list[Any]):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,11 @@ def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
     if config.model.arch == "upproj":
         details += [f"upconv {config.model.upconv}", f"layout {config.model.layout}"]
     if settings.trains:
-        details += [
-            f"loss {config.loss.name}",
-            config.optimizer.name,
-            f"frames: {config.data.cache}",
-        ]
-        details += [f"augment {config.data.augment}"]
+        details += [f"loss {config.loss.name}", config.optimizer.name]
+        details += [f"frames: {config.data.cache}", f"augment {config.data.augment}"]
         for name in ("accumulate", "steps_per_call", "parallel", "bn"):
             value = getattr(settings, name)
-            if value != type(settings).__dataclass_fields__[name].default:
+            if value != getattr(type(settings), name):
                 details.append(f"{name} {value}")
     return (
         f"{settings.title} at {config.model.size}, batch {batch} on {devices} x "
@@ -175,6 +172,7 @@ def rates(
     # Simulated devices share one processor, whose peak is measured as one device.
     real_devices = 1 if jax.default_backend() == "cpu" else devices
     peak_bytes = peaks.bytes * real_devices * seconds / devices
+    moved = _bytes_per_call(settings, compiled)
     return {
         "parameters": ours.parameters,
         "images/s": images / seconds,
@@ -183,13 +181,11 @@ def rates(
         "counted": macs.HOW,
         "TFLOP/s": flops / 1e12,
         "share of the matrix product": flops / (peaks.flops * real_devices),
-        "XLA's GFLOP a step and device": _divide(compiled.flops, 1e9),
-        "XLA's GB a step and device": _divide(compiled.bytes, 1e9),
-        "share of the copy, by XLA's bytes": _divide(
-            _bytes_per_call(settings, compiled), peak_bytes
-        ),
-        "temporary memory [MiB]": _divide(compiled.temporary, 2**20),
-        "arguments [MiB]": _divide(compiled.arguments, 2**20),
+        "XLA's GFLOP a step and device": compiled.flops and compiled.flops / 1e9,
+        "XLA's GB a step and device": compiled.bytes and compiled.bytes / 1e9,
+        "share of the copy, by XLA's bytes": moved and moved / peak_bytes,
+        "temporary memory [MiB]": compiled.temporary and compiled.temporary / 2**20,
+        "arguments [MiB]": compiled.arguments and compiled.arguments / 2**20,
         f"compile{', cached' if settings.compile_cache else ''} [s]": compiled.seconds,
     }
 
@@ -199,10 +195,6 @@ def _bytes_per_call(settings: NetworkSettings, compiled: Compiled) -> float | No
     if getattr(settings, "accumulate", 1) > 1 or compiled.bytes is None:
         return None
     return compiled.bytes * getattr(settings, "steps_per_call", 1)
-
-
-def _divide(value: float | None, unit: float) -> float | None:
-    return None if value is None else value / unit
 
 
 def _show_times(title: str, times: Samples, images: int, report: Report) -> None:
@@ -268,20 +260,17 @@ def _measure_latency(
     settings: NetworkSettings, report: Report, parameters: int
 ) -> None:
     """Milliseconds per frame and frames per second if each frame is waited for."""
-    contestants = workloads.single_frames(settings, settings.image_size)
-    contestants += [_waiting(peer) for peer in _peers(settings, 1, report, parameters)]
+    candidates = workloads.single_frames(settings, settings.image_size)
+    for peer in _peers(settings, 1, report, parameters):
+        call = functools.partial(_call_and_wait, peer)
+        candidates.append(Workload(peer.name, call, lambda _: None))
     times = timing.time_alternating(
-        contestants, repeats=settings.repeats, seconds=settings.seconds
+        candidates, repeats=settings.repeats, seconds=settings.seconds
     )
     title = f"{settings.title} at {settings.size}, batch 1, each waited for"
     report.show(title, {k: [1e3 * t for t in v] for k, v in times.items()}, "ms")
     report.show(title, {k: [1 / t for t in v] for k, v in times.items()}, "frames/s")
 
 
-def _waiting(workload: Workload) -> Workload:
-    """The same workload, waiting for every call."""
-
-    def call():
-        return workload.wait(workload.call())
-
-    return dataclasses.replace(workload, call=call, wait=lambda _: None)
+def _call_and_wait(workload: Workload) -> Any:
+    return workload.wait(workload.call())

@@ -78,29 +78,26 @@ def trace(folder: Path, workload: Workload) -> Path:
 
 def operations(file: Path) -> dict[str, float]:
     """Seconds of each operation, summed over calls and threads or streams."""
-    data = jax.profiler.ProfileData.from_file(str(file))
-    planes = [p for p in data.planes if p.name.startswith("/device:")]
+    planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
     seconds: dict[str, float] = defaultdict(float)
     for plane in planes:
-        lines = list(plane.lines)
-        named = [line for line in lines if line.name == _TPU_LINE]
-        for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
-            for event in line.events:
-                operation = dict(event.stats).get("hlo_op", event.name)
-                seconds[str(operation)] += event.duration_ns / 1e9
-    return dict(seconds) if seconds else _on_host(data)
-
-
-def _on_host(data: Any) -> dict[str, float]:
-    """Seconds of each operation on CPU, where events of host threads name them."""
-    seconds: dict[str, float] = defaultdict(float)
-    for plane in data.planes:
-        for line in plane.lines:
-            for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
-                if operation is not None:
-                    seconds[str(operation)] += event.duration_ns / 1e9
+        if plane.name.startswith("/device:"):
+            lines = list(plane.lines)
+            named = [line for line in lines if line.name == _TPU_LINE]
+            for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
+                _add_times(seconds, line, of_host=False)
+    if not seconds:  # CPU
+        for line in (line for plane in planes for line in plane.lines):
+            _add_times(seconds, line, of_host=True)
     return dict(seconds)
+
+
+def _add_times(seconds: dict[str, float], line: Any, *, of_host: bool) -> None:
+    """Add the events of a line; on host threads, only those with an operation."""
+    for event in line.events:
+        name = dict(event.stats).get("hlo_op", None if of_host else event.name)
+        if name is not None:
+            seconds[str(name)] += event.duration_ns / 1e9
 
 
 def modules(text: str) -> dict[str, str]:

@@ -1,8 +1,6 @@
-"""Results of a benchmark: tables on the terminal, JSON and CSV."""
+"""Results of a benchmark: tables on the terminal and JSON."""
 
-import csv
 import datetime
-import io
 import json
 import os
 import platform
@@ -21,7 +19,6 @@ from jaxdepth.runtime.versions import installed
 from jaxdepth.workdir import plain
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "libtpu")
-COLUMNS = ("table", "what", "unit", "median", "min", "max", "repeats")
 
 
 class Report:
@@ -86,18 +83,6 @@ class Report:
             }
             | ({"stopped": stopped} if stopped else {})
         )
-
-    def csv(self) -> str:
-        """All tables as CSV, one line per row."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for table in self.tables:
-            for row in table["rows"]:
-                numbers = [f"{row[k]:.6g}" for k in ("median", "min", "max")]
-                line = (table["title"], row["what"], table["unit"], *numbers)
-                writer.writerow((*line, len(row["values"])))
-        return text.getvalue()
 
 
 def number(value: Any) -> Any:

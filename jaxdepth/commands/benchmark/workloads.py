@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import tempfile
 import time
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdepth import models
@@ -22,8 +23,6 @@ from jaxdepth.commands.benchmark.settings import NetworkSettings, Size, TrainSet
 from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.commands.compile import lower
 from jaxdepth.config import Config
-from jaxdepth.data import pipeline
-from jaxdepth.ops import platform
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
@@ -74,34 +73,25 @@ def subject(
         yield made
 
 
-def describe(compiled: jax.stages.Compiled, seconds: float) -> Compiled:
-    """The costs of a program, as far as this platform's compiler reports them."""
-    cost, memory = {}, None
+def _compile(
+    jitted: Any, *args: Any, options: dict[str, Any]
+) -> tuple[Callable, Compiled]:
+    """Compile a function of `jax.jit` or `jax.pmap` for these arguments."""
+    start = time.perf_counter()
+    program = jitted.lower(*args).compile(options)
+    seconds, cost, memory = time.perf_counter() - start, {}, None
     with contextlib.suppress(Exception):  # backends raise different errors
-        cost = compiled.cost_analysis() or {}
+        cost = program.cost_analysis() or {}
     with contextlib.suppress(Exception):
-        memory = compiled.memory_analysis()
-    return Compiled(
+        memory = program.memory_analysis()
+    return program, Compiled(
         seconds,
         flops=cost.get("flops"),
         bytes=cost.get("bytes accessed"),
         temporary=memory.temp_size_in_bytes if memory else None,
         arguments=memory.argument_size_in_bytes if memory else None,
-        text=compiled.as_text,  # pyright: ignore[reportArgumentType]
+        text=program.as_text,  # pyright: ignore[reportArgumentType]
     )
-
-
-def _compile(
-    function: Callable,
-    *args: Any,
-    donate: tuple[int, ...] = (),
-    options: dict[str, Any] | None = None,
-) -> tuple[Callable, Compiled]:
-    """Compile a function for these arguments."""
-    start = time.perf_counter()
-    lowered = jax.jit(function, donate_argnums=donate).lower(*args)
-    program = lowered.compile(options)
-    return program, describe(program, time.perf_counter() - start)
 
 
 def check_memory(compiled: Compiled) -> None:
@@ -130,13 +120,24 @@ def trainer(
     holder = {"state": placement.place_state(state)}
     del state
     with _input(settings, config, placement) as (table, next_batch):
-        step, compiled = _compiled_step(
-            config, placement, parts, table, holder["state"], next_batch()
+        step = placement.mapped(
+            *parts.step(config),
+            table=table is not None,
+            stacked=config.train.steps_per_call > 1,
+        )
+        if placement.kind == "jit":
+            step = jax.jit(step, donate_argnums=0)
+        tables, options = (
+            () if table is None else (table,),
+            placement.compiler_options(),
+        )
+        program, compiled = _compile(
+            step, holder["state"], next_batch(), *tables, options=options
         )
         check_memory(compiled)
 
         def call():
-            holder["state"], logs = step(holder["state"], next_batch())
+            holder["state"], logs = program(holder["state"], next_batch(), *tables)
             return logs
 
         images = batch_size * config.train.steps_per_call
@@ -145,36 +146,6 @@ def trainer(
             yield Subject(workload, compiled, parts.model, parameters)
         finally:
             holder.clear()
-
-
-def _compiled_step(
-    config: Config,
-    placement: Placement,
-    parts: lower.StepParts,
-    table: Any,
-    state: Any,
-    batch: Any,
-) -> tuple[Callable, Compiled]:
-    """Compile (placed state, placed batch) -> (state, logs)."""
-    stacked = config.train.steps_per_call > 1
-    bound = parts.step(config)
-    if config.train.parallel == "pmap":
-        # pmap compiles at the first call, which gets a copy because it donates.
-        step = placement.compile(*bound, table=table, stacked=stacked)
-        start = time.perf_counter()
-        copy = placement.place_state(placement.one(state))
-        jax.block_until_ready(step(copy, batch))
-        return step, Compiled(time.perf_counter() - start)
-    tables = () if table is None else (table,)
-    program, compiled = _compile(
-        placement.mapped(*bound, table=table is not None, stacked=stacked),
-        state,
-        batch,
-        *tables,
-        donate=(0,),
-        options=placement.compiler_options(),
-    )
-    return lambda state, batch: program(state, batch, *tables), compiled
 
 
 @contextlib.contextmanager
@@ -198,75 +169,78 @@ def _input(settings: TrainSettings, config: Config, placement: Placement):
         return
     with tempfile.TemporaryDirectory() as folder:
         store = noise.store_of(settings.frames, frame, Path(folder) / "noise")
-        with pipeline.batches(
-            store,
-            np.arange(len(store)),
-            depth=store.depths[0],
-            seed=0,
-            batch_size=batch_size,
-            start_step=0,
-            stop_step=10**9,
-            cache=config.data.cache,
-        ) as source:
+        with noise.batches_of(store, batch_size, cache=config.data.cache) as source:
             yield None, lambda: place(source)
+
+
+class _Forward(NamedTuple):
+    """A compiled forward pass from uint8 images to metres.
+
+    Attributes:
+      run: images on the devices -> depth.
+      sharding: of the images.
+    """
+
+    run: Callable[[jax.Array], jax.Array]
+    sharding: NamedSharding
+    compiled: Compiled
+    model: nn.Module
+    parameters: int
+
+
+def _forward(
+    settings: NetworkSettings, batch_size: int, image_size: Size, devices: list[Any]
+) -> _Forward:
+    config = settings.config(batch_size, image_size)
+    model = models.create(config.model).clone(**settings.widths)
+    image = jnp.zeros((1, *image_size, 3), jnp.float32)
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image)
+    placement = Placement.over("jit", devices)
+    placement.check_batch(batch_size, 1)
+    variables = placement.place_state(variables)
+    sharding = NamedSharding(placement.mesh, P(AXIS))
+    shape = (batch_size, *image_size, 3)
+    rgb = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
+
+    def forward(variables, rgb):
+        image = rgb.astype(jnp.float32)
+        return step_lib.predict(model, variables, image, layout=config.model.layout)
+
+    options = placement.compiler_options()
+    program, compiled = _compile(jax.jit(forward), variables, rgb, options=options)
+    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    run = functools.partial(program, variables)
+    return _Forward(run, sharding, compiled, model, parameters)
 
 
 def predictor(
     settings: NetworkSettings, batch_size: int, image_size: Size, devices: list[Any]
 ) -> Subject:
     """The forward pass from uint8 images to metres, both on the devices."""
-    forward, variables, model = _forward(settings, batch_size, image_size)
-    mesh = Mesh(np.array(devices), (AXIS,))
-    variables = jax.device_put(variables, NamedSharding(mesh, P()))
-    Placement.over("jit", devices).check_batch(batch_size, 1)
-    shape = (POOL, batch_size, *image_size, 3)
-    pool = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    batches = [jax.device_put(x, NamedSharding(mesh, P(AXIS))) for x in pool]
-    program, compiled = _compile(
-        forward, variables, batches[0], options=platform.compiler_options(devices[0])
-    )
-    images = itertools.cycle(batches)
+    forward = _forward(settings, batch_size, image_size, devices)
+    pool = noise.images(POOL, batch_size, image_size)
+    images = itertools.cycle([jax.device_put(x, forward.sharding) for x in pool])
     workload = Workload(
-        NAME,
-        lambda: program(variables, next(images)),
-        jax.block_until_ready,
-        batch_size,
+        NAME, lambda: forward.run(next(images)), jax.block_until_ready, batch_size
     )
-    parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    return Subject(workload, compiled, model, parameters)
+    return Subject(workload, forward.compiled, forward.model, forward.parameters)
 
 
 def single_frames(settings: NetworkSettings, image_size: Size) -> list[Workload]:
     """The forward pass of one frame, waited for: on the device, and from the host."""
-    forward, variables, _ = _forward(settings, 1, image_size)
-    variables = jax.device_put(variables)
-    pool = np.random.default_rng(1).integers(0, 256, (8, 1, *image_size, 3), np.uint8)
-    images = [jax.device_put(x) for x in pool]
-    options = platform.compiler_options()
-    program, _ = _compile(forward, variables, images[0], options=options)
-    device_images, host_images = itertools.cycle(images), itertools.cycle(pool)
+    forward = _forward(settings, 1, image_size, jax.devices()[:1])
+    pool = noise.images(8, 1, image_size)
+    host_images = itertools.cycle(pool)
+    images = itertools.cycle([jax.device_put(x, forward.sharding) for x in pool])
 
     def on_device():
-        return jax.block_until_ready(program(variables, next(device_images)))
+        return jax.block_until_ready(forward.run(next(images)))
 
     def with_transfers():
-        image = jax.device_put(next(host_images))
-        return np.asarray(program(variables, image))
+        image = jax.device_put(next(host_images), forward.sharding)
+        return np.asarray(forward.run(image))
 
     return [
         Workload(f"{NAME}, image and depth on the device", on_device, lambda _: None),
         Workload(f"{NAME}, from and to the host", with_transfers, lambda _: None),
     ]
-
-
-def _forward(settings: NetworkSettings, batch_size: int, image_size: Size):
-    config = settings.config(batch_size, image_size)
-    model = models.create(config.model).clone(**settings.widths)
-    image = jnp.zeros((1, *image_size, 3), jnp.float32)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image)
-
-    def forward(variables, rgb):
-        image = rgb.astype(jnp.float32)
-        return step_lib.predict(model, variables, image, layout=config.model.layout)
-
-    return forward, variables, model
