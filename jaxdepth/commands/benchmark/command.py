@@ -7,7 +7,7 @@
     jaxdepth benchmark cpu --out=FOLDER
     jaxdepth benchmark gpu --out=FOLDER
 
-Prints medians and spreads. What is compared is timed in alternating turns.
+Prints medians and spreads. Candidates are timed in alternating turns.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxdepth import workdir
 from jaxdepth.commands import cli
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import Report
@@ -52,8 +53,8 @@ def command(argv: Sequence[str]) -> int:
     if not argv or argv[0] not in COMMANDS:
         hint = nearest(argv[0], COMMANDS) if argv else ""
         raise UserError(f"name a benchmark: {PROG} {'|'.join(COMMANDS)}{hint}")
-    # Before JAX starts: allocate GPU memory on demand, because PyTorch needs some too,
-    # up to 92 %.
+    # Allocate GPU memory on demand, up to 92 %, because PyTorch needs some too. JAX
+    # reads these variables when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".92")
     jax_setup.retain_host_memory()  # as training does
@@ -72,7 +73,7 @@ def measure(settings: Any, run: Callable[[Any, Report], None]) -> None:
         output_files.check_new_file(path, flag="json")
     report, stopped = Report(), None
     if (warning := report_lib.load_warning()) is not None:
-        report.say(warning)
+        report.note(warning)
     try:
         run(settings, report)
     except BaseException as error:
@@ -81,4 +82,4 @@ def measure(settings: Any, run: Callable[[Any, Report], None]) -> None:
     finally:
         if path is not None and (report.tables or not stopped):
             document = report.document(dataclasses.asdict(settings), stopped)
-            output_files.write_text(path, report_lib.dumps(document))
+            workdir.write_json(path, document)

@@ -121,9 +121,9 @@ def waiting(settings: DataSettings, store: Store, report: Report) -> None:
         with noise.batches_of(store, settings.batch_size) as source:
             start = time.perf_counter()
             while logs is None or time.perf_counter() - start < settings.seconds:
-                before = time.perf_counter()
+                request = time.perf_counter()
                 batch = placement.place_batch(next(source))
-                waited += time.perf_counter() - before
+                waited += time.perf_counter() - request
                 holder["state"], logs = step(holder["state"], batch)
                 jax.block_until_ready(logs)
             return 100 * waited / (time.perf_counter() - start)

@@ -18,7 +18,7 @@ from jaxdepth.runtime.errors import UserError
 
 POINTS = {
     "batch": "1,2,4,8,16,32,64",
-    # 60x80 is the size of the demo: maps of 2x3 must not be disproportionately slow.
+    # 60x80 is the input size of the recipe `demo`; its smallest maps are 2x3.
     "size": "60x80,120x160,180x240,228x304,240x320,360x480,480x640",
     "devices": "1,2,4,8",
 }
@@ -62,15 +62,17 @@ def run(settings: NetworkSettings, report: Report) -> None:
         name = f"{point[0]}x{point[1]}" if isinstance(point, tuple) else str(point)
         batch, size, devices = place(settings, point, all_devices)
         try:
-            with workloads.subject(settings, batch, size, devices) as ours:
+            with workloads.subject(settings, batch, size, devices) as measured:
                 (samples,) = timing.time_alternating(
-                    [ours.workload], repeats=settings.repeats, seconds=settings.seconds
+                    [measured.workload],
+                    repeats=settings.repeats,
+                    seconds=settings.seconds,
                 ).values()
-                memory, images = ours.compiled.temporary, ours.workload.images
+                memory, images = measured.compiled.temporary, measured.workload.images
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            report.say(f"{name}: does not fit into memory, skipped")
+            report.note(f"{name}: does not fit into memory, skipped")
             continue
         milliseconds = {name: [1e3 * t for t in samples]}
         report.keep(f"a step by {settings.growth}", milliseconds, "ms")
@@ -106,7 +108,7 @@ def place(settings: NetworkSettings, point: Any, all_devices: list[Any]):
 
 
 def _work(growth: str, point: Any) -> float:
-    """What the time is proportional to if growth is linear."""
+    """The quantity that the time is proportional to under linear growth."""
     if growth == "size":
         return float(math.prod(point))
     if growth == "devices" and jax.default_backend() != "cpu":

@@ -30,7 +30,7 @@ def peaks(
     """Measure a large matrix product in `dtype` and a large copy.
 
     Args:
-      trial: use small ones, for tests; their rates mean nothing.
+      trial: use small ones, for tests; their rates are meaningless.
     """
     # Large enough that caches and kernel launches do not matter.
     n, size = (2048, 2**28) if jax.default_backend() == "cpu" else (8192, 2**30)
@@ -67,7 +67,7 @@ def _copy(size: int) -> timing.Workload:
 
 
 def peak_memory() -> tuple[int, str]:
-    """Peak bytes of the fullest device, or of this process; and which of the two."""
+    """Peak bytes of the fullest device, or else of this process; and its name."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     used = max(s.get("peak_bytes_in_use", 0) for s in stats)
     if used:

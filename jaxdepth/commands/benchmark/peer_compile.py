@@ -33,7 +33,7 @@ def compiled(
     except Exception as error:  # compiler backends raise different errors
         torch._dynamo.reset()
         words = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
-        report.say(f"{name}: not compiled ({words[:160] or type(error).__name__})")
+        report.note(f"{name}: not compiled ({words[:160] or type(error).__name__})")
         return {}
     return {f"{name}, compiled ({mode})": network}
 

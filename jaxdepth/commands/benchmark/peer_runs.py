@@ -1,8 +1,8 @@
 """PyTorch's training step and forward pass as workloads to time.
 
-They do what ours do: frames of the same sizes and dtypes on the device, crop,
-normalisation, target resized to the output size, loss, gradients, Adam with L2. Our
-step also counts frames, sums over devices and computes the gradient norm for the log.
+They do the same as jaxdepth's: frames of the same sizes and dtypes on the device, crop,
+normalisation, target resized to the output size, loss, gradients, Adam with L2. The
+step of jaxdepth also counts frames, sums over devices and computes the gradient norm.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
     if device().type == "cuda":
         name = torch.cuda.get_device_name()
         name += f", TF32 {settings.tf32} in PyTorch and JAX"
-    report.say(
+    report.note(
         f"peers: PyTorch {torch.__version__} on {name}; cudnn.benchmark on, frames on "
         "the device, no augmentation"
     )
@@ -244,14 +244,14 @@ def workloads(
         )
         count = sum(p.numel() for p in runner.model.parameters())
         if count != parameters:
-            raise RuntimeError(f"{name} has {count} parameters, ours {parameters}")
+            raise RuntimeError(f"{name} has {count} parameters, jaxdepth {parameters}")
         try:
             runner.step(runner.model)
             synchronize()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            report.say(f"{name}: skipped, it does not fit into memory")
+            report.note(f"{name}: skipped, it does not fit into memory")
             continue
         networks = {name: runner.model}
         if settings.torch_compile:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from jaxdepth.commands.benchmark import report as report_lib
+from jaxdepth import workdir
 from jaxdepth.commands.benchmark.report import number
-from jaxdepth.runtime import output_files, subprocesses, terminal
+from jaxdepth.runtime import subprocesses, terminal
 from jaxdepth.runtime.errors import UserError
 
 COMMAND = (sys.executable, "-m", "jaxdepth", "benchmark")
@@ -148,7 +148,7 @@ def run(settings: GpuSettings, _: Any = None) -> None:
                 "settings": dataclasses.asdict(settings),
                 "parts": documents,
             }
-            output_files.write_text(results, report_lib.dumps(merged))
+            workdir.write_json(results, merged)
     print_summary(documents, settings)
 
 
@@ -176,7 +176,10 @@ def part_arguments(
 def run_part(
     arguments: list[str], limit: float, log: Path, scratch: Path
 ) -> dict[str, Any]:
-    """The document that a part wrote; `stopped` in it says why a part is incomplete."""
+    """Run a part; returns the document that it wrote.
+
+    `stopped` in the document is the reason why the part is incomplete.
+    """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if any(word.startswith("--thin") for word in arguments):
         # The programs of a dry run are called few times: compile them quickly.

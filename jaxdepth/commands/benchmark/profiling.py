@@ -1,6 +1,7 @@
 """Profiler traces: the most expensive operations, without TensorBoard."""
 
 import re
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
     try:
         file = trace(folder, workload)
         times = operations(file)
-    except Exception as error:  # of drivers or permissions; the times are still valid
-        report.say(f"no profile: {' '.join(str(error).split())[:160]}")
+    except Exception as error:  # driver or permission errors; the times are valid
+        report.note(f"no profile: {' '.join(str(error).split())[:160]}")
         return
     total = sum(times.values())
     if not total:
-        report.say(f"no profile: {file} contains no operations")
+        report.note(f"no profile: {file} contains no operations")
         return
     names = modules(compiled.text()) if compiled.text else {}
     costliest = sorted(times.items(), key=lambda item: -item[1])[:KEPT]
@@ -58,19 +59,22 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
         ("operation", "part of the network", "ms", "share"),
         [tuple(row.values()) for row in rows[:TOP]],
     )
-    report.say(f"trace: {file}")
+    report.note(f"trace: {file}")
 
 
 def trace(folder: Path, workload: Workload) -> Path:
-    """Profile some calls; returns the trace file. Raises MachineError without one."""
-    before = set(folder.rglob("*.xplane.pb"))
+    """Profile some calls; returns the trace file.
+
+    Raises: MachineError if the profiler wrote no file.
+    """
+    old = set(folder.rglob("*.xplane.pb"))
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # no Python calls in the trace
     with jax.profiler.trace(str(folder), profiler_options=options):
         for _ in range(CALLS):
             last = workload.call()
         workload.wait(last)
-    new = set(folder.rglob("*.xplane.pb")) - before
+    new = set(folder.rglob("*.xplane.pb")) - old
     if not new:
         raise MachineError(f"the profiler left no trace in {folder}")
     return new.pop()
@@ -78,26 +82,36 @@ def trace(folder: Path, workload: Workload) -> Path:
 
 def operations(file: Path) -> dict[str, float]:
     """Seconds of each operation, summed over calls and threads or streams."""
-    planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
+    with warnings.catch_warnings():
+        # jaxlib creates its types on first use, and Python 3.13 warns about them.
+        # Where warnings are errors, that would abort the process.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return _operations(jax.profiler.ProfileData.from_file(str(file)))
+
+
+def _operations(data: Any) -> dict[str, float]:
+    planes = [p for p in data.planes if p.name.startswith("/device:")]
     seconds: dict[str, float] = defaultdict(float)
     for plane in planes:
-        if plane.name.startswith("/device:"):
-            lines = list(plane.lines)
-            named = [line for line in lines if line.name == _TPU_LINE]
-            for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
-                _add_times(seconds, line, of_host=False)
-    if not seconds:  # CPU
-        for line in (line for plane in planes for line in plane.lines):
-            _add_times(seconds, line, of_host=True)
+        lines = list(plane.lines)
+        named = [line for line in lines if line.name == _TPU_LINE]
+        for line in named or [x for x in lines if x.name.startswith(_GPU_LINE)]:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op", event.name)
+                seconds[str(operation)] += event.duration_ns / 1e9
+    return dict(seconds) if seconds else _on_host(data)
+
+
+def _on_host(data: Any) -> dict[str, float]:
+    """Seconds of each operation on CPU, where events of host threads name them."""
+    seconds: dict[str, float] = defaultdict(float)
+    for plane in data.planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation is not None:
+                    seconds[str(operation)] += event.duration_ns / 1e9
     return dict(seconds)
-
-
-def _add_times(seconds: dict[str, float], line: Any, *, of_host: bool) -> None:
-    """Add the events of a line; on host threads, only those with an operation."""
-    for event in line.events:
-        name = dict(event.stats).get("hlo_op", None if of_host else event.name)
-        if name is not None:
-            seconds[str(name)] += event.duration_ns / 1e9
 
 
 def modules(text: str) -> dict[str, str]:

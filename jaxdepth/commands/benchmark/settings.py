@@ -88,7 +88,7 @@ class NetworkSettings:
     thin: int = flag(1, at_least=1)
     """Divide all channel counts by this, for trials; above 1, one block per stage."""
     compile_cache: str | None = None
-    """Folder of JAX's compilation cache; compile times are then those of reading it."""
+    """Folder of JAX's compilation cache; compile times then measure reading it."""
     profile: str | None = None
     """Folder for a profiler trace; the ten most expensive operations are printed."""
     json: str | None = None
@@ -157,7 +157,7 @@ class NetworkSettings:
         return [name for name in CONFIG_FLAGS if hasattr(self, name)]
 
     def variants(self) -> dict[str, Any]:
-        """Text of each variant in --beside -> these settings with its changes."""
+        """Text of each variant in --beside -> the settings of that variant."""
         words = self.beside.split(",") if self.beside else []
         return {word: self._variant(word) for word in words}
 
@@ -174,7 +174,7 @@ class NetworkSettings:
         return dataclasses.replace(self, **values, beside="")
 
     def fixed_batch(self) -> int:
-        """The batch size if it is not searched for."""
+        """The batch size without a search."""
         if isinstance(self.batch_size, int):
             return self.batch_size
         return 4 if jax.default_backend() == "cpu" else 32
@@ -201,12 +201,12 @@ class TrainSettings(NetworkSettings):
     steps_per_call: int = 1
     """Steps per call."""
     cache: str = "device"
-    """Location of the frames: device, host (memory) or none (disk). From the last two,
-    the training input pipeline brings them."""
+    """Location of the frames: device, host (memory) or none (disk). With host and
+    none, the training input pipeline loads them."""
     frames: int = flag(256, at_least=1)
     """Number of random frames."""
     augment: str = "none"
-    """Augmentation of our step, as for training; PyTorch networks have none."""
+    """Augmentation of jaxdepth's step, as for training; PyTorch networks have none."""
     loss: str = "si"
     """Loss, as for training."""
     optimizer: str = "adam"

@@ -96,7 +96,7 @@ class Case:
 def run(settings: UpconvSettings, report: Report) -> None:
     """Print a table of milliseconds by form and direction for each operator."""
     auto = default_form(jax.default_backend())
-    report.say(
+    report.note(
         f"operators in {settings.precision}, batch {settings.batch_size}, on "
         f"{device_name()}; --upconv=auto is {auto}"
     )
@@ -145,7 +145,11 @@ def pointwise_cases(settings: UpconvSettings) -> list[Case]:
         inner = max(1, 64 * 2**stage // settings.thin)
         for cin, cout in ((inner, 4 * inner), (4 * inner, inner)):
             x = (settings.batch_size, -(-height // shrink), -(-width // shrink), cin)
-            forms: dict[str, Form] = {"ours": conv.conv2d, "dot": _dot, "conv": _conv}
+            forms: dict[str, Form] = {
+                "jaxdepth": conv.conv2d,
+                "dot": _dot,
+                "conv": _conv,
+            }
             name = f"1x1 convolution, {_shape(x)} -> {cout}"
             cases.append(Case(name, x, (1, 1, cin, cout), forms, ("conv",)))
     return cases
@@ -169,7 +173,7 @@ def transposed_cases(settings: UpconvSettings) -> list[Case]:
     cin = max(1, model.features[-1] // settings.thin)
     x = (settings.batch_size, -(-height // 2), -(-width // 2), cin)
     forms: dict[str, Form] = {
-        "ours": conv.transposed_conv2x,
+        "jaxdepth": conv.transposed_conv2x,
         "lax.conv_transpose": _lax_transposed,
     }
     name = f"transposed 3x3 convolution, {_shape(x)} -> 1"
@@ -199,7 +203,7 @@ def _measure(case: Case, settings: UpconvSettings, report: Report) -> None:
         workloads = _workloads(case, direction, settings)
         slow = [w for w in workloads if first_call(w) > settings.skip_s]
         for workload in slow:
-            report.say(f"{case.name}, {direction}: {workload.name} is slow, skipped")
+            report.note(f"{case.name}, {direction}: {workload.name} is slow, skipped")
         times = timing.time_alternating(
             [w for w in workloads if w not in slow],
             repeats=settings.repeats,

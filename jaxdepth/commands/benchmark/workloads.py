@@ -32,7 +32,7 @@ POOL = 4  # batches of images that inference cycles through
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler reports about a program; None if it does not.
+    """The compiler's report on a program; values that it does not report are None.
 
     Attributes:
       seconds: tracing and compiling.
@@ -50,7 +50,7 @@ class Compiled:
 
 
 class Subject(NamedTuple):
-    """Our workload, and what is known about it without running it."""
+    """A workload with its compiler report, network and number of parameters."""
 
     workload: Workload
     compiled: Compiled
@@ -64,13 +64,13 @@ def subject(
 ) -> Iterator[Subject]:
     """The training step or forward pass of the settings, on the given devices.
 
-    Raises: MemoryError if a training step needs more memory than there is.
+    Raises: MemoryError if a training step needs more memory than is available.
     """
     if not isinstance(settings, TrainSettings):
         yield predictor(settings, batch_size, image_size, devices)
         return
-    with trainer(settings, batch_size, image_size, devices) as made:
-        yield made
+    with trainer(settings, batch_size, image_size, devices) as training:
+        yield training
 
 
 def _compile(
@@ -95,7 +95,7 @@ def _compile(
 
 
 def check_memory(compiled: Compiled) -> None:
-    """Raise MemoryError if a program needs more memory than there is.
+    """Raise MemoryError if a program needs more memory than is available.
 
     Checked before the program runs, because on CPU the system would kill the process.
     """
@@ -116,7 +116,7 @@ def trainer(
     parts = lower.step_parts(config, settings.widths)
     state = parts.init()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    # Not a local variable: the state is to be freed when the subject is closed.
+    # In a dict, so that the state is freed when the subject is closed.
     holder = {"state": placement.place_state(state)}
     del state
     with _input(settings, config, placement) as (table, next_batch):
@@ -173,24 +173,13 @@ def _input(settings: TrainSettings, config: Config, placement: Placement):
             yield None, lambda: place(source)
 
 
-class _Forward(NamedTuple):
-    """A compiled forward pass from uint8 images to metres.
-
-    Attributes:
-      run: images on the devices -> depth.
-      sharding: of the images.
-    """
-
-    run: Callable[[jax.Array], jax.Array]
-    sharding: NamedSharding
-    compiled: Compiled
-    model: nn.Module
-    parameters: int
-
-
 def _forward(
     settings: NetworkSettings, batch_size: int, image_size: Size, devices: list[Any]
-) -> _Forward:
+) -> tuple[Callable[[jax.Array], jax.Array], NamedSharding, dict[str, Any]]:
+    """Compile the forward pass from uint8 images to metres, both on the devices.
+
+    Returns: the function, the sharding of its images, and fields of a `Subject`.
+    """
     config = settings.config(batch_size, image_size)
     model = models.create(config.model).clone(**settings.widths)
     image = jnp.zeros((1, *image_size, 3), jnp.float32)
@@ -210,35 +199,36 @@ def _forward(
     program, compiled = _compile(jax.jit(forward), variables, rgb, options=options)
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     run = functools.partial(program, variables)
-    return _Forward(run, sharding, compiled, model, parameters)
+    fields = {"compiled": compiled, "model": model, "parameters": parameters}
+    return run, sharding, fields
 
 
 def predictor(
     settings: NetworkSettings, batch_size: int, image_size: Size, devices: list[Any]
 ) -> Subject:
     """The forward pass from uint8 images to metres, both on the devices."""
-    forward = _forward(settings, batch_size, image_size, devices)
+    forward, sharding, fields = _forward(settings, batch_size, image_size, devices)
     pool = noise.images(POOL, batch_size, image_size)
-    images = itertools.cycle([jax.device_put(x, forward.sharding) for x in pool])
+    images = itertools.cycle([jax.device_put(x, sharding) for x in pool])
     workload = Workload(
-        NAME, lambda: forward.run(next(images)), jax.block_until_ready, batch_size
+        NAME, lambda: forward(next(images)), jax.block_until_ready, batch_size
     )
-    return Subject(workload, forward.compiled, forward.model, forward.parameters)
+    return Subject(workload, **fields)
 
 
 def single_frames(settings: NetworkSettings, image_size: Size) -> list[Workload]:
     """The forward pass of one frame, waited for: on the device, and from the host."""
-    forward = _forward(settings, 1, image_size, jax.devices()[:1])
+    forward, sharding, _ = _forward(settings, 1, image_size, jax.devices()[:1])
     pool = noise.images(8, 1, image_size)
     host_images = itertools.cycle(pool)
-    images = itertools.cycle([jax.device_put(x, forward.sharding) for x in pool])
+    images = itertools.cycle([jax.device_put(x, sharding) for x in pool])
 
     def on_device():
-        return jax.block_until_ready(forward.run(next(images)))
+        return jax.block_until_ready(forward(next(images)))
 
     def with_transfers():
-        image = jax.device_put(next(host_images), forward.sharding)
-        return np.asarray(forward.run(image))
+        image = jax.device_put(next(host_images), sharding)
+        return np.asarray(forward(image))
 
     return [
         Workload(f"{NAME}, image and depth on the device", on_device, lambda _: None),

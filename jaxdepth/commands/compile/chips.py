@@ -1,4 +1,4 @@
-"""Published figures of TPU generations, and the bounds that follow for a step.
+"""Published figures of TPU generations, and bounds of a step that follow from them.
 
 Peaks, bandwidths and sizes are from Google's Cloud TPU documentation (pages "TPU
 v4", "TPU v5e", "TPU v5p", "TPU v6e"). Nothing here was measured on a TPU.

@@ -12,7 +12,6 @@ figures are estimates of the compiler. Needs libtpu (the extra `tpu`).
 import dataclasses
 import datetime
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -43,7 +42,7 @@ SCALING = (1, 4, 16, 64, 256)  # chips of the estimate of weak scaling
 PER_CHIP = 128  # images per chip: fills the 128 lanes of a tile
 GRAIN = 64  # step of the search for the largest batch size
 MAX_RECOMPUTATION = 1.02  # ratio of FLOPs per image; above it the compiler recomputes
-# Without these libtpu asks the network which machine it runs on.
+# Without these, libtpu queries the network for the type of its machine.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -121,13 +120,13 @@ def describe(tpu_slice: chips_lib.Slice) -> Sequence[sharding.Device]:
 
 
 def resolve(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
-    """Replace `auto` by what training would choose on a TPU."""
+    """Replace `auto` by the values of training on a TPU."""
     size: Any = config.train.batch_size
     if size == "auto" or config.largest_batch:
         size = per_chip * chips
     steps = 1000 if config.train.steps == "auto" else config.train.steps
-    given = config.replace(batch_size=size, steps=steps, epochs=None)
-    return config_lib.resolve(given, platform="tpu")  # pyright: ignore[reportReturnType]
+    config = config.replace(batch_size=size, steps=steps, epochs=None)
+    return config_lib.resolve(config, platform="tpu")  # pyright: ignore[reportReturnType]
 
 
 class TooLarge(UserError):
@@ -149,7 +148,7 @@ class Target:
 def compiled(
     config: CompileConfig, target: Target
 ) -> tuple[Any, dict[str, str], float]:
-    """The compiled module, the compiler options, and the seconds that it took.
+    """The compiled module, the compiler options, and the seconds of compiling.
 
     Raises: TooLarge if the program does not fit into memory.
     """
@@ -441,7 +440,6 @@ def command(argv: Sequence[str]) -> int:
         tried = [report]
     show(report)
     if config.json is not None:
-        document = workdir.plain(record(config, report, tried, argv))
-        output_files.write_text(config.json, json.dumps(document, indent=1))
+        workdir.write_json(config.json, record(config, report, tried, argv))
         logger.info(f"report: {config.json}")
     return cli.OK

@@ -354,8 +354,8 @@ def _words(op_name: str) -> list[str]:
 
 def _is_scope_of_jax(word: str) -> bool:
     """Whether a word is not a module: `jit(relu)`, `checkpoint`, `encoder._stem`."""
-    known = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
-    return "(" in word or "." in word or word in known or word[:1].isupper()
+    scopes = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
+    return "(" in word or "." in word or word in scopes or word[:1].isupper()
 
 
 def traffic(module: Module) -> dict[str, int]:

@@ -188,7 +188,7 @@ def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):
     names = [c.name for c in peer_runs.workloads(settings, 1, report, count)]
     assert names == ["torch tuned"]
     assert any("torch plain: skipped" in line for line in report.facts["notes"])
-    with pytest.raises(RuntimeError, match=f"parameters, ours {count + 1}"):
+    with pytest.raises(RuntimeError, match=f"parameters, jaxdepth {count + 1}"):
         peer_runs.workloads(settings, 1, report, count + 1)
 
 
