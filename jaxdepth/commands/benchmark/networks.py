@@ -86,22 +86,13 @@ def check_torch() -> None:
 
 def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
     """One line with the measured configuration and its devices."""
-    config = settings.config(batch, settings.image_size)
-    details = [config.model.precision]
-    if config.model.precision == "f32" and jax.default_backend() == "gpu":
-        details += [f"TF32 {settings.tf32}"]
-    if config.model.arch == "upproj":
-        details += [f"upconv {config.model.upconv}", f"layout {config.model.layout}"]
-    if settings.trains:
-        details += [f"loss {config.loss.name}", config.optimizer.name]
-        details += [f"frames: {config.data.cache}", f"augment {config.data.augment}"]
-        for name in ("accumulate", "steps_per_call", "parallel", "bn"):
-            value = getattr(settings, name)
-            if value != getattr(type(settings), name):
-                details.append(f"{name} {value}")
+    flat = settings.config(batch, settings.image_size).flat()
+    details = [f"{name} {flat[name]}" for name in settings.config_flags()]
+    if jax.default_backend() == "gpu":
+        details.append(f"tf32 {settings.tf32}")
     return (
-        f"{settings.title} at {config.model.size}, batch {batch} on {devices} x "
-        f"{device_name()}, {', '.join(details)}"
+        f"{settings.title} at {settings.size}, batch {batch} on {devices} x "
+        f"{device_name()}: {', '.join(details)}"
     )
 
 

@@ -41,22 +41,13 @@ def store_of(count: int, size: Size, folder: Path) -> Store:
     return store_writer.write(Noise(count, size), folder, size=size, keep_full="none")
 
 
-@contextlib.contextmanager
 def batches_of(
     store: Store, batch_size: int, **options: Any
-) -> Iterator[Iterator[dict[str, np.ndarray]]]:
+) -> contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]:
     """The training input pipeline over all frames of a store, without end."""
-    with pipeline.batches(
-        store,
-        np.arange(len(store)),
-        depth=store.depths[0],
-        seed=0,
-        batch_size=batch_size,
-        start_step=0,
-        stop_step=10**9,
-        **options,
-    ) as source:
-        yield source
+    options |= {"depth": store.depths[0], "seed": 0, "batch_size": batch_size}
+    indices = np.arange(len(store))
+    return pipeline.batches(store, indices, start_step=0, stop_step=10**9, **options)
 
 
 def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:

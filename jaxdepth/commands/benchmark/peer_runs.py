@@ -213,8 +213,8 @@ class Predictor:
 def _model(config: Config, tuned: bool, widths: dict[str, Any]) -> torch.nn.Module:
     size = config.image_size
     model = peer_models.create(config.model.arch, size, tuned=tuned, **widths)
-    form: Any = torch.channels_last if tuned else torch.preserve_format
-    return model.to(device(), memory_format=form)
+    form = torch.channels_last if tuned else torch.preserve_format
+    return model.to(device(), memory_format=form)  # pyright: ignore[reportCallIssue]
 
 
 def _autocast(config: Config) -> Callable[[], Any]:

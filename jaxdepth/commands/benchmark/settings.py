@@ -150,10 +150,11 @@ class NetworkSettings:
             batch_size=batch_size,
             steps=10**6,  # more than are measured; the learning rate is constant
             decay="all",  # weight decay of all parameters, as in PyTorch
-            **{name: getattr(self, name) for name in self._config_flags()},
+            **{name: getattr(self, name) for name in self.config_flags()},
         )
 
-    def _config_flags(self) -> list[str]:
+    def config_flags(self) -> list[str]:
+        """The names in `CONFIG_FLAGS` that this benchmark has."""
         return [name for name in CONFIG_FLAGS if hasattr(self, name)]
 
     def variants(self) -> dict[str, Any]:
@@ -162,7 +163,7 @@ class NetworkSettings:
         return {word: self._variant(word) for word in words}
 
     def _variant(self, word: str) -> Any:
-        names, flags = self._config_flags()[1:], flags_lib.flags_of(type(self))
+        names, flags = self.config_flags()[1:], flags_lib.flags_of(type(self))
         values: dict[str, Any] = {}
         for change in word.split("+"):
             name, _, value = change.partition("=")

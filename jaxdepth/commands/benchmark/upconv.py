@@ -1,6 +1,7 @@
 """`jaxdepth benchmark upconv`: forms of operators, forward and both gradients."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, Literal
@@ -123,7 +124,10 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
             shrink = 2 ** (len(features) - block)
             cin, cout = (max(1, c // settings.thin) for c in features[block - 1 :][:2])
             x = (settings.batch_size, height // shrink, width // shrink, cin)
-            forms = {form: _up_form(form, kind) for form in names}
+            forms: dict[str, Form] = {
+                form: functools.partial(upconv, unpool=kind, form=form)
+                for form in names
+            }
             name = (
                 f"5x5 up-convolution {block}, {kind} unpooling, {_shape(x)} -> {cout}"
             )
@@ -132,24 +136,16 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
     return cases
 
 
-def _up_form(form: str, kind: str) -> Form:
-    return lambda x, kernel: upconv(x, kernel, unpool=kind, form=form)
-
-
 def pointwise_cases(settings: UpconvSettings) -> list[Case]:
     """The 1x1 convolutions of ResNet-50: `conv2d`, a dot product, a convolution."""
     height, width = parse_size(settings.size)
+    forms: dict[str, Form] = {"jaxdepth": conv.conv2d, "dot": _dot, "conv": _conv}
     cases = []
     for stage in range(4):
         shrink = 4 * 2**stage
         inner = max(1, 64 * 2**stage // settings.thin)
         for cin, cout in ((inner, 4 * inner), (4 * inner, inner)):
             x = (settings.batch_size, -(-height // shrink), -(-width // shrink), cin)
-            forms: dict[str, Form] = {
-                "jaxdepth": conv.conv2d,
-                "dot": _dot,
-                "conv": _conv,
-            }
             name = f"1x1 convolution, {_shape(x)} -> {cout}"
             cases.append(Case(name, x, (1, 1, cin, cout), forms, ("conv",)))
     return cases
@@ -172,16 +168,15 @@ def transposed_cases(settings: UpconvSettings) -> list[Case]:
     model: Any = ARCHS["cnn_trans"].module()
     cin = max(1, model.features[-1] // settings.thin)
     x = (settings.batch_size, -(-height // 2), -(-width // 2), cin)
+    transpose = functools.partial(
+        lax.conv_transpose, strides=(2, 2), padding=((1, 2), (1, 2))
+    )
     forms: dict[str, Form] = {
         "jaxdepth": conv.transposed_conv2x,
-        "lax.conv_transpose": _lax_transposed,
+        "lax.conv_transpose": transpose,
     }
     name = f"transposed 3x3 convolution, {_shape(x)} -> 1"
     return [Case(name, x, (3, 3, cin, 1), forms, ("transposed",))]
-
-
-def _lax_transposed(x, kernel):
-    return lax.conv_transpose(x, kernel, (2, 2), ((1, 2), (1, 2)))
 
 
 OPERATORS: dict[str, Callable[[UpconvSettings], list[Case]]] = {

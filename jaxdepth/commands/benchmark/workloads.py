@@ -58,19 +58,16 @@ class Subject(NamedTuple):
     parameters: int
 
 
-@contextlib.contextmanager
 def subject(
     settings: NetworkSettings, batch_size: int, image_size: Size, devices: list[Any]
-) -> Iterator[Subject]:
+) -> contextlib.AbstractContextManager[Subject]:
     """The training step or forward pass of the settings, on the given devices.
 
     Raises: MemoryError if a training step needs more memory than is available.
     """
-    if not isinstance(settings, TrainSettings):
-        yield predictor(settings, batch_size, image_size, devices)
-        return
-    with trainer(settings, batch_size, image_size, devices) as training:
-        yield training
+    if isinstance(settings, TrainSettings):
+        return trainer(settings, batch_size, image_size, devices)
+    return contextlib.nullcontext(predictor(settings, batch_size, image_size, devices))
 
 
 def _compile(
@@ -99,9 +96,8 @@ def check_memory(compiled: Compiled) -> None:
 
     Checked before the program runs, because on CPU the system would kill the process.
     """
-    if compiled.temporary is None or compiled.arguments is None:
-        return
-    if compiled.temporary + compiled.arguments > machine.memory_limit():
+    needed = (compiled.temporary or 0) + (compiled.arguments or 0)
+    if needed > machine.memory_limit():
         raise MemoryError("out of memory, from the compiler's estimate")
 
 
@@ -119,21 +115,17 @@ def trainer(
     # In a dict, so that the state is freed when the subject is closed.
     holder = {"state": placement.place_state(state)}
     del state
-    with _input(settings, config, placement) as (table, next_batch):
+    with _input(settings, config, placement) as (tables, next_batch):
+        stacked = config.train.steps_per_call > 1
         step = placement.mapped(
-            *parts.step(config),
-            table=table is not None,
-            stacked=config.train.steps_per_call > 1,
+            *parts.step(config), table=bool(tables), stacked=stacked
         )
         if placement.kind == "jit":
             step = jax.jit(step, donate_argnums=0)
-        tables, options = (
-            () if table is None else (table,),
-            placement.compiler_options(),
-        )
-        program, compiled = _compile(
-            step, holder["state"], next_batch(), *tables, options=options
-        )
+        arguments = (holder["state"], next_batch(), *tables)
+        options = placement.compiler_options()
+        program, compiled = _compile(step, *arguments, options=options)
+        del arguments
         check_memory(compiled)
 
         def call():
@@ -150,7 +142,7 @@ def trainer(
 
 @contextlib.contextmanager
 def _input(settings: TrainSettings, config: Config, placement: Placement):
-    """Yield the device cache (None if frames come from the host) and `next_batch`."""
+    """Yield the device cache, () if frames come from the host, and `next_batch`."""
     steps = config.train.steps_per_call
 
     def place(source: Iterator[dict[str, np.ndarray]]):
@@ -165,12 +157,12 @@ def _input(settings: TrainSettings, config: Config, placement: Placement):
         part = noise.table_part(settings.frames, frame, len(placement.devices))
         table = jax.block_until_ready(placement.place_table(part))
         source = noise.rows(settings.frames, batch_size)
-        yield table, lambda: place(source)
+        yield (table,), lambda: place(source)
         return
     with tempfile.TemporaryDirectory() as folder:
         store = noise.store_of(settings.frames, frame, Path(folder) / "noise")
         with noise.batches_of(store, batch_size, cache=config.data.cache) as source:
-            yield None, lambda: place(source)
+            yield (), lambda: place(source)
 
 
 def _forward(

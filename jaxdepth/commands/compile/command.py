@@ -125,8 +125,8 @@ def resolve(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
     if size == "auto" or config.largest_batch:
         size = per_chip * chips
     steps = 1000 if config.train.steps == "auto" else config.train.steps
-    config = config.replace(batch_size=size, steps=steps, epochs=None)
-    return config_lib.resolve(config, platform="tpu")  # pyright: ignore[reportReturnType]
+    sized = config.replace(batch_size=size, steps=steps, epochs=None)
+    return config_lib.resolve(sized, platform="tpu")  # pyright: ignore[reportReturnType]
 
 
 class TooLarge(UserError):
@@ -374,10 +374,8 @@ def _show_collectives(report: dict[str, Any]) -> None:
     terminal.print_table("collectives in a call", ("what", "count", "KiB"), rows)
     columns = ("chips", "latency ms", "transfer ms", "efficiency")
     rows = [
-        (str(chips), latency, transfer, f"{efficiency:.1%}")
-        for chips, latency, transfer, efficiency in (
-            row.values() for row in report["scaling"]
-        )
+        (str(n), latency, transfer, f"{efficiency:.1%}")
+        for n, latency, transfer, efficiency in map(dict.values, report["scaling"])
     ]
     title = "weak scaling of the roofline, without overlap"
     terminal.print_table(title, columns, rows)
