@@ -59,8 +59,8 @@ def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
     return {"rgb": rgb, "depth_mm": depth}
 
 
-def images(count: int, batch_size: int, size: Size) -> np.ndarray:
-    """Random images (count, batch_size, h, w, 3) uint8."""
+def images(batch_size: int, size: Size, *, count: int = 4) -> np.ndarray:
+    """Random images (count, batch_size, h, w, 3) uint8, for inference."""
     shape = (count, batch_size, *size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 

@@ -29,7 +29,6 @@ from jaxdepth.training.augment import crop_offsets
 
 Tensor = torch.Tensor
 Network = Callable[[Tensor], Tensor]
-POOL = 4  # batches of images that inference cycles through
 
 
 def prepare(settings: NetworkSettings, report: Report) -> None:
@@ -196,7 +195,7 @@ class Predictor:
         self.autocast = _autocast(config)
         self.model = _model(config, tuned, settings.widths).eval()
         self.inputs = Inputs(config, channels_last=tuned)
-        pool = noise.images(POOL, batch_size, config.image_size)
+        pool = noise.images(batch_size, config.image_size)
         images = [torch.tensor(batch, device=device()) for batch in pool]
         self.images = itertools.cycle(images)
 

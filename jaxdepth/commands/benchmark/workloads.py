@@ -27,7 +27,6 @@ from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
 NAME = "jaxdepth"
-POOL = 4  # batches of images that inference cycles through
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +199,7 @@ def predictor(
 ) -> Subject:
     """The forward pass from uint8 images to metres, both on the devices."""
     forward, sharding, fields = _forward(settings, batch_size, image_size, devices)
-    pool = noise.images(POOL, batch_size, image_size)
+    pool = noise.images(batch_size, image_size)
     images = itertools.cycle([jax.device_put(x, sharding) for x in pool])
     workload = Workload(
         NAME, lambda: forward(next(images)), jax.block_until_ready, batch_size
@@ -211,7 +210,7 @@ def predictor(
 def single_frames(settings: NetworkSettings, image_size: Size) -> list[Workload]:
     """The forward pass of one frame, waited for: on the device, and from the host."""
     forward, sharding, _ = _forward(settings, 1, image_size, jax.devices()[:1])
-    pool = noise.images(8, 1, image_size)
+    pool = noise.images(1, image_size, count=8)
     host_images = itertools.cycle(pool)
     images = itertools.cycle([jax.device_put(x, sharding) for x in pool])
 

@@ -203,16 +203,12 @@ class Module:
         constants = [
             inner.value
             for called in instruction.calls
-            if self._is_condition(called)
-            for inner in self.computations[called]
+            if (body := self.computations.get(called, ()))
+            and body[-1].shape.startswith("pred[]")  # the condition returns a bool
+            for inner in body
             if inner.value >= 0
         ]
         return constants[0] if len(constants) == 1 else 1
-
-    def _is_condition(self, name: str) -> bool:
-        """Whether a computation is the condition of a loop, whose result is a bool."""
-        inner = self.computations.get(name, ())
-        return bool(inner) and inner[-1].shape.startswith("pred[]")
 
     def place(self, instruction: Instruction) -> Place:
         """The place of an instruction, from its scopes or those of what it fuses."""
