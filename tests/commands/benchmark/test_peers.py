@@ -71,8 +71,8 @@ def test_peers_predict_the_same_depth(arch):
         np.testing.assert_allclose(peer_depth, depth, rtol=2e-4, atol=2e-5)
 
 
-def our_gradients(settings, variables, batch):
-    """Loss, gradients and statistics of our step, from given variables."""
+def jax_gradients(settings, variables, batch):
+    """Loss, gradients and statistics of the JAX step at `variables`."""
     config = settings.config(len(batch["rgb"]), settings.image_size)
     model = models.create(config.model).clone(**settings.widths, dropout=0.0)
     spec = StepSpec(model, tiny.keep_gradient(), config, None)
@@ -94,7 +94,7 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, tuned):
     _, variables = network_of(settings)
     frame = settings.config(4, settings.image_size).frame_size
     batch = tiny.batch(4, frame=frame)
-    grads, value, _, batch_stats = our_gradients(settings, variables, batch)
+    grads, value, _, batch_stats = jax_gradients(settings, variables, batch)
     one = peer_runs.Trainer(settings, 4, tuned)
     if arch == "cnn_fc":
         one.model.get_submodule("network.drop").eval()
@@ -131,17 +131,17 @@ def test_peers_take_the_same_optimizer_steps(optimizer):
     grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
     rule = optimizer_lib.create(config, start)
     state: Any = rule.init(start)
-    ours: Any = start
+    params: Any = start
     layer = torch.nn.Linear(3, 4, bias=False)
     layer.weight.data = torch.tensor(start["kernel"].T.copy())
     optimizer_of = peer_runs.optimizer_of(config, layer, fused=False)
     for grad in grads:
-        updates, state = rule.update(grad, state, ours)
-        ours = optax.apply_updates(ours, updates)
+        updates, state = rule.update(grad, state, params)
+        params = optax.apply_updates(params, updates)
         layer.weight.grad = torch.tensor(grad["kernel"].T.copy())
         optimizer_of.step()
     after = layer.weight.detach().numpy().T
-    np.testing.assert_allclose(after, ours["kernel"], rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(after, params["kernel"], rtol=2e-5, atol=1e-7)
 
 
 def test_load_raises_for_missing_and_unknown_names():
