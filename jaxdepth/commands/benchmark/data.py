@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.timing import alternate, rate
 from jaxdepth.commands.compile import lower
 from jaxdepth.config import Config
-from jaxdepth.data import pipeline
 from jaxdepth.data.nyu import toolbox
 from jaxdepth.data.store.reader import Store
 from jaxdepth.training.sharding import Placement
@@ -44,8 +44,6 @@ class DataSettings:
     """Number of turns after the discarded first one."""
     json: str | None = None
     """New file for all results as JSON."""
-    csv: str | None = None
-    """New file for the tables as CSV."""
 
 
 def run(settings: DataSettings, report: Report) -> None:
@@ -70,11 +68,8 @@ def projection(settings: DataSettings, report: Report) -> None:
     raw, rgb = raw_frame()
 
     def project(variant: Literal["B", "A"]) -> float:
-        return rate(
-            lambda: toolbox.project_depth_map(raw, rgb, variant=variant),
-            per_call=1,
-            seconds=settings.seconds,
-        )
+        call = functools.partial(toolbox.project_depth_map, raw, rgb, variant=variant)
+        return rate(call, per_call=1, seconds=settings.seconds)
 
     measurements = {
         "project_depth_map, variant B": lambda: project("B"),
@@ -86,37 +81,22 @@ def projection(settings: DataSettings, report: Report) -> None:
 
 def batches(settings: DataSettings, store: Store, report: Report) -> None:
     """Measure images per second of the input pipeline alone."""
-    rows = np.arange(len(store))
+    size = settings.batch_size
 
     def drain(backend: str, cache: str) -> float:
-        with pipeline.batches(
-            store,
-            rows,
-            depth=store.depths[0],
-            seed=0,
-            batch_size=settings.batch_size,
-            start_step=0,
-            stop_step=10**9,
-            backend=backend,
-            cache=cache,
-        ) as source:
+        with noise.batches_of(store, size, backend=backend, cache=cache) as source:
             next(source)
-            return rate(
-                lambda: next(source),
-                per_call=settings.batch_size,
-                seconds=settings.seconds,
-            )
+            seconds = settings.seconds
+            return rate(lambda: next(source), per_call=size, seconds=seconds)
 
     measurements = {
-        f"{backend}, cache {cache}": lambda backend=backend, cache=cache: drain(
-            backend, cache
-        )
+        f"{backend}, cache {cache}": functools.partial(drain, backend, cache)
         for backend in ("tf", "threads")
         for cache in ("none", "host")
     }
     height, width = store.size
     report.show(
-        f"batches of {settings.batch_size} at {height}x{width} from {store.name}",
+        f"batches of {size} at {height}x{width} from {store.name}",
         alternate(measurements, settings.repeats),
         "images/s",
     )
@@ -138,20 +118,12 @@ def waiting(settings: DataSettings, store: Store, report: Report) -> None:
 
     def share() -> float:
         waited, logs = 0.0, None
-        with pipeline.batches(
-            store,
-            np.arange(len(store)),
-            depth=store.depths[0],
-            seed=0,
-            batch_size=settings.batch_size,
-            start_step=0,
-            stop_step=10**9,
-        ) as source:
+        with noise.batches_of(store, settings.batch_size) as source:
             start = time.perf_counter()
             while logs is None or time.perf_counter() - start < settings.seconds:
-                before = time.perf_counter()
+                request = time.perf_counter()
                 batch = placement.place_batch(next(source))
-                waited += time.perf_counter() - before
+                waited += time.perf_counter() - request
                 holder["state"], logs = step(holder["state"], batch)
                 jax.block_until_ready(logs)
             return 100 * waited / (time.perf_counter() - start)

@@ -18,7 +18,7 @@ from jaxdepth.runtime.errors import UserError
 
 POINTS = {
     "batch": "1,2,4,8,16,32,64",
-    # 60x80 is the size of the demo: maps of 2x3 must not be disproportionately slow.
+    # 60x80 is the input size of the recipe `demo`; its smallest maps are 2x3.
     "size": "60x80,120x160,180x240,228x304,240x320,360x480,480x640",
     "devices": "1,2,4,8",
 }
@@ -56,21 +56,23 @@ def points(settings: NetworkSettings) -> list[Any]:
 def run(settings: NetworkSettings, report: Report) -> None:
     """Measure one point after another and print a table."""
     all_devices = jax.devices()
-    rows: list[list[Any]] = []
+    growth: dict[str, dict[str, Any]] = {}
     first: tuple[float, float] | None = None
     for point in points(settings):
         name = f"{point[0]}x{point[1]}" if isinstance(point, tuple) else str(point)
         batch, size, devices = place(settings, point, all_devices)
         try:
-            with workloads.subject(settings, batch, size, devices) as ours:
+            with workloads.subject(settings, batch, size, devices) as measured:
                 (samples,) = timing.time_alternating(
-                    [ours.workload], repeats=settings.repeats, seconds=settings.seconds
+                    [measured.workload],
+                    repeats=settings.repeats,
+                    seconds=settings.seconds,
                 ).values()
-                memory, images = ours.compiled.temporary, ours.workload.images
+                memory, images = measured.compiled.temporary, measured.workload.images
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            report.say(f"{name}: does not fit into memory, skipped")
+            report.note(f"{name}: does not fit into memory, skipped")
             continue
         milliseconds = {name: [1e3 * t for t in samples]}
         report.keep(f"a step by {settings.growth}", milliseconds, "ms")
@@ -79,14 +81,13 @@ def run(settings: NetworkSettings, report: Report) -> None:
         # Below 1: the time grows more slowly than the work.
         linear = seconds / first[0] / (work / first[1])
         memory = memory and memory / 2**20
-        rows.append([name, batch, 1e3 * seconds, images / seconds, linear, memory])
+        row = (batch, 1e3 * seconds, images / seconds, linear, memory)
+        growth[name] = dict(zip(COLUMNS[1:], row, strict=True))
         # Recorded after each point, because the user may interrupt the larger ones.
-        report.facts["growth"] = {
-            row[0]: dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in rows
-        }
+        report.facts["growth"] = growth
     title = f"{settings.title} by {settings.growth}; linear: {LINEAR[settings.growth]}"
-    cells = [[number(cell) for cell in row] for row in rows]
-    terminal.print_table(title, COLUMNS, cells)
+    rows = [[name, *map(number, row.values())] for name, row in growth.items()]
+    terminal.print_table(title, COLUMNS, rows)
 
 
 def place(settings: NetworkSettings, point: Any, all_devices: list[Any]):
@@ -107,7 +108,7 @@ def place(settings: NetworkSettings, point: Any, all_devices: list[Any]):
 
 
 def _work(growth: str, point: Any) -> float:
-    """What the time is proportional to if growth is linear."""
+    """The quantity that the time is proportional to under linear growth."""
     if growth == "size":
         return float(math.prod(point))
     if growth == "devices" and jax.default_backend() != "cpu":

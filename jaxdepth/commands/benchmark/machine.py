@@ -13,12 +13,6 @@ from jaxdepth.commands.benchmark import timing
 from jaxdepth.commands.benchmark.report import Report, memory_bytes
 from jaxdepth.ops import platform
 
-# By platform: rows of the square matrices, bytes of the copied array. Large enough that
-# caches and kernel launches do not matter.
-MATRIX = {"cpu": 2048}
-COPIED = {"cpu": 2**28}
-MATRIX_ELSEWHERE, COPIED_ELSEWHERE = 8192, 2**30
-MATRIX_TRIAL, COPIED_TRIAL = 128, 2**20
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 
 
@@ -36,13 +30,12 @@ def peaks(
     """Measure a large matrix product in `dtype` and a large copy.
 
     Args:
-      trial: use small ones, for tests; their rates mean nothing.
+      trial: use small ones, for tests; their rates are meaningless.
     """
-    backend = jax.default_backend()
-    n = MATRIX.get(backend, MATRIX_ELSEWHERE)
-    size = COPIED.get(backend, COPIED_ELSEWHERE)
+    # Large enough that caches and kernel launches do not matter.
+    n, size = (2048, 2**28) if jax.default_backend() == "cpu" else (8192, 2**30)
     if trial:
-        n, size = MATRIX_TRIAL, COPIED_TRIAL
+        n, size = 128, 2**20
     times = timing.time_alternating(
         [_matrix_product(n, dtype), _copy(size)], repeats=repeats, seconds=0.1
     )
@@ -74,7 +67,7 @@ def _copy(size: int) -> timing.Workload:
 
 
 def peak_memory() -> tuple[int, str]:
-    """Peak bytes of the fullest device, or of this process; and which of the two."""
+    """Peak bytes of the fullest device, or else of this process; and its name."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     used = max(s.get("peak_bytes_in_use", 0) for s in stats)
     if used:
@@ -91,9 +84,8 @@ def memory_limit() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether JAX or PyTorch raised this because memory did not suffice."""
-    if isinstance(error, MemoryError):
-        return True
-    if not isinstance(error, RuntimeError):  # JaxRuntimeError, OutOfMemoryError
-        return False
-    return any(words in str(error) for words in OUT_OF_MEMORY)
+    """Whether JAX or PyTorch raised this error for lack of memory."""
+    # JaxRuntimeError and PyTorch's OutOfMemoryError are RuntimeErrors.
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(w in str(error) for w in OUT_OF_MEMORY)
+    )

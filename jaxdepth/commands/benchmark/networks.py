@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 from pathlib import Path
 from typing import Any
@@ -41,26 +42,22 @@ def run(settings: NetworkSettings, report: Report) -> None:
     batch = settings.fixed_batch()
     if settings.batch_size == "best":
         batch = _best_batch(settings, devices, report)
-    report.say(describe(settings, batch, len(devices)))
-    with subject(settings, batch, settings.image_size, devices) as ours:
-        times, memory = _measure(settings, batch, ours, report)
-    # Frees the arrays that the workload refers to.
-    ours = ours._replace(workload=dataclasses.replace(ours.workload, call=lambda: None))
+    report.note(describe(settings, batch, len(devices)))
+    with subject(settings, batch, settings.image_size, devices) as main:
+        times, memory = _measure(settings, batch, main, report)
+    # Free the arrays that the workload refers to.
+    main = main._replace(workload=dataclasses.replace(main.workload, call=lambda: None))
     gc.collect()
-    images = ours.workload.images
-    _show_times(
-        f"{settings.title} at {settings.size}, batch {batch}", times, images, report
-    )
+    title = f"{settings.title} at {settings.size}, batch {batch}"
+    _show_times(title, times, main.workload.images, report)
     precision = settings.config(batch, settings.image_size).model.precision
     dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
     peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
     seconds = float(np.median(times[workloads.NAME]))
-    report.add(
-        "rates and shares",
-        rates(settings, ours, seconds, peaks, len(devices)) | memory,
-    )
+    shares = rates(settings, main, seconds, peaks, len(devices))
+    report.add("rates and shares", shares | memory)
     if not settings.trains:
-        _measure_latency(settings, report, ours.parameters)
+        _measure_latency(settings, report, main.parameters)
 
 
 def prepare(settings: NetworkSettings) -> None:
@@ -88,35 +85,22 @@ def check_torch() -> None:
 
 
 def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
-    """One line: what is measured, and on which devices."""
-    config = settings.config(batch, settings.image_size)
-    details = [config.model.precision]
-    if config.model.precision == "f32" and jax.default_backend() == "gpu":
-        details += [f"TF32 {settings.tf32}"]
-    if config.model.arch == "upproj":
-        details += [f"upconv {config.model.upconv}", f"layout {config.model.layout}"]
-    if settings.trains:
-        details += [
-            f"loss {config.loss.name}",
-            config.optimizer.name,
-            f"frames: {config.data.cache}",
-        ]
-        details += [f"augment {config.data.augment}"]
-        for name in ("accumulate", "steps_per_call", "parallel", "bn"):
-            value = getattr(settings, name)
-            if value != type(settings).__dataclass_fields__[name].default:
-                details.append(f"{name} {value}")
+    """One line with the measured configuration and its devices."""
+    flat = settings.config(batch, settings.image_size).flat()
+    details = [f"{name} {flat[name]}" for name in settings.config_flags()]
+    if jax.default_backend() == "gpu":
+        details.append(f"tf32 {settings.tf32}")
     return (
-        f"{settings.title} at {config.model.size}, batch {batch} on {devices} x "
-        f"{device_name()}, {', '.join(details)}"
+        f"{settings.title} at {settings.size}, batch {batch} on {devices} x "
+        f"{device_name()}: {', '.join(details)}"
     )
 
 
 def _measure(
-    settings: NetworkSettings, batch: int, ours: Subject, report: Report
+    settings: NetworkSettings, batch: int, main: Subject, report: Report
 ) -> tuple[Samples, dict[str, float]]:
-    """Times of our workload, its variants and PyTorch's; our peak memory."""
-    timing.seconds_per_call(ours.workload, 1)
+    """Times of the network, its variants and PyTorch's; the network's peak memory."""
+    timing.seconds_per_call(main.workload, 1)
     peak, scope = machine.peak_memory()
     tried = ", with all batches tried" if settings.batch_size == "best" else ""
     memory = {f"peak memory of the {scope}{tried} [MiB]": peak / 2**20}
@@ -125,26 +109,24 @@ def _measure(
         others = []
         for words, variant in settings.variants().items():
             other = stack.enter_context(subject(variant, batch, size, devices))
-            others.append(as_variant(other.workload, ours.workload, words))
-        others += _peers(settings, batch, report, ours.parameters)
+            others.append(as_variant(other.workload, main.workload, words))
+        others += _peers(settings, batch, report, main.parameters)
         times = timing.time_alternating(
-            [ours.workload, *others],
-            repeats=settings.repeats,
-            seconds=settings.seconds,
+            [main.workload, *others], repeats=settings.repeats, seconds=settings.seconds
         )
     if settings.profile is not None:
         folder = Path(settings.profile)
-        profiling.show(folder, ours.workload, ours.compiled, report)
+        profiling.show(folder, main.workload, main.compiled, report)
     return times, memory
 
 
-def as_variant(variant: Workload, ours: Workload, words: str) -> Workload:
+def as_variant(variant: Workload, main: Workload, words: str) -> Workload:
     """Rename a variant of --beside, and repeat its call until it has as many images.
 
-    Raises: UserError if the variant has more images per call than `ours`, or if the
+    Raises: UserError if the variant has more images per call than `main`, or if the
       number is not a divisor.
     """
-    times, rest = divmod(ours.images, variant.images)
+    times, rest = divmod(main.images, variant.images)
     if rest:
         raise UserError(
             f"--beside={words}: steps_per_call must divide --steps_per_call"
@@ -154,12 +136,12 @@ def as_variant(variant: Workload, ours: Workload, words: str) -> Workload:
         return [variant.call() for _ in range(times)][-1]
 
     name = f"{variant.name}, {words}"
-    return dataclasses.replace(variant, name=name, call=call, images=ours.images)
+    return dataclasses.replace(variant, name=name, call=call, images=main.images)
 
 
 def rates(
     settings: NetworkSettings,
-    ours: Subject,
+    main: Subject,
     seconds: float,
     peaks: machine.Peaks,
     devices: int,
@@ -169,27 +151,26 @@ def rates(
     Args:
       seconds: per call.
     """
-    images, compiled = ours.workload.images, ours.compiled
-    forward = macs.per_image(ours.model, settings.image_size)
+    images, compiled = main.workload.images, main.compiled
+    forward = macs.per_image(main.model, settings.image_size)
     flops = 2 * forward * (macs.TRAINING if settings.trains else 1) * images / seconds
     # Simulated devices share one processor, whose peak is measured as one device.
     real_devices = 1 if jax.default_backend() == "cpu" else devices
     peak_bytes = peaks.bytes * real_devices * seconds / devices
+    moved = _bytes_per_call(settings, compiled)
     return {
-        "parameters": ours.parameters,
+        "parameters": main.parameters,
         "images/s": images / seconds,
         "images/s/device": images / seconds / devices,
         "GMAC an image, forward": forward / 1e9,
         "counted": macs.HOW,
         "TFLOP/s": flops / 1e12,
         "share of the matrix product": flops / (peaks.flops * real_devices),
-        "XLA's GFLOP a step and device": _divide(compiled.flops, 1e9),
-        "XLA's GB a step and device": _divide(compiled.bytes, 1e9),
-        "share of the copy, by XLA's bytes": _divide(
-            _bytes_per_call(settings, compiled), peak_bytes
-        ),
-        "temporary memory [MiB]": _divide(compiled.temporary, 2**20),
-        "arguments [MiB]": _divide(compiled.arguments, 2**20),
+        "XLA's GFLOP a step and device": compiled.flops and compiled.flops / 1e9,
+        "XLA's GB a step and device": compiled.bytes and compiled.bytes / 1e9,
+        "share of the copy, by XLA's bytes": moved and moved / peak_bytes,
+        "temporary memory [MiB]": compiled.temporary and compiled.temporary / 2**20,
+        "arguments [MiB]": compiled.arguments and compiled.arguments / 2**20,
         f"compile{', cached' if settings.compile_cache else ''} [s]": compiled.seconds,
     }
 
@@ -201,15 +182,9 @@ def _bytes_per_call(settings: NetworkSettings, compiled: Compiled) -> float | No
     return compiled.bytes * getattr(settings, "steps_per_call", 1)
 
 
-def _divide(value: float | None, unit: float) -> float | None:
-    return None if value is None else value / unit
-
-
 def _show_times(title: str, times: Samples, images: int, report: Report) -> None:
-    """Milliseconds per call, images per second, and ratios to the other workloads."""
-    report.show(title, {k: [1e3 * t for t in v] for k, v in times.items()}, "ms")
-    per_second = {k: [images / t for t in v] for k, v in times.items()}
-    report.show(title, per_second, "images/s")
+    """Show milliseconds per call, images per second, and ratios of the workloads."""
+    report.show_times(title, times, images, "images/s")
     if len(times) == 1:
         return
     ratios = timing.ratios(times, workloads.NAME)
@@ -219,7 +194,7 @@ def _show_times(title: str, times: Samples, images: int, report: Report) -> None
         return
     faster = timing.fastest(times, peers)
     values = ratios[f"{workloads.NAME} / {faster}"]
-    report.say(
+    report.note(
         f"compared with the faster peer, {faster}: {np.median(values):.2f} times as "
         f"fast ({min(values):.2f} to {max(values):.2f} in {len(values)} turns)"
     )
@@ -240,10 +215,10 @@ def _best_batch(settings: NetworkSettings, devices: list[Any], report: Report) -
     """Search for the best batch size; the report keeps the rates of all sizes."""
 
     def measure(batch: int) -> float:
-        with subject(settings, batch, settings.image_size, devices) as ours:
-            images = ours.workload.images
+        with subject(settings, batch, settings.image_size, devices) as main:
+            images = main.workload.images
             times = timing.time_alternating(
-                [ours.workload], repeats=2, seconds=settings.seconds
+                [main.workload], repeats=2, seconds=settings.seconds
             )
         values = [images / seconds for seconds in times[workloads.NAME]]
         report.show("search for the best batch", {f"batch {batch}": values}, "images/s")
@@ -260,28 +235,24 @@ def _best_batch(settings: NetworkSettings, devices: list[Any], report: Report) -
         seconds=settings.search_s,
     )
     report.facts["search"] = dataclasses.asdict(result) | {"best": result.best}
-    report.say(f"best batch: {result.best} ({result.reason()})")
+    report.note(f"best batch: {result.best} ({result.reason()})")
     return result.best
 
 
 def _measure_latency(
     settings: NetworkSettings, report: Report, parameters: int
 ) -> None:
-    """Milliseconds per frame and frames per second if each frame is waited for."""
-    contestants = workloads.single_frames(settings, settings.image_size)
-    contestants += [_waiting(peer) for peer in _peers(settings, 1, report, parameters)]
+    """Show milliseconds per frame, and frames per second, waiting for each frame."""
+    candidates = workloads.single_frames(settings, settings.image_size)
+    for peer in _peers(settings, 1, report, parameters):
+        call = functools.partial(_call_and_wait, peer)
+        candidates.append(Workload(peer.name, call, lambda _: None))
     times = timing.time_alternating(
-        contestants, repeats=settings.repeats, seconds=settings.seconds
+        candidates, repeats=settings.repeats, seconds=settings.seconds
     )
     title = f"{settings.title} at {settings.size}, batch 1, each waited for"
-    report.show(title, {k: [1e3 * t for t in v] for k, v in times.items()}, "ms")
-    report.show(title, {k: [1 / t for t in v] for k, v in times.items()}, "frames/s")
+    report.show_times(title, times, 1, "frames/s")
 
 
-def _waiting(workload: Workload) -> Workload:
-    """The same workload, waiting for every call."""
-
-    def call():
-        return workload.wait(workload.call())
-
-    return dataclasses.replace(workload, call=call, wait=lambda _: None)
+def _call_and_wait(workload: Workload) -> Any:
+    return workload.wait(workload.call())

@@ -1,11 +1,13 @@
 """Random frames: as arrays, as a device cache and as a store."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdepth.data import pipeline
 from jaxdepth.data.sources import Frame, FrameInfo
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store
@@ -39,6 +41,15 @@ def store_of(count: int, size: Size, folder: Path) -> Store:
     return store_writer.write(Noise(count, size), folder, size=size, keep_full="none")
 
 
+def batches_of(
+    store: Store, batch_size: int, **options: Any
+) -> contextlib.AbstractContextManager[Iterator[dict[str, np.ndarray]]]:
+    """The training input pipeline over all frames of a store, without end."""
+    options |= {"depth": store.depths[0], "seed": 0, "batch_size": batch_size}
+    indices = np.arange(len(store))
+    return pipeline.batches(store, indices, start_step=0, stop_step=10**9, **options)
+
+
 def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
     """`rgb` (n,h,w,3) uint8 and `depth_mm` (n,h,w) uint16, of which 10 % are 0."""
     rng = np.random.default_rng(seed)
@@ -46,6 +57,12 @@ def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
     depth = rng.integers(700, 10_000, (count, *size), np.uint16)
     depth[rng.random(depth.shape, np.float32) < 0.1] = 0
     return {"rgb": rgb, "depth_mm": depth}
+
+
+def images(batch_size: int, size: Size, *, count: int = 4) -> np.ndarray:
+    """Random images (count, batch_size, h, w, 3) uint8, for inference."""
+    shape = (count, batch_size, *size, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def table_part(

@@ -25,17 +25,17 @@ def compiled(
     # CUDA graphs remove the cost of launching small kernels, which counts in inference.
     on_gpu = next(runner.model.parameters()).is_cuda
     mode = "reduce-overhead" if on_gpu and not runner.model.training else "default"
-    run: Any = torch.compile(runner.model, mode=mode)
+    network: Any = torch.compile(runner.model, mode=mode)
     try:
         with time_limit(limit):
             # Copied to the host, because on a GPU the result may not be ready.
-            runner.calling(run)().cpu()
+            runner.step(network).cpu()
     except Exception as error:  # compiler backends raise different errors
         torch._dynamo.reset()
         words = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
-        report.say(f"{name}: not compiled ({words[:160] or type(error).__name__})")
+        report.note(f"{name}: not compiled ({words[:160] or type(error).__name__})")
         return {}
-    return {f"{name}, compiled ({mode})": run}
+    return {f"{name}, compiled ({mode})": network}
 
 
 @contextlib.contextmanager
@@ -47,11 +47,11 @@ def time_limit(seconds: float) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"took more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGALRM, stop)
     # Repeated every 5 s, because a library may catch the error and continue.
     signal.setitimer(signal.ITIMER_REAL, seconds, 5)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, handler)

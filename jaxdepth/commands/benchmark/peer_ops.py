@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import torch
 import torch.nn.functional as F
 
-from jaxdepth.commands.benchmark.peer_models import phases, unpool
+from jaxdepth.commands.benchmark.peer_models import unpool
 from jaxdepth.commands.benchmark.peer_runs import device, synchronize
 from jaxdepth.commands.benchmark.timing import Workload
 
@@ -27,11 +27,22 @@ def _transposed(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv_transpose2d(x, weight, stride=2, padding=pad, output_padding=1)
 
 
+def _phases(x: Tensor, weight: Tensor) -> Tensor:
+    """Zero unpooling and 5x5 convolution as four convolutions, outputs interleaved."""
+    # Padding is left, right, top, bottom: even outputs read one more input before.
+    parts = [
+        F.conv2d(F.pad(x, (1 - s, 1, 1 - r, 1)), weight[:, :, r::2, s::2])
+        for r in (0, 1)
+        for s in (0, 1)
+    ]
+    return F.pixel_shuffle(torch.stack(parts, dim=2).flatten(1, 2), 2)
+
+
 FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "conv": _conv,
     "unpool": _unpool,
     "transposed": _transposed,
-    "phases": phases,
+    "phases": _phases,
 }
 
 

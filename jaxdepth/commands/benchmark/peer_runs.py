@@ -1,14 +1,14 @@
 """PyTorch's training step and forward pass as workloads to time.
 
-They do what ours do: frames of the same sizes and dtypes on the device, crop,
-normalisation, target resized to the output size, loss, gradients, Adam with L2. Our
-step also counts frames, sums over devices and computes the gradient norm for the log.
+They do the same as jaxdepth's: frames of the same sizes and dtypes on the device, crop,
+normalisation, target resized to the output size, loss, gradients, Adam with L2. The
+step of jaxdepth also counts frames, sums over devices and computes the gradient norm.
 """
 
-import abc
 import contextlib
-import dataclasses
-from collections.abc import Callable
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,44 +18,17 @@ import torch
 from jaxdepth.commands.benchmark import noise, peer_compile, peer_models
 from jaxdepth.commands.benchmark.machine import is_out_of_memory
 from jaxdepth.commands.benchmark.report import Report
-from jaxdepth.commands.benchmark.settings import NetworkSettings, Size, TrainSettings
+from jaxdepth.commands.benchmark.settings import NetworkSettings, TrainSettings
 from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.config import Config
 from jaxdepth.losses import MIN_PRED
-from jaxdepth.models import LAYOUTS
-from jaxdepth.models.layouts import Layout
+from jaxdepth.models import LAYOUTS, output_size
 from jaxdepth.ops.resize import area_matrix
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.augment import crop_offsets
 
 Tensor = torch.Tensor
-POOL = 4  # batches of images that inference cycles through
-
-
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """Variant of a PyTorch network.
-
-    Attributes:
-      name: label in tables.
-      up: form of the up-convolution, of `peer_models.create`.
-      channels_last: memory format of parameters and features.
-      fused: use the fused optimizer.
-    """
-
-    name: str
-    up: str
-    channels_last: bool
-    fused: bool
-
-
-def peers(settings: NetworkSettings) -> list[Peer]:
-    """The variants that --peers names."""
-    known = {
-        "plain": Peer("torch plain", "unpool", channels_last=False, fused=False),
-        "tuned": Peer("torch tuned", settings.peer_up, channels_last=True, fused=True),
-    }
-    return [known[name] for name in settings.peers.split(",")]
+Network = Callable[[Tensor], Tensor]
 
 
 def prepare(settings: NetworkSettings, report: Report) -> None:
@@ -68,13 +41,12 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
     torch.backends.cuda.matmul.allow_tf32 = on
     torch.backends.cudnn.allow_tf32 = on
     torch.backends.cudnn.benchmark = True
-    where = f"CPU, {torch.get_num_threads()} threads"
+    name = f"CPU, {torch.get_num_threads()} threads"
     if device().type == "cuda":
-        where = (
-            f"{torch.cuda.get_device_name()}, TF32 {settings.tf32} in PyTorch and JAX"
-        )
-    report.say(
-        f"peers: PyTorch {torch.__version__} on {where}; cudnn.benchmark on, frames on "
+        name = torch.cuda.get_device_name()
+        name += f", TF32 {settings.tf32} in PyTorch and JAX"
+    report.note(
+        f"peers: PyTorch {torch.__version__} on {name}; cudnn.benchmark on, frames on "
         "the device, no augmentation"
     )
 
@@ -100,38 +72,36 @@ def synchronize(_: Any = None) -> None:
         torch.cuda.synchronize()
 
 
-class Batches:
-    """Endless batches of random frames on the device."""
+def batches(config: Config, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield random batches of `count` random frames on the device.
 
-    def __init__(self, config: Config, count: int):
-        frames = noise.frames(count, config.frame_size)
-        self.rgb = torch.tensor(frames["rgb"], device=device())
-        # PyTorch cannot index uint16.
-        depth = frames["depth_mm"].astype(np.int32)
-        self.depth = torch.tensor(depth, device=device())
-        self.rows = noise.rows(count, int(config.train.batch_size))
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Images (b,h,w,3) uint8 and depths (b,h,w) int32, millimetres."""
-        rows = torch.from_numpy(next(self.rows)["rows"]).long().to(device())
-        return self.rgb[rows], self.depth[rows]
+    Images (b,h,w,3) are uint8, depths (b,h,w) int32, millimetres.
+    """
+    frames = noise.frames(count, config.frame_size)
+    rgb = torch.tensor(frames["rgb"], device=device())
+    # PyTorch cannot index uint16.
+    depth = torch.tensor(frames["depth_mm"].astype(np.int32), device=device())
+    for batch in noise.rows(count, int(config.train.batch_size)):
+        rows = torch.from_numpy(batch["rows"]).long().to(device())
+        yield rgb[rows], depth[rows]
 
 
 class Inputs:
     """Crops and converts frames to the input of the network and of the loss."""
 
-    def __init__(self, config: Config, peer: Peer, out: Size):
+    def __init__(self, config: Config, channels_last: bool):
         self.size, self.max_depth = config.image_size, config.data.max_depth
-        self.layout: Layout = LAYOUTS[config.model.layout]
-        self.channels_last = peer.channels_last
+        self.form = torch.channels_last if channels_last else torch.contiguous_format
+        out, layout = output_size(config.model.arch, self.size), LAYOUTS["torchvision"]
         rows, columns = (
             torch.tensor(area_matrix(n, m), device=device())
             for n, m in zip(self.size, out, strict=True)
         )
         self.rows, self.columns = rows, columns.T.contiguous()
-        shape = (1, 3, 1, 1)
-        self.mean = torch.tensor(self.layout.rgb_mean, device=device()).view(shape)
-        self.std = torch.tensor(self.layout.rgb_std, device=device()).view(shape)
+        self.mean, self.std = (
+            torch.tensor(values, device=device()).view(1, 3, 1, 1)
+            for values in (layout.rgb_mean, layout.rgb_std)
+        )
 
     def crop(self, x: Tensor) -> Tensor:
         top, left = crop_offsets(tuple(x.shape[1:3]), self.size)
@@ -139,9 +109,8 @@ class Inputs:
 
     def image(self, rgb: Tensor) -> Tensor:
         """(b,h,w,3) uint8 to normalised (b,3,h,w) float32."""
-        form = torch.channels_last if self.channels_last else torch.contiguous_format
         image = rgb.permute(0, 3, 1, 2).float()
-        return ((image - self.mean) / self.std).contiguous(memory_format=form)
+        return ((image - self.mean) / self.std).contiguous(memory_format=self.form)
 
     def target(self, depth_mm: Tensor) -> tuple[Tensor, Tensor]:
         """Target in metres at the output size and its mask, as `masked_area`."""
@@ -182,105 +151,69 @@ def optimizer_of(config: Config, model: torch.nn.Module, fused: bool):
         "weight_decay": config.optimizer.weight_decay,
         "fused": fused,
     }
-    if config.optimizer.name == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kinds = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    }
     return kinds[config.optimizer.name](model.parameters(), **options)
 
 
-class _Runner(abc.ABC):
-    """A network, and the function that calls it."""
-
-    model: torch.nn.Module
-    run: Callable[[Tensor], Tensor]
-
-    @abc.abstractmethod
-    def step(self) -> Tensor:
-        """Process the next batch."""
-
-    def calling(self, run: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
-        """`step` with `run` as the function that calls the network."""
-
-        def call() -> Tensor:
-            self.run = run
-            return self.step()
-
-        return call
-
-
-class Trainer(_Runner):
+class Trainer:
     """Training step of a PyTorch network."""
 
-    def __init__(self, settings: TrainSettings, batch_size: int, peer: Peer):
-        config = settings.config(batch_size, settings.image_size)
-        self.config, self.autocast = config, _autocast(config)
-        self.model = _model(config, peer, settings.widths).train()
-        out = _output_size(self.model, config, peer)
-        self.inputs, self.batches = Inputs(config, peer, out), None
-        self.frames = settings.frames
-        self.optimizer = optimizer_of(config, self.model, peer.fused)
-        self.run = self.model
+    def __init__(self, settings: TrainSettings, batch_size: int, tuned: bool):
+        self.config = settings.config(batch_size, settings.image_size)
+        self.autocast = _autocast(self.config)
+        self.model = _model(self.config, tuned, settings.widths).train()
+        self.inputs = Inputs(self.config, channels_last=tuned)
+        self.batches = batches(self.config, settings.frames)
+        self.optimizer = optimizer_of(self.config, self.model, fused=tuned)
 
-    def loss(self, rgb: Tensor, depth_mm: Tensor) -> Tensor:
+    def loss(self, network: Network, rgb: Tensor, depth_mm: Tensor) -> Tensor:
         """Loss of a batch of frames, differentiable."""
         image = self.inputs.image(self.inputs.crop(rgb))
         target, valid = self.inputs.target(self.inputs.crop(depth_mm))
         with self.autocast():
-            pred = self.run(image)
+            pred = network(image)
         return loss_of(self.config.loss.name, pred, target, valid, self.config)
 
-    def step(self) -> Tensor:
-        if self.batches is None:
-            self.batches = Batches(self.config, self.frames)
-        loss = self.loss(*self.batches.next())
+    def step(self, network: Network) -> Tensor:
+        """Train on the next batch; `network` is `model`, or `model` compiled."""
+        loss = self.loss(network, *next(self.batches))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
 
-class Predictor(_Runner):
+class Predictor:
     """Forward pass of a PyTorch network."""
 
-    def __init__(self, settings: NetworkSettings, batch_size: int, peer: Peer):
+    def __init__(self, settings: NetworkSettings, batch_size: int, tuned: bool):
         config = settings.config(batch_size, settings.image_size)
         self.autocast = _autocast(config)
-        self.model = _model(config, peer, settings.widths).eval()
-        out = _output_size(self.model, config, peer)
-        self.inputs = Inputs(config, peer, out)
-        self.run = self.model
-        shape = (POOL, batch_size, *config.image_size, 3)
-        pool = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self.images = [torch.tensor(batch, device=device()) for batch in pool]
-        self.calls = 0
+        self.model = _model(config, tuned, settings.widths).eval()
+        self.inputs = Inputs(config, channels_last=tuned)
+        pool = noise.images(batch_size, config.image_size)
+        images = [torch.tensor(batch, device=device()) for batch in pool]
+        self.images = itertools.cycle(images)
 
-    def depth(self, rgb: Tensor) -> Tensor:
+    def depth(self, network: Network, rgb: Tensor) -> Tensor:
         """Depth in metres of images (b,h,w,3) uint8."""
         with torch.inference_mode(), self.autocast():
-            return self.run(self.inputs.image(rgb))
+            return network(self.inputs.image(rgb))
 
-    def step(self) -> Tensor:
-        self.calls += 1
-        return self.depth(self.images[self.calls % POOL])
+    def step(self, network: Network) -> Tensor:
+        """Predict the next batch; `network` is `model`, or `model` compiled."""
+        return self.depth(network, next(self.images))
 
 
-def _model(config: Config, peer: Peer, widths: dict[str, Any]) -> torch.nn.Module:
+def _model(config: Config, tuned: bool, widths: dict[str, Any]) -> torch.nn.Module:
     size = config.image_size
-    model = peer_models.create(config.model.arch, size, up=peer.up, **widths).to(
-        device()
-    )
-    if not peer.channels_last:
-        return model
-    return model.to(memory_format=torch.channels_last)  # pyright: ignore
-
-
-def _output_size(model: torch.nn.Module, config: Config, peer: Peer) -> Size:
-    image = torch.zeros(1, 3, *config.image_size, device=device())
-    training = model.training
-    with torch.inference_mode():
-        height, width = model.eval()(image).shape[1:]
-    model.train(training)
-    return height, width
+    model = peer_models.create(config.model.arch, size, tuned=tuned, **widths)
+    form = torch.channels_last if tuned else torch.preserve_format
+    return model.to(device(), memory_format=form)  # pyright: ignore[reportCallIssue]
 
 
 def _autocast(config: Config) -> Callable[[], Any]:
@@ -294,34 +227,40 @@ def workloads(
 ) -> list[Workload]:
     """The PyTorch variants of a network, without those that do not fit into memory.
 
+    "plain" is the network as public ports write it; "tuned" has transposed
+    convolutions, the memory format channels_last and the fused optimizer.
+
     Raises: RuntimeError if a network does not have `parameters` parameters.
     """
     prepare(settings, report)
     selected = []
-    for peer in peers(settings):
+    for kind in settings.peers.split(","):
+        name, tuned = f"torch {kind}", kind == "tuned"
         runner = (
-            Trainer(settings, batch_size, peer)
+            Trainer(settings, batch_size, tuned)
             if isinstance(settings, TrainSettings)
-            else Predictor(settings, batch_size, peer)
+            else Predictor(settings, batch_size, tuned)
         )
         count = sum(p.numel() for p in runner.model.parameters())
         if count != parameters:
-            raise RuntimeError(f"{peer.name} has {count} parameters, ours {parameters}")
+            raise RuntimeError(f"{name} has {count} parameters, jaxdepth {parameters}")
         try:
-            runner.step()
+            runner.step(runner.model)
             synchronize()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            report.say(f"{peer.name}: skipped, it does not fit into memory")
+            report.note(f"{name}: skipped, it does not fit into memory")
             continue
-        calls = {peer.name: runner.run}
+        networks = {name: runner.model}
         if settings.torch_compile:
-            calls |= peer_compile.compiled(
-                runner, peer.name, limit=settings.compile_limit, report=report
+            networks |= peer_compile.compiled(
+                runner, name, limit=settings.compile_limit, report=report
             )
         selected += [
-            Workload(name, runner.calling(run), synchronize, batch_size)
-            for name, run in calls.items()
+            Workload(
+                name, functools.partial(runner.step, network), synchronize, batch_size
+            )
+            for name, network in networks.items()
         ]
     return selected

@@ -13,22 +13,19 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from jaxdepth.commands.benchmark import report as report_lib
+from jaxdepth import workdir
 from jaxdepth.commands.benchmark.report import number
-from jaxdepth.runtime import output_files, subprocesses, terminal
+from jaxdepth.runtime import subprocesses, terminal
 from jaxdepth.runtime.errors import UserError
 
 COMMAND = (sys.executable, "-m", "jaxdepth", "benchmark")
 MIN_SECONDS = 20.0  # a part starts if this much time, or half of its own, is left
 GRACE_SECONDS = 15.0  # for a part to write its results after it was interrupted
 SHOWN_UNITS = ("images/s", "frames/s", "ratio")
-SHOWN_FACTS = (
-    "TFLOP/s",
-    "share of the matrix product",
-    "share of the copy, by XLA's bytes",
-)
+SHOWN_FACTS = ("TFLOP/s", "share of the matrix product")
+SHOWN_FACTS += ("share of the copy, by XLA's bytes",)
 
 
 class Part(NamedTuple):
@@ -45,6 +42,9 @@ class Part(NamedTuple):
 
 _GPU = "--arch=upproj --size=228x304 --precision=bf16"
 _BEST = f"train {_GPU} --batch_size={{best}}"
+_UPCONV = "upconv --precision=bf16 --batch_size=32 --unpool=zero --repeats=3"
+_COMPILED = "--peer=torch --peers=tuned --torch_compile --compile_limit=90"
+_F32 = "train --arch=upproj --precision=f32 --batch_size=64 --tf32=on"
 # The first part compiles a program for each batch size; later parts read most of their
 # programs from the compilation cache.
 GPU_PARTS = (
@@ -52,36 +52,19 @@ GPU_PARTS = (
     Part("train_peers", f"{_BEST} --peer=torch --profile={{scratch}}/trace", 90),
     Part("infer", f"infer {_GPU} --batch_size=128 --peer=torch", 80),
     Part("train_host", f"{_BEST} --beside=cache=host", 60),
-    Part(
-        "upconv",
-        "upconv --precision=bf16 --batch_size=32 --unpool=zero --repeats=3 "
-        "--peer=torch",
-        90,
-    ),
+    Part("upconv", f"{_UPCONV} --peer=torch", 90),
     Part("train_forms", f"{_BEST} --beside=upconv=dilated,upconv=plain", 150),
     Part("infer_best", f"infer {_GPU} --batch_size=best --search_s=40", 60),
-    Part(
-        "train_compiled",
-        f"{_BEST} --peer=torch --peers=tuned --torch_compile --compile_limit=90",
-        150,
-    ),
-    Part(
-        "train_f32",
-        "train --arch=upproj --precision=f32 --batch_size=64 --peer=torch --tf32=on",
-        90,
-    ),
+    Part("train_compiled", f"{_BEST} {_COMPILED}", 150),
+    Part("train_f32", f"{_F32} --peer=torch", 90),
 )
 _CPU = "--size=228x304 --precision=f32 --batch_size=4 --devices=1 --peer=torch"
+_CPU_SECONDS = {"upproj": 240, "cnn": 120, "cnn_trans": 120, "cnn_fc": 120}
 _GROWTH = "train --precision=f32 --devices=1 --repeats=2"
 CPU_PARTS = (
     *(
         Part(f"{mode}_{arch}", f"{mode} --arch={arch} {_CPU}", seconds)
-        for arch, seconds in (
-            ("upproj", 240),
-            ("cnn", 120),
-            ("cnn_trans", 120),
-            ("cnn_fc", 120),
-        )
+        for arch, seconds in _CPU_SECONDS.items()
         for mode in ("train", "infer")
     ),
     Part("upconv", "upconv --batch_size=4 --peer=torch", 700),
@@ -114,9 +97,7 @@ class GpuSettings:
     dry_run: bool = False
     """Run every part with small networks and images, on any device."""
 
-    @property
-    def kind(self) -> str:
-        return "gpu"
+    kind: ClassVar[str] = "gpu"
 
     def parts(self) -> list[Part]:
         """The parts that --only names. Raises UserError for an unknown name."""
@@ -133,10 +114,7 @@ class CpuSettings(GpuSettings):
 
     minutes: float = 45.0
     """Time limit."""
-
-    @property
-    def kind(self) -> str:
-        return "cpu"
+    kind: ClassVar[str] = "cpu"
 
 
 def run(settings: GpuSettings, _: Any = None) -> None:
@@ -170,7 +148,7 @@ def run(settings: GpuSettings, _: Any = None) -> None:
                 "settings": dataclasses.asdict(settings),
                 "parts": documents,
             }
-            output_files.write_text(results, report_lib.dumps(merged))
+            workdir.write_json(results, merged)
     print_summary(documents, settings)
 
 
@@ -198,7 +176,10 @@ def part_arguments(
 def run_part(
     arguments: list[str], limit: float, log: Path, scratch: Path
 ) -> dict[str, Any]:
-    """The document that a part wrote; `stopped` in it says why a part is incomplete."""
+    """Run a part; returns the document that it wrote.
+
+    `stopped` in the document is the reason why the part is incomplete.
+    """
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if any(word.startswith("--thin") for word in arguments):
         # The programs of a dry run are called few times: compile them quickly.

@@ -30,12 +30,12 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
     try:
         file = trace(folder, workload)
         times = operations(file)
-    except Exception as error:  # of drivers or permissions; the times are still valid
-        report.say(f"no profile: {' '.join(str(error).split())[:160]}")
+    except Exception as error:  # driver or permission errors; the times are valid
+        report.note(f"no profile: {' '.join(str(error).split())[:160]}")
         return
     total = sum(times.values())
     if not total:
-        report.say(f"no profile: {file} contains no operations")
+        report.note(f"no profile: {file} contains no operations")
         return
     names = modules(compiled.text()) if compiled.text else {}
     costliest = sorted(times.items(), key=lambda item: -item[1])[:KEPT]
@@ -59,19 +59,22 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
         ("operation", "part of the network", "ms", "share"),
         [tuple(row.values()) for row in rows[:TOP]],
     )
-    report.say(f"trace: {file}")
+    report.note(f"trace: {file}")
 
 
 def trace(folder: Path, workload: Workload) -> Path:
-    """Profile some calls; returns the trace file. Raises MachineError without one."""
-    before = set(folder.rglob("*.xplane.pb"))
+    """Profile some calls; returns the trace file.
+
+    Raises: MachineError if the profiler wrote no file.
+    """
+    old = set(folder.rglob("*.xplane.pb"))
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # no Python calls in the trace
     with jax.profiler.trace(str(folder), profiler_options=options):
         for _ in range(CALLS):
             last = workload.call()
         workload.wait(last)
-    new = set(folder.rglob("*.xplane.pb")) - before
+    new = set(folder.rglob("*.xplane.pb")) - old
     if not new:
         raise MachineError(f"the profiler left no trace in {folder}")
     return new.pop()

@@ -1,9 +1,6 @@
-"""Results of a benchmark: tables on the terminal, JSON and CSV."""
+"""Results of a benchmark: tables on the terminal and JSON."""
 
-import csv
 import datetime
-import io
-import json
 import os
 import platform
 import shlex
@@ -18,10 +15,8 @@ import numpy as np
 from jaxdepth.commands.benchmark.timing import Samples
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.versions import installed
-from jaxdepth.workdir import plain
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "libtpu")
-COLUMNS = ("table", "what", "unit", "median", "min", "max", "repeats")
 
 
 class Report:
@@ -43,6 +38,12 @@ class Report:
         lines = [[row["what"], *(number(row[c]) for c in columns[1:])] for row in rows]
         terminal.print_table(f"{title} [{unit}]", columns, lines)
 
+    def show_times(self, title: str, times: Samples, items: int, unit: str) -> None:
+        """Add and print two tables: milliseconds per call, and `items` per second."""
+        milliseconds = {name: [1e3 * t for t in v] for name, v in times.items()}
+        self.show(title, milliseconds, "ms")
+        self.show(title, {k: [items / t for t in v] for k, v in times.items()}, unit)
+
     def keep(self, title: str, samples: Samples, unit: str) -> list[dict[str, Any]]:
         """Add a table without printing it; returns its rows."""
         rows = [
@@ -58,7 +59,7 @@ class Report:
         self.tables.append({"title": title, "unit": unit, "rows": rows})
         return rows
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """Print a line and add it to the notes."""
         self.facts.setdefault("notes", []).append(line)
         print(line, flush=True)
@@ -75,29 +76,15 @@ class Report:
         Args:
           stopped: why the measurement is incomplete; None if it is complete.
         """
-        return plain(
-            {
-                "command": shlex.join(["python", *sys.argv]),
-                "date": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
-                **environment(),
-                "settings": settings,
-                "facts": self.facts,
-                "tables": self.tables,
-            }
-            | ({"stopped": stopped} if stopped else {})
-        )
-
-    def csv(self) -> str:
-        """All tables as CSV, one line per row."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for table in self.tables:
-            for row in table["rows"]:
-                numbers = [f"{row[k]:.6g}" for k in ("median", "min", "max")]
-                line = (table["title"], row["what"], table["unit"], *numbers)
-                writer.writerow((*line, len(row["values"])))
-        return text.getvalue()
+        document = {
+            "command": shlex.join(["python", *sys.argv]),
+            "date": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
+            **environment(),
+            "settings": settings,
+            "facts": self.facts,
+            "tables": self.tables,
+        }
+        return document | ({"stopped": stopped} if stopped else {})
 
 
 def number(value: Any) -> Any:
@@ -131,7 +118,7 @@ def device_name() -> str:
 
 
 def cpu_name() -> str:
-    """Model of the processor, or its architecture if the system does not say."""
+    """Model of the processor, or its architecture if the system does not report it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -147,9 +134,9 @@ def memory_bytes() -> int:
 
 def load_warning(seconds: float = 0.3) -> str | None:
     """A warning if other processes use more than a fifth of the CPU, else None."""
-    before = _ticks()
+    start = _ticks()
     time.sleep(seconds)
-    total, idle = (after - b for after, b in zip(_ticks(), before, strict=True))
+    total, idle = (end - begin for begin, end in zip(start, _ticks(), strict=True))
     if not total or idle / total > 0.8:
         return None
     share = 1 - idle / total
@@ -157,15 +144,10 @@ def load_warning(seconds: float = 0.3) -> str | None:
 
 
 def _ticks() -> tuple[int, int]:
-    """Total and idle ticks of all cores; zeros if the system does not say."""
+    """Total and idle ticks of all cores; zeros without /proc/stat."""
     try:
         words = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     except OSError:
         return 0, 0
     ticks = [int(word) for word in words]
     return sum(ticks), ticks[3] + ticks[4]  # idle and iowait
-
-
-def dumps(document: dict[str, Any]) -> str:
-    """The text of a JSON file of results."""
-    return json.dumps(document, indent=1) + "\n"

@@ -1,30 +1,23 @@
 """Flags of the benchmarks, and the `Config` that they stand for."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
 from jaxdepth.models import create_model
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
 
 Size = tuple[int, int]
-PEERS = ("plain", "tuned")
 # Flags with the name, the choices and the checks of a field of `Config`. All but
 # --arch may differ in --beside.
-NETWORK_FLAGS = ("arch", "upconv", "unpool", "precision", "layout")
-TRAINING_FLAGS = (
-    "parallel",
-    "bn",
-    "accumulate",
-    "steps_per_call",
-    "cache",
-    "augment",
-    "loss",
-    "optimizer",
-)
+CONFIG_FLAGS = ("arch", "upconv", "unpool", "precision", "layout", "parallel", "bn")
+CONFIG_FLAGS += ("accumulate", "steps_per_call", "cache", "augment", "loss")
+CONFIG_FLAGS += ("optimizer",)
 # What --peer=torch implements.
 PEER_CHOICES: dict[str, tuple[Any, ...]] = {
     "arch": ("cnn_fc", "cnn", "cnn_trans", "upproj"),
@@ -36,22 +29,13 @@ PEER_CHOICES: dict[str, tuple[Any, ...]] = {
     "growth": ("none",),
     "devices": (1, None),
 }
+WIDTHS = ("width", "decoder_in", "decoder_features", "features", "hidden")
 
 
-def check_bounds(settings: Any, **lower: float) -> None:
-    """Raise UserError for the first setting below its lower bound."""
-    for name, bound in lower.items():
-        value = getattr(settings, name)
-        if value is not None and value < bound:
-            raise UserError(f"--{name}={value}: must be at least {bound}")
-
-
-def selected(flag: str, text: str, known: tuple[str, ...]) -> list[str]:
-    """Split comma-separated names. Raises UserError for an unknown name."""
-    names = text.split(",")
-    if not set(names) <= set(known):
-        raise UserError(f"--{flag}={text}: expected names of {', '.join(known)}")
-    return names
+def check_names(flag: str, text: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `text` is a comma-separated list of the choices."""
+    if not set(text.split(",")) <= set(choices):
+        raise UserError(f"--{flag}={text}: expected names of {', '.join(choices)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,32 +52,30 @@ class NetworkSettings:
     """Form of the up-convolution, as for training."""
     size: str = "228x304"
     """Input size of the network, HEIGHTxWIDTH."""
-    batch_size: int | Literal["auto", "best"] = "auto"
+    batch_size: int | Literal["auto", "best"] = flag("auto", at_least=1)
     """Images per step on all devices. auto: 4 on CPU, 32 elsewhere; best: the size with
     the most images per second, searched by doubling until memory is full."""
-    max_batch: int = 1024
+    max_batch: int = flag(1024, at_least=1)
     """Largest size that --batch_size=best tries."""
-    search_s: float = 240.0
+    search_s: float = flag(240.0, at_least=0)
     """Time limit of --batch_size=best, seconds."""
     precision: str = "auto"
     """Arithmetic: f32 or bf16; auto: bf16 on accelerators, f32 on CPU."""
     tf32: Literal["on", "off"] = "on"
     """Use TF32 for float32 products on GPUs, in JAX and in PyTorch."""
-    devices: int | None = None
+    devices: int | None = flag(None, at_least=1)
     """Number of devices; default: all. CPU devices are simulated as needed."""
-    repeats: int = 5
+    repeats: int = flag(5, at_least=1)
     """Number of turns after the discarded first one."""
-    seconds: float = 1.0
+    seconds: float = flag(1.0, at_least=0)
     """Minimum length of a turn, seconds."""
     peer: Literal["none", "torch"] = "none"
     """torch: time PyTorch networks in the same turns."""
     peers: str = "plain,tuned"
     """PyTorch networks to time, comma-separated: plain, tuned."""
-    peer_up: Literal["transposed", "phases"] = "transposed"
-    """Form of the up-convolution in the tuned PyTorch network."""
     torch_compile: bool = False
     """Also time the PyTorch networks after torch.compile."""
-    compile_limit: float = 120.0
+    compile_limit: float = flag(120.0, at_least=0)
     """Time limit of torch.compile for each network, seconds."""
     beside: str = ""
     """Variants to time in the same turns: flags that differ, as in upconv=dilated.
@@ -103,28 +85,22 @@ class NetworkSettings:
     """Measure how the time grows with the batch size, image size or devices."""
     points: str = "auto"
     """Points of --growth, comma-separated, as in 1,2,4 or 120x160,240x320."""
-    thin: int = 1
+    thin: int = flag(1, at_least=1)
     """Divide all channel counts by this, for trials; above 1, one block per stage."""
     compile_cache: str | None = None
-    """Folder of JAX's compilation cache; compile times are then those of reading it."""
+    """Folder of JAX's compilation cache; compile times then measure reading it."""
     profile: str | None = None
     """Folder for a profiler trace; the ten most expensive operations are printed."""
     json: str | None = None
     """New file for all results as JSON."""
-    csv: str | None = None
-    """New file for the tables as CSV."""
+
+    trains: ClassVar[bool] = False  # whether training steps are measured
 
     def __post_init__(self) -> None:
-        check_bounds(self, repeats=1, seconds=0, max_batch=1, search_s=0)
-        check_bounds(self, compile_limit=0, devices=1, thin=1)
-        for name in (*NETWORK_FLAGS, *TRAINING_FLAGS):
-            value = getattr(self, name, None)
-            choices = config_lib.choices(name)
-            if choices and value is not None and value not in choices:
-                raise UserError(f"--{name}={value}: one of {', '.join(choices)}")
+        flags_lib.validate(self)
         batch_size = self.batch_size if isinstance(self.batch_size, int) else 1
-        self._unresolved_config(batch_size, config_lib.parse_size(self.size))
-        selected("peers", self.peers, PEERS)
+        self._unresolved_config(batch_size, self.image_size)
+        check_names("peers", self.peers, ("plain", "tuned"))
         if self.peer == "torch":
             self._check_peer()
         self.variants()
@@ -148,29 +124,18 @@ class NetworkSettings:
         return config_lib.parse_size(self.size)
 
     @property
-    def trains(self) -> bool:
-        """Whether training steps are measured; otherwise forward passes."""
-        return False
-
-    @property
     def title(self) -> str:
         """The first words of a table's title."""
         return f"{'training' if self.trains else 'inference'} {self.arch}"
 
     @property
     def widths(self) -> dict[str, Any]:
-        """Fields of the networks, JAX and PyTorch, that --thin changes."""
-        if self.thin == 1:
-            return {}
+        """Fields of the networks, JAX and PyTorch, divided by --thin."""
         model = create_model(self.arch, image_size=self.image_size)
-        names = ("width", "decoder_in", "decoder_features", "features", "hidden")
-        fields = {
-            name: _thinner(getattr(model, name), self.thin)
-            for name in names
-            if hasattr(model, name)
-        }
-        if self.arch == "upproj":
-            fields["stage_sizes"] = (1, 1, 1, 1)
+        widths = {name: getattr(model, name) for name in WIDTHS if hasattr(model, name)}
+        fields = jax.tree.map(lambda width: max(1, width // self.thin), widths)
+        if hasattr(model, "stage_sizes"):
+            fields["stage_sizes"] = model.stage_sizes if self.thin == 1 else (1,) * 4
         return fields
 
     def config(self, batch_size: int, image_size: Size) -> Config:
@@ -180,42 +145,37 @@ class NetworkSettings:
 
     def _unresolved_config(self, batch_size: int, image_size: Size) -> Config:
         """The configuration, without asking JAX for the platform, which starts it."""
-        flags: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (*NETWORK_FLAGS, *TRAINING_FLAGS)
-            if hasattr(self, name)
-        }
         return Config.of(
             size=f"{image_size[0]}x{image_size[1]}",
             batch_size=batch_size,
             steps=10**6,  # more than are measured; the learning rate is constant
             decay="all",  # weight decay of all parameters, as in PyTorch
-            **flags,
+            **{name: getattr(self, name) for name in self.config_flags()},
         )
 
+    def config_flags(self) -> list[str]:
+        """The names in `CONFIG_FLAGS` that this benchmark has."""
+        return [name for name in CONFIG_FLAGS if hasattr(self, name)]
+
     def variants(self) -> dict[str, Any]:
-        """Text of each variant in --beside -> these settings with its changes."""
+        """Text of each variant in --beside -> the settings of that variant."""
         words = self.beside.split(",") if self.beside else []
         return {word: self._variant(word) for word in words}
 
     def _variant(self, word: str) -> Any:
-        names = [*NETWORK_FLAGS[1:], *TRAINING_FLAGS]
-        known = [name for name in names if hasattr(self, name)]
+        names, flags = self.config_flags()[1:], flags_lib.flags_of(type(self))
         values: dict[str, Any] = {}
-        for flag in word.split("+"):
-            name, _, value = flag.partition("=")
-            if name not in known:
+        for change in word.split("+"):
+            name, _, value = change.partition("=")
+            if name not in names:
                 raise UserError(
-                    f"--beside={self.beside}: {name} is none of {', '.join(known)}"
+                    f"--beside={self.beside}: {name} is none of {', '.join(names)}"
                 )
-            is_integer = isinstance(getattr(self, name), int)
-            if is_integer and not value.isdecimal():
-                raise UserError(f"--beside={self.beside}: {name} must be an integer")
-            values[name] = int(value) if is_integer else value
+            values[name] = flags[name].convert(value)
         return dataclasses.replace(self, **values, beside="")
 
     def fixed_batch(self) -> int:
-        """The batch size if it is not searched for."""
+        """The batch size without a search."""
         if isinstance(self.batch_size, int):
             return self.batch_size
         return 4 if jax.default_backend() == "cpu" else 32
@@ -227,12 +187,6 @@ class NetworkSettings:
         if count > len(devices):
             raise UserError(f"--devices={count}: JAX has {len(devices)}")
         return devices[:count]
-
-
-def _thinner(width: Any, thin: int) -> Any:
-    if isinstance(width, tuple):
-        return tuple(_thinner(w, thin) for w in width)
-    return max(1, width // thin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,24 +202,18 @@ class TrainSettings(NetworkSettings):
     steps_per_call: int = 1
     """Steps per call."""
     cache: str = "device"
-    """Location of the frames: device, host (memory) or none (disk). From the last two,
-    the training input pipeline brings them."""
-    frames: int = 256
+    """Location of the frames: device, host (memory) or none (disk). With host and
+    none, the training input pipeline loads them."""
+    frames: int = flag(256, at_least=1)
     """Number of random frames."""
     augment: str = "none"
-    """Augmentation of our step, as for training; PyTorch networks have none."""
+    """Augmentation of jaxdepth's step, as for training; PyTorch networks have none."""
     loss: str = "si"
     """Loss, as for training."""
     optimizer: str = "adam"
     """Optimizer, as for training, with weight decay of all parameters."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bounds(self, frames=1)
-
-    @property
-    def trains(self) -> bool:
-        return True
+    trains: ClassVar[bool] = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,14 +84,14 @@ def time_alternating(
     )
 
 
-def ratios(times: Samples, ours: str) -> Samples:
-    """How many times faster `ours` is than each other workload, turn by turn."""
+def ratios(times: Samples, reference: str) -> Samples:
+    """How many times faster `reference` is than each other workload, turn by turn."""
     return {
-        f"{ours} / {name}": [
-            theirs / own for own, theirs in zip(times[ours], values, strict=True)
+        f"{reference} / {name}": [
+            other / own for own, other in zip(times[reference], values, strict=True)
         ]
         for name, values in times.items()
-        if name != ours
+        if name != reference
     }
 
 

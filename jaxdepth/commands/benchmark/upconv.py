@@ -1,6 +1,8 @@
 """`jaxdepth benchmark upconv`: forms of operators, forward and both gradients."""
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,15 +13,16 @@ from jax import lax
 
 from jaxdepth.commands.benchmark import networks, timing
 from jaxdepth.commands.benchmark.report import Report, device_name, number
-from jaxdepth.commands.benchmark.settings import check_bounds, selected
+from jaxdepth.commands.benchmark.settings import check_names
 from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.config import parse_size
 from jaxdepth.models import ARCHS, output_size
 from jaxdepth.ops import conv, platform
 from jaxdepth.ops.upconv import FORMS, default_form, upconv
+from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import terminal
+from jaxdepth.runtime.flags import flag
 
-LETTERS = {"plain": "a", "dilated": "b", "four": "c"}
 DIRECTIONS = ("forward", "input gradient", "kernel gradient")
 
 
@@ -33,7 +36,7 @@ class UpconvSettings:
 
     size: str = "228x304"
     """Input size of the network, HEIGHTxWIDTH."""
-    batch_size: int = 4
+    batch_size: int = flag(4, at_least=1)
     """Images per batch."""
     precision: Literal["f32", "bf16"] = "f32"
     """Arithmetic."""
@@ -45,11 +48,11 @@ class UpconvSettings:
     """Up-projections, comma-separated."""
     parts: str = "upconv,pointwise,transposed"
     """Operators, comma-separated."""
-    thin: int = 1
+    thin: int = flag(1, at_least=1)
     """Divide all channel counts by this, for trials."""
     peer: Literal["none", "torch"] = "none"
     """torch: time PyTorch operators in the same turns."""
-    repeats: int = 5
+    repeats: int = flag(5, at_least=1)
     """Number of turns after the discarded first one."""
     seconds: float = 0.2
     """Minimum length of a turn, seconds."""
@@ -57,15 +60,13 @@ class UpconvSettings:
     """Skip forms whose call takes longer than this, seconds."""
     json: str | None = None
     """New file for all results as JSON."""
-    csv: str | None = None
-    """New file for the tables as CSV."""
 
     def __post_init__(self) -> None:
-        check_bounds(self, batch_size=1, thin=1, repeats=1)
+        flags_lib.validate(self)
         parse_size(self.size)
-        selected("forms", self.forms, ("all", "auto", *FORMS))
-        selected("blocks", self.blocks, ("1", "2", "3", "4"))
-        selected("parts", self.parts, tuple(OPERATORS))
+        check_names("forms", self.forms, ("all", "auto", *FORMS))
+        check_names("blocks", self.blocks, ("1", "2", "3", "4"))
+        check_names("parts", self.parts, tuple(OPERATORS))
 
     @property
     def dtype(self) -> Any:
@@ -96,7 +97,7 @@ class Case:
 def run(settings: UpconvSettings, report: Report) -> None:
     """Print a table of milliseconds by form and direction for each operator."""
     auto = default_form(jax.default_backend())
-    report.say(
+    report.note(
         f"operators in {settings.precision}, batch {settings.batch_size}, on "
         f"{device_name()}; --upconv=auto is {auto}"
     )
@@ -115,9 +116,7 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
     model: Any = ARCHS["upproj"].module()
     height, width = output_size("upproj", parse_size(settings.size))
     features = (model.decoder_in, *model.decoder_features)
-    names = ["auto", *FORMS]
-    if settings.forms != "all":
-        names = settings.forms.split(",")
+    names = ["auto", *FORMS] if settings.forms == "all" else settings.forms.split(",")
     kinds = ("zero", "average") if settings.unpool == "both" else (settings.unpool,)
     cases = []
     for kind in kinds:
@@ -125,7 +124,10 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
             shrink = 2 ** (len(features) - block)
             cin, cout = (max(1, c // settings.thin) for c in features[block - 1 :][:2])
             x = (settings.batch_size, height // shrink, width // shrink, cin)
-            forms = {_label(form): _up_form(form, kind) for form in names}
+            forms: dict[str, Form] = {
+                form: functools.partial(upconv, unpool=kind, form=form)
+                for form in names
+            }
             name = (
                 f"5x5 up-convolution {block}, {kind} unpooling, {_shape(x)} -> {cout}"
             )
@@ -134,25 +136,16 @@ def up_cases(settings: UpconvSettings) -> list[Case]:
     return cases
 
 
-def _label(form: str) -> str:
-    """Name with the letter of the form, as in earlier results."""
-    return f"{LETTERS[form]} {form}" if form in LETTERS else form
-
-
-def _up_form(form: str, kind: str) -> Form:
-    return lambda x, kernel: upconv(x, kernel, unpool=kind, form=form)
-
-
 def pointwise_cases(settings: UpconvSettings) -> list[Case]:
     """The 1x1 convolutions of ResNet-50: `conv2d`, a dot product, a convolution."""
     height, width = parse_size(settings.size)
+    forms: dict[str, Form] = {"jaxdepth": conv.conv2d, "dot": _dot, "conv": _conv}
     cases = []
     for stage in range(4):
         shrink = 4 * 2**stage
         inner = max(1, 64 * 2**stage // settings.thin)
         for cin, cout in ((inner, 4 * inner), (4 * inner, inner)):
             x = (settings.batch_size, -(-height // shrink), -(-width // shrink), cin)
-            forms: dict[str, Form] = {"ours": conv.conv2d, "dot": _dot, "conv": _conv}
             name = f"1x1 convolution, {_shape(x)} -> {cout}"
             cases.append(Case(name, x, (1, 1, cin, cout), forms, ("conv",)))
     return cases
@@ -175,16 +168,15 @@ def transposed_cases(settings: UpconvSettings) -> list[Case]:
     model: Any = ARCHS["cnn_trans"].module()
     cin = max(1, model.features[-1] // settings.thin)
     x = (settings.batch_size, -(-height // 2), -(-width // 2), cin)
+    transpose = functools.partial(
+        lax.conv_transpose, strides=(2, 2), padding=((1, 2), (1, 2))
+    )
     forms: dict[str, Form] = {
-        "ours": conv.transposed_conv2x,
-        "lax.conv_transpose": _lax_transposed,
+        "jaxdepth": conv.transposed_conv2x,
+        "lax.conv_transpose": transpose,
     }
     name = f"transposed 3x3 convolution, {_shape(x)} -> 1"
     return [Case(name, x, (3, 3, cin, 1), forms, ("transposed",))]
-
-
-def _lax_transposed(x, kernel):
-    return lax.conv_transpose(x, kernel, (2, 2), ((1, 2), (1, 2)))
 
 
 OPERATORS: dict[str, Callable[[UpconvSettings], list[Case]]] = {
@@ -206,7 +198,7 @@ def _measure(case: Case, settings: UpconvSettings, report: Report) -> None:
         workloads = _workloads(case, direction, settings)
         slow = [w for w in workloads if first_call(w) > settings.skip_s]
         for workload in slow:
-            report.say(f"{case.name}, {direction}: {workload.name} is slow, skipped")
+            report.note(f"{case.name}, {direction}: {workload.name} is slow, skipped")
         times = timing.time_alternating(
             [w for w in workloads if w not in slow],
             repeats=settings.repeats,
@@ -251,16 +243,13 @@ def form_workload(
     name: str, form: Form, case: Case, direction: str, dtype: Any
 ) -> Workload:
     """A form in one direction, alternating between two random inputs."""
-    out = jax.eval_shape(
-        form,
-        jax.ShapeDtypeStruct(case.x, dtype),
-        jax.ShapeDtypeStruct(case.kernel, dtype),
-    ).shape
-    keys = iter(jax.random.split(jax.random.key(0), 6))
-    xs, kernels, ys = (
-        [jax.random.normal(next(keys), shape, dtype) for _ in range(2)]
-        for shape in (case.x, case.kernel, out)
-    )
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape in (case.x, case.kernel)]
+    out = jax.eval_shape(form, *shapes).shape
+    keys = jax.random.split(jax.random.key(0), 2)
+    arguments = [
+        [jax.random.normal(key, shape, dtype) for shape in (case.x, case.kernel, out)]
+        for key in keys
+    ]
 
     def gradient(number: int):
         # The operator is linear in both, so the forward pass is not computed.
@@ -271,12 +260,7 @@ def form_workload(
         "input gradient": gradient(0),
         "kernel gradient": gradient(1),
     }
-    lowered = functions[direction].lower(xs[0], kernels[0], ys[0])
+    lowered = functions[direction].lower(*arguments[0])
     function = lowered.compile(platform.compiler_options())
-    calls = iter(range(10**9))
-
-    def call():
-        k = next(calls) % 2
-        return function(xs[k], kernels[k], ys[k])
-
-    return Workload(name, call, jax.block_until_ready)
+    inputs = itertools.cycle(arguments)
+    return Workload(name, lambda: function(*next(inputs)), jax.block_until_ready)

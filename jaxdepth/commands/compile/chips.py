@@ -1,11 +1,10 @@
-"""Published figures of TPU generations, and the bounds that follow for a step.
+"""Published figures of TPU generations, and bounds of a step that follow from them.
 
 Peaks, bandwidths and sizes are from Google's Cloud TPU documentation (pages "TPU
 v4", "TPU v5e", "TPU v5p", "TPU v6e"). Nothing here was measured on a TPU.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,45 +45,14 @@ class Chip:
 
 
 GIB = 2.0**30
+# Both cores of a chip are one device, the default of JAX on a v4.
+MEGACORE = {"chip_config_name": "megacore"}
 CHIPS = {
-    # Megacore: both cores of a chip are one device, the default of JAX on a v4.
-    "v4": Chip(
-        peak=275e12,
-        bandwidth=1200e9,
-        memory=30.75 * GIB,
-        clock=1.05e9,
-        interconnect=268e9,
-        axes=3,
-        topologies=CUBES,
-        options={"chip_config_name": "megacore"},
-    ),
-    "v5e": Chip(
-        peak=197e12,
-        bandwidth=819e9,
-        memory=15.75 * GIB,
-        clock=1.5e9,
-        interconnect=200e9,
-        axes=2,
-        topologies=FLAT,
-    ),
-    "v5p": Chip(
-        peak=459e12,
-        bandwidth=2765e9,
-        memory=95.73 * GIB,
-        clock=1.75e9,
-        interconnect=600e9,
-        axes=3,
-        topologies=CUBES,
-    ),
-    "v6e": Chip(
-        peak=918e12,
-        bandwidth=1638e9,
-        memory=31.24 * GIB,
-        clock=1.75e9,
-        interconnect=400e9,
-        axes=2,
-        topologies=FLAT,
-    ),
+    # peak, bandwidth, memory, clock, interconnect, axes, topologies, options
+    "v4": Chip(275e12, 1200e9, 30.75 * GIB, 1.05e9, 268e9, 3, CUBES, MEGACORE),
+    "v5e": Chip(197e12, 819e9, 15.75 * GIB, 1.5e9, 200e9, 2, FLAT),
+    "v5p": Chip(459e12, 2765e9, 95.73 * GIB, 1.75e9, 600e9, 3, CUBES),
+    "v6e": Chip(918e12, 1638e9, 31.24 * GIB, 1.75e9, 400e9, 2, FLAT),
 }
 
 
@@ -100,11 +68,11 @@ class Slice:
         """The slice of that name. Raises UserError for an unknown name."""
         name, _, shape = text.partition(":")
         if name not in CHIPS:
-            known = ", ".join(f"{n}:{c.topologies[1]}" for n, c in CHIPS.items())
-            raise UserError(f"--topology={text}: expected CHIP:SHAPE, as in {known}")
+            examples = ", ".join(f"{n}:{c.topologies[1]}" for n, c in CHIPS.items())
+            raise UserError(f"--topology={text}: expected CHIP:SHAPE, as in {examples}")
         if shape not in CHIPS[name].topologies:
-            known = ", ".join(CHIPS[name].topologies)
-            raise UserError(f"--topology={text}: the shapes of {name} are {known}")
+            shapes = ", ".join(CHIPS[name].topologies)
+            raise UserError(f"--topology={text}: the shapes of {name} are {shapes}")
         return cls(name, tuple(int(side) for side in shape.split("x")))
 
     @property
@@ -122,18 +90,18 @@ class Slice:
 
 
 def roofline(
-    chip: Chip, *, flops: float, bytes_accessed: float, cycles: float, images: int
+    chip: Chip, *, flops: float, bytes_accessed: float, cycles: float
 ) -> dict[str, Any]:
-    """Images/s of a chip under each bound of a step of `images`.
+    """Images/s of a chip under each bound, from the costs of an image.
 
     compute: FLOPs at the peak. memory: bytes at the bandwidth. roofline: the lower of
     the two, an upper bound. cycles: the compiler's estimate at the clock, without
     overlap; it is pessimistic about memory (0.4 of the bandwidth for a sum of arrays).
     """
     rates = {
-        "compute": images * chip.peak / flops,
-        "memory": images * chip.bandwidth / bytes_accessed,
-        "cycles": images * chip.clock / cycles,
+        "compute": chip.peak / flops,
+        "memory": chip.bandwidth / bytes_accessed,
+        "cycles": chip.clock / cycles,
     }
     bound = min(("compute", "memory"), key=rates.__getitem__)
     return {**rates, "roofline": rates[bound], "bound": bound}
@@ -162,13 +130,13 @@ def scaling(
         hops = chip.axes * n ** (1 / chip.axes) if n > 1 else 0.0
         latency = count * hops * HOP
         transfer = 2 * size * (n - 1) / n / chip.interconnect
-        total = seconds + latency + transfer
+        efficiency = seconds / (seconds + latency + transfer)
         rows.append(
             {
                 "chips": n,
                 "latency_ms": 1e3 * latency,
                 "transfer_ms": 1e3 * transfer,
-                "efficiency": seconds / total if math.isfinite(total) else math.nan,
+                "efficiency": efficiency,
             }
         )
     return rows

@@ -12,7 +12,6 @@ figures are estimates of the compiler. Needs libtpu (the extra `tpu`).
 import dataclasses
 import datetime
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -39,10 +38,11 @@ from jaxdepth.training import sharding
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth compile-for"
+SCALING = (1, 4, 16, 64, 256)  # chips of the estimate of weak scaling
 PER_CHIP = 128  # images per chip: fills the 128 lanes of a tile
 GRAIN = 64  # step of the search for the largest batch size
 MAX_RECOMPUTATION = 1.02  # ratio of FLOPs per image; above it the compiler recomputes
-# Without these libtpu asks the network which machine it runs on.
+# Without these, libtpu queries the network for the type of its machine.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -97,9 +97,8 @@ def describe(tpu_slice: chips_lib.Slice) -> Sequence[sharding.Device]:
 
     Raises: UserError without libtpu, MachineError if another process uses it.
     """
-    if not os.environ.get("TPU_LIBRARY_PATH") and not importlib.util.find_spec(
-        "libtpu"
-    ):
+    library = os.environ.get("TPU_LIBRARY_PATH")
+    if not library and not importlib.util.find_spec("libtpu"):
         raise UserError(
             "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
         )
@@ -121,13 +120,13 @@ def describe(tpu_slice: chips_lib.Slice) -> Sequence[sharding.Device]:
 
 
 def resolve(config: CompileConfig, chips: int, per_chip: int) -> CompileConfig:
-    """Replace `auto` by what training would choose on a TPU."""
+    """Replace `auto` by the values of training on a TPU."""
     size: Any = config.train.batch_size
     if size == "auto" or config.largest_batch:
         size = per_chip * chips
     steps = 1000 if config.train.steps == "auto" else config.train.steps
-    given = config.replace(batch_size=size, steps=steps, epochs=None)
-    return config_lib.resolve(given, platform="tpu")  # pyright: ignore[reportReturnType]
+    sized = config.replace(batch_size=size, steps=steps, epochs=None)
+    return config_lib.resolve(sized, platform="tpu")  # pyright: ignore[reportReturnType]
 
 
 class TooLarge(UserError):
@@ -149,7 +148,7 @@ class Target:
 def compiled(
     config: CompileConfig, target: Target
 ) -> tuple[Any, dict[str, str], float]:
-    """The compiled module, the compiler options, and the seconds that it took.
+    """The compiled module, the compiler options, and the seconds of compiling.
 
     Raises: TooLarge if the program does not fit into memory.
     """
@@ -200,8 +199,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     counted = per_chip // (config.train.accumulate if config.block is None else 1)
     calls = config.train.steps_per_call if config.block is None else 1
     cost, parsed = module.cost_analysis(), hlo.parse(text)
-    work, collectives = hlo.work(parsed), hlo.collectives(parsed)
-    images = per_chip * calls
+    work, chip, images = hlo.work(parsed), target.slice.chip, per_chip * calls
     report = {
         "topology": target.slice.name,
         "chips": target.chips,
@@ -213,23 +211,29 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "flops_per_image": cost["flops"] / counted,
         "bytes_per_image": cost["bytes accessed"] / counted,
         "cycles_per_image": work.cycles / images,
-        "memory": memory(module.memory_analysis(), target.slice.chip),
+        "memory": memory(module.memory_analysis(), chip),
         "traffic_per_image": work.traffic / images,
         "images_per_call": images,
         "groups": work.groups,
         "costliest": work.costliest,
         "unestimated": work.unestimated,
-        "exchanges": collectives,
+        "exchanges": hlo.collectives(parsed),
         "compile_seconds": seconds,
     }
     rates = chips_lib.roofline(
-        target.slice.chip,
+        chip,
         flops=report["flops_per_image"],
         bytes_accessed=report["bytes_per_image"],
         cycles=report["cycles_per_image"],
-        images=1,
     )
-    return report | {"images_per_s": rates, "scaling": scaling(report, rates, calls)}
+    per_step = [
+        {key: entry[key] / calls for key in ("count", "bytes")}
+        for entry in report["exchanges"]
+    ]
+    # Relative to the fastest possible step, so the efficiency is a lower bound.
+    seconds, chips = per_chip / rates["roofline"], SCALING if target.chips > 1 else ()
+    scaling = chips_lib.scaling(chip, per_step, seconds=seconds, chips=chips)
+    return report | {"images_per_s": rates, "scaling": scaling}
 
 
 def memory(stats: Any, chip: chips_lib.Chip) -> dict[str, float]:
@@ -242,22 +246,6 @@ def memory(stats: Any, chip: chips_lib.Chip) -> dict[str, float]:
         "code": stats.generated_code_size_in_bytes,
     }
     return used | {"used": sum(used.values()), "available": chip.memory}
-
-
-def scaling(
-    report: dict[str, Any], rates: dict[str, Any], calls: int
-) -> list[dict[str, float]]:
-    """Weak scaling with the collectives of one step; empty for one chip."""
-    if report["chips"] == 1:
-        return []
-    chip = _chip(report)
-    per_step = [
-        {**e, "count": e["count"] / calls, "bytes": e["bytes"] / calls}
-        for e in report["exchanges"]
-    ]
-    # Relative to the fastest possible step, so the efficiency is a lower bound.
-    seconds = report["images_per_chip"] / rates["roofline"]
-    return chips_lib.scaling(chip, per_step, seconds=seconds, chips=(1, 4, 16, 64, 256))
 
 
 def search(
@@ -276,10 +264,10 @@ def search(
         try:
             report = measure(resolve(config, target.chips, per_chip), target)
         except TooLarge as error:
-            logger.info("%d images per chip do not fit (%s)", per_chip, error)
+            logger.info(f"{per_chip} images per chip do not fit ({error})")
             return None
         tried.append(report)
-        logger.info("%s", summary(report))
+        logger.info(summary(report))
         return report
 
     per_chip = PER_CHIP
@@ -300,7 +288,7 @@ def search(
             continue
         if report["flops_per_image"] <= MAX_RECOMPUTATION * best["flops_per_image"]:
             return report, tried
-        logger.info("%d images per chip fit only with recomputation", size)
+        logger.info(f"{size} images per chip fit only with recomputation")
     return best, tried
 
 
@@ -328,22 +316,15 @@ def summary(report: dict[str, Any]) -> str:
 
 def show(report: dict[str, Any]) -> None:
     """Print a report."""
-    title = report["block"] or "the training step"
     logger.info(
-        "%s for %s (chips: %d, hosts: %d), %d images in all",
-        title,
-        report["topology"],
-        report["chips"],
-        report["hosts"],
-        report["batch_size"],
+        f"{report['block'] or 'the training step'} for {report['topology']} (chips: "
+        f"{report['chips']}, hosts: {report['hosts']}), {report['batch_size']} images "
+        "in all"
     )
-    logger.info("%s", summary(report))
+    logger.info(summary(report))
     parts = report["memory"].items()
-    terminal.print_table(
-        "memory of a chip [MiB]",
-        ("what", "MiB"),
-        [(name, round(size / 2**20)) for name, size in parts],
-    )
+    rows = [(name, round(size / 2**20)) for name, size in parts]
+    terminal.print_table("memory of a chip [MiB]", ("what", "MiB"), rows)
     _show_work(report)
     _show_collectives(report)
     _show_rates(report)
@@ -357,7 +338,7 @@ def _show_work(report: dict[str, Any]) -> None:
         cycles = group["forward"], group["gradient"]
         kcycles = (count / images / 1e3 for count in cycles)
         traffic = group["traffic"] / images / 1e6
-        rows.append((name, *kcycles, _percent(sum(cycles) / total), traffic))
+        rows.append((name, *kcycles, f"{sum(cycles) / total:.1%}", traffic))
     forward, gradient, traffic = (sum(row[k] for row in rows) for k in (1, 2, 4))
     rows.append(("all", forward, gradient, "100.0%", traffic))
     columns = ("part", "forward kcycles", "gradient kcycles", "share", "traffic MB")
@@ -366,7 +347,7 @@ def _show_work(report: dict[str, Any]) -> None:
         (
             f"{entry['module']}, {entry['pass']}",
             entry["cycles"] / images / 1e3,
-            _percent(entry["cycles"] / total),
+            f"{entry['cycles'] / total:.1%}",
             entry["traffic"] / images / 1e6,
             entry["primitive"] or entry["opcode"],
             entry["name"],
@@ -376,78 +357,50 @@ def _show_work(report: dict[str, Any]) -> None:
     columns = ("where", "kcycles", "share", "traffic MB", "what", "name")
     terminal.print_table("the most expensive instructions, an image", columns, rows)
     for entry in report["unestimated"]:
-        what = entry["primitive"] or entry["opcode"]
-        megabytes = entry["traffic"] / images / 1e6
         logger.info(
-            "no estimate: %s (%s, %s), %.1f MB an image",
-            entry["module"],
-            what,
-            entry["name"],
-            megabytes,
+            f"no estimate: {entry['module']} ({entry['primitive'] or entry['opcode']}, "
+            f"{entry['name']}), {entry['traffic'] / images / 1e6:.1f} MB an image"
         )
 
 
 def _show_collectives(report: dict[str, Any]) -> None:
     if report["chips"] == 1:
-        logger.info(
-            "one chip has no collectives: choose a larger slice to see the scaling"
-        )
+        logger.info("one chip has no collectives: use a larger slice for the scaling")
         return
-    terminal.print_table(
-        "collectives in a call",
-        ("what", "count", "KiB"),
-        [
-            (f"{e['kind']}: {e['purpose']}", e["count"], e["bytes"] / 1024)
-            for e in report["exchanges"]
-        ],
-    )
-    terminal.print_table(
-        "weak scaling of the roofline, without overlap",
-        ("chips", "latency ms", "transfer ms", "efficiency"),
-        [
-            (
-                str(row["chips"]),
-                row["latency_ms"],
-                row["transfer_ms"],
-                _percent(row["efficiency"]),
-            )
-            for row in report["scaling"]
-        ],
-    )
+    rows = [
+        (f"{e['kind']}: {e['purpose']}", e["count"], e["bytes"] / 1024)
+        for e in report["exchanges"]
+    ]
+    terminal.print_table("collectives in a call", ("what", "count", "KiB"), rows)
+    columns = ("chips", "latency ms", "transfer ms", "efficiency")
+    rows = [
+        (str(n), latency, transfer, f"{efficiency:.1%}")
+        for n, latency, transfer, efficiency in map(dict.values, report["scaling"])
+    ]
+    title = "weak scaling of the roofline, without overlap"
+    terminal.print_table(title, columns, rows)
 
 
 def _show_rates(report: dict[str, Any]) -> None:
     chip, rates = _chip(report), report["images_per_s"]
     logger.info(
-        "roofline %.0f images/s a chip, bound by %s: compute %.0f at %.0f TFLOP/s, "
-        "memory %.0f at %.0f GB/s",
-        rates["roofline"],
-        rates["bound"],
-        rates["compute"],
-        chip.peak / 1e12,
-        rates["memory"],
-        chip.bandwidth / 1e9,
+        f"roofline {rates['roofline']:.0f} images/s a chip, bound by {rates['bound']}: "
+        f"compute {rates['compute']:.0f} at {chip.peak / 1e12:.0f} TFLOP/s, memory "
+        f"{rates['memory']:.0f} at {chip.bandwidth / 1e9:.0f} GB/s"
     )
     logger.info(
-        "by the compiler's cycles %.0f images/s a chip at %.2f GHz",
-        rates["cycles"],
-        chip.clock / 1e9,
+        f"by the compiler's cycles {rates['cycles']:.0f} images/s a chip at "
+        f"{chip.clock / 1e9:.2f} GHz"
     )
     logger.info(
-        "assumed: published peaks; collectives at %.0f GB/s a chip, %.0f us a hop, on "
-        "a torus of %d axes; estimates only, no TPU ran",
-        chip.interconnect / 1e9,
-        chips_lib.HOP * 1e6,
-        chip.axes,
+        f"assumed: published peaks; collectives at {chip.interconnect / 1e9:.0f} GB/s "
+        f"a chip, {chips_lib.HOP * 1e6:.0f} us a hop, on a torus of {chip.axes} axes; "
+        "estimates only, no TPU ran"
     )
 
 
 def _chip(report: dict[str, Any]) -> chips_lib.Chip:
     return chips_lib.Slice.named(report["topology"]).chip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
 
 
 def record(
@@ -485,7 +438,6 @@ def command(argv: Sequence[str]) -> int:
         tried = [report]
     show(report)
     if config.json is not None:
-        document = workdir.plain(record(config, report, tried, argv))
-        output_files.write_text(config.json, json.dumps(document, indent=1))
-        logger.info("report: %s", config.json)
+        workdir.write_json(config.json, record(config, report, tried, argv))
+        logger.info(f"report: {config.json}")
     return cli.OK

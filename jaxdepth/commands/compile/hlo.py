@@ -29,13 +29,8 @@ _INDEX = re.compile(r"\bindex=(\d+)")
 _FIELD = re.compile(r"(\w+)=(\d+)")
 
 MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
-COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-)
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+COLLECTIVES += ("collective-permute",)
 # Group of an instruction outside all modules, by a part of its source path or by the
 # name of its function. The innermost stack frame that matches counts.
 SOURCES = {
@@ -52,17 +47,8 @@ SOURCES = {
 }
 
 # Opcodes that move nothing, or whose traffic another instruction accounts for.
-NO_TRAFFIC = (
-    "parameter",
-    "get-tuple-element",
-    "tuple",
-    "bitcast",
-    "constant",
-    "while",
-    "conditional",
-    "call",
-    "custom-call",
-)
+NO_TRAFFIC = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+NO_TRAFFIC += ("while", "conditional", "call", "custom-call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,15 +94,9 @@ def arrays_of(shape: str) -> list[Array]:
     arrays = []
     for dtype, dims, order, rest in _ARRAY.findall(shape):
         tile = _TILE.search(rest)
-        arrays.append(
-            Array(
-                dtype,
-                _integers(dims),
-                _integers(order),
-                _integers(tile[1]) if tile else (),
-                on_chip=bool(re.search(r"S\([1-9]", rest)),
-            )
-        )
+        sizes = _integers(tile[1]) if tile else ()
+        on_chip = bool(re.search(r"S\([1-9]", rest))
+        arrays.append(Array(dtype, _integers(dims), _integers(order), sizes, on_chip))
     return arrays
 
 
@@ -223,16 +203,12 @@ class Module:
         constants = [
             inner.value
             for called in instruction.calls
-            if self._is_condition(called)
-            for inner in self.computations[called]
+            if (body := self.computations.get(called, ()))
+            and body[-1].shape.startswith("pred[]")  # the condition returns a bool
+            for inner in body
             if inner.value >= 0
         ]
         return constants[0] if len(constants) == 1 else 1
-
-    def _is_condition(self, name: str) -> bool:
-        """Whether a computation is the condition of a loop, whose result is a bool."""
-        inner = self.computations.get(name, ())
-        return bool(inner) and inner[-1].shape.startswith("pred[]")
 
     def place(self, instruction: Instruction) -> Place:
         """The place of an instruction, from its scopes or those of what it fuses."""
@@ -280,8 +256,7 @@ def _instruction(name: str, text: str) -> Instruction:
     opcode, _, rest = rest.partition("(")
     operands, attributes = _until(rest, ")")
     calls = [n for part in _CALLED.findall(attributes) for n in _NAME.findall(part)]
-    op_name, frame = _OP_NAME.search(attributes), _FRAME.search(attributes)
-    cycles, index = _CYCLES.search(attributes), _INDEX.search(attributes)
+    op_name = _OP_NAME.search(attributes)
     return Instruction(
         name=name,
         opcode=opcode,
@@ -289,11 +264,16 @@ def _instruction(name: str, text: str) -> Instruction:
         operands=tuple(_NAME.findall(operands)),
         calls=tuple(calls),
         op_name=op_name[1] if op_name else "",
-        frame=int(frame[1]) if frame else 0,
-        cycles=int(cycles[1]) if cycles else 0,
-        index=int(index[1]) if index else -1,
+        frame=_number(_FRAME, attributes, default=0),
+        cycles=_number(_CYCLES, attributes, default=0),
+        index=_number(_INDEX, attributes, default=-1),
         value=int(operands) if opcode == "constant" and operands.isdigit() else -1,
     )
+
+
+def _number(pattern: re.Pattern[str], text: str, *, default: int) -> int:
+    match = pattern.search(text)
+    return int(match[1]) if match else default
 
 
 def _until(text: str, end: str) -> tuple[str, str]:
@@ -311,27 +291,25 @@ def _until(text: str, end: str) -> tuple[str, str]:
 
 def _frames(text: str) -> dict[int, list[tuple[str, str]]]:
     """Stack frames, from the four tables at the start of the text."""
-    names = {
-        table: dict(re.findall(r'^(\d+) "(.*)"$', _table(text, table), re.M))
-        for table in ("FileNames", "FunctionNames")
+    files, functions = (
+        dict(re.findall(r'^(\d+) "(.*)"$', _table(text, name), re.M))
+        for name in ("FileNames", "FunctionNames")
+    )
+    places = {
+        number: (
+            files.get(fields["file_name_id"], ""),
+            functions.get(fields["function_name_id"], ""),
+        )
+        for number, fields in _rows(_table(text, "FileLocations"))
     }
-    places: dict[str, tuple[str, str]] = {}
-    for number, fields in _rows(_table(text, "FileLocations")):
-        file = names["FileNames"].get(fields["file_name_id"], "")
-        function = names["FunctionNames"].get(fields["function_name_id"], "")
-        places[number] = (file, function)
     rows = dict(_rows(_table(text, "StackFrames")))
-    # Parents are written plus one; the outermost frame has 0 after subtraction.
-    parents = {n: str(int(row["parent_frame_id"]) - 1) for n, row in rows.items()}
-    locations = {
-        n: places.get(row["file_location_id"], ("", "")) for n, row in rows.items()
-    }
     frames: dict[int, list[tuple[str, str]]] = {}
     for number in rows:
         stack, frame = [], number
         while frame in rows:
-            stack.append(locations[frame])
-            frame = parents[frame]
+            stack.append(places.get(rows[frame]["file_location_id"], ("", "")))
+            # Parents are written plus one; the outermost frame has 0 after subtraction.
+            frame = str(int(rows[frame]["parent_frame_id"]) - 1)
         frames[int(number)] = stack
     return frames
 
@@ -372,8 +350,8 @@ def _words(op_name: str) -> list[str]:
 
 def _is_scope_of_jax(word: str) -> bool:
     """Whether a word is not a module: `jit(relu)`, `checkpoint`, `encoder._stem`."""
-    known = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
-    return "(" in word or "." in word or word in known or word[:1].isupper()
+    scopes = ("checkpoint", "rematted_computation", "closed_call", "while", "body")
+    return "(" in word or "." in word or word in scopes or word[:1].isupper()
 
 
 def traffic(module: Module) -> dict[str, int]:

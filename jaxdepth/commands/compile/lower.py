@@ -26,7 +26,7 @@ from jaxdepth.training.step import StepSpec, init_state, train_step, train_step_
 
 
 class StepParts(NamedTuple):
-    """What a training step is made of.
+    """The parts of a training step.
 
     Attributes:
       model: the network.
@@ -85,7 +85,7 @@ def lower_step(
         table = _device_cache(config, frames, len(placement.devices))
         arguments.append(_placed(table, placement, P(sharding.AXIS)))
 
-    def call(*arguments):  # jit would read the mapped function's own options of pmap
+    def call(*arguments):  # jit would use the options that pmap stored on `run`
         return run(*arguments)
 
     return jax.jit(call, donate_argnums=0).lower(state, *arguments)
@@ -190,8 +190,8 @@ def select(parts: Sequence[Part], name: str) -> list[Part]:
     selected = exact or named or stage
     if not selected:
         words = [re.sub(r"_block\d+$", "", part.path[-1]) for part in near]
-        known = ", ".join(dict.fromkeys(["augment", "stem", *words]))
-        raise UserError(f"--block={name}: one of {known}, or the path of a module")
+        names = ", ".join(dict.fromkeys(["augment", "stem", *words]))
+        raise UserError(f"--block={name}: one of {names}, or the path of a module")
     return selected
 
 

@@ -42,7 +42,7 @@ def test_cases_have_the_shapes_of_the_networks():
         ((4, 32, 40, 256), (5, 5, 256, 128)),
         ((4, 64, 80, 128), (5, 5, 128, 64)),
     ]
-    names = ["auto", "a plain", "b dilated", "c four"]
+    names = ["auto", "plain", "dilated", "four"]
     assert list(cases[0].forms) == names
     (transposed,) = upconv.transposed_cases(UpconvSettings(batch_size=4))
     assert (transposed.x, transposed.kernel) == ((4, 29, 38, 256), (3, 3, 256, 1))
@@ -86,9 +86,9 @@ def test_pytorch_forms_agree(case):
 
 def test_directions_return_output_and_gradients():
     (case, *_) = upconv.up_cases(TINY)
-    form = case.forms["c four"]
+    form = case.forms["four"]
     workloads = {
-        direction: upconv.form_workload("c four", form, case, direction, np.float32)
+        direction: upconv.form_workload("four", form, case, direction, np.float32)
         for direction in upconv.DIRECTIONS
     }
     b, h, w, _ = case.x
@@ -118,7 +118,7 @@ def test_upconv_writes_a_table_for_each_direction(tmp_path, monkeypatch):
         f"{name}, {direction}" for direction in upconv.DIRECTIONS
     ]
     for table in document["tables"]:
-        assert [row["what"] for row in table["rows"]] == ["c four"]
+        assert [row["what"] for row in table["rows"]] == ["four"]
         assert len(table["rows"][0]["values"]) == 2
     skipped = [x for x in document["facts"]["notes"] if "is slow, skipped" in x]
     assert len(skipped) == 3
@@ -174,7 +174,7 @@ def test_every_part_has_valid_arguments(kind, dry_run, peer, tmp_path):
     for part in settings.parts():
         documents = {"train": {"facts": {"search": {"best": 96}}}}
         words = plan.part_arguments(part, settings, documents, tmp_path)
-        cls = benchmark.load(benchmark.COMMANDS[words[0]].settings)
+        cls, _ = benchmark.load(words[0])
         parsed = flags_lib.parse(cls, words[1:], prog="x")
         assert parsed.peer == ("none" if peer == "none" else parsed.peer)
         assert (parsed.thin > 1) == dry_run

@@ -13,7 +13,7 @@ import pytest
 
 from jaxdepth import models
 from jaxdepth.commands.benchmark import command as benchmark
-from jaxdepth.commands.benchmark import machine, workloads
+from jaxdepth.commands.benchmark import machine
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.commands.benchmark.settings import InferSettings, TrainSettings
 from jaxdepth.runtime.errors import UserError
@@ -62,21 +62,17 @@ def test_peers_predict_the_same_depth(arch):
     image = jnp.asarray(rgb, jnp.float32)
     predict = jax.jit(lambda v, x: step_lib.predict(model, v, x, layout="torchvision"))
     depth = predict(variables, image)
-    phases = dataclasses.replace(settings, peer_up="phases", peers="tuned")
-    several = [(settings, peer) for peer in peer_runs.peers(settings)]
-    several += [(phases, peer) for peer in peer_runs.peers(phases)]
-    assert [peer.up for _, peer in several] == ["unpool", "transposed", "phases"]
-    for chosen, peer in several:
-        one = peer_runs.Predictor(chosen, 2, peer)
+    for tuned in (False, True):
+        one = peer_runs.Predictor(settings, 2, tuned)
         peer_models.load(one.model, variables)
         count = sum(p.numel() for p in one.model.parameters())
         assert count == sum(x.size for x in jax.tree.leaves(variables["params"]))
-        peer_depth = one.depth(torch.tensor(rgb)).numpy()
+        peer_depth = one.depth(one.model, torch.tensor(rgb)).numpy()
         np.testing.assert_allclose(peer_depth, depth, rtol=2e-4, atol=2e-5)
 
 
-def our_gradients(settings, variables, batch):
-    """Loss, gradients and statistics of the JAX step from these variables."""
+def jax_gradients(settings, variables, batch):
+    """Loss, gradients and statistics of the JAX step at `variables`."""
     config = settings.config(len(batch["rgb"]), settings.image_size)
     model = models.create(config.model).clone(**settings.widths, dropout=0.0)
     spec = StepSpec(model, tiny.keep_gradient(), config, None)
@@ -85,31 +81,30 @@ def our_gradients(settings, variables, batch):
 
 
 @pytest.mark.parametrize(
-    ("arch", "loss", "name"),
+    ("arch", "loss", "tuned"),
     [
-        pytest.param("upproj", "si", "tuned", marks=pytest.mark.slow),
-        ("cnn", "mse", "plain"),
-        ("cnn_trans", "berhu", "tuned"),
-        ("cnn_fc", "si", "plain"),
+        pytest.param("upproj", "si", True, marks=pytest.mark.slow),
+        ("cnn", "mse", False),
+        ("cnn_trans", "berhu", True),
+        ("cnn_fc", "si", False),
     ],
 )
-def test_peers_have_the_same_loss_and_gradients(arch, loss, name):
-    settings = settings_of(TrainSettings, arch, loss=loss, peers=name, frames=4)
+def test_peers_have_the_same_loss_and_gradients(arch, loss, tuned):
+    settings = settings_of(TrainSettings, arch, loss=loss, frames=4)
     _, variables = network_of(settings)
     frame = settings.config(4, settings.image_size).frame_size
     batch = tiny.batch(4, frame=frame)
-    grads, value, _, batch_stats = our_gradients(settings, variables, batch)
-    (peer,) = peer_runs.peers(settings)
-    one = peer_runs.Trainer(settings, 4, peer)
+    grads, value, _, batch_stats = jax_gradients(settings, variables, batch)
+    one = peer_runs.Trainer(settings, 4, tuned)
     if arch == "cnn_fc":
         one.model.get_submodule("network.drop").eval()
     peer_models.load(one.model, variables)
     depth = torch.tensor(batch["depth_mm"].astype(np.int32))
-    peer_loss = one.loss(torch.tensor(batch["rgb"]), depth)
+    peer_loss = one.loss(one.model, torch.tensor(batch["rgb"]), depth)
     peer_loss.backward()
     np.testing.assert_allclose(peer_loss.item(), value, rtol=1e-4)
     # Loading the JAX gradients as parameters gives them PyTorch's shapes.
-    shadow = peer_runs.Trainer(settings, 4, peer).model
+    shadow = peer_runs.Trainer(settings, 4, tuned).model
     peer_models.load(shadow, {"params": grads, "batch_stats": batch_stats})
     wanted = dict(shadow.named_parameters())
     for path, parameter in one.model.named_parameters():
@@ -152,7 +147,7 @@ def test_peers_take_the_same_optimizer_steps(optimizer):
 def test_load_raises_for_missing_and_unknown_names():
     settings = settings_of(InferSettings, "cnn")
     _, variables = network_of(settings)
-    model = peer_runs.Predictor(settings, 1, peer_runs.peers(settings)[0]).model
+    model = peer_runs.Predictor(settings, 1, tuned=False).model
     fewer = {**variables, "batch_stats": {}}
     with pytest.raises(RuntimeError, match="Missing key"):
         peer_models.load(model, fewer)
@@ -180,7 +175,7 @@ def test_peers_are_timed_in_the_same_turns(tmp_path):
 
 
 def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):
-    def full(self):
+    def full(self, _):
         if self.model.get_submodule("network").head.weight.is_contiguous(
             memory_format=torch.contiguous_format
         ):
@@ -193,7 +188,7 @@ def test_a_peer_that_does_not_fit_is_skipped(monkeypatch):
     names = [c.name for c in peer_runs.workloads(settings, 1, report, count)]
     assert names == ["torch tuned"]
     assert any("torch plain: skipped" in line for line in report.facts["notes"])
-    with pytest.raises(RuntimeError, match=f"parameters, ours {count + 1}"):
+    with pytest.raises(RuntimeError, match=f"parameters, jaxdepth {count + 1}"):
         peer_runs.workloads(settings, 1, report, count + 1)
 
 
@@ -250,14 +245,12 @@ def test_peers_use_the_device_of_jax(monkeypatch):
 
 def test_peers_get_random_training_frames():
     settings = settings_of(TrainSettings, "cnn", frames=4)
-    names = [peer.name for peer in peer_runs.peers(settings)]
-    assert workloads.NAME not in names and names == ["torch plain", "torch tuned"]
     config = settings.config(2, SIZE)
-    batches = peer_runs.Batches(config, 4)
-    rgb, depth = batches.next()
+    batches = peer_runs.batches(config, 4)
+    rgb, depth = next(batches)
     assert rgb.shape == (2, *config.frame_size, 3) and rgb.dtype == torch.uint8
     assert depth.shape == (2, *config.frame_size)
-    several = [batches.next()[0] for _ in range(6)]
+    several = [next(batches)[0] for _ in range(6)]
     assert any(not torch.equal(rgb, other) for other in several)
 
 
@@ -265,8 +258,8 @@ def test_peers_have_the_same_module_names():
     settings = settings_of(InferSettings, "upproj")
     _, variables = network_of(settings)
     paths = {p.rpartition("/")[0] for p in flatten(variables["params"])}
-    peer = peer_runs.peers(settings)[0]
-    modules = dict(peer_runs.Predictor(settings, 1, peer).model.named_modules())
+    model = peer_runs.Predictor(settings, 1, tuned=False).model
+    modules = dict(model.named_modules())
     for path in paths:
         name = path.replace("/", ".").replace("head.conv", "head")
         assert f"network.{name}" in modules

@@ -37,9 +37,7 @@ def test_clock_times_flops_per_cycle_is_the_peak(name, units):
 
 def test_the_roofline_is_the_lower_of_compute_and_memory():
     chip = CHIPS["v5e"]
-    rates = chips_lib.roofline(
-        chip, flops=100e9, bytes_accessed=0.7e9, cycles=2e6, images=1
-    )
+    rates = chips_lib.roofline(chip, flops=100e9, bytes_accessed=0.7e9, cycles=2e6)
     assert rates["compute"] == pytest.approx(1970)
     assert rates["memory"] == pytest.approx(1170)
     assert rates["cycles"] == pytest.approx(750)
