@@ -56,7 +56,7 @@ def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
 
 
 class ConvEncoder(nn.Module):
-    """All convolutions but the last, some followed by a max-pool. Names: `block1` ...
+    """Convolution blocks, some followed by a max-pool. Names: `block1`, `block2`, ...
 
     Attributes:
       blocks: `ConvBlock` with all fields bound but `conv`, `norm` and `name`.
