@@ -1,9 +1,9 @@
 """Text lists of frames: one line per frame, in the forms that data sets publish.
 
-A list is parsed as CSV. The separator is a tab, a semicolon or a comma if most lines
-have it, else white space; names with the separator are quoted. The text is UTF-8 or
-UTF-16, with or without a byte-order mark. Empty lines and lines that start with # are
-left out. A heading is not part of the rows.
+A list is parsed as CSV. The separator is a tab if all lines have one, a semicolon or a
+comma if half of the lines have one, else white space; names with the separator are
+quoted. The text is UTF-8 or UTF-16, with or without a byte-order mark. Empty lines and
+lines that start with # are left out. A heading is not part of the rows.
 """
 
 import csv
@@ -246,10 +246,10 @@ def _parse(file: Path, text: str) -> Listing:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that most lines have outside quotes; a space if there is none."""
+    """The separator of a list, by how many lines have it outside quotation marks."""
     lines = [re.sub(r'"[^"]*"', "", line) for line in lines]
-    for separator in "\t;,":
-        if 2 * sum(separator in line for line in lines) > len(lines):
+    for separator, share in ("\t", 1.0), (";", 0.5), (",", 0.5):
+        if lines and sum(separator in line for line in lines) >= share * len(lines):
             return separator
     return " "
 
