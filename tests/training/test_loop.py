@@ -63,7 +63,11 @@ def go(
         return 1.0 / step
 
     (folder / "events").mkdir(parents=True, exist_ok=True)
-    with MetricsWriter(folder, resume_from=int(state.step)) as writer:
+    resume_from = int(state.step)
+    with (
+        MetricsWriter(folder, resume_from=resume_from) as writer,
+        StopSignals() as stopping,
+    ):
         outcome = loop_lib.loop(
             config,
             state,
@@ -76,6 +80,7 @@ def go(
             writer=writer,
             learning_rate=lambda step: lr,
             evaluate=evaluate,
+            stopping=stopping,
         )
     checkpoints.close()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
