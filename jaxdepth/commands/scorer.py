@@ -1,4 +1,4 @@
-"""Evaluation of a run in training: its network, its baselines, its validation loss."""
+"""Evaluation during training: network, baselines and validation loss."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +66,12 @@ class Scorer:
     def baselines(self) -> dict[str, dict[str, float | None]]:
         """Metrics of the three baselines, as the first protocol averages them."""
         fitted, size = self.session.baselines, self.session.config.image_size
-        found = {}
-        for name, depth in (
-            ("constant", fitted.constant),
-            ("constant_delta", fitted.constant_delta),
-            ("mean_map", fitted.mean_map),
-        ):
-            variables = map_variables(depth, size)
+        metrics = {}
+        for name in ("constant", "constant_delta", "mean_map"):
+            variables = map_variables(getattr(fitted, name), size)
             scores = self._maps(variables, self._frames())
-            found[name] = self._entries(self._maps, scores)[-1]["metrics"]
-        return found
+            metrics[name] = self._entries(self._maps, scores)[-1]["metrics"]
+        return metrics
 
     def _frames(self) -> Any:
         """This host's share of the evaluation frames."""
