@@ -140,7 +140,7 @@ def _interval(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
 def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     """The run's flags, overridden by this command's.
 
-    The run's flags for reading data apply if --data is left out or names the run's data.
+    The run's flags for reading data apply unless --data names other data.
     """
     overrides = {name: getattr(config, name) for name in _OVERRIDES}
     values: dict[str, Any] = {"cache_dir": config.cache_dir}

@@ -134,7 +134,7 @@ def _removed_on_failure(config: Config, workdir: WorkDir) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_with_checkpoint(session: Session) -> Iterator[None]:
-    """Turn failures of the machine into one line that names the last checkpoint."""
+    """Convert machine failures to a MachineError that names the last checkpoint."""
     try:
         yield
     except Exception as error:
@@ -427,7 +427,7 @@ def _log_start(session: Session, state: TrainState) -> None:
     )
     start = int(state.step)
     if start == config.train.steps:
-        logger.info("all %d steps are done already", start)
+        logger.info("all %d steps are done", start)
         return
     logger.info(
         "%s: %.1f M parameters, steps %d to %s of %s images; the first step compiles, "
@@ -540,7 +540,7 @@ def _step_fn(session: Session, state: TrainState) -> Any:
 
 
 def finish(session: Session, outcome: Outcome) -> int:
-    """Stage 4: write and show the results, or say how to resume; the exit code."""
+    """Stage 4: write and show the results, or log how to resume; the exit code."""
     workdir, step = session.workdir, int(outcome.state.step)
     checkpoints = session.checkpoints
     assert checkpoints is not None

@@ -33,7 +33,8 @@ class Outcome:
       reason: "done", "preempted" (SIGTERM), "interrupted" (Ctrl-C) or "non_finite".
       images_per_s: training speed over all devices, without the first step, which
         compiles; None if only the first step was taken.
-      skipped: number of steps skipped because loss or gradient was not finite.
+      skipped: number of steps with a loss or gradient that was not finite; skipped
+        with --on_nan=skip.
     """
 
     state: TrainState
@@ -194,24 +195,6 @@ def loop(
     consensus, reason = hosts.StopConsensus(), None
 
     with progress(stop, start=start) as bar:
-
-        def log(step: int) -> bool:
-            """Log the steps since the last log line; return whether all were finite."""
-            record = meter.record(step, learning_rate)
-            writer.write(step, record)
-            rate = record.get("images_per_s")
-            bar.update(step, loss=record["loss"], images_per_s=rate)
-            after_log()
-            meter.interval = _Clock()
-            return "non_finite_steps" not in record
-
-        def evaluate_and_save(step: int, *, evaluating: bool, saving: bool) -> None:
-            with meter.paused():
-                current = placement.one(placed)
-                rmse = evaluate(step, current) if evaluating else None
-                if saving:
-                    checkpoints.save(step, current, rmse=rmse)
-
         for step in range(start + steps_per_call, stop + 1, steps_per_call):
             began = time.perf_counter()
             batch = _place(placement, batches, steps_per_call)
@@ -223,28 +206,43 @@ def loop(
                 _log_first(logs, meter, steps_per_call)
             reason = consensus.after_step(stopping.reason)
             ending = step == stop or reason is not None
+            logging_now = ending or first or _is_due(config.output.log_every, step)
             evaluating = not ending and _is_due(config.eval.eval_every, step)
             saving = not ending and _is_due(config.output.save_every, step)
-            logging_now = ending or first or _is_due(config.output.log_every, step)
             # Never score or save a state after a step that was not finite.
-            using_state = evaluating or saving
-            if logging_now or (using_state and meter.any_non_finite()):
-                all_finite = log(step)
-                if not all_finite and config.train.on_nan == "stop":
-                    last = placement.one(placed)
-                    return Outcome(last, "non_finite", meter.images_per_s)
-            if using_state:
-                evaluate_and_save(step, evaluating=evaluating, saving=saving)
+            if logging_now or ((evaluating or saving) and meter.any_non_finite()):
+                record = _log(step, meter, writer, bar, learning_rate)
+                after_log()
+                if "non_finite_steps" in record and config.train.on_nan == "stop":
+                    reason = "non_finite"
+                    break
+            if evaluating or saving:
+                with meter.paused():
+                    current = placement.one(placed)
+                    rmse = evaluate(step, current) if evaluating else None
+                    if saving:
+                        checkpoints.save(step, current, rmse=rmse)
             if ending:
                 break
     state = placement.one(placed)
-    if int(state.step) >= stop or reason is None:
+    if reason is None or (reason != "non_finite" and int(state.step) >= stop):
         reason = "done"
     return Outcome(state, reason, meter.images_per_s, meter.skipped)
 
 
 def _is_due(every: int | str, step: int) -> bool:
     return bool(every) and step % int(every) == 0
+
+
+def _log(
+    step: int, meter: _Meter, writer: MetricsWriter, bar: Any, learning_rate: Callable
+) -> dict[str, Any]:
+    """Write and show the record of the steps since the last log line."""
+    record = meter.record(step, learning_rate)
+    writer.write(step, record)
+    bar.update(step, loss=record["loss"], images_per_s=record.get("images_per_s"))
+    meter.interval = _Clock()
+    return record
 
 
 def _log_first(logs: dict, meter: _Meter, steps_per_call: int) -> None:
