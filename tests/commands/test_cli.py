@@ -84,17 +84,19 @@ def test_help_names_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     assert not stop.value.code
-    said = capsys.readouterr().out
-    assert "--arch" in said and "--on_nan" in said and "ResNet-50" in said
+    stdout = capsys.readouterr().out
+    assert "--arch" in stdout and "--on_nan" in stdout and "ResNet-50" in stdout
 
 
 def test_recipe_help_lists_them_all(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--recipe=help")
     assert stop.value.code == cli.OK
-    said = capsys.readouterr().out
-    assert all(f"--recipe={name}" in said for name in RECIPES)
-    assert "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in said
+    stdout = capsys.readouterr().out
+    assert all(f"--recipe={name}" in stdout for name in RECIPES)
+    assert (
+        "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in stdout
+    )
 
 
 def test_photos_are_named_without_a_flag():
@@ -157,8 +159,8 @@ def test_a_closed_pipe_is_no_traceback():
         assert process.stdout is not None and process.stderr is not None
         os.read(process.stdout.fileno(), 10)
         process.stdout.close()
-        said = process.stderr.read().decode()
-    assert "Traceback" not in said
+        stderr = process.stderr.read().decode()
+    assert "Traceback" not in stderr
     assert process.returncode == 128 + signal.SIGPIPE
 
 

@@ -265,8 +265,8 @@ def test_evaluate_repeats_the_number_of_the_run(trained, cache, tmp_path, capsys
     assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
     low, high = again["interval"]["metrics"]["rmse"]
     assert low < again["metrics"]["rmse"] < high
-    said = capsys.readouterr().out
-    assert "near edges" in said and "bootstrap over 32 images" in said
+    output = capsys.readouterr().out
+    assert "near edges" in output and "bootstrap over 32 images" in output
     with pytest.raises(UserError, match="exists"):
         evaluate.command([f"--checkpoint={trained}", f"--out={out}"])
 
@@ -276,9 +276,9 @@ def test_compare_scores_both_runs_on_the_same_images(trained, cache, tmp_path, c
     out = tmp_path / "pair.json"
     argv = [str(trained), str(trained), f"--out={out}", *flags]
     assert compare.command(argv) == cli.OK
-    (found,) = json.loads(out.read_text())["comparisons"]
-    assert (found["unit"], found["units"], found["split"]) == ("image", 32, "own")
-    rmse = found["metrics"]["rmse"]
+    (actual,) = json.loads(out.read_text())["comparisons"]
+    assert (actual["unit"], actual["units"], actual["split"]) == ("image", 32, "own")
+    rmse = actual["metrics"]["rmse"]
     assert rmse["a"] == rmse["b"] and rmse["a_better"] == 0.5
     assert "A better in" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists"):
@@ -420,9 +420,9 @@ def test_sigterm_saves_and_says_how_to_go_on(cache, tmp_path):
             time.sleep(0.2)
         time.sleep(3)
         process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == cli.PREEMPTED
-    assert "To resume: jaxdepth run" in said and str(folder) in said
+    assert "To resume: jaxdepth run" in output and str(folder) in output
     assert [p for p in (folder / "checkpoints").iterdir() if p.name.isdigit()]
 
 
