@@ -28,14 +28,14 @@ class Scorer:
 
         self.session = session
         self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]
+        local = session.placement.local
         options: dict[str, Any] = {
             "share": (hosts.index(), hosts.count()),
             "image_size": config.image_size,
             "given_truth": config.data.depth,
             "batch_size": EVAL_BATCH,
+            "devices": local if len(local) > 1 else None,
         }
-        if len(session.placement.local) > 1:
-            options["devices"] = session.placement.local
         self._network = Evaluator(
             predict,
             session.protocols,
@@ -44,11 +44,7 @@ class Scorer:
         )
         self._maps = Evaluator(predict_map, session.protocols[:1], **options)
         self._loss = validation_loss.ValidationLoss(
-            config,
-            model,
-            session.data,
-            devices=session.placement.local,
-            batch_size=EVAL_BATCH,
+            config, model, session.data, devices=local, batch_size=EVAL_BATCH
         )
 
     def network(self, step: int, state: TrainState) -> list[dict[str, Any]]:

@@ -146,8 +146,8 @@ def of_pair(
         difference = left[name] - right[name]
         value_a, value_b = values_a[name], values_b[name]
         entry = dict.fromkeys(("difference", "interval", "a_better"))
-        defined = value_a is not None and value_b is not None
-        if defined and np.isfinite(difference).all():
+        finite = np.isfinite(difference).all()
+        if value_a is not None and value_b is not None and finite:
             better = difference > 0 if metric.larger_is_better else difference < 0
             entry = {
                 "difference": value_a - value_b,
