@@ -265,11 +265,14 @@ def test_evaluate_reproduces_the_metrics_of_the_run(trained, cache, tmp_path, ca
         last["metrics"]["rmse"], rel=1e-5
     )
     assert len(table.read_text().splitlines()) == 33
-    assert again["parts"].keys() == last["parts"].keys()
+    assert rescored["parts"].keys() == last["parts"].keys()
     # Rooms are no scenes: the interval is over images, and holds the number.
-    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
-    low, high = again["interval"]["metrics"]["rmse"]
-    assert low < again["metrics"]["rmse"] < high
+    assert (rescored["interval"]["unit"], rescored["interval"]["units"]) == (
+        "image",
+        32,
+    )
+    low, high = rescored["interval"]["metrics"]["rmse"]
+    assert low < rescored["metrics"]["rmse"] < high
     output = capsys.readouterr().out
     assert "near edges" in output and "bootstrap over 32 images" in output
     with pytest.raises(UserError, match="exists"):

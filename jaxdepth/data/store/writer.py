@@ -308,7 +308,11 @@ class Job:
             "broken": broken,
             "splits": self._stored_splits(stored),
             "notes": self._notes(records, empty, broken),
-            "frames": [self._frame_entry(row) for row in kept],
+            "frames": [
+                self._frame_entry(row, digest)
+                for record in records
+                for row, digest in zip(record.kept, record.digests, strict=True)
+            ],
             "shards": [len(record.kept) for record in records],
             "full": {
                 stem: [stored[row] for row in rows]
@@ -318,12 +322,13 @@ class Job:
             "files": {k: v for record in records for k, v in record.files.items()},
         }
 
-    def _frame_entry(self, row: int) -> dict[str, Any]:
+    def _frame_entry(self, row: int, digest: str) -> dict[str, Any]:
         info = self.source.infos[row]
         return {
             "name": info.name,
             "scene": info.scene,
             "official_index": info.official_index,
+            "digest": digest,
         }
 
     def _stored_splits(self, stored: dict[int, int]) -> dict[str, dict[str, list[int]]]:
@@ -420,6 +425,8 @@ class _Block:
             return
         self._record.kept.append(row)
         self._record.unmasked += frame.unmasked
+        digest = hashlib.sha256(np.ascontiguousarray(frame.small["rgb"]))
+        self._record.digests.append(digest.hexdigest()[:16])
         self._cameras[frame.camera] = None
         self._small.append(frame.small)
         if frame.full is not None:
