@@ -199,7 +199,8 @@ class OutputConfig:
     recipe: str = "default"
     """Named set of flags; --recipe=help lists them."""
     plugin: str | None = None
-    """Python file to import first: it registers losses, networks or data formats."""
+    """Python file to import first: it registers networks, losses, metrics, protocols or
+    data formats."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ Each says what it costs and what it gave, wherever that was measured.
 import dataclasses
 from typing import Any
 
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.errors import unknown_choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +211,5 @@ RECIPES["labeled"] = Recipe(
 def recipe_named(name: str) -> Recipe:
     """The recipe, or UserError with the nearest name."""
     if name not in RECIPES:
-        raise UserError(
-            f"--recipe={name}: one of {', '.join(sorted(RECIPES))}"
-            + nearest(name, RECIPES)
-        )
+        raise unknown_choice("recipe", name, sorted(RECIPES))
     return RECIPES[name]

@@ -24,9 +24,8 @@ import jax
 
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
-from jaxdepth.runtime import atomic, hosts, locks, versions
+from jaxdepth.runtime import atomic, hosts, locks, storage, versions
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.runtime.storage import storage_errors
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
 TABLES = "tables.json"  # in the folder of a table, which holds one run per row
@@ -105,7 +104,7 @@ class WorkDir:
         """Upload the files to the remote work directory; no-op for a local one."""
         if self.remote is None:
             return
-        with storage_errors(self.remote):
+        with storage.storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for path in self.local.rglob("*"):
                 if path.is_file():
@@ -115,7 +114,7 @@ class WorkDir:
 
     def _fetch(self) -> None:
         assert self.remote is not None
-        with storage_errors(self.remote):
+        with storage.storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for name in (CONFIG, RESULTS, METRICS, TABLES, "run.log"):
                 if system.exists(f"{root}/{name}"):
@@ -331,8 +330,5 @@ def write_json(path: str | Path, values: Any) -> None:
     """Write JSON atomically. Raises MachineError if storage fails."""
     path = Path(path).expanduser()
     text = json.dumps(plain(values), indent=1)
-    try:
-        with atomic.atomic_write(path, durable=True) as file:
-            file.write(f"{text}\n".encode())
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from error
+    with storage.write_errors(path), atomic.atomic_write(path, durable=True) as file:
+        file.write(f"{text}\n".encode())

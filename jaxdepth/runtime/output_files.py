@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from jaxdepth.runtime import atomic
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import atomic, storage
+from jaxdepth.runtime.errors import UserError
 
 
 def check_new_file(path: str | Path, *, flag: str) -> None:
@@ -49,8 +49,5 @@ def write_text(path: str | Path, text: str) -> None:
     File names in the text that are not UTF-8 are written with escapes.
     """
     path = Path(path).expanduser()
-    try:
-        with atomic.atomic_write(path) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise MachineError(f"{path} can't be written: {error.strerror}") from error
+    with storage.write_errors(path), atomic.atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))

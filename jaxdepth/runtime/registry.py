@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.errors import unknown_choice
 
 T = TypeVar("T")
 
@@ -59,10 +59,7 @@ class Registry(Mapping[str, T], Generic[T]):
           flag: the flag that the name came from; default: the kind.
         """
         if name not in self._entries:
-            raise UserError(
-                f"--{flag or self.kind}={name}: one of {', '.join(self)}"
-                f"{nearest(name, self)}"
-            )
+            raise unknown_choice(flag or self.kind, name, self)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
