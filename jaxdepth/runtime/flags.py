@@ -113,7 +113,7 @@ class Flag:
         return (*words, *(["none"] if type(None) in self.options else []))
 
     def convert(self, text: str) -> Any:
-        """Convert command-line text to a value. Raises UserError if it is not allowed."""
+        """Convert command-line text. Raises UserError if it is not allowed."""
         if (choices := self.choices) is not None:
             self.check_choice(text, choices)
             return text
@@ -175,7 +175,7 @@ def flags_of(cls: type) -> dict[str, Flag]:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Read the docstrings under the fields of a dataclass and its bases, in one line."""
+    """Read the docstrings of the fields of a dataclass and its bases, as one line."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -413,7 +413,7 @@ def check(cls: type, argv: Sequence[str]) -> None:
 
 
 def value_of(argv: Sequence[str], name: str) -> str | None:
-    """Return the last value of a flag in `argv`, given as --flag=value or --flag value."""
+    """Return the last value of `--name=value` or `--name value` in `argv`."""
     value = None
     for k, word in enumerate(argv):
         key, equals, rest = word.partition("=")
