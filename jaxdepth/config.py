@@ -288,8 +288,8 @@ class EvaluateConfig:
     protocol: str = flag(
         "auto", choices="auto|all|jaxdepth.evaluation.protocols:PROTOCOLS"
     )
-    """Evaluation protocol; auto: that of the run on its own data, else laina for NYU and
-    plain otherwise."""
+    """Evaluation protocol; auto: that of the run on its own data, else laina for NYU
+    and plain otherwise."""
     flip_average: Literal["auto", "on", "off"] = "auto"
     """Flip test-time augmentation; auto: as in the run."""
     densedepth_rel: Literal["auto", "truth", "pred"] = "auto"
@@ -312,7 +312,7 @@ class EvaluateConfig:
 
 
 def training_frame(image_size: Size) -> Size:
-    """Return the size of the frame before the crop: 20/19 of the input, rounded half up.
+    """Return the frame size before the crop: 20/19 of the input, rounded half up.
 
     228x304 -> 240x320: Laina et al. 2016 crop 6 and 8 pixels from each side.
     """

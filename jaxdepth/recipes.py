@@ -201,9 +201,9 @@ RECIPES["labeled"] = Recipe(
     "report: 0.657, 0.796 m (laina@152x202, pooled, filled ground truth). --epochs=80 "
     "--cache=device on an H100: 0.682, 0.851 m on tune, 0.688, 0.729 m on report "
     "(laina); 60 epochs are as good on tune. Worse on tune: --augment=full with adamw, "
-    "1e-3, a tenth of it for the encoder and decay 0.05 (0.662, 0.897 m); scale 0.85 to "
-    "1.35 with more colour and an EMA of 0.99 (0.653, 0.874 m); frozen batch statistics "
-    "with dropout 0.5 (0.561, 1.314 m).",
+    "1e-3, a tenth of it for the encoder and decay 0.05 (0.662, 0.897 m); scale 0.85 "
+    "to 1.35 with more colour and an EMA of 0.99 (0.653, 0.874 m); frozen batch "
+    "statistics with dropout 0.5 (0.561, 1.314 m).",
 )
 
 

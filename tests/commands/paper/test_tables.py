@@ -352,7 +352,7 @@ def test_published_numbers_equal_those_in_the_recipes():
         for row in table.rows:
             doc = RECIPES[published.RUNS[row.run].recipe].doc
             if row.paper:
-                delta1, tail = doc.split("The paper: ")[1].split(" ")[:2]
+                delta1, tail = doc.split("the paper: ")[1].split(" ")[:2]
                 assert float(delta1.rstrip(",")) == row.paper["delta1"]
                 assert float(tail) == row.paper["rmse"]
 
