@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxdepth import images as images_lib
 from jaxdepth.data.sources import BrokenFrame, check_unit
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
 
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = 1 << 26  # pixels of a frame; a damaged size could exhaust the memory
@@ -37,7 +37,7 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         return np.ascontiguousarray(images_lib.read(file))
     except UserError as error:
-        raise BrokenFrame(" ".join(str(error).split())) from None
+        raise BrokenFrame(one_line(error)) from None
     except Exception as error:  # damaged bytes make decoders raise errors of many types
         raise broken(file, "an image", error) from None
 
@@ -114,7 +114,7 @@ def broken(file: Path, what: str, error: object) -> BrokenFrame:
 
 def reason_of(error: object) -> str:
     """The text of an error in one line of at most 160 characters."""
-    text = " ".join(str(error).split())[:160].strip("'\"")
+    text = one_line(error)[:160].strip("'\"")
     return text or type(error).__name__
 
 
