@@ -462,8 +462,8 @@ def from_json(values: dict[str, Any]) -> Config:
     unknown = sorted(set(values) - set(flags_lib.flags_of(Config)))
     if unknown:
         raise UserError(
-            f"config.json holds {', '.join(unknown)}, which this version of jaxdepth "
-            "does not know: use the version that wrote it"
+            f"config.json holds {', '.join(map(repr, unknown))}, which this version of "
+            "jaxdepth does not know: use the version that wrote it"
         )
     try:
         return Config.of(**values)
@@ -481,7 +481,7 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
     """Parse JSON text, naming the file in the error."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # or numbers of thousands of digits
         raise UserError(f"{where} is not JSON ({error}): the file is damaged") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: a JSON object was expected")

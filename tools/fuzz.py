@@ -8,6 +8,7 @@ Case K of a reader depends on --seed and K only. The outcomes:
   different  read with another content, where the file has no checksum
   rejected   an error of one line
   silent     read with another content, although the file has a checksum: a failure
+  message    an error whose message is not one line of printable text: a failure
   traceback, crash, hang, memory   failures
 
 Exit code 1 if there was a failure.
@@ -43,7 +44,7 @@ from jaxdepth.runtime.errors import MachineError, UserError
 from tools.fuzz_damages import damaged
 
 OUTCOMES = ("identical", "different", "rejected")
-FAILURES = ("silent", "traceback", "crash", "hang", "memory")
+FAILURES = ("silent", "message", "traceback", "crash", "hang", "memory")
 START = 300  # seconds that a worker may take to import, and to write an input
 
 
@@ -82,9 +83,7 @@ def attempt(
             parts = {name: digest(x) for name, x in read(folder).items()}
     except (UserError, MachineError) as error:
         text = str(error)
-        if not text or not text.isprintable():
-            return "traceback", f"a message that is not one plain line: {text!r}"
-        return "rejected", text
+        return "rejected" if text and text.isprintable() else "message", repr(text)
     except BaseException:
         return "traceback", traceback.format_exc()
     changed = [name for name in parts if parts[name] != intact.get(name)]

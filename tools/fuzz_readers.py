@@ -218,7 +218,7 @@ def write_run(folder: Path) -> None:
     saved = {"config": config_lib.to_json(Config.of(**CONFIG)), "data": {"train": 3}}
     (folder / "config.json").write_text(json.dumps(saved, indent=1))
     entry = {"step": 3, "protocol": "eigen", "averaging": "image", "truth": "filled",
-             "data": "memory", "split": "own", "size": [19, 38],
+             "data": "memory", "split": "own", "size": "19x38",
              "metrics": dict.fromkeys(METRICS, 0.5)}  # fmt: skip
     (folder / "results.json").write_text(json.dumps({"evaluations": [entry]}, indent=1))
     lines = [json.dumps({"step": k, "loss": 1 / (k + 1)}) for k in range(3)]
