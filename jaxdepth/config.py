@@ -467,8 +467,8 @@ def from_json(values: dict[str, Any]) -> Config:
     unknown = sorted(set(values) - set(flags_lib.flags_of(Config)))
     if unknown:
         raise UserError(
-            f"config.json has unknown flags ({', '.join(unknown)}): use the version of "
-            "jaxdepth that wrote it"
+            f"config.json has unknown flags ({', '.join(map(repr, unknown))}): use the "
+            "version of jaxdepth that wrote it"
         )
     try:
         return Config.of(**values)
@@ -486,7 +486,7 @@ def loads(text: str, *, where: str) -> dict[str, Any]:
     """Parse a JSON object. Raises UserError, with the file name, for other text."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # or numbers of thousands of digits
         raise UserError(f"{where} is not JSON ({error}): the file is damaged") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a JSON object")

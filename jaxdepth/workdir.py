@@ -147,13 +147,20 @@ class WorkDir:
         write_json(self.local / name, values)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of this run; UserError if it is missing or damaged."""
+        """Read a JSON file of this run; UserError if it is missing or damaged.
+
+        Undecodable bytes become U+FFFD.
+        """
         path = self.local / name
         try:
             text = path.read_text("utf-8", "replace")
         except FileNotFoundError:
             raise UserError(
                 f"{self.name} is not the work directory of a run: it has no {name}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{self.name}/{name} can't be read: {error.strerror}"
             ) from None
         return config_lib.loads(text, where=f"{self.name}/{name}")
 
@@ -217,7 +224,11 @@ def shared(config: Config) -> Iterator[WorkDir]:
             workdir = choose(config)
     if workdir is not None:
         paths = [workdir.local / name for name in (CONFIG, RESULTS)]
-        files = {path.name: path.read_text() for path in paths if path.exists()}
+        files = {
+            path.name: path.read_text("utf-8", "replace")
+            for path in paths
+            if path.is_file()
+        }
         hosts.broadcast_json({"name": workdir.name, "files": files})
         yield workdir
         return

@@ -112,12 +112,12 @@ class _Events:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of metrics.jsonl; truncated lines are skipped."""
+    """Read the records of metrics.jsonl; damaged lines are skipped."""
     path = folder / METRICS
     records = []
-    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
     for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
