@@ -19,6 +19,7 @@ from jaxdepth.runtime.errors import UserError
 
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = 1 << 26  # pixels of a frame; a damaged size could exhaust the memory
+FARTHEST = 65535 / 256  # metres; the farthest depth that a store can hold
 # Errors of the storage or the process, not of the file.
 MACHINE_ERRORS = frozenset(
     {
@@ -51,13 +52,33 @@ def read_depth(file: Path) -> np.ndarray:
 
 
 def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"]:
-    """Stored values / `scale` as float32; 0 where not finite or not positive."""
+    """Stored values / `scale` as float32, 0 = missing.
+
+    Missing are values that are not finite or not positive, and saturated codes; see
+    `_saturated`.
+    """
     # Damaged floats can be signalling NaNs, or exceed the range of float32.
     with np.errstate(all="ignore"):
+        valid = ~_saturated(values)
         if scale != 1:
             values = np.divide(values, scale, dtype=np.float64)
         metres = values.astype(np.float32)
-        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+        valid &= np.isfinite(metres) & (metres > 0)
+        return np.where(valid, metres, np.float32(0))
+
+
+def _saturated(values: np.ndarray) -> np.ndarray:
+    """Mask of the codes that cameras and converters store where depth is unknown.
+
+    These are the largest value of the integer type; 65535, the largest of 16 bits, in
+    wider types too; and 65.535, the same code in metres, in floating-point types.
+    """
+    if values.dtype.kind == "f":
+        codes = [65535, 65.535]
+    else:
+        largest = np.iinfo(values.dtype).max
+        codes = [largest] if largest < 65535 else [largest, 65535]
+    return np.isin(values, np.array(codes).astype(values.dtype))
 
 
 def name_of(path: Path) -> str:
@@ -113,9 +134,11 @@ def sample(read: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 def kind_of(depths: Sequence[np.ndarray]) -> str:
     """Classify depth maps: "raw" if they have holes, else "filled".
 
-    Maps without any depth are ignored.
+    Depth beyond `FARTHEST` counts as a hole: some data store a large number where depth
+    is unknown. Maps without any depth are ignored.
     """
-    holes = [np.mean(depth == 0) for depth in depths if (depth > 0).any()]
+    measured = [(depth > 0) & (depth <= FARTHEST) for depth in depths]
+    holes = [np.mean(~valid) for valid in measured if valid.any()]
     return "raw" if holes and np.mean(holes) > 0.001 else "filled"
 
 

@@ -134,10 +134,42 @@ def test_any_bits_become_finite_non_negative_depth(content):
         assert np.isfinite(metres).all() and (metres >= 0).all()
 
 
-@given(st.integers(1, 65535), st.sampled_from([1000.0, 25.5, 1000.1, 1 / 3]))
+@given(st.integers(1, 65534), st.sampled_from([1000.0, 25.5, 1000.1, 1 / 3]))
 def test_integers_are_divided_in_double_precision(stored, scale):
     metres = files.to_metres(np.array([[stored]], np.uint16), scale)
     assert metres[0, 0] == np.float32(stored / scale)
+
+
+SATURATED = [
+    ("uint8", 255), ("uint16", 65535), (">u2", 65535), ("int16", 32767),
+    ("int32", 65535), ("int32", 2**31 - 1), ("uint32", 2**32 - 1), ("int64", 65535),
+    ("float32", 65535), ("float64", 65535), ("float32", 65.535), ("float16", 65.535),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dtype", "code"), SATURATED)
+@pytest.mark.parametrize("scale", [1.0, 25.5, 1000.0])
+def test_saturated_codes_are_missing(dtype, code, scale):
+    values = np.array([[7, code, 100]]).astype(dtype)
+    expected = [[np.float32(7 / scale), 0, np.float32(100 / scale)]]
+    np.testing.assert_array_equal(files.to_metres(values, scale), expected)
+
+
+def test_codes_near_saturation_are_depth():
+    for dtype, code in (("uint8", 254), ("uint16", 65534), ("uint16", 255),
+                        ("uint16", 32767), ("float32", 255.0)):  # fmt: skip
+        assert files.to_metres(np.array([[code]], dtype)) == np.float32(code)
+
+
+@pytest.mark.parametrize("unknown", [65.535, 1000.0, 1e10])
+def test_a_large_number_where_depth_is_unknown_makes_no_filled_depth(unknown):
+    depth = np.full((10, 10), 2.0, np.float32)
+    assert files.kind_of([files.to_metres(depth)]) == "filled"
+    depth[:3] = unknown
+    assert files.kind_of([files.to_metres(depth)]) == "raw"
+    # KITTI's and DIODE's outdoor depth.
+    far = np.where(depth == 2.0, depth, np.float32(80))
+    assert files.kind_of([far]) == "filled"
 
 
 def test_lists_are_read_line_by_line(tmp_path):
