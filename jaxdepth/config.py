@@ -81,6 +81,8 @@ class DataConfig:
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    allow_outside: bool = False
+    """Read files outside the data's folder that its lists or links name."""
     depth: Literal["filled", "raw"] = "filled"
     """Ground truth with holes filled, or as measured."""
     mask_extremes: Literal["auto", "on", "off"] = "auto"

@@ -87,7 +87,7 @@ def test_other_sizes_are_refused(text):
         ({"init": "imagenet"}, "needs --weights"),
         ({"weights": "x.npz"}, "without --init"),
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
-        ({"arch": "cnn", "unpool": "average"}, "belongs to upproj"),
+        ({"arch": "cnn", "unpool": "average"}, "no unpooling"),
         ({"split": "all"}, "leave --split out"),
     ],
 )

@@ -36,18 +36,18 @@ def parse_config(
     Raises: UserError for the first mistake; SystemExit after --help and --recipe=help.
     """
     argv = flags_lib.load_plugins(argv)
-    given = flags_lib.value_of(argv, "recipe")
-    if given == "help":
+    recipe = flags_lib.value_of(argv, "recipe")
+    if recipe == "help":
         for name, entry in RECIPES.items():
             print(f"{name:16} {entry.doc}\n{' ':16} {entry.command(name)}")
         raise SystemExit(OK)
     if flags_lib.asks_help(argv):
         return flags_lib.parse(Config, argv, prog=prog, examples=examples)
     flags_lib.check(Config, argv)
-    name = given or default_recipe(flags_lib.value_of(argv, "data") or "rooms")
+    name = recipe or default_recipe(flags_lib.value_of(argv, "data") or "rooms")
     preset = dict(recipe_named(name).flags)
-    # Steps and epochs exclude each other: the one given beside the recipe wins, and
-    # the recipe's intervals, which fit its own number of steps, are dropped.
+    # Steps and epochs exclude each other: a flag overrides both of the recipe, and
+    # drops the recipe's intervals, which fit the recipe's number of steps.
     for pair, dependent in (
         (("steps", "epochs"), ("eval_every",)),
         (("warmup_steps", "warmup_epochs"), ()),
@@ -66,7 +66,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
     Ctrl-C, or one outside training, exits with 130.
     """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.raiseExceptions = False  # a log that can't be written stops nothing
+    logging.raiseExceptions = False  # ignore errors of writing the log
     # Errors in threads are raised again where their result is awaited; errors raised
     # by finalizers are secondary. Both are logged at debug level.
     threading.excepthook = sys.unraisablehook = _log_secondary
@@ -103,7 +103,7 @@ def main(command: Callable[[Sequence[str]], int | None]) -> typing.NoReturn:
 
 
 def _fail(line: str, code: int, error: BaseException) -> int:
-    """Print the error, once if all hosts raise it; the exit code."""
+    """Print the error, once if all hosts raise it. Returns the exit code."""
     everywhere = getattr(error, "everywhere", False)
     if not everywhere or hosts.is_first_host():
         print(" ".join(line.split()), file=sys.stderr)
@@ -111,7 +111,7 @@ def _fail(line: str, code: int, error: BaseException) -> int:
 
 
 def _leave(code: int) -> int:
-    """On multi-host runs, exit immediately: JAX would wait for the other hosts."""
+    """On multi-host runs, exit immediately to avoid waiting for the other hosts."""
     if hosts.is_multi_host():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -124,7 +124,7 @@ def _log_secondary(failed: typing.Any) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence what TensorFlow and absl log on import."""
+    """Silence the log messages of TensorFlow and absl on import."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     for name in ("absl", "tensorflow", "jax._src.xla_bridge"):

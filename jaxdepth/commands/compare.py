@@ -85,17 +85,15 @@ def run(config: CompareConfig) -> int:
         for comparison in compare(*pair, entry["averaging"], config):
             names = {"a": config.runs[0], "b": config.runs[1]}
             same = {k: entry[k] for k in _SAME}
-            differing = {f"{k}_of": _of_both(a, b, k) for k in ("step", "size")}
+            differing = {
+                f"{k}_of": {"a": a.entries[-1][k], "b": b.entries[-1][k]}
+                for k in ("step", "size")
+            }
             compared.append(names | same | differing | comparison)
             _show(compared[-1], summary_lib.scoring(entry))
     if config.out is not None:
         write_json(config.out, {"comparisons": compared})
     return 0
-
-
-def _of_both(a: Scored, b: Scored, key: str) -> dict[str, Any]:
-    """A value that may differ between the networks: the step, the size trained at."""
-    return {"a": a.entries[-1][key], "b": b.entries[-1][key]}
 
 
 def _evaluation(config: CompareConfig, name: str) -> EvaluateConfig:
@@ -129,18 +127,15 @@ def refuse_different(a: Scored, b: Scored) -> None:
             )
         for kind in ("rgb", *sorted(one.truths)):
             if [k[kind] for k in a.checksums] != [k[kind] for k in b.checksums]:
-                what = "images" if kind == "rgb" else f"{kind} depth of the images"
+                subject = "images" if kind == "rgb" else f"{kind} depth of the images"
                 raise UserError(
-                    f"the runs can't be compared: the {what} that they were scored on "
-                    "differ; give one --data for both, read with one --depth_scale"
+                    f"the runs can't be compared: the {subject} that they were scored "
+                    "on differ; give one --data for both, read with one --depth_scale"
                 )
 
 
 def compare(
-    a: Scores,
-    b: Scores,
-    averaging: Any,
-    config: CompareConfig,
+    a: Scores, b: Scores, averaging: Any, config: CompareConfig
 ) -> list[dict[str, Any]]:
     """`bootstrap.of_pair` over images, and over scenes if they are known."""
     options = {"seed": config.seed, "count": config.resamples}

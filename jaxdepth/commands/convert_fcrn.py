@@ -60,7 +60,7 @@ def command(argv: Sequence[str]) -> int:
 
 def _convert(source: str, out: Path, *, padding_side: str) -> int:
     """Convert the published network to weights for --init=nyu."""
-    parts = fcrn.parts(source)
+    sources = fcrn.source_files(source)
     converted = fcrn.convert(fcrn.read(source))
     arrays = converted.checked(source, "the published network")
     weights = files.Weights.of_layout(
@@ -68,18 +68,16 @@ def _convert(source: str, out: Path, *, padding_side: str) -> int:
         "fcrn" if padding_side == "top_left" else "fcrn_make3d",
         init="nyu",
         # The checksum covers these files in this order.
-        origin=" + ".join(part.name for part in parts),
-        sha256=files.sha256(*parts),
+        origin=" + ".join(path.name for path in sources),
+        sha256=files.sha256(*sources),
         licence=fcrn.LICENCE,
     )
     files.write(out, weights)
-    parameters = sum(
-        x.size for name, x in weights.arrays.items() if name.startswith("params/")
-    )
+    parameters = sum(x.size for name, x in arrays.items() if name.startswith("params/"))
     logger.info(
         "%s: %d arrays, %d parameters; sha256 of %s %s",
         out,
-        len(weights.arrays),
+        len(arrays),
         parameters,
         weights.origin,
         weights.sha256,
@@ -95,7 +93,7 @@ def _convert_back(source: str, out: Path, *, step: str) -> int:
     complete = fcrn.shapes().items() <= shapes.items()
     if not network.layout.startswith("fcrn") or not complete:
         raise UserError(
-            f"{source} is of layout {network.layout}, not of a whole fcrn network"
+            f"{source} is of layout {network.layout}, not a complete fcrn network"
         )
     if network.unpool != "zero":
         raise UserError(

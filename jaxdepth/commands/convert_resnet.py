@@ -15,11 +15,10 @@ the names in `jaxdepth/weights/name_tables.py`, which also lists their operation
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
+import shutil
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,9 +63,8 @@ class ConvertConfig:
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags. Returns the exit code."""
     config = flags_lib.parse(ConvertConfig, argv, prog=PROG)
-    wanted = 1 if config.download else 2
-    if len(config.files) != wanted:
-        names = "OUT" if config.download else "CHECKPOINT OUT"
+    names = "OUT" if config.download else "CHECKPOINT OUT"
+    if len(config.files) != len(names.split()):
         raise UserError(f"give {names}: {len(config.files)} names were given")
     if config.reverse and config.download:
         raise UserError("--reverse and --download exclude each other: give one")
@@ -112,8 +110,7 @@ def _convert_back(source: str, out: Path, *, step: str) -> int:
     """Convert a run or converted weights to a PyTorch state dict."""
     network = trained_network.read(source, step=step)
     state_dict = resnet.to_state_dict(network.arrays, where=source)
-    variant = dataclasses.asdict(layout_named(network.layout))
-    variant |= {"unpool": network.unpool}
+    variant = {**vars(layout_named(network.layout)), "unpool": network.unpool}
     if out.suffix == ".safetensors":
         metadata = {key: json.dumps(value) for key, value in variant.items()}
         names = {"origin": network.origin, "layout": network.layout}
@@ -126,7 +123,7 @@ def _convert_back(source: str, out: Path, *, step: str) -> int:
         "%s: %d arrays of %s, of %s",
         out,
         len(state_dict),
-        "the whole network" if has_decoder else "the encoder",
+        "the complete network" if has_decoder else "the encoder",
         network.origin,
     )
     details = ", ".join(f"{key} {value}" for key, value in variant.items())
@@ -139,18 +136,16 @@ def fetch(url: str, path: Path) -> Path:
 
     Raises: UserError for another checksum, MachineError if the download fails.
     """
-    digest = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=60) as reply, open(path, "wb") as file:
-            while block := reply.read(1 << 20):
-                digest.update(block)
-                file.write(block)
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
+            shutil.copyfileobj(reply, file)
+    except OSError as error:
         raise MachineError(f"{url} could not be downloaded ({error})") from None
     expected = path.stem.rpartition("-")[2]
-    if not digest.hexdigest().startswith(expected):
+    digest = files.sha256(path)
+    if not digest.startswith(expected):
         raise UserError(
-            f"{url}: its sha256 is {digest.hexdigest()}, "
-            f"which should begin with {expected}"
+            f"{url}: its sha256 is {digest}, which should begin with {expected}; "
+            "download it again"
         )
     return path

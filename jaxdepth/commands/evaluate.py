@@ -24,12 +24,12 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)
-# Flags that override the run's if they are given.
+# Flags that override the run's flags.
 _OVERRIDES = (
     "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
     "depth_scale",
 )  # fmt: skip
-# Columns of --per_image that describe the evaluation, beside the protocol.
+# Columns of --per_image that describe the evaluation, in addition to the protocol.
 _CONDITIONS = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
 
 
@@ -140,14 +140,14 @@ def _interval(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
 def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     """The run's flags, overridden by this command's.
 
-    The run's data are read as the run read them, with or without --data.
+    The run's flags for reading data apply unless --data names other data.
     """
     overrides = {name: getattr(config, name) for name in _OVERRIDES}
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
     if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
         values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
-        if config.data == "rooms":  # no room is needed for training
+        if config.data == "rooms":  # evaluation needs no training rooms
             values["rooms"] = 1
     elif config.data is not None:
         values["eval_data"] = None

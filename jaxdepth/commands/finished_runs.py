@@ -1,4 +1,4 @@
-"""Finished runs as figures and reports read them: files, tables and predictions."""
+"""Finished runs, read for figures and reports: files, tables and predictions."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -66,7 +66,7 @@ class Selection:
     """The runs and tables in the folders that a command was given.
 
     Attributes:
-      runs: each run once, in the order given; of a table's row its first finished seed.
+      runs: each run once, in order; for each row of a table its first finished seed.
       tables: contents of tables.json by folder.
     """
 
@@ -228,7 +228,7 @@ class TrainedRun:
         return list(self.data.evaluation.full_frames(rows))
 
     def target(self, frame: dict[str, Any]) -> Float[np.ndarray, "h w"]:
-        """The ground truth of a frame, of the kind that trained if the frame has it."""
+        """The ground truth of a frame; the kind used for training if available."""
         kinds = (self.config.data.depth, *self.data.evaluation.depths)
         depths = (frame["depth"].get(kind) for kind in kinds)
         return next(depth for depth in depths if depth is not None)
@@ -256,11 +256,11 @@ class TrainedRun:
         self, size: tuple[int, int]
     ) -> tuple[float, float, float, float] | None:
         """The intrinsics of frames of (height, width), pixels."""
-        known = self.data.evaluation.manifest.get("intrinsics")
-        if known is None:
+        stored = self.data.evaluation.manifest.get("intrinsics")
+        if stored is None:
             return None
-        camera = [known[k] for k in ("fx", "fy", "cx", "cy")]
-        return resample.frame_intrinsics(camera, tuple(known["size"]), size)
+        camera = [stored[k] for k in ("fx", "fy", "cx", "cy")]
+        return resample.frame_intrinsics(camera, tuple(stored["size"]), size)
 
 
 def worst_first(images: Sequence[dict[str, Any]], metric: str) -> list[int]:

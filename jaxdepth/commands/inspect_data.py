@@ -45,6 +45,8 @@ class InspectConfig:
     """Format of the data; auto: recognised by content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    allow_outside: bool = False
+    """Read files outside the data's folder that its lists or links name."""
     json: str | None = None
     """New JSON file for the findings and all measurements."""
     export: str | None = None
@@ -62,7 +64,9 @@ class InspectConfig:
 def command(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Findings do not change it."""
     config = flags_lib.parse(InspectConfig, argv, prog=PROG)
-    options = ReadOptions(depth_scale=config.depth_scale)
+    options = ReadOptions(
+        depth_scale=config.depth_scale, allow_outside=config.allow_outside
+    )
     opened = measurements.open_data(
         config.data, data_format=config.data_format, options=options
     )

@@ -60,7 +60,7 @@ def help_text() -> str:
 
 
 def load(name: str) -> Callable[[Sequence[str]], int]:
-    """The function behind a command name. Raises UserError for an unknown name."""
+    """Import the function of a command. Raises UserError for an unknown name."""
     if name not in COMMANDS:
         hint = nearest(name, COMMANDS)
         raise UserError(f"unknown command {name}{hint} (jaxdepth --help lists them)")

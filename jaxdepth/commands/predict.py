@@ -1,4 +1,4 @@
-"""`jaxdepth predict`: depth of photos, from files to files."""
+"""`jaxdepth predict`: predict depth for photo files and write it to files."""
 
 import dataclasses
 import logging
@@ -69,7 +69,7 @@ def run(config: PredictConfig) -> int:
     paths, notes = images_lib.find(config.images)
     out = Path(config.out).expanduser()
     if not paths:
-        raise UserError("no image given: name photos or folders of photos")
+        raise UserError("no photo given: name photos or folders of photos")
     predicted = _predicted(out)
     _refuse_clashes(paths, out, predicted, ply=config.ply)
     for note in notes:
@@ -143,8 +143,8 @@ def _refuse_clashes(
                 )
             if result in owner:
                 raise UserError(
-                    f"{owner[result]} and {path} would both become {result}: "
-                    "predict them into two folders"
+                    f"--out={out}: {owner[result]} and {path} would both become "
+                    f"{result}; predict them into two folders"
                 )
             owner[result] = path
 
@@ -157,7 +157,7 @@ def _exists(result: Path) -> bool:
 
 
 def _predicted(out: Path) -> set[str]:
-    """Names of the photos whose outputs earlier calls wrote to a folder."""
+    """Names of photos with outputs that earlier calls wrote to this folder."""
     try:
         return set(os.fsdecode((out / PREDICTED).read_bytes()).splitlines())
     except FileNotFoundError:
@@ -176,21 +176,21 @@ def _write(
     new: bool,
 ) -> None:
     """Write the outputs of one photo; `new` if no earlier call wrote them."""
-    target = out / path.stem
+    name = path.stem
     try:
         # Before the outputs, so that an interrupted call can be repeated.
         if new:
             with open(out / PREDICTED, "ab") as file:
-                file.write(os.fsencode(path.stem) + b"\n")
-        with atomic.atomic_write(target.with_name(path.stem + ".npy")) as part:
+                file.write(os.fsencode(name) + b"\n")
+        with atomic.atomic_write(out / f"{name}.npy") as part:
             np.save(part, depth)
-        plots.save_depth_png16(target.with_name(path.stem + ".png"), depth)
-        plots.save_color_png(target.with_name(path.stem + "_color.png"), depth)
+        plots.save_depth_png16(out / f"{name}.png", depth)
+        plots.save_color_png(out / f"{name}_color.png", depth)
         if config.ply:
             height, width = depth.shape
             assert config.fx is not None
             plots.write_ply(
-                target.with_name(path.stem + ".ply"),
+                out / f"{name}.ply",
                 depth,
                 rgb,
                 fx=config.fx,

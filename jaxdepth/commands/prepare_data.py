@@ -50,6 +50,8 @@ class PrepareConfig:
     """Format of SOURCE; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    allow_outside: bool = False
+    """Read files outside the data's folder that its lists or links name."""
     every: int = flag(1, at_least=1)
     """Keep every Nth frame of a recorded sequence."""
     doubles: Literal["drop", "keep"] = "drop"

@@ -1,4 +1,4 @@
-"""`jaxdepth run`: train a network, on one host or as one of several."""
+"""`jaxdepth run`: train a network on one or several hosts."""
 
 import shlex
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ EXAMPLES = (
 
 
 def command(argv: Sequence[str]) -> int:
-    """Train as the flags say, with the other hosts if any; returns the exit code."""
-    jax_setup.retain_host_memory()  # before hosts meet, which asks for devices
+    """Train on one host or as one of several. Returns the exit code."""
+    jax_setup.retain_host_memory()  # before connecting hosts, which starts the devices
     flags_lib.check(Config, argv)
     only_help = (
         flags_lib.asks_help(argv) or flags_lib.value_of(argv, "recipe") == "help"
@@ -46,7 +46,7 @@ def _last_checkpoint(folder: str) -> str:
 
 
 def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
-    """The hosts that the flags or the surroundings speak of."""
+    """Detect the hosts from flags, else from the environment."""
     count, index = (
         None if value is None or value.lower() == "none" else int(value)
         for value in (flags_lib.value_of(argv, name) for name in ("hosts", "host"))
@@ -55,7 +55,7 @@ def cluster_of(argv: Sequence[str]) -> hosts.Cluster | None:
 
 
 def train(argv: Sequence[str]) -> int:
-    """Train on the hosts that are connected; returns the exit code."""
+    """Train on the connected hosts. Returns the exit code."""
     config = cli.parse_config(
         argv, prog=PROG, default_recipe=default_recipe, examples=EXAMPLES
     )
@@ -65,7 +65,7 @@ def train(argv: Sequence[str]) -> int:
 
 
 def default_recipe(data: str) -> str:
-    """`demo` where there is neither data nor an accelerator."""
+    """Name of the default recipe: `demo` for rooms on CPU."""
     import jax
 
     return "demo" if data == "rooms" and jax.default_backend() == "cpu" else "default"

@@ -1,4 +1,4 @@
-"""Evaluation of a run in training: its network, its baselines, its validation loss."""
+"""Evaluation during training: network, baselines and validation loss."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +28,14 @@ class Scorer:
 
         self.session = session
         self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]
+        local = session.placement.local
         options: dict[str, Any] = {
             "share": (hosts.index(), hosts.count()),
             "image_size": config.image_size,
             "given_truth": config.data.depth,
             "batch_size": EVAL_BATCH,
+            "devices": local if len(local) > 1 else None,
         }
-        if len(session.placement.local) > 1:
-            options["devices"] = session.placement.local
         self._network = Evaluator(
             predict,
             session.protocols,
@@ -44,11 +44,7 @@ class Scorer:
         )
         self._maps = Evaluator(predict_map, session.protocols[:1], **options)
         self._loss = validation_loss.ValidationLoss(
-            config,
-            model,
-            session.data,
-            devices=session.placement.local,
-            batch_size=EVAL_BATCH,
+            config, model, session.data, devices=local, batch_size=EVAL_BATCH
         )
 
     def network(self, step: int, state: TrainState) -> list[dict[str, Any]]:
@@ -66,16 +62,12 @@ class Scorer:
     def baselines(self) -> dict[str, dict[str, float | None]]:
         """Metrics of the three baselines, as the first protocol averages them."""
         fitted, size = self.session.baselines, self.session.config.image_size
-        found = {}
-        for name, depth in (
-            ("constant", fitted.constant),
-            ("constant_delta", fitted.constant_delta),
-            ("mean_map", fitted.mean_map),
-        ):
-            variables = map_variables(depth, size)
+        metrics = {}
+        for name in ("constant", "constant_delta", "mean_map"):
+            variables = map_variables(getattr(fitted, name), size)
             scores = self._maps(variables, self._frames())
-            found[name] = self._entries(self._maps, scores)[-1]["metrics"]
-        return found
+            metrics[name] = self._entries(self._maps, scores)[-1]["metrics"]
+        return metrics
 
     def _frames(self) -> Any:
         """This host's share of the evaluation frames."""

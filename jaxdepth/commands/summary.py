@@ -51,7 +51,7 @@ def conditions_and_images(entry: dict[str, Any]) -> str:
 
 
 def comparison_key(entry: dict[str, Any]) -> str:
-    """A text that is equal for evaluations whose metrics can be compared."""
+    """A text that is equal for evaluations with comparable metrics."""
     text = conditions_and_images(entry)
     pixels = entry.get("counts", {}).get("pixels")
     if pixels is not None:
@@ -108,7 +108,7 @@ def show_interval(entry: dict[str, Any]) -> None:
     """Print the bootstrap intervals of the metrics."""
     bootstrap = entry["interval"]
     bounds = [bootstrap["metrics"][name] or (None, None) for name in columns()]
-    low, high = ([bound[k] for bound in bounds] for k in (0, 1))
+    low, high = zip(*bounds, strict=True)
     rows = [("from", *low), ("value", *cells(entry["metrics"])), ("to", *high)]
     title = (
         f"{bootstrap['level']:.0%} interval, bootstrap over {bootstrap['units']} "
@@ -132,7 +132,7 @@ def show(
     plots.curves(curves, records, results["evaluations"])
     entries = [e for e in results["evaluations"] if e["step"] == last["step"]]
     show_table(entries, results["baselines"])
-    if "parts" in last:  # earlier versions did not write them
+    if "parts" in last:  # missing in results of earlier versions
         show_parts(last)
     better = min(
         (m["rmse"] for m in results["baselines"].values() if m["rmse"]), default=None
@@ -147,11 +147,11 @@ def show(
             conditions(last),
         )
     logger.info("pictures: %s, %s", panel, curves)
-    logger.info("use it: jaxdepth predict --checkpoint=%s PHOTO", workdir.name)
+    logger.info("to predict: jaxdepth predict --checkpoint=%s PHOTO", workdir.name)
 
 
 def _draw_panel(config: Config, workdir: WorkDir, data: Data, state: TrainState) -> Any:
-    """Draw some evaluation frames with ground truth and prediction; the path."""
+    """Draw evaluation frames with ground truth and prediction. Returns the path."""
     predictor = Predictor(config, state.variables)
     rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))

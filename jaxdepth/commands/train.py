@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import re
@@ -27,16 +28,12 @@ from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.training import (
-    device_cache,
-    initialize,
-    metrics_writer,
-    sharding,
-)
+from jaxdepth.training import device_cache, initialize, sharding
 from jaxdepth.training import loop as loop_lib
 from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training.checkpoint import Checkpoints, NullCheckpoints
 from jaxdepth.training.loop import Outcome, StopSignals, resumed
+from jaxdepth.training.metrics_writer import MetricsWriter
 from jaxdepth.training.state import TrainState
 from jaxdepth.training.step import (
     StepSpec,
@@ -53,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Session:
-    """A run: what its stages share.
+    """The objects that the stages of a run share.
 
     Attributes:
       config: resolved configuration, without "auto" values.
@@ -62,7 +59,7 @@ class Session:
       data: open data.
       baselines: constants and mean depth map of the training depth.
       placement: devices.
-      results: contents of results.json, which grow.
+      results: contents of results.json; evaluations are added to it.
       model: the network.
       state: state that training starts from, one copy on the host.
       checkpoints: writes checkpoints; set by `claim`.
@@ -137,7 +134,7 @@ def _removed_on_failure(config: Config, workdir: WorkDir) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_with_checkpoint(session: Session) -> Iterator[None]:
-    """Turn failures of the machine into one line that names the last checkpoint."""
+    """Convert machine failures to a MachineError that names the last checkpoint."""
     try:
         yield
     except Exception as error:
@@ -181,8 +178,8 @@ def claim(session: Session, locks: contextlib.ExitStack) -> None:
             locks.enter_context(workdir.locked())
             if workdir.used():
                 raise UserError(
-                    f"{workdir.name} was used by another run in the meantime: start "
-                    "again to resume it"
+                    f"{workdir.name} was used by another run while this one started: "
+                    "run the command again to resume that run"
                 )
         _write_config(session)
     session.checkpoints = _checkpoints(workdir)
@@ -190,14 +187,14 @@ def claim(session: Session, locks: contextlib.ExitStack) -> None:
 
 
 def _common_flags(config: Config) -> dict[str, Any]:
-    """What all hosts must be told alike; each may have a cache of its own."""
+    """The flags that must be equal on all hosts: all but --cache_dir."""
     flags = config_lib.to_json(config)
     del flags["cache_dir"]
     return {f"--{name}": value for name, value in flags.items()}
 
 
 def _common_data(session: Session) -> dict[str, Any]:
-    """What of their data all hosts must agree on."""
+    """The properties of the data that must be equal on all hosts."""
     data, config = session.data, session.config
     return {
         "data": data.name,
@@ -210,7 +207,7 @@ def _common_data(session: Session) -> dict[str, Any]:
 
 
 def _checkpoints(workdir: WorkDir) -> Checkpoints:
-    """To be written by host 0, which alone has the work directory."""
+    """Checkpoints that host 0 writes; it alone has the work directory."""
     place = workdir.checkpoints_on_host_0
     host_process.record_progress(place)
     return (
@@ -221,15 +218,15 @@ def _checkpoints(workdir: WorkDir) -> Checkpoints:
 
 
 def _with_last_checkpoint(error: Exception, checkpoints: Checkpoints) -> MachineError:
-    """The failure in one line that says from where to go on."""
-    what = str(error)
+    """The failure in one line that names the checkpoint to resume from."""
+    message = str(error)
     if isinstance(error, OSError):
-        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+        message = f"{error.filename or 'a file'}: {error.strerror or error}"
     elif hosts.is_lost_peer(error):
-        what = f"lost peer: {what.splitlines()[0][:200]}"
-    if "last good checkpoint" in what:
-        return MachineError(what)
-    return MachineError(f"{what}; {checkpoints.last_good()}")
+        message = f"lost peer: {message.splitlines()[0][:200]}"
+    if "last good checkpoint" not in message:
+        message += f"; {checkpoints.last_good()}"
+    return MachineError(message)
 
 
 def _resolve_batch(
@@ -294,7 +291,7 @@ def _write_config(session: Session) -> None:
 
 
 def _split_flag(data: dataset.Data) -> Any:
-    """The split as a flag would name it; a store's own split has no name there."""
+    """The value of --split for the data; "auto" for a store's own split."""
     return data.split if data.split in (config_lib.choices("split") or ()) else "auto"
 
 
@@ -307,7 +304,7 @@ def _frame_depth(depth_mm: np.ndarray, config: Config) -> np.ndarray:
 
 
 def _introduce(config: Config, workdir: WorkDir) -> None:
-    """The first lines: what trains on what, and where it goes."""
+    """Log network, loss, devices, recipe and work directory."""
     device = jax.devices()[0]
     logger.info(
         "jaxdepth: training %s with loss %s on %d %s device%s (%s)%s",
@@ -338,7 +335,7 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
 
 
 def _initialize(session: Session, weights: files.Weights | None) -> None:
-    """Create the network and the state that training starts, or resumes, from."""
+    """Create the network and the state from which training starts or resumes."""
     config = session.config
     model = models.create(
         config.model,
@@ -376,39 +373,42 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
 def _starting_state(
     session: Session, fresh: TrainState
 ) -> tuple[TrainState, list[int]]:
-    """The fresh state, or the newest one of this run or of the run to go on from; and
-    the steps of this run whose checkpoints are damaged."""
+    """The state to start from, and the steps of this run's damaged checkpoints.
+
+    The newest state of this run, else of the run that --resume names, else `fresh`.
+    """
     config, workdir = session.config, session.workdir
-    state, damaged = fresh, []
+    state, damaged, steps = fresh, [], int(config.train.steps)
     if epath.Path(workdir.checkpoints).exists():
         own = Checkpoints(workdir.checkpoints, read_only=True)
         if own.steps() and not workdir.used():
             raise UserError(
-                f"{workdir.name} holds checkpoints of a run whose {workdir_lib.CONFIG} "
-                "is gone: name another --workdir"
+                f"{workdir.name} holds checkpoints of a run, but no "
+                f"{workdir_lib.CONFIG}: name another --workdir"
             )
-        state = resumed(own, fresh, steps=int(config.train.steps), where=workdir.name)
+        state = resumed(own, fresh, steps=steps, where=workdir.name)
         damaged = own.damaged
     if int(state.step) == 0 and config.output.resume not in ("auto", "never"):
         other = WorkDir.open(config.output.resume)
         before = config_lib.from_json(other.read_config()["config"])
         workdir_lib.refuse_other_network(before, config, where=config.output.resume)
-        theirs = Checkpoints(other.checkpoints, read_only=True)
         state = resumed(
-            theirs, fresh, steps=int(config.train.steps), where=config.output.resume
+            Checkpoints(other.checkpoints, read_only=True),
+            fresh,
+            steps=steps,
+            where=config.output.resume,
         )
         if state is fresh:
             raise UserError(f"--resume={config.output.resume} holds no checkpoint")
-        if int(state.step) == int(config.train.steps):
+        if int(state.step) == steps:
             raise UserError(
                 f"--resume={config.output.resume} was trained for "
-                f"--steps={config.train.steps} already: steps count on from there, so "
-                "give more"
+                f"--steps={steps} already: steps count on from there; give more --steps"
             )
     if int(state.step) % config.train.steps_per_call:
         raise UserError(
-            f"it goes on from step {int(state.step)}, which is no multiple of "
-            f"--steps_per_call={config.train.steps_per_call}: leave that flag out"
+            f"--steps_per_call={config.train.steps_per_call}: the run resumes from "
+            f"step {int(state.step)}, which is no multiple of it; leave the flag out"
         )
     return state, damaged
 
@@ -427,7 +427,7 @@ def _log_start(session: Session, state: TrainState) -> None:
     )
     start = int(state.step)
     if start == config.train.steps:
-        logger.info("all %d steps are done already", start)
+        logger.info("all %d steps are done", start)
         return
     logger.info(
         "%s: %.1f M parameters, steps %d to %s of %s images; the first step compiles, "
@@ -439,7 +439,7 @@ def _log_start(session: Session, state: TrainState) -> None:
         config.train.batch_size,
     )
     if start:
-        logger.info("going on from step %d", start)
+        logger.info("resuming from step %d", start)
 
 
 def train(session: Session, stopping: StopSignals) -> Outcome:
@@ -451,21 +451,9 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
     scorer = Scorer(session)
     if "baselines" not in session.results:
         session.results["baselines"] = scorer.baselines()
-    optimizer = optimizer_lib.create(config, state.params)
-    spec = StepSpec(session.model, optimizer, config, sharding.AXIS)
     start = int(state.step)
-
-    def evaluate_now(step: int, state: TrainState) -> float | None:
-        entries = scorer.network(step, state)
-        session.results["evaluations"] += entries
-        workdir.write_json(workdir_lib.RESULTS, session.results)
-        shown = entries[-1]
-        logger.info("step %d: %s", step, summary_lib.summary(shown))
-        writer.write_evaluation(step, shown)
-        return shown["metrics"]["rmse"]
-
     with (
-        metrics_writer.MetricsWriter(workdir.local, resume_from=start) as writer,
+        MetricsWriter(workdir.local, resume_from=start) as writer,
         pipeline.batches(
             data.train,
             data.train_rows,
@@ -479,36 +467,54 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
             cache=config.data.cache,
         ) as batches,
     ):
+        evaluate = functools.partial(_evaluate, session, scorer, writer)
         outcome = loop_lib.loop(
             config,
             state,
             batches,
-            step_fn=_step_fn(session, spec),
+            step_fn=_step_fn(session, state),
             placement=session.placement,
             checkpoints=checkpoints,
             writer=writer,
             learning_rate=optimizer_lib.schedule_of(config),
-            evaluate=evaluate_now,
+            evaluate=evaluate,
             after_log=workdir.sync,
             stopping=stopping,
         )
-        step = int(outcome.state.step)
-        if outcome.reason == "non_finite":
-            return outcome
-        done = {e["step"] for e in session.results["evaluations"]}
-        rmse = None
-        if outcome.reason == "done" and step not in done:
-            rmse = evaluate_now(step, outcome.state)
-        checkpoints.save(step, outcome.state, rmse=rmse)
-        checkpoints.wait()
+        if outcome.reason != "non_finite":
+            step, rmse = int(outcome.state.step), None
+            evaluated = {e["step"] for e in session.results["evaluations"]}
+            if outcome.reason == "done" and step not in evaluated:
+                rmse = evaluate(step, outcome.state)
+            checkpoints.save(step, outcome.state, rmse=rmse)
+            checkpoints.wait()
     return outcome
 
 
-def _step_fn(session: Session, spec: StepSpec) -> Any:
-    """The compiled step, on batches from the host or on a table on the devices."""
-    placement, data = session.placement, session.data
-    stacked = session.config.train.steps_per_call > 1
-    if session.config.data.cache != "device":
+def _evaluate(
+    session: Session,
+    scorer: Scorer,
+    writer: MetricsWriter,
+    step: int,
+    state: TrainState,
+) -> float | None:
+    """Score a state, and write and log the results; RMSE of the first protocol."""
+    entries = scorer.network(step, state)
+    session.results["evaluations"] += entries
+    session.workdir.write_json(workdir_lib.RESULTS, session.results)
+    first = entries[-1]
+    logger.info("step %d: %s", step, summary_lib.summary(first))
+    writer.write_evaluation(step, first)
+    return first["metrics"]["rmse"]
+
+
+def _step_fn(session: Session, state: TrainState) -> Any:
+    """The compiled step, on batches from the host or from the device cache."""
+    config, placement, data = session.config, session.placement, session.data
+    optimizer = optimizer_lib.create(config, state.params)
+    spec = StepSpec(session.model, optimizer, config, sharding.AXIS)
+    stacked = config.train.steps_per_call > 1
+    if config.data.cache != "device":
         return placement.compile(train_step, spec, stacked=stacked)
     part = device_cache.reader(
         data.train, data.train_rows, depth=data.depth, devices=len(placement.devices)
@@ -522,23 +528,19 @@ def _step_fn(session: Session, spec: StepSpec) -> Any:
             f"--cache=device: {len(data.train_rows)} frames of {data.train.size} do "
             "not fit into the devices' memory: use --cache=host or none"
         ) from None
-    held = sum(x.addressable_shards[0].data.nbytes for x in placed.values())
+    per_device = sum(x.addressable_shards[0].data.nbytes for x in placed.values())
     logger.info(
-        "%d training frames lie on the devices: %.1f MiB on each",
+        "%d training frames are cached on the devices: %.1f MiB on each",
         len(data.train_rows),
-        held / 2**20,
+        per_device / 2**20,
     )
     return placement.compile(
-        train_step_on_table,
-        spec,
-        data.train.size,
-        table=placed,
-        stacked=stacked,
+        train_step_on_table, spec, data.train.size, table=placed, stacked=stacked
     )
 
 
 def finish(session: Session, outcome: Outcome) -> int:
-    """Stage 4: write and show the results, or say how to resume; the exit code."""
+    """Stage 4: write and show the results, or log how to resume; the exit code."""
     workdir, step = session.workdir, int(outcome.state.step)
     checkpoints = session.checkpoints
     assert checkpoints is not None
@@ -552,9 +554,10 @@ def finish(session: Session, outcome: Outcome) -> int:
         return cli.NON_FINITE
     if outcome.reason in ("preempted", "interrupted"):
         command = _resume_command(session)
-        logger.info("%s at step %d, saved. To go on: %s", outcome.reason, step, command)
-        code = cli.PREEMPTED if outcome.reason == "preempted" else cli.INTERRUPTED
-        return code
+        logger.info(
+            "%s at step %d, saved. To resume: %s", outcome.reason, step, command
+        )
+        return cli.PREEMPTED if outcome.reason == "preempted" else cli.INTERRUPTED
     if outcome.images_per_s is not None or "command" not in session.results:
         session.results |= {
             "images_per_s": outcome.images_per_s,

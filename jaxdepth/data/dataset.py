@@ -69,7 +69,10 @@ def open_store(
         cache_dir=Path(config.data.cache_dir).expanduser(),
         size=config.frame_size,
         data_format=config.data.data_format,
-        options=ReadOptions(depth_scale=config.data.depth_scale),
+        options=ReadOptions(
+            depth_scale=config.data.depth_scale,
+            allow_outside=config.data.allow_outside,
+        ),
         mask_extremes=config.data.mask_extremes,
         max_depth=config.data.max_depth,
         keep_full=keep_full,

@@ -35,19 +35,18 @@ def fit(
     """
     limit = round(max_depth * 1000)
     counts = np.zeros(limit + 1, np.int64)
-    total, seen = None, None
+    total = measured = np.zeros(())
     for depth in depths_mm:
         valid = (depth > 0) & (depth <= limit)
         counts += np.bincount(depth[valid], minlength=limit + 1)
-        sums = np.where(valid, depth, 0).sum(0, dtype=np.float64)
-        total = sums if total is None else total + sums
-        seen = valid.sum(0) if seen is None else seen + valid.sum(0)
-    if total is None or seen is None or not counts.sum():
+        total = total + np.where(valid, depth, 0).sum(0, dtype=np.float64)
+        measured = measured + valid.sum(0)
+    if not counts.sum():
         raise ValueError("no valid training pixel")
     metres = np.arange(limit + 1) / 1000
     constant = float((counts * metres).sum() / counts.sum())
     # A pixel without any measurement gets the constant.
-    mean_map = np.where(seen > 0, total / np.maximum(seen, 1) / 1000, constant)
+    mean_map = np.where(measured > 0, total / np.maximum(measured, 1) / 1000, constant)
     return Baselines(constant, _best_for_delta1(counts), mean_map.astype(np.float32))
 
 

@@ -54,26 +54,23 @@ class Resamples:
 
 def over_images(sums: Sums, **options: int) -> Resamples:
     """Resamples of the images with ground truth."""
-    some = sums.table["count"] > 0
-    of_image = np.where(some, np.cumsum(some) - 1, -1)
-    return Resamples("image", int(some.sum()), of_image, **options)
+    scored = sums.table["count"] > 0
+    of_image = np.where(scored, np.cumsum(scored) - 1, -1)
+    return Resamples("image", int(scored.sum()), of_image, **options)
 
 
 def over_scenes(
     sums: Sums, scenes: Sequence[str | None], **options: int
 ) -> Resamples | None:
     """Resamples of scenes; None if a scene is unknown or there is only one."""
-    some = sums.table["count"] > 0
-    if any(s is None for s, counts in zip(scenes, some, strict=True) if counts):
+    scored = sums.table["count"] > 0
+    scored_scenes = [scenes[k] for k in np.flatnonzero(scored)]
+    if None in scored_scenes or len(set(scored_scenes)) < 2:
         return None
-    names = sorted({str(s) for s, counts in zip(scenes, some, strict=True) if counts})
-    if len(names) < 2:
-        return None
-    place = {name: k for k, name in enumerate(names)}
-    of_image = [
-        place[str(s)] if counts else -1 for s, counts in zip(scenes, some, strict=True)
-    ]
-    return Resamples("scene", len(names), np.array(of_image), **options)
+    names, units = np.unique(scored_scenes, return_inverse=True)
+    of_image = np.full(len(scenes), -1)
+    of_image[scored] = units
+    return Resamples("scene", len(names), of_image, **options)
 
 
 def resampled(
@@ -107,14 +104,14 @@ def resampled(
 def _drawn(
     resamples: Resamples, sums: dict[str, np.ndarray]
 ) -> dict[str, Float[np.ndarray, "r"]]:
-    """Sums over the units of each resample."""
+    """Sums over the units that each resample drew."""
     columns = np.stack(list(sums.values()), axis=1)
     rows = np.concatenate([weights @ columns for weights in resamples.weights()])
     return dict(zip(sums, rows.T, strict=True))
 
 
 def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
-    """[low, high] with 95 % of the resamples between; None if one is undefined."""
+    """[low, high] of the central 95 % of the resamples; None if one is undefined."""
     if not np.isfinite(values).all():
         return None
     tail = (1 - LEVEL) / 2
@@ -124,9 +121,9 @@ def interval(values: Float[np.ndarray, "r"]) -> list[float] | None:
 def of_one(sums: Sums, averaging: Averaging, resamples: Resamples) -> dict[str, Any]:
     """The intervals of one run: `metrics` {name: [low, high] | None} and the method."""
     if resamples.units < 2:
-        return _how(resamples) | {"metrics": dict.fromkeys(METRICS)}
+        return _method(resamples) | {"metrics": dict.fromkeys(METRICS)}
     values = resampled(sums, averaging, resamples)
-    return _how(resamples) | {"metrics": {k: interval(x) for k, x in values.items()}}
+    return _method(resamples) | {"metrics": {k: interval(x) for k, x in values.items()}}
 
 
 def of_pair(
@@ -139,33 +136,29 @@ def of_pair(
       count half. All of them are None if one is undefined, or if there are fewer than
       two units.
     """
-    few = resamples.units < 2
-    none = dict.fromkeys(METRICS, np.array([np.nan]))
-    left, right = (none if few else resampled(x, averaging, resamples) for x in (a, b))
+    if resamples.units < 2:
+        left = right = dict.fromkeys(METRICS, np.array([np.nan]))
+    else:
+        left, right = (resampled(x, averaging, resamples) for x in (a, b))
     values_a, values_b = a.compute(averaging), b.compute(averaging)
     comparison: dict[str, Any] = {}
-    for name in METRICS:
+    for name, metric in METRICS.items():
         difference = left[name] - right[name]
-        one, two = values_a[name], values_b[name]
-        if one is None or two is None or not np.isfinite(difference).all():
-            comparison[name] = {"a": one, "b": two} | dict.fromkeys(
-                ("difference", "interval", "a_better")
-            )
-            continue
-        sign = 1 if METRICS[name].larger_is_better else -1
-        better = sign * difference > 0
-        share = np.mean(better) + np.mean(difference == 0) / 2
-        comparison[name] = {
-            "a": one,
-            "b": two,
-            "difference": one - two,
-            "interval": interval(difference),
-            "a_better": float(share),
-        }
-    return _how(resamples) | {"metrics": comparison}
+        value_a, value_b = values_a[name], values_b[name]
+        entry = dict.fromkeys(("difference", "interval", "a_better"))
+        finite = np.isfinite(difference).all()
+        if value_a is not None and value_b is not None and finite:
+            better = difference > 0 if metric.larger_is_better else difference < 0
+            entry = {
+                "difference": value_a - value_b,
+                "interval": interval(difference),
+                "a_better": float(np.mean(better) + np.mean(difference == 0) / 2),
+            }
+        comparison[name] = {"a": value_a, "b": value_b, **entry}
+    return _method(resamples) | {"metrics": comparison}
 
 
-def _how(resamples: Resamples) -> dict[str, Any]:
+def _method(resamples: Resamples) -> dict[str, Any]:
     """The method of an interval."""
     return {
         "unit": resamples.unit,

@@ -282,16 +282,15 @@ class Evaluator:
         scores.names.append(frame["name"])
         scores.scenes.append(frame.get("scene"))
         scores.sizes.add(size)
-        wanted = self._wanted(protocol)
+        wanted = self._truth_kind(protocol)
         other = "raw" if wanted == "filled" else "filled"
         for kind in (wanted, other):
-            depth = frame["depth"].get(kind)
-            if depth is not None:
+            if (depth := frame["depth"].get(kind)) is not None:
                 scores.truths.add(kind)
                 return np.asarray(depth, np.float32)
         return np.zeros(size, np.float32)
 
-    def _wanted(self, protocol: Protocol) -> str:
+    def _truth_kind(self, protocol: Protocol) -> str:
         """The kind of ground truth of a protocol: "filled" or "raw"."""
         return self.given_truth if protocol.truth == "given" else protocol.truth
 
@@ -398,33 +397,22 @@ class Evaluator:
     ) -> list[str]:
         """Notes for the reader of the metrics."""
         notes = []
-        wanted = self._wanted(protocol)
-        others = scores.truths - {wanted}
-        if others:
+        wanted = self._truth_kind(protocol)
+        if others := scores.truths - {wanted}:
             share = "all" if wanted not in scores.truths else "some"
             notes.append(
                 f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
             )
-        if counts["images_without_truth"]:
-            notes.append(
-                f"frames without ground truth: {counts['images_without_truth']}"
-            )
-        if not protocol.masked and counts["unscored"]:
-            notes.append(
-                "defined for ground truth without holes; missing pixels left out: "
-                f"{counts['unscored']}"
-            )
-        if counts["nonfinite_outputs"]:
-            notes.append(
-                "outputs of the network that are not finite: "
-                f"{counts['nonfinite_outputs']}"
-            )
-        if counts["nonpositive"]:
-            notes.append(
-                "predictions that are not positive, so that metrics with logarithms "
-                f"are null: {counts['nonpositive']}"
-            )
-        return notes
+        numbers = {
+            "frames without ground truth": counts["images_without_truth"],
+            "defined for ground truth without holes; missing pixels left out": (
+                0 if protocol.masked else counts["unscored"]
+            ),
+            "outputs of the network that are not finite": counts["nonfinite_outputs"],
+            "predictions that are not positive, so that metrics with logarithms are "
+            "null": counts["nonpositive"],
+        }
+        return notes + [f"{text}: {n}" for text, n in numbers.items() if n]
 
 
 def _parts(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:

@@ -248,9 +248,9 @@ class Sums:
     @classmethod
     def from_json(cls, values: Mapping[str, Sequence[float]]) -> "Sums":
         """The inverse of `to_json`."""
-        made = cls()
-        made._blocks = [{k: np.asarray(x, np.float64) for k, x in values.items()}]
-        return made
+        sums = cls()
+        sums._blocks = [{k: np.asarray(x, np.float64) for k, x in values.items()}]
+        return sums
 
     def merge(self, other: "Sums") -> None:
         """Append the images of another table."""
@@ -289,8 +289,8 @@ class Sums:
         `images_without_truth`, and any further sums that `update` was given.
         """
         table = self.table
-        known = {"count", *_summed(table), *_COUNTS, "rel_undefined"}
-        names = [*_COUNTS, *(k for k in table if k not in known)]
+        built_in = {"count", *_summed(table), *_COUNTS, "rel_undefined"}
+        names = [*_COUNTS, *(k for k in table if k not in built_in)]
         return {
             "pixels": round(math.fsum(table["count"])),
             **{k: round(math.fsum(table.get(k, ()))) for k in names},
@@ -338,16 +338,9 @@ class Sums:
 
 # Sums in a table that the built-in metrics are computed from.
 _SUMMED = (
-    "delta1",
-    "delta2",
-    "delta3",
-    "abs_rel",
-    "sq_rel",
-    "sq",
-    "log_abs",
-    "log_sum",
+    "delta1", "delta2", "delta3", "abs_rel", "sq_rel", "sq", "log_abs", "log_sum",
     "log_sq",
-)
+)  # fmt: skip
 
 
 def _summed(table: Mapping[str, np.ndarray]) -> list[str]:

@@ -241,12 +241,10 @@ def network_input(
     """
     frame_size = (rgb.shape[1], rgb.shape[2])
     check_frame(protocol, frame_size)
+    size = image_size
     if protocol.input_rule == "laina_crop":
-        size = image_size
         rgb = rgb[:, 1::2, 1::2][:, LAINA_ROWS, LAINA_COLUMNS]
-    elif arch_fixed:
-        size = image_size
-    else:
+    elif not arch_fixed:
         size = whole_frame_size(frame_size, image_size)
     x = rgb.astype(jnp.float32)
     return x if x.shape[1:3] == size else resize_input(x, size)
@@ -308,6 +306,12 @@ def _stretch(pred: Float[Array, "b h w"], size: Size) -> Float[Array, "b i j"]:
     return full
 
 
+def _crop(protocol: Protocol, x: Array) -> Array:
+    """The protocol's region of full frames."""
+    top, bottom, left, right = protocol.region or (None, None, None, None)
+    return x[:, top:bottom, left:right]
+
+
 def score_inputs(
     protocol: Protocol, pred: Float[Array, "b h w"], target: Float[Array, "b h w"]
 ) -> tuple[Float[Array, "b i j"], Float[Array, "b i j"], Bool[Array, "b i j"]]:
@@ -317,12 +321,7 @@ def score_inputs(
     `densedepth` define no mask, because filled depth has no holes; the results count
     the pixels that are excluded all the same.
     """
-    if protocol.region is not None:
-        top, bottom, left, right = protocol.region
-        pred, target = (
-            pred[:, top:bottom, left:right],
-            target[:, top:bottom, left:right],
-        )
+    pred, target = _crop(protocol, pred), _crop(protocol, target)
     valid = jnp.isfinite(target) & (target > 0)
     if protocol.valid_range is not None:
         low, high = protocol.valid_range
@@ -355,10 +354,7 @@ def score_parts(
     frame_size = (target.shape[1], target.shape[2])
     check_frame(protocol, frame_size)
     # Computed on the whole frame, so that edges outside the region count as near.
-    masks = breakdown.masks(target)
-    if protocol.region is not None:
-        top, bottom, left, right = protocol.region
-        masks = {name: x[:, top:bottom, left:right] for name, x in masks.items()}
+    masks = {k: _crop(protocol, x) for k, x in breakdown.masks(target).items()}
     full = full_prediction(protocol, pred, frame_size)
     full, target, valid = score_inputs(protocol, full, target)
     rows = metrics.part_sums(

@@ -37,13 +37,14 @@ class Arch:
     """A network that `--arch` names.
 
     Attributes:
-      module: makes the Flax module from keyword arguments: those fields of
-        `create_model`'s arguments that it declares. Its `__call__(image, *,
-        train=False, keys=None)` takes (b, h, w, 3) float32 from `normalize` and returns
-        (b, i, j) float32 metres; its `output_size((h, w))` is (i, j).
-      layouts: names of layouts that it has.
-      init: values of --init that it has weights for, besides "random".
-      fixed_size: it is built for one input size, so whole frames are stretched to it.
+      module: constructor of the Flax module. It receives those arguments of
+        `create_model` that the module declares as fields. The module's `__call__(image,
+        *, train=False, keys=None)` takes (b, h, w, 3) float32 from `normalize` and
+        returns (b, i, j) float32 metres; its `output_size((h, w))` is (i, j).
+      layouts: names of the layouts that it supports.
+      init: values of --init that it supports besides "random".
+      fixed_size: True for a network that is built for one input size; whole frames are
+        stretched to it.
       min_size: smallest height and width of its input.
     """
 
@@ -66,21 +67,23 @@ class Arch:
         return getattr(self.module(), "dropout", 0.0)
 
     def check(self, model: ModelConfig) -> None:
-        """Raise UserError for options that this network does not have."""
+        """Raise UserError for options that this network does not support."""
         if model.init not in ("random", *self.init):
             raise UserError(
-                f"--init={model.init}: weights for upproj, {model.arch} has no "
-                "ResNet-50"
+                f"--init={model.init}: {model.arch} has no ResNet-50 to initialise; "
+                "give --arch=upproj or --init=random"
             )
         self.check_options(model.arch, layout=model.layout, unpool=model.unpool)
 
     def check_options(self, arch: str, *, layout: str | Layout, unpool: str) -> None:
-        """Raise UserError for a layout or an unpooling that it does not have."""
+        """Raise UserError for a layout or an unpooling that it does not support."""
         layout_named(layout)  # raises for an unknown name
         if isinstance(layout, str) and layout not in self.layouts:
             raise UserError(f"--layout={layout} is a layout of upproj, not of {arch}")
         if unpool != "zero" and "unpool" not in self.fields:
-            raise UserError(f"--unpool={unpool} belongs to upproj: {arch} has none")
+            raise UserError(
+                f"--unpool={unpool}: {arch} has no unpooling; give --arch=upproj"
+            )
 
 
 ARCHS: Registry[Arch] = Registry("arch")
@@ -93,7 +96,7 @@ ARCHS.register("upproj", Arch(UpProj, layouts=tuple(LAYOUTS), init=("imagenet", 
 def register_arch(
     name: str, module: Callable[..., nn.Module], **properties: Any
 ) -> Callable[..., nn.Module]:
-    """Register a network under a name, which `--arch` and `create_model` then take.
+    """Register a network under a name for `--arch` and `create_model`.
 
     Args:
       name: name of the network.
@@ -176,12 +179,13 @@ def create_model(
       init_depth: depth in metres that an untrained network predicts: the mean of the
         training depth. 2.7 is close to NYU's.
       bn_axis: device axis over which batch statistics are averaged.
-      freeze: "encoder" or "bn_stats" keep the encoder's or all running statistics, and
-        normalise by them, while training. The optimizer keeps parameters fixed.
+      freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations of
+        the encoder or of the network use and keep their running statistics. Freezing
+        the parameters is up to the optimizer.
       **widths: other fields of the module, for smaller networks: `stage_sizes`,
         `width`, `decoder_in`, `decoder_features`; `features`, `hidden`.
 
-    Raises: UserError for values that are unknown or do not go together.
+    Raises: UserError for unknown or incompatible values.
     """
     entry = arch_named(arch)
     _check_one_of("unpool", unpool, UNPOOLS)
@@ -206,7 +210,7 @@ def create_model(
     }
     if dropout is not None:
         if not 0 <= dropout < 1:
-            raise UserError(f"--dropout={dropout}: at least 0 and below 1")
+            raise UserError(f"--dropout={dropout}: expected at least 0 and below 1")
         options["dropout"] = dropout
     declared = {k: v for k, v in options.items() if k in entry.fields}
     return entry.module(**declared, **widths)

@@ -4,6 +4,7 @@ Batch normalisation and ReLU follow every convolution but the last.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,10 +14,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import Layer, bind_layers
-from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
+from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers
+from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.upproj import ConvHead
-from jaxdepth.ops.conv import Padding, transposed_conv2x
+from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
 from jaxdepth.ops.dense import dense_product
 from jaxdepth.ops.pool import max_pool
 from jaxdepth.runtime.errors import UserError
@@ -34,11 +35,11 @@ class ConvBlock(nn.Module):
     """
 
     features: int
-    conv: Layer
-    norm: Layer
     kernel_size: tuple[int, int] = (3, 3)
     stride: int = 1
     padding: Padding | None = None
+    conv: Layer = Conv
+    norm: Layer = nn.BatchNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
@@ -49,20 +50,24 @@ class ConvBlock(nn.Module):
 
 
 def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:
-    """2x2 max-pool of stride 2, rounding up: a last odd row is a window by itself."""
+    """2x2 max-pool of stride 2, rounding up: an odd last row or column is kept."""
     _, height, width, _ = x.shape
     return max_pool(x, 2, padding=((0, height % 2), (0, width % 2)))
 
 
-class FCEncoder(nn.Module):
-    """The five convolutions of `cnn_fc`, with three pools. Names: `block1` ...
+class ConvEncoder(nn.Module):
+    """Convolution blocks, some followed by a max-pool. Names: `block1`, `block2`, ...
 
     Attributes:
-      features: of the convolutions.
+      blocks: `ConvBlock` with all fields bound but `conv`, `norm` and `name`.
+      pool_after: indices of the blocks that a pool follows.
+      pool: 2x2 max-pool.
       conv, norm: convolution and normalisation layers.
     """
 
-    features: tuple[int, ...]
+    blocks: tuple[functools.partial, ...]
+    pool_after: tuple[int, ...]
+    pool: Callable[[Array], Array]
     conv: Layer
     norm: Layer
 
@@ -72,27 +77,14 @@ class FCEncoder(nn.Module):
     ) -> Float[Array, "b i j c"]:
         norm = functools.partial(self.norm, use_running_average=not train)
         x = jnp.asarray(image)
-        for index, features in enumerate(self.features):
-            size, stride, padding = 3, 1, None
-            if index == 0:
-                size, stride, padding = 11, 4, ((0, 0), (0, 0))
-            elif index == 1:
-                size = 5
-            x = ConvBlock(
-                features,
-                self.conv,
-                norm,
-                (size, size),
-                stride,
-                padding,
-                name=f"block{index + 1}",
-            )(x)
-            if index in (0, 1, len(self.features) - 1):
-                x = max_pool(x, 2)
+        for index, block in enumerate(self.blocks):
+            x = block(conv=self.conv, norm=norm, name=f"block{index + 1}")(x)
+            if index in self.pool_after:
+                x = self.pool(x)
         return x
 
 
-class CNNFC(nn.Module):
+class CNNFC(DepthNetwork):
     """Convolutions and two fully connected layers (`--arch=cnn_fc`).
 
     Convolutions 11x11 stride 4 without padding (96), 5x5 (256), 3x3 (384, 384, 256)
@@ -103,12 +95,12 @@ class CNNFC(nn.Module):
 
     The fully connected layers are built for one input size, `image_size`.
 
-    The paper fixes the parameter counts, which are those of the coarse network of
-    Eigen et al. 2014 and determine the layers, batch normalisation after every
-    convolution, and dropout of 0.5. Its text says six convolutions; its counts are
-    those of five. It resizes the output to the size of the ground truth; this package
-    resizes the ground truth to the output. The softplus head and He initialisation are
-    our choices.
+    The paper fixes batch normalisation after every convolution, dropout of 0.5 and the
+    parameter counts, which equal those of the coarse network of Eigen et al. 2014 and
+    determine the layers. The text of the paper says six convolutions, but its counts
+    match five. The paper resizes the output to the size of the ground truth; this
+    package resizes the ground truth to the size of the output. The softplus head and
+    He initialisation are our choices.
 
     Names: `encoder/block{i}/{conv,bn}`, `decoder/{kernel,bias}` (4096),
     `head/kernel`, `head/bias`.
@@ -117,23 +109,27 @@ class CNNFC(nn.Module):
       image_size: (height, width) of the input.
       features: of the convolutions.
       hidden: units of the first fully connected layer.
-      others: as in `upproj.UpProj`.
+      others: as in `DepthNetwork`.
     """
 
     image_size: Size = (228, 304)
-    layout: Layout = LAYOUTS["torchvision"]
     dropout: float = 0.5
-    init_depth: float = 2.7
-    dtype: Any = jnp.float32
-    bn_axis: str | None = None
-    freeze: str = "none"
     features: tuple[int, ...] = (96, 256, 384, 384, 256)
     hidden: int = 4096
 
     def setup(self):
         height, width = self.output_size(self.image_size)
         conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
-        self.encoder = FCEncoder(self.features, conv, norm)
+        first, second, *others = self.features
+        zero = ((0, 0), (0, 0))
+        blocks = (
+            functools.partial(ConvBlock, first, (11, 11), stride=4, padding=zero),
+            functools.partial(ConvBlock, second, (5, 5)),
+            *(functools.partial(ConvBlock, features) for features in others),
+        )
+        pool_after = (0, 1, len(blocks) - 1)
+        pool = functools.partial(max_pool, size=2)
+        self.encoder = ConvEncoder(blocks, pool_after, pool, conv, norm)
         he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
         self.decoder = nn.Dense(
             self.hidden,
@@ -155,10 +151,11 @@ class CNNFC(nn.Module):
         Raises: UserError if the image is not of `image_size`.
         """
         if image.shape[1:3] != self.image_size:
-            built, given = self.image_size, image.shape[1:3]
+            expected = "x".join(map(str, self.image_size))
+            actual = "x".join(map(str, image.shape[1:3]))
             raise UserError(
-                f"cnn_fc was built for {built[0]}x{built[1]} and got {given[0]}x"
-                f"{given[1]}: resize the image, or build the network for that size"
+                f"cnn_fc was built for {expected} and got {actual}: resize the image, "
+                "or build the network for that size"
             )
         x = self.encoder(image, train=train and self.freeze == "none")
         if self.freeze == "encoder":  # no backward pass
@@ -198,35 +195,6 @@ class DenseHead(nn.Module):
         return raw.astype(jnp.float32) + bias[None]
 
 
-class CNNEncoder(nn.Module):
-    """All convolutions but the last, with a pool after each of the first ones.
-
-    Names: `block1` ...
-
-    Attributes:
-      features: of the convolutions.
-      pools: number of convolutions that are followed by a pool.
-      conv, norm: convolution and normalisation layers.
-    """
-
-    features: tuple[int, ...]
-    pools: int
-    conv: Layer
-    norm: Layer
-
-    @nn.compact
-    def __call__(
-        self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
-    ) -> Float[Array, "b i j c"]:
-        norm = functools.partial(self.norm, use_running_average=not train)
-        x = jnp.asarray(image)
-        for index, features in enumerate(self.features):
-            x = ConvBlock(features, self.conv, norm, name=f"block{index + 1}")(x)
-            if index < self.pools:
-                x = max_pool_up(x)
-        return x
-
-
 class TransposedHead(nn.Module):
     """A transposed 3x3 convolution to one channel at twice the size, linear.
 
@@ -247,7 +215,7 @@ class TransposedHead(nn.Module):
         return raw[..., 0].astype(jnp.float32) + bias[0]
 
 
-class CNN(nn.Module):
+class CNN(DepthNetwork):
     """Eight 3x3 convolutions (`--arch=cnn`; `--arch=cnn_trans` with `transposed`).
 
     2x2 max-pools reduce the size to a quarter, rounded up: 228x304 -> 57x76. With
@@ -267,23 +235,19 @@ class CNN(nn.Module):
     Attributes:
       transposed: whether the last convolution is a transposed one.
       features: of the seven convolutions before the last.
-      pools: how many of them are followed by a pool.
-      others: as in `upproj.UpProj`.
+      pools: number of the first convolutions that a pool follows.
+      others: as in `DepthNetwork`.
     """
 
     transposed: bool = False
-    layout: Layout = LAYOUTS["torchvision"]
-    dropout: float = 0.0
-    init_depth: float = 2.7
-    dtype: Any = jnp.float32
-    bn_axis: str | None = None
-    freeze: str = "none"
     features: tuple[int, ...] = (32, 64, 128, 128, 128, 128, 256)
     pools: int = 2
 
     def setup(self):
         conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
-        self.encoder = CNNEncoder(self.features, self.pools, conv, norm)
+        blocks = tuple(functools.partial(ConvBlock, n) for n in self.features)
+        pool_after = tuple(range(self.pools))
+        self.encoder = ConvEncoder(blocks, pool_after, max_pool_up, conv, norm)
         bias = raw_from_depth(self.init_depth, self.layout.head)
         head = TransposedHead if self.transposed else ConvHead
         self.head = head(bias, dtype=self.dtype)

@@ -1,4 +1,4 @@
-"""The convolution and normalisation layers that every network binds once.
+"""Fields, convolution and normalisation layers that all networks have in common.
 
 A network binds the fields that all of its layers share, such as the dtype, and passes
 the results to its blocks.
@@ -11,11 +11,33 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxdepth.models.layouts import Layout
+from jaxdepth.models.layouts import LAYOUTS, Layout
 from jaxdepth.ops.conv import Conv
 
 # A module class, or one with some of its fields bound by functools.partial.
 Layer = Callable[..., Any]
+
+
+class DepthNetwork(nn.Module):
+    """Base class of the networks, with the fields that all of them have.
+
+    Attributes:
+      layout: see `jaxdepth.models.layouts`.
+      dropout: probability of dropping an input of the last layer in training.
+      init_depth: depth that an untrained network predicts, in metres.
+      dtype: of the computation; parameters, statistics and result are float32.
+      bn_axis: the device axis over which batch statistics are shared; None for
+        statistics per device.
+      freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations
+        of the encoder or of the network use and keep their running statistics.
+    """
+
+    layout: Layout = LAYOUTS["torchvision"]
+    dropout: float = 0.0
+    init_depth: float = 2.7
+    dtype: Any = jnp.float32
+    bn_axis: str | None = None
+    freeze: str = "none"
 
 
 def batch_norm(
@@ -32,8 +54,8 @@ def batch_norm(
       axis_name: the device axis over which batch statistics are shared; None for
         statistics per device.
 
-    Returns: the module class with these fields bound. `use_running_average` and `name`
-      remain to be given.
+    Returns: the module class with these fields bound, all but `use_running_average` and
+      `name`.
     """
     return functools.partial(
         nn.BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name

@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import Layer, bind_layers
-from jaxdepth.models.layouts import LAYOUTS, Layout, depth_from_raw, raw_from_depth
+from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers
+from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.resnet import ResNet
 from jaxdepth.ops.conv import Conv, he_normal_fan_out
 from jaxdepth.ops.upconv import add_phase_bias, upconv
@@ -143,7 +143,7 @@ class ConvHead(nn.Module):
         return raw[..., 0].astype(jnp.float32) + bias[0]
 
 
-class UpProj(nn.Module):
+class UpProj(DepthNetwork):
     """Fully convolutional residual network with up-projections (`--arch=upproj`).
 
     ResNet-50 without pooling and classifier, a 1x1 convolution to 1024 channels,
@@ -157,31 +157,18 @@ class UpProj(nn.Module):
     softplus head and no biases before a batch normalisation.
 
     Attributes:
-      layout: see `jaxdepth.models.layouts`.
       unpool: "zero" or "average".
       upconv: form of the up-convolution, "auto" or one of `ops.upconv.FORMS`.
-      dropout: probability of dropping an input of the last convolution in training.
-      init_depth: depth that an untrained network predicts, in metres.
-      dtype: of the computation; parameters, statistics and result are float32.
-      bn_axis: the device axis over which batch statistics are shared; None for
-        statistics per device.
-      freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations
-        of the encoder or of the network use and keep their running statistics.
       stage_sizes, width: of the `ResNet`.
       decoder_in, decoder_features: channels after the 1x1 convolution and after each
         up-projection.
+      others: as in `DepthNetwork`.
 
     Source: Laina et al. 2016, table 1 and figure 1.
     """
 
-    layout: Layout = LAYOUTS["torchvision"]
     unpool: str = "zero"
     upconv: str = "auto"
-    dropout: float = 0.0
-    init_depth: float = 2.7
-    dtype: Any = jnp.float32
-    bn_axis: str | None = None
-    freeze: str = "none"
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
     decoder_in: int = 1024
@@ -227,7 +214,7 @@ class UpProj(nn.Module):
 
         Args:
           image: normalised colours.
-          train: use dropout and batch statistics, and update the running ones
+          train: use dropout and batch statistics, and update the running statistics
             (`mutable=["batch_stats"]`).
           keys: one typed PRNG key per image; needed for dropout only.
         """

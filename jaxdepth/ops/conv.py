@@ -111,13 +111,10 @@ def _by_patches(x, kernel, stride, padding, size, precision):
     """The convolution as one matrix product of patches and kernel."""
     height, width, _, features = kernel.shape
     rows, columns = size
+    down, right = stride * (rows - 1) + 1, stride * (columns - 1) + 1
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     taps = [
-        x[
-            :,
-            a : a + stride * (rows - 1) + 1 : stride,
-            b : b + stride * (columns - 1) + 1 : stride,
-        ]
+        x[:, a : a + down : stride, b : b + right : stride]
         for a in range(height)
         for b in range(width)
     ]
@@ -128,7 +125,7 @@ def _by_patches(x, kernel, stride, padding, size, precision):
 
 
 def _by_taps(x, kernel, padding, precision):
-    """The products of all taps and entries as one, then the sums over taps."""
+    """One matrix product of all entries and taps, then the sums over taps."""
     height, width, channels, features = kernel.shape
     (top, bottom), (left, right) = padding
     rows = x.shape[1] + top + bottom - height + 1

@@ -46,7 +46,7 @@ def compiling_for(platform: str) -> contextlib.AbstractContextManager[None]:
 
 
 def compiler_options(device: Any = None) -> dict[str, Any]:
-    """The entries of `COMPILER_OPTIONS` for a device that its compiler accepts.
+    """The `COMPILER_OPTIONS` for a device, without those that its compiler rejects.
 
     Args:
       device: None for the first device of this host.

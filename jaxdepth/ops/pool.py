@@ -7,8 +7,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
+from jaxdepth.ops.conv import Padding
 
 
 def max_pool(
@@ -17,10 +16,10 @@ def max_pool(
     """Maximum over windows of size x size, with stride 2.
 
     On CPU it compares strided slices, first along one axis, then along the other.
-    Values are equal to XLA's window reduction and the gradient is 4 to 6 times faster
-    (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32). Tied entries share the gradient
-    of slices, while XLA passes it to the first. After a ReLU, ties are practically all
-    at 0, where the gradient is 0.
+    Values are equal to those of XLA's window reduction and the gradient is 4 to 6 times
+    faster (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32). Tied entries share the
+    gradient of slices, while XLA passes it to the first. After a ReLU, practically all
+    ties are at 0, where the gradient is 0.
 
     Args:
       x: feature map.
@@ -38,8 +37,9 @@ def max_pool(
         widths = [(0, 0)] * 4
         widths[axis] = (low, high)
         x = jnp.pad(x, widths, constant_values=lowest)
-        count = (x.shape[axis] - size) // 2 + 1
-        x = _slices_max(x, size, count, axis)
+        end = x.shape[axis] - size + 1
+        slices = [lax.slice_in_dim(x, k, k + end, 2, axis) for k in range(size)]
+        x = functools.reduce(jnp.maximum, slices)
     return x
 
 
@@ -51,9 +51,3 @@ def same_padding(height: int, width: int, size: int) -> Padding:
         return total // 2, total - total // 2
 
     return one_axis(height), one_axis(width)
-
-
-def _slices_max(x, size: int, count: int, axis: int):
-    end = 2 * (count - 1) + 1
-    slices = (lax.slice_in_dim(x, k, k + end, 2, axis) for k in range(size))
-    return functools.reduce(jnp.maximum, slices)

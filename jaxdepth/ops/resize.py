@@ -69,9 +69,9 @@ def resize_bilinear(x: Real[AnyArray, "b h w *c"], size: Size) -> Real[AnyArray,
 def resize_area(x: Real[AnyArray, "b h w *c"], size: Size) -> Real[AnyArray, "..."]:
     """Resize by the mean over each output cell, weighted by the overlap area.
 
-    Cells may be fractional. The mean over the image is preserved. At integer factors
-    this is the mean over blocks. Enlarging repeats entries, and mixes two where a cell
-    overlaps both.
+    Cells may be fractional. The mean over the image is preserved. For integer factors,
+    the result is the mean over blocks. Enlarging repeats entries, and mixes two where a
+    cell overlaps both.
 
     Args and returns: as `resize_bilinear`.
     """
@@ -124,7 +124,5 @@ def _resize(weights, x, size: Size):
 def _apply(matrix: np.ndarray, x, axis: int):
     if isinstance(x, np.ndarray):
         return np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
-    y = jnp.tensordot(
-        jnp.asarray(matrix), x, (1, axis), precision=jax.lax.Precision.HIGHEST
-    )
+    y = jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis)

@@ -15,14 +15,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
-from jaxdepth.ops.conv import TINY_MAP, conv2d
+from jaxdepth.ops.conv import TINY_MAP, Padding, conv2d
 from jaxdepth.runtime.errors import UserError
 
 FORMS = ("plain", "dilated", "four")
 UNPOOLS = ("zero", "average")
 PADDING_SIDES = ("bottom_right", "top_left")
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def default_form(platform: str) -> str:
@@ -81,18 +79,18 @@ def upconv(
     column -1 of u, which makes the operator exactly one 7x7 convolution of the
     zero-unpooled map.
 
-    With `padding_side="top_left"`, y[2i+1] is what y[2i-1] is with "bottom_right", in
+    With `padding_side="top_left"`, y[2i+1] equals the y[2i-1] of "bottom_right", in
     rows and in columns. For zero unpooling this is the published FCRN network, whose
-    odd phases read the entries i-1 and i instead of i and i+1. For average unpooling,
-    which was not published with it, the same shift is applied.
+    odd phases read the entries i-1 and i instead of i and i+1. The same shift is
+    applied for average unpooling, which the published networks do not use.
 
     Forms, with multiplications per entry and pair of channels (zero / average):
 
     - `plain` unpools, then convolves (100 / 100); the reference.
     - `dilated` is one convolution with `lhs_dilation=2` (25 / 49).
     - `four` convolves once per output phase with its taps and interleaves (25 / 49).
-    - `auto` is `default_form` of the platform. On CPU it also takes the gradients of
-      the form in which they are cheapest, in reverse mode only, and averages outputs
+    - `auto` is `default_form` of the platform. On CPU it also computes each gradient in
+      the form that is cheapest for it, in reverse mode only, and averages outputs
       instead of inputs (25, on a map larger by one row and column).
 
     Args:
@@ -182,8 +180,8 @@ def _plain(x, kernel, kind, padding_side, precision):
     x = _pad_cells(_pad_cells(x, 1, 1, 0), 2, 1, 0)
     unpooled = unpool(x, kind)
     if padding_side == "bottom_right":
-        return _conv(unpooled, kernel, ((0, 2), (0, 2)), precision)
-    y = _conv(unpooled, kernel, ((2, 2), (2, 2)), precision)
+        return conv2d(unpooled, kernel, padding=((0, 2), (0, 2)), precision=precision)
+    y = conv2d(unpooled, kernel, padding=((2, 2), (2, 2)), precision=precision)
     for axis in (1, 2):
         end = y.shape[axis]
         even = lax.slice_in_dim(y, 2, end, 2, axis)
@@ -197,7 +195,15 @@ def _dilated(x, kernel, phases, precision):
     for axis in (0, 1):
         kernel, low, high = _common_taps(kernel, phases, axis)
         pads.append((low, high + 1))
-    return _conv(x, kernel, tuple(pads), precision, lhs_dilation=(2, 2))
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        pads,
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
 
 
 def _common_taps(kernel, phases, axis):
@@ -214,21 +220,21 @@ def _common_taps(kernel, phases, axis):
 
 
 def _four(x, kernel, phases, precision):
-    def row_phase(row: _Phase):
-        taps = _take(kernel, row.taps, 0)
-        even, odd = (
-            _conv(x, _take(taps, column.taps, 1), _pads(row, column), precision)
-            for column in phases
-        )
-        return _interleave(even, odd, 2)
+    def output_phase(row: _Phase, column: _Phase):
+        taps = _take(_take(kernel, row.taps, 0), column.taps, 1)
+        padding: Padding = ((row.low, row.high), (column.low, column.high))
+        return conv2d(x, taps, padding=padding, precision=precision)
 
-    even, odd = phases
-    return _interleave(row_phase(even), row_phase(odd), 1)
+    even, odd = (
+        _interleave(*(output_phase(row, column) for column in phases), axis=2)
+        for row in phases
+    )
+    return _interleave(even, odd, axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _four_cheap_gradients(x, kernel, phases, precision):
-    """`_four`, with the gradients of the forms whose gradients are cheapest on CPU."""
+    """`_four`, with each gradient computed in the form that is cheapest on CPU."""
     return _four(x, kernel, phases, precision)
 
 
@@ -264,7 +270,7 @@ def _average_outputs(x, kernel, padding_side, precision):
     """
     top_left = padding_side == "top_left"
     if top_left:
-        # Outputs from index -2 on: odd outputs come from two before.
+        # Outputs from index -2 on: odd outputs are shifted by two.
         phases = _phases("zero", "bottom_right")
     else:
         # Outputs from index -1, which is odd, to 2h.
@@ -316,20 +322,6 @@ def _tap_offsets(phases) -> dict[int, int]:
     }
 
 
-def _conv(x, kernel, pads, precision, lhs_dilation=None):
-    if lhs_dilation is None:
-        return conv2d(x, kernel, padding=pads, precision=precision)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        pads,
-        lhs_dilation=lhs_dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
-    )
-
-
 def _interleave(even, odd, axis):
     """Concatenate even[0], odd[0], even[1], odd[1], ... along an axis."""
     shape = list(even.shape)
@@ -350,10 +342,6 @@ def _take(kernel, taps, axis):
     )
 
 
-def _pads(row: _Phase, column: _Phase) -> Pads:
-    return (row.low, row.high), (column.low, column.high)
-
-
-def _check(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UserError(f"{what}={name}: one of {', '.join(known)}")
+def _check(option: str, name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise UserError(f"{option}={name}: one of {', '.join(names)}")

@@ -39,7 +39,7 @@ class AugmentPolicy:
 POLICIES: dict[str, AugmentPolicy | None] = {
     "none": None,
     "flip": AugmentPolicy(scale=(1.0, 1.0), rotation=0.0),
-    # Scales on both sides of 1, so that uncertain depths are not biased to be nearer.
+    # Scales on both sides of 1: scales above 1 alone bias depth towards the camera.
     "mild": AugmentPolicy(scale=(0.9, 1.12), rotation=2.5),
     "full": AugmentPolicy(),
 }

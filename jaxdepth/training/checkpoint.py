@@ -54,7 +54,7 @@ class Checkpoints:
                 active_processes={hosts.index()},
                 barrier_sync_key_prefix=f"host{hosts.index()}",
             )
-        if not self.read_only:  # Orbax does not create it for a part of the hosts
+        if not self.read_only:  # Orbax creates no folder if only some hosts save
             self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             read_only=self.read_only,
@@ -80,7 +80,7 @@ class Checkpoints:
 
         Raises MachineError if storage fails, in this save or the previous one.
         """
-        # Before anything else, so that an error of the previous save names its step.
+        # First, so that the error of a failed previous save names that save's step.
         self.wait()
         if step in self._manager.all_steps():
             return
@@ -178,7 +178,9 @@ class Checkpoints:
                 **items["optimizer"].get("network", items["model"]),
             )
         if steps:
-            raise UserError(f"every checkpoint in {self.folder} is damaged: start anew")
+            raise UserError(
+                f"{self.folder}: every checkpoint is damaged; start a new run"
+            )
         return None
 
     def restore_model(self, target: PyTree, *, step: int) -> PyTree:
@@ -275,8 +277,8 @@ class _PreserveBest(checkpoint_managers.PreservationPolicy):
 
 def _lowest(steps: Sequence[int], rmse: Callable[[int], float | None]) -> int | None:
     """The step of lowest RMSE; the first of several."""
-    known = {step: value for step in steps if (value := rmse(step)) is not None}
-    return min(known, key=lambda step: known[step]) if known else None
+    values = {step: value for step in steps if (value := rmse(step)) is not None}
+    return min(values, key=lambda step: values[step], default=None)
 
 
 class NullCheckpoints(Checkpoints):
@@ -361,8 +363,7 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def _first_difference(a: dict[str, int], b: dict[str, int]) -> str:
-    names = sorted(k for k in a | b if a.get(k) != b.get(k))
-    return names[0] if names else ""
+    return min((k for k in a | b if a.get(k) != b.get(k)), default="")
 
 
 def _reason(error: Exception) -> str:

@@ -48,8 +48,8 @@ def gather(
 ) -> dict[str, jax.Array]:
     """The frames of this device's part of the batch, from whichever device holds them.
 
-    Each device looks up the rows of the global batch that it holds and zeros for the
-    others; a reduce-scatter of the sum gives each device its own part.
+    Each device looks up the rows of the global batch that it holds, and uses zeros for
+    the others; a reduce-scatter of the sum gives each device its own part.
 
     Args:
       table: this device's part.
@@ -72,7 +72,7 @@ def _take(part: jax.Array, rows: jax.Array, axis_name: str | None) -> jax.Array:
     each = part.shape[0]
     wanted = jax.lax.all_gather(rows, axis_name, tiled=True)
     wanted = wanted - jax.lax.axis_index(axis_name) * each
-    held = (wanted >= 0) & (wanted < each)
+    on_device = (wanted >= 0) & (wanted < each)
     frames = part[jnp.clip(wanted, 0, each - 1)]
-    frames = jnp.where(held[:, None], frames, jnp.zeros((), part.dtype))
+    frames = jnp.where(on_device[:, None], frames, jnp.zeros((), part.dtype))
     return jax.lax.psum_scatter(frames, axis_name, tiled=True)

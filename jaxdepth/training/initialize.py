@@ -19,11 +19,11 @@ _PARTS = {"imagenet": ("encoder",), "nyu": ("encoder", "decoder", "head")}
 def start_from(
     state: TrainState, weights: Weights, *, init: str, layout: str, where: str
 ) -> TrainState:
-    """The state with arrays replaced by those of `weights`.
+    """Replace arrays of the state by those of `weights`.
 
     Args:
-      state: fresh state, whose optimizer state does not depend on parameters.
-      weights: of `files.read`.
+      state: fresh state; its optimizer state does not depend on the parameters.
+      weights: result of `files.read`.
       init: "imagenet" (the encoder, with its statistics) or "nyu" (everything).
       layout: layout of the network to train.
       where: path of the weights, for messages.
@@ -32,7 +32,7 @@ def start_from(
     """
     if weights.init != init:
         raise UserError(
-            f"{where} holds weights for --init={weights.init}, not for --init={init}"
+            f"--init={init}: {where} holds weights for --init={weights.init}"
         )
     _check_layout(weights, layout, where)
     parts = _PARTS[init]

@@ -1,13 +1,12 @@
-"""The training loop: batches, steps, and logs, evaluations and checkpoints between."""
+"""The training loop: takes the steps; logs, evaluates and saves at intervals."""
 
 import contextlib
 import dataclasses
 import logging
-import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -30,11 +29,12 @@ class Outcome:
     """How the loop ended.
 
     Attributes:
-      state: last state, one copy.
+      state: state after the last step, one copy.
       reason: "done", "preempted" (SIGTERM), "interrupted" (Ctrl-C) or "non_finite".
-      images_per_s: over all devices, without the first step, which compiles; None if
-        there was only that one.
-      skipped: number of steps skipped because loss or gradient was not finite.
+      images_per_s: training speed over all devices, without the first step, which
+        compiles; None if only the first step was taken.
+      skipped: number of steps with a loss or gradient that was not finite; skipped
+        with --on_nan=skip.
     """
 
     state: TrainState
@@ -68,56 +68,52 @@ class StopSignals:
         if number == signal.SIGINT and self.reason is not None:
             raise KeyboardInterrupt
         self.reason = "preempted" if number == signal.SIGTERM else "interrupted"
-        logger.info("stopping after this step, saving ... (Ctrl-C again: at once)")
+        logger.info("stopping and saving after this step ... (Ctrl-C again: stop now)")
 
 
 @dataclasses.dataclass
 class _Clock:
-    """Images per second and the share of time spent waiting for input."""
+    """Counts images and the seconds since `since`, some of them waiting for input."""
 
     images: int = 0
     since: float = dataclasses.field(default_factory=time.perf_counter)
     waited: float = 0.0
 
-    def restart(self) -> None:
-        self.images, self.waited, self.since = 0, 0.0, time.perf_counter()
-
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.since
+        return max(time.perf_counter() - self.since, 1e-9)
 
 
 class _Meter:
-    """Timing of the steps, and their logs since the last log line.
+    """Times the steps, and collects their logs until the next log line.
 
     Attributes:
       interval: clock since the last log line.
       total: clock since the first step, without evaluation and saving.
+      skipped: number of steps that were not finite, up to the last log line.
     """
 
     def __init__(self, config: Config, placement: Placement):
         self._placement = placement
         self._images = config.train.steps_per_call * int(config.train.batch_size)
+        self._logs: list[dict] = []
         self.interval, self.total = _Clock(), _Clock()
-        self.waiting: list[dict] = []
-        self.images_per_s: float | None = None
-        self.skipped = 0.0
+        self.skipped = 0
 
     def add(self, logs: dict, waited: float) -> None:
         """Count a call of the step that waited so many seconds for input."""
         self.interval.waited += waited
-        self.waiting.append(logs)
+        self._logs.append(logs)
         for clock in (self.interval, self.total):
             clock.images += self._images
 
     def restart(self) -> None:
-        """Leave out what was measured so far: the first step compiles."""
-        self.interval.restart()
-        self.total.restart()
+        """Discard the times measured so far: the first step compiles."""
+        self.interval, self.total = _Clock(), _Clock()
 
-    def update_rate(self) -> None:
-        if self.total.images:
-            self.images_per_s = self.total.images / max(self.total.seconds, 1e-9)
+    @property
+    def images_per_s(self) -> float | None:
+        return self.total.images / self.total.seconds if self.total.images else None
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -130,15 +126,34 @@ class _Meter:
 
     def any_non_finite(self) -> bool:
         """Whether a step since the last log line was not finite."""
-        return any(np.any(self._placement.one(x)["skipped"]) for x in self.waiting)
+        return any(np.any(self._placement.one(x)["skipped"]) for x in self._logs)
 
-    def record(self, step: int, learning_rate: Callable) -> tuple[dict[str, Any], bool]:
-        """The record of a log line, and whether a step was not finite."""
-        logs = [row for x in self.waiting for row in _rows(self._placement.one(x))]
-        record, bad = _record(step, logs, self.interval, learning_rate)
-        self.skipped += record.pop("skipped")
-        self.waiting = []
-        return record, bad
+    def record(self, step: int, learning_rate: Callable) -> dict[str, Any]:
+        """Return the record of the steps since the last log line.
+
+        It has `non_finite_steps` only if a step was not finite.
+        """
+        calls = [self._placement.one(x) for x in self._logs]
+        values = {
+            k: np.concatenate([np.ravel(x[k]) for x in calls], dtype=np.float64)
+            for k in calls[0]
+        }
+        finite = np.isfinite(values["loss"]).all()
+        record: dict[str, Any] = {
+            "loss": float(np.mean(values["loss"])) if finite else float("nan"),
+            "learning_rate": float(learning_rate(step - 1)),
+            "grad_norm": float(values["grad_norm"][-1]),
+            "images": float(np.sum(values["images"])),
+        }
+        if skipped := int(np.sum(values["skipped"])):
+            record["non_finite_steps"] = skipped
+            self.skipped += skipped
+        if self.interval.images:
+            seconds = self.interval.seconds
+            record["images_per_s"] = self.interval.images / seconds
+            record["input_wait"] = min(1.0, self.interval.waited / seconds)
+        self._logs = []
+        return record
 
 
 def loop(
@@ -152,123 +167,99 @@ def loop(
     writer: MetricsWriter,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[int, TrainState], float | None],
+    stopping: StopSignals,
     after_log: Callable[[], None] = lambda: None,
-    stopping: StopSignals | None = None,
 ) -> Outcome:
     """Train from `state.step` to `config.train.steps`.
 
     Args:
       config: resolved configuration.
       state: one copy, on the host or one device.
-      batches: this host's part of the batches from `state.step` on.
-      step_fn: of `Placement.compile`, stacked if `steps_per_call` is above 1.
+      batches: this host's part of the batches, starting at `state.step`.
+      step_fn: result of `Placement.compile`, stacked if `steps_per_call` is above 1.
       placement: devices.
       checkpoints: writes the checkpoints.
       writer: writes the logged scalars.
       learning_rate: step -> learning rate, for the log.
       evaluate: (step, state) -> RMSE of the first protocol, or None.
+      stopping: recorded signals. A signal to one of several hosts stops all of them
+        after the same step.
       after_log: called after every log line.
-      stopping: signals that are recorded already; None: record them from here on. A
-        signal to one of several hosts stops all after the same step.
 
     Raises: MachineError if a checkpoint can't be written.
     """
     start, stop = int(state.step), int(config.train.steps)
-    at_once = config.train.steps_per_call
+    steps_per_call = config.train.steps_per_call
     placed = placement.place_state(state)
     meter = _Meter(config, placement)
     consensus, reason = hosts.StopConsensus(), None
-    with contextlib.ExitStack() as stack:
-        if stopping is None:
-            stopping = stack.enter_context(StopSignals())
-        bar = stack.enter_context(progress(stop, start=start))
-        for step in range(start + at_once, stop + 1, at_once):
+
+    with progress(stop, start=start) as bar:
+        for step in range(start + steps_per_call, stop + 1, steps_per_call):
             began = time.perf_counter()
-            batch = _place(placement, batches, at_once)
+            batch = _place(placement, batches, steps_per_call)
             waited = time.perf_counter() - began
             placed, logs = step_fn(placed, batch)
             meter.add(logs, waited)
-            first = step == start + at_once
+            first = step == start + steps_per_call
             if first:
-                jax.block_until_ready(logs)
-                steps = f"first {at_once} steps" if at_once > 1 else "first step"
-                logger.info("%s done after %.1f s", steps, meter.total.seconds)
-                meter.restart()
+                _log_first(logs, meter, steps_per_call)
             reason = consensus.after_step(stopping.reason)
             ending = step == stop or reason is not None
+            logging_now = ending or first or _is_due(config.output.log_every, step)
             evaluating = not ending and _is_due(config.eval.eval_every, step)
             saving = not ending and _is_due(config.output.save_every, step)
-            logging_now = ending or first or _is_due(config.output.log_every, step)
             # Never score or save a state after a step that was not finite.
-            using_state = evaluating or saving
-            if logging_now or (using_state and meter.any_non_finite()):
-                record, bad = meter.record(step, learning_rate)
-                writer.write(step, record)
-                bar.update(
-                    step, loss=record["loss"], images_per_s=record.get("images_per_s")
-                )
+            if logging_now or ((evaluating or saving) and meter.any_non_finite()):
+                record = _log(step, meter, writer, bar, learning_rate)
                 after_log()
-                meter.interval.restart()
-                if bad and config.train.on_nan == "stop":
-                    last = placement.one(placed)
-                    return Outcome(last, "non_finite", meter.images_per_s)
-            meter.update_rate()
-            if using_state:
+                if "non_finite_steps" in record and config.train.on_nan == "stop":
+                    reason = "non_finite"
+                    break
+            if evaluating or saving:
                 with meter.paused():
-                    last = placement.one(placed)
-                    rmse = evaluate(step, last) if evaluating else None
+                    current = placement.one(placed)
+                    rmse = evaluate(step, current) if evaluating else None
                     if saving:
-                        checkpoints.save(step, last, rmse=rmse)
+                        checkpoints.save(step, current, rmse=rmse)
             if ending:
                 break
     state = placement.one(placed)
-    if int(state.step) >= stop or reason is None:
+    if reason is None or (reason != "non_finite" and int(state.step) >= stop):
         reason = "done"
-    return Outcome(state, reason, meter.images_per_s, int(meter.skipped))
+    return Outcome(state, reason, meter.images_per_s, meter.skipped)
 
 
 def _is_due(every: int | str, step: int) -> bool:
     return bool(every) and step % int(every) == 0
 
 
-def _place(placement: Placement, batches: Iterator[dict], at_once: int) -> dict:
-    """The next batch on the devices, or those of one call, stacked."""
-    if at_once == 1:
+def _log(
+    step: int, meter: _Meter, writer: MetricsWriter, bar: Any, learning_rate: Callable
+) -> dict[str, Any]:
+    """Write and show the record of the steps since the last log line."""
+    record = meter.record(step, learning_rate)
+    writer.write(step, record)
+    bar.update(step, loss=record["loss"], images_per_s=record.get("images_per_s"))
+    meter.interval = _Clock()
+    return record
+
+
+def _log_first(logs: dict, meter: _Meter, steps_per_call: int) -> None:
+    """Wait for the first call, which compiles, and exclude it from the timing."""
+    jax.block_until_ready(logs)
+    steps = f"first {steps_per_call} steps" if steps_per_call > 1 else "first step"
+    logger.info("%s done after %.1f s", steps, meter.total.seconds)
+    meter.restart()
+
+
+def _place(placement: Placement, batches: Iterator[dict], steps_per_call: int) -> dict:
+    """Place the next batch on the devices, or the batches of one call, stacked."""
+    if steps_per_call == 1:
         return placement.place_batch(next(batches))
-    several = [next(batches) for _ in range(at_once)]
+    several = [next(batches) for _ in range(steps_per_call)]
     stacked = {k: np.stack([batch[k] for batch in several]) for k in several[0]}
     return placement.place_batch(stacked, stacked=True)
-
-
-def _rows(logs: dict) -> list[dict[str, float]]:
-    """The logs of one call as one dict per step."""
-    columns = {k: np.ravel(v).tolist() for k, v in logs.items()}
-    steps = zip(*columns.values(), strict=True)
-    return [dict(zip(columns, values, strict=True)) for values in steps]
-
-
-def _record(
-    step: int, rows: Sequence[dict[str, float]], clock: _Clock, learning_rate: Callable
-) -> tuple[dict[str, Any], bool]:
-    """The record of the steps since the last log line; whether one was not finite."""
-    losses = [row["loss"] for row in rows]
-    finite = [x for x in losses if math.isfinite(x)]
-    bad = any(row["skipped"] for row in rows)
-    record: dict[str, Any] = {
-        "loss": float(np.mean(finite)) if finite else float("nan"),
-        "learning_rate": float(learning_rate(step - 1)),
-        "grad_norm": rows[-1]["grad_norm"],
-        "images": sum(row["images"] for row in rows),
-        "skipped": sum(row["skipped"] for row in rows),
-    }
-    if bad:
-        record["non_finite_steps"] = int(record["skipped"])
-        record["loss"] = float("nan") if len(finite) < len(losses) else record["loss"]
-    if clock.images:
-        seconds = max(clock.seconds, 1e-9)
-        record["images_per_s"] = clock.images / seconds
-        record["input_wait"] = min(1.0, clock.waited / seconds)
-    return record, bad
 
 
 def resumed(

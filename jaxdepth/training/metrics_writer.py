@@ -21,10 +21,10 @@ class MetricsWriter:
     """metrics.jsonl and TensorBoard events in a work directory.
 
     Args:
-      folder: of the run.
-      resume_from: records of later steps, of a run that was cut off, are dropped.
+      folder: folder of the run.
+      resume_from: step to resume from; records of later steps are dropped.
 
-    Raises MachineError where metrics.jsonl can't be written.
+    Raises MachineError if metrics.jsonl can't be written.
     """
 
     def __init__(self, folder: Path, *, resume_from: int = 0):
@@ -40,14 +40,14 @@ class MetricsWriter:
             try:
                 file.close()
             except OSError as error:
-                # What stopped the run comes first; here it is most often the same.
+                # An error that stopped the run takes precedence: usually the same.
                 if kind is None:
                     raise _cannot_write(self.path.parent, error) from error
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of a logged step; non-finite numbers become null.
 
-        Raises MachineError where storage fails.
+        Raises MachineError if storage fails.
         """
         try:
             self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
@@ -57,7 +57,7 @@ class MetricsWriter:
         self._scalars("train", step, record)
 
     def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
-        """Add an entry of results.json to the events. MachineError as for `write`."""
+        """Add an entry of results.json to the events. Raises as `write`."""
         self._scalars(
             f"{entry['protocol']}_{entry['averaging']}", step, entry["metrics"]
         )
@@ -66,7 +66,7 @@ class MetricsWriter:
         numbers = {
             f"{prefix}/{name}": float(value)
             for name, value in values.items()
-            # What is not finite says so in metrics.jsonl, as null.
+            # Values that are not finite are null in metrics.jsonl.
             if isinstance(value, int | float) and math.isfinite(value)
         }
         try:
@@ -76,10 +76,10 @@ class MetricsWriter:
 
 
 class _Events:
-    """A TensorBoard event file of scalars, written where it is called.
+    """A TensorBoard event file of scalars, written in the calling thread.
 
-    tensorboardX's own SummaryWriter hands events to a thread; where storage fails
-    the thread dies and the run then waits for it for ever.
+    tensorboardX's SummaryWriter writes in a background thread; if storage fails, that
+    thread dies and the run waits for it forever.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -92,12 +92,12 @@ class _Events:
         self._flushed = -math.inf
         try:
             folder.mkdir(exist_ok=True)
-            # File names count seconds: the step tells two quick restarts apart.
+            # The step distinguishes files of restarts within one second.
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
             self._file = RecordWriter(str(folder / f"{name}.{step}"))
             self._write(0, file_version="brain.Event:2")
             start = self._proto.SessionLog(status=self._proto.SessionLog.START)
-            # TensorBoard hides what an earlier file has from this step on.
+            # TensorBoard then hides events of earlier files from this step on.
             self._write(step + 1, session_log=start)
         except OSError as error:
             raise _cannot_write(folder, error) from error
@@ -121,7 +121,7 @@ class _Events:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a line that was cut off is left out."""
+    """Read the records of metrics.jsonl; truncated lines are skipped."""
     path = folder / METRICS
     records = []
     text = path.read_text("utf-8", "replace") if path.exists() else ""
@@ -134,12 +134,12 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _lines_until(path: Path, step: int) -> TextIO:
-    """metrics.jsonl, open at its end, with the records up to `step` alone."""
+    """Drop records after `step` from metrics.jsonl, and open it for appending."""
     try:
         if path.exists():
-            kept = [r for r in read_metrics(path.parent) if r["step"] <= step]
+            records = [r for r in read_metrics(path.parent) if r["step"] <= step]
             with atomic.atomic_write(path) as file:
-                file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+                file.write("".join(json.dumps(r) + "\n" for r in records).encode())
         return open(path, "a")
     except OSError as error:
         raise _cannot_write(path, error) from error

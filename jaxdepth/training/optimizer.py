@@ -31,7 +31,7 @@ def _piecewise(factors: dict[float, float]) -> Schedule:
 
 
 SCHEDULES.register("step", _piecewise({1 / 2: 0.1, 3 / 4: 0.1}))
-# After Laina et al. 2016: 1/2 of it after a third, 1/10 after two thirds.
+# After Laina et al. 2016: 1/2 of `lr` after a third, 1/10 after two thirds.
 SCHEDULES.register("thirds", _piecewise({1 / 3: 0.5, 2 / 3: 0.2}))
 SCHEDULES.register("cosine", optax.schedules.cosine_decay_schedule)
 
@@ -56,7 +56,7 @@ OPTIMIZERS.register(
 def learning_rate(
     *, lr: float, schedule: str, steps: int, warmup_steps: int = 0
 ) -> optax.Schedule:
-    """Learning rate by step, from 0.
+    """The learning rate as a function of the step, counted from 0.
 
     Args:
       lr: highest learning rate.
@@ -91,16 +91,16 @@ def schedule_of(config: Config) -> optax.Schedule:
 
 def create(config: Config, params: PyTree) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration."""
-    optimizer = config.optimizer
+    options = config.optimizer
     return make_optimizer(
-        optimizer=optimizer.name,
-        rate=schedule_of(config),
-        weight_decay=optimizer.weight_decay,
-        decay=optimizer.decay,
-        clip_norm=optimizer.clip_norm,
-        freeze=config.model.freeze,
-        encoder_lr_factor=optimizer.encoder_lr_factor,
         params=params,
+        optimizer=options.name,
+        rate=schedule_of(config),
+        weight_decay=options.weight_decay,
+        decay=options.decay,
+        clip_norm=options.clip_norm,
+        freeze=config.model.freeze,
+        encoder_lr_factor=options.encoder_lr_factor,
     )
 
 
@@ -117,43 +117,46 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """The optimizer, in PyTorch's order: clip the gradient, add L2, step.
 
-    adam: Adam with L2 added to the gradient; adamw: L2 apart from it, scaled by the
-    rate; sgd: momentum 0.9, L2 added to the gradient.
+    adam: Adam with L2 added to the gradient; adamw: decoupled weight decay, scaled by
+    the learning rate; sgd: momentum 0.9, L2 added to the gradient.
 
     Args:
       params: parameters to optimise; `params["encoder"]` is the encoder.
       optimizer: name in `OPTIMIZERS`.
       rate: learning rate, or its schedule.
-      decay: "all" parameters, as PyTorch does, or "kernels" alone.
-      clip_norm: largest global norm of the gradient of what moves.
-      freeze: "encoder" moves nothing in it and keeps no moments for it; "bn_stats" is
-        not a matter of parameters.
-      encoder_lr_factor: on the rate of the encoder.
+      decay: parameters with weight decay: "all", as in PyTorch, or "kernels".
+      clip_norm: largest global norm of the gradient of the trained parameters.
+      freeze: "encoder" keeps the encoder's parameters fixed, without moments; other
+        values, such as "bn_stats", have no effect on the parameters.
+      encoder_lr_factor: factor of the encoder's learning rate.
     """
     schedule = rate if callable(rate) else optax.schedules.constant_schedule(rate)
 
-    def one(factor: float) -> optax.GradientTransformation:
-        return _rule(optimizer, schedule, factor, weight_decay, decay)
+    l2 = optax.add_decayed_weights(
+        weight_decay, mask=_kernels if decay == "kernels" else None
+    )
 
-    if freeze == "encoder" or encoder_lr_factor != 1.0:
-        frozen = freeze == "encoder"
-        encoder = optax.set_to_zero() if frozen else one(encoder_lr_factor)
-        rule = optax.partition({"encoder": encoder, "rest": one(1.0)}, _labels)
-    else:
-        frozen, rule = False, one(1.0)
+    def rule_for(factor: float) -> optax.GradientTransformation:
+        descend = optax.scale_by_learning_rate(lambda step: factor * schedule(step))
+        return OPTIMIZERS[optimizer](l2, descend)
+
+    frozen, rule = freeze == "encoder", rule_for(1.0)
+    if frozen or encoder_lr_factor != 1.0:
+        encoder = optax.set_to_zero() if frozen else rule_for(encoder_lr_factor)
+        rule = optax.partition({"encoder": encoder, "rest": rule}, _labels)
     if clip_norm is None:
         return rule
     clip = optax.clip_by_global_norm(clip_norm)
     if frozen:
-        # What does not move does not count in the norm either.
-        moving = jax.tree.map(lambda label: label == "rest", _labels(params))
-        clip = optax.masked(clip, moving)
+        # Frozen parameters are excluded from the norm.
+        trained = jax.tree.map(lambda label: label == "rest", _labels(params))
+        clip = optax.masked(clip, trained)
     return optax.chain(clip, rule)
 
 
 def _labels(params: PyTree) -> PyTree:
     return {
-        name: jax.tree.map(lambda _, n=name: "encoder" if n == "encoder" else "rest", x)
+        name: jax.tree.map(lambda _, n=name: n if n == "encoder" else "rest", x)
         for name, x in params.items()
     }
 
@@ -163,17 +166,3 @@ def _kernels(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: getattr(path[-1], "key", None) == "kernel", params
     )
-
-
-def _rule(
-    name: str,
-    rate: optax.Schedule,
-    factor: float,
-    weight_decay: float,
-    decay: str,
-) -> optax.GradientTransformation:
-    l2 = optax.add_decayed_weights(
-        weight_decay, mask=_kernels if decay == "kernels" else None
-    )
-    descend = optax.scale_by_learning_rate(lambda step: factor * rate(step))
-    return OPTIMIZERS[name](l2, descend)

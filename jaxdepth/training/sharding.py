@@ -47,8 +47,8 @@ class Placement:
     @property
     def local(self) -> list[Device]:
         """This host's devices."""
-        here = jax.process_index()
-        return [d for d in self.devices if d.process_index == here]
+        host = jax.process_index()
+        return [d for d in self.devices if d.process_index == host]
 
     def check_batch(self, batch_size: int, accumulate: int) -> None:
         """Raise UserError unless the global batch divides evenly."""
@@ -74,17 +74,17 @@ class Placement:
         Args:
           step: the function to compile.
           *static: its first arguments, fixed for compilation.
-          table: of `place_table`; each device's part is the step's last argument.
+          table: from `place_table`; each device's part is the step's last argument.
           stacked: scan over the batch's first axis, one step each, and return the logs
             of all steps.
         """
-        more = () if table is None else (table,)
+        table_args = () if table is None else (table,)
         run = self.mapped(step, *static, table=table is not None, stacked=stacked)
         if self.kind == "jit":
             run = jax.jit(
                 run, donate_argnums=0, compiler_options=self.compiler_options()
             )
-        return lambda state, batch: run(state, batch, *more)
+        return lambda state, batch: run(state, batch, *table_args)
 
     def mapped(
         self, step: Callable, *static: Any, table: bool = False, stacked: bool = False
@@ -116,24 +116,18 @@ class Placement:
     def place_state(self, state: PyTree) -> PyTree:
         """Copy a host's state to every device."""
         if self.kind == "pmap":
-            stacked = jax.tree.map(
-                lambda x: np.broadcast_to(
-                    np.asarray(x)[None], (len(self.local), *x.shape)
-                ),
-                state,
-            )
+            n = len(self.local)
+            stacked = jax.tree.map(lambda x: np.broadcast_to(x, (n, *x.shape)), state)
             return _split_over(stacked, self.local)
         sharding = NamedSharding(self.mesh, P())
-        if (
-            hosts.is_multi_host()
-        ):  # device_put would compare the hosts' copies, leaf by leaf
-            return jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(
-                    sharding, np.asarray(x)
-                ),
-                state,
-            )
-        return jax.device_put(state, sharding)
+        if not hosts.is_multi_host():
+            return jax.device_put(state, sharding)
+
+        # device_put would compare the hosts' copies, leaf by leaf.
+        def place(x: Any) -> jax.Array:
+            return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+        return jax.tree.map(place, state)
 
     def place_batch(
         self, batch: dict[str, np.ndarray], *, stacked: bool = False
@@ -163,7 +157,8 @@ class Placement:
     def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
         """Shard a table over all devices: device k holds `part(k)`.
 
-        Parts have one shape. Each host makes those of its devices, one at a time.
+        All parts have the same shape. Each host reads the parts of its own devices, one
+        at a time.
         """
         local = set(self.local)
         parts = [

@@ -53,8 +53,8 @@ def update_ema(
 
         average + (1 - d) (network - average),   d = min(decay, (1 + step)/(10 + step))
 
-    so that the first values fade soon. Batch statistics are averaged like parameters,
-    not measured again.
+    so that the initial values lose their weight quickly. Batch statistics are averaged
+    like parameters, not recomputed.
 
     Args:
       average, network: trees of the same structure, float32. Constant arrays stay

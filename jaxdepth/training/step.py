@@ -1,7 +1,7 @@
 """The training step and the forward pass: pure functions, no I/O, no devices.
 
-The step knows of other devices only the name of the axis that it sums over.
-`sharding.py` places it.
+The step refers to other devices only by the name of the axis that it sums over;
+`sharding.py` places it on devices.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ Batch = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What a step does; static for compilation.
+    """Static arguments of a step.
 
     Attributes:
-      model: a network of `models.create`.
-      optimizer: of `optimizer.create`.
+      model: a network from `models.create`.
+      optimizer: an optimizer from `optimizer.create`.
       config: resolved configuration.
-      axis_name: the axis that devices share, None on one.
+      axis_name: name of the device axis; None on a single device.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ def to_training_frame(
 def predict(
     model: nn.Module, variables: PyTree, rgb: Float[Array, "b h w 3"], *, layout: str
 ) -> Float[Array, "b i j"]:
-    """Depth in metres at the network's output size, from colours of 0 to 255."""
+    """Predict depth in metres, at the network's output size, from colours 0 to 255."""
     return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
 
 
@@ -131,9 +131,9 @@ def gradients(
     """
     if spec.config.train.accumulate == 1:
         sums = _microbatch(spec, state.params, state.step, state.batch_stats, batch)
-        grads, total, images, batch_stats = sums
     else:
-        grads, total, images, batch_stats = _accumulated(spec, state, batch)
+        sums = _accumulated(spec, state, batch)
+    grads, total, images, batch_stats = sums
     if spec.axis_name is not None:
         grads, total, images = jax.lax.psum((grads, total, images), spec.axis_name)
         # Global statistics are equal on all devices already; per-device running
@@ -187,7 +187,7 @@ def train_step(
     """One step of training.
 
     Args:
-      spec: what the step does.
+      spec: static arguments.
       state: state before the step.
       batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
         store, 0 = missing; `position` (b,) int32, each image's index in the global
@@ -200,12 +200,7 @@ def train_step(
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grad_norm = optax.tree.norm(grads)
-    new = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-    )
+    new = TrainState(state.step + 1, params, batch_stats, opt_state)
     if spec.config.train.ema:
         average = update_ema(
             state.average, new.network, decay=spec.config.train.ema, step=state.step
@@ -213,19 +208,11 @@ def train_step(
         new = dataclasses.replace(new, average=average)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spec.config.train.on_nan == "skip":
-        unchanged = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            opt_state=_on_schedule(state.opt_state, opt_state),
-        )
+        opt_state = _on_schedule(state.opt_state, opt_state)
+        unchanged = dataclasses.replace(state, step=new.step, opt_state=opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, unchanged)
     skipped = 1.0 - finite.astype(jnp.float32)
-    logs = {
-        "loss": loss,
-        "grad_norm": grad_norm,
-        "images": images,
-        "skipped": skipped,
-    }
+    logs = {"loss": loss, "grad_norm": grad_norm, "images": images, "skipped": skipped}
     return new, logs
 
 
@@ -264,7 +251,7 @@ def train_step_on_table(
 def init_state(
     model: nn.Module, optimizer_for: Any, *, image_size: tuple[int, int], seed: int
 ) -> TrainState:
-    """A fresh state.
+    """Initialize the training state.
 
     Args:
       model: the network.

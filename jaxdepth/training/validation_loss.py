@@ -23,7 +23,7 @@ class ValidationLoss:
     """The loss over the evaluation frames, computed as in a training step.
 
     Uses the training size, the centre crop, running statistics, no dropout, and the
-    kind of ground truth that trains, or the other kind if the data lack it. On
+    kind of ground truth used for training, or the other kind if that is missing. On
     multi-host runs each host evaluates its share of the frames; all get the result.
 
     Args:
@@ -34,8 +34,7 @@ class ValidationLoss:
       batch_size: images per call, rounded up to a multiple of the devices.
 
     Attributes:
-      available: False if the frames are smaller than the training frame, so that they
-        would have to be enlarged.
+      available: whether the frames are at least as large as the training frame.
     """
 
     def __init__(

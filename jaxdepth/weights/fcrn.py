@@ -14,13 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdepth.models import create_model
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.runtime.trees import flatten
 from jaxdepth.weights import files, name_tables, numpy_pickles, pickles
 
 logger = logging.getLogger(__name__)
@@ -35,17 +32,13 @@ _TABLE_END = bytes.fromhex("57fb808b247547db")  # TensorFlow's kTableMagicNumber
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Shape of every array of `upproj` in layout `fcrn`, by path."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    model = create_model("upproj", layout="fcrn")
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    flat = flatten(variables)
-    return {path: tuple(x.shape) for path, x in flat.items()}
+    return name_tables.array_shapes(create_model("upproj", layout="fcrn"))
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Read the .npy file or a TensorFlow checkpoint as `layer/array` -> array.
 
-    Raises: UserError if the file is neither, is damaged, or refers to code.
+    Raises: UserError if the file is neither, is damaged, or would run code.
     """
     path = files.expanded(path)
     if path.is_file() and _starts_as_npy(path):
@@ -53,7 +46,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     return read_checkpoint(_prefix(path))
 
 
-def parts(path: str | Path) -> list[Path]:
+def source_files(path: str | Path) -> list[Path]:
     """The files that `read` reads; a checkpoint's index comes first."""
     path = files.expanded(path)
     if path.is_file() and _starts_as_npy(path):
@@ -69,8 +62,8 @@ def _prefix(path: Path) -> Path:
     A checkpoint of version 1 is a single file, which is its own prefix.
     """
     if path.is_dir():
-        return _newest(path)
-    prefix = path.with_suffix("") if _is_part(path) else path
+        return _prefix_in(path)
+    prefix = path.with_suffix("") if _is_checkpoint_file(path) else path
     if _index(prefix).exists() or (path.is_file() and _is_table(path)):
         return prefix
     if not path.exists():
@@ -80,8 +73,8 @@ def _prefix(path: Path) -> Path:
     )
 
 
-def _newest(folder: Path) -> Path:
-    """The prefix that a folder's `checkpoint` file names, else the only one in it."""
+def _prefix_in(folder: Path) -> Path:
+    """The prefix that a folder's `checkpoint` file names, else its only prefix."""
     state = folder / "checkpoint"
     if state.is_file():
         text = state.read_text(errors="replace")
@@ -105,7 +98,7 @@ def _index(prefix: Path) -> Path:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether a file ends like TensorFlow's tables; checkpoints of version 1 do."""
+    """Whether a file ends like a TensorFlow table, as checkpoints of version 1 do."""
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(size - 8, 0))
@@ -117,7 +110,7 @@ def _starts_as_npy(path: Path) -> bool:
         return file.read(6) == np.lib.format.MAGIC_PREFIX
 
 
-def _is_part(path: Path) -> bool:
+def _is_checkpoint_file(path: Path) -> bool:
     return path.suffix in (".index", ".meta") or path.suffix.startswith(".data-")
 
 
@@ -151,7 +144,7 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
 def _is_weight(name: str) -> bool:
     """Whether a variable is `layer/array`, of this or another network.
 
-    Slots of an optimizer (`conv1/weights/Adam`) and counters (`global_step`) are not.
+    Optimizer slots (`conv1/weights/Adam`) and counters (`global_step`) are excluded.
     """
     layer, _, array = name.partition("/")
     return bool(layer) and array in _ARRAYS

@@ -78,7 +78,7 @@ def refuse_existing(path: Path) -> None:
     """Raise UserError if the path exists."""
     if path.exists():
         raise UserError(
-            f"{path} exists already and is not overwritten: give another name"
+            f"{path} exists already and is not overwritten: give another file name"
         )
 
 
@@ -88,7 +88,7 @@ def expanded(name: str | Path) -> Path:
 
 
 def output(name: str, *suffixes: str) -> Path:
-    """The path of an output file, checked before any work.
+    """Return the path of an output file after checking that it can be created.
 
     Raises: UserError if it exists, its folder does not, or it has none of `suffixes`.
     """
@@ -119,9 +119,7 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 def write(path: Path, weights: Weights) -> None:
     """Write converted weights. Raises UserError if the file exists."""
     refuse_existing(path)
-    fields = dataclasses.asdict(dataclasses.replace(weights, arrays={}))
-    fields.pop("arrays")
-    metadata = {key: json.dumps(value) for key, value in fields.items()}
+    metadata = {k: json.dumps(v) for k, v in vars(weights).items() if k != "arrays"}
     write_safetensors(path, weights.arrays, metadata | {"format": FORMAT})
 
 
@@ -149,12 +147,7 @@ def read(path: str | Path) -> Weights:
             "jaxdepth convert-resnet or jaxdepth convert-fcrn first"
         )
     try:
-        arrays = {
-            name: name_tables.as_weights(
-                name, x, variance=name_tables.is_variance(name)
-            )
-            for name, x in arrays.items()
-        }
+        arrays = {k: name_tables.as_weights(x, k, name=k) for k, x in arrays.items()}
     except UserError as error:
         raise UserError(f"{path}: {error}: convert it again") from None
     return _weights(arrays, metadata, path)

@@ -6,12 +6,17 @@ entries. Mismatches between a file and a table are collected and reported.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.trees import flatten
 
 logger = logging.getLogger(__name__)
 Arrays = Mapping[str, np.ndarray]
@@ -36,7 +41,7 @@ _RANK = {"conv": 4, "dense": 2, "phases": 3}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One foreign array and the array of ours that it belongs to.
+    """One foreign array and our array that it maps to.
 
     Attributes:
       foreign: name of the foreign array.
@@ -78,15 +83,18 @@ _TORCH_LAYERS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 
 # torchvision's ResNet: patterns of its layer name and of our path, kind of layer. {s}
 # is the stage and {b} the block, both from 1; {a} is the block from 0.
-_RESNET_STEM = (("conv1", "conv_init", "conv"), ("bn1", "bn_init", "norm"))
+_RESNET_STEM = (
+    ("conv1", "encoder/conv_init", "conv"),
+    ("bn1", "encoder/bn_init", "norm"),
+)
 _RESNET_BLOCK = tuple(
-    (f"layer{{s}}.{{a}}.{layer}{k}", f"stage{{s}}_block{{b}}/{layer}{k}", kind)
+    (f"layer{{s}}.{{a}}.{layer}{k}", f"encoder/stage{{s}}_block{{b}}/{layer}{k}", kind)
     for k in (1, 2, 3)
     for layer, kind in (("conv", "conv"), ("bn", "norm"))
 )
 _RESNET_FIRST = (
-    ("layer{s}.{a}.downsample.0", "stage{s}_block{b}/conv_proj", "conv"),
-    ("layer{s}.{a}.downsample.1", "stage{s}_block{b}/bn_proj", "norm"),
+    ("layer{s}.{a}.downsample.0", "encoder/stage{s}_block{b}/conv_proj", "conv"),
+    ("layer{s}.{a}.downsample.1", "encoder/stage{s}_block{b}/bn_proj", "norm"),
 )
 
 # Decoder and head in PyTorch: our paths, with dots for slashes, because no published
@@ -98,8 +106,8 @@ _RESNET_FIRST = (
 #     u = torch.zeros(b, c, 2 * h, 2 * w);  u[:, :, ::2, ::2] = x
 #     y = F.conv2d(u, weight, padding=2) + bias.repeat(1, h, w)
 #
-# With "top_left", y[2i + 1] is what y[2i - 1] is above, in rows and in columns. Biases
-# exist in layouts that have them.
+# With "top_left", y[2i + 1] equals the y[2i - 1] above, in rows and in columns. The
+# biases exist only in layouts with `up_bias`.
 _TORCH_ENDS = (
     ("decoder.conv_in", "decoder/conv_in", "conv"),
     ("decoder.bn_in", "decoder/bn_in", "norm"),
@@ -122,14 +130,32 @@ _TORCH_UP_BIASES = (
 )
 
 
-def _expand(layers: Iterable[tuple[str, str, str]], prefix: str) -> Iterator[Entry]:
-    for foreign, path, kind in layers:
-        for foreign_array, collection, array, transform in _TORCH_LAYERS[kind]:
-            yield Entry(
-                f"{foreign}.{foreign_array}",
-                f"{collection}/{prefix}{path}/{array}",
-                transform,
-            )
+def _expand(
+    layers: Iterable[tuple[str, str, str]],
+    arrays: Mapping[str, tuple[tuple[str, str, str, str], ...]],
+    separator: str,
+    **fields: object,
+) -> list[Entry]:
+    """One entry per array of each layer.
+
+    Args:
+      layers: patterns of foreign name and our path, kind of layer.
+      arrays: arrays per kind of layer.
+      separator: between the foreign names of layer and array.
+      **fields: values for the replacement fields of the patterns.
+    """
+    return [
+        Entry(
+            f"{foreign.format(**fields)}{separator}{foreign_array}",
+            f"{collection}/{path.format(**fields)}/{array}",
+            transform,
+        )
+        for foreign, path, kind in layers
+        for foreign_array, collection, array, transform in arrays[kind]
+    ]
+
+
+_expand_torch = functools.partial(_expand, arrays=_TORCH_LAYERS, separator=".")
 
 
 def resnet(
@@ -141,18 +167,14 @@ def resnet(
       stage_sizes: blocks per stage.
       bias: include a bias of the first convolution, which torchvision's lacks.
     """
-    layers = list(_RESNET_STEM)
+    entries = _expand_torch(_RESNET_STEM)
     if bias:
-        layers.append(("conv1", "conv_init", "bias"))
+        entries += _expand_torch([("conv1", "encoder/conv_init", "bias")])
     for stage, blocks in enumerate(stage_sizes, start=1):
         for block in range(blocks):
-            names = {"s": stage, "a": block, "b": block + 1}
-            patterns = _RESNET_BLOCK + (_RESNET_FIRST if block == 0 else ())
-            layers += [
-                (foreign.format(**names), path.format(**names), kind)
-                for foreign, path, kind in patterns
-            ]
-    return list(_expand(layers, "encoder/"))
+            layers = _RESNET_BLOCK + (_RESNET_FIRST if block == 0 else ())
+            entries += _expand_torch(layers, s=stage, a=block, b=block + 1)
+    return entries
 
 
 def classifier() -> list[Entry]:
@@ -160,7 +182,7 @@ def classifier() -> list[Entry]:
 
     Our networks do not use it; converted files keep it for the conversion back.
     """
-    return list(_expand([("fc", "fc", "dense")], ""))
+    return _expand_torch([("fc", "fc", "dense")])
 
 
 def decoder(ups: int = 4, *, bias: bool = False) -> list[Entry]:
@@ -170,85 +192,70 @@ def decoder(ups: int = 4, *, bias: bool = False) -> list[Entry]:
       ups: number of up-projections.
       bias: include biases of the convolutions before a batch normalisation.
     """
-    layers = list(_TORCH_ENDS + (_TORCH_BIASES if bias else ()))
+    entries = _expand_torch(_TORCH_ENDS + (_TORCH_BIASES if bias else ()))
+    layers = _TORCH_UP + (_TORCH_UP_BIASES if bias else ())
     for n in range(1, ups + 1):
-        layers += [
-            (foreign.format(n=n), path.format(n=n), kind)
-            for foreign, path, kind in _TORCH_UP + (_TORCH_UP_BIASES if bias else ())
-        ]
-    return list(_expand(layers, ""))
+        entries += _expand_torch(layers, n=n)
+    return entries
 
 
 # The published network (FCRN of Laina et al. 2016, TensorFlow): arrays per kind of
 # layer; below, layer names of its dictionary, our paths and kinds of layer. Its kernels
 # are HWIO, like ours.
-_FCRN_LAYERS: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "conv": (("weights", "params", "kernel"),),
-    "bias": (("biases", "params", "bias"),),
+_FCRN_KERNEL = ("weights", "params", "kernel", "same")
+_FCRN_BIAS = ("biases", "params", "bias", "same")
+_FCRN_LAYERS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
+    "conv": (_FCRN_KERNEL,),
+    "biased": (_FCRN_KERNEL, _FCRN_BIAS),
+    "bias": (_FCRN_BIAS,),
     "norm": (
-        ("scale", "params", "scale"),
-        ("offset", "params", "bias"),
-        ("mean", "batch_stats", "mean"),
-        ("variance", "batch_stats", "var"),
+        ("scale", "params", "scale", "same"),
+        ("offset", "params", "bias", "same"),
+        ("mean", "batch_stats", "mean", "same"),
+        ("variance", "batch_stats", "var", "same"),
     ),
 }
 _FCRN_ENDS = (
-    ("conv1", "encoder/conv_init", ("conv", "bias")),
-    ("bn_conv1", "encoder/bn_init", ("norm",)),
-    ("layer1", "decoder/conv_in", ("conv", "bias")),
-    ("layer1_BN", "decoder/bn_in", ("norm",)),
+    ("conv1", "encoder/conv_init", "biased"),
+    ("bn_conv1", "encoder/bn_init", "norm"),
+    ("layer1", "decoder/conv_in", "biased"),
+    ("layer1_BN", "decoder/bn_in", "norm"),
+    ("ConvPred", "head/conv", "conv"),
+    ("ConvPred", "head", "bias"),
 )
 _FCRN_BLOCK = (
-    ("res{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/conv{j}", ("conv",)),
-    ("bn{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/bn{j}", ("norm",)),
+    ("res{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/conv{j}", "conv"),
+    ("bn{s}{x}_branch2{k}", "encoder/stage{t}_block{b}/bn{j}", "norm"),
 )
 _FCRN_FIRST = (
-    ("res{s}a_branch1", "encoder/stage{t}_block1/conv_proj", ("conv",)),
-    ("bn{s}a_branch1", "encoder/stage{t}_block1/bn_proj", ("norm",)),
+    ("res{s}a_branch1", "encoder/stage{t}_block1/conv_proj", "conv"),
+    ("bn{s}a_branch1", "encoder/stage{t}_block1/bn_proj", "norm"),
 )
 _FCRN_UP = (
-    ("layer{id}_br1_BN", "decoder/up{n}/bn_main", ("norm",)),
-    ("layer{id}_Conv", "decoder/up{n}/conv", ("conv", "bias")),
-    ("layer{id}_BN", "decoder/up{n}/bn", ("norm",)),
-    ("layer{id}_br2_BN", "decoder/up{n}/bn_side", ("norm",)),
+    ("layer{id}_br1_BN", "decoder/up{n}/bn_main", "norm"),
+    ("layer{id}_Conv", "decoder/up{n}/conv", "biased"),
+    ("layer{id}_BN", "decoder/up{n}/bn", "norm"),
+    ("layer{id}_br2_BN", "decoder/up{n}/bn_side", "norm"),
 )
-# The output phase, (row, column), of each of the four small convolutions.
 _FCRN_UP_SIZES = ("2x", "4x", "8x", "16x")
+# The output phase, (row, column), of each of the four small convolutions.
 _FCRN_PHASES = {"A": (0, 0), "B": (1, 0), "C": (0, 1), "D": (1, 1)}
 
 
 def fcrn(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
     """The table of the published network, as `layer/array`, and our `upproj`."""
-    layers = list(_FCRN_ENDS)
+    expand = functools.partial(_expand, arrays=_FCRN_LAYERS, separator="/")
+    entries = expand(_FCRN_ENDS)
     for stage, blocks in enumerate(stage_sizes, start=1):
         names = {"s": stage + 1, "t": stage}
-        layers += _filled(_FCRN_FIRST, names)
+        entries += expand(_FCRN_FIRST, **names)
         for block in range(blocks):
             for j, k in enumerate("abc", start=1):
-                names |= {"x": "abcdefgh"[block], "b": block + 1, "j": j, "k": k}
-                layers += _filled(_FCRN_BLOCK, names)
+                x = "abcdefgh"[block]
+                entries += expand(_FCRN_BLOCK, **names, x=x, b=block + 1, j=j, k=k)
     for n, size in enumerate(_FCRN_UP_SIZES, start=1):
-        layers += _filled(_FCRN_UP, {"id": size, "n": n})
-    entries = [
-        Entry(f"{foreign}/{array}", f"{collection}/{path}/{name}")
-        for foreign, path, kinds in layers
-        for kind in kinds
-        for array, collection, name in _FCRN_LAYERS[kind]
-    ]
-    entries += _fcrn_phases()
-    entries.append(Entry("ConvPred/weights", "params/head/conv/kernel"))
-    entries.append(Entry("ConvPred/biases", "params/head/bias"))
-    return entries
-
-
-def _filled(
-    patterns: Iterable[tuple[str, str, tuple[str, ...]]], names: Mapping[str, object]
-) -> list[tuple[str, str, tuple[str, ...]]]:
-    """The patterns with names filled in."""
-    return [
-        (foreign.format(**names), path.format(**names), kinds)
-        for foreign, path, kinds in patterns
-    ]
+        entries += expand(_FCRN_UP, id=size, n=n)
+    return [*entries, *_fcrn_phases()]
 
 
 def _fcrn_phases() -> Iterator[Entry]:
@@ -277,29 +284,25 @@ class Mismatch:
     misshapen: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.misshapen)
+        return any(vars(self).values())
 
     def lines(self) -> list[str]:
         """One line per difference."""
-        return (
-            [f"missing     {name}" for name in self.missing]
-            + [f"unexpected  {name}" for name in self.unexpected]
-            + [f"misshapen   {name}" for name in self.misshapen]
-        )
+        return [
+            f"{kind:11} {name}" for kind, names in vars(self).items() for name in names
+        ]
 
     def summary(self) -> str:
         """One line with the number of differences of each kind and the first ones."""
-        parts = []
-        for word in ("missing", "unexpected", "misshapen"):
-            names = getattr(self, word)
-            if names:
-                more = ", ..." if len(names) > 2 else ""
-                parts.append(f"{len(names)} {word} ({', '.join(names[:2])}{more})")
-        return "; ".join(parts)
+        return "; ".join(
+            f"{len(names)} {kind} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})"
+            for kind, names in vars(self).items()
+            if names
+        )
 
 
 def compare(
-    entries: Iterable[Entry],
+    entries: Sequence[Entry],
     foreign: Arrays,
     shapes: Mapping[str, tuple[int, ...]],
     *,
@@ -313,8 +316,7 @@ def compare(
       shapes: of our arrays, by path.
       ignored: True for foreign names that may exist and are not used.
     """
-    entries = list(entries)
-    known = {entry.foreign for entry in entries}
+    names = {entry.foreign for entry in entries}
     misshapen = []
     for entry in entries:
         if entry.foreign not in foreign:
@@ -325,9 +327,7 @@ def compare(
             misshapen.append(f"{entry.foreign} {shape}, expected {expected}")
     return Mismatch(
         missing=tuple(e.foreign for e in entries if e.foreign not in foreign),
-        unexpected=tuple(
-            sorted(n for n in foreign if n not in known and not ignored(n))
-        ),
+        unexpected=tuple(sorted(n for n in foreign.keys() - names if not ignored(n))),
         misshapen=tuple(misshapen),
     )
 
@@ -337,8 +337,13 @@ def _foreign_shape(entry: Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
     return TRANSFORMS[entry.kind][1](entry.view(np.empty(shape, np.uint8))).shape
 
 
-def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
+def as_weights(array: np.ndarray, path: str, *, name: str) -> np.ndarray:
     """Convert an array to float32 and check its values.
+
+    Args:
+      array: values of our array at `path`.
+      path: running variances, `batch_stats/.../var`, must not be negative.
+      name: name of the array in its file, for messages.
 
     Raises: UserError if it is not of floats, not finite in float32, or a variance with
       values below zero.
@@ -349,14 +354,10 @@ def as_weights(name: str, array: np.ndarray, *, variance: bool) -> np.ndarray:
         array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise UserError(f"{name} holds values that are not finite")
-    if variance and (array < 0).any():
+    is_variance = path.startswith("batch_stats/") and path.endswith("/var")
+    if is_variance and (array < 0).any():
         raise UserError(f"{name} holds variances below zero")
     return array
-
-
-def is_variance(path: str) -> bool:
-    """Whether the path is that of a running variance."""
-    return path.startswith("batch_stats/") and path.endswith("/var")
 
 
 def import_arrays(
@@ -369,7 +370,7 @@ def import_arrays(
     arrays: dict[str, np.ndarray] = {}
     for entry in entries:
         array = TRANSFORMS[entry.kind][0](foreign[entry.foreign])
-        array = as_weights(entry.foreign, array, variance=is_variance(entry.path))
+        array = as_weights(array, entry.path, name=entry.foreign)
         if entry.path not in arrays:
             arrays[entry.path] = np.empty(shapes[entry.path], np.float32)
         entry.view(arrays[entry.path])[...] = array
@@ -379,7 +380,7 @@ def import_arrays(
 def export_arrays(entries: Iterable[Entry], arrays: Arrays) -> dict[str, np.ndarray]:
     """The inverse of `import_arrays`: arrays with foreign names and shapes, float32.
 
-    Raises: UserError if an array has another number of axes than its kind.
+    Raises: UserError if the number of axes of an array does not fit its kind.
     """
     foreign = {}
     for entry in entries:
@@ -395,7 +396,7 @@ def export_arrays(entries: Iterable[Entry], arrays: Arrays) -> dict[str, np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
-    """The result of a conversion: arrays, or the reasons why there are none.
+    """The result of a conversion: arrays, or the reason of the failure.
 
     Attributes:
       arrays: by our paths; empty if the conversion failed.
@@ -426,7 +427,7 @@ class Converted:
 
 
 def convert(
-    entries: Iterable[Entry],
+    entries: Sequence[Entry],
     foreign: Arrays,
     shapes: Mapping[str, tuple[int, ...]],
     *,
@@ -436,7 +437,6 @@ def convert(
 
     Args: as in `compare`.
     """
-    entries = list(entries)
     mismatch = compare(entries, foreign, shapes, ignored=ignored)
     if mismatch:
         return Converted({}, mismatch)
@@ -444,6 +444,13 @@ def convert(
         return Converted(import_arrays(entries, foreign, shapes), mismatch)
     except UserError as error:
         return Converted({}, mismatch, str(error))
+
+
+def array_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every array of a module that takes images, by path."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    return {path: x.shape for path, x in flatten(variables).items()}
 
 
 def log_skipped(where: object, names: Sequence[str], why: str) -> None:

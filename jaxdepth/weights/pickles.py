@@ -17,11 +17,11 @@ from jaxdepth.runtime.errors import UserError
 
 
 class Forbidden(pickle.UnpicklingError):
-    """The file names something that is not allowed."""
+    """The pickle refers to a name that is not allowed."""
 
 
 class Builder:
-    """A function that a pickle may call, but whose attributes it can't set."""
+    """A function that pickles may call, without attributes that they could set."""
 
     __slots__ = ("_build",)
 
@@ -36,7 +36,7 @@ class Builder:
 
 
 class Items(dict):
-    """In place of a subclass of dict, such as defaultdict: the items only."""
+    """Replacement for a subclass of dict, such as defaultdict: keeps only the items."""
 
     def __init__(self, *_: Any):
         super().__init__()
@@ -46,7 +46,7 @@ class Items(dict):
 
 
 class StandIn:
-    """In place of a class that is not imported: accepts and discards any content.
+    """Replacement for a class that is not imported; accepts and discards any content.
 
     Attributes:
       what: module and name of the class.
@@ -54,16 +54,13 @@ class StandIn:
 
     what = ""
 
-    def __new__(cls, *_: Any, **__: Any) -> "StandIn":
-        return super().__new__(cls)
-
     def __init__(self, *_: Any, **__: Any):
         pass
 
-    def _forget(self, *_: Any) -> None:
+    def _discard(self, *_: Any) -> None:
         pass
 
-    __setstate__ = __setitem__ = append = extend = add = _forget
+    __setstate__ = __setitem__ = append = extend = add = _discard
 
 
 def stand_in(module: str, name: str) -> type[StandIn]:
@@ -181,8 +178,8 @@ def load(
 def _check_sizes(file: Any) -> None:
     """Raise ValueError if the next pickle claims more memory than the file can hold.
 
-    Python's unpickler allocates its memo up to any index that a file names: four
-    changed bytes can cost 64 GB.
+    Python's unpickler allocates its memo up to any index in the file: four damaged
+    bytes can allocate 64 GB.
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
@@ -193,5 +190,5 @@ def _check_sizes(file: Any) -> None:
 
 def damaged(where: str, error: Exception) -> UserError:
     """A UserError of one line for a file that can't be read."""
-    words = " ".join(str(error).split())[:120]
-    return UserError(f"{where} is damaged ({type(error).__name__}: {words})")
+    reason = " ".join(str(error).split())[:120]
+    return UserError(f"{where} is damaged ({type(error).__name__}: {reason})")

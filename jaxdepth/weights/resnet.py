@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxdepth.models.resnet import ResNet
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.runtime.trees import flatten
 from jaxdepth.weights import files, name_tables, pickles, torchfile
 
 logger = logging.getLogger(__name__)
@@ -31,11 +28,8 @@ _CLASSIFIER = {"fc.weight", "fc.bias"}
 
 def shapes() -> dict[str, tuple[int, ...]]:
     """Shape of every array of the ResNet-50 encoder and the classifier, by path."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    variables = jax.eval_shape(ResNet().init, jax.random.key(0), image)
-    nested = {name: {"encoder": tree} for name, tree in variables.items()}
-    flat = flatten(nested)
-    return {path: tuple(x.shape) for path, x in flat.items()} | {
+    encoder = name_tables.array_shapes(ResNet())
+    return {path.replace("/", "/encoder/", 1): n for path, n in encoder.items()} | {
         "params/fc/kernel": (2048, CLASSES),
         "params/fc/bias": (CLASSES,),
     }
@@ -55,16 +49,17 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is a folder, not a checkpoint file")
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if not files.is_safetensors(path) and torchfile.is_torch_file(path):
-        content = torchfile.read(path)
-        arrays = _state_dict(content) or _under_another_name(content, path)
-        _refuse_objects(content, arrays, path)
-    elif not files.is_safetensors(path):
-        raise UserError(f"{path} is neither a checkpoint of PyTorch nor safetensors")
-    else:
+    if files.is_safetensors(path):
         arrays, metadata = files.read_safetensors(path)
         if metadata.get("format") == files.FORMAT:
             raise UserError(f"{path} is converted already: use it with --weights")
+    elif torchfile.is_torch_file(path):
+        content = torchfile.read(path)
+        arrays = _state_dict(content) or _under_another_name(content, path)
+        if not arrays:
+            _refuse_objects(content, path)
+    else:
+        raise UserError(f"{path} is neither a checkpoint of PyTorch nor safetensors")
     if not arrays:
         raise UserError(f"{path} holds no state dict (arrays by name)")
     return _without_other_heads(_without_prefix(arrays, path), path)
@@ -103,13 +98,13 @@ def _under_another_name(content: Any, path: Path) -> dict[str, np.ndarray]:
     return next(iter(state_dicts.values()), {})
 
 
-def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
+def _refuse_objects(content: Any, path: Path) -> None:
     """Raise UserError if a module was pickled instead of its state dict."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates = [content.get(name) for name in _WRAPPERS]
     for candidate in candidates:
-        if not arrays and isinstance(candidate, pickles.StandIn):
+        if isinstance(candidate, pickles.StandIn):
             raise UserError(
                 f"{path} holds an object of class {candidate.what}, which only its own "
                 "program can load: save its state_dict"
@@ -119,10 +114,9 @@ def _refuse_objects(content: Any, arrays: Mapping, path: Path) -> None:
 def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
     """The arrays that share the prefix of the first convolution, without the prefix."""
     stems = [
-        name[: -len("conv1.weight")]
+        name.removesuffix("conv1.weight")
         for name, array in arrays.items()
-        if (name == "conv1.weight" or name.endswith(".conv1.weight"))
-        and array.shape[2:] == (7, 7)
+        if f".{name}".endswith(".conv1.weight") and array.shape[2:] == (7, 7)
     ]
     if len(stems) != 1 or not stems[0]:
         return arrays
@@ -187,19 +181,19 @@ def to_state_dict(
     Raises: UserError if the arrays are not those of an `upproj`.
     """
     entries = _entries_of(arrays)
-    known = {entry.path for entry in entries}
-    missing, unexpected = known - arrays.keys(), arrays.keys() - known
+    expected = {entry.path for entry in entries}
+    missing, unexpected = expected - arrays.keys(), arrays.keys() - expected
     if missing or unexpected:
         mismatch = name_tables.Mismatch(
             tuple(sorted(missing)), tuple(sorted(unexpected)), ()
         )
         raise UserError(f"{where} is not an upproj: {mismatch.summary()}")
     state_dict = name_tables.export_arrays(entries, arrays)
-    for name in list(state_dict):
-        if name.endswith(".running_var"):
-            counter = name.replace("running_var", "num_batches_tracked")
-            state_dict[counter] = np.zeros((), np.int64)
-    return state_dict
+    return state_dict | {
+        name.replace("running_var", "num_batches_tracked"): np.zeros((), np.int64)
+        for name in state_dict
+        if name.endswith(".running_var")
+    }
 
 
 def _entries_of(arrays: Mapping[str, np.ndarray]) -> list[name_tables.Entry]:

@@ -10,7 +10,6 @@ import functools
 import io
 import math
 import struct
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,38 +26,24 @@ _ZIP = b"PK\x03\x04"
 # Largest accepted ratio of unpacked to packed size. torch.save does not compress, and
 # weights compress badly.
 _MAX_EXPANSION = 16
-# Storage classes of torch; bfloat16 is read as uint16 and converted to float32.
+# Storage classes of torch and their dtypes; bfloat16 is converted to float32.
 _STORAGES = {
-    "FloatStorage": "f4",
-    "DoubleStorage": "f8",
-    "HalfStorage": "f2",
-    "BFloat16Storage": "bf16",
-    "LongStorage": "i8",
-    "IntStorage": "i4",
-    "ShortStorage": "i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "b1",
-    "UntypedStorage": "u1",
-    "ComplexFloatStorage": "c8",
-    "ComplexDoubleStorage": "c16",
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+    "UntypedStorage": "uint8",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
-_DTYPES = {
-    "float32": "f4",
-    "float64": "f8",
-    "float16": "f2",
-    "bfloat16": "bf16",
-    "int64": "i8",
-    "int32": "i4",
-    "int16": "i2",
-    "int8": "i1",
-    "uint8": "u1",
-    "bool": "b1",
-    "complex64": "c8",
-    "complex128": "c16",
-}
-# Names that may occur beside the weights and get a stand-in: kinds of tensors that our
-# weights don't have, and names without a meaning outside torch.
+# Names in checkpoints that get a stand-in: kinds of tensors that our networks do not
+# use, and objects without a meaning outside torch.
 _IGNORED = {
     "torch": (
         "device", "strided", "sparse_coo", "uint16", "uint32", "uint64",
@@ -78,18 +63,18 @@ _IGNORED = {
 class _Kind:
     """A storage's element type, as the pickle names it."""
 
-    code: str
+    dtype: str
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
     """A storage that a tensor refers to; its bytes may not have been read yet.
 
-    `code` is None for an element type that NumPy lacks.
+    `dtype` is None for an element type that NumPy lacks.
     """
 
     key: str
-    code: str | None
+    dtype: str | None
     count: int
 
 
@@ -117,7 +102,7 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Ten
         raise pickles.Forbidden("a tensor without a storage")
     numbers = (offset, *size, *stride)
     if not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError("a tensor of impossible size")
+        raise ValueError("a tensor of invalid size")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
 
 
@@ -154,9 +139,10 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
         for module, ignored in _IGNORED.items()
         for name in ignored
     }
-    names |= {("torch", name): _Kind(code) for name, code in _STORAGES.items()}
-    names |= {("torch.storage", k): _Kind(v) for k, v in _STORAGES.items()}
-    names |= {("torch", name): _Kind(code) for name, code in _DTYPES.items()}
+    for storage, dtype in _STORAGES.items():
+        kind = _Kind(dtype)
+        names["torch", storage] = names["torch.storage", storage] = kind
+        names["torch", dtype] = kind
     return names
 
 
@@ -170,7 +156,7 @@ def _storage(pid: Any, where: str) -> Any:
             f"{where} holds views of storages, written by PyTorch before 0.4: load and "
             "save it with a newer PyTorch"
         )
-    return _Storage(str(key), getattr(kind, "code", None), int(count))
+    return _Storage(str(key), getattr(kind, "dtype", None), int(count))
 
 
 def is_torch_file(path: Path) -> bool:
@@ -194,19 +180,15 @@ def read(path: str | Path) -> Any:
     float16 and float64 are kept; bfloat16 becomes float32 without loss. Objects of
     other classes become a `pickles.StandIn`.
 
-    Raises: UserError if the file is absent, damaged, or refers to code.
+    Raises: UserError if the file is absent, damaged, or would run code.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a checkpoint file")
     try:
         with open(path, "rb") as file:
             return _read(file, str(path))
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except PermissionError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
     except Exception as error:  # from zipfile, struct, NumPy, ...
         raise pickles.damaged(str(path), error) from None
@@ -232,13 +214,14 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
     claimed = sum(member.file_size for member in archive.infolist())
     if claimed > _MAX_EXPANSION * file.seek(0, io.SEEK_END):
         raise UserError(
-            f"{where} would unpack to {claimed >> 20} MiB, which no checkpoint does"
+            f"{where} would unpack to {claimed >> 20} MiB, too much for its size: "
+            "download it again"
         )
     names = archive.namelist()
     pickled = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickled) != 1:
         raise UserError(f"{where} is a zip archive, but not one of torch.save")
-    root = pickled[0][: -len("data.pkl")]
+    root = pickled[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in names or any(
         n.startswith(f"{root}code/") for n in names
     ):
@@ -279,11 +262,13 @@ def _read_legacy(file: BinaryIO, where: str) -> Any:
 
 def _legacy_storage(file: BinaryIO, storage: _Storage, order: str, where: str) -> bytes:
     """The bytes of the next storage: its count, then its entries."""
-    if storage.code is None:
+    if storage.dtype is None:
         raise UserError(f"{where} holds entries of a type that is not supported")
     head = file.read(8)
     (count,) = struct.unpack("<q" if order == "little" else ">q", head.ljust(8))
-    size = count * _item_size(storage.code)
+    size = count * (
+        2 if storage.dtype == "bfloat16" else np.dtype(storage.dtype).itemsize
+    )
     # A damaged count must not allocate more than the file holds.
     content = file.read(size) if 0 <= size <= _remaining(file) else b""
     if len(head) != 8 or len(content) != size:
@@ -298,22 +283,18 @@ def _remaining(file: BinaryIO) -> int:
     return end - position
 
 
-def _item_size(code: str) -> int:
-    return 2 if code == "bf16" else np.dtype(code).itemsize
-
-
 def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str) -> Any:
     """Replace tensors by arrays in a tree; each storage is decoded once."""
     decoded: dict[tuple[str, str], np.ndarray] = {}
     resolved: dict[int, Any] = {}  # by id: shared nodes are walked once
 
     def array(tensor: _Tensor) -> Any:
-        key, code = tensor.storage.key, tensor.storage.code
-        if code is None:
+        key, dtype = tensor.storage.key, tensor.storage.dtype
+        if dtype is None:
             return pickles.StandIn()
-        if (key, code) not in decoded:
-            decoded[key, code] = _decode(content(key), code, order)
-        return _strided(decoded[key, code], tensor)
+        if (key, dtype) not in decoded:
+            decoded[key, dtype] = _decode(content(key), dtype, order)
+        return _strided(decoded[key, dtype], tensor)
 
     def convert(node: Any) -> Any:
         if isinstance(node, _Tensor):
@@ -341,14 +322,12 @@ def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str)
         raise UserError(f"{where} is damaged ({error}): download it again") from None
 
 
-def _decode(data: bytes, code: str, order: str) -> np.ndarray:
-    mark = "<" if order == "little" else ">"
-    if code == "bf16":
-        high = np.frombuffer(data, mark + "u2").astype(np.uint32)
-        return (high << 16).view(np.float32)
-    flat = np.frombuffer(data, np.dtype(code).newbyteorder(mark))
-    native = "<" if sys.byteorder == "little" else ">"
-    return flat if mark == native else flat.astype(flat.dtype.newbyteorder("="))
+def _decode(data: bytes, dtype: str, order: str) -> np.ndarray:
+    stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+    flat = np.frombuffer(data, stored.newbyteorder(order)).astype(stored, copy=False)
+    if dtype == "bfloat16":
+        return (flat.astype(np.uint32) << 16).view(np.float32)
+    return flat
 
 
 def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
@@ -360,7 +339,7 @@ def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
     Raises: ValueError if entries are outside the storage.
     """
     if len(tensor.size) != len(tensor.stride):
-        raise ValueError("a tensor has as many strides as axes")
+        raise ValueError("a tensor whose strides and axes differ in number")
     if math.prod(tensor.size) == 0:
         return np.zeros(tensor.size, flat.dtype)
     last = tensor.offset + sum(

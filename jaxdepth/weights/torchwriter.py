@@ -3,6 +3,7 @@
 `torch.load(path, weights_only=True)` reads them. Each array has its own storage.
 """
 
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -44,18 +45,16 @@ def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _tensor(key: int, array: np.ndarray) -> bytes:
     """A call of `_rebuild_tensor_v2`: storage, offset, size, stride, no gradient."""
-    stride, steps = 1, []
-    for n in reversed(array.shape):
-        steps.insert(0, stride)
-        stride *= n
+    shape = array.shape
+    strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     kind = f"ctorch\n{_STORAGES[array.dtype.str[1:]]}\n".encode()
     location = _plain(str(key)) + _plain("cpu") + _plain(array.size)
     storage = b"(" + _plain("storage") + kind + location + b"tQ"
-    geometry = _plain(0) + _plain(array.shape) + _plain(tuple(steps))
+    geometry = _plain(0) + _plain(shape) + _plain(strides)
     arguments = storage + geometry + b"\x89" + _EMPTY_DICT
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
 
 
 def _plain(value: str | int | tuple[int, ...]) -> bytes:
-    """The opcodes of a plain value, without the begin and the end of a pickle."""
+    """The opcodes of a plain value, without the start and the end of a pickle."""
     return pickle.dumps(value, protocol=2)[2:-1]

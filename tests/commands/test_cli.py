@@ -84,18 +84,18 @@ def test_help_lists_flags(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--help")
     assert not stop.value.code
-    output = capsys.readouterr().out
-    assert "--arch" in output and "--on_nan" in output and "ResNet-50" in output
+    stdout = capsys.readouterr().out
+    assert "--arch" in stdout and "--on_nan" in stdout and "ResNet-50" in stdout
 
 
 def test_recipe_help_lists_all_recipes(capsys):
     with pytest.raises(SystemExit) as stop:
         read("--recipe=help")
     assert stop.value.code == cli.OK
-    output = capsys.readouterr().out
-    assert all(f"--recipe={name}" in output for name in RECIPES)
+    stdout = capsys.readouterr().out
+    assert all(f"--recipe={name}" in stdout for name in RECIPES)
     assert (
-        "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in output
+        "--recipe=table4_nyu --data=nyu_depth_v2_labeled.mat --weights=FILE" in stdout
     )
 
 
@@ -159,8 +159,8 @@ def test_a_closed_pipe_gives_no_traceback():
         assert process.stdout is not None and process.stderr is not None
         os.read(process.stdout.fileno(), 10)
         process.stdout.close()
-        errors = process.stderr.read().decode()
-    assert "Traceback" not in errors
+        stderr = process.stderr.read().decode()
+    assert "Traceback" not in stderr
     assert process.returncode == 128 + signal.SIGPIPE
 
 

@@ -73,15 +73,15 @@ def test_default_flags_reproduce_the_metrics_of_the_run(root):
 
 
 def test_training_data_are_read_with_the_depth_scale_of_the_run(root):
-    entry = scores(root, f"--data={root / 'train'}")
-    assert (entry["data"], entry["split"], entry["images"]) == ("train", "all", 8)
-    assert entry["metrics"]["rmse"] < 4  # metres, not five times as many
+    actual = scores(root, f"--data={root / 'train'}")
+    assert (actual["data"], actual["split"], actual["images"]) == ("train", "all", 8)
+    assert actual["metrics"]["rmse"] < 4  # metres, not five times as many
 
 
 def test_other_data_are_read_with_the_default_depth_scale(root):
-    entry = scores(root, f"--data={pairs(root / 'third', 3, seed=2)}")
-    assert (entry["data"], entry["images"]) == ("third", 3)
-    assert entry["metrics"]["rmse"] < 4
+    actual = scores(root, f"--data={pairs(root / 'third', 3, seed=2)}")
+    assert (actual["data"], actual["images"]) == ("third", 3)
+    assert actual["metrics"]["rmse"] < 4
 
 
 def test_wrong_flags_are_refused_before_scoring(root):
@@ -117,10 +117,10 @@ def test_skipped_frames_are_noted(root, caplog):
     out = root / "gaps.json"
     command = [f"--checkpoint={root / 'run'}", f"--cache_dir={root / 'cache'}"]
     assert evaluate.command([*command, f"--data={data}", f"--out={out}"]) == cli.OK
-    document = json.loads(out.read_text())
-    assert document["evaluations"][-1]["images"] == 2
+    actual = json.loads(out.read_text())
+    assert actual["evaluations"][-1]["images"] == 2
     for words in ("1 frames that can't be used", "1 frames without any depth"):
-        assert any(words in note for note in document["notes"])
+        assert any(words in note for note in actual["notes"])
         assert words in caplog.text
 
 

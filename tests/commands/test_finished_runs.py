@@ -46,12 +46,14 @@ def test_tables_give_the_first_finished_seed_of_each_run_once(tmp_path):
     }
     (tmp_path / "t" / "tables.json").write_text(json.dumps(tables))
     alone = folder(tmp_path / "alone", config={"config": {"arch": "cnn"}})
-    finished = finished_runs.find([str(tmp_path / "t"), alone, alone])
-    names = [run.name for run in finished.runs]
+    selection = finished_runs.find([str(tmp_path / "t"), alone, alone])
+    names = [run.name for run in selection.runs]
     assert names == ["CNN+FC, table 1", "CNN, table 1", alone]
-    assert finished.runs[1].workdir.name.endswith("cnn/seed-1")
-    assert finished.runs[2].flag("arch") == "cnn" and finished.runs[2].evaluations == []
-    assert list(finished.tables) == [str(tmp_path / "t")]
+    assert selection.runs[1].workdir.name.endswith("cnn/seed-1")
+    assert (
+        selection.runs[2].flag("arch") == "cnn" and selection.runs[2].evaluations == []
+    )
+    assert list(selection.tables) == [str(tmp_path / "t")]
 
 
 def test_other_folders_and_damaged_files_are_refused(tmp_path):
@@ -113,10 +115,10 @@ def trained(tmp_path_factory):
 
 
 def test_scores_and_examples_are_of_the_evaluation_frames(trained):
-    finished_run = finished_runs.read(str(trained / "run"))
-    opened = finished_runs.TrainedRun(finished_run, step="last")
+    finished = finished_runs.read(str(trained / "run"))
+    opened = finished_runs.TrainedRun(finished, step="last")
     scored = opened.score()
-    last = finished_run.evaluations[-1]
+    last = finished.evaluations[-1]
     assert scored.entry["metrics"]["rmse"] == pytest.approx(last["metrics"]["rmse"])
     assert len(scored.images) == len(opened) == 5
     examples = opened.examples([4, 1])

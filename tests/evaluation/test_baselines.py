@@ -27,16 +27,16 @@ def test_baselines_equal_brute_force(depth):
         with pytest.raises(ValueError, match="no valid training pixel"):
             baselines.fit([depth], max_depth=0.3)
         return
-    found = baselines.fit([depth], max_depth=0.3)
+    actual = baselines.fit([depth], max_depth=0.3)
     values = depth[valid].astype(float)
-    np.testing.assert_allclose(found.constant, values.mean() / 1000, rtol=1e-12)
+    np.testing.assert_allclose(actual.constant, values.mean() / 1000, rtol=1e-12)
     delta1 = shares(depth[valid], 300)
-    chosen = round(found.constant_delta * 1000)
+    chosen = round(actual.constant_delta * 1000)
     assert delta1[chosen - 1] == delta1.max()
     for y, x in np.ndindex(depth.shape[1:]):
         at_pixel = depth[:, y, x][valid[:, y, x]].astype(float)
         expected = at_pixel.mean() if len(at_pixel) else values.mean()
-        np.testing.assert_allclose(found.mean_map[y, x], expected / 1000, rtol=1e-6)
+        np.testing.assert_allclose(actual.mean_map[y, x], expected / 1000, rtol=1e-6)
 
 
 def test_baselines_do_not_depend_on_the_batches():
@@ -53,8 +53,8 @@ def test_large_sums_are_exact_to_the_millimetre():
     # A float32 sum of these would be off by metres.
     depth = np.full((300, 1, 1), 9999, np.uint16)
     depth[0] = 9998
-    found = baselines.fit(iter([depth] * 200), max_depth=10.0)
-    np.testing.assert_allclose(found.mean_map[0, 0], 9.999 - 1 / 300_000, rtol=1e-7)
+    actual = baselines.fit(iter([depth] * 200), max_depth=10.0)
+    np.testing.assert_allclose(actual.mean_map[0, 0], 9.999 - 1 / 300_000, rtol=1e-7)
 
 
 def test_max_depth_beyond_uint16_keeps_all_pixels():

@@ -24,12 +24,14 @@ def sums(seed, *, noise=0.3, negative=None):
     if negative is not None:
         pred[negative] = -1
         valid[negative] = True
-    found = Sums()
-    found.update(row_sums(*map(jnp.asarray, (pred, target)), valid=jnp.asarray(valid)))
-    return found
+    image_sums = Sums()
+    image_sums.update(
+        row_sums(*map(jnp.asarray, (pred, target)), valid=jnp.asarray(valid))
+    )
+    return image_sums
 
 
-def literal(found, averaging, units, seed, count):
+def literal(image_sums, averaging, units, seed, count):
     """Metrics of every resample, computed from the images of the drawn units."""
     names = sorted({u for k, u in enumerate(units) if k != EMPTY})
     drawn = np.random.default_rng(seed).integers(0, len(names), (count, len(names)))
@@ -41,30 +43,30 @@ def literal(found, averaging, units, seed, count):
             for image, unit in enumerate(units)
             if unit == names[k] and image != EMPTY
         ]
-        rows.append(found.select(images).compute(averaging))
+        rows.append(image_sums.select(images).compute(averaging))
     return {k: np.array([row[k] for row in rows], float) for k in METRICS}
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
 @pytest.mark.parametrize("unit", ["image", "scene"])
 def test_intervals_of_one_run_equal_the_loop(averaging, unit):
-    found = sums(1)
+    image_sums = sums(1)
     if unit == "image":
-        how = bootstrap.over_images(found, count=200, seed=5)
+        how = bootstrap.over_images(image_sums, count=200, seed=5)
         units = list(range(len(SCENES)))
     else:
-        how = bootstrap.over_scenes(found, SCENES, count=200, seed=5)
+        how = bootstrap.over_scenes(image_sums, SCENES, count=200, seed=5)
         units = SCENES
     assert how is not None
-    expected = literal(found, averaging, units, 5, 200)
-    got = bootstrap.of_one(found, averaging, how)
+    expected = literal(image_sums, averaging, units, 5, 200)
+    got = bootstrap.of_one(image_sums, averaging, how)
     assert (got["unit"], got["units"], got["resamples"], got["seed"]) == (
         unit, len(set(units) - ({EMPTY} if unit == "image" else set())), 200, 5
     )  # fmt: skip
     for name in METRICS:
         low, high = np.percentile(expected[name], (2.5, 97.5))
         np.testing.assert_allclose(got["metrics"][name], (low, high), rtol=1e-9)
-        assert low < found.compute(averaging)[name] < high
+        assert low < image_sums.compute(averaging)[name] < high
 
 
 @pytest.mark.parametrize("averaging", AVERAGINGS)
@@ -110,12 +112,12 @@ def test_undefined_metrics_have_no_interval(averaging):
 
 
 def test_scenes_must_be_known_and_at_least_two():
-    found = sums(1)
-    assert bootstrap.over_scenes(found, [None, *SCENES[1:]]) is None
-    assert bootstrap.over_scenes(found, ["one"] * len(SCENES)) is None
+    image_sums = sums(1)
+    assert bootstrap.over_scenes(image_sums, [None, *SCENES[1:]]) is None
+    assert bootstrap.over_scenes(image_sums, ["one"] * len(SCENES)) is None
     # The scene of an image without ground truth may be unknown.
     scenes = [None if k == EMPTY else s for k, s in enumerate(SCENES)]
-    how = bootstrap.over_scenes(found, scenes)
+    how = bootstrap.over_scenes(image_sums, scenes)
     assert how is not None and how.units == 3
 
 

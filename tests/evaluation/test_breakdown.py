@@ -63,17 +63,17 @@ def test_holes_and_gentle_slopes_have_no_edges():
 
 def test_each_pixel_is_at_one_distance_and_near_or_away():
     depth = np.array([[[0.1, 2.0, 2.01, 4.0, 5.0, 6.5, 10.0, 10.5, 0.0]]], np.float32)
-    found = breakdown.masks(jnp.asarray(depth))
-    assert tuple(found) == breakdown.PARTS
+    actual = breakdown.masks(jnp.asarray(depth))
+    assert tuple(actual) == breakdown.PARTS
     names = [
-        [name for name in found if name.endswith(" m") and found[name][0, 0, k]]
+        [name for name in actual if name.endswith(" m") and actual[name][0, 0, k]]
         for k in range(depth.size)
     ]
     assert names == [
         ["0-2 m"], ["0-2 m"], ["2-4 m"], ["2-4 m"], ["4-6 m"], ["6-10 m"], ["6-10 m"],
         [], [],
     ]  # fmt: skip
-    near, away = found[breakdown.NEAR], found[breakdown.AWAY]
+    near, away = actual[breakdown.NEAR], actual[breakdown.AWAY]
     np.testing.assert_array_equal(near, ~away)
 
 

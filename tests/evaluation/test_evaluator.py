@@ -57,10 +57,10 @@ def alone(protocol, frame, truth, *, image_size=SIZE, network=toy_network):
     return sums
 
 
-def assert_same(found, expected):
-    assert found.counts["pixels"] == expected.counts["pixels"]
+def assert_same(actual, expected):
+    assert actual.counts["pixels"] == expected.counts["pixels"]
     for averaging in ("pooled", "per_image"):
-        a, b = found.compute(averaging), expected.compute(averaging)
+        a, b = actual.compute(averaging), expected.compute(averaging)
         for k in METRICS:
             # Rounding may move pixels over a threshold of delta.
             atol = 2 / expected.counts["pixels"] if "delta" in k else 0.0
@@ -214,23 +214,23 @@ def test_other_ground_truth_is_used_with_a_note(nyu_like, caplog):
         }
 
     with caplog.at_level(logging.WARNING):
-        found = notes(only_filled)
+        actual = notes(only_filled)
         notes(only_filled)
-    assert found["laina"] == ("filled", "")
-    assert found["eigen"] == (
+    assert actual["laina"] == ("filled", "")
+    assert actual["eigen"] == (
         "filled",
         "uses raw depth; all frames have filled depth only",
     )
     # Logged once per run.
     assert caplog.text.count("protocol eigen: uses raw depth") == 1
 
-    found = notes(only_raw)
+    actual = notes(only_raw)
     holes = sum(int((f["depth"]["raw"] == 0).sum()) for f in nyu_like)
-    truth, note = found["laina"]
+    truth, note = actual["laina"]
     assert truth == "raw"
     assert "uses filled depth" in note
     assert f"missing pixels left out: {holes}" in note
-    assert found["eigen"] == ("raw", "")
+    assert actual["eigen"] == ("raw", "")
 
     truth, note = notes([*only_raw[:1], *only_filled[1:]])["eigen"]
     assert truth == "filled+raw"
@@ -287,8 +287,8 @@ def test_predictions_that_are_not_finite_are_counted(nyu_like):
         broken, protocols.choose(["plain", "eigen"]), image_size=SIZE, batch_size=1
     )
     scores = evaluator(VARIABLES, nyu_like[:1])
-    found = evaluator.entries(scores, data="d", split="s")
-    eigen, plain = found[1], found[3]
+    actual = evaluator.entries(scores, data="d", split="s")
+    eigen, plain = actual[1], actual[3]
     assert plain["protocol"] == "plain"
     assert plain["metrics"]["rmse"] is None
     assert plain["metrics"]["delta1"] is not None
@@ -311,7 +311,7 @@ def test_depth_maps_are_scored_like_networks(name, nyu_like):
         batch_size=2,
     )
     maps = map_variables(frame_map, (114, 152))
-    found = evaluator(maps, nyu_like)[name]
+    actual = evaluator(maps, nyu_like)[name]
     shown = {
         "plain": frame_map,
         "laina": frame_map[3:117, 4:156],
@@ -322,7 +322,7 @@ def test_depth_maps_are_scored_like_networks(name, nyu_like):
     for frame in nyu_like:
         target = jnp.asarray(frame["depth"]["filled"])[None]
         expected.update(protocols.score(protocol, jnp.asarray(shown)[None], target))
-    assert_same(found.sums, expected)
+    assert_same(actual.sums, expected)
 
     constant = evaluator(map_variables(2.5, (114, 152)), nyu_like)[name]
     depth = np.stack([f["depth"]["filled"] for f in nyu_like]).astype(np.float64)
@@ -380,10 +380,10 @@ def test_error_breakdown_equals_numpy_and_merges():
     error = np.concatenate(pred).astype(np.float64) - truth
     for low, high in ((0, 2), (2, 4), (4, 6), (6, 10)):
         inside = (truth > low) & (truth <= high)
-        found = entry["parts"][f"{low}-{high} m"]
-        assert found["pixels"] == inside.sum() and found["images"] == 4
+        actual = entry["parts"][f"{low}-{high} m"]
+        assert actual["pixels"] == inside.sum() and actual["images"] == 4
         rmse = np.sqrt(np.mean(error[inside] ** 2))
-        assert found["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)
+        assert actual["metrics"]["rmse"] == pytest.approx(rmse, rel=1e-5)
 
 
 def test_registered_metric_and_protocol_appear_in_all_results():

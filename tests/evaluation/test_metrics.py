@@ -53,10 +53,12 @@ def compute(sums, averaging) -> dict[str, Any]:
     return sums.compute(averaging)
 
 
-def assert_metrics(found, expected, rtol=1e-5):
-    assert tuple(found) == tuple(METRICS)
+def assert_metrics(actual, expected, rtol=1e-5):
+    assert tuple(actual) == tuple(METRICS)
     for name in METRICS:
-        np.testing.assert_allclose(found[name], expected[name], rtol=rtol, err_msg=name)
+        np.testing.assert_allclose(
+            actual[name], expected[name], rtol=rtol, err_msg=name
+        )
 
 
 @given(seed=st.integers(0, 2**32 - 1), rel=st.sampled_from(["truth", "pred"]))
@@ -124,8 +126,8 @@ def test_float32_row_sums_are_accurate_over_many_pixels():
     target = rng.uniform(0.7, 10, (16, 480, 640)).astype(np.float32)
     pred = target + rng.normal(0.5, 0.3, target.shape).astype(np.float32).clip(-0.6)
     valid = np.ones(target.shape, bool)
-    found = compute(sums_of(pred, target, valid), "pooled")
-    assert_metrics(found, reference(pred, target), rtol=1e-5)
+    actual = compute(sums_of(pred, target, valid), "pooled")
+    assert_metrics(actual, reference(pred, target), rtol=1e-5)
 
 
 def test_silog_is_accurate_with_a_large_common_factor():
@@ -133,26 +135,26 @@ def test_silog_is_accurate_with_a_large_common_factor():
     target = rng.uniform(0.7, 10, (2, 20, 30)).astype(np.float32)
     spread = np.exp(rng.normal(0, 1e-3, target.shape))
     pred = (1000 * target * spread).astype(np.float32)
-    found = compute(sums_of(pred, target, np.ones(target.shape, bool)), "pooled")
-    np.testing.assert_allclose(found["silog"], 0.1, rtol=0.05)
+    actual = compute(sums_of(pred, target, np.ones(target.shape, bool)), "pooled")
+    np.testing.assert_allclose(actual["silog"], 0.1, rtol=0.05)
     expected = reference(pred, target)["silog"]
-    np.testing.assert_allclose(found["silog"], expected, rtol=1e-3)
+    np.testing.assert_allclose(actual["silog"], expected, rtol=1e-3)
 
 
 def test_a_perfect_prediction():
     _, target, valid = random_batch(0)
-    found = compute(sums_of(target, target, valid), "pooled")
-    assert [found[f"delta{k}"] for k in (1, 2, 3)] == [1, 1, 1]
-    assert all(found[k] == 0 for k in METRICS if not k.startswith("delta"))
+    actual = compute(sums_of(target, target, valid), "pooled")
+    assert [actual[f"delta{k}"] for k in (1, 2, 3)] == [1, 1, 1]
+    assert all(actual[k] == 0 for k in METRICS if not k.startswith("delta"))
 
 
 def test_delta_is_strict():
     # 1.25 and its square are exact in float32.
     target = jnp.full((1, 1, 4), 4.0)
     pred = jnp.array([[[5.0, 3.2, 6.25, 4.9]]])
-    found = sums_of(pred, target, jnp.ones((1, 1, 4), bool)).compute("pooled")
-    assert found["delta1"] == 0.25
-    assert found["delta2"] == 0.75
+    actual = sums_of(pred, target, jnp.ones((1, 1, 4), bool)).compute("pooled")
+    assert actual["delta1"] == 0.25
+    assert actual["delta2"] == 0.75
 
 
 def test_pooled_rmse_is_above_the_per_image_rmse():
@@ -169,17 +171,19 @@ def test_nonpositive_predictions(bad):
     pred[0, 0, :3] = bad  # two valid pixels and an invalid one
     sums = sums_of(pred, target, valid)
     for averaging in AVERAGINGS:
-        found = compute(sums, averaging)
-        none = [k for k in METRICS if found[k] is None]
+        actual = compute(sums, averaging)
+        none = [k for k in METRICS if actual[k] is None]
         assert none == ["rmse_log", "log10", "silog"]
     assert sums.counts["nonpositive"] == 2
     assert sums.counts["nonfinite"] == 0
     p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)
-    found = compute(sums, "pooled")
-    np.testing.assert_allclose(found["abs_rel"], np.mean(abs(p - t) / t), rtol=1e-5)
-    np.testing.assert_allclose(found["rmse"], np.sqrt(np.mean((p - t) ** 2)), rtol=1e-5)
+    actual = compute(sums, "pooled")
+    np.testing.assert_allclose(actual["abs_rel"], np.mean(abs(p - t) / t), rtol=1e-5)
+    np.testing.assert_allclose(
+        actual["rmse"], np.sqrt(np.mean((p - t) ** 2)), rtol=1e-5
+    )
     ratio = np.maximum(p / t, t / np.where(p > 1e-38, p, 1e-300))
-    np.testing.assert_allclose(found["delta3"], np.mean(ratio < 1.25**3), rtol=1e-6)
+    np.testing.assert_allclose(actual["delta3"], np.mean(ratio < 1.25**3), rtol=1e-6)
     # The logarithmic metrics of other images stay defined.
     table = sums.per_image()
     assert table[0]["log10"] is None
@@ -199,8 +203,8 @@ def test_nonfinite_predictions(bad):
     pred[2, 1, :2] = bad
     sums = sums_of(pred, target, valid)
     for averaging in AVERAGINGS:
-        found = compute(sums, averaging)
-        assert [k for k in METRICS if found[k] is None] == list(METRICS)[3:]
+        actual = compute(sums, averaging)
+        assert [k for k in METRICS if actual[k] is None] == list(METRICS)[3:]
     assert sums.counts["nonfinite"] == 1
     assert sums.counts["nonpositive"] == 0
     good = pred.copy()
@@ -255,24 +259,24 @@ def test_part_sums_equal_row_sums_of_the_mask():
     pred[0, 0, :2], pred[1, 2, 3] = -1, np.nan
     rng = np.random.default_rng(4)
     masks = {name: rng.random(SHAPE) < 0.5 for name in ("a", "b")}
-    found = jax.jit(part_sums)(pred, target, valid=valid, parts=masks)
+    actual = jax.jit(part_sums)(pred, target, valid=valid, parts=masks)
     for name, mask in masks.items():
         expected = _row_sums(pred, target, valid=valid & mask)
-        assert found[name].keys() == expected.keys()
+        assert actual[name].keys() == expected.keys()
         for key, x in expected.items():
             np.testing.assert_allclose(
-                found[name][key], x, rtol=1e-5, atol=1e-5, err_msg=key
+                actual[name][key], x, rtol=1e-5, atol=1e-5, err_msg=key
             )
 
 
 def test_compute_equals_numpy():
     pred, target, valid = random_batch(5)
-    found = metrics.compute(pred, target, valid)
-    assert_metrics(found, reference(pred[valid], target[valid]), rtol=1e-5)
+    actual = metrics.compute(pred, target, valid)
+    assert_metrics(actual, reference(pred[valid], target[valid]), rtol=1e-5)
     each = [reference(p[v], t[v]) for p, t, v in zip(pred, target, valid, strict=True)]
     mean = {k: np.mean([r[k] for r in each]) for k in METRICS}
-    found = metrics.compute(pred, target, valid, averaging="per_image")
-    assert_metrics(found, mean, rtol=1e-5)
+    actual = metrics.compute(pred, target, valid, averaging="per_image")
+    assert_metrics(actual, mean, rtol=1e-5)
 
 
 @pytest.mark.parametrize("missing", [0.0, -1.0, np.nan, np.inf])
@@ -282,14 +286,14 @@ def test_compute_ignores_pixels_without_ground_truth(missing):
     target[~valid] = missing
     # One image; float64 as NumPy has it by default; with and without a mask.
     for mask in (None, np.ones(valid[0].shape, bool)):
-        found = metrics.compute(pred[0].astype(float), target[0].astype(float), mask)
-        assert_metrics(found, expected, rtol=1e-5)
+        actual = metrics.compute(pred[0].astype(float), target[0].astype(float), mask)
+        assert_metrics(actual, expected, rtol=1e-5)
 
 
 def test_compute_without_a_valid_pixel_and_with_wrong_shapes():
     pred, target, valid = random_batch(7)
-    found = metrics.compute(pred, target, np.zeros_like(valid))
-    assert found == dict.fromkeys(METRICS)
+    actual = metrics.compute(pred, target, np.zeros_like(valid))
+    assert actual == dict.fromkeys(METRICS)
     # The tests check the annotated shapes, so that some are a TypeError already.
     for wrong in ((pred, target[:1]), (pred[0], target[0], valid)):
         with pytest.raises((TypeError, ValueError)):
@@ -317,10 +321,10 @@ def test_registered_metrics_equal_numpy(registered):
     sums = Sums()
     sums.update(row_sums(*map(jnp.asarray, (pred, target)), valid=jnp.asarray(valid)))
     p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)
-    found = compute(sums, "pooled")
-    np.testing.assert_allclose(found["mae"], np.mean(abs(p - t)), rtol=1e-5)
+    actual = compute(sums, "pooled")
+    np.testing.assert_allclose(actual["mae"], np.mean(abs(p - t)), rtol=1e-5)
     bias = np.exp(np.mean(np.log(p / t)))
-    np.testing.assert_allclose(found["log_bias"], bias, rtol=1e-5)
+    np.testing.assert_allclose(actual["log_bias"], bias, rtol=1e-5)
     assert tuple(sums.counts) == (
         "pixels", "nonpositive", "nonfinite", "images_without_truth"
     )  # fmt: skip
@@ -330,9 +334,9 @@ def test_registered_metrics_equal_numpy(registered):
 def test_registered_metrics_are_undefined_like_built_in_ones(registered):
     pred, target, _ = random_batch(8)
     pred[0, 0, 0] = -1
-    found: dict[str, Any] = metrics.compute(pred, target)
-    assert found["log_bias"] is None
+    actual: dict[str, Any] = metrics.compute(pred, target)
+    assert actual["log_bias"] is None
     mae = np.mean(abs(pred.astype(np.float64) - target))
-    np.testing.assert_allclose(found["mae"], mae, rtol=1e-5)
+    np.testing.assert_allclose(actual["mae"], mae, rtol=1e-5)
     pred[0, 0, 0] = np.nan
     assert metrics.compute(pred, target)["mae"] is None

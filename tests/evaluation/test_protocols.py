@@ -137,12 +137,12 @@ def test_scores_of_real_frames_equal_numpy(name, kind, rel, request):
     sums.update(run(protocol, pred, target))
     for averaging in ("pooled", "per_image"):
         expected = literal_metrics(name, pred, target, averaging, rel)
-        found: dict[str, Any] = dict(sums.compute(averaging))
+        actual: dict[str, Any] = dict(sums.compute(averaging))
         for k in METRICS:
             # Rounding may move pixels over a threshold of delta.
             atol = 6 / sums.counts["pixels"] if k.startswith("delta") else 0
             np.testing.assert_allclose(
-                found[k],
+                actual[k],
                 expected[k],
                 rtol=1e-5,
                 atol=atol,
@@ -165,13 +165,13 @@ def _region(name, t):
 def test_protocols_give_different_numbers(filled):
     _, target = filled
     pred = simulated_prediction(target)
-    found = set()
+    actual = set()
     for protocol in PROTOCOLS.values():
         sums = Sums()
         sums.update(run(protocol, pred, target))
-        found.add(sums.compute("pooled")["rmse"])
+        actual.add(sums.compute("pooled")["rmse"])
     # laina and plain differ in the network's input only.
-    assert len(found) == 3
+    assert len(actual) == 3
 
 
 def test_densedepth_clips_before_flip_averaging():

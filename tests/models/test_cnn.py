@@ -68,7 +68,7 @@ def test_cnn_has_eight_convolutions_of_3x3(arch):
 
 
 def pooled(x):
-    """2x2 maxima of (h, w); an odd last row or column is a window by itself."""
+    """2x2 maxima of (h, w); an odd last row or column is kept."""
     h, w = x.shape
     return np.array(
         [

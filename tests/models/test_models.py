@@ -161,7 +161,7 @@ def test_devices_with_shared_statistics_equal_one_batch():
         ({"freeze": "head"}, "freeze=head: one of none, encoder, bn_stats"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
-        ({"arch": "cnn", "unpool": "average"}, "belongs to upproj"),
+        ({"arch": "cnn", "unpool": "average"}, "no unpooling"),
     ],
 )
 def test_wrong_arguments_are_reported(arguments, message):

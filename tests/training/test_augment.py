@@ -101,10 +101,10 @@ def test_image_and_depth_move_together():
     for image, metre, key in zip(images, metres, k, strict=True):
         s = jax.random.uniform(jax.random.split(key, 6)[0], (), minval=1.0, maxval=1.5)
         code = np.round(metre * float(s) * 1000).astype(int)
-        there = code > 0
-        column, row = np.divmod(code[there] - 1000, 100)
-        assert np.abs(column - image[..., 0][there] / 4).max() < 0.51
-        assert np.abs(row - image[..., 1][there] / 5).max() < 0.51
+        valid = code > 0
+        column, row = np.divmod(code[valid] - 1000, 100)
+        assert np.abs(column - image[..., 0][valid] / 4).max() < 0.51
+        assert np.abs(row - image[..., 1][valid] / 5).max() < 0.51
         moved += np.ptp(column) > 0
     assert moved == 100
 
@@ -239,7 +239,7 @@ def test_the_same_keys_give_the_same_view_and_others_another():
 
 
 def test_keys_are_the_stated_function_of_seed_step_and_position():
-    found = aug.example_keys(3, 11, jnp.array([5, 0, 9]))
-    for key, position in zip(found, (5, 0, 9), strict=True):
+    actual = aug.example_keys(3, 11, jnp.array([5, 0, 9]))
+    for key, position in zip(actual, (5, 0, 9), strict=True):
         stated = jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 11), position)
         assert (jax.random.key_data(key) == jax.random.key_data(stated)).all()

@@ -63,7 +63,11 @@ def go(
         return 1.0 / step
 
     (folder / "events").mkdir(parents=True, exist_ok=True)
-    with MetricsWriter(folder, resume_from=int(state.step)) as writer:
+    resume_from = int(state.step)
+    with (
+        MetricsWriter(folder, resume_from=resume_from) as writer,
+        StopSignals() as stopping,
+    ):
         outcome = loop_lib.loop(
             config,
             state,
@@ -76,6 +80,7 @@ def go(
             writer=writer,
             learning_rate=lambda step: lr,
             evaluate=evaluate,
+            stopping=stopping,
         )
     checkpoints.close()
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -113,10 +118,10 @@ def test_an_average_goes_on_from_its_checkpoint(tmp_path, kind):
     checkpoints = Checkpoints(str(tmp_path / "parts" / "checkpoints"), read_only=True)
     saved = checkpoints.restore_state(first.outcome.state)
     second = go(tmp_path / "parts", 4, state=saved, kind=kind, ema=0.9)
-    ours, theirs = second.outcome.state, whole.outcome.state
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    actual, expected = second.outcome.state, whole.outcome.state
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
     assert not np.array_equal(
-        ours.variables["params"]["head"]["bias"], ours.params["head"]["bias"]
+        actual.variables["params"]["head"]["bias"], actual.params["head"]["bias"]
     )
 
 
@@ -127,9 +132,9 @@ def test_steps_of_one_call_are_the_same_steps(tmp_path, kind):
         tmp_path / "several", 6, kind=kind, log_every=3, save_every=3, steps_per_call=3
     )
     assert [r["step"] for r in several.records] == [3, 6]
-    for ours, theirs in zip(several.records[1:], single.records[2:], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert ours["images"] == theirs["images"] == 3 * BATCH
+    for actual, expected in zip(several.records[1:], single.records[2:], strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert actual["images"] == expected["images"] == 3 * BATCH
     assert int(several.outcome.state.step) == 6 and several.saved == [3]
 
 
@@ -179,7 +184,7 @@ def test_a_second_interrupt_is_not_waited_for():
 def test_a_run_past_its_end_is_refused(tmp_path):
     run = go(tmp_path, 3, save_every=2)
     opened = Checkpoints(str(tmp_path / "checkpoints"))
-    found = resumed(opened, run.outcome.state, steps=5, where="here")
-    assert int(found.step) == 2
+    actual = resumed(opened, run.outcome.state, steps=5, where="here")
+    assert int(actual.step) == 2
     with pytest.raises(UserError, match="2 steps already, more than --steps=1"):
         resumed(opened, run.outcome.state, steps=1, where="here")

@@ -19,14 +19,14 @@ def lines(folder):
 def all_events(folder):
     """What the event files hold: records of TensorFlow's framing, taken apart here."""
     event_class = importlib.import_module("tensorboardX.proto.event_pb2").Event
-    found = []
+    events = []
     for path in sorted((folder / "events").iterdir()):
         data = path.read_bytes()
         while data:  # length (8 bytes), its checksum (4), record, checksum (4)
             length = int.from_bytes(data[:8], "little")
-            found.append(event_class.FromString(data[12 : 12 + length]))
+            events.append(event_class.FromString(data[12 : 12 + length]))
             data = data[16 + length :]
-    return found
+    return events
 
 
 def events(folder):
@@ -74,8 +74,8 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
             writer.write(step, {"loss": float(step)})
     with metrics_writer.MetricsWriter(tmp_path, resume_from=20) as writer:
         writer.write(30, {"loss": 0.0})
-    found = [(r["step"], r["loss"]) for r in lines(tmp_path)]
-    assert found == [(10, 10.0), (20, 20.0), (30, 0.0)]
+    actual = [(r["step"], r["loss"]) for r in lines(tmp_path)]
+    assert actual == [(10, 10.0), (20, 20.0), (30, 0.0)]
 
 
 def test_resuming_after_a_line_that_was_cut_off(tmp_path):

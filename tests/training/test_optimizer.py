@@ -46,29 +46,31 @@ def names(tree):
 def by_torch(make, *, groups=None, clip=None, rate=None):
     """Ten steps of a PyTorch optimizer on the same parameters and gradients."""
     torch = pytest.importorskip("torch", reason="needs the extra torch")
-    held = {
+    parameters = {
         name: torch.nn.Parameter(torch.tensor(value))
         for name, value in names(params()).items()
     }
-    rule = make(torch.optim, groups(held) if groups else list(held.values()))
+    rule = make(
+        torch.optim, groups(parameters) if groups else list(parameters.values())
+    )
     for step in range(STEPS):
         for name, gradient in names(gradients(step)).items():
-            held[name].grad = torch.tensor(gradient)
+            parameters[name].grad = torch.tensor(gradient)
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(held.values(), clip)
+            torch.nn.utils.clip_grad_norm_(parameters.values(), clip)
         for group in rule.param_groups:
             if rate is not None:
                 group["lr"] = rate(step)
         rule.step()
-    return {name: p.detach().numpy() for name, p in held.items()}
+    return {name: p.detach().numpy() for name, p in parameters.items()}
 
 
-def close(found, expected):
-    found = names(found)
-    assert found.keys() == expected.keys()
+def close(actual, expected):
+    actual = names(actual)
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(
-            found[name], value, rtol=2e-5, atol=2e-6, err_msg=name
+            actual[name], value, rtol=2e-5, atol=2e-6, err_msg=name
         )
 
 
@@ -180,9 +182,9 @@ def test_cosine():
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine"])
 def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
-    found = rates(12, schedule=schedule, steps=12, warmup_steps=4)
-    np.testing.assert_allclose(found[:4], [0.5, 1.0, 1.5, 2.0])
-    np.testing.assert_allclose(found[4:], rates(8, schedule=schedule, steps=8))
+    actual = rates(12, schedule=schedule, steps=12, warmup_steps=4)
+    np.testing.assert_allclose(actual[:4], [0.5, 1.0, 1.5, 2.0])
+    np.testing.assert_allclose(actual[4:], rates(8, schedule=schedule, steps=8))
 
 
 def test_unknown_names_are_refused():

@@ -61,11 +61,11 @@ def walk(step, placement, state, data):
     placed, seen = placement.place_state(state), []
     for batch in data:
         placed, logs = step(placed, placement.place_batch(batch))
-        seen.append(told(placement.one(placed), placement.one(logs)))
+        seen.append(step_values(placement.one(placed), placement.one(logs)))
     return seen, placement.one(placed)
 
 
-def told(state, logs):
+def step_values(state, logs):
     return host((logs, state.opt_state[0], state.batch_stats))
 
 
@@ -79,7 +79,7 @@ def alone(request):
     after, seen = state, []
     for batch in batches():
         after, logs = step(after, batch)
-        seen.append(told(after, logs))
+        seen.append(step_values(after, logs))
     return options, state, seen
 
 
@@ -98,8 +98,8 @@ def test_one_step_is_the_same_on_eight_devices(alone, together):
     (expected, *trees), (got, *others) = alone[2][0], together[0][0]
     assert expected["images"] == got["images"] == BATCH - len(EMPTY)
     np.testing.assert_allclose(got["loss"], expected["loss"], rtol=5e-5)
-    for ours, theirs in zip(others, trees, strict=True):
-        assert relative(ours, theirs) < 5e-5
+    for actual, expected in zip(others, trees, strict=True):
+        assert relative(actual, expected) < 5e-5
 
 
 def test_ten_steps_are_the_same_on_eight_devices(alone, together):
@@ -126,9 +126,9 @@ def test_the_average_is_that_of_a_loop_on_eight_devices(kind):
     for k, batch in enumerate(batches()[:5]):
         placed, _ = step(placed, placement.place_batch(batch))
         now = host(placement.one(placed))
-        kept = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3][k]
+        decay = [1 / 10, 2 / 11, 3 / 12, 0.3, 0.3][k]
         expected = jax.tree.map(
-            lambda a, x, d=kept: d * a + (1 - d) * x, expected, now.network
+            lambda a, x, d=decay: d * a + (1 - d) * x, expected, now.network
         )
     assert relative(now.average, expected) < 1e-6
     assert relative(now.average, now.network) > 1e-4
@@ -151,27 +151,27 @@ class Frames(Store):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_frames_on_the_devices_are_the_same_batches(kind, devices):
     placement = Placement.over(kind, jax.devices()[:devices])
-    frames, held = Frames(), np.array([*range(20, 3, -1), 2, 0])
-    part = device_cache.reader(frames, held, depth="filled", devices=devices)
+    frames, rows = Frames(), np.array([*range(20, 3, -1), 2, 0])
+    part = device_cache.reader(frames, rows, depth="filled", devices=devices)
     placed = placement.place_table(part)
     assert len(placed["rgb"].sharding.device_set) == devices
     places = np.array([18, 0, 0, 7, 3, 11, 12, 5], np.int32)  # on any device, twice
 
     def look(axis_name, state, batch, frames):
-        found = device_cache.gather(
+        actual = device_cache.gather(
             frames, batch["rows"], frame=tiny.FRAME, axis_name=axis_name
         )
         return state, jax.tree.map(
-            lambda x: jax.lax.all_gather(x, axis_name, tiled=True), found
+            lambda x: jax.lax.all_gather(x, axis_name, tiled=True), actual
         )
 
     step = placement.compile(look, AXIS, table=placed)
     state = placement.place_state({"n": np.zeros(())})
-    found = placement.one(step(state, placement.place_batch({"rows": places}))[1])
+    actual = placement.one(step(state, placement.place_batch({"rows": places}))[1])
     for name, values in frames.all.items():
         if name != "position":
-            np.testing.assert_array_equal(found[name], values[held[places]])
-            assert found[name].dtype == values.dtype
+            np.testing.assert_array_equal(actual[name], values[rows[places]])
+            assert actual[name].dtype == values.dtype
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
@@ -259,20 +259,22 @@ def test_what_is_placed_comes_back(kind):
     np.testing.assert_array_equal(back["a"], state["a"])
     assert back["n"] == 7 and back["n"].shape == ()
     batch = tiny.batch(BATCH)
-    there = placement.place_batch(batch)
+    placed_batch = placement.place_batch(batch)
     for name, values in batch.items():
-        shards = sorted(there[name].addressable_shards, key=lambda s: s.device.id)
+        shards = sorted(
+            placed_batch[name].addressable_shards, key=lambda s: s.device.id
+        )
         parts = [np.asarray(s.data).reshape(2, *values.shape[1:]) for s in shards]
         np.testing.assert_array_equal(np.concatenate(parts), values)
-        assert there[name].dtype == values.dtype
+        assert placed_batch[name].dtype == values.dtype
 
 
 def test_batches_divide_evenly_or_are_refused():
     placement = Placement.over("jit")
     placement.check_batch(16, 2)
-    with pytest.raises(UserError, match="multiple of 16") as told:
+    with pytest.raises(UserError, match="multiple of 16") as raised:
         placement.check_batch(24, 2)
-    assert "--batch_size=24" in str(told.value) and "\n" not in str(told.value)
+    assert "--batch_size=24" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_all_devices_unless_some_are_named():

@@ -49,12 +49,12 @@ def close(got, expected, tolerance=1e-5):
 
 def overlaps(n_in: int, n_out: int) -> np.ndarray:
     """How much of each input cell (columns) lies in each output cell (rows)."""
-    found = np.zeros((n_out, n_in))
+    weights = np.zeros((n_out, n_in))
     for i in range(n_out):
         for j in range(n_in):
             low, high = i * n_in / n_out, (i + 1) * n_in / n_out
-            found[i, j] = max(0.0, min(high, j + 1) - max(low, j))
-    return found
+            weights[i, j] = max(0.0, min(high, j + 1) - max(low, j))
+    return weights
 
 
 def targets(depth_mm, shape):
@@ -330,10 +330,12 @@ def test_statistics_move_by_a_tenth():
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     features = np.asarray(features, np.float64)
-    found = stats["encoder"]["block1"]["bn"]
-    np.testing.assert_allclose(found["mean"], 0.1 * features.mean((0, 1, 2)), rtol=1e-4)
+    actual = stats["encoder"]["block1"]["bn"]
+    np.testing.assert_allclose(
+        actual["mean"], 0.1 * features.mean((0, 1, 2)), rtol=1e-4
+    )
     variance = 0.9 + 0.1 * features.var((0, 1, 2))
-    np.testing.assert_allclose(found["var"], variance, rtol=1e-4)
+    np.testing.assert_allclose(actual["var"], variance, rtol=1e-4)
 
 
 def test_a_fresh_state_predicts_the_depth_it_was_given():

@@ -156,9 +156,9 @@ def test_checkpoints_are_found_in_folders(tmp_path):
     with pytest.raises(UserError, match=r"several checkpoints \(a\.ckpt, b\.ckpt\)"):
         fcrn.read(tmp_path)
     state_file(first)
-    index, data = fcrn.parts(tmp_path)
+    index, data = fcrn.source_files(tmp_path)
     assert index.name == "a.ckpt.index" and data.name == "a.ckpt.data-00000-of-00001"
-    assert fcrn.parts(first) == fcrn.parts(data) == [index, data]
+    assert fcrn.source_files(first) == fcrn.source_files(data) == [index, data]
     data.unlink()
     with pytest.raises(UserError, match="is damaged"):
         fcrn.read(tmp_path)
@@ -221,16 +221,16 @@ def test_damaged_headers_are_rejected(tmp_path, header):
 
 @pytest.mark.slow
 def test_the_command_converts_both_ways(npy, dictionary, tmp_path):
-    ours, back = tmp_path / "nyu.safetensors", tmp_path / "back.npy"
-    assert convert_fcrn.command([str(npy), str(ours)]) == 0
-    assert convert_fcrn.command(["--reverse", str(ours), str(back)]) == 0
+    weights, back = tmp_path / "nyu.safetensors", tmp_path / "back.npy"
+    assert convert_fcrn.command([str(npy), str(weights)]) == 0
+    assert convert_fcrn.command(["--reverse", str(weights), str(back)]) == 0
     by_numpy = np.load(back, allow_pickle=True, encoding="latin1").item()
     for name, x in flat(dictionary).items():
         np.testing.assert_array_equal(flat(by_numpy)[name], x)
     # `read` accepts pickles of Python 3, too.
     assert set(fcrn.read(back)) == set(flat(dictionary))
     with pytest.raises(UserError, match="not overwritten"):
-        convert_fcrn.command([str(npy), str(ours)])
+        convert_fcrn.command([str(npy), str(weights)])
 
 
 def test_wrong_arguments_are_reported_before_reading(tmp_path, npy, monkeypatch):

@@ -1,47 +1,33 @@
-"""Files of converted weights, and training states that start from them."""
+"""Files of converted weights."""
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import json
 import struct
 
-import jax
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
 
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.runtime.trees import flatten
-from jaxdepth.training import initialize
 from jaxdepth.weights import files
-from tests import tiny
+
+from . import example
+
+NAME = "batch_stats/encoder/bn_init/var"
 
 
-@functools.cache
-def initial_state():
-    return tiny.state(tiny.spec("upproj"))
-
-
-def filled_weights(state, **fields) -> files.Weights:
-    """Weights for every array of a state, filled with 2."""
-    arrays = {
-        k: np.full(x.shape, 2, np.float32) for k, x in flatten(state.variables).items()
-    }
-    defaults = {
-        "init": "imagenet",
-        "origin": "a test",
-        "sha256": "0",
-        "licence": "none",
-    }
-    return files.Weights.of_layout(arrays, "torchvision", **(defaults | fields))
+def filled_weights() -> files.Weights:
+    """Weights of two arrays, filled with 2."""
+    shapes = {NAME: (4,), "params/encoder/conv_init/kernel": (7, 7, 3, 4)}
+    return example.weights({k: np.full(n, 2, np.float32) for k, n in shapes.items()})
 
 
 def test_written_weights_are_read_back(tmp_path):
     path = tmp_path / "w.safetensors"
-    weights = filled_weights(initial_state())
+    weights = filled_weights()
     files.write(path, weights)
     read = files.read(path)
     assert set(read.arrays) == set(weights.arrays)
@@ -72,40 +58,12 @@ def test_other_files_are_rejected(tmp_path):
         files.read(path)
 
 
-@pytest.mark.parametrize("value", ["3", "[1, 2]", '"ab"', "{", "[[1], 2, 3]"])
-@pytest.mark.parametrize("name", ["rgb_mean", "layout", "init"])
-def test_damaged_metadata_are_rejected(tmp_path, name, value):
-    path = tmp_path / "w.safetensors"
-    files.write(path, filled_weights(initial_state()))
-    with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = file.metadata()
-    safetensors.numpy.save_file(
-        {"a": np.zeros(3, np.float32)}, path, metadata | {name: value}
-    )
-    try:
-        weights = files.read(path)
-    except UserError as error:
-        assert "metadata are damaged" in str(error)
-    else:  # of the right type: rejected on use
-        with pytest.raises(UserError):
-            initialize.start_from(
-                initial_state(),
-                weights,
-                init="imagenet",
-                layout="torchvision",
-                where="w",
-            )
-
-
 def write_raw(path, dtype: str, data: bytes, count: int):
     """Write a safetensors file of one array, of a type that NumPy may lack."""
     header = {"a": {"dtype": dtype, "shape": [count], "data_offsets": [0, len(data)]}}
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
     return path
-
-
-NAME = "batch_stats/encoder/bn_init/var"
 
 
 @pytest.mark.parametrize(
@@ -117,8 +75,7 @@ NAME = "batch_stats/encoder/bn_init/var"
     ],
 )
 def test_invalid_values_are_rejected(tmp_path, changed, words):
-    weights = filled_weights(initial_state())
-    assert NAME in weights.arrays
+    weights = filled_weights()
     array = np.full(weights.arrays[NAME].shape, changed.get("value", 1))
     array = array.astype(changed.get("dtype", np.float32))
     arrays = {**weights.arrays, NAME: array}
@@ -130,7 +87,7 @@ def test_invalid_values_are_rejected(tmp_path, changed, words):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_floats_become_float32(tmp_path, dtype):
-    weights = filled_weights(initial_state())
+    weights = filled_weights()
     arrays = {name: x.astype(dtype) for name, x in weights.arrays.items()}
     path = tmp_path / "w.safetensors"
     files.write(path, dataclasses.replace(weights, arrays=arrays))
@@ -161,7 +118,7 @@ def test_a_wrong_header_length_is_rejected(tmp_path):
 
 def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    files.write(tmp_path / "w.safetensors", filled_weights(initial_state()))
+    files.write(tmp_path / "w.safetensors", filled_weights())
     assert files.read("~/w.safetensors").init == "imagenet"
     assert files.output("~/out.npy", ".npy") == tmp_path / "out.npy"
     with pytest.raises(UserError, match="is a folder"):
@@ -182,7 +139,7 @@ def test_unwritable_outputs_are_reported(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(MachineError, match="could not be written: No space"):
-        files.write(tmp_path / "w.safetensors", filled_weights(initial_state()))
+        files.write(tmp_path / "w.safetensors", filled_weights())
 
 
 def test_the_checksum_of_several_files_covers_all_of_them(tmp_path):
@@ -190,79 +147,3 @@ def test_the_checksum_of_several_files_covers_all_of_them(tmp_path):
     (tmp_path / "b").write_bytes(b"two")
     expected = hashlib.sha256(b"onetwo").hexdigest()
     assert files.sha256(tmp_path / "a", tmp_path / "b") == expected
-
-
-@pytest.mark.parametrize(
-    ("init", "parts"),
-    [("imagenet", {"encoder"}), ("nyu", {"encoder", "decoder", "head"})],
-)
-def test_init_selects_the_parts_that_start_from_weights(init, parts):
-    state = initial_state()
-    weights = filled_weights(state, init=init)
-    started = initialize.start_from(
-        state, weights, init=init, layout="torchvision", where="w"
-    )
-    before = flatten(state.variables)
-    for path, x in flatten(started.variables).items():
-        expected = 2 if path.split("/")[1] in parts else before[path]
-        np.testing.assert_array_equal(x, np.broadcast_to(expected, x.shape))
-    assert jax.tree.structure(started) == jax.tree.structure(state)
-
-
-def test_a_classifier_is_ignored():
-    state = initial_state()
-    weights = filled_weights(state)
-    extra = {"params/fc/kernel": np.zeros((8, 3), np.float32)}
-    weights = dataclasses.replace(weights, arrays={**weights.arrays, **extra})
-    initialize.start_from(
-        state, weights, init="imagenet", layout="torchvision", where="w"
-    )
-
-
-def test_arrays_of_no_part_of_the_network_are_ignored():
-    state = initial_state()
-    weights = filled_weights(state)
-    weights = dataclasses.replace(
-        weights, arrays={**weights.arrays, "bare": np.zeros(1, np.float32)}
-    )
-    initialize.start_from(
-        state, weights, init="imagenet", layout="torchvision", where="w"
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"init": "nyu"}, "weights for --init=nyu, not for --init=imagenet"),
-        ({"layout": "fcrn"}, "give --layout=fcrn"),
-        ({"layout": "fcrn"}, "stride_in 1x1 and not 3x3, stem_bias True and not False"),
-        ({"layout": "fcrn"}, "bn_epsilon 0.0001 and not 1e-05"),
-        (
-            {"layout": "fcrn"},
-            r"padding_side top_left and .* rgb_mean \(0.0, 0.0, 0.0\)",
-        ),
-        ({"layout": "other"}, "layout other, which is unknown"),
-        ({"rgb_std": (1.0, 1.0)}, "normalised by rgb_std"),
-        ({"rgb_mean": (0.0, 0.0, 0.0)}, "normalised by rgb_mean"),
-    ],
-)
-def test_weights_of_another_kind_are_rejected(change, words):
-    state = initial_state()
-    weights = dataclasses.replace(filled_weights(state), **change)
-    with pytest.raises(UserError, match=words):
-        initialize.start_from(
-            state, weights, init="imagenet", layout="torchvision", where="w"
-        )
-
-
-def test_mismatches_are_summarized():
-    state = initial_state()
-    arrays = dict(filled_weights(state).arrays)
-    name = next(k for k in arrays if k.startswith("params/encoder"))
-    arrays[name] = np.zeros((1, 2), np.float32)
-    arrays["params/encoder/more"] = np.zeros(1, np.float32)
-    weights = dataclasses.replace(filled_weights(state), arrays=arrays)
-    with pytest.raises(UserError, match=r"1 unexpected.*1 misshapen.*\(1, 2\)"):
-        initialize.start_from(
-            state, weights, init="imagenet", layout="torchvision", where="w"
-        )

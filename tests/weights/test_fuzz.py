@@ -9,7 +9,7 @@ import safetensors.numpy
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import fcrn, files, resnet, torchfile
 
-from . import damage, fcrn_files, torch_files
+from . import damage, example, fcrn_files, torch_files
 
 ARRAYS = {
     "conv1.weight": np.arange(2 * 3 * 49, dtype=np.float32).reshape(2, 3, 7, 7),
@@ -27,12 +27,7 @@ def checkpoint(path, *, legacy):
 
 
 def converted(path):
-    files.write(
-        path,
-        files.Weights.of_layout(
-            ARRAYS, "torchvision", init="imagenet", origin="x", sha256="", licence=""
-        ),
-    )
+    files.write(path, example.weights(ARRAYS))
     return path
 
 

@@ -303,9 +303,9 @@ def test_tensors_beyond_their_storage_are_rejected(tmp_path):
 
 def test_other_files_are_rejected(tmp_path):
     path = tmp_path / "x.pth"
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="No such file"):
         torchfile.read(path)
-    with pytest.raises(UserError, match="is a folder"):
+    with pytest.raises(UserError, match="Is a directory"):
         torchfile.read(tmp_path)
     path.write_text("hello")
     with pytest.raises(UserError, match="not a PyTorch checkpoint"):

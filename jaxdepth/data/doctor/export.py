@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxdepth import plots
 from jaxdepth.data.sources import FrameInfo, Source
-from jaxdepth.data.sources.folder import DEPTH_WORDS, IMAGE_WORDS
+from jaxdepth.data.sources.pairing import DEPTH_WORDS, IMAGE_WORDS
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store import staging
 from jaxdepth.runtime.errors import MachineError, UserError

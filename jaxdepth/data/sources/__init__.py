@@ -73,6 +73,7 @@ class ReadOptions:
       max_gap: longest time between image and depth of a raw dump, seconds.
       variant: release of the NYU toolbox whose projection is computed, "B" or "A".
       fill: the toolbox's method to fill holes in projected raw depth.
+      allow_outside: read files outside the data's folder that lists or links name.
     """
 
     depth_scale: float | None = None
@@ -81,6 +82,7 @@ class ReadOptions:
     max_gap: float | None = None
     variant: Literal["B", "A"] = "B"
     fill: Literal["none", "colorization", "cross_bf"] = "none"
+    allow_outside: bool = False
 
 
 @runtime_checkable

@@ -7,12 +7,18 @@ from typing import Any, NamedTuple
 
 from jaxdepth import images as images_lib
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.data.sources import (
+    Frame,
+    FrameInfo,
+    ReadOptions,
+    files,
+    labeled,
+    listed,
+    lists,
+)
 from jaxdepth.runtime.errors import UserError
 
 FOCAL = 518.8579  # pixels, in every line of the NYU lists
-# Folders of the listed files, below the data's folder, by the authors' instructions.
-BELOW = ("", "sync", "official_splits/test", "train", "test")
 
 
 class Line(NamedTuple):
@@ -39,19 +45,23 @@ class Bts:
     """
 
     format = "bts"
-    OPTIONS = frozenset({"depth_scale"})
+    OPTIONS = frozenset({"depth_scale", "allow_outside"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the path is a list, or a folder with one."""
-        return bool(_lists(path))
+        """Whether the path is a list, or a folder all of whose lists are of this form.
+
+        A folder with other lists, too, is of the format "folder".
+        """
+        return bool(_lists(path)) and len(_lists(path)) == len(listed.candidates(path))
 
     def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = files.name_of(path)
         self.depth_scale = options.depth_scale or 1000.0
+        self._allow_outside = options.allow_outside
         self.notes: list[str] = []
         train, evaluation = self._read()
         self.lines = train + evaluation
@@ -96,13 +106,13 @@ class Bts:
 
     def _read(self) -> tuple[list[Line], list[Line]]:
         """Read the lines for training and the lines for evaluation."""
-        lists = _lists(self.path) or ([self.path] if self.path.is_file() else [])
-        if not lists:
+        found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
+        if not found:
             raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
         parts: dict[bool, tuple[Path, list[Line]]] = {}
-        for file in lists:
-            lines = self._lines(file, alone=len(lists) == 1)
-            tests = re.search(r"test|val|eval", file.stem.lower()) is not None
+        for file in found:
+            lines = self._lines(file, alone=len(found) == 1)
+            tests = lists.part_of(file.name) in ("val", "test")
             if lines and tests in parts:
                 raise UserError(
                     f"{parts[tests][0]} and {file} both list frames to "
@@ -121,11 +131,13 @@ class Bts:
         Raises: UserError for a wrong line; for missing files if the list is `alone`.
         """
         rows, without = [], 0
-        for number, columns in files.read_list(file):
+        listing = lists.read(file)
+        for row in listing.rows:
+            columns = row.columns
             if not _is_line(columns):
                 raise UserError(
-                    f'{file}, line {number}: expected "rgb depth focal", not '
-                    f"{' '.join(columns)[:120]!r}"
+                    f'{listing.where(row)}: expected "rgb depth focal", not '
+                    f"{lists.printable(' '.join(columns))!r}"
                 )
             without += columns[1] == "None"
             if columns[1] != "None":
@@ -134,12 +146,15 @@ class Bts:
             self.notes.append(f"{without} lines of {file.name} without depth left out")
         if not rows:
             raise UserError(f"{file} lists no frame with depth")
-        root = files.find_root(file.parent, [row[0] for row in rows], BELOW)
+        names = [row[0] for row in rows]
+        root = lists.root_of(
+            file.parent, names, below=listed.BELOW, allow_outside=self._allow_outside
+        )
         if root is None:
             missing = (
                 f"no file that {file.name} lists exists, such as {rows[0][0]}: "
                 f"searched {file.parent.absolute()}, its parent folders, and "
-                f"{', '.join(BELOW[1:])} in each of them"
+                f"{', '.join(listed.BELOW[1:])} in each of them"
             )
             if alone:
                 raise UserError(missing)
@@ -148,8 +163,8 @@ class Bts:
         return [
             Line(
                 rgb.lstrip("/"),
-                files.in_folder(root, rgb),
-                files.in_folder(root, depth),
+                root.path(rgb),
+                root.path(depth),
                 float(focal),
             )
             for rgb, depth, focal in rows
@@ -164,15 +179,13 @@ class Bts:
 
 def _lists(path: Path) -> list[Path]:
     """Find the lists at a path by their first lines. Never raises."""
-    try:
-        candidates = sorted(path.glob("*.txt")) if path.is_dir() else [path]
-    except OSError:
-        return []
-    return [file for file in candidates if _is_list(files.peek_list(file))]
+    return [file for file in listed.candidates(path) if _is_list(lists.peek(file))]
 
 
-def _is_list(lines: Sequence[Sequence[str]]) -> bool:
-    return bool(lines) and all(map(_is_line, lines))
+def _is_list(listing: lists.Listing | None) -> bool:
+    """Whether most of the first lines have the form; `_lines` rejects the others."""
+    rows = listing.rows[:20] if listing else ()
+    return 2 * sum(_is_line(row.columns) for row in rows) > len(rows)
 
 
 def _is_line(columns: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """DenseDepth's nyu_data.zip: nyu2_train.csv and nyu2_test.csv of image and depth."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from jaxdepth import images as images_lib
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled, lists
 from jaxdepth.runtime.errors import UserError
 
 LISTS = ("nyu2_train.csv", "nyu2_test.csv")
@@ -36,7 +37,7 @@ class DenseDepth:
     """
 
     format = "densedepth"
-    OPTIONS: frozenset[str] = frozenset()
+    OPTIONS = frozenset({"allow_outside"})
     truths: tuple[str, ...] = ("filled",)
 
     @staticmethod
@@ -47,11 +48,18 @@ class DenseDepth:
     def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = files.name_of(path)
-        lists = _lists(path)
-        if not lists:
+        paths = _lists(path)
+        if not paths:
             raise UserError(f"{path} holds neither of {' and '.join(LISTS)}")
-        train = [r for f in lists if "test" not in f.name for r in _read(f)]
-        evaluation = [r for f in lists if "test" in f.name for r in _read(f)]
+        train, evaluation = (
+            [
+                row
+                for file in paths
+                if lists.part_of(file.name) == part
+                for row in _read(file, options.allow_outside)
+            ]
+            for part in ("train", "test")
+        )
         self.rows = train + evaluation
         self._train = range(len(train))
         self._evaluation = range(len(train), len(self.rows))
@@ -99,43 +107,43 @@ def _lists(path: Path) -> list[Path]:
     if path.name in LISTS and files.is_file(path):
         return [path]
     for folder in (path, path / "data"):
-        lists = [folder / name for name in LISTS if files.is_file(folder / name)]
-        if lists:
-            return lists
+        paths = [folder / name for name in LISTS if files.is_file(folder / name)]
+        if paths:
+            return paths
     return []
 
 
 def _names_pairs(file: Path) -> bool:
-    lines = files.peek_list(file, 1)
-    return bool(lines) and _is_pair(lines[0])
+    listing = lists.peek(file)
+    return bool(listing and listing.rows) and _is_pair(listing.rows[0].columns)
 
 
-def _is_pair(columns: list[str]) -> bool:
+def _is_pair(columns: Sequence[str]) -> bool:
     suffixes = images_lib.SUFFIXES
     return len(columns) == 2 and all(c.lower().endswith(suffixes) for c in columns)
 
 
-def _read(file: Path) -> list[Row]:
+def _read(file: Path, allow_outside: bool) -> list[Row]:
     """Read the frames of a list. Raises UserError if there are none."""
-    lines = files.read_list(file)
-    for number, columns in lines:
-        if not _is_pair(columns):
+    listing = lists.read(file)
+    for row in listing.rows:
+        if not _is_pair(row.columns):
             raise UserError(
-                f"{file}, line {number}: expected an image and its depth, not "
-                f"{','.join(columns)[:120]!r}"
+                f"{listing.where(row)}: expected an image and its depth, not "
+                f"{lists.printable(','.join(row.columns))!r}"
             )
-    if not lines:
+    if not listing.rows:
         raise UserError(f"{file} lists no frame")
-    names = [columns[0] for _, columns in lines]
-    root = files.find_root(file.parent, names)
+    names = [row.columns[0] for row in listing.rows]
+    root = lists.root_of(file.parent, names, allow_outside=allow_outside)
     if root is None:
         raise UserError(
-            f"no file that {file} lists exists, such as {names[0]}: searched "
-            f"{file.parent.absolute()} and its parent folders"
+            f"no file that {file} lists exists, such as {lists.printable(names[0])}: "
+            f"searched {file.parent.absolute()} and its parent folders"
         )
     return [
-        Row(rgb.lstrip("/"), files.in_folder(root, rgb), files.in_folder(root, depth))
-        for _, (rgb, depth) in lines
+        Row(rgb.lstrip("/"), root.path(rgb), root.path(depth))
+        for rgb, depth in (row.columns for row in listing.rows)
     ]
 
 

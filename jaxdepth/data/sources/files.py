@@ -51,6 +51,30 @@ def read_depth(file: Path) -> np.ndarray:
     return _load_npy(file) if file.suffix.lower() == ".npy" else _load_image(file)
 
 
+def read_mask(file: Path) -> np.ndarray:
+    """Read a mask or confidence map (H, W): integers or bool.
+
+    Raises: BrokenFrame if the file can't be read, UserError if it is not a map.
+    """
+    values = read_any(file)
+    if values.ndim != 2 or values.dtype.kind not in "uifb":
+        raise UserError(
+            f"{file} has shape {values.shape} of {values.dtype}: expected one mask "
+            "(H, W)"
+        )
+    return values
+
+
+def read_any(file: Path) -> np.ndarray:
+    """Read the stored values of a depth or mask file, without checking their kind.
+
+    Raises: BrokenFrame if the file can't be read.
+    """
+    return (
+        _npy_values(file) if file.suffix.lower() == ".npy" else _image_values(file)[1]
+    )
+
+
 def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"]:
     """Stored values / `scale` as float32, 0 = missing.
 
@@ -171,48 +195,6 @@ def stamp(files: Iterable[Path]) -> dict[str, Any]:
     return {"files": count, "digest": digest.hexdigest()}
 
 
-def read_list(file: Path) -> list[tuple[int, list[str]]]:
-    """Read a list of files as (line number from 1, columns).
-
-    Columns are separated by commas if the line has one, else by white space. Empty
-    lines and # comments are left out.
-
-    Raises: UserError if the file can't be read as text.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{file} is not text, so it lists no frames") from None
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror or error}") from None
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if line and not line.startswith("#"):
-            columns = line.split(",") if "," in line else line.split()
-            rows.append((number, [column.strip() for column in columns]))
-    return rows
-
-
-def peek_list(file: Path, lines: int = 20) -> list[list[str]]:
-    """The columns of a list's first lines; [] if it is not text. Never raises."""
-    try:
-        with open(file, "rb") as stream:
-            head = stream.read(1 << 14)
-        complete = len(head) < 1 << 14
-        text = head.decode("utf-8-sig", errors="strict" if complete else "ignore")
-    except (OSError, ValueError):
-        return []
-    stripped = [line.strip() for line in text.splitlines()]
-    rows = [line for line in stripped if line and not line.startswith("#")][:lines]
-    return [line.split(",") if "," in line else line.split() for line in rows]
-
-
-def in_folder(root: Path, name: str) -> Path:
-    """The path of a listed file. A leading slash also means the data's folder."""
-    return root / name.strip().lstrip("/")
-
-
 def below(root: Path) -> list[Path]:
     """The files below a folder, sorted by path, without hidden ones.
 
@@ -231,22 +213,6 @@ def below(root: Path) -> list[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         paths += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(paths)
-
-
-def find_root(
-    start: Path, names: Sequence[str], below: Sequence[str] = ("",)
-) -> Path | None:
-    """Find the folder that the names of a list are relative to; None if not found.
-
-    Searches the folders `below` in `start`, then in each of its parents, for any of a
-    sample of the names.
-    """
-    sampled = [names[k] for k in _spaced(len(names))]
-    for base in (start, *start.absolute().parents):
-        for folder in (base / inner for inner in below):
-            if any(is_file(in_folder(folder, name)) for name in sampled):
-                return folder
-    return None
 
 
 def _spaced(count: int) -> list[int]:
@@ -284,14 +250,7 @@ def _check_png(file: Path) -> None:
 
 
 def _load_image(file: Path) -> np.ndarray:
-    _check_png(file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            with Image.open(file) as image:
-                mode, values = image.mode, np.asarray(image)
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
+    mode, values = _image_values(file)
     if values.ndim != 2 or mode in ("P", "1"):
         raise UserError(
             f"{file} is a colour image (mode {mode}): depth is one channel, 16-bit"
@@ -299,7 +258,20 @@ def _load_image(file: Path) -> np.ndarray:
     return values
 
 
-def _load_npy(file: Path) -> np.ndarray:
+def _image_values(file: Path) -> tuple[str, np.ndarray]:
+    """The mode of an image, and its values."""
+    _check_png(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images and odd metadata
+            with Image.open(file) as image:
+                return image.mode, np.asarray(image)
+    except Exception as error:  # damaged bytes make decoders raise errors of many types
+        raise broken(file, "an image", error) from None
+
+
+def _npy_values(file: Path) -> np.ndarray:
+    """The array of a .npy file, (H, W) if it is one map with an extra axis."""
     try:
         with open(file, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd headers
@@ -310,6 +282,11 @@ def _load_npy(file: Path) -> np.ndarray:
         raise UserError(f"{file} is an npz archive: expected one npy array")
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
+    return values
+
+
+def _load_npy(file: Path) -> np.ndarray:
+    values = _npy_values(file)
     if values.ndim != 2 or values.dtype.kind not in "uif":
         raise UserError(
             f"{file} has shape {values.shape} of {values.dtype}: expected one depth "

@@ -1,87 +1,84 @@
-"""A folder of image and depth files in pairs; depth as 16-bit PNG or npy."""
+"""A folder of image and depth files, paired by lists or by name; or one list."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxdepth import images as images_lib
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
+from jaxdepth.data.sources import (
+    Frame,
+    FrameInfo,
+    ReadOptions,
+    files,
+    labeled,
+    listed,
+    lists,
+    pairing,
+)
+from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
 
-DEPTH_WORDS = (
-    "sync_depth", "depth_maps", "depth_map", "depthmaps", "depthmap", "depths",
-    "depth8", "depth", "gt", "disp",
-)  # fmt: skip
-IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
-
-
-class Pair(NamedTuple):
-    """The files of one frame, and the key that their names share."""
-
-    key: str
-    image: Path
-    depth: Path
-    filled: Path | None = None
+NYU_FOCAL = 518.8579  # pixels, in the published lists of NYU Depth V2
 
 
 class Folder:
-    """Image and depth pairs, matched by file name or by a list.
+    """Image and depth pairs, matched by lists of files or by file name.
 
-    By name: a .npy file is depth. Another file is depth if its name contains a word
-    for depth (`DEPTH_WORDS`); if the name contains no word for depth or image, the
-    nearest parent folder with such a word decides. The key that pairs two files is
-    their path without these words: rgb/0001.jpg + depth/0001.png, rgb_00001.jpg +
-    sync_depth_00001.png, 7_colors.png + 7_depth.png, a.jpg + a.npy. Without any such
-    word, a.png is the depth of a.jpg. The scene is the sub-folder of the pair.
+    By list: text files in the folder or its direct sub-folders whose lines name files
+    (see `lists` and `listed`): image, depth, and optionally filled depth, a mask or
+    confidence map, and a focal length in pixels. If a list names files of this folder,
+    only listed frames are read. A list of images alone selects pairs that are matched
+    by name. Marigold's lists are image, raw depth, filled depth; if their folders and
+    numbers are those of the labeled set, their frames have official indices.
 
-    By list: a .txt or .csv file in the folder with the columns image and depth, paths
-    relative to the folder, is used if no names match. A list with the columns image,
-    raw depth and filled depth (Marigold's) takes precedence over names; if its folders
-    and numbers are those of the labeled set, its frames have official indices.
+    By name, without lists: see `pairing`.
+
+    Frames of a list, or else of folders, named train, val or test (whole words) are
+    that part of the folder's own split. The scene is the sub-folder of the image.
 
     Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
     1 for npy and floating-point images). Values that are 0, negative, NaN or infinite
-    are missing. 8-bit PNG requires a `depth_scale`.
+    are missing, and so are those that a mask clears. 8-bit PNG requires a
+    `depth_scale`.
     """
 
     format = "folder"
-    OPTIONS = frozenset({"depth_scale"})
+    OPTIONS = frozenset({"depth_scale", "allow_outside"})
     truths: tuple[str, ...] = ("filled",)
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the path is a folder."""
-        return path.is_dir()
+        """Whether the path is a folder, or a list of image and depth files."""
+        return path.is_dir() or listed.recognises(path)
 
     def __init__(self, path: Path, options: ReadOptions):
-        if not path.is_dir():
-            raise UserError(f"{path} is not a folder of images and depth")
+        if not self.recognises(path):
+            raise UserError(f"{path} is not a folder of images and depth, or a list")
         self.path = path
+        self.root = path if path.is_dir() else path.parent
         self.name = files.name_of(path)
         self.depth_scale = options.depth_scale
         self.notes: list[str] = []
-        self.pairs = self._listed(3) or self._pairs_by_name()
+        self.frames = self._read(options.allow_outside)
         self.eight_bit = False
-        self._official = _official_indices(self.pairs)
+        self._official = _official_indices(self.frames)
         self.infos = [
-            FrameInfo(
-                str(pair.image.relative_to(path)),
-                pair.image.parent.name if index else _scene(pair.key),
-                index,
+            FrameInfo(name, frame.image.parent.name if index else _scene(name), index)
+            for frame, name, index in zip(
+                self.frames, map(self._name, self.frames), self._official, strict=True
             )
-            for pair, index in zip(self.pairs, self._official, strict=True)
         ]
         self._inspect_sample()
 
     def frame(self, row: int) -> Frame:
-        pair = self.pairs[row]
-        rgb = files.read_rgb(pair.image)
+        entry = self.frames[row]
+        rgb = files.read_rgb(entry.image)
         depths = {}
-        for kind, file in self._depth_files(pair).items():
-            depths[kind], eight_bit = self._depth(file)
+        for kind, file in self._depth_files(entry).items():
+            depths[kind], eight_bit = self._depth(file, entry.mask)
             if eight_bit != self.eight_bit:
                 bits = {False: "more than 8", True: "8"}
                 raise UserError(
@@ -89,110 +86,133 @@ class Folder:
                     f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
                     "both"
                 )
-            files.check_same_size(rgb, depths[kind], pair.image, file)
-        return Frame(rgb, **depths, unit=self.depth_scale or 1000.0)
+            files.check_same_size(rgb, depths[kind], entry.image, file)
+        camera = _camera(entry.focal, rgb.shape[:2])
+        return Frame(rgb, **depths, intrinsics=camera, unit=self.depth_scale or 1000.0)
 
     def fingerprint(self) -> dict[str, Any]:
-        every = [f for pair in self.pairs for f in pair[1:] if f is not None]
+        every = [f for frame in self.frames for f in frame[1:5] if f is not None]
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
+            "parts": [frame.part for frame in self.frames],
             **files.stamp(every),
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        official = None
+        scenes = [info.scene for info in self.infos]
+        everything = {"train": list(range(len(self.frames))), "eval": []}
         if None not in self._official:
-            scenes = [info.scene for info in self.infos]
             official = splits.by_official_frames(self._official, scenes)
-        everything = {"train": list(range(len(self.pairs))), "eval": []}
-        return {**(official or {}), "all": everything}
+            return {**(official or {}), "all": everything}
+        rows: dict[str | None, list[int]] = {"train": [], "val": [], "test": []}
+        for row, frame in enumerate(self.frames):
+            rows.setdefault(frame.part, []).append(row)
+        evaluation = rows["val"] or rows["test"]
+        if not evaluation:
+            return {"all": everything}
+        train = sorted(rows["train"] + rows.get(None, []))
+        return splits.from_lists(
+            train, evaluation, scenes=scenes, indices=self._official
+        )
 
-    def _depth_files(self, pair: Pair) -> dict[str, Path]:
-        if pair.filled is None:
-            return {self.truths[0]: pair.depth}
-        return {"filled": pair.filled, "raw": pair.depth}
+    def _read(self, allow_outside: bool) -> list[Listed]:
+        """The frames, and notes on how they were paired."""
+        found = listed.read_all(self.path, allow_outside=allow_outside)
+        self.notes += found.notes
+        frames = list(found.frames)
+        if found.used:
+            self.notes.append(f"pairs read from {', '.join(found.used)}")
+        if not frames or any(frame.depth is None for frame in frames):
+            named, notes = pairing.pairs(self.root, allow_outside=allow_outside)
+            self.notes += notes
+            frames = self._selected(frames, named) if frames else named
+        if not found.used:
+            folders = [str(self._name(frame).rpartition("/")[0]) for frame in frames]
+            parts = [lists.part_of(folder) if folder else None for folder in folders]
+            frames = [f._replace(part=p) for f, p in zip(frames, parts, strict=True)]
+        self._note_parts(frames)
+        return frames
 
-    def _pairs_by_name(self) -> list[Pair]:
-        """Every pair, sorted by key; pairs of a list of two columns if no names match.
-
-        Raises: UserError if there is no pair.
-        """
-        images, depths = self._files_by_key()
-        keys = sorted(images.keys() & depths.keys())
-        if not keys and (listed := self._listed(2)):
-            return listed
-        if not keys:
-            raise UserError(
-                f"{self.path} holds no pair of image and depth ({len(images)} images, "
-                f"{len(depths)} depth files): pairs share their name, as in "
-                f"rgb/0001.jpg and depth/0001.png{_examples(images, depths)}"
-            )
-        for what, extra in (("images", images), ("depth files", depths)):
-            alone = sorted(extra.keys() - set(keys))
-            if alone:
-                first = extra[alone[0]].relative_to(self.path)
-                self.notes.append(
-                    f"{len(alone)} {what} without a partner left out, first {first}"
-                )
-        return [Pair(key, images[key], depths[key]) for key in keys]
-
-    def _files_by_key(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """The images and the depth files. UserError if two of a kind share a key."""
-        images: dict[str, Path] = {}
-        depths: dict[str, Path] = {}
-        for file in files.below(self.path):
-            npy = file.suffix.lower() == ".npy" and file.is_file()
-            if not (npy or images_lib.is_photo(file)):
-                continue
-            relative = file.relative_to(self.path)
-            is_depth = npy or _is_depth(relative)
-            group, key = (depths if is_depth else images), _key(relative)
-            if key in group and _is_depth_of(file, group[key]) and key not in depths:
-                group = depths
-            if key in group:
+    def _selected(self, wanted: list[Listed], named: list[Listed]) -> list[Listed]:
+        """The pairs of listed images, where the list has no depth."""
+        by_image = {frame.image: frame for frame in named}
+        selected = []
+        for frame in wanted:
+            if frame.depth is None and frame.image not in by_image:
                 raise UserError(
-                    f"{self.path}: {group[key].relative_to(self.path)} and {relative} "
-                    "would be one frame: keep one of them"
+                    f"{self.path}: no depth file has the name of the listed image "
+                    f"{lists.printable(frame.name)}"
                 )
-            group[key] = file
-        return images, depths
+            pair = frame if frame.depth is not None else by_image[frame.image]
+            selected.append(pair._replace(part=frame.part))
+        return selected
 
-    def _listed(self, columns: int) -> list[Pair]:
-        """Read the folder's first list with that many columns; [] without one."""
-        for file in sorted(self.path.glob("*")):
-            if file.suffix.lower() not in (".txt", ".csv"):
-                continue
-            pairs = _read_pairs(file, columns)
-            if pairs:
-                self.notes.append(f"pairs read from {file.name}")
-                return pairs
-        return []
+    def _note_parts(self, frames: Sequence[Listed]) -> None:
+        """Note how parts of a split are used that are not obvious."""
+        parts = [frame.part for frame in frames]
+        if "val" in parts and "test" in parts:
+            self.notes.append(
+                f"{parts.count('val')} frames of val evaluate; the "
+                f"{parts.count('test')} of test are not used: give them as --eval_data "
+                "for a final number"
+            )
+        if None in parts and any(parts):
+            self.notes.append(
+                f"{parts.count(None)} frames are in no folder named train, val or "
+                "test: they train"
+            )
+        scenes = [_scene(self._name(frame)) for frame in frames]
+        train = [row for row, part in enumerate(parts) if part in (None, "train")]
+        if len(train) < len(frames):
+            self.notes += splits.test_scene_notes(train, scenes)
 
-    def _depth(self, file: Path) -> tuple[np.ndarray, bool]:
+    def _name(self, frame: Listed) -> str:
+        """The image's path in the folder; as listed if it is elsewhere."""
+        if frame.image.is_relative_to(self.root):
+            return frame.image.relative_to(self.root).as_posix()
+        return frame.name
+
+    def _depth_files(self, frame: Listed) -> dict[str, Path]:
+        files_of = {"filled": frame.filled, "raw": frame.depth}
+        if len(self.truths) == 1:
+            files_of = {self.truths[0]: frame.depth or frame.filled}
+        return {kind: file for kind, file in files_of.items() if file is not None}
+
+    def _depth(self, file: Path, mask: Path | None) -> tuple[np.ndarray, bool]:
         """Read depth in metres, (H, W) float32; also whether the file has 8 bits."""
         values = files.read_depth(file)
         eight_bit = values.dtype == np.uint8
-        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
-        scale = self.depth_scale or (1.0 if npy else 1000.0)
         if eight_bit and self.depth_scale is None:
             raise UserError(
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
-        return files.to_metres(values, scale), eight_bit
+        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
+        metres = files.to_metres(values, self.depth_scale or (1.0 if npy else 1000.0))
+        if mask is not None:
+            metres = listed.masked(metres, files.read_mask(mask), mask)
+        return metres, eight_bit
 
     def _inspect_sample(self) -> None:
-        """Determine bits and kinds of depth from a sample, and check its unit."""
+        """Determine masks, bits, kinds of depth and its unit from a sample."""
+        self.frames = _without_masks_as_depth(self.frames)
+        with_filled = sum(frame.filled is not None for frame in self.frames)
+        if 0 < with_filled < len(self.frames):
+            self.notes.append(
+                f"filled depth of {with_filled} frames is not used: "
+                f"{len(self.frames) - with_filled} frames have none"
+            )
         sampled = files.sample(
-            lambda pair: [self._depth(f) for f in pair[2:] if f is not None], self.pairs
+            lambda frame: [
+                self._depth(f, frame.mask) for f in frame[2:4] if f is not None
+            ],
+            self.frames,
         )
         self.eight_bit = any(eight for both in sampled for _, eight in both)
         depths = [both[0][0] for both in sampled]
-        if any(pair.filled for pair in self.pairs):
-            self.truths = ("filled", "raw")
-        else:
-            self.truths = (files.kind_of(depths),)
+        both = with_filled == len(self.frames)
+        self.truths = ("filled", "raw") if both else (files.kind_of(depths),)
         files.check_metres(
             depths,
             where=str(self.path),
@@ -200,98 +220,60 @@ class Folder:
         )
 
 
-def _is_depth(relative: Path) -> bool:
-    """Whether the first word for depth or image, from the file's name up, is depth."""
-    for part in (relative.stem, *reversed(relative.parts[:-1])):
-        if _contains_word(part, DEPTH_WORDS):
-            return True
-        if _contains_word(part, IMAGE_WORDS):
-            return False
-    return False
+def _without_masks_as_depth(frames: list[Listed]) -> list[Listed]:
+    """Use a column of filled depth as a mask if its files hold two values only.
+
+    Raises: UserError if depth itself is such a mask.
+    """
+    if _are_masks([frame.depth for frame in frames]):
+        raise UserError(
+            f"{frames[0].depth} and others hold only 0 and one other value: they are "
+            "masks, not depth"
+        )
+    if _are_masks([frame.filled for frame in frames]):
+        return [f._replace(filled=None, mask=f.mask or f.filled) for f in frames]
+    return frames
 
 
-def _is_depth_of(file: Path, image: Path) -> bool:
-    """Whether the two are a.png and a.jpg, so that only the suffix differs."""
-    return (
-        file.with_suffix("") == image.with_suffix("")
-        and file.suffix.lower() == ".png"
-        and image.suffix.lower() in (".jpg", ".jpeg")
-    )
+def _are_masks(paths: Sequence[Path | None]) -> bool:
+    """Whether a sample of files, if there are any, holds masks; see `is_mask`."""
+    present = [path for path in paths if path is not None]
+    if not present:
+        return False
+    sampled = files.sample(files.read_any, present)
+    # A constant depth map is not a mask.
+    varied = any(len(np.unique(values)) == 2 for values in sampled)
+    return varied and all(map(listed.is_mask, sampled))
 
 
-def _contains_word(part: str, words: tuple[str, ...]) -> bool:
-    return any(
-        re.search(rf"(^|[^a-z]){word}([^a-z]|$)", part.lower()) for word in words
-    )
+def _camera(
+    focal: float | None, shape: tuple[int, ...]
+) -> tuple[float, float, float, float] | None:
+    """Intrinsics for a listed focal length, with the principal point at the centre."""
+    if focal is None:
+        return None
+    if abs(focal - NYU_FOCAL) < 0.01 and (camera := labeled.camera_of(shape)):
+        return camera
+    return focal, focal, (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
-def _key(relative: Path) -> str:
-    """The path without suffix and without words for image and depth."""
-    words = "|".join((*DEPTH_WORDS, *IMAGE_WORDS))
-    parts = []
-    for part in (*relative.parts[:-1], relative.stem):
-        bare = re.sub(rf"(?<![a-z])({words})(?![a-z])", "", part, flags=re.IGNORECASE)
-        bare = bare.strip("_-. ")
-        if bare:
-            parts.append(bare)
-    return "/".join(parts)
-
-
-def _official_indices(pairs: list[Pair]) -> list[int | None]:
+def _official_indices(frames: Sequence[Listed]) -> list[int | None]:
     """Official indices by name: kitchen_0004/rgb_0001.png is frame 1 of kitchen_0004.
 
-    All None unless every pair has filled depth and a number that fits its scene.
+    All None unless every frame has filled depth and a number that fits its scene.
     """
     scenes = splits.official()["scenes"]
     indices: list[int | None] = []
-    for pair in pairs:
-        digits = re.search(r"(\d+)$", pair.image.stem)
+    for frame in frames:
+        digits = re.search(r"(\d+)$", frame.image.stem)
         index = int(digits[1]) if digits else 0
-        fits = 0 < index <= len(scenes) and scenes[index - 1] == pair.image.parent.name
-        if pair.filled is None or not fits:
-            return [None] * len(pairs)
+        fits = 0 < index <= len(scenes) and scenes[index - 1] == frame.image.parent.name
+        if frame.filled is None or not fits:
+            return [None] * len(frames)
         indices.append(index)
     return indices
 
 
-def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
-    """The first key of each kind, for a message; "" if one kind has no files."""
-    if not images or not depths:
-        return ""
-    return f"; the first keys are {min(images)!r} and {min(depths)!r}"
-
-
-def _scene(key: str) -> str | None:
+def _scene(name: str) -> str | None:
+    key = pairing.key_of(Path(name))
     return key.rsplit("/", 1)[0] if "/" in key else None
-
-
-def _read_pairs(file: Path, columns: int) -> list[Pair]:
-    """Read a list with that many columns; [] if its first two lines name no files.
-
-    The first line may be a heading.
-
-    Raises: UserError for a later line that names no files, and for an image that is
-      listed twice.
-    """
-
-    def existing(names: list[str]) -> list[Path] | None:
-        paths = [files.in_folder(file.parent, name) for name in names]
-        fits = len(names) == columns and all(map(files.is_file, paths))
-        return paths if fits else None
-
-    first_lines = [existing(names) for names in files.peek_list(file, 2)]
-    if not any(first_lines):
-        return []
-    frames: dict[str, Pair] = {}
-    for number, names in files.read_list(file)[first_lines[0] is None :]:
-        paths = existing(names)
-        if paths is None:
-            raise UserError(
-                f"{file}, line {number}: {' '.join(names)[:120]!r} does not name an "
-                f"image and {'a depth file' if columns == 2 else 'two depth files'}"
-            )
-        image = names[0].lstrip("/")
-        if image in frames:
-            raise UserError(f"{file}, line {number}: {image} is listed twice")
-        frames[image] = Pair(_key(Path(image)), *paths)
-    return list(frames.values())

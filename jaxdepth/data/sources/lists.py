@@ -1,12 +1,11 @@
 """Text lists of frames: one line per frame, in the forms that data sets publish.
 
-A list is parsed as CSV. The separator is a tab, a semicolon or a comma if most lines
-have it, else white space; names with the separator are quoted. The text is UTF-8 or
-UTF-16, with or without a byte-order mark. Empty lines and lines that start with # are
-left out. Neither a heading nor a column that numbers the lines is part of the rows.
+A list is parsed as CSV. The separator is a tab if all lines have one, a semicolon or a
+comma if half of the lines have one, else white space; names with the separator are
+quoted. The text is UTF-8 or UTF-16, with or without a byte-order mark. Empty lines and
+lines that start with # are left out. A heading is not part of the rows.
 """
 
-import collections
 import csv
 import dataclasses
 import os
@@ -153,6 +152,11 @@ class Root:
             return None
         return path if self._is_inside(path) else self._outside(name, path)
 
+    def path(self, name: str) -> Path:
+        """The path of a listed file, which need not exist. UserError as for `find`."""
+        found = self.find(name)
+        return found or self.folder / name.replace("\\", "/").lstrip("/")
+
     def _tail(self, parts: list[str]) -> Path | None:
         """The file in the folder that the end of an absolute name names."""
         choices = range(1, len(parts)) if self._dropped is None else [self._dropped]
@@ -180,6 +184,27 @@ class Root:
         if not path.is_symlink():
             return self._inside[parent]
         return path.resolve().is_relative_to(self._real)
+
+
+def root_of(
+    start: Path,
+    names: Sequence[str],
+    *,
+    below: Sequence[str] = ("",),
+    allow_outside: bool = False,
+) -> Root | None:
+    """Find the folder that the names of a list are relative to; None if not found.
+
+    Searches the folders `below` in `start`, then in each of its parents, for any of a
+    sample of the names.
+    """
+    sampled = names[:: max(1, len(names) // 8)][:16]
+    for base in (start, *start.absolute().parents):
+        for inner in below:
+            root = Root(base / inner, allow_outside=allow_outside)
+            if any(root.find(name) is not None for name in sampled):
+                return root
+    return None
 
 
 def printable(text: str, length: int = 120) -> str:
@@ -217,17 +242,14 @@ def _parse(file: Path, text: str) -> Listing:
     heading: tuple[str, ...] = ()
     if len(rows) > 1 and _is_heading(rows[0].columns, rows[1:]):
         heading, rows = tuple(c.lower() for c in rows[0].columns), rows[1:]
-    if _numbers_lines(heading, rows):
-        heading = heading[1:]
-        rows = [Row(row.line, row.columns[1:]) for row in rows]
     return Listing(file, heading, tuple(rows))
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator that most lines have outside quotes; a space if there is none."""
+    """The separator of a list, by how many lines have it outside quotation marks."""
     lines = [re.sub(r'"[^"]*"', "", line) for line in lines]
-    for separator in "\t;,":
-        if 2 * sum(separator in line for line in lines) > len(lines):
+    for separator, share in ("\t", 1.0), (";", 0.5), (",", 0.5):
+        if lines and sum(separator in line for line in lines) >= share * len(lines):
             return separator
     return " "
 
@@ -250,6 +272,14 @@ def _is_heading(first: Sequence[str], rows: Sequence[Row]) -> bool:
         return False
     same = [row for row in rows if len(row.columns) == len(first)]
     return any(map(_is_path, (cell for row in same[:20] for cell in row.columns)))
+
+
+def without_index(listing: Listing) -> Listing:
+    """The list without a first column that numbers its lines, as pandas writes it."""
+    if not _numbers_lines(listing.heading, listing.rows):
+        return listing
+    rows = tuple(Row(row.line, row.columns[1:]) for row in listing.rows)
+    return Listing(listing.file, listing.heading[1:], rows)
 
 
 def _numbers_lines(heading: Sequence[str], rows: Sequence[Row]) -> bool:
@@ -292,8 +322,3 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that the file system does not allow
         return False
-
-
-def duplicates(names: Sequence[str]) -> list[str]:
-    """The names that occur more than once."""
-    return [name for name, count in collections.Counter(names).items() if count > 1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files
+from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, lists
 from jaxdepth.runtime.errors import UserError
 
 SCALE = 5000.0  # stored units per metre
@@ -43,7 +43,7 @@ class Tum:
     """
 
     format = "tum"
-    OPTIONS = frozenset({"every", "depth_scale"})
+    OPTIONS = frozenset({"every", "depth_scale", "allow_outside"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
@@ -58,6 +58,7 @@ class Tum:
         if options.every < 1:
             raise UserError(f"--every={options.every}: must be at least 1")
         self.path = path
+        self._root = lists.Root(path, allow_outside=options.allow_outside)
         self.name = files.name_of(path)
         self.depth_scale = options.depth_scale or SCALE
         self.notes: list[str] = []
@@ -72,16 +73,14 @@ class Tum:
 
     def frame(self, row: int) -> Frame:
         match = self.matches[row]
-        image = files.in_folder(self.path, match.image)
+        image = self._root.path(match.image)
         rgb, depth = files.read_rgb(image), self._depth(match)
-        files.check_same_size(
-            rgb, depth, image, files.in_folder(self.path, match.depth)
-        )
+        files.check_same_size(rgb, depth, image, self._root.path(match.depth))
         camera = self._camera if rgb.shape[:2] == SIZE else None
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
-        named = (files.in_folder(self.path, name) for m in self.matches for name in m)
+        named = (self._root.path(name) for match in self.matches for name in match)
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
@@ -119,7 +118,7 @@ class Tum:
         return [Match(rgb[i][1], depth[j][1]) for i, j in pairs]
 
     def _depth(self, match: Match) -> Any:
-        file = files.in_folder(self.path, match.depth)
+        file = self._root.path(match.depth)
         values = files.read_depth(file)
         if values.dtype.itemsize == 1:
             raise UserError(f"{file} is 8-bit depth: TUM RGB-D has 16-bit PNG")
@@ -158,8 +157,10 @@ def associate(
 
 
 def _is_list(file: Path, columns: int) -> bool:
-    lines = files.peek_list(file)
-    return bool(lines) and _times(lines[0], columns) is not None
+    listing = lists.peek(file)
+    if listing is None or not listing.rows:
+        return False
+    return _times(listing.rows[0].columns, columns) is not None
 
 
 def _times(names: Sequence[str], columns: int) -> list[float] | None:
@@ -176,13 +177,15 @@ def _times(names: Sequence[str], columns: int) -> list[float] | None:
 def _rows(file: Path, columns: int) -> list[Any]:
     """Read a list as rows [time, file, ...]. Raises UserError for a wrong line."""
     rows = []
-    for number, names in files.read_list(file):
+    listing = lists.read(file)
+    for row in listing.rows:
+        names = row.columns
         times = _times(names, columns)
         if times is None:
             expected = " ".join(["time file"] * (columns // 2))
             raise UserError(
-                f'{file}, line {number}: expected "{expected}", not '
-                f"{' '.join(names)[:120]!r}"
+                f'{listing.where(row)}: expected "{expected}", not '
+                f"{lists.printable(' '.join(names))!r}"
             )
         rows.append([x for pair in zip(times, names[1::2], strict=True) for x in pair])
     if not rows:

@@ -208,7 +208,8 @@ def test_lists_without_focal_length_are_another_format(tmp_path):
     made.depth(tmp_path, "b.png")
     made.text(tmp_path, "list.txt", "a.jpg b.png\n")
     assert open_source(tmp_path).format == "folder"
-    made.text(tmp_path, "list.txt", "a.jpg b.png b.png\n")
+    made.depth(tmp_path, "c.png")
+    made.text(tmp_path, "list.txt", "a.jpg b.png c.png\n")
     assert open_source(tmp_path).format == "folder"
 
 

@@ -172,38 +172,6 @@ def test_a_large_number_where_depth_is_unknown_makes_no_filled_depth(unknown):
     assert files.kind_of([far]) == "filled"
 
 
-def test_lists_are_read_line_by_line(tmp_path):
-    path = made.text(tmp_path, "a.txt", "# x\n\n a b\t c\n  # y\nd e,f\n")
-    assert files.read_list(path) == [(3, ["a", "b", "c"]), (5, ["d e", "f"])]
-    with pytest.raises(UserError, match="can't be read"):
-        files.read_list(tmp_path / "none.txt")
-
-
-def test_peeking_never_raises(tmp_path):
-    assert files.peek_list(tmp_path) == []
-    assert files.peek_list(tmp_path / "none") == []
-    path = tmp_path / "a"
-    path.write_bytes(b"\xff\xfe\0\1")
-    assert files.peek_list(path) == []
-    path.write_text("a b\n" * 9999)
-    assert files.peek_list(path, 2) == [["a", "b"]] * 2
-    path.write_bytes(b"a" + b"\xc3\xa9" * 9999)  # splits the last letter
-    assert len(files.peek_list(path)) == 1
-
-
-def test_the_root_is_the_nearest_folder_with_the_files(tmp_path):
-    start = tmp_path / "a" / "b"
-    start.mkdir(parents=True)
-    made.text(tmp_path, "k/1.jpg", "")
-    assert files.find_root(start, ["/k/1.jpg"]) == tmp_path
-    made.text(tmp_path / "a", "sync/k/1.jpg", "")
-    assert files.find_root(start, ["k/1.jpg"], ("", "sync")) == tmp_path / "a" / "sync"
-    made.text(start, "k/1.jpg", "")
-    assert files.find_root(start, ["k/1.jpg"], ("", "sync")) == start
-    assert files.find_root(start, ["k/none.jpg", "\0", "x" * 5000]) is None
-    assert files.find_root(start, []) is None
-
-
 def test_a_sample_skips_broken_frames():
     def read(row):
         if row % 3:

@@ -205,12 +205,15 @@ def test_a_wrong_unit_is_rejected(tmp_path, metres, scale, match):
     )
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1"])
-def test_colour_images_are_rejected_as_depth(tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "match"),
+    [("RGB", "colour"), ("RGBA", "colour"), ("P", "colour"), ("1", "masks, not depth")],
+)
+def test_colour_images_and_masks_are_rejected_as_depth(tmp_path, mode, match):
     image(tmp_path, "a.jpg")
     colour = Image.fromarray(np.full((H, W, 3), 90, np.uint8)).convert(mode)
     colour.save(tmp_path / "a_depth.png")
-    refused(tmp_path, "colour image", tmp_path / "a_depth.png")
+    refused(tmp_path, match, tmp_path / "a_depth.png")
 
 
 def test_truncated_files_are_an_error(tmp_path):
@@ -326,7 +329,7 @@ def test_real_tum_frames_are_read_once_renamed(shared_data, tmp_path):
     # File names are times that differ within a pair: rejected with these names, read
     # once renamed by the association list.
     root = shared_data / "tum_rgbd"
-    refused(root, "holds no pair", "4 images, 4 depth files", data_format="folder")
+    refused(root, "line 1: column 1 is '1305031453.359684'", data_format="folder")
     lines = (root / "associations.txt").read_text().splitlines()
     for k, line in enumerate(x for x in lines if x and not x.startswith("#")):
         _, rgb, _, metres = line.split()
@@ -346,7 +349,8 @@ def test_linked_folders_are_searched_and_hidden_ones_are_not(tmp_path):
         depth(root, "a.png")
     (data / "two").symlink_to(other)
     (data / "one" / "again").symlink_to(data)  # a loop
-    source = open_source(data)
+    refused(data, "two/a.jpg is outside .*--allow_outside")
+    source = open_source(data, options=ReadOptions(allow_outside=True))
     assert [info.name for info in source.infos] == ["one/a.jpg", "two/a.jpg"]
 
 

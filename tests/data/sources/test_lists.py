@@ -36,7 +36,8 @@ def columns(listing):
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
 def test_forms_of_one_list(tmp_path, text, encoding):
-    assert columns(parsed(tmp_path, text.encode(encoding))) == PAIRS
+    listing = parsed(tmp_path, text.encode(encoding))
+    assert columns(lists.without_index(listing)) == PAIRS
 
 
 def test_line_numbers_count_headings_comments_and_empty_lines(tmp_path):
@@ -66,7 +67,7 @@ def test_a_missing_column_stays_visible(tmp_path):
 
 def test_numbers_in_the_first_column_that_are_no_index_stay(tmp_path):
     listing = parsed(tmp_path, "0 a.jpg b.png\n5 c.jpg d.png\n")
-    assert columns(listing)[1] == ("5", "c.jpg", "d.png")
+    assert columns(lists.without_index(listing))[1] == ("5", "c.jpg", "d.png")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,32 @@ def test_dots_and_links_within_the_folder_are_fine(tmp_path):
 def test_names_of_no_file(tmp_path, name):
     touch(tmp_path / "rgb" / "1.jpg")
     assert lists.Root(tmp_path).find(name) is None
+
+
+def test_the_root_is_the_nearest_folder_with_the_files(tmp_path):
+    start = tmp_path / "a" / "b"
+    start.mkdir(parents=True)
+    both = ("", "sync")
+
+    def root(*names, below=("",)):
+        found = lists.root_of(start, names, below=below)
+        return found and found.folder
+
+    touch(tmp_path / "k" / "1.jpg")
+    assert root("/k/1.jpg") == tmp_path
+    touch(tmp_path / "a" / "sync" / "k" / "1.jpg")
+    assert root("k/1.jpg", below=both) == tmp_path / "a" / "sync"
+    touch(start / "k" / "1.jpg")
+    assert root("k/1.jpg", below=both) == start
+    assert root("k/none.jpg", "\0", "x" * 5000) is None
+    assert root() is None
+
+
+def test_peeking_never_raises(tmp_path):
+    assert lists.peek(tmp_path) is None and lists.peek(tmp_path / "none") is None
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a" + b"\xc3\xa9" * 9999)  # splits the last letter
+    assert lists.peek(path) is not None
 
 
 def test_control_characters_are_escaped():

@@ -111,7 +111,7 @@ def test_three_columns_of_other_scenes_have_no_official_index(tmp_path):
     source = open_source(marigold(tmp_path, lines))
     assert source.truths == ("filled", "raw")
     assert [info.official_index for info in source.infos] == [None, None]
-    assert source.splits().keys() == {"all"}
+    assert source.splits()["own"] == {"train": [], "eval": [0, 1]}
 
 
 def test_three_columns_with_a_wrong_line_are_rejected(tmp_path):
@@ -119,7 +119,7 @@ def test_three_columns_with_a_wrong_line_are_rejected(tmp_path):
     listed = tmp_path / "filename_list_test.txt"
     listed.write_text(f"{marigold_line(1)}\n{marigold_line(2)}\n")
     text = error_of(lambda: open_source(tmp_path))
-    assert "line 2" in text and "two depth files" in text
+    assert "line 2" in text and "is not a file" in text
 
 
 def test_an_unreadable_frame_does_not_affect_the_others(tmp_path):

@@ -1,0 +1,301 @@
+"""Frames from lists of files: which column holds what, and in which folder."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxdepth import images as images_lib
+from jaxdepth.data.sources import lists
+from jaxdepth.data.sources.lists import Listing, Part, Root, Row
+from jaxdepth.runtime.errors import UserError
+
+MASK_WORDS = ("mask", "valid", "confidence", "conf")
+DEPTH_SUFFIXES = (".npy", ".npz", ".pfm", ".pgm", ".exr")
+SUFFIXES = (*images_lib.SUFFIXES, *DEPTH_SUFFIXES)
+# Headings, by the whole words that they contain.
+HEADINGS = {
+    "image": ("rgb", "image", "images", "color", "colour", "img", "photo", "input"),
+    "filled": ("filled", "dense"),
+    "mask": MASK_WORDS,
+    "depth": ("depth", "depths", "raw", "sparse", "gt", "target", "label", "disparity"),
+    "focal": ("focal", "fx", "f"),
+}
+# Folders of the listed files, below the list's folder or one of its parents: a list may
+# be in a sub-folder such as splits/, and BTS's lists are of folders of these names.
+BELOW = ("", "sync", "official_splits/test", "train", "test")
+FOCAL_LENGTHS = 10.0, 1e5  # pixels; other numbers are no focal lengths
+
+
+class Listed(NamedTuple):
+    """The files of one frame, as a list names them."""
+
+    name: str
+    image: Path
+    depth: Path | None = None
+    filled: Path | None = None
+    mask: Path | None = None
+    focal: float | None = None
+    part: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lists:
+    """The frames of all lists of a folder.
+
+    Attributes:
+      frames: in the order of the lists. `depth` is None in lists of images alone.
+      used: the names of the lists that they come from.
+      notes: one line for each list that is not used, and for lines that are left out.
+    """
+
+    frames: tuple[Listed, ...]
+    used: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_all(path: Path, *, allow_outside: bool = False) -> Lists:
+    """Read a list, or all lists in a folder and in its direct sub-folders.
+
+    A list without a word for a part of a split in its path is not used where other
+    lists have one, since its frames may be those of the others.
+
+    Raises: UserError, with file and line, for a line whose meaning is not certain or
+      whose files do not exist, and for an image that is listed twice.
+    """
+    notes: list[str] = []
+    read: list[tuple[Path, Part | None, list[Listed]]] = []
+    root = path if path.is_dir() else path.parent
+    for file in candidates(path):
+        try:
+            frames, more = _read(file, root, allow_outside=allow_outside)
+        except _Unused as error:
+            if file == path:
+                raise UserError(f"{file}: {error}") from None
+            notes.append(f"list {file.relative_to(root)} is not used: {error}")
+            continue
+        notes += more
+        read.append((file, lists.part_of(file.relative_to(root)), frames))
+    if any(part for _, part, _ in read):
+        notes += [
+            f"list {file.relative_to(root)} is not used: other lists have train, val "
+            "or test in their names, and it has not"
+            for file, part, _ in read
+            if part is None
+        ]
+        read = [entry for entry in read if entry[1] is not None]
+    _check_unique(read)
+    frames = [f._replace(part=part) for _, part, listed in read for f in listed]
+    used = tuple(str(file.relative_to(root)) for file, _, _ in read)
+    return Lists(tuple(frames), used, tuple(notes))
+
+
+def recognises(path: Path) -> bool:
+    """Whether the path is a list whose first line names an image. Never raises."""
+    listing = lists.peek(path) if lists.is_list(path) else None
+    return bool(
+        listing and listing.rows and any(map(_is_file, listing.rows[0].columns))
+    )
+
+
+class _Unused(Exception):
+    """The reason why a file is not a list of frames of the folder."""
+
+
+def candidates(path: Path) -> list[Path]:
+    """The text files at a path whose first lines name files. Never raises."""
+    try:
+        nearby = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else [path]
+    except OSError:
+        return []
+    visible = [p for p in nearby if not any(n.startswith(".") for n in p.parts[-2:])]
+    return [file for file in sorted(visible) if _may_list_frames(file)]
+
+
+def _may_list_frames(file: Path) -> bool:
+    listing = lists.peek(file) if lists.is_list(file) else None
+    if listing is None:
+        return False
+    return any(any(map(_is_file, row.columns)) for row in listing.rows[:20])
+
+
+def _read(
+    file: Path, root: Path, *, allow_outside: bool
+) -> tuple[list[Listed], list[str]]:
+    """Read the frames of a list, and notes. Raises UserError and _Unused."""
+    listing = lists.without_index(lists.read(file))
+    folder = _folder_of(listing, root, allow_outside)
+    kinds = _column_kinds(listing)
+    frames, without = [], 0
+    for row in listing.rows:
+        if len(row.columns) != len(kinds):
+            raise UserError(
+                f"{listing.where(row)}: {_text(row)} has {len(row.columns)} columns, "
+                f"and other lines have {len(kinds)}"
+            )
+        entry = dict(zip(kinds, row.columns, strict=True))
+        if entry.get("depth") == lists.NO_FILE:
+            without += 1
+            continue
+        frames.append(_frame(listing, row, entry, folder))
+    notes = (
+        [f"{without} lines of {file.name} without depth left out"] if without else []
+    )
+    if not frames:
+        raise _Unused("it lists no frame with depth")
+    return frames, notes
+
+
+def _folder_of(listing: Listing, root: Path, allow_outside: bool) -> Root:
+    """The folder that a list's names are relative to. Raises _Unused."""
+    names = [cell for row in listing.rows for cell in row.columns if _is_file(cell)]
+    for start in (root, listing.file.parent):
+        folder = lists.root_of(start, names, below=BELOW, allow_outside=allow_outside)
+        if folder is not None:
+            return folder
+    first = lists.printable(names[0]) if names else "nothing"
+    raise _Unused(f"no file that it lists exists, such as {first}")
+
+
+def _column_kinds(listing: Listing) -> list[str]:
+    """What each column holds: "image", "depth", "filled", "mask" or "focal".
+
+    Raises: UserError for a column of unknown meaning.
+    """
+    if listing.heading:
+        return [_kind_by_heading(listing, word) for word in listing.heading]
+    typical = _typical(listing)
+    kinds: list[str] = []
+    for number, cell in enumerate(typical.columns, 1):
+        if _is_file(cell):
+            kinds.append(_kind_of_file(cell, kinds))
+        elif lists.is_number(cell) and "focal" not in kinds and number > 1:
+            kinds.append("focal")
+        else:
+            kinds.append("")
+        if not kinds[-1] or kinds.count(kinds[-1]) > 1:
+            problem = (
+                f"column {number} is {lists.printable(cell)!r}, which is none of: "
+                "image, depth, filled depth, mask, focal length"
+            )
+            if lists.part_of(listing.file.name) is None and not _has_pairs(typical):
+                raise _Unused(problem)
+            raise UserError(
+                f"{listing.where(typical)}: {problem}; name the columns in a first line"
+            )
+    return kinds
+
+
+def _has_pairs(row: Row) -> bool:
+    return sum(map(_is_file, row.columns)) > 1
+
+
+def _kind_by_heading(listing: Listing, heading: str) -> str:
+    words = re.findall(r"[a-z]+", heading)
+    for kind, known in HEADINGS.items():
+        if any(word in known for word in words):
+            return kind
+    raise UserError(
+        f"{listing.file}: column {lists.printable(heading)!r} is unknown; name the "
+        "columns image, depth, filled, mask or focal, and remove others"
+    )
+
+
+def _typical(listing: Listing) -> Row:
+    """The first row with the most frequent number of columns."""
+    widths = [len(row.columns) for row in listing.rows]
+    width = max(set(widths), key=widths.count)
+    return listing.rows[widths.index(width)]
+
+
+def _kind_of_file(name: str, before: Sequence[str]) -> str:
+    """What a file of an unnamed column is, by its name and the columns before it."""
+    words = re.findall(r"[a-z]+", Path(name.replace("\\", "/")).stem.lower())
+    if any(word in MASK_WORDS for word in words):
+        return "mask"
+    if "image" not in before:
+        return "image"
+    return "filled" if "depth" in before else "depth"
+
+
+def _frame(listing: Listing, row: Row, entry: dict[str, str], folder: Root) -> Listed:
+    """Raises UserError for a file that does not exist and a wrong focal length."""
+    paths: dict[str, Path] = {}
+    for kind in ("image", "depth", "filled", "mask"):
+        name = entry.get(kind)
+        if name is None or (name == lists.NO_FILE and kind != "image"):
+            continue
+        path = folder.find(name)
+        if path is None:
+            raise UserError(
+                f"{listing.where(row)}: {lists.printable(name)!r} is not a file in "
+                f"{folder.folder}"
+            )
+        paths[kind] = path
+    focal = entry.get("focal")
+    low, high = FOCAL_LENGTHS
+    if focal is not None and not (
+        lists.is_number(focal) and low <= float(focal) <= high
+    ):
+        raise UserError(
+            f"{listing.where(row)}: {lists.printable(focal)!r} is not a focal length "
+            "in pixels"
+        )
+    if len(set(paths.values())) < len(paths) or "image" not in paths:
+        raise UserError(f"{listing.where(row)}: {_text(row)} names one file twice")
+    name = entry["image"].replace("\\", "/").lstrip("/")
+    return Listed(name, **paths, focal=float(focal) if focal else None)
+
+
+def _text(row: Row) -> str:
+    return repr(lists.printable(" ".join(row.columns)))
+
+
+def _is_file(cell: str) -> bool:
+    return cell.lower().endswith(SUFFIXES)
+
+
+def _check_unique(read: Sequence[tuple[Path, Part | None, list[Listed]]]) -> None:
+    """Raise UserError for an image that is listed twice."""
+    first: dict[Path, Path] = {}
+    for file, _, frames in read:
+        for frame in frames:
+            if frame.image in first:
+                other = first[frame.image]
+                where = (
+                    f"twice in {file}" if other == file else f"in {other} and {file}"
+                )
+                raise UserError(f"{frame.name} is listed {where}: remove one of them")
+            first[frame.image] = file
+
+
+def is_mask(values: np.ndarray) -> bool:
+    """Whether values are those of a mask: 0 and one other value, 1 or the largest."""
+    if values.dtype == bool:
+        return True
+    present = np.unique(values)
+    largest = np.iinfo(values.dtype).max if values.dtype.kind in "ui" else 1
+    return len(present) <= 2 and set(present.tolist()) <= {0, 1, 255, largest}
+
+
+def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
+    """Set depth to 0 where a mask is 0, or a confidence of 0, 1 and 2 is below 2.
+
+    Raises: UserError for a mask of another size or with more values.
+    """
+    if mask.shape != depth.shape:
+        raise UserError(
+            f"{file} is {mask.shape[0]}x{mask.shape[1]} and its depth "
+            f"{depth.shape[0]}x{depth.shape[1]}: mask and depth must have one size"
+        )
+    if is_mask(mask):
+        return np.where(mask != 0, depth, 0)
+    if set(np.unique(mask).tolist()) <= {0, 1, 2}:
+        return np.where(mask == 2, depth, 0)
+    raise UserError(
+        f"{file} has values to {mask.max()}: expected a mask (0 and 1, or 0 and 255) "
+        "or a confidence map (0, 1 and 2)"
+    )
