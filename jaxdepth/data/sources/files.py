@@ -4,21 +4,22 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import BrokenFrame, check_unit
+from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
 from jaxdepth.runtime.errors import UserError
 
 SAMPLE = 8  # frames that are inspected before all are read
-LARGEST = 1 << 26  # pixels of a frame; a damaged size could exhaust the memory
+LARGEST = arrays.LARGEST
 FARTHEST = 65535 / 256  # metres; the farthest depth that a store can hold
 # Errors of the storage or the process, not of the file.
 MACHINE_ERRORS = frozenset(
@@ -29,26 +30,42 @@ MACHINE_ERRORS = frozenset(
 )  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 T = TypeVar("T")
 
 
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as RGB. Raises BrokenFrame; see `broken`."""
-    _check_png(file)
-    try:
-        return np.ascontiguousarray(images_lib.read(file))
-    except UserError as error:
-        raise BrokenFrame(" ".join(str(error).split())) from None
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
+    """Read an image file, or an `.npy` file of colours, as RGB.
+
+    An array is (H, W, 3): uint8, or floating-point from 0 to 1.
+
+    Raises: BrokenFrame if the file can't be read, see `broken`; UserError for an array
+      of another shape or range.
+    """
+    if file.suffix.lower() == ".npy":
+        return _as_colours(_array(file), file)
+    with _opened(file) as image:
+        return np.ascontiguousarray(images_lib.as_rgb(image))
 
 
 def read_depth(file: Path) -> np.ndarray:
-    """Read the stored values (H, W) of a `.npy` file or of an image of one channel.
+    """Read the stored values (H, W) of an image of one channel, or of an array file.
+
+    Array files are those of `arrays.READERS`.
 
     Raises: BrokenFrame if the file can't be read, UserError if it is not a depth map.
     """
-    return _load_npy(file) if file.suffix.lower() == ".npy" else _load_image(file)
+    mode, values = _stored(file)
+    if mode is None and (values.ndim != 2 or values.dtype.kind not in "uif"):
+        raise UserError(
+            f"{file} has shape {values.shape} of {values.dtype}: expected one depth "
+            "map (H, W)"
+        )
+    if values.ndim != 2 or mode in ("P", "1"):
+        raise UserError(
+            f"{file} is a colour image (mode {mode}): depth is one channel, 16-bit"
+        )
+    return values
 
 
 def read_mask(file: Path) -> np.ndarray:
@@ -70,9 +87,7 @@ def read_any(file: Path) -> np.ndarray:
 
     Raises: BrokenFrame if the file can't be read.
     """
-    return (
-        _npy_values(file) if file.suffix.lower() == ".npy" else _image_values(file)[1]
-    )
+    return _stored(file)[1]
 
 
 def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"]:
@@ -187,8 +202,8 @@ def stamp(files: Iterable[Path]) -> dict[str, Any]:
     for file in files:
         count += 1
         try:
-            stat = file.stat()
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
         except (OSError, ValueError):
             state = "none"
         digest.update(f"{file} {state}\n".encode(errors="surrogateescape"))
@@ -204,8 +219,8 @@ def below(root: Path) -> list[Path]:
     visited = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         with contextlib.suppress(OSError):
-            stat = os.stat(folder)
-            inode = stat.st_dev, stat.st_ino
+            status = os.stat(folder)
+            inode = status.st_dev, status.st_ino
             if inode in visited:
                 subfolders.clear()
                 continue
@@ -228,68 +243,108 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _check_png(file: Path) -> None:
-    """Raise BrokenFrame for a PNG with a wrong checksum.
+def check_regular(file: Path) -> None:
+    """Raise BrokenFrame, without opening it, unless the path is a regular file.
 
-    Decoding skips the checksums of pixel data, and `verify` skips that of the last
-    chunk.
+    Reading a FIFO waits forever, and a device can have any effect.
     """
     try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            if stream.read(len(PNG)) != PNG:
-                return
-            stream.seek(0)
-            Image.open(stream).verify()
-            if stream.read(len(PNG_END)) != PNG_END:
-                raise ValueError("truncated PNG file")
-    except UnidentifiedImageError:  # its text names the stream, not the problem
-        raise broken(file, "an image", "damaged PNG header") from None
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise broken(file, "a file", error) from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a FIFO or a device"
+        raise BrokenFrame(f"{file} is {what}, not a regular file")
 
 
-def _load_image(file: Path) -> np.ndarray:
-    mode, values = _image_values(file)
-    if values.ndim != 2 or mode in ("P", "1"):
-        raise UserError(
-            f"{file} is a colour image (mode {mode}): depth is one channel, 16-bit"
-        )
-    return values
+def _stored(file: Path) -> tuple[str | None, np.ndarray]:
+    """The mode of an image, None for an array file; and the stored values."""
+    if file.suffix.lower() in arrays.READERS:
+        return None, _array(file)
+    with _opened(file) as image:
+        values = np.asarray(image)
+        native = values.dtype.newbyteorder("=")
+        return image.mode, values.astype(native, copy=False)
 
 
-def _image_values(file: Path) -> tuple[str, np.ndarray]:
-    """The mode of an image, and its values."""
-    _check_png(file)
+def _array(file: Path) -> np.ndarray:
+    """Read an array file; (H, W) if it is one map with an extra axis."""
+    check_regular(file)
+    suffix = file.suffix.lower()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            with Image.open(file) as image:
-                return image.mode, np.asarray(image)
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
-
-
-def _npy_values(file: Path) -> np.ndarray:
-    """The array of a .npy file, (H, W) if it is one map with an extra axis."""
-    try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd headers
-            values = np.load(stream, allow_pickle=False)
+            values = arrays.READERS[suffix](file)
+    except UserError:
+        raise
     except Exception as error:  # damaged headers cause errors of many types
-        raise broken(file, "npy", error) from None
-    if not isinstance(values, np.ndarray):
-        raise UserError(f"{file} is an npz archive: expected one npy array")
+        raise broken(file, suffix[1:], error) from None
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     return values
 
 
-def _load_npy(file: Path) -> np.ndarray:
-    values = _npy_values(file)
-    if values.ndim != 2 or values.dtype.kind not in "uif":
+def _as_colours(values: np.ndarray, file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an array of colours to uint8. Raises UserError if it has none."""
+    if values.ndim != 3 or values.shape[-1] != 3 or 0 in values.shape:
+        raise UserError(f"{file} has shape {values.shape}: expected an image (H, W, 3)")
+    if values.dtype == np.uint8:
+        return values
+    low, high = float(values.min()), float(values.max())
+    # Images that were resized exceed the range a little.
+    if values.dtype.kind != "f" or not (low >= -0.01 and high <= 1.01):
         raise UserError(
-            f"{file} has shape {values.shape} of {values.dtype}: expected one depth "
-            "map (H, W)"
+            f"{file} holds {values.dtype} from {low:.4g} to {high:.4g}: expected "
+            "colours as uint8, or floating-point from 0 to 1"
         )
-    return values
+    return np.round(values.clip(0, 1) * 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image of a known format and size, whose pixels are not read yet.
+
+    Raises: BrokenFrame, for errors in the body of the with statement too.
+    """
+    check_regular(file)
+    try:
+        with open(file, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images and odd metadata
+            _check_png(stream)
+            with Image.open(stream, formats=images_lib.FORMATS) as image:
+                _check_size(image)
+                yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        formats = ", ".join(images_lib.FORMATS)
+        problem = f"damaged header, or none of the formats {formats}"
+        raise broken(file, "an image", problem) from None
+    except Exception as error:  # damaged bytes make decoders raise errors of many types
+        raise broken(file, "an image", error) from None
+
+
+def _check_size(image: Image.Image) -> None:
+    """Raise ValueError if decoding the image would need too much memory."""
+    arrays.check_pixels(image.height, image.width)
+    tags = getattr(image, "tag_v2", {})
+    tile = [tags.get(tag, 1) for tag in (TILE_LENGTH, TILE_WIDTH)]
+    arrays.check_pixels(*tile)  # a TIFF's tiles can be larger than the image
+
+
+def _check_png(stream: IO[bytes]) -> None:
+    """Raise an error for a PNG with a wrong checksum; rewind the stream.
+
+    Decoding skips the checksums of pixel data, and `verify` skips that of the last
+    chunk.
+    """
+    if stream.read(len(PNG)) == PNG:
+        stream.seek(0)
+        try:
+            image = Image.open(stream, formats=("PNG",))
+        except UnidentifiedImageError:  # its text names the stream, not the problem
+            raise ValueError("damaged PNG header") from None
+        image.verify()
+        if stream.read(len(PNG_END)) != PNG_END:
+            raise ValueError("truncated PNG file")
+    stream.seek(0)

@@ -1,7 +1,10 @@
 """Image and depth files: checksums, invalid numbers, lists and their root folders."""
 
 import errno
+import math
+import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -9,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from jaxdepth.data.sources import BrokenFrame, files
+from jaxdepth.data.sources import BrokenFrame, arrays, files
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
@@ -96,7 +99,8 @@ def test_storage_errors_are_not_broken_frames(tmp_path, monkeypatch, code):
 
     made.depth(tmp_path, "a.png")
     np.save(tmp_path / "a.npy", np.ones((2, 3)))
-    monkeypatch.setattr(files, "open", fail, raising=False)
+    for module in (files, arrays):
+        monkeypatch.setattr(module, "open", fail, raising=False)
     for read, name in (
         (files.read_rgb, "a.png"), (files.read_depth, "a.png"),
         (files.read_depth, "a.npy"),
@@ -105,12 +109,101 @@ def test_storage_errors_are_not_broken_frames(tmp_path, monkeypatch, code):
             read(tmp_path / name)
 
 
-def test_an_npy_header_larger_than_its_file_is_a_broken_frame(tmp_path):
-    path = tmp_path / "a.npy"
-    np.save(path, np.ones((2, 3)))
-    path.write_bytes(path.read_bytes().replace(b"(2, 3), }   ", b"(2, 3000000)}"))
-    with pytest.raises(BrokenFrame, match="npy"):
-        files.read_depth(path)
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 6
+%%EndComments
+8 6 scale showpage
+%%EOF
+"""
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.eps", "a.tif"])
+def test_other_image_formats_are_not_opened(tmp_path, monkeypatch, name):
+    def started(*_, **__):
+        raise AssertionError("a program was started")
+
+    path = tmp_path / name
+    path.write_bytes(EPS)
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    monkeypatch.setattr(subprocess, "Popen", started)
+    for read in (files.read_rgb, files.read_depth):
+        with pytest.raises(BrokenFrame, match=rf"{name} can't be .* none of the form"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "ppm", "tif", "webp"])
+def test_common_formats_are_images(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    colours = np.full((6, 8, 3), (200, 100, 50), np.uint8)
+    Image.fromarray(colours).save(path)
+    assert np.abs(files.read_rgb(path) - colours.astype(int)).max() < 8
+
+
+def test_two_photos_in_one_file_are_read_as_the_first(tmp_path):
+    first, second = (Image.new("RGB", (8, 6), (k, k, k)) for k in (40, 200))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    assert (files.read_rgb(tmp_path / "a.jpg") == 40).all()
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG of `side` x `side` pixels, all 0, of correct checksums."""
+    rows = zlib.compressobj(9)
+    pixels = b"".join(rows.compress(bytes(side + 1)) for _ in range(side))
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0),
+        b"IDAT": pixels + rows.flush(),
+        b"IEND": b"",
+    }
+    return files.PNG + b"".join(
+        struct.pack(">I", len(data)) + kind + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )  # fmt: skip
+
+
+def test_images_of_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
+    # Below Pillow's own limit, which is for colours of a few bytes.
+    side = math.isqrt(arrays.LARGEST) + 1
+    path = tmp_path / "a.png"
+    path.write_bytes(huge_png(side))
+    assert path.stat().st_size < 1 << 16
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decodes
+    for read in (files.read_rgb, files.read_depth):
+        with pytest.raises(BrokenFrame, match=rf"a.png .*{side}x{side} are 34 megapix"):
+            read(path)
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of 6x8 zeros in one tile of `side` x `side`, compressed."""
+    data = zlib.compress(bytes(side * side), 9)
+    tags = {256: 8, 257: 6, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side,
+            324: 8, 325: len(data)}  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + directory
+
+
+def test_tiles_larger_than_their_tiff_are_not_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiled_tiff(16))
+    assert (files.read_depth(path) == np.zeros((6, 8))).all()
+    path.write_bytes(tiled_tiff(6000))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decodes
+    with pytest.raises(BrokenFrame, match="6000x6000 are 36 megapixels"):
+        files.read_rgb(path)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.npy", "a.npz"])
+def test_fifos_and_devices_are_not_opened(tmp_path, name):
+    (tmp_path / "fifo").mkdir()
+    fifo, device = tmp_path / "fifo" / name, tmp_path / name
+    os.mkfifo(fifo)  # opening it waits for a writer
+    device.symlink_to("/dev/zero")
+    for path in (fifo, device):
+        for read in (files.read_rgb, files.read_depth, files.read_mask):
+            with pytest.raises(BrokenFrame, match="FIFO or a device"):
+                read(path)
 
 
 WRONG_NUMBERS = [np.nan, -np.nan, np.inf, -np.inf, -1.0, 0.0, 1e300, 1e-300]
