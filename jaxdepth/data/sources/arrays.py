@@ -1,4 +1,4 @@
-"""Reads arrays from npy and npz files of any origin.
+"""Reads arrays from npy, npz, PGM, PFM and EXR files of any origin.
 
 Sizes are checked against the file, and against `LARGEST`, before memory is allocated:
 headers can be damaged, or made to exhaust the memory. Errors of damaged files are of
@@ -7,6 +7,7 @@ many types; see `files.read_depth`.
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ LARGEST = 1 << 25  # pixels of a frame
 _BYTES = 3 * 8 * LARGEST  # of an array: three channels of float64
 _HEAD = 1 << 14  # bytes; longer than any npy header of numbers
 _MEMBERS = 64  # of an npz archive
+_PNM_FIELD = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*([^\s#]{1,32})")
 
 
 def check_pixels(height: int, width: int) -> None:
@@ -64,9 +66,79 @@ def read_npz(file: Path) -> np.ndarray:
             return _npy(stream, maps[0].file_size, file)
 
 
+def read_pgm(file: Path) -> np.ndarray:
+    """Read a binary PGM file (P5), uint8 or uint16, with its values unchanged.
+
+    16-bit values are big-endian, as in the standard. (Pillow scales values to 65535 if
+    the header has another maximum.)
+    """
+    with open(file, "rb") as stream:
+        (magic, width, height, largest), offset = _pnm_header(stream)
+        if magic != b"P5" or not 0 < int(largest) < 65536:
+            raise ValueError(f"expected P5 and 1 to 65535, not {magic} and {largest}")
+        dtype = np.dtype(np.uint8 if int(largest) < 256 else ">u2")
+        values = _raster(stream, offset, int(height), int(width), dtype)
+    if values.max(initial=0) > int(largest):
+        raise ValueError(
+            f"it holds {values.max()}, above its maximum {int(largest)}: it is "
+            "damaged, or its bytes are swapped"
+        )
+    return values
+
+
+def read_pfm(file: Path) -> np.ndarray:
+    """Read a PFM file of one channel (Pf), float32, top row first.
+
+    The file has the bottom row first. The sign of its scale is the byte order; its
+    magnitude is not applied, as in Middlebury's code.
+
+    Raises: UserError for three channels.
+    """
+    with open(file, "rb") as stream:
+        (magic, width, height, scale), offset = _pnm_header(stream)
+        if magic == b"PF":
+            raise UserError(f"{file} has three channels: depth has one (Pf)")
+        if magic != b"Pf" or not math.isfinite(float(scale)) or float(scale) == 0:
+            raise ValueError(f"expected Pf and a scale, not {magic} and {scale}")
+        dtype = np.dtype("<f4" if float(scale) < 0 else ">f4")
+        return _raster(stream, offset, int(height), int(width), dtype)[::-1]
+
+
+def read_exr(file: Path) -> np.ndarray:
+    """Read the depth channel of an OpenEXR file.
+
+    This is its only channel, or the one named Z or depth, or R if R, G and B are equal.
+
+    Raises: UserError if the package OpenEXR is not installed, or no channel is depth.
+    """
+    try:
+        import OpenEXR  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError(
+            f"{file}: OpenEXR files need a package: pip install 'jaxdepth[exr]'"
+        ) from None
+    with OpenEXR.File(str(file), header_only=True) as headers:
+        if len(headers.parts) != 1:
+            raise UserError(f"{file} has {len(headers.parts)} parts: expected one")
+        header = headers.header()
+        (left, top), (right, bottom) = header["dataWindow"]
+        height, width = int(bottom) - int(top) + 1, int(right) - int(left) + 1
+        check_pixels(height * len(header["channels"]), width)  # all are read
+    with OpenEXR.File(str(file), separate_channels=True) as opened:
+        channels = {name: np.array(c.pixels) for name, c in opened.channels().items()}
+    name = _depth_channel(channels)
+    if name is None:
+        names = ", ".join(repr(name[:40]) for name in list(channels)[:5])
+        raise UserError(f"{file} has the channels {names}: expected one, or Z")
+    return channels[name]
+
+
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".npy": read_npy,
     ".npz": read_npz,
+    ".pgm": read_pgm,
+    ".pfm": read_pfm,
+    ".exr": read_exr,
 }
 """Readers by suffix, in lower case. Other suffixes are read by Pillow."""
 
@@ -126,6 +198,44 @@ def _is_map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> bo
     with archive.open(member) as stream:
         _, shape, _, dtype = _npy_header(stream.read(_HEAD), file)
         return len(shape) == 2 and dtype.kind != "b"
+
+
+def _depth_channel(channels: dict[str, np.ndarray]) -> str | None:
+    """The name of the channel that is depth; see `read_exr`."""
+    named = [n for n in channels if n.split(".")[-1].lower() in ("z", "depth")]
+    if len(channels) == 1 or len(named) == 1:
+        return (named or list(channels))[0]
+    grey = set(channels) >= {"R", "G", "B"} and all(
+        np.array_equal(channels["R"], channels[name], equal_nan=True) for name in "GB"
+    )
+    return "R" if grey else None
+
+
+def _pnm_header(stream: IO[bytes]) -> tuple[list[bytes], int]:
+    """The four fields of a PGM or PFM header, and its length."""
+    head, fields, offset = stream.read(1024), [], 0
+    for _ in range(4):
+        field = _PNM_FIELD.match(head, offset)
+        if field is None:
+            raise ValueError("damaged header")
+        fields.append(field[1])
+        offset = field.end()
+    return fields, offset + 1  # one white space ends the header
+
+
+def _raster(
+    stream: IO[bytes], offset: int, height: int, width: int, dtype: np.dtype[Any]
+) -> np.ndarray:
+    """Read (height, width) values that fill the file after the header."""
+    if height < 1 or width < 1:
+        raise ValueError(f"size {height}x{width}")
+    check_pixels(height, width)
+    claimed, stored = height * width * dtype.itemsize, stream.seek(0, 2) - offset
+    if claimed != stored:
+        raise ValueError(f"{height}x{width} are {claimed} bytes, {stored} are stored")
+    stream.seek(offset)
+    values = np.frombuffer(_rest(stream, claimed), dtype).reshape(height, width)
+    return values.astype(dtype.newbyteorder("="))
 
 
 def _rest(stream: IO[bytes], count: int) -> bytes:

@@ -2,11 +2,14 @@
 
 import io
 import pickle
+import struct
+import sys
 import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdepth.data.sources import BrokenFrame, files
 from jaxdepth.runtime.errors import UserError
@@ -206,3 +209,147 @@ def test_other_arrays_are_no_colours(tmp_path, array, match):
     np.save(tmp_path / "0.npy", array)
     with pytest.raises(UserError, match=rf"0\.npy .*{match}"):
         files.read_rgb(tmp_path / "0.npy")
+
+
+@pytest.mark.parametrize("dtype", [">u2", "u1"])
+@pytest.mark.parametrize(
+    "head", [b"P5\n8 6\n%d\n", b"P5 8 6 %d ", b"P5\n# Kinect\n8 # wide\n6\n#\n%d\n"]
+)
+def test_pgm_files_are_read_unchanged(tmp_path, dtype, head):
+    codes = (np.arange(48).reshape(6, 8) * (4 if dtype == "u1" else 200)).astype(dtype)
+    largest = 250 if dtype == "u1" else 9999
+    path = tmp_path / "a.pgm"
+    path.write_bytes(head % largest + codes.tobytes())
+    values = files.read_depth(path)
+    np.testing.assert_array_equal(values, codes)
+    assert values.dtype == np.dtype(dtype).newbyteorder("=")
+    # In the other byte order, values exceed the maximum.
+    path.write_bytes(head % largest + codes.byteswap().tobytes() * (dtype != "u1"))
+    with pytest.raises(BrokenFrame, match=r"bytes are swapped|0 are stored"):
+        files.read_depth(path)
+
+
+def test_a_saturated_pgm_is_missing(tmp_path):
+    path = tmp_path / "a.pgm"
+    path.write_bytes(b"P5 2 1 65535\n" + np.array([65535, 1000], ">u2").tobytes())
+    np.testing.assert_array_equal(
+        files.to_metres(files.read_depth(path), 1000), [[0, 1]]
+    )
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("<f4", b"-1.0"), (">f4", b"0.003922")])
+def test_pfm_files_have_the_bottom_row_first(tmp_path, dtype, scale):
+    depth = DEPTH.copy()
+    depth[2, 3] = np.inf  # Middlebury's unknown
+    path = tmp_path / "a.pfm"
+    path.write_bytes(b"Pf\n8 6\n" + scale + b"\n" + depth[::-1].astype(dtype).tobytes())
+    values = files.read_depth(path)
+    np.testing.assert_array_equal(values, depth)
+    assert values.dtype == np.float32 and files.to_metres(values)[2, 3] == 0
+    path.write_bytes(b"PF\n8 2\n" + scale + b"\n" + DEPTH.tobytes())
+    with pytest.raises(UserError, match="three channels"):
+        files.read_depth(path)
+
+
+RASTERS = {
+    "empty.pfm": b"",
+    "magic.pfm": b"Pf",
+    "other.pfm": b"P5 8 6 -1\n" + DEPTH.tobytes(),
+    "scale.pfm": b"Pf 8 6 0\n" + DEPTH.tobytes(),
+    "nan.pfm": b"Pf 8 6 nan\n" + DEPTH.tobytes(),
+    "word.pfm": b"Pf 8 6 x\n" + DEPTH.tobytes(),
+    "cut.pfm": b"Pf 8 6 -1\n" + DEPTH.tobytes()[:-1],
+    "longer.pfm": b"Pf 8 6 -1\n" + DEPTH.tobytes() + b"0",
+    "zero.pfm": b"Pf 0 6 -1\n",
+    "negative.pfm": b"Pf -8 -6 -1\n" + DEPTH.tobytes(),
+    "huge.pfm": b"Pf 99999999 99999999 -1\n" + DEPTH.tobytes(),
+    "digits.pfm": b"Pf " + b"9" * 999 + b" 6 -1\n" + DEPTH.tobytes(),
+    "comment.pfm": b"Pf #" + b"#\n" * 5000 + DEPTH.tobytes(),
+    "largest.pgm": b"P5 8 6 65536\n" + bytes(96),
+    "none.pgm": b"P5 8 6 0\n" + bytes(48),
+    "text.pgm": b"P2 8 6 255\n" + b"1 " * 48,
+    "colour.pgm": b"P6 8 6 255\n" + bytes(144),
+    "cut.pgm": b"P5 8 6 255\n" + bytes(47),
+    "huge.pgm": b"P5 99999999 99999999 255\n" + bytes(48),
+}
+
+
+@pytest.mark.parametrize("name", RASTERS)
+def test_damaged_pgm_and_pfm_files_are_broken_frames(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(RASTERS[name])
+    suffix = path.suffix[1:]
+    with pytest.raises(BrokenFrame, match=f"can't be read as {suffix}") as error:
+        files.read_depth(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_tiff_files_of_both_byte_orders_are_read(tmp_path, order, dtype):
+    # Written by hand, since Pillow writes one byte order.
+    depth = (DEPTH * 100).astype(dtype)
+    bits, kind = 8 * depth.itemsize, 3 if dtype == np.float32 else 1
+    tags = {256: 8, 257: 6, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6,
+            279: depth.nbytes, 339: kind}  # fmt: skip
+    entries = b"".join(
+        struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items()
+    )
+    head = struct.pack(order + "2sHI", b"II" if order == "<" else b"MM", 42,
+                       8 + depth.nbytes)  # fmt: skip
+    data = depth.astype(depth.dtype.newbyteorder(order)).tobytes()
+    path = tmp_path / "a.tif"
+    path.write_bytes(head + data + struct.pack(order + "H", 10) + entries + bytes(4))
+    values = files.read_depth(path)
+    np.testing.assert_array_equal(values, depth)
+    assert values.dtype == dtype
+
+
+@pytest.mark.parametrize("compression", ["tiff_deflate", "tiff_lzw"])
+def test_compressed_tiff_files_are_read(tmp_path, compression):
+    for dtype in (np.uint16, np.float32):
+        depth = (DEPTH * 100).astype(dtype)
+        Image.fromarray(depth).save(tmp_path / "a.tiff", compression=compression)
+        values = files.read_depth(tmp_path / "a.tiff")
+        np.testing.assert_array_equal(values, depth)
+        assert values.dtype == dtype
+
+
+def exr(path, channels):
+    openexr = pytest.importorskip("OpenEXR", reason="the extra exr is not installed")
+    with openexr.File({}, channels) as opened:
+        opened.write(str(path))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_exr_files_are_read(tmp_path, dtype):
+    path, depth, other = tmp_path / "a.exr", DEPTH.astype(dtype), 2 * DEPTH
+    for channels in (
+        {"V": depth}, {"Z": depth, "A": other}, {"left.Depth": depth, "B": other},
+        {"R": depth, "G": depth, "B": depth},
+    ):  # fmt: skip
+        exr(path, channels)
+        np.testing.assert_array_equal(files.read_depth(path), depth)
+    for channels in ({"R": depth, "G": depth, "B": other}, {"U": depth, "V": depth}):
+        exr(path, channels)
+        with pytest.raises(UserError, match=r"a\.exr has the channels .*expected one"):
+            files.read_depth(path)
+
+
+def test_damaged_exr_files_are_broken_frames(tmp_path):
+    path = tmp_path / "a.exr"
+    exr(path, {"Z": DEPTH})
+    intact = path.read_bytes()
+    window = np.array([0, 0, 7, 5], "<i4").tobytes()
+    huge = np.array([0, 0, 99_999, 99_999], "<i4").tobytes()
+    for content in (b"", intact[:200], b"text", intact.replace(window, huge)):
+        path.write_bytes(content)
+        with pytest.raises(BrokenFrame, match=r"a\.exr can't be read as exr"):
+            files.read_depth(path)
+
+
+def test_exr_files_need_a_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    (tmp_path / "a.exr").write_bytes(b"v/1\1")
+    with pytest.raises(UserError, match=r"a\.exr: .*pip install 'jaxdepth\[exr\]'"):
+        files.read_depth(tmp_path / "a.exr")
