@@ -96,6 +96,11 @@ class DataConfig:
     """Training and evaluation frames. official: the 795/654 of NYU; tune and report:
     held-out scenes of the 795; all: train on everything; auto: official for NYU, the
     data's own split otherwise."""
+    eval_fraction: float = flag(0.1, at_least=0, below=1)
+    """Share of the frames, in whole scenes, to hold out for evaluation where the data
+    have no split; 0: none."""
+    test_scenes: Literal["drop", "keep"] = "drop"
+    """Frames of scenes of NYU's official test set in training data."""
     train_images: int | None = flag(None, at_least=1)
     """Train on the first N images in the order of the seed."""
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")

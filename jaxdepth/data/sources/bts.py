@@ -72,8 +72,6 @@ class Bts:
             FrameInfo(line.name, _scene(line, index), index)
             for line, index in zip(self.lines, indices, strict=True)
         ]
-        scenes = [info.scene for info in self.infos]
-        self.notes += splits.test_scene_notes(self._train, scenes)
         files.check_metres(
             files.sample(lambda line: self._depth(line.depth), self.lines),
             where=str(path),
@@ -100,7 +98,6 @@ class Bts:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 

@@ -68,8 +68,7 @@ class DenseDepth:
             FrameInfo(row.name, _scene(row, index), index)
             for row, index in zip(self.rows, indices, strict=True)
         ]
-        scenes = [info.scene for info in self.infos]
-        self.notes = splits.test_scene_notes(self._train, scenes)
+        self.notes: list[str] = []
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
         # True if any depth has 8 bits: the store then masks the extremes of no frame.
         self.eight_bit = any(eight for _, eight in sampled)
@@ -97,7 +96,6 @@ class DenseDepth:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 

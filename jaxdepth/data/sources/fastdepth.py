@@ -57,8 +57,6 @@ class FastDepth:
                 f"{held} frames named {' or '.join(HOLD_OUT)} left out of training, as "
                 "FastDepth does"
             )
-        scenes = [info.scene for info in self.infos]
-        self.notes += splits.test_scene_notes(self._train, scenes)
         depths = files.sample(lambda file: _read(file)[1], self.files)
         self.truths = (files.kind_of(depths),)
         files.check_metres(
@@ -79,7 +77,6 @@ class FastDepth:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 

@@ -112,9 +112,7 @@ class Folder:
         if not evaluation:
             return {"all": everything}
         train = sorted(rows["train"] + rows.get(None, []))
-        return splits.from_lists(
-            train, evaluation, scenes=scenes, indices=self._official
-        )
+        return splits.from_lists(train, evaluation, indices=self._official)
 
     def _read(self, allow_outside: bool) -> list[Listed]:
         """The frames, and notes on how they were paired."""
@@ -162,10 +160,6 @@ class Folder:
                 f"{parts.count(None)} frames are in no folder named train, val or "
                 "test: they train"
             )
-        scenes = [_scene(self._name(frame)) for frame in frames]
-        train = [row for row, part in enumerate(parts) if part in (None, "train")]
-        if len(train) < len(frames):
-            self.notes += splits.test_scene_notes(train, scenes)
 
     def _name(self, frame: Listed) -> str:
         """The image's path in the folder; as listed if it is elsewhere."""

@@ -104,8 +104,7 @@ class NyuRaw:
         """Splits by scene: "all"; "official", "tune" and "report" for labeled scenes.
 
         A raw folder is named after its scene, plus a letter if the scene was recorded
-        in pieces. No piece of a test scene is in a training set other than that of
-        "all". Scenes without labeled frames are for training only.
+        in pieces. Scenes without labeled frames are for training only.
         """
         return self._splits
 
@@ -162,10 +161,6 @@ class NyuRaw:
         if not any(part):
             return by_name
         parts = dict(zip(scenes, part, strict=True))
-        self._note(
-            [scene for scene in parts if parts[scene] == "test"],
-            "of official test scenes: left out of training unless --split=all",
-        )
         self._note(
             [scene for scene in parts if parts[scene] is None],
             "of scenes without labeled frames: used for training only",

@@ -90,7 +90,6 @@ class Tfds:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=unknown,
             indices=unknown,
             official_test=len(self._evaluation) == len(splits.official()["test"]),
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdepth.data import split
 from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
@@ -51,6 +52,7 @@ class Packing:
         "none".
       skip_wrong: leave out and list all frames for which the source raises UserError,
         not only those whose files can't be read.
+      eval_fraction, test_scenes: see `split.complete`.
     """
 
     size: tuple[int, int] = (240, 320)
@@ -58,6 +60,8 @@ class Packing:
     max_depth: float = 10.0
     keep_full: str = "auto"
     skip_wrong: bool = False
+    eval_fraction: float = 0.1
+    test_scenes: str = "drop"
 
 
 def write(
@@ -80,14 +84,11 @@ def write(
 
 def prepare(
     data: str | Source,
+    packing: Packing,
     *,
     cache_dir: Path,
-    size: tuple[int, int],
     data_format: str = "auto",
     options: ReadOptions | None = None,
-    mask_extremes: str = "auto",
-    max_depth: float = 10.0,
-    keep_full: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Store:
@@ -102,8 +103,8 @@ def prepare(
         if is_store(data):
             return Store.open(data)
         data = open_source(data, data_format=data_format, options=options)
-    job = Job(data, Packing(size, mask_extremes, max_depth, keep_full), options)
-    name = f"{data.format}-{size[0]}x{size[1]}-{job.key}"
+    job = Job(data, packing, options)
+    name = f"{data.format}-{packing.size[0]}x{packing.size[1]}-{job.key}"
     out = Path(cache_dir).expanduser() / name
     # Replace a damaged store; nothing else can have that name.
     job.write(out, workers=workers, progress=progress, replace=True)
@@ -118,7 +119,7 @@ class Job:
 
     Attributes:
       key: 16 hexadecimal digits, a hash of the data and the options.
-      splits: the splits of the source.
+      splits: the splits of the source, completed by the rules of `split`.
       full_rows: rows of which full-size copies are kept.
       masked: kinds of depth whose extremes are removed from each frame.
     """
@@ -133,7 +134,11 @@ class Job:
         }
         self._origin = source.fingerprint()
         self.key = self._key()
-        self.splits = source.splits()
+        self.splits, self._split_notes = split.complete(
+            source,
+            eval_fraction=packing.eval_fraction,
+            test_scenes=packing.test_scenes,
+        )
         mask = packing.mask_extremes
         self.masked = tuple(
             kind
@@ -160,7 +165,8 @@ class Job:
             return frozenset()
         total = len(self.source.infos)
         evaluated = {row for rows in self.splits.values() for row in rows["eval"]}
-        small = not evaluated and total <= FULL_AT_MOST
+        own = any(s["eval"] for n, s in self.splits.items() if n != split.HELD_OUT)
+        small = not own and total <= FULL_AT_MOST
         if self.packing.keep_full == "all" or small:
             return frozenset(range(total))
         return frozenset(evaluated)
@@ -326,9 +332,9 @@ class Job:
         return {
             name: {
                 part: [stored[row] for row in rows if row in stored]
-                for part, rows in split.items()
+                for part, rows in parts.items()
             }
-            for name, split in self.splits.items()
+            for name, parts in self.splits.items()
         }
 
     def _camera(self, records: list[Record]) -> dict[str, Any] | None:
@@ -347,7 +353,7 @@ class Job:
     def _notes(
         self, records: list[Record], empty: list[str], broken: list[dict[str, str]]
     ) -> list[str]:
-        notes = list(self.source.notes)
+        notes = [*self.source.notes, *self._split_notes]
         if broken:
             notes.append(
                 f"{len(broken)} frames that can't be used left out, first "

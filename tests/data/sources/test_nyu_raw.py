@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.config import Config
-from jaxdepth.data import dataset
+from jaxdepth.data import dataset, split
 from jaxdepth.data.nyu import fill, splits, toolbox
 from jaxdepth.data.sources import (
     BrokenFrame,
@@ -339,17 +339,20 @@ def test_splits_follow_scenes_and_test_scenes_are_left_out_of_training(tmp_path)
         write_empty(tmp_path / folder, [0], [0])
     source = open_source(tmp_path)
     scene = [info.scene for info in source.infos]
+    splits, notes = split.complete(source)
 
-    def of(split, part):
-        return sorted(str(scene[row]) for row in source.splits()[split][part])
+    def of(name, part):
+        return sorted(str(scene[row]) for row in splits[name][part])
 
     trained = sorted([f"{train}a", f"{train}b", "nyu_office_0"])
     assert of("official", "train") == sorted([*trained, tune, f"{report}c"])
     assert of("official", "eval") == sorted([test, "bookstore_0001d"])
     assert of("tune", "train") == of("report", "train") == trained
     assert of("tune", "eval") == [tune] and of("report", "eval") == [f"{report}c"]
-    assert of("all", "train") == sorted(folders) and of("all", "eval") == []
-    assert any("2 folders of official test scenes" in n for n in source.notes)
+    assert of("all", "train") == sorted([*trained, tune, f"{report}c"])
+    assert notes[0].startswith(
+        f"2 frames of {min(test, 'bookstore_0001d')} and 1 more left out"
+    )
     assert any(
         "1 folder of scenes without labeled frames" in n and "nyu_office_0" in n
         for n in source.notes
