@@ -182,7 +182,7 @@ class Folder:
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
-        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
+        npy = file.suffix.lower() in (".npy", ".npz") or values.dtype.kind == "f"
         metres = files.to_metres(values, self.depth_scale or (1.0 if npy else 1000.0))
         if mask is not None:
             metres = listed.masked(metres, files.read_mask(mask), mask)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.data.sources import BrokenFrame, files
+from jaxdepth.data.sources import BrokenFrame, files, open_source
 from jaxdepth.runtime.errors import UserError
+from tests.data.sources import made
 
 DEPTH = np.arange(48, dtype=np.float32).reshape(6, 8) / 8 + 1
 COLOURS = np.arange(144, dtype=np.uint8).reshape(6, 8, 3)
@@ -191,6 +192,30 @@ def test_colours_in_npy_files_become_rgb(tmp_path, dtype):
     rgb = files.read_rgb(tmp_path / "0.npy")
     assert rgb.dtype == np.uint8
     np.testing.assert_array_equal(rgb, COLOURS)
+
+
+def test_folders_of_array_files_are_read(tmp_path):
+    # MTAN's NYUv2, and depth in the other encodings.
+    (tmp_path / "image").mkdir()
+    (tmp_path / "depth").mkdir()
+    np.save(tmp_path / "image" / "0.npy", COLOURS / 255)
+    np.save(tmp_path / "depth" / "0.npy", DEPTH[..., None])
+    np.save(tmp_path / "image" / "1.npy", COLOURS)
+    pfm = b"Pf\n8 6\n-1\n" + DEPTH[::-1].tobytes()
+    (tmp_path / "depth" / "1.pfm").write_bytes(pfm)
+    made.image(tmp_path, "image/2.png", 9)
+    np.savez(tmp_path / "depth" / "2.npz", depth=DEPTH)
+    made.image(tmp_path, "image/3.png", 9)
+    millimetres = b"P5\n8 6\n65535\n" + (DEPTH * 1000).astype(">u2").tobytes()
+    (tmp_path / "depth" / "3.pgm").write_bytes(millimetres)
+    source = open_source(tmp_path)
+    assert source.format == "folder" and len(source.infos) == 4
+    for row in range(4):
+        frame = source.frame(row)
+        if row < 2:
+            np.testing.assert_array_equal(frame.rgb, COLOURS)
+        assert frame.filled is not None
+        np.testing.assert_allclose(frame.filled, DEPTH, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
