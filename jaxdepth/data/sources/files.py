@@ -3,12 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,6 +22,8 @@ from jaxdepth.runtime.errors import UserError
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = arrays.LARGEST
 FARTHEST = 65535 / 256  # metres; the farthest depth that a store can hold
+MAX_SQUEEZE = 0.01  # ScanNet's 1296x968 images and 640x480 depth differ by 0.4 %
+LEAST_SHRINK = 1.2
 # Errors of the storage or the process, not of the file.
 MACHINE_ERRORS = frozenset(
     {
@@ -32,6 +35,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 T = TypeVar("T")
+Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
 
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -125,15 +129,65 @@ def name_of(path: Path) -> str:
     return path.absolute().name or str(path)
 
 
-def check_same_size(
-    rgb: np.ndarray, depth: np.ndarray, image: Path, depth_file: Path
-) -> None:
-    """Raise UserError if image and depth differ in size."""
-    if depth.shape != rgb.shape[:2]:
+def match_size(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    depth: Float[np.ndarray, "i j"],
+    image: Path,
+    depth_file: Path,
+    camera: Camera | None = None,
+) -> tuple[UInt8[np.ndarray, "i j 3"], Camera | None]:
+    """Shrink an image that is larger than its depth, by the mean over areas.
+
+    Phones and some scanners store depth at a fraction of the image's size. Depth is
+    never resized: interpolation would invent surfaces at its edges.
+
+    Args:
+      camera: fx, fy, cx, cy in pixels of the image.
+
+    Returns: the image at the size of `depth`, and its camera.
+    Raises: UserError if depth is larger than its image or shows another view: its
+      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop).
+    """
+    if rgb.shape[:2] == depth.shape:
+        return rgb, camera
+    sy, sx = (new / old for new, old in zip(depth.shape, rgb.shape[:2], strict=True))
+    sizes = (
+        f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
+        f"{depth.shape[0]}x{depth.shape[1]}: "
+    )
+    if abs(sx / sy - 1) > MAX_SQUEEZE or 1 / LEAST_SHRINK < sx <= 1:
         raise UserError(
-            f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
-            f"{depth.shape[0]}x{depth.shape[1]}: image and depth must have one size"
+            f"{sizes}image and depth must have one size, or one aspect ratio; crop the "
+            "image to what the depth shows"
         )
+    if sx > 1:
+        raise UserError(
+            f"{sizes}depth is not resized, so that image and depth must have one size; "
+            "take larger images, or depth as the camera stored it"
+        )
+    from jaxdepth.ops import resize  # imports JAX, which most data do not need
+
+    small = resize.resize_area(rgb[None].astype(np.float32), depth.shape)[0]
+    rgb = np.floor(small + 0.5).clip(0, 255).astype(np.uint8)
+    if camera is not None:
+        fx, fy, cx, cy = camera
+        # Integer coordinates are pixel centres, not corners.
+        camera = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+    return rgb, camera
+
+
+def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+    """A note if the first image that can be read is larger than its depth."""
+    for image, depth_file in itertools.islice(pairs, SAMPLE):
+        with contextlib.suppress(UserError):
+            large, small = read_rgb(image).shape, read_depth(depth_file).shape
+            if large[0] <= small[0] or large[1] <= small[1]:
+                return []
+            return [
+                f"images are shrunk to the size of their depth, {small[0]}x{small[1]} "
+                f"(the first is {large[0]}x{large[1]})"
+            ]
+    return []
 
 
 def broken(file: Path, what: str, error: object) -> BrokenFrame:

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from jaxdepth.data.sources import BrokenFrame, arrays, files
+from jaxdepth.data.sources import BrokenFrame, arrays, files, open_source
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
@@ -283,3 +283,86 @@ def test_missing_files_are_part_of_the_stamp(tmp_path):
     path.write_text("")
     assert files.stamp([path, Path("x\0")]) != before
     assert before["files"] == 2
+
+
+def matched(rgb, size, camera=None):
+    depth = np.ones(size, np.float32)
+    return files.match_size(rgb, depth, Path("a.jpg"), Path("a.png"), camera)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 8), (7, 9)])
+def test_an_image_is_averaged_to_the_size_of_its_depth(size):
+    # Cells of 2.5x2.5 pixels, and of other fractions within 1 % of one aspect ratio.
+    rows, columns = {(6, 8): (15, 20), (5, 8): (125, 200), (7, 9): (70, 90)}[size]
+    rgb = np.random.default_rng(0).integers(0, 256, (rows, columns, 3), np.uint8)
+    small, _ = matched(rgb, size)
+    assert small.dtype == np.uint8 and small.shape == (*size, 3)
+
+    def overlap(pixels, cells):  # a row per cell: the part of each pixel in it
+        edges = np.arange(cells + 1) * pixels / cells
+        index = np.arange(pixels)
+        low = np.maximum(edges[:-1, None], index)
+        high = np.minimum(edges[1:, None], index + 1)
+        return np.maximum(high - low, 0) * cells / pixels
+
+    for channel in range(3):
+        mean = overlap(rows, size[0]) @ rgb[..., channel] @ overlap(columns, size[1]).T
+        assert np.abs(small[..., channel] - mean).max() <= 0.5 + 1e-3
+
+
+def test_the_camera_follows_an_image_that_is_shrunk():
+    ramp = np.tile(np.arange(200, dtype=np.uint8)[:, None], (150, 1, 3))
+    fx, fy, cx, cy = 180.0, 190.0, 104.5, 60.0
+    small, camera = matched(ramp, (60, 80), (fx, fy, cx, cy))
+    assert camera is not None
+    across = small[0, :, 0].astype(float)  # a ramp: the column of the large image
+    assert np.interp(camera[2], np.arange(80), across) == pytest.approx(cx, abs=0.5)
+    assert camera[:2] == pytest.approx((fx * 0.4, fy * 0.4))
+    assert camera[3] == pytest.approx((cy + 0.5) * 0.4 - 0.5)
+    assert matched(ramp, (60, 80))[1] is None
+
+
+def test_images_of_the_size_of_their_depth_are_unchanged():
+    rgb, camera = np.zeros((6, 8, 3), np.uint8), (1.0, 1.0, 3.5, 2.5)
+    same, kept = matched(rgb, (6, 8), camera)
+    assert same is rgb and kept == camera
+
+
+@pytest.mark.parametrize("size", [(1440, 1920), (968, 1296), (480, 640)])
+@pytest.mark.parametrize("small", [(192, 256), (480, 640)])
+def test_sizes_of_phones_and_scanners_match(size, small):
+    # ARKit's 256x192 under 1920x1440, ScanNet's 640x480 under 1296x968.
+    assert matched(np.zeros((*size, 3), np.uint8), small)[0].shape == (*small, 3)
+
+
+@pytest.mark.parametrize(
+    ("size", "small", "problem"),
+    [
+        ((480, 640), (640, 480), "one aspect ratio"),  # turned
+        ((1080, 1920), (192, 256), "one aspect ratio"),
+        ((480, 640), (480, 634), "one aspect ratio"),
+        ((480, 640), (456, 608), "one aspect ratio"),  # a crop, perhaps
+        ((240, 320), (480, 640), "depth is not resized"),
+    ],
+)
+def test_other_sizes_are_an_error(size, small, problem):
+    with pytest.raises(UserError, match=problem) as error:
+        matched(np.zeros((*size, 3), np.uint8), small)
+    assert f"a.jpg is {size[0]}x{size[1]}" in str(error.value)
+    assert f"a.png is {small[0]}x{small[1]}" in str(error.value)
+    assert not isinstance(error.value, BrokenFrame)
+
+
+def test_larger_images_are_noted_once(tmp_path):
+    large, small = (60, 80), (12, 16)
+    for k in range(3):
+        made.image(tmp_path, f"rgb/{k}.png", 40 * k, large)
+        made.depth(tmp_path, f"depth/{k}.png", 2000, small)
+    (tmp_path / "rgb" / "0.png").write_text("damaged")
+    source = open_source(tmp_path)
+    note = "images are shrunk to the size of their depth, 12x16 (the first is 60x80)"
+    assert source.notes == [note]
+    frame = source.frame(2)
+    np.testing.assert_array_equal(frame.rgb, np.full((*small, 3), 80))
+    assert frame.filled is not None and frame.filled.shape == small
+    assert source.notes == [note]
