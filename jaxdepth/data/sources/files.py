@@ -5,7 +5,6 @@ import errno
 import hashlib
 import itertools
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxdepth import images as images_lib
 from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 SAMPLE = 8  # frames that are inspected before all are read
@@ -297,18 +297,12 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def check_regular(file: Path) -> None:
-    """Raise BrokenFrame, without opening it, unless the path is a regular file.
-
-    Reading a FIFO waits forever, and a device can have any effect.
-    """
+def _check_regular(file: Path) -> None:
+    """Raise BrokenFrame if the path is no file; see `runtime.regular.check`."""
     try:
-        mode = file.stat().st_mode
+        regular.check(file)
     except (OSError, ValueError) as error:
         raise broken(file, "a file", error) from None
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "a FIFO or a device"
-        raise BrokenFrame(f"{file} is {what}, not a regular file")
 
 
 def _stored(file: Path) -> tuple[str | None, np.ndarray]:
@@ -323,7 +317,7 @@ def _stored(file: Path) -> tuple[str | None, np.ndarray]:
 
 def _array(file: Path) -> np.ndarray:
     """Read an array file; (H, W) if it is one map with an extra axis."""
-    check_regular(file)
+    _check_regular(file)
     suffix = file.suffix.lower()
     try:
         with warnings.catch_warnings():
@@ -360,7 +354,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
     Raises: BrokenFrame, for errors in the body of the with statement too.
     """
-    check_regular(file)
+    _check_regular(file)
     try:
         with open(file, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images and odd metadata

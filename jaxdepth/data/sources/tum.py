@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, lists
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 SCALE = 5000.0  # stored units per metre
@@ -202,6 +203,7 @@ def _freiburg(path: Path) -> str:
     comments = []
     for name in ("rgb.txt", "depth.txt"):
         try:
+            regular.check(path / name)
             head = (path / name).read_text(errors="replace")[:1000]
         except OSError:
             continue

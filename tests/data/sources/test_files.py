@@ -1,8 +1,9 @@
-"""Image and depth files: checksums, invalid numbers, lists and their root folders."""
+"""Image and depth files: checksums, formats, sizes, FIFOs, invalid numbers, samples."""
 
 import errno
 import math
 import os
+import signal
 import struct
 import subprocess
 import zlib
@@ -14,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from jaxdepth.data.sources import BrokenFrame, arrays, files, open_source
+from jaxdepth.data.sources import BrokenFrame, arrays, files, open_source, takes
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
 
@@ -204,6 +205,37 @@ def test_fifos_and_devices_are_not_opened(tmp_path, name):
         for read in (files.read_rgb, files.read_depth, files.read_mask):
             with pytest.raises(BrokenFrame, match="FIFO or a device"):
                 read(path)
+
+
+@pytest.fixture
+def alarm():
+    """End a test that waits for a FIFO."""
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize(
+    "name", ["list.txt", "rgb.txt", "associations.txt", "train/x.h5",
+             "dataset_info.json", "manifest.json"]
+)  # fmt: skip
+def test_fifos_in_a_folder_are_not_waited_for(tmp_path, alarm, name):
+    made.image(tmp_path, "rgb/0.png")
+    made.depth(tmp_path, "depth/0.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name.endswith(".h5"):  # the only file of its format
+        made.refused(tmp_path, f"{name} can't be read", "a FIFO or a device")
+    else:
+        assert open_source(tmp_path).format == "folder"
+
+
+def test_a_fifo_is_no_data(tmp_path, alarm):
+    os.mkfifo(tmp_path / "a.mat")
+    for path in (tmp_path / "a.mat", Path("/dev/zero")):
+        made.refused(path, f"--data={path}: a FIFO or a device")
+        with pytest.raises(UserError, match="a FIFO or a device"):
+            takes(path, "depth_scale")
 
 
 WRONG_NUMBERS = [np.nan, -np.nan, np.inf, -np.inf, -1.0, 0.0, 1e300, 1e-300]
