@@ -13,6 +13,10 @@ from jaxdepth.runtime.errors import UserError
 
 # Suffixes of the image files that are searched for in folders.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
+# The formats of these files. Pillow is not allowed to open others: some start programs
+# (Ghostscript for EPS), and each format that is not needed is a decoder to attack.
+# (The plugin of JPEG opens MPO, two photos of a stereo camera, as the first one.)
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
 
 
 def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:

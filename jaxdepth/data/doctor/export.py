@@ -52,7 +52,8 @@ def export(
     """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
     The folder can be opened as a source of the same frames, with depth rounded to
-    millimetres and clipped at 65.535 m.
+    millimetres. Depth beyond 65.534 m is stored as 65535, a saturated code, and read as
+    missing.
 
     Args:
       depth: "filled" or "raw"; default: the first kind of the source.

@@ -77,13 +77,14 @@ class Bts:
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
         )
+        self.notes += files.size_notes((line.image, line.depth) for line in self.lines)
 
     def frame(self, row: int) -> Frame:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
-        files.check_same_size(rgb, depth, line.image, line.depth)
         nyu = abs(line.focal - FOCAL) < 0.01
         camera = labeled.camera_of(rgb.shape) if nyu else None
+        rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:

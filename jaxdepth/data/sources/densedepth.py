@@ -77,13 +77,15 @@ class DenseDepth:
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
         )
+        self.notes += files.size_notes((row.image, row.depth) for row in self.rows)
 
     def frame(self, row: int) -> Frame:
         _, image, depth_file = self.rows[row]
         rgb = files.read_rgb(image)
         depth, _ = _depth(depth_file)
-        files.check_same_size(rgb, depth, image, depth_file)
-        return Frame(rgb, filled=depth, intrinsics=labeled.camera_of(rgb.shape))
+        camera = labeled.camera_of(rgb.shape)
+        rgb, camera = files.match_size(rgb, depth, image, depth_file, camera)
+        return Frame(rgb, filled=depth, intrinsics=camera)
 
     def fingerprint(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5, labeled
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 PARTS = ("train", "val")
@@ -102,6 +103,7 @@ def _files(folder: Path) -> list[Path]:
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read RGB (H, W, 3) and depth (H, W) in metres. Raises BrokenFrame."""
     try:
+        regular.check(file)
         with h5py.File(file, "r") as stored:
             rgb, depth = (_dataset(stored, name) for name in ("rgb", "depth"))
             shapes = rgb.shape, depth.shape

@@ -76,6 +76,7 @@ class Folder:
     def frame(self, row: int) -> Frame:
         entry = self.frames[row]
         rgb = files.read_rgb(entry.image)
+        camera = _camera(entry.focal, rgb.shape[:2])
         depths = {}
         for kind, file in self._depth_files(entry).items():
             depths[kind], eight_bit = self._depth(file, entry.mask)
@@ -86,8 +87,7 @@ class Folder:
                     f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
                     "both"
                 )
-            files.check_same_size(rgb, depths[kind], entry.image, file)
-        camera = _camera(entry.focal, rgb.shape[:2])
+            rgb, camera = files.match_size(rgb, depths[kind], entry.image, file, camera)
         return Frame(rgb, **depths, intrinsics=camera, unit=self.depth_scale or 1000.0)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Folder:
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
-        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
+        npy = file.suffix.lower() in (".npy", ".npz") or values.dtype.kind == "f"
         metres = files.to_metres(values, self.depth_scale or (1.0 if npy else 1000.0))
         if mask is not None:
             metres = listed.masked(metres, files.read_mask(mask), mask)
@@ -211,6 +211,10 @@ class Folder:
             depths,
             where=str(self.path),
             hint="give --depth_scale=UNITS_PER_METRE",
+        )
+        self.notes += files.size_notes(
+            (frame.image, next(iter(self._depth_files(frame).values())))
+            for frame in self.frames
         )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float64, UInt8, UInt16
 
 from jaxdepth.data.nyu import fill, splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions, files
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 FILLS: dict[str, Callable[..., Float64[np.ndarray, "h w"]]] = {
@@ -203,6 +204,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "480 640 3"]:
 def _payload(path: Path, header: bytes, pixel: int) -> bytes:
     """Read the data after the header: `pixel` bytes for each of 480x640 pixels."""
     try:
+        regular.check(path)
         content = path.read_bytes()
     except OSError as error:
         raise files.broken(path, "a raw frame", error.strerror or error) from None

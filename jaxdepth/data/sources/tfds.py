@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 NAME = "nyu_depth_v2"
@@ -168,6 +169,7 @@ class Tfds:
         """The reader of one file. The last one is reused, as rows mostly ascend."""
         reader = self.__dict__.get("_reader")
         if reader is None or reader.file != file:
+            regular.check(file)
             arrays = self._builder.info.file_format.value == "array_record"
             reader = (_ArrayRecords if arrays else _TfRecords)(file)
             self._reader = reader
@@ -236,6 +238,7 @@ def _versions(path: Path) -> list[Path]:
 
 def _is_prepared(folder: Path) -> bool:
     try:
+        regular.check(folder / INFO)
         return json.loads((folder / INFO).read_text())["name"] == NAME
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

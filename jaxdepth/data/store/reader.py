@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt16
 
 from jaxdepth.data.store import manifest as manifest_lib
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 VERSION = 2
@@ -60,6 +61,7 @@ class Store:
         """Open a store. Raises UserError if it is damaged or of another version."""
         path = Path(path).expanduser()
         try:
+            regular.check(path / MANIFEST)
             text = (path / MANIFEST).read_text()
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is not a store: it has no {MANIFEST}") from None

@@ -45,7 +45,8 @@ class Packing:
       mask_extremes: "on": before any resize, remove pixels equal to the frame's
         minimum or maximum valid depth (the paper, section 4), except from 8-bit depth
         and where no depth would be left; "auto": only from raw depth; "off".
-      max_depth: metres; depth beyond it is ignored by `mask_extremes`.
+      max_depth: metres; depth beyond it is missing in the training frames, and ignored
+        by `mask_extremes`.
       keep_full: of which frames full-size copies are kept: "auto": those that a split
         evaluates on, or without such a split all of up to `FULL_AT_MOST`; "all";
         "none".

@@ -97,7 +97,8 @@ def test_mask_extremes_removes_the_minimum_and_maximum(
     small = depths(opened, kind)[0]
     full = next(iter(opened.full_frames([0])))["depth"][kind]
     # 12 m is beyond --max_depth, so the maximum valid depth is 9.5 m.
-    removed_pixels = (small == 0) & (depth > 0)
+    removed_pixels = (small == 0) & (depth > 0) & (depth < 12)
+    assert small[3, 0] == 0 and full[3, 0] == 12
     expected = (depth == 0.5) | (depth == 9.5) if removed else np.zeros(SIZE, bool)
     np.testing.assert_array_equal(removed_pixels, expected)
     np.testing.assert_array_equal((full == 0) & (depth > 0), expected)
@@ -105,6 +106,28 @@ def test_mask_extremes_removes_the_minimum_and_maximum(
     notes = " ".join(opened.notes)
     assert ("mask_extremes" in notes) == removed
     assert ("8-bit" in notes) == eight_bit
+
+
+@pytest.mark.parametrize("kind", ["filled", "raw"])
+def test_depth_beyond_max_depth_does_not_reach_its_neighbours(tmp_path, kind):
+    # A sentinel beside measured depth, at twice the training size.
+    depth = np.full((24, 32), 3.0, np.float32)
+    depth[::2, 1::3] = 40.0
+    missing = np.where(depth == 40, 0, depth).astype(np.float32)
+    stored = []
+    for name, values in (("sentinel", depth), ("zero", missing)):
+        shot = dataclasses.replace(frame(), **{"filled": None, kind: values})
+        opened = written(tmp_path, [shot], out=name, kinds=(kind,), mask_extremes="off")
+        stored.append(depths(opened, kind))
+    np.testing.assert_array_equal(*stored)
+    np.testing.assert_array_equal(stored[0], 3000)
+
+
+def test_frames_without_depth_within_max_depth_are_left_out(tmp_path):
+    far = Frame(frame().rgb, filled=np.full((24, 32), 30, np.float32))
+    opened = written(tmp_path, [frame(), far])
+    assert opened.manifest["left_out"] == ["frame 1"]
+    assert len(written(tmp_path, [frame(), far], out="far", max_depth=40.0)) == 2
 
 
 def test_mask_extremes_never_removes_all_depth(tmp_path):
