@@ -299,7 +299,14 @@ def _only(read: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
 
 
 def _write_weights(folder: Path) -> None:
-    files.write(folder / "a.safetensors", example.weights(WEIGHTS))
+    path = folder / "a.safetensors"
+    files.write(path, example.weights(WEIGHTS))
+    # The library writes metadata in random order.
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    path.write_bytes(data[:8] + text.ljust(size) + data[8 + size :])
 
 
 def _write_safetensors(folder: Path) -> None:
