@@ -124,8 +124,8 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
 def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     """Open, and prepare where needed, what the data flags name.
 
-    Raises UserError for data that can't be read, splits that they don't have, and an
-    empty training or evaluation set.
+    Raises UserError for data that can't be read, splits that they don't have, an empty
+    training or evaluation set, and a frame in both.
     """
     rooms = config.data.path == "rooms"
     if rooms:
@@ -149,6 +149,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         )
     if len(train_rows) == 0:
         raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
+    _check_apart(train, train_rows, evaluation, eval_rows)
     if config.data.train_images is not None:
         wanted, available = config.data.train_images, len(train_rows)
         if wanted > available:
@@ -169,6 +170,31 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         depth=depth,
         notes=(*notes, *more),
     )
+
+
+def _check_apart(
+    train: Store, train_rows: np.ndarray, evaluation: Store, eval_rows: np.ndarray
+) -> None:
+    """Raise UserError if an image is in both sets, by the digests of the stores.
+
+    Images of different sizes can't be compared.
+    """
+    if train.size != evaluation.size:
+        return
+    frames = train.manifest["frames"]
+    trained = {frames[row].get("digest"): frames[row]["name"] for row in train_rows}
+    trained.pop(None, None)  # stores of earlier versions have no digests
+    both = [
+        (trained[frame["digest"]], frame["name"])
+        for frame in (evaluation.manifest["frames"][row] for row in eval_rows)
+        if frame.get("digest") in trained
+    ]
+    if both:
+        raise UserError(
+            f"{len(both)} of {len(eval_rows)} frames to evaluate on train as well, "
+            f"first {both[0][1]} of {evaluation.name}, which is {both[0][0]} of "
+            f"{train.name}: remove them from one of the sets"
+        )
 
 
 def _check_size(config: Config, train: Store) -> None:

@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ from jaxdepth.data.sources import (
 )
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store.reader import Store, is_store
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
+from jaxdepth.runtime.progress import Progress
 
 FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
 SHEET = 12  # regular frames of a contact sheet, and most faulty ones
 SHEET_PIXELS = 320  # their longer side, approximately
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,7 @@ def inspect(
         try:
             frame = source.frame(row)
         except UserError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             inspection.broken.append((inspection.name(row), reason))
         else:
             collector.add(row, frame)

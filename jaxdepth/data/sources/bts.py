@@ -107,6 +107,14 @@ class Bts:
         found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
         if not found:
             raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
+        if any(lists.part_of(file.name) for file in found):
+            self.notes += [
+                f"list {file.name} is not used: other lists have train or test in "
+                "their names, and it has not"
+                for file in found
+                if lists.part_of(file.name) is None
+            ]
+            found = [file for file in found if lists.part_of(file.name)]
         parts: dict[bool, tuple[Path, list[Line]]] = {}
         for file in found:
             lines = self._lines(file, alone=len(found) == 1)

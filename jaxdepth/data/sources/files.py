@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from jaxdepth import images as images_lib
 from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
 from jaxdepth.runtime import regular
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
 
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = arrays.LARGEST
@@ -204,7 +204,7 @@ def broken(file: Path, what: str, error: object) -> BrokenFrame:
 
 def reason_of(error: object) -> str:
     """The text of an error in one line of at most 160 characters."""
-    text = " ".join(str(error).split())[:160].strip("'\"")
+    text = one_line(error)[:160].strip("'\"")
     return text or type(error).__name__
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError, one_line
 
 T = typing.TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -80,7 +80,7 @@ class Packer:
         except UserError as error:
             if not self.skip_wrong and not isinstance(error, BrokenFrame):
                 raise
-            return " ".join(str(error).split())
+            return one_line(error)
         except OSError as error:
             name = self.source.infos[row].name
             raise MachineError(

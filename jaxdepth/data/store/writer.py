@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
 from jaxdepth.data.store.reader import VERSION, Store, is_store
 from jaxdepth.data.store.staging import Record, StagingArea
-from jaxdepth.runtime import versions
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import storage, versions
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 SHARD = 128  # source frames per training shard
@@ -33,7 +34,6 @@ FULL_BYTES = 256 << 20  # full-size frames that wait in memory for their shard
 # frames, which may be an evaluation set. Larger ones (a raw dump, a list of training
 # frames) are not, and would take 1.5 MB per frame.
 FULL_AT_MOST = 1000
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Job:
         Raises: UserError if `out` holds something else, the data are wrong, or no
           frame has depth; MachineError if storage fails.
         """
-        try:
+        with storage.write_errors(f"the store {out}"):
             if (manifest := self.finished(out)) is not None:
                 return manifest
             if remote.is_remote(str(out)):
@@ -220,10 +220,6 @@ class Job:
                 _check_free(out, replace=replace)
                 with staging.LocalStaging(out, self.key) as area:
                     return self._run(area, workers, progress)
-        except OSError as error:
-            raise MachineError(
-                f"the store {out} could not be written: {error.strerror or error}"
-            ) from error
 
     def _run(
         self, area: StagingArea, workers: int, progress: Progress | None
@@ -309,7 +305,11 @@ class Job:
             "broken": broken,
             "splits": self._stored_splits(stored),
             "notes": self._notes(records, empty, broken),
-            "frames": [self._frame_entry(row) for row in kept],
+            "frames": [
+                self._frame_entry(row, digest)
+                for record in records
+                for row, digest in zip(record.kept, record.digests, strict=True)
+            ],
             "shards": [len(record.kept) for record in records],
             "full": {
                 stem: [stored[row] for row in rows]
@@ -319,12 +319,13 @@ class Job:
             "files": {k: v for record in records for k, v in record.files.items()},
         }
 
-    def _frame_entry(self, row: int) -> dict[str, Any]:
+    def _frame_entry(self, row: int, digest: str) -> dict[str, Any]:
         info = self.source.infos[row]
         return {
             "name": info.name,
             "scene": info.scene,
             "official_index": info.official_index,
+            "digest": digest,
         }
 
     def _stored_splits(self, stored: dict[int, int]) -> dict[str, dict[str, list[int]]]:
@@ -421,6 +422,8 @@ class _Block:
             return
         self._record.kept.append(row)
         self._record.unmasked += frame.unmasked
+        digest = hashlib.sha256(np.ascontiguousarray(frame.small["rgb"]))
+        self._record.digests.append(digest.hexdigest()[:16])
         self._cameras[frame.camera] = None
         self._small.append(frame.small)
         if frame.full is not None:
