@@ -6,6 +6,7 @@ import struct
 import sys
 import tracemalloc
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,8 @@ def test_an_npz_archive_needs_one_depth_map(tmp_path):
     np.testing.assert_array_equal(files.read_depth(path), DEPTH)
     np.savez(path, depth=DEPTH, valid=DEPTH > 2)
     np.testing.assert_array_equal(files.read_depth(path), DEPTH)
-    for more in ({"depth": DEPTH, "other": DEPTH}, {"image": COLOURS}, {}):
+    cases: list[dict[str, Any]] = [{"depth": DEPTH, "other": DEPTH}, {"x": COLOURS}, {}]
+    for more in cases:
         np.savez(path, **more)
         with pytest.raises(UserError, match=rf"a.npz holds {len(more) // 2 * 2} arr"):
             files.read_depth(path)
