@@ -64,6 +64,9 @@ class ConvertConfig:
     """Input that CHECKPOINT takes: torchvision's (RGB), torchvision's in BGR order, or
     colours of 0 to 255 minus the mean in RGB or BGR (caffe) order. auto recognises it
     by the statistics of the first batch normalisation."""
+    prefix: str | None = None
+    """Prefix of the names of the encoder, if CHECKPOINT holds several, as in
+    --prefix=module.encoder_q."""
     step: str = "best"
     """Step of the run's checkpoint: best, last or a number."""
 
@@ -82,7 +85,9 @@ def command(argv: Sequence[str]) -> int:
         return _convert_back(config.files[0], out, step=config.step)
     if config.download is None:
         path = files.expanded(config.files[0])
-        return _convert(path, out, origin=path.name, source=config.input)
+        return _convert(
+            path, out, origin=path.name, source=config.input, prefix=config.prefix
+        )
     with tempfile.TemporaryDirectory() as folder:
         name = DOWNLOADS[config.download]
         fetched = fetch(SITE + name, Path(folder) / name)
@@ -90,7 +95,9 @@ def command(argv: Sequence[str]) -> int:
         return _convert(fetched, out, origin=origin, source="torchvision")
 
 
-def _convert(path: Path, out: Path, *, origin: str, source: str) -> int:
+def _convert(
+    path: Path, out: Path, *, origin: str, source: str, prefix: str | None = None
+) -> int:
     """Convert a checkpoint of torchvision to weights for --init=imagenet.
 
     Args:
@@ -98,8 +105,9 @@ def _convert(path: Path, out: Path, *, origin: str, source: str) -> int:
       out: safetensors file to write.
       origin: human-readable source of the weights.
       source: value of --input.
+      prefix: value of --prefix.
     """
-    state_dict = resnet.read_state_dict(path)
+    state_dict = resnet.read_state_dict(path, prefix=prefix)
     resnet.convert(state_dict).checked(str(path), "torchvision's ResNet-50")
     taken = _input_of(state_dict, str(path), source)
     if not taken.is_torchvision:
