@@ -22,6 +22,8 @@ LICENCE = (
 )
 # Names under which checkpoints keep their state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+_MAX_DEPTH = 3  # of wrappers in wrappers
+_MAX_CLASSES = 22_000  # ImageNet-22k has 21,843
 _ENCODER = re.compile(r"(conv1|bn1|layer\d+)\.")
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 
@@ -54,8 +56,9 @@ def read_state_dict(
     path = files.expanded(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a checkpoint file")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file")
+    files.check_regular(path)
     if files.is_safetensors(path):
         arrays, metadata = files.read_safetensors(path)
         if metadata.get("format") == files.FORMAT:
@@ -72,18 +75,19 @@ def read_state_dict(
     return _without_other_heads(_without_prefix(arrays, path, prefix), path)
 
 
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
+def _state_dict(content: Any, depth: int = 0) -> dict[str, np.ndarray]:
     """The mapping with arrays under one of `_WRAPPERS`, else at the top level."""
     if not isinstance(content, Mapping):
         return {}
-    for name in _WRAPPERS:
-        arrays = _state_dict(content.get(name))
-        if arrays:
-            return arrays
+    if depth < _MAX_DEPTH:
+        for name in _WRAPPERS:
+            arrays = _state_dict(content.get(name), depth + 1)
+            if arrays:
+                return arrays
     arrays = {
-        str(name): value
+        name: value
         for name, value in content.items()
-        if isinstance(value, np.ndarray)
+        if isinstance(name, str) and isinstance(value, np.ndarray)
     }
     return arrays if any(array.ndim == 4 for array in arrays.values()) else {}
 
@@ -94,7 +98,14 @@ def _under_another_name(content: Any, path: Path) -> dict[str, np.ndarray]:
     The arrays of several state dicts are returned with their names as prefixes.
     """
     items = content.items() if isinstance(content, Mapping) else ()
-    state_dicts = {str(name): arrays for name, x in items if (arrays := _state_dict(x))}
+    # Names that share a mapping, in a hostile file thousands, count once.
+    mappings: dict[int, tuple[str, Any]] = {}
+    for name, x in items:
+        if isinstance(name, str | int) and isinstance(x, Mapping):
+            mappings.setdefault(id(x), (str(name), x))
+    state_dicts = {
+        name: arrays for name, x in mappings.values() if (arrays := _state_dict(x))
+    }
     if len(state_dicts) == 1:
         (name, arrays), *_ = state_dicts.items()
         logger.info("%s: using the state dict %s", path, name_tables.printable(name))
@@ -183,7 +194,11 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> name_tables.Converted:
         entries = entries + head
     expected = shapes()
     head_shape = state_dict.get("fc.weight")
-    if head_shape is not None and head_shape.ndim == 2:
+    if (
+        head_shape is not None
+        and head_shape.ndim == 2
+        and head_shape.shape[0] <= _MAX_CLASSES
+    ):
         # Any number of classes: the classifier is only kept for the conversion back.
         expected["params/fc/kernel"] = (2048, head_shape.shape[0])
         expected["params/fc/bias"] = (head_shape.shape[0],)

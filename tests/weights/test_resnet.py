@@ -323,7 +323,9 @@ def test_a_single_state_dict_is_found_under_any_name(tmp_path, caplog):
     torch_files.save(path, dict(SMALL), wrap=lambda d: {"epoch": 3, "student": d})
     assert set(resnet.read_state_dict(path)) == set(SMALL)
     assert "using the state dict student" in caplog.text
-    torch_files.save(path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": d})
+    torch_files.save(
+        path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": type(d)(d)}
+    )
     words = r"2 encoders: give one of --prefix=student\., --prefix=teacher\.$"
     with pytest.raises(UserError, match=words):
         resnet.read_state_dict(path)
