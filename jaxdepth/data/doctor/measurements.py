@@ -3,6 +3,7 @@
 `findings.py` derives problems and advice from these measurements.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections import Counter
@@ -333,13 +334,17 @@ def scene_of(source: Source, row: int) -> str | None:
 def _fingerprints_of_all(
     store: Store, progress: Progress | None
 ) -> duplicates.Fingerprints:
-    """The fingerprints of all frames of a store, read at the training size."""
+    """The fingerprints of all frames of a store, read at the training size.
+
+    Frames in damaged shards, which `Inspection.damaged` names, are left out.
+    """
     fingerprints, total = duplicates.Fingerprints(), len(store)
     for first in range(0, total, 64):
         rows = range(first, min(first + 64, total))
-        rgb, _ = store.gather(rows, depth=store.depths[0])
-        for row, image in zip(rows, rgb, strict=True):
-            fingerprints.add(row, image)
+        with contextlib.suppress(UserError):
+            rgb, _ = store.gather(rows, depth=store.depths[0])
+            for row, image in zip(rows, rgb, strict=True):
+                fingerprints.add(row, image)
         if progress is not None:
             progress(f"images of {store.name}", rows[-1] + 1, total)
     return fingerprints
