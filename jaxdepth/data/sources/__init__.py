@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdepth.runtime import input_files
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry
 
@@ -238,6 +239,7 @@ def open_source(
     path, options = Path(path).expanduser(), options or ReadOptions()
     if not path.exists():
         raise UserError(f"--data={path}: no such file or folder")
+    input_files.check_no_fifo(path)
     if data_format == "auto":
         data_format = _recognised(path)
     chosen = SOURCES.named(data_format)
