@@ -145,7 +145,7 @@ def _good(path: Path) -> None:
 PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "eps.jpg": (_eps, "none of the formats JPEG, PNG"),
     "zip.png": (_archive, "none of the formats JPEG, PNG"),
-    "heic.jpg": (_heic, "pip install pillow-heif"),
+    "heic.jpg": (_heic, "can't be read as an image"),
     "13000.png": (
         lambda path: png_of_zeros(path, 13000),
         "13000x13000: it is read, and its depth predicted, at 4334x4334",

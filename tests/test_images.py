@@ -340,6 +340,14 @@ def test_heic_is_read(tmp_path):
     assert np.abs(found.astype(int) - flat).max() <= 6
 
 
+def test_heic_without_its_library_is_an_error_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    hostile_photos.PHOTOS["heic.jpg"][0](tmp_path / "a.heic")
+    assert images_lib.is_photo(tmp_path / "a.heic")  # not left out of its folder
+    with pytest.raises(UserError, match="pip install pillow-heif"):
+        images_lib.read(tmp_path / "a.heic")
+
+
 @pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
 def test_checksums_of_a_png_are_verified(tmp_path, kind):
     chunk = b"tEXt" + b"Comment\0no"
