@@ -96,14 +96,19 @@ class DataConfig:
     """Training and evaluation frames. official: the 795/654 of NYU; tune and report:
     held-out scenes of the 795; all: train on everything; auto: official for NYU, the
     data's own split otherwise."""
+    eval_fraction: float = flag(0.1, at_least=0, below=1)
+    """Share of the frames, in whole scenes, to hold out for evaluation where the data
+    have no split; 0: none."""
+    test_scenes: Literal["drop", "keep"] = "drop"
+    """Frames of scenes of NYU's official test set in training data."""
     train_images: int | None = flag(None, at_least=1)
     """Train on the first N images in the order of the seed."""
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
     """Data augmentation. full: scale 1 to 1.5, rotation, crop, flip and colour; mild:
     scale about 1; flip: crop, flip and colour."""
     cache: Literal["none", "host", "device"] = "none"
-    """Cache training frames in host memory, or sharded over the accelerators, which
-    then need no input from the host. The batches are the same."""
+    """Cache training frames in host memory, or sharded over the devices, which then
+    need no input from the host. The batches are the same."""
     cache_dir: str = "~/.cache/jaxdepth"
     """Folder for rendered rooms, prepared data and compiled programs."""
 
@@ -120,7 +125,7 @@ class OptimizerConfig:
     """Learning rate."""
     lr_batch: int | None = flag(None, at_least=1)
     """Batch size that --lr applies to: the learning rate scales with --batch_size.
-    Default: --lr is used as it is."""
+    Default: no scaling."""
     schedule: str = flag("constant", choices="jaxdepth.training.optimizer:SCHEDULES")
     """Learning rate schedule."""
     warmup_steps: int = flag(0, at_least=0)
@@ -162,7 +167,7 @@ class TrainConfig:
     on_nan: Literal["stop", "skip"] = "stop"
     """On a loss that is not finite: stop the run, or skip the step."""
     seed: int = flag(0, at_least=0, below=2**32)
-    """Seed of everything random."""
+    """Random seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +177,7 @@ class EvalConfig:
     eval_data: str | None = None
     """Path of other data to evaluate on."""
     eval_every: int | Auto = flag("auto", at_least=0)
-    """Steps between evaluations, 0: at the end only; auto: five a run."""
+    """Steps between evaluations, 0: at the end only; auto: five per run."""
     protocol: str = flag(
         "auto", choices="auto|all|jaxdepth.evaluation.protocols:PROTOCOLS"
     )
@@ -190,16 +195,17 @@ class OutputConfig:
     workdir: str | None = None
     """Work directory of the run, a gs:// path too; default runs/ARCH-LOSS-NNN."""
     resume: str = "auto"
-    """auto: resume the run in --workdir; never: refuse a used folder; or the path of
-    another run to continue, whose steps count: give more --steps than it has."""
+    """auto: resume the run in --workdir; never: refuse a folder with a run; or the path
+    of another run to continue: --steps then includes the steps of that run."""
     log_every: int | Auto = flag("auto", at_least=1)
-    """Steps between log lines; auto: about 50 a run, at most 50 steps apart."""
+    """Steps between log lines; auto: about 50 per run, at most 50 steps apart."""
     save_every: int | Auto = flag("auto", at_least=0)
     """Steps between checkpoints, 0: at the end only; auto: at every evaluation."""
     recipe: str = "default"
     """Named set of flags; --recipe=help lists them."""
     plugin: str | None = None
-    """Python file to import first: it registers losses, networks or data formats."""
+    """Python file to import first: it registers networks, losses, metrics, protocols or
+    data formats."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +241,7 @@ class Config:
 
     @classmethod
     def of(cls, **flags: Any) -> "Config":
-        """A configuration from values by flag name: `Config.of(arch="cnn", lr=1e-4)`.
+        """Create a configuration from flags: `Config.of(arch="cnn", lr=1e-4)`.
 
         Raises: TypeError for an unknown flag, UserError for a value that is not
           allowed.
@@ -243,11 +249,11 @@ class Config:
         return flags_lib.from_flat(cls, flags)
 
     def replace(self, **flags: Any) -> "Config":
-        """A copy with other values, by flag name."""
+        """Return a copy with other values, by flag name."""
         return flags_lib.from_flat(type(self), self.flat() | flags)
 
     def flat(self) -> dict[str, Any]:
-        """All values by flag name."""
+        """Return all values by flag name."""
         return flags_lib.as_flat(self)
 
     @property
@@ -278,50 +284,49 @@ class EvaluateConfig:
     data: str | None = None
     """rooms, or a path as for training; default: what the run evaluated on."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
-    """What --data is, where its content should not decide."""
+    """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     split: Literal["auto", "official", "tune", "report", "all"] = "auto"
-    """Whose evaluation frames to take; all: every frame; auto: as the run did, or what
-    the data offer."""
+    """Split whose evaluation frames are scored; all: every frame; auto: the split of
+    the run, or the data's own."""
     protocol: str = flag(
         "auto", choices="auto|all|jaxdepth.evaluation.protocols:PROTOCOLS"
     )
-    """How predictions are scored; auto: as the run did on its own data, else laina for
-    NYU and plain otherwise."""
+    """Evaluation protocol; auto: that of the run on its own data, else laina for NYU
+    and plain otherwise."""
     flip_average: Literal["auto", "on", "off"] = "auto"
-    """Average with the mirrored image's prediction; auto: as the run did, which is as
-    the protocol says unless it was told otherwise."""
+    """Flip test-time augmentation; auto: as in the run."""
     densedepth_rel: Literal["auto", "truth", "pred"] = "auto"
-    """Denominator of abs_rel in protocol densedepth; pred: what its code did; auto: as
-    the run did."""
+    """Denominator of abs_rel in protocol densedepth; pred: as its code did; auto: as in
+    the run."""
     max_depth: float | None = flag(None, above=0)
-    """Truth beyond this many metres does not count under plain; default: as the run
-    did."""
+    """Ground truth beyond this many metres is masked in protocol plain; default: as in
+    the run."""
     batch_size: int = flag(8, at_least=1)
-    """Images at a time."""
+    """Images per batch."""
     cache_dir: str = "~/.cache/jaxdepth"
-    """Where prepared data and compiled programs are kept."""
+    """Folder for prepared data and compiled programs."""
     out: str | None = None
-    """A JSON file for the numbers; an existing one is not overwritten."""
+    """JSON file for the metrics; it must not exist."""
     per_image: str | None = None
-    """A CSV file for the numbers of every image; likewise."""
+    """CSV file for the metrics of each image; it must not exist."""
 
     def __post_init__(self):
         flags_lib.validate(self)
 
 
 def training_frame(image_size: Size) -> Size:
-    """The frame that is shrunk to, then cropped: 20/19 of the input, rounded half up.
+    """Return the frame size before the crop: 20/19 of the input, rounded half up.
 
-    228x304 -> 240x320, as Laina et al. 2016 crop 6 and 8 pixels from each side.
+    228x304 -> 240x320: Laina et al. 2016 crop 6 and 8 pixels from each side.
     """
     height, width = image_size
     return (40 * height + 19) // 38, (40 * width + 19) // 38
 
 
 def parse_size(text: str) -> Size:
-    """`"228x304"` -> (228, 304). Raises UserError on anything else."""
+    """Parse a size: `"228x304"` -> (228, 304). Raises UserError for other formats."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
         raise UserError(f"--size={text}: give HEIGHTxWIDTH in pixels, as in 228x304")
@@ -329,7 +334,7 @@ def parse_size(text: str) -> Size:
 
 
 def choices(name: str) -> tuple[str, ...] | None:
-    """The allowed values of a flag with listed choices; None for other flags."""
+    """Return the choices of a flag; None for a flag without a list of choices."""
     return flags_lib.flags_of(Config)[name].choices
 
 
@@ -349,7 +354,7 @@ def _validate_pairs(config: Config) -> None:
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
     if data.max_depth > 65.535:
         raise UserError(
-            f"--max_depth={data.max_depth}: at most 65.535 m, what uint16 mm hold"
+            f"--max_depth={data.max_depth}: at most 65.535 m, the limit of uint16 mm"
         )
     if train.steps != "auto" and train.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")
@@ -361,7 +366,7 @@ def _validate_pairs(config: Config) -> None:
             "(jaxdepth convert-resnet for imagenet, jaxdepth convert-fcrn for nyu)"
         )
     if model.weights and model.init == "random":
-        raise UserError("--weights without --init: say --init=imagenet or --init=nyu")
+        raise UserError("--weights without --init: give --init=imagenet or --init=nyu")
     arch_named(model.arch).check(model)
     if data.split == "all" and data.path == "rooms":
         raise UserError("--split=all: rooms have their own split; leave --split out")
@@ -371,7 +376,7 @@ def resolve(config: Config, *, platform: str) -> Config:
     """Resolve the "auto" values that depend on the platform, "cpu", "gpu" or "tpu".
 
     Values that depend on the data (steps, protocol, split) are resolved once it is
-    open. The cluster flags are dropped: they do not describe the run.
+    open. The cluster flags are reset: they do not describe the run.
     """
     from jaxdepth.models import arch_named
 
@@ -394,7 +399,7 @@ def resolve(config: Config, *, platform: str) -> Config:
 
 
 def _resolve_demo(config: Config) -> Config:
-    """Rooms on a CPU take the recipe `demo` for what is "auto"."""
+    """Resolve "auto" values from the recipe `demo`, for rooms on a CPU."""
     names = ["size", "batch_size", "rooms"]
     names += ["steps"] if config.train.epochs is None else []
     flat, demo = config.flat(), RECIPES["demo"].flags
@@ -407,10 +412,10 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
     assert train.batch_size != "auto"
     steps_per_epoch = train_images / train.batch_size
     steps, warmup_steps = train.steps, optimizer.warmup_steps
-    at_once = train.steps_per_call
+    per_call = train.steps_per_call
 
     def whole_calls(count: int) -> int:
-        return at_once * math.ceil(count / at_once)
+        return per_call * math.ceil(count / per_call)
 
     if steps == "auto":
         epochs = 20.0 if train.epochs is None else train.epochs
@@ -425,9 +430,9 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
         log_every = max(1, min(50, steps // 50))
     if save_every == "auto":
         save_every = eval_every
-    if steps % at_once:
+    if steps % per_call:
         raise UserError(
-            f"--steps={steps} is no multiple of --steps_per_call={at_once}: give "
+            f"--steps={steps} is no multiple of --steps_per_call={per_call}: give "
             f"--steps={whole_calls(steps)}"
         )
     return config.replace(
@@ -441,33 +446,33 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
     )
 
 
-# Flags that were renamed since a config.json may have been written.
-_RENAMED = flags_lib.RENAMED
-# Values that are gone, with equal ones: up-convolution forms differ in cost only.
+# Removed values, and those that replace them: up-convolution forms differ in cost only.
 _REPLACED = {("upconv", "packed"): "auto", ("upconv", "rows"): "auto"}
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """A flat dict, by flag name, that JSON holds and `from_json` reads."""
+    """Return the values by flag name, for JSON; `from_json` reads them."""
     return config.flat()
 
 
 def from_json(values: dict[str, Any]) -> Config:
-    """The configuration that `to_json` wrote, of this version or an earlier one.
+    """Read the values of `to_json`, of this version or an earlier one.
 
     Raises: UserError for unknown flags and values.
     """
-    values = {_RENAMED.get(name, name): value for name, value in values.items()}
+    values = {
+        flags_lib.RENAMED.get(name, name): value for name, value in values.items()
+    }
     values = {k: _REPLACED.get((k, str(v)), v) for k, v in values.items()}
     unknown = sorted(set(values) - set(flags_lib.flags_of(Config)))
     if unknown:
         raise UserError(
-            f"config.json holds {', '.join(unknown)}, which this version of jaxdepth "
-            "does not know: use the version that wrote it"
+            f"config.json has unknown flags ({', '.join(map(repr, unknown))}): use the "
+            "version of jaxdepth that wrote it"
         )
     try:
         return Config.of(**values)
-    except TypeError as error:  # a number instead of a word, or the reverse
+    except TypeError as error:  # a number instead of a string, or the reverse
         raise UserError(f"config.json is damaged: {error}") from None
     except UserError as error:
         if plugin := values.get("plugin"):
@@ -478,11 +483,11 @@ def from_json(values: dict[str, Any]) -> Config:
 
 
 def loads(text: str, *, where: str) -> dict[str, Any]:
-    """Parse JSON text, naming the file in the error."""
+    """Parse a JSON object. Raises UserError, with the file name, for other text."""
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # or numbers of thousands of digits
         raise UserError(f"{where} is not JSON ({error}): the file is damaged") from None
     if not isinstance(values, dict):
-        raise UserError(f"{where}: a JSON object was expected")
+        raise UserError(f"{where}: expected a JSON object")
     return values

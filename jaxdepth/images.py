@@ -16,8 +16,8 @@ from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
-from jaxdepth.runtime import input_files
-from jaxdepth.runtime.errors import UserError, printable
+from jaxdepth.runtime import regular
+from jaxdepth.runtime.errors import UserError, one_line, printable
 
 logger = logging.getLogger(__name__)
 # Suffixes of the image files that are searched for in folders.
@@ -59,16 +59,21 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """
     path = Path(path)
     name = printable(path, None)
-    input_files.check_regular(path)
     try:
+        regular.check(path)
         with open(path, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd metadata
             with open_image(stream) as image:
                 method = _orientation(image)
                 size = image.size if method in _TURNS else image.size[::-1]
                 rgb = _to_rgb(_transposed(_reduced(image), method))
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{name} is a folder, not an image") from None
     except Exception as error:  # damaged bytes make decoders raise errors of many types
-        reason = printable(" ".join(str(error).split()) or type(error).__name__, 300)
+        problem = getattr(error, "strerror", None) or error
+        reason = printable(one_line(problem) or type(error).__name__, 300)
         raise UserError(f"{name} can't be read as an image: {reason}") from None
     if rgb.shape[:2] != size:
         logger.warning(
@@ -151,7 +156,7 @@ def _shown(path: Path) -> str:
     return printable(path.name) + ("/" if path.is_dir() else "")
 
 
-def open_image(stream: IO[bytes]) -> Image.Image:
+def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
     """Open an image of one of `FORMATS`; its pixels are not decoded yet.
 
     `Image.open` rejects every photo of more than `LIMIT` pixels. Here the limit depends
@@ -159,6 +164,7 @@ def open_image(stream: IO[bytes]) -> Image.Image:
 
     Args:
       stream: a file.
+      most: pixels that the image may have; default: what can be decoded in about 1 GB.
 
     Raises: ValueError with the problem; damaged bytes cause errors of other types.
     """
@@ -185,7 +191,7 @@ def open_image(stream: IO[bytes]) -> Image.Image:
                 continue
             except Image.DecompressionBombError as error:  # raised by WebP's plugin
                 raise ValueError(str(error).split(",")[0]) from None
-            _check_size(image, stream)
+            _check_size(image, stream, most)
             return image
     raise ValueError(problem)
 
@@ -218,7 +224,7 @@ def _register_heif(prefix: bytes) -> bool:
     return True
 
 
-def _check_size(image: Image.Image, stream: IO[bytes]) -> None:
+def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None:
     """Raise ValueError if decoding the image would need too much memory or time."""
     kind = image.format or ""
     codecs = [tile[0] for tile in getattr(image, "tile", [])]
@@ -231,6 +237,7 @@ def _check_size(image: Image.Image, stream: IO[bytes]) -> None:
             scans = len(re.findall(b"\xff\xda", stream.read()))
             kind = f"JPEG, with {scans} scans"
             limit = min(LIMIT, SCAN_PIXELS // max(1, scans))
+    limit = min(limit, most or limit)
     tags = getattr(image, "tag_v2", {})
     tile = tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
     for width, height in (image.size, tile):  # tiles can be larger than the image

@@ -7,7 +7,7 @@ is float32, whatever the dtype of the prediction.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,11 @@ def mse(
     Args:
       pred: predicted depth, metres, any floating dtype.
       target: measured depth, metres; may be anything where `valid` is False.
-      valid: True where `target` counts. An image with none adds nothing.
+      valid: True at pixels to count. An image without one adds nothing.
 
     Returns: float32 scalar, m^2: the mean over images with a valid pixel; 0 if none.
     """
-    return _mean(*loss_sums("mse", pred, target, valid=valid))
+    return _mean_loss("mse", pred, target, valid)
 
 
 def si(
@@ -57,17 +57,14 @@ def si(
       pred: predicted depth, metres, any floating dtype. Below 1 mm it counts as
         1 mm and has no gradient.
       target: measured depth, metres, > 0 where `valid`; anything elsewhere.
-      valid: True where `target` counts. An image with none adds nothing.
-      si_lambda: 0 is the plain square in log depth, 1 is unmoved by scaling `pred`.
+      valid: True at pixels to count. An image without one adds nothing.
+      si_lambda: 0 gives the mean squared log error, 1 ignores the scale of `pred`.
 
     Returns: float32 scalar, no unit: the mean over images with a valid pixel; 0 if
       none. Never negative for `si_lambda` <= 1.
     Source: Eigen et al. 2014, equations 3 and 4.
     """
-    sums = loss_sums(
-        "si", pred, target, valid=valid, options=LossOptions(si_lambda=si_lambda)
-    )
-    return _mean(*sums)
+    return _mean_loss("si", pred, target, valid, si_lambda=si_lambda)
 
 
 def berhu(
@@ -88,7 +85,7 @@ def berhu(
     Args:
       pred: predicted depth, metres, any floating dtype.
       target: measured depth, metres; may be anything where `valid` is False.
-      valid: True where `target` counts. An image with none adds nothing.
+      valid: True at pixels to count. An image without one adds nothing.
       berhu_scope: c over each image, or one c over the batch.
       axis_name: with scope "batch", the mapped axis that the batch is spread over.
 
@@ -96,14 +93,8 @@ def berhu(
       none.
     Source: Laina et al. 2016, section 3.2 (c over the batch).
     """
-    sums = loss_sums(
-        "berhu",
-        pred,
-        target,
-        valid=valid,
-        options=LossOptions(berhu_scope=berhu_scope, axis_name=axis_name),
-    )
-    return _mean(*sums)
+    options = {"berhu_scope": berhu_scope, "axis_name": axis_name}
+    return _mean_loss("berhu", pred, target, valid, **options)
 
 
 def si_grad(
@@ -113,21 +104,18 @@ def si_grad(
     valid: Bool[Array, "b h w"],
     si_lambda: float = 0.5,
 ) -> Float[Array, ""]:
-    """Scale-invariant error, and edges where the truth has them: `si` + 0.5 gradient.
+    """Scale-invariant error with gradient matching: `si` + 0.5 gradient.
 
         gradient = sum over every 1st, 2nd, 4th and 8th pixel of
             (sum |d[i+1, j] - d[i, j]| + sum |d[i, j+1] - d[i, j]|) / n,
 
-    d as in `si`, over neighbours that are both valid among the n valid pixels taken.
+    with d as in `si`, over pairs of valid neighbours; n is the number of valid pixels
+    at that stride. Arguments and result are those of `si`.
 
-    Args and returns are those of `si`.
     Source: Li and Snavely 2018 (MegaDepth), equations 2 and 3, without the ordinal
       term.
     """
-    sums = loss_sums(
-        "si_grad", pred, target, valid=valid, options=LossOptions(si_lambda=si_lambda)
-    )
-    return _mean(*sums)
+    return _mean_loss("si_grad", pred, target, valid, si_lambda=si_lambda)
 
 
 def si_berhu(
@@ -139,18 +127,12 @@ def si_berhu(
     berhu_scope: BerhuScope = "image",
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """`si` + 0.5 / m of `berhu`: relative errors, and those in metres.
+    """Scale-invariant error plus berHu: `si` + 0.5 / m of `berhu`.
 
-    Args and returns are those of the two. Our own sum of them.
+    The arguments are those of the two losses. The combination is not from a paper.
     """
-    sums = loss_sums(
-        "si_berhu",
-        pred,
-        target,
-        valid=valid,
-        options=LossOptions(si_lambda, berhu_scope, axis_name),
-    )
-    return _mean(*sums)
+    options = {"berhu_scope": berhu_scope, "axis_name": axis_name}
+    return _mean_loss("si_berhu", pred, target, valid, si_lambda=si_lambda, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +161,7 @@ LOSSES: Registry[PerImageLoss] = Registry("loss")
 
 
 def register_loss(name: str) -> Callable[[PerImageLoss], PerImageLoss]:
-    """Register a per-image loss under a name, which `--loss` then takes.
+    """Register a per-image loss under a name, as a choice of `--loss`.
 
         @register_loss("l1")
         def l1(pred, target, valid, options):
@@ -198,13 +180,13 @@ def loss_sums(
     valid: Bool[Array, "b h w"],
     options: LossOptions | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Numerator and denominator of a loss, to be summed over devices, divided once.
+    """Compute a loss's numerator and denominator, to be summed over devices.
 
     Args:
       name: name in `LOSSES`.
       pred: predicted depth, metres, any floating dtype.
       target: measured depth, metres; may be anything where `valid` is False.
-      valid: True where `target` counts.
+      valid: True at pixels to count.
       options: options of the losses; default: `LossOptions()`.
 
     Returns: the sum of the per-image losses over images with a valid pixel, and the
@@ -260,17 +242,17 @@ def _gradient(
 ) -> Float[Array, "b"]:
     log_diff = _log_diff(pred, target)
     total = jnp.zeros(len(pred))
-    for apart in (1, 2, 4, 8):
-        d, v = log_diff[:, ::apart, ::apart], valid[:, ::apart, ::apart]
+    for stride in (1, 2, 4, 8):
+        d, v = log_diff[:, ::stride, ::stride], valid[:, ::stride, ::stride]
         down = _absolute(d[:, 1:] - d[:, :-1]) * (v[:, 1:] & v[:, :-1])
         across = _absolute(d[:, :, 1:] - d[:, :, :-1]) * (v[:, :, 1:] & v[:, :, :-1])
-        steps = jnp.sum(down, axis=(1, 2)) + jnp.sum(across, axis=(1, 2))
-        total += steps / jnp.maximum(jnp.sum(v, axis=(1, 2), dtype=jnp.float32), 1.0)
+        change = jnp.sum(down, axis=(1, 2)) + jnp.sum(across, axis=(1, 2))
+        total += change / jnp.maximum(jnp.sum(v, axis=(1, 2), dtype=jnp.float32), 1.0)
     return total
 
 
 def _absolute(x: Float[Array, "b h w"]) -> Float[Array, "b h w"]:
-    """|x|, with the gradient 0 at 0, where jnp.abs has 1."""
+    """Compute |x| with gradient 0 at 0, where jnp.abs has gradient 1."""
     return x * lax.stop_gradient(jnp.sign(x))
 
 
@@ -284,22 +266,19 @@ def _berhu(
     scope, axis_name = options.berhu_scope, options.axis_name
     error = _absolute(pred - target)  # 0 where not valid
     # Stopped before the maximum over devices, which has no gradient rule.
-    fixed = lax.stop_gradient(error)
+    constant = lax.stop_gradient(error)
     if scope == "image":
-        c = 0.2 * jnp.max(fixed, axis=(1, 2), keepdims=True)
+        c = 0.2 * jnp.max(constant, axis=(1, 2), keepdims=True)
     elif scope == "batch":
-        largest = jnp.max(fixed, keepdims=True)
+        largest = jnp.max(constant, keepdims=True)
         c = 0.2 * (lax.pmax(largest, axis_name) if axis_name else largest)
     else:
         raise ValueError(f"berhu_scope {scope!r}: image or batch")
-    some = c > 0
-    safe = jnp.where(some, c, 1.0)
+    positive = c > 0
+    divisor = jnp.where(positive, c, 1.0)
     # e * (e / c), not e^2 / c: the square of a tiny error would underflow.
-    parabola = 0.5 * (error * (error / safe) + safe)
-    return masked_mean(
-        jnp.where(~some | (error <= c), error, parabola),
-        valid,
-    )
+    parabola = 0.5 * (error * (error / divisor) + divisor)
+    return masked_mean(jnp.where(~positive | (error <= c), error, parabola), valid)
 
 
 @register_loss("si_grad")
@@ -326,11 +305,16 @@ def _si_berhu(
 def masked_mean(
     x: Float[Array, "b h w"], valid: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
-    """Mean of each image over its valid pixels; 0 without one."""
+    """Compute the mean of each image over its valid pixels; 0 without one."""
     total = jnp.sum(jnp.where(valid, x, 0.0), axis=(1, 2))
     count = jnp.sum(valid, axis=(1, 2), dtype=jnp.float32)
     return total / jnp.maximum(count, 1.0)
 
 
-def _mean(total: Float[Array, ""], images: Float[Array, ""]) -> Float[Array, ""]:
+def _mean_loss(
+    name: str, pred: jax.Array, target: jax.Array, valid: jax.Array, **options: Any
+) -> Float[Array, ""]:
+    total, images = loss_sums(
+        name, pred, target, valid=valid, options=LossOptions(**options)
+    )
     return total / jnp.maximum(images, 1.0)

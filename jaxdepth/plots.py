@@ -50,10 +50,8 @@ def colorize(
 def save_depth_png16(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
     """Write a 16-bit PNG of millimetres: 0 = missing, 65535 = 65.535 m or more."""
     scaled = np.round(np.asarray(depth, np.float64) * 1000)
-    values = np.where(_has_depth(scaled), np.clip(scaled, 0, 65535), 0).astype(
-        np.uint16
-    )
-    _save_png(path, values)
+    values = np.where(_has_depth(scaled), np.clip(scaled, 0, 65535), 0)
+    _save_png(path, values.astype(np.uint16))
 
 
 def save_color_png(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
@@ -76,7 +74,7 @@ def write_ply(
     cx: float,
     cy: float,
 ) -> None:
-    """Write the pixels with depth as a coloured point cloud, binary PLY.
+    """Write the pixels with depth as a coloured point cloud in binary PLY.
 
     Camera coordinates in metres: x right, y down, z along the optical axis;
     x = (column - cx) z / fx, y = (row - cy) z / fy, with 0-based pixel centres.
@@ -84,18 +82,9 @@ def write_ply(
     valid = _has_depth(depth)
     row, column = np.nonzero(valid)
     z = depth[valid].astype(np.float32)
-    points = np.empty(
-        len(z),
-        [
-            *((axis, "<f4") for axis in "xyz"),
-            *((c, "u1") for c in ("red", "green", "blue")),
-        ],
-    )
-    points["x"] = (column - cx) * z / fx
-    points["y"] = (row - cy) * z / fy
-    points["z"] = z
-    for k, name in enumerate(("red", "green", "blue")):
-        points[name] = rgb[valid][:, k]
+    points = np.empty(len(z), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    points["xyz"] = np.stack(((column - cx) * z / fx, (row - cy) * z / fy, z), axis=1)
+    points["rgb"] = rgb[valid]
     lines = [
         "ply",
         "format binary_little_endian 1.0",
@@ -126,7 +115,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def rendered(figure: Any, form: str) -> bytes:
-    """Render a figure as "png" or "svg". Equal figures give equal bytes: no date.
+    """Render a figure as "png" or "svg", without a date: equal figures, equal bytes.
 
     The metadata name this package, so that its commands may replace the file.
     """
@@ -166,7 +155,7 @@ def panel(
     count = len(rgb)
     figure = canvas(11, 2.3 * count + 1.2)
     axes = figure.subplots(count, 4, squeeze=False)
-    heads = ("image", "ground truth", "prediction", "absolute error")
+    titles = ("image", "ground truth", "prediction", "absolute error")
     for k in range(count):
         cells = (
             rgb[k],
@@ -174,11 +163,11 @@ def panel(
             colorize(pred[k], low, high),
             colorize(errors[k], 0, worst, valid=np.isfinite(errors[k]), colours=ERRORS),
         )
-        for axis, cell, head in zip(axes[k], cells, heads, strict=True):
+        for axis, cell, text in zip(axes[k], cells, titles, strict=True):
             axis.imshow(cell, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if k == 0:
-                axis.set_title(head, fontsize=10)
+                axis.set_title(text, fontsize=10)
         axes[k][0].set_xlabel(plain_text(names[k]), fontsize=8)
         axes[k][2].set_xlabel(caption(pred[k], target[k]), fontsize=8)
     colour_bar(figure, axes[:, 1:3], COLOURS, low, high, "depth [m]")
@@ -216,7 +205,7 @@ def caption(pred: np.ndarray, target: np.ndarray) -> str:
     p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)
     if not np.isfinite(p).all():
         return "prediction not finite"
-    # The ratios without a division: predictions of 0 or below are never within.
+    # Ratios without a division: predictions of 0 or below are outside the threshold.
     within = (p < 1.25 * t) & (t < 1.25 * p)
     return f"rmse {np.sqrt(np.mean((p - t) ** 2)):.2f} m, delta1 {within.mean():.2f}"
 
@@ -227,7 +216,7 @@ def colour_bar(figure, axes, colours: str, low: float, high: float, label: str) 
     from matplotlib.colors import Normalize
 
     scale = ScalarMappable(Normalize(low, high), cmap=colours)
-    # The thickness does not depend on the number of rows.
+    # The same thickness for any number of rows.
     share = 0.12 / (figure.bbox.height / figure.dpi - 1)
     bar = figure.colorbar(
         scale, ax=axes, location="bottom", fraction=share, aspect=40, pad=share
@@ -243,8 +232,8 @@ def curves(
 
     Args:
       records: the lines of metrics.jsonl.
-      entries: the evaluations of results.json; those with the last one's protocol and
-        averaging are drawn.
+      entries: the evaluations of results.json; those with the last one's protocol,
+        averaging and data are drawn.
     """
     figure = canvas(10, 4)
     grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
@@ -266,7 +255,7 @@ def curves(
 
 
 def last_kind(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluations with the protocol, averaging and data of the last one."""
+    """Return the evaluations with the last one's protocol, averaging and data."""
     kind = ("protocol", "averaging", "data", "split")
     return [e for e in entries if all(e.get(k) == entries[-1].get(k) for k in kind)]
 

@@ -55,14 +55,13 @@ class Predictor:
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a photo of (height, width).
 
-        The height is that of the training frame; the aspect of the photo is kept, up to
-        8 to 1. A network with a fixed input size, such as `cnn_fc`, gets that size.
+        The photo is scaled until it covers the training frame, with its aspect kept up
+        to 8 to 1. A network with a fixed input size, such as `cnn_fc`, gets that size.
         """
         if models.arch_named(self.config.model.arch).fixed_size:
             return self.config.image_size
         height, width = protocols.whole_frame_size(photo, self.config.image_size)
-        least = -(-height // MAX_ASPECT)
-        return height, min(max(width, least), MAX_ASPECT * height)
+        return min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
 
     def predict(self, image: Any) -> Float[np.ndarray, "h w"]:
         """Predict the depth of one photo.

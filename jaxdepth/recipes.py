@@ -1,23 +1,23 @@
-"""Named sets of flags: the paper's rows, and what goes beyond them.
+"""Named sets of flags: rows of the paper's tables, and other recipes.
 
-Each says what it costs and what it gave, wherever that was measured.
+Each description gives cost and results where they were measured.
 """
 
 import dataclasses
 from typing import Any
 
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.errors import unknown_choice
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A named configuration: the flags that differ, and what it costs and gives."""
+    """The flags of a configuration that differ from the defaults, and a description."""
 
     flags: dict[str, Any]
     doc: str
 
     def command(self, name: str) -> str:
-        """What runs it, on a user's own data where it is not for rooms."""
+        """Return the command of the recipe, with the files that it needs."""
         words = [f"jaxdepth run --recipe={name}"]
         if "rooms" not in self.flags:
             words.append("--data=nyu_depth_v2_labeled.mat")
@@ -26,8 +26,8 @@ class Recipe:
         return " ".join(words)
 
 
-# Adam, 1e-3, L2 of 1e-4 on every parameter, no augmentation: the paper, section 5;
-# depth as measured, its extremes masked: section 4.
+# The paper, section 5: Adam, 1e-3, L2 of 1e-4 on every parameter, no augmentation.
+# Section 4: raw depth, extremes masked.
 _PAPER: dict[str, Any] = {
     "optimizer": "adam",
     "lr": 1e-3,
@@ -37,8 +37,8 @@ _PAPER: dict[str, Any] = {
     "augment": "none",
     "depth": "raw",
 }
-# For `upproj` the paper says neither loss nor batch size of Tables 3 and 4: `si` and 8
-# are our choice.
+# For `upproj` the paper gives neither loss nor batch size of Tables 3 and 4: `si` and 8
+# are choices of this project.
 _CNN = _PAPER | {"batch_size": 8, "epochs": 20.0, "train_images": 300}
 _TRANSFER = _PAPER | {
     "arch": "upproj",
@@ -57,7 +57,7 @@ _UNPOOL = _PAPER | {
 
 
 def _paper(flags: dict[str, Any], row: str, result: str) -> Recipe:
-    return Recipe(flags, f"{row}. The paper: {result} (delta1, RMSE in m).")
+    return Recipe(flags, f"{row}. Result in the paper: {result} (delta1, RMSE in m).")
 
 
 _TABLE1_CNN = _paper(
@@ -70,8 +70,8 @@ RECIPES: dict[str, Recipe] = {
     "default": Recipe({}, "Adam, 20 epochs, augmentation: for NYU on an accelerator."),
     "demo": Recipe(
         {
-            # 60x80 and its training frame, 63x84, both shrink to 2x3 features: what
-            # is evaluated whole is laid out as what was trained on.
+            # 60x80 and its training frame, 63x84, both give 2x3 features, so that
+            # whole frames in evaluation have the layout of crops in training.
             "size": "60x80",
             "batch_size": 16,
             "steps": 110,
@@ -82,14 +82,13 @@ RECIPES: dict[str, Recipe] = {
             "augment": "none",
             "eval_every": 37,
         },
-        "Rendered rooms on two CPU cores in three minutes, to 0.82, 0.84 and 0.88 of "
-        "the mean depth map's RMSE (seeds 0, 1, 2); the choice where there is neither "
-        "data nor an accelerator.",
+        "Rendered rooms on two CPU cores in three minutes: 0.82, 0.84 and 0.88 of the "
+        "mean depth map's RMSE (seeds 0, 1, 2). The default without data on a CPU.",
     ),
     "table1_cnn_fc": _paper(
         _CNN | {"arch": "cnn_fc", "loss": "si", "batch_size": 32},
-        "Table 1 CNN+FC: 300 images, as the paper has them for CNNs (its section 5.1.1 "
-        "has 3,590; --train_images=3590), 20 epochs, batch 32",
+        "Table 1 CNN+FC: 300 images, the paper's number for CNNs (section 5.1.1 says "
+        "3,590: --train_images=3590), 20 epochs, batch 32",
         "0.307, 1.12",
     ),
     "table1_cnn": _TABLE1_CNN,
@@ -154,11 +153,11 @@ _FCRN: dict[str, Any] = {
 RECIPES["fcrn"] = Recipe(
     _FCRN,
     "Laina et al. 2016: berHu over the batch, SGD with momentum, 0.01 halved after a "
-    "third of 20 epochs and a tenth after two thirds, batch 16, depth as measured. "
-    "Theirs: 12,000 images of the raw dump, delta1 0.811, RMSE 0.573 m. In layout "
-    "torchvision: that is what ImageNet weights are there for. On a CPU beside "
-    "--size=57x76 --epochs=12 --split=tune, 631 images: 10 minutes on two cores, "
-    "0.431, 1.242 m on tune (laina@57x76); at its own size it was not measured.",
+    "third of 20 epochs and a tenth after two thirds, batch 16, raw depth. Published "
+    "result: delta1 0.811, RMSE 0.573 m from 12,000 images of the raw dump. Layout "
+    "torchvision, because ImageNet weights have it. Measured on two CPU cores with "
+    "--size=57x76 --epochs=12 --split=tune (631 images): 10 minutes, 0.431, 1.242 m "
+    "on tune (laina@57x76). Not measured at 228x304.",
 )
 RECIPES["fcrn_large_batch"] = Recipe(
     _FCRN
@@ -170,12 +169,12 @@ RECIPES["fcrn_large_batch"] = Recipe(
         "bn": "local",
         "cache": "device",
     },
-    "fcrn on a pod: batch 256 or any other --batch_size, the rate in proportion to it "
-    "(0.16 at 256) after two epochs of warm-up, no decay of biases and batch "
-    "normalisation (Goyal et al. 2017), statistics per device (16 images and more on "
-    "each), bf16, frames on the devices. On a CPU beside --batch_size=64 "
-    "--size=57x76 --epochs=12 --split=tune, 631 images: 10 minutes on two cores, "
-    "0.423, 1.278 m on tune (fcrn: 0.431, 1.242); on a pod it was not measured.",
+    "fcrn on a pod: batch 256 or any other --batch_size, a learning rate in proportion "
+    "to it (0.16 at 256) after two epochs of warm-up, no weight decay of biases and "
+    "batch normalisation (Goyal et al. 2017), batch statistics per device (at least 16 "
+    "images each), bf16, frames cached on the devices. Measured on two CPU cores with "
+    "--batch_size=64 --size=57x76 --epochs=12 --split=tune (631 images): 10 minutes, "
+    "0.423, 1.278 m on tune (fcrn: 0.431, 1.242). Not measured on a pod.",
 )
 RECIPES["labeled"] = Recipe(
     {
@@ -192,27 +191,24 @@ RECIPES["labeled"] = Recipe(
         "batch_size": 16,
         "flip_average": "on",
     },
-    "The labeled training images alone, from an ImageNet encoder; on a CPU beside "
-    "--size=114x152 --batch_size=8 --epochs=30. The loss was chosen on tune by 100 "
-    "steps of 8 images at 114x152, --augment=flip (230 s of CPU time, seed 0): "
-    "delta1 0.525, RMSE 1.188 m, against 0.510, 1.209 by si; mirror-averaging then "
-    "gave 0.541, 1.177; a rate of 1e-3 with a tenth for the encoder, and averages of "
-    "the network, changed little. --size=152x202 --batch_size=8 --epochs=22, 45 "
-    "minutes on two CPU cores: 0.656, 0.924 m on tune after 1,400 of 1,736 steps; that "
-    "network on report 0.657, 0.796 m (laina@152x202, pooled, filled truth). "
-    "--epochs=80 --cache=device on an H100: 0.682, 0.851 m on tune, 0.688, 0.729 m on "
-    "report (laina); 60 epochs do as well on tune. On tune lost to it: --augment=full "
-    "with adamw, 1e-3 with a tenth for the encoder and decay 0.05 (0.662, 0.897 m); "
-    "scale 0.85 to 1.35 with more colour and averages of 0.99 (0.653, 0.874 m); frozen "
-    "batch statistics with dropout 0.5 (0.561, 1.314 m).",
+    "The labeled training images only, from an ImageNet encoder; on a CPU with "
+    "--size=114x152 --batch_size=8 --epochs=30. Loss chosen on tune after 100 steps of "
+    "8 images at 114x152, --augment=flip (230 s of CPU time, seed 0): delta1 0.525, "
+    "RMSE 1.188 m, against 0.510, 1.209 m with si; flip averaging then gave 0.541, "
+    "1.177 m; a learning rate of 1e-3, a tenth of it for the encoder, and an EMA "
+    "changed little. --size=152x202 --batch_size=8 --epochs=22, 45 minutes on two CPU "
+    "cores: 0.656, 0.924 m on tune after 1,400 of 1,736 steps; the same network on "
+    "report: 0.657, 0.796 m (laina@152x202, pooled, filled ground truth). --epochs=80 "
+    "--cache=device on an H100: 0.682, 0.851 m on tune, 0.688, 0.729 m on report "
+    "(laina); 60 epochs are as good on tune. Worse on tune: --augment=full with adamw, "
+    "1e-3, a tenth of it for the encoder and decay 0.05 (0.662, 0.897 m); scale 0.85 "
+    "to 1.35 with more colour and an EMA of 0.99 (0.653, 0.874 m); frozen batch "
+    "statistics with dropout 0.5 (0.561, 1.314 m).",
 )
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe, or UserError with the nearest name."""
+    """Return a recipe. Raises UserError for an unknown name."""
     if name not in RECIPES:
-        raise UserError(
-            f"--recipe={name}: one of {', '.join(sorted(RECIPES))}"
-            + nearest(name, RECIPES)
-        )
+        raise unknown_choice("recipe", name, sorted(RECIPES))
     return RECIPES[name]

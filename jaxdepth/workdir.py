@@ -1,7 +1,7 @@
 """The work directory of a run: its name, its configuration, its results.
 
 A run writes to a local folder. If --workdir is remote (gs://, memory://, ...), that
-folder is a mirror: `sync` uploads it, and checkpoints are written to the remote place
+folder is a mirror: `sync` uploads it, and checkpoints are written to the remote URL
 directly.
 """
 
@@ -24,9 +24,8 @@ import jax
 
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
-from jaxdepth.runtime import atomic, hosts, locks, versions
+from jaxdepth.runtime import atomic, hosts, locks, storage, versions
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.runtime.storage import storage_errors
 
 CONFIG, RESULTS, METRICS = "config.json", "results.json", "metrics.jsonl"
 TABLES = "tables.json"  # in the folder of a table, which holds one run per row
@@ -65,14 +64,14 @@ class WorkDir:
 
     @property
     def checkpoints(self) -> str:
-        """The folder of the checkpoints, at the remote place if there is one."""
+        """The folder of the checkpoints, at the remote URL if there is one."""
         if self.remote is not None:
             return f"{self.remote}/checkpoints"
         return str((self.local / "checkpoints").absolute())
 
     @property
     def checkpoints_on_host_0(self) -> str:
-        """The same folder, also on hosts whose `local` is a scratch folder."""
+        """The folder of host 0's checkpoints; on other hosts `local` is temporary."""
         if "://" in self.name:
             return f"{self.name.rstrip('/')}/checkpoints"
         return str((Path(self.name).expanduser() / "checkpoints").absolute())
@@ -88,24 +87,16 @@ class WorkDir:
         """
         try:
             (self.local / "panels").mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise UserError(
-                f"--workdir={self.name}: a file of that name is in the way"
-            ) from None
-        except NotADirectoryError:
-            raise UserError(
-                f"--workdir={self.name}: a part of the path is a file"
-            ) from None
+        except (FileExistsError, NotADirectoryError):
+            raise _file_instead_of_folder(self.name) from None
         except OSError as error:
-            raise MachineError(
-                f"{self.name} can't be created: {error.strerror}"
-            ) from error
+            raise _not_created(self.name, error) from error
 
     def sync(self) -> None:
         """Upload the files to the remote work directory; no-op for a local one."""
         if self.remote is None:
             return
-        with storage_errors(self.remote):
+        with storage.storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for path in self.local.rglob("*"):
                 if path.is_file():
@@ -115,7 +106,7 @@ class WorkDir:
 
     def _fetch(self) -> None:
         assert self.remote is not None
-        with storage_errors(self.remote):
+        with storage.storage_errors(self.remote):
             system, root = fsspec.core.url_to_fs(self.remote)
             for name in (CONFIG, RESULTS, METRICS, TABLES, "run.log"):
                 if system.exists(f"{root}/{name}"):
@@ -123,10 +114,14 @@ class WorkDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder's lock. Raises UserError if another process holds it.
+        """Lock the folder. Raises UserError if another process has locked it.
 
         A remote work directory is not locked.
         """
+
+        if self.remote is not None:
+            yield
+            return
 
         def refuse() -> None:
             raise UserError(
@@ -134,9 +129,6 @@ class WorkDir:
                 "another --workdir"
             )
 
-        if self.remote is not None:
-            yield
-            return
         with locks.file_lock(self.local / _LOCK, if_held=refuse):
             yield
 
@@ -155,13 +147,20 @@ class WorkDir:
         write_json(self.local / name, values)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of this run; UserError if it is missing or damaged."""
+        """Read a JSON file of this run; UserError if it is missing or damaged.
+
+        Undecodable bytes become U+FFFD.
+        """
         path = self.local / name
         try:
             text = path.read_text("utf-8", "replace")
         except FileNotFoundError:
             raise UserError(
                 f"{self.name} is not the work directory of a run: it has no {name}"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"{self.name}/{name} can't be read: {error.strerror}"
             ) from None
         return config_lib.loads(text, where=f"{self.name}/{name}")
 
@@ -175,27 +174,25 @@ def choose(config: Config) -> WorkDir:
         workdir = WorkDir.open(config.output.workdir)
         if config.output.resume == "never" and workdir.used():
             raise UserError(
-                f"--resume=never, but {workdir.name} holds a run: name another "
-                "--workdir, or leave --resume=never out to go on"
+                f"--resume=never, but {workdir.name} contains a run: name another "
+                "--workdir, or leave --resume=never out to resume it"
             )
         if workdir.local.exists() and not workdir.local.is_dir():
-            raise UserError(
-                f"--workdir={config.output.workdir}: a file of that name is in the way"
-            )
+            raise _file_instead_of_folder(workdir.name)
         return workdir
     return _create_numbered(f"{config.model.arch}-{config.loss.name}")
 
 
 def _create_numbered(stem: str) -> WorkDir:
-    """Create runs/STEM-NNN with the first number that follows those in use."""
+    """Create runs/STEM-NNN with the number after the highest one in use."""
     runs = Path("runs")
-    taken = [
+    numbers = [
         int(match[1])
         for path in (runs.iterdir() if runs.is_dir() else ())
         if (match := re.fullmatch(re.escape(stem) + r"-(\d{3,})", path.name))
     ]
-    number = max(taken, default=0) + 1
-    while True:  # another run may create the same folder at the same time
+    number = max(numbers, default=0) + 1
+    while True:  # another run may create the same folder concurrently
         name = runs / f"{stem}-{number:03d}"
         try:
             name.mkdir(parents=True)
@@ -203,15 +200,23 @@ def _create_numbered(stem: str) -> WorkDir:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise MachineError(f"{name} can't be created: {error.strerror}") from error
+            raise _not_created(str(name), error) from error
+
+
+def _file_instead_of_folder(name: str) -> UserError:
+    return UserError(f"--workdir={name}: this path, or a part of it, is a file")
+
+
+def _not_created(name: str, error: OSError) -> MachineError:
+    return MachineError(f"{name} can't be created: {error.strerror}")
 
 
 @contextlib.contextmanager
 def shared(config: Config) -> Iterator[WorkDir]:
     """Open the work directory by `choose` on host 0, for all hosts.
 
-    The other hosts get a scratch folder with the same name and copies of config.json
-    and results.json; it is deleted at the end.
+    The other hosts get a temporary folder under that name, with copies of config.json
+    and results.json.
     """
     workdir: WorkDir | None = None
     with hosts.raise_on_all_hosts():
@@ -219,7 +224,11 @@ def shared(config: Config) -> Iterator[WorkDir]:
             workdir = choose(config)
     if workdir is not None:
         paths = [workdir.local / name for name in (CONFIG, RESULTS)]
-        files = {path.name: path.read_text() for path in paths if path.exists()}
+        files = {
+            path.name: path.read_text("utf-8", "replace")
+            for path in paths
+            if path.is_file()
+        }
         hosts.broadcast_json({"name": workdir.name, "files": files})
         yield workdir
         return
@@ -233,7 +242,7 @@ def shared(config: Config) -> Iterator[WorkDir]:
 def discard_if_empty(workdir: WorkDir) -> None:
     """Remove the folder that `choose` created for a run that did not start."""
     if hosts.is_first_host() and workdir.remote is None and workdir.local.is_dir():
-        with contextlib.suppress(OSError):  # a folder is not empty
+        with contextlib.suppress(OSError):  # if a folder is not empty
             (workdir.local / _LOCK).unlink(missing_ok=True)
             workdir.local.rmdir()
             workdir.local.parent.rmdir()
@@ -248,10 +257,10 @@ _CHANGEABLE = {
 
 
 def differences(before: Config, now: Config, *, but: Collection[str] = ()) -> list[str]:
-    """Return "--lr=0.1 before, 0.2 now" for each flag that makes another experiment.
+    """Return "--lr=0.1 before, 0.2 now" for each flag that a resumed run can't change.
 
     Args:
-      but: flags to compare although a resumed run may change them.
+      but: flags to compare as well, although a resumed run may change them.
     """
     old, new = before.flat(), now.flat()
     return [
@@ -262,29 +271,30 @@ def differences(before: Config, now: Config, *, but: Collection[str] = ()) -> li
 
 
 def refuse_changes(before: Config, now: Config, *, where: str) -> None:
-    """Raise UserError if a resumed run would be another experiment."""
-    pairs = differences(before, now)
-    if pairs:
+    """Raise UserError if a flag changed that a resumed run can't change."""
+    if changes := differences(before, now):
         raise UserError(
-            f"{where} holds a run with other flags ({'; '.join(pairs)}): name another "
-            "--workdir, or give the same flags to go on"
+            f"{where} contains a run with other flags ({'; '.join(changes)}): name "
+            "another --workdir, or give the same flags to resume it"
         )
 
 
 def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
     """Raise UserError if `before` has another network or optimizer state."""
-    for name in ("arch", "layout", "unpool"):
-        old, new = before.flat()[name], now.flat()[name]
-        if old != new:
-            raise UserError(
-                f"--resume={where} is of --{name}={old}, this is --{name}={new}"
-            )
-    if bool(before.train.ema) != bool(now.train.ema):
+    old, new = before.flat(), now.flat()
+
+    def refuse(name: str, reason: str) -> None:
         raise UserError(
-            f"--resume={where} is of --ema={before.train.ema:g}, this is "
-            f"--ema={now.train.ema:g}: both keep an average, or neither"
+            f"--resume={where} has --{name}={old[name]}, this run has "
+            f"--{name}={new[name]}{reason}"
         )
-    # The flags that decide which arrays the optimizer state has.
+
+    for name in ("arch", "layout", "unpool"):
+        if old[name] != new[name]:
+            refuse(name, "")
+    if bool(before.train.ema) != bool(now.train.ema):
+        refuse("ema", ": give --ema in both runs or in neither")
+    # Properties that determine the arrays of the optimizer state.
     same_state = {
         "optimizer": lambda config: config.optimizer.name == "sgd",
         "freeze": lambda config: config.model.freeze == "encoder",
@@ -292,10 +302,7 @@ def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
     }
     for name, kind in same_state.items():
         if kind(before) != kind(now):
-            raise UserError(
-                f"--resume={where} is of --{name}={before.flat()[name]}, this is "
-                f"--{name}={now.flat()[name]}, with another optimizer state"
-            )
+            refuse(name, ", which needs another optimizer state")
 
 
 def environment() -> dict[str, Any]:
@@ -331,8 +338,5 @@ def write_json(path: str | Path, values: Any) -> None:
     """Write JSON atomically. Raises MachineError if storage fails."""
     path = Path(path).expanduser()
     text = json.dumps(plain(values), indent=1)
-    try:
-        with atomic.atomic_write(path, durable=True) as file:
-            file.write(f"{text}\n".encode())
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from error
+    with storage.write_errors(path), atomic.atomic_write(path, durable=True) as file:
+        file.write(f"{text}\n".encode())

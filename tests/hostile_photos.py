@@ -181,11 +181,14 @@ PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped.png": (_flipped, "bad header checksum"),
     "cut.jpg": (_cut, "truncated"),
     "sparse.png": (_sparse, "2048 MiB are larger than 512 MiB"),
-    "fifo.jpg": (lambda path: os.mkfifo(path), "is a FIFO, not a file"),
-    "socket.jpg": (_socket, "is a socket, not a file"),
+    "fifo.jpg": (
+        lambda path: os.mkfifo(path),
+        "a FIFO or a device, not a regular file",
+    ),
+    "socket.jpg": (_socket, "a FIFO or a device, not a regular file"),
     "device.jpg": (
         lambda path: path.symlink_to("/dev/zero"),
-        "is a device, not a file",
+        "a FIFO or a device, not a regular file",
     ),
     "n" * 240 + ".png": (_good, ""),
     "line\nand \x1b[2Jescape.png": (_good, ""),

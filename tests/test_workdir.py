@@ -96,8 +96,14 @@ def test_a_folder_without_a_run_is_an_error():
     Path("empty").mkdir()
     with pytest.raises(UserError, match="empty is not the work directory of a run"):
         WorkDir.open("empty").read_json(workdir.CONFIG)
-    Path("empty/config.json").write_text("{")
-    with pytest.raises(UserError, match=r"empty/config\.json is not JSON"):
+    for text in ("{", "[" * 100_000, "9" * 5000):
+        Path("empty/config.json").write_text(text)
+        with pytest.raises(UserError, match=r"empty/config\.json is not JSON") as error:
+            WorkDir.open("empty").read_json(workdir.CONFIG)
+        assert "\n" not in str(error.value)
+    Path("empty/config.json").unlink()
+    Path("empty/config.json").mkdir()
+    with pytest.raises(UserError, match=r"empty/config\.json can't be read: Is a dir"):
         WorkDir.open("empty").read_json(workdir.CONFIG)
 
 

@@ -20,10 +20,27 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import metrics_writer
 from jaxdepth.workdir import CONFIG, RESULTS, TABLES, WorkDir
 
-# Keys of every evaluation, without which its metrics can't be interpreted.
-_REQUIRED = {
-    "step", "protocol", "averaging", "truth", "data", "split", "size", "metrics",
-}  # fmt: skip
+
+def _is_metrics(value: Any) -> bool:
+    """Whether a value is a dict of numbers, or None where a metric is undefined."""
+    return isinstance(value, dict) and all(
+        x is None or _is_number(x) for x in value.values()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# Values of every evaluation, without which its metrics can't be interpreted.
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "step": _is_number,
+    "metrics": _is_metrics,
+    **dict.fromkeys(
+        ("protocol", "averaging", "truth", "data", "split", "size"),
+        lambda value: isinstance(value, str),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +128,26 @@ def read(folder: str, *, name: str | None = None) -> Run:
         workdir.read_json(file) if file in existing else {}
         for file in (CONFIG, RESULTS)
     )
-    for entry in results.get("evaluations", ()):
-        missing = _REQUIRED - {k for k, v in entry.items() if v is not None}
-        if missing or not isinstance(entry["metrics"], dict):
-            raise UserError(
-                f"{folder}/{RESULTS} holds an evaluation without "
-                f"{', '.join(sorted(missing or {'metrics'}))}: it is damaged, or was "
-                "written by another version"
-            )
+    if not isinstance(saved.get("config", {}), dict):
+        raise UserError(f"{folder}/{CONFIG} is damaged: its config is no JSON object")
+    entries = results.get("evaluations", [])
+    if not isinstance(entries, list):
+        raise UserError(f"{folder}/{RESULTS} is damaged: evaluations is no list")
+    for entry in entries:
+        _check_evaluation(entry, f"{folder}/{RESULTS}")
     records = metrics_writer.read_metrics(workdir.local)
     return Run(name or folder, workdir, saved, results, records)
+
+
+def _check_evaluation(entry: Any, where: str) -> None:
+    """Raise UserError if an evaluation lacks a key, or a value has another type."""
+    values = entry if isinstance(entry, dict) else {}
+    wrong = sorted(k for k, kind in _TYPES.items() if not kind(values.get(k)))
+    if wrong:
+        raise UserError(
+            f"{where} holds an evaluation without {', '.join(wrong)}: it is damaged, "
+            "or was written by another version"
+        )
 
 
 def _runs_of_tables(folder: str, tables: dict[str, Any]) -> list[Run]:

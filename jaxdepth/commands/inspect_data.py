@@ -21,8 +21,8 @@ from jaxdepth.data.doctor import alignment, export, findings, measurements
 from jaxdepth.data.sources import ReadOptions, Source
 from jaxdepth.data.store import staging
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime import output_files, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import output_files, storage, terminal
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
 from jaxdepth.workdir import write_json
 
@@ -80,11 +80,8 @@ def command(argv: Sequence[str]) -> int:
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
         write_json(config.json, {"findings": listed, **numbers})
-    try:
+    with storage.write_errors(out):
         _draw(out, inspection)
-    except OSError as error:
-        path, reason = error.filename or out, error.strerror or error
-        raise MachineError(f"{path} could not be written: {reason}") from error
     if config.export:
         _export(opened.source, Path(config.export), config.depth)
     return cli.OK

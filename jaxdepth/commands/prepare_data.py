@@ -22,6 +22,7 @@ from jaxdepth import config
 from jaxdepth.commands import cli
 from jaxdepth.config import Auto
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import remote, staging
 from jaxdepth.data.store.reader import is_store
 from jaxdepth.data.store.writer import Job, Packing
@@ -67,6 +68,11 @@ class PrepareConfig:
     auto: on for raw depth, off for filled."""
     max_depth: float = 10.0
     """Metres; --mask_extremes ignores depth beyond it."""
+    eval_fraction: float = flag(0.1, at_least=0, below=1)
+    """Share of the frames, in whole scenes, to hold out for evaluation where the data
+    have no split; 0: none."""
+    test_scenes: Literal["drop", "keep"] = "drop"
+    """Frames of scenes of NYU's official test set in training data."""
     keep_full: Literal["auto", "all", "none"] = "auto"
     """Frames to keep at full size, too, for evaluation; auto: those that a split
     evaluates on, or without such a split all of up to 1000."""
@@ -101,6 +107,8 @@ def command(argv: Sequence[str]) -> int:
         mask_extremes=flags.mask_extremes,
         max_depth=flags.max_depth,
         keep_full=flags.keep_full,
+        eval_fraction=flags.eval_fraction,
+        test_scenes=flags.test_scenes,
         skip_wrong=True,
     )
     job = Job(source, packing, flags.read_options)
@@ -260,7 +268,7 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
     words, (height, width) = [f"--data={out}"], manifest["size"]
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
-    for name in ("own", "official", "tune"):
+    for name in ("own", "official", "tune", HELD_OUT):
         rows = manifest["splits"].get(name)
         if rows is None or not rows["eval"] or not manifest["full"]:
             continue

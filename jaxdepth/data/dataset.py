@@ -12,9 +12,10 @@ from jaxdepth.config import Config
 from jaxdepth.data import order
 from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
+from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.remote import is_remote
-from jaxdepth.data.store.writer import prepare
+from jaxdepth.data.store.writer import Packing, prepare
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ class Data:
       name: what results call the evaluation data.
       train, train_rows: the store, and which of its frames train.
       evaluation, eval_rows: likewise for evaluation; often the same store.
-      split: whose frames train: "official", "tune", "report", "all" or "own".
+      split: whose frames train: "official", "tune", "report", "all", "own" or
+        "held_out".
       eval_split: whose frames evaluate; another one where they are other data.
       nyu: whether official NYU frames are evaluated.
       depth: which truth trains, "filled" or "raw".
@@ -64,19 +66,27 @@ def open_store(
 
     `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
     """
+    data = config.data
     return prepare(
         path,
-        cache_dir=Path(config.data.cache_dir).expanduser(),
-        size=config.frame_size,
-        data_format=config.data.data_format,
+        _packing(config, data.mask_extremes, keep_full=keep_full),
+        cache_dir=Path(data.cache_dir).expanduser(),
+        data_format=data.data_format,
         options=ReadOptions(
-            depth_scale=config.data.depth_scale,
-            allow_outside=config.data.allow_outside,
+            depth_scale=data.depth_scale, allow_outside=data.allow_outside
         ),
-        mask_extremes=config.data.mask_extremes,
+        progress=progress,
+    )
+
+
+def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> Packing:
+    return Packing(
+        size=config.frame_size,
+        mask_extremes=mask_extremes,
         max_depth=config.data.max_depth,
         keep_full=keep_full,
-        progress=progress,
+        eval_fraction=config.data.eval_fraction,
+        test_scenes=config.data.test_scenes,
     )
 
 
@@ -105,10 +115,8 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
     )
     return prepare(
         source,
+        _packing(config, "off"),
         cache_dir=Path(config.data.cache_dir).expanduser(),
-        size=config.frame_size,
-        mask_extremes="off",
-        max_depth=config.data.max_depth,
         progress=progress,
     )
 
@@ -116,8 +124,8 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
 def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     """Open, and prepare where needed, what the data flags name.
 
-    Raises UserError for data that can't be read, splits that they don't have, and an
-    empty training or evaluation set.
+    Raises UserError for data that can't be read, splits that they don't have, an empty
+    training or evaluation set, and a frame in both.
     """
     rooms = config.data.path == "rooms"
     if rooms:
@@ -141,6 +149,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         )
     if len(train_rows) == 0:
         raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
+    _check_apart(train, train_rows, evaluation, eval_rows)
     if config.data.train_images is not None:
         wanted, available = config.data.train_images, len(train_rows)
         if wanted > available:
@@ -161,6 +170,31 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         depth=depth,
         notes=(*notes, *more),
     )
+
+
+def _check_apart(
+    train: Store, train_rows: np.ndarray, evaluation: Store, eval_rows: np.ndarray
+) -> None:
+    """Raise UserError if an image is in both sets, by the digests of the stores.
+
+    Images of different sizes can't be compared.
+    """
+    if train.size != evaluation.size:
+        return
+    frames = train.manifest["frames"]
+    trained = {frames[row].get("digest"): frames[row]["name"] for row in train_rows}
+    trained.pop(None, None)  # stores of earlier versions have no digests
+    both = [
+        (trained[frame["digest"]], frame["name"])
+        for frame in (evaluation.manifest["frames"][row] for row in eval_rows)
+        if frame.get("digest") in trained
+    ]
+    if both:
+        raise UserError(
+            f"{len(both)} of {len(eval_rows)} frames to evaluate on train as well, "
+            f"first {both[0][1]} of {evaluation.name}, which is {both[0][0]} of "
+            f"{train.name}: remove them from one of the sets"
+        )
 
 
 def _check_size(config: Config, train: Store) -> None:
@@ -191,18 +225,20 @@ def own_split(config: Config, train: Store) -> str:
         split = config.data.split
     elif "official" in train.splits and "own" not in train.splits:
         split = "official"
-    else:
+    elif "own" in train.splits:
         split = "own"
+    else:
+        split = "all" if config.eval.eval_data is not None else HELD_OUT
     if split in train.splits:
         return split
-    if split == "own":
+    if split == HELD_OUT:
         raise UserError(
-            f"{train.name} has no split of its own: use --split=all with "
+            f"{train.name} has no split of its own, and no frames to hold out: use "
             "--eval_data=PATH for the frames to evaluate on"
         )
     if train.splits.keys() == {"own"}:
         raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
-    have = ", ".join(sorted(set(train.splits) - {"own"}))
+    have = ", ".join(sorted(set(train.splits) - {"own", HELD_OUT}))
     raise UserError(
         f"--split={split}: {train.name} allows {have}; --split=all wants "
         "--eval_data=PATH beside it"

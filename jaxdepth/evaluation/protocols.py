@@ -196,13 +196,15 @@ def check_frame(protocol: Protocol, frame_size: Size) -> None:
 def whole_frame_size(frame_size: Size, image_size: Size) -> Size:
     """(height, width) of the network's input for a whole frame or photo.
 
-    The height is that of the training frame (240 for a network trained on 228x304
-    crops), so that objects have the same scale as in training. The aspect is kept; the
-    width is rounded half up.
+    The frame is scaled, aspect kept, until it just covers the training frame (240x320
+    for a network trained on 228x304 crops), as when a store is written, so that objects
+    have the same scale as in training. The longer side is rounded half up.
     """
-    height, _ = training_frame(image_size)
+    height, width = training_frame(image_size)
     rows, columns = frame_size
-    return height, max(1, (2 * columns * height + rows) // (2 * rows))
+    if height * columns >= width * rows:
+        return height, (2 * columns * height + rows) // (2 * rows)
+    return (2 * rows * width + columns) // (2 * columns), width
 
 
 def resize_input(

@@ -20,6 +20,18 @@ class MachineError(Exception):
     everywhere = False
 
 
+def one_line(error: object) -> str:
+    """Return the text of an error without line breaks."""
+    return " ".join(str(error).split())
+
+
+def unknown_choice(flag: str, value: object, choices: Iterable[str]) -> UserError:
+    """Create the error for a value that is not among a flag's choices."""
+    names = list(choices)
+    hint = nearest(str(value), names)
+    return UserError(f"--{flag}={value}: one of {', '.join(names)}{hint}")
+
+
 def nearest(word: str, among: Iterable[str]) -> str:
     """Return `"; did you mean X?"` for the closest match, "" if nothing is close."""
     close = difflib.get_close_matches(word, list(among), n=1, cutoff=0.5)

@@ -14,6 +14,7 @@ import importlib.util
 import inspect
 import itertools
 import math
+import operator
 import sys
 import textwrap
 import types
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.errors import UserError, nearest, unknown_choice
 from jaxdepth.runtime.registry import Choices, resolve_choices
 
 T = TypeVar("T")
@@ -33,13 +34,13 @@ _NUMBERS = {int: "a whole number", float: "a number"}
 
 @dataclasses.dataclass(frozen=True)
 class _Info:
-    name: str | None
-    choices: Choices | None
-    at_least: float | None
-    above: float | None
-    at_most: float | None
-    below: float | None
-    positional: bool
+    name: str | None = None
+    choices: Choices | None = None
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+    positional: bool = False
 
 
 def flag(
@@ -53,11 +54,11 @@ def flag(
     below: float | None = None,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field that is a flag with constraints.
+    """Create a dataclass field that is a flag with constraints.
 
     Args:
       default: default value; a field without one must be given.
-      name: name of the flag, if it is not that of the field.
+      name: name of the flag; default: the name of the field.
       choices: allowed values, see `runtime.registry.Choices`.
       at_least, above, at_most, below: bounds of a number.
       positional: the value is given without a flag name.
@@ -72,12 +73,12 @@ class Flag:
 
     Attributes:
       name: without dashes.
-      path: names of the fields that lead to it, from the outermost dataclass.
+      path: names of the nested fields, from the outermost dataclass.
       hint: annotated type.
       default: default value, `dataclasses.MISSING` if it must be given.
       help: its docstring.
       info: constraints.
-      section: the dataclass that holds it.
+      section: the dataclass of the field.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Flag:
 
     @property
     def choices(self) -> tuple[str, ...] | None:
-        """The values that it takes; None if they are not listed."""
+        """The allowed values; None if they are not listed."""
         if self.info.choices is not None:
             return resolve_choices(self.info.choices)
         if typing.get_origin(self.hint) is typing.Literal:
@@ -99,20 +100,20 @@ class Flag:
 
     @property
     def options(self) -> tuple[Any, ...]:
-        """The members of its type, if that is a union; else the type."""
+        """The members of a union type; any other type alone."""
         if typing.get_origin(self.hint) in (typing.Union, types.UnionType):
             return typing.get_args(self.hint)
         return (self.hint,)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Words that it takes beside a number or text: "auto", "none"."""
+        """Words allowed in place of a number or text: "auto", "none"."""
         literals = [w for option in self.options for w in typing.get_args(option)]
         words = [word for word in literals if isinstance(word, str)]
         return (*words, *(["none"] if type(None) in self.options else []))
 
     def convert(self, text: str) -> Any:
-        """The value that `text` stands for. Raises UserError if it stands for none."""
+        """Convert command-line text. Raises UserError if it is not allowed."""
         if (choices := self.choices) is not None:
             self.check_choice(text, choices)
             return text
@@ -120,22 +121,19 @@ class Flag:
             return None if text.lower() == "none" else text.lower()
         if bool in self.options:
             if text.lower() not in ("true", "false"):
-                raise UserError(f"--{self.name}={text}: true or false")
+                raise UserError(f"--{self.name}={text}: expected true or false")
             return text.lower() == "true"
         kinds = [kind for kind in _NUMBERS if kind in self.options]
         try:
             return kinds[0](text) if kinds else text
         except ValueError:
-            wanted = " or ".join([*(_NUMBERS[kind] for kind in kinds), *self.words])
-            raise UserError(f"--{self.name}={text}: {wanted}") from None
+            expected = " or ".join([*(_NUMBERS[kind] for kind in kinds), *self.words])
+            raise UserError(f"--{self.name}={text}: expected {expected}") from None
 
     def check_choice(self, value: Any, choices: Sequence[str]) -> None:
         """Raise UserError unless `value` is one of the choices."""
         if value not in choices:
-            raise UserError(
-                f"--{self.name}={value}: one of {', '.join(choices)}"
-                f"{nearest(str(value), choices)}"
-            )
+            raise unknown_choice(self.name, value, choices)
 
     def check(self, value: Any) -> None:
         """Raise UserError if a value is not among the choices or out of bounds."""
@@ -146,22 +144,19 @@ class Flag:
         if not math.isfinite(value):
             raise UserError(f"--{self.name}={value}: must be a finite number")
         info = self.info
-        for bound, inside, words in (
-            (info.at_least, lambda x, b: x >= b, "at least"),
-            (info.above, lambda x, b: x > b, "above"),
-            (info.at_most, lambda x, b: x <= b, "at most"),
-            (info.below, lambda x, b: x < b, "below"),
+        for bound, satisfied, words in (
+            (info.at_least, operator.ge, "at least"),
+            (info.above, operator.gt, "above"),
+            (info.at_most, operator.le, "at most"),
+            (info.below, operator.lt, "below"),
         ):
-            if bound is not None and not inside(value, bound):
+            if bound is not None and not satisfied(value, bound):
                 raise UserError(f"--{self.name}={value}: must be {words} {bound}")
-
-
-_PLAIN = _Info(None, None, None, None, None, None, False)
 
 
 @functools.cache
 def flags_of(cls: type) -> dict[str, Flag]:
-    """The flags of a dataclass and its sections, by flat name, in order."""
+    """Return the flags of a dataclass and its sections, by flat name, in order."""
     flags: dict[str, Flag] = {}
     hints = typing.get_type_hints(cls)
     helps = _field_docs(cls)
@@ -172,7 +167,7 @@ def flags_of(cls: type) -> dict[str, Flag]:
                 path = (field.name, *inner.path)
                 flags[name] = dataclasses.replace(inner, path=path)
             continue
-        info = field.metadata.get("flag", _PLAIN)
+        info = field.metadata.get("flag", _Info())
         name = info.name or field.name
         doc = helps.get(field.name, "")
         flags[name] = Flag(name, (field.name,), hint, field.default, doc, info, cls)
@@ -180,14 +175,14 @@ def flags_of(cls: type) -> dict[str, Flag]:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """Docstrings under the fields of a dataclass and its bases, as one line each."""
+    """Read the docstrings of the fields of a dataclass and its bases, as one line."""
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError):  # made at run time: there is no source
+        except (OSError, TypeError):  # created at run time, without source
             continue
         body = typing.cast(ast.ClassDef, tree.body[0]).body
         for node, after in itertools.pairwise(body):
@@ -203,17 +198,17 @@ def _field_docs(cls: type) -> dict[str, str]:
 
 
 def get(config: Any, flag: Flag) -> Any:
-    """The value that a dataclass holds for a flag."""
+    """Return the value of a flag in a dataclass."""
     return functools.reduce(getattr, flag.path, config)
 
 
 def as_flat(config: Any) -> dict[str, Any]:
-    """All values of a dataclass and its sections, by flag name."""
+    """Return all values of a dataclass and its sections, by flag name."""
     return {name: get(config, flag) for name, flag in flags_of(type(config)).items()}
 
 
 def from_flat(cls: type[T], values: Mapping[str, Any]) -> T:
-    """An instance of a dataclass with sections from values by flag name.
+    """Create an instance of a dataclass with sections from values by flag name.
 
     Raises: TypeError for an unknown name, UserError for a value that is not allowed.
     """
@@ -251,7 +246,7 @@ def validate(config: Any) -> None:
 def parse(
     cls: type[T], argv: Sequence[str], *, prog: str, examples: Sequence[str] = ()
 ) -> T:
-    """An instance of dataclass `cls` from command-line words.
+    """Create an instance of dataclass `cls` from command-line words.
 
     Flags are written --name=value or --name value; dashes in names count as
     underscores. `--plugin=FILE.py` is imported first; `--help` prints the help.
@@ -272,22 +267,21 @@ def parse(
     for name, text in texts.items():
         if text is None or name not in flags:  # --help and --plugin: handled above
             continue
-        known = flags[name]
         if isinstance(text, bool):
             values[name] = text
         elif isinstance(text, list):
             values[name] = tuple(text)
         else:
-            values[name] = known.convert(text)
-    for name, known in flags.items():
-        if known.default is dataclasses.MISSING and not values.get(name):
-            raise UserError(_missing(known, prog))
+            values[name] = flags[name].convert(text)
+    for name, flag in flags.items():
+        if flag.default is dataclasses.MISSING and not values.get(name):
+            raise UserError(_missing(flag, prog))
     return from_flat(cls, values)
 
 
-def _missing(known: Flag, prog: str) -> str:
-    name = known.name.upper() if known.info.positional else f"--{known.name}="
-    return f"{name}: missing ({known.help or 'it must be given'}); see {prog} --help"
+def _missing(flag: Flag, prog: str) -> str:
+    name = flag.name.upper() if flag.info.positional else f"--{flag.name}="
+    return f"{name}: missing ({flag.help or 'required'}); see {prog} --help"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -308,9 +302,10 @@ def _parser(
     if examples:
         lines = "\n".join(f"  {line}" for line in examples)
         about = f"examples:\n{lines}\n\n{about}"
+    positional = [f.name.upper() for f in flags.values() if f.info.positional]
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} {' '.join(_usage(flags))}",
+        usage=" ".join([prog, *positional, "[--flag=value ...]"]),
         description=about,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
             prog, max_help_position=26, width=WIDTH
@@ -319,10 +314,10 @@ def _parser(
         add_help=False,
     )
     groups: dict[type, Any] = {}
-    for known in flags.values():
-        if known.section not in groups:
-            groups[known.section] = parser.add_argument_group(_title(cls, known))
-        _add(groups[known.section], known)
+    for flag in flags.values():
+        if flag.section not in groups:
+            groups[flag.section] = parser.add_argument_group(_title(cls, flag))
+        _add(groups[flag.section], flag)
     general = parser.add_argument_group("every command")
     general.add_argument("--help", action="store_true", default=None, help="show this")
     if "plugin" not in flags:
@@ -330,60 +325,58 @@ def _parser(
     return parser
 
 
-PLUGIN_HELP = "Python file to import first: it registers losses, networks, data formats"
+PLUGIN_HELP = (
+    "Python file to import first: it registers networks, losses, metrics, protocols or "
+    "data formats"
+)
 
 
-def _usage(flags: Mapping[str, Flag]) -> list[str]:
-    places = [f.name.upper() for f in flags.values() if f.info.positional]
-    return [*places, "[--flag=value ...]"]
-
-
-def _title(cls: type, known: Flag) -> str:
-    if known.section is cls:
+def _title(cls: type, flag: Flag) -> str:
+    if flag.section is cls:
         return "flags"
-    return inspect.cleandoc(known.section.__doc__ or "").split("\n")[0].rstrip(".")
+    return inspect.cleandoc(flag.section.__doc__ or "").split("\n")[0].rstrip(".")
 
 
-def _add(group: Any, known: Flag) -> None:
-    text = known.help.rstrip(".")
-    if (choices := known.choices) is not None:
+def _add(group: Any, flag: Flag) -> None:
+    text = flag.help.rstrip(".")
+    if (choices := flag.choices) is not None:
         text += f" [{', '.join(choices)}]"
-    if known.default not in (dataclasses.MISSING, None, "", False, ()):
-        text += f" (default: {known.default})"
+    if flag.default not in (dataclasses.MISSING, None, "", False, ()):
+        text += f" (default: {flag.default})"
     text = text.replace("%", "%%")
-    if known.info.positional:
-        many = typing.get_origin(known.hint) is tuple
+    if flag.info.positional:
+        many = typing.get_origin(flag.hint) is tuple
         group.add_argument(
-            known.name,
+            flag.name,
             nargs="*" if many else "?",
-            metavar=known.name.upper(),
+            metavar=flag.name.upper(),
             help=text,
         )
-    elif known.hint is bool:
+    elif flag.hint is bool:
         group.add_argument(
-            f"--{known.name}", action="store_true", default=None, help=text
+            f"--{flag.name}", action="store_true", default=None, help=text
         )
         group.add_argument(
-            f"--no_{known.name}",
-            dest=known.name,
+            f"--no_{flag.name}",
+            dest=flag.name,
             action="store_false",
             default=None,
             help=argparse.SUPPRESS,
         )
     else:
-        group.add_argument(f"--{known.name}", metavar=_metavar(known), help=text)
+        group.add_argument(f"--{flag.name}", metavar=_metavar(flag), help=text)
 
 
-def _metavar(known: Flag) -> str:
-    if known.choices is not None:
+def _metavar(flag: Flag) -> str:
+    if flag.choices is not None:
         return "NAME"
-    kind = next((k for k in (int, float) if k in known.options), str)
+    kind = next((k for k in (int, float) if k in flag.options), str)
     word = {int: "N", float: "X", str: "TEXT"}[kind]
-    return "|".join([word, *(w for w in known.words if w != "none")])
+    return "|".join([word, *(w for w in flag.words if w != "none")])
 
 
 def _normalized(argv: Sequence[str]) -> list[str]:
-    """The words with underscores in the names of flags."""
+    """Replace dashes in the names of flags by underscores."""
     words = []
     for word in argv:
         key, equals, value = word.partition("=")
@@ -420,7 +413,7 @@ def check(cls: type, argv: Sequence[str]) -> None:
 
 
 def value_of(argv: Sequence[str], name: str) -> str | None:
-    """The last value of a flag in `argv`, written --flag=value or --flag value."""
+    """Return the last value of `--name=value` or `--name value` in `argv`."""
     value = None
     for k, word in enumerate(argv):
         key, equals, rest = word.partition("=")
@@ -430,12 +423,12 @@ def value_of(argv: Sequence[str], name: str) -> str | None:
 
 
 def asks_help(argv: Sequence[str]) -> bool:
-    """Whether the words ask for help."""
+    """Whether the words contain -h or --help."""
     return bool({"-h", "--help"} & set(argv))
 
 
 def without(argv: Sequence[str], name: str) -> list[str]:
-    """The words without a flag and its value."""
+    """Return the words without a flag and its value."""
     words, skip = [], False
     for word in argv:
         key, equals, _ = word.partition("=")
@@ -452,7 +445,7 @@ _loaded: dict[Path, types.ModuleType] = {}
 
 
 def loaded_plugins() -> list[str]:
-    """Paths of the plugins that this process has imported."""
+    """Return the paths of the plugins that this process has imported."""
     return [str(path) for path in _loaded]
 
 
@@ -464,7 +457,7 @@ def load_plugins(argv: Sequence[str]) -> list[str]:
 
 
 def load_plugin(path: str | Path) -> types.ModuleType:
-    """Import a Python file that registers losses, networks or data formats.
+    """Import a Python file that registers networks, losses or other choices.
 
     A file is imported once per process. Raises UserError if it can't be read or fails.
     """
@@ -478,7 +471,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     if spec is None or spec.loader is None:
         raise UserError(f"--plugin={path}: not a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look modules up there
+    sys.modules[name] = module  # dataclasses and pickle look modules up in it
     try:
         spec.loader.exec_module(module)
     except UserError:

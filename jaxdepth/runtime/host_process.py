@@ -1,4 +1,4 @@
-"""Runs each host of a multi-host run in a child process, to report how it died.
+"""Run each host of a multi-host run in a child process, to report a crash in one line.
 
 If a host does not join, or is lost, JAX aborts the process from C++ with a stack trace;
 Python gets no exception. The parent process turns that into a message of one line.
@@ -43,11 +43,11 @@ def run(
     Args:
       last_checkpoint: describes the newest checkpoint in the folder that the child
         recorded by `record_progress`.
-      coordinator: its address, for the message if the hosts can't connect.
+      coordinator: HOST:PORT, for the message if the hosts can't connect.
 
     Raises:
       MachineError: a signal ended the child.
-      UserError: the hosts were given wrong numbers.
+      UserError: --host or --hosts is wrong on a host.
     """
     stderr = _StderrFilter()
     with tempfile.TemporaryDirectory(prefix="jaxdepth-") as folder:
@@ -66,7 +66,7 @@ def run(
             sys.stderr.write("".join(stderr.python_lines()))
             return completed.code
         progress = notes.read_text() if notes.exists() else ""
-    error = _cause(-completed.code, "".join(stderr.held), progress, coordinator)
+    error = _cause(-completed.code, "".join(stderr.lines), progress, coordinator)
     checkpoints = progress.replace(_CONNECTED, "").strip()
     if checkpoints:
         raise MachineError(f"{error}; {last_checkpoint(checkpoints)}")
@@ -74,21 +74,21 @@ def run(
 
 
 class _StderrFilter:
-    """Relays lines to stderr until C++ reports a fatal error; holds the rest."""
+    """Relays lines to stderr until C++ reports a fatal error; keeps the rest."""
 
     def __init__(self) -> None:
-        self.held: list[str] = []
+        self.lines: list[str] = []
 
     def write(self, line: str) -> None:
-        if self.held or _FATAL.match(line):
-            self.held.append(line)
+        if self.lines or _FATAL.match(line):
+            self.lines.append(line)
         else:
             subprocesses.write_stderr(line)
 
     def python_lines(self) -> Sequence[str]:
-        """What Python wrote after C++ did: both may notice that a peer is lost."""
-        indices = (k for k, line in enumerate(self.held) if _PYTHON.match(line))
-        return self.held[next(indices, len(self.held)) :]
+        """Return Python's lines after those of C++: both may report a lost peer."""
+        indices = (k for k, line in enumerate(self.lines) if _PYTHON.match(line))
+        return self.lines[next(indices, len(self.lines)) :]
 
 
 def _cause(
@@ -100,20 +100,20 @@ def _cause(
     name = signal.Signals(number).name
     if number != signal.SIGABRT or not reason:
         memory = ": too little memory?" if number == signal.SIGKILL else ""
-        return MachineError(f"this host's process was ended by {name}{memory}")
+        return MachineError(f"the process of this host was killed by {name}{memory}")
     if _CONNECTED not in progress:
         return _connection_error(reason, coordinator or "the coordinator")
     first = re.split(r"\. |\[type|: The following", reason)[0]
     return MachineError(
-        f"lost peer: another host was ended or can't be reached ({first})"
+        f"lost peer: another host has ended or can't be reached ({first})"
     )
 
 
 def _connection_error(reason: str, coordinator: str) -> MachineError | UserError:
     if reason.startswith("ALREADY_EXISTS"):
-        return UserError("two hosts have the same number: give each its own --host")
+        return UserError("two hosts have the same index: give each its own --host")
     if "Unexpected task" in reason:
-        return UserError("the hosts were given different --hosts=N")
+        return UserError("--hosts differs between the hosts: give the same --hosts=N")
     return MachineError(
         f"lost peer: not all hosts connected to {coordinator} in time ({reason}): run "
         "the same command on each, and make that address reachable"
@@ -128,7 +128,7 @@ def record_progress(checkpoints: str = "") -> None:
 
 
 def exit_with_parent() -> None:
-    """End this process as soon as its parent ends, for whatever reason."""
+    """End this process as soon as its parent ends, even by SIGKILL."""
 
     def watch() -> None:
         # The parent holds the other end of stdin.

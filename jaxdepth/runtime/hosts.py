@@ -25,9 +25,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxdepth.runtime.errors import MachineError, UserError
 
 PyTree = Any
-# Seconds that a host may take to connect, or be silent afterwards.
+# Seconds until a host that does not connect or sends no heartbeat counts as lost.
 TIMEOUT = "JAXDEPTH_HOST_TIMEOUT"
-CONNECT_SECONDS, SILENT_SECONDS = 300, 100  # JAX's defaults
+CONNECT_SECONDS, HEARTBEAT_SECONDS = 300, 100  # JAX's defaults
 LAG = 4  # calls of the step between a request to stop and the stop
 _PIECE = 2_000_000  # characters; the coordinator's messages are limited to 4 MiB
 _round_numbers = itertools.count()
@@ -66,10 +66,10 @@ def detect_cluster(
     slurm = _slurm(environ)
     mpi = _mpi(environ)
     coordinator = coordinator or environ.get("JAX_COORDINATOR_ADDRESS")
-    count = _first_given(
+    count = _first_set(
         count, _number("JAX_NUM_PROCESSES", environ), slurm.count, mpi.count
     )
-    index = _first_given(
+    index = _first_set(
         index, _number("JAX_PROCESS_ID", environ), slurm.index, mpi.index
     )
     if count is None and coordinator is None:
@@ -78,7 +78,7 @@ def detect_cluster(
         return None
     if count is None or index is None:
         raise UserError(
-            "several hosts: give --hosts=N and --host=0 to N-1 beside --coordinator"
+            "several hosts: give --hosts=N and --host=0 to N-1 with --coordinator"
         )
     if not 0 <= index < count:
         raise UserError(
@@ -98,13 +98,13 @@ def detect_cluster(
     return Cluster(coordinator, count, index)
 
 
-def _first_given(*values: int | None) -> int | None:
+def _first_set(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Launcher:
-    """What Slurm or Open MPI set for a process: None if it did not start it."""
+    """Variables of Slurm or Open MPI; None if that did not start this process."""
 
     count: int | None = None
     index: int | None = None
@@ -112,12 +112,11 @@ class _Launcher:
 
 
 def _slurm(environ: Mapping[str, str]) -> _Launcher:
-    """The variables of `srun`; not of the batch script around it, one process."""
+    """Read the variables of `srun`; a batch script outside it is a single process."""
     if not {"SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_LOCALID"} <= environ.keys():
         return _Launcher()
-    count = _number("SLURM_STEP_NUM_TASKS", environ)
-    if count is None:
-        count = _number("SLURM_NTASKS", environ)
+    tasks = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+    count = _first_set(*(_number(name, environ) for name in tasks))
     tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     single = re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", tasks_per_node) is not None
     return _Launcher(count, _number("SLURM_PROCID", environ), single)
@@ -154,9 +153,9 @@ def _on_cloud_tpu(environ: Mapping[str, str]) -> bool:
 
 
 def _all_gpus(environ: Mapping[str, str]) -> tuple[int, ...] | None:
-    """Indices of this machine's GPUs, for the only process on the machine.
+    """Return the indices of this machine's GPUs, for the only process on it.
 
-    By default JAX gives a process that Slurm or Open MPI started a single GPU.
+    JAX assigns a single GPU by default to a process that Slurm or Open MPI started.
     """
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -188,7 +187,7 @@ def connect(cluster: Cluster) -> None:
             # Explicit hosts take precedence over those of the environment.
             cluster_detection_method="deactivate" if cluster.coordinator else None,
             initialization_timeout=seconds or CONNECT_SECONDS,
-            heartbeat_timeout_seconds=seconds or SILENT_SECONDS,
+            heartbeat_timeout_seconds=seconds or HEARTBEAT_SECONDS,
         )
     except ValueError as error:
         if cluster.count is None:
@@ -233,7 +232,7 @@ def is_first_host() -> bool:
 def gather(value: Any) -> list[Any]:
     """Return the values of all hosts, by host: JSON values of any size.
 
-    Waits for all hosts. Each must call it equally often, on its main thread.
+    Waits for all hosts. Each must call it the same number of times, on its main thread.
     """
     if not is_multi_host():
         return [value]
@@ -287,7 +286,7 @@ def broadcast_json(value: Any) -> Any:
 
 
 def check_equal_on_hosts(what: str, value: Mapping[str, Any]) -> None:
-    """Raise UserError on all hosts if one has other values than host 0."""
+    """Raise UserError on all hosts if any host's values differ from host 0's."""
     first, *others = gather(value)
     for host, other in enumerate(others, 1):
         differing = [
@@ -330,7 +329,7 @@ def raise_on_all_hosts() -> Iterator[None]:
 
 
 def _everywhere(error: Any) -> Any:
-    """Mark an error as one that every host raises."""
+    """Mark an error as raised on every host."""
     error.everywhere = True
     return error
 
@@ -346,9 +345,9 @@ def broadcast_state(state: PyTree) -> PyTree:
 class StopConsensus:
     """Agrees across hosts on a common step to stop at.
 
-    Each call starts an all-reduce of the hosts' reasons to stop, on the devices and
-    after the step, and reads the result of `LAG` calls before. So no host waits for
-    the step that is running.
+    Each call starts an all-reduce of the hosts' reasons to stop, which the devices run
+    after the step, and reads the result of the call `LAG` calls before. So no host
+    waits for the step that is running.
     """
 
     def __init__(self) -> None:
@@ -360,7 +359,7 @@ class StopConsensus:
             self._max = jax.jit(lambda x: x.max(), out_shardings=replicated)
 
     def after_step(self, reason: str | None) -> str | None:
-        """Return the reason for which all hosts stop now, or None.
+        """Return the reason why all hosts stop now, or None.
 
         Args:
           reason: this host's own: "preempted", "interrupted" or None.
@@ -385,7 +384,7 @@ def ordered_devices() -> list[Any]:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether JAX raised the error because another host is gone."""
+    """Whether JAX raised the error because another host was lost."""
     words = r"gloo|nccl|coordination service|UNAVAILABLE|heartbeat|closed by peer"
     return (
         is_multi_host()

@@ -1,4 +1,4 @@
-"""JAX and memory settings of a process, made by commands before JAX computes."""
+"""JAX and memory settings of a process, set by commands before JAX computes."""
 
 import ctypes
 import logging
@@ -18,10 +18,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 def enable_compilation_cache(cache_dir: str) -> None:
     """Enable JAX's persistent compilation cache in a subfolder of `cache_dir`.
 
-    A folder that the user chose (JAX_COMPILATION_CACHE_DIR) is kept. If the folder
-    can't be written, programs are compiled as without a cache. JAX runs what the
-    folder holds, so only the user should have write access to it. On multi-host runs
-    only host 0 writes.
+    JAX_COMPILATION_CACHE_DIR takes precedence. If the folder can't be written, programs
+    are compiled without a cache. JAX runs the programs in the folder, so only the user
+    should have write access to it. On multi-host runs only host 0 writes.
     """
     folder = str(Path(cache_dir).expanduser() / COMPILATION_CACHE)
     configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]

@@ -35,8 +35,8 @@ def file_lock(path: Path, *, if_held: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Deleted while the lock is held: a process that opened the file before sees
-        # that it has no name anymore, and opens a new one.
+        # Deleted while the lock is held: a process that has opened the file already
+        # detects the deletion, and opens a new one.
         with contextlib.suppress(OSError):  # Windows deletes it on release
             path.unlink()
         lock.release()

@@ -1,13 +1,13 @@
-"""Files that a command writes for the user: checks before the work, atomic writes."""
+"""Output files of a command: checks before the computation, atomic writes."""
 
 from pathlib import Path
 
-from jaxdepth.runtime import atomic
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import atomic, storage
+from jaxdepth.runtime.errors import UserError
 
 
 def check_new_file(path: str | Path, *, flag: str) -> None:
-    """Raise UserError if a flag names an output file that exists or can't be made."""
+    """Raise UserError if an output file exists or its folder does not."""
     path = Path(path).expanduser()
     if path.exists():
         raise UserError(f"--{flag}={path} exists: name another file")
@@ -27,17 +27,17 @@ def check_apart(**paths: str | Path) -> None:
 def check_ours(path: Path, *marks: str, flag: str) -> None:
     """Raise UserError if a file exists that this command did not write.
 
-    The command's own files hold one of `marks` in their first 4096 bytes.
+    The command's own files contain one of `marks` in their first 4096 bytes.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(4096)
-            ours = any(mark.encode() in start for mark in marks)
+            written = any(mark.encode() in start for mark in marks)
     except FileNotFoundError:
         return
     except OSError as error:
         raise UserError(f"--{flag}: {path}: {error.strerror}") from None
-    if not ours:
+    if not written:
         raise UserError(
             f"{path} exists and was not written by this command: name another --{flag}"
         )
@@ -49,8 +49,5 @@ def write_text(path: str | Path, text: str) -> None:
     File names in the text that are not UTF-8 are written with escapes.
     """
     path = Path(path).expanduser()
-    try:
-        with atomic.atomic_write(path) as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise MachineError(f"{path} can't be written: {error.strerror}") from error
+    with storage.write_errors(path), atomic.atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))

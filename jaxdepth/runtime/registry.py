@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
-from jaxdepth.runtime.errors import UserError, nearest
+from jaxdepth.runtime.errors import unknown_choice
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Registry(Mapping[str, T], Generic[T]):
     in every command.
 
     Args:
-      kind: what the entries are, for messages: "loss".
+      kind: name of the flag, for messages: "loss".
     """
 
     def __init__(self, kind: str):
@@ -31,7 +31,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def register(self, name: str, entry: T) -> T:
         """Add an entry and return it.
 
-        Raises: ValueError for a name that is taken, or that can't be a flag's value.
+        Raises: ValueError for a name that exists, or that can't be a flag's value.
         """
         if not name or name != name.strip() or set(name) & set(" =,|"):
             raise ValueError(f"{self.kind} {name!r}: not a name that a flag can take")
@@ -53,16 +53,13 @@ class Registry(Mapping[str, T], Generic[T]):
             ) from None
 
     def named(self, name: str, *, flag: str | None = None) -> T:
-        """The entry of that name. Raises UserError for an unknown name.
+        """Return an entry. Raises UserError for an unknown name.
 
         Args:
-          flag: the flag that the name came from; default: the kind.
+          flag: the flag with the name; default: the kind.
         """
         if name not in self._entries:
-            raise UserError(
-                f"--{flag or self.kind}={name}: one of {', '.join(self)}"
-                f"{nearest(name, self)}"
-            )
+            raise unknown_choice(flag or self.kind, name, self)
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -73,17 +70,17 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 Choices = tuple[str, ...] | str
-"""The values of a flag: a tuple, or "module:NAME" of a mapping whose keys they are.
+"""The values of a flag: a tuple, or "module:NAME" of a mapping that has them as keys.
 
-The second form is resolved on use, so that defining flags does not import JAX. Further
-values come before it: "auto|jaxdepth.evaluation.protocols:PROTOCOLS".
+The second form is resolved on use, so that defining flags does not import JAX. Other
+values precede it: "auto|jaxdepth.evaluation.protocols:PROTOCOLS".
 """
 
 
 def resolve_choices(choices: Choices) -> tuple[str, ...]:
-    """The values that `choices` allows now, names from plugins included."""
+    """Return the values that `choices` allows, including names from plugins."""
     if not isinstance(choices, str):
         return choices
-    *words, place = choices.split("|")
-    module, name = place.split(":")
+    *words, registry = choices.split("|")
+    module, name = registry.split(":")
     return (*words, *getattr(importlib.import_module(module), name))

@@ -1,9 +1,9 @@
-"""Errors of file systems at a URL (gs://, memory://, and others that fsspec knows)."""
+"""Errors of file systems, local or at a URL (gs://, memory://, ...), in one line."""
 
 import contextlib
 from collections.abc import Iterator
 
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError, one_line
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except (UserError, MachineError):
         raise
     except Exception as error:  # each backend has exceptions of its own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         if isinstance(error, FileNotFoundError):
             line = f"{url}: there is no such file, folder or bucket ({reason})"
         elif isinstance(error, PermissionError):
@@ -32,3 +32,13 @@ def storage_errors(url: str) -> Iterator[None]:
             line = f"{url}: the transfer failed ({kind}: {reason})"
             raise MachineError(line) from error
         raise UserError(line) from error
+
+
+@contextlib.contextmanager
+def write_errors(path: object) -> Iterator[None]:
+    """Turn an OSError of the body into a MachineError: `path` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise MachineError(f"{path} could not be written: {reason}") from error

@@ -21,8 +21,8 @@ class Completed:
       code: the exit code; -N if signal N killed the process.
       reason: the last line on stderr, or the signal that killed the process; "" if
         there is neither.
-      stopped: this process received a signal, which was forwarded.
-      timed_out: the process was stopped because its time was over.
+      stopped: this process received a signal and forwarded it.
+      timed_out: the child was stopped at its time limit.
     """
 
     code: int
@@ -58,7 +58,7 @@ def run(
       log: a file for the child's stdout and stderr, in place of `on_stderr`. Without
         it the child inherits stdout.
       pipe_stdin: connect the child's stdin to a pipe, which closes when this process
-        ends for whatever reason.
+        ends, even by SIGKILL.
       timeout: seconds until the child gets SIGINT. Requires `log`.
       grace: seconds from that SIGINT until the child's process group is killed.
     """
@@ -112,10 +112,9 @@ def _stop(process: subprocess.Popen, grace: float) -> int:
 class _SignalForwarder:
     """Sends the signals that this process receives to a child process.
 
-    Signals that arrive before `attach` are sent then. Off the main thread, where
-    Python installs no handlers, nothing is forwarded. A SIGHUP that this process
-    ignores (nohup) stays ignored; an ignored SIGINT does not, because the child would
-    inherit that.
+    `attach` sends the signals that arrived before it. Outside the main thread Python
+    installs no handlers, so nothing is forwarded. An ignored SIGHUP (nohup) stays
+    ignored; an ignored SIGINT does not, because the child would inherit that.
     """
 
     def __init__(self) -> None:

@@ -63,23 +63,21 @@ class _Bar:
 class _Lines:
     """Progress as plain lines, at least `PLAIN_EVERY` seconds apart."""
 
-    def __init__(self, total: int, start: int):
-        self._total, self._start = total, start
-        self._began = self._last = time.monotonic()
+    def __init__(self, total: int):
+        self._total = total
+        self._last = time.monotonic()
         self._first: tuple[int, float] | None = None
 
     def update(self, step: int, *, loss: float, images_per_s: float | None) -> None:
         now = time.monotonic()
-        if self._first is None:  # the first step compiles: left out of the rate
+        if self._first is None:  # it includes compilation: left out of the rate
             self._first = step, now
         elif now - self._last < PLAIN_EVERY and step < self._total:
             return
         self._last = now
         rate = f"  {images_per_s:.1f} images/s" if images_per_s else ""
-        line = (
-            f"step {step}/{self._total}  loss {loss:.4f}{rate}{self._left(step, now)}"
-        )
-        logger.info(line)
+        left = self._left(step, now)
+        logger.info(f"step {step}/{self._total}  loss {loss:.4f}{rate}{left}")
 
     def _left(self, step: int, now: float) -> str:
         assert self._first is not None
@@ -99,9 +97,8 @@ def progress(total: int, *, start: int = 0) -> Iterator[_Bar | _Lines]:
 
     Yields: the bar; call its `update` after each logged step.
     """
-    bar = (_Bar if console().is_terminal and hosts.is_first_host() else _Lines)(
-        total, start
-    )
+    on_terminal = console().is_terminal and hosts.is_first_host()
+    bar = _Bar(total, start) if on_terminal else _Lines(total)
     try:
         yield bar
     finally:
@@ -183,7 +180,7 @@ def log_to_terminal() -> None:
 
 
 def only_errors_to_terminal() -> None:
-    """Print errors only: host 0 prints the same log."""
+    """Print errors only, on hosts other than host 0, which prints the same log."""
     for handler in logging.getLogger("jaxdepth").handlers:
         if isinstance(handler, _TerminalHandler):
             handler.setLevel(logging.ERROR)
@@ -217,14 +214,14 @@ def log_file() -> Iterator[Callable[[Path], None]]:
         try:
             yield begin
         finally:
-            # Without a target, lines that were held back are dropped, not written.
+            # Without a target, buffered lines are dropped.
             buffer.setTarget(None)
             package.removeHandler(buffer)
             buffer.close()
 
 
 def _close_quietly(handler: logging.Handler) -> None:
-    """Close a log file. On a full disk its last lines are lost without an error."""
+    """Close a log file; ignore errors of a full disk, which lose its last lines."""
     with contextlib.suppress(OSError):
         handler.close()
 
@@ -264,7 +261,7 @@ def print_table(
 def _plain_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> str:
-    """Format a table as lines of text, columns two spaces apart."""
+    """Format a table as lines of text with two spaces between columns."""
     lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = [

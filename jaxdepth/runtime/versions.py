@@ -15,4 +15,4 @@ def version(package: str) -> str | None:
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
     versions = {package: version(package) for package in packages}
-    return {package: known for package, known in versions.items() if known is not None}
+    return {name: value for name, value in versions.items() if value is not None}

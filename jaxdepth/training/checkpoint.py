@@ -6,6 +6,7 @@ damaged checkpoint is detected and the one before it is restored.
 
 import dataclasses
 import logging
+import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -60,6 +61,8 @@ class Checkpoints:
             read_only=self.read_only,
             create=False,
             enable_async_checkpointing=not self.read_only,
+            # Times and metrics are not used, and damaged ones are errors here.
+            lightweight_initialize=True,
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                 [checkpoint_managers.LatestN(2), _PreserveBest(self._rmse)]
             ),
@@ -214,10 +217,10 @@ class Checkpoints:
         except Exception as error:
             raise DamagedCheckpoint(_first_line(error)) from error
         for item in items:
-            wrong = _first_difference(
-                checksums(restored[item]), restored["checks"][item]
-            )
-            if wrong:
+            saved = _entry(restored["checks"], item)
+            if not isinstance(saved, dict):
+                raise DamagedCheckpoint(f"it has no checksums of item {item}")
+            if wrong := _first_difference(checksums(restored[item]), saved):
                 raise DamagedCheckpoint(f"checksum of {wrong} differs")
         return {item: restored[item] for item in items}
 
@@ -244,10 +247,11 @@ class Checkpoints:
         if step not in self._saved_rmse:
             try:
                 args = ocp.args.Composite(checks=ocp.args.JsonRestore())
-                checks = self._manager.restore(step, args=args)["checks"]
-                self._saved_rmse[step] = checks["rmse"]
+                rmse = _entry(self._manager.restore(step, args=args)["checks"], "rmse")
             except Exception:  # a damaged checkpoint is never the best
-                self._saved_rmse[step] = None
+                rmse = None
+            is_number = isinstance(rmse, int | float) and math.isfinite(rmse)
+            self._saved_rmse[step] = rmse if is_number else None
         return self._saved_rmse[step]
 
     def _failure(self, step: int | None, error: Exception) -> MachineError:
@@ -360,6 +364,10 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
         tree, is_leaf=lambda x: hasattr(x, "shape")
     )
     return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _entry(values: Any, key: str) -> Any:
+    return values.get(key) if isinstance(values, dict) else None
 
 
 def _first_difference(a: dict[str, int], b: dict[str, int]) -> str:

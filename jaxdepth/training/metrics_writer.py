@@ -10,8 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-from jaxdepth.runtime import atomic
-from jaxdepth.runtime.errors import MachineError
+from jaxdepth.runtime import atomic, storage
 from jaxdepth.workdir import METRICS, plain
 
 EVENTS_EVERY = 10.0  # seconds between writes of buffered events to disk
@@ -37,23 +36,19 @@ class MetricsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for file in (self._lines, self._events):
-            try:
+            # An error that stopped the run takes precedence: usually the same.
+            errors = storage.write_errors(self.path.parent)
+            with contextlib.suppress(OSError) if kind else errors:
                 file.close()
-            except OSError as error:
-                # An error that stopped the run takes precedence: usually the same.
-                if kind is None:
-                    raise _cannot_write(self.path.parent, error) from error
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         """Append the record of a logged step; non-finite numbers become null.
 
         Raises MachineError if storage fails.
         """
-        try:
+        with storage.write_errors(self.path):
             self._lines.write(json.dumps(plain({"step": step, **record})) + "\n")
             self._lines.flush()
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
         self._scalars("train", step, record)
 
     def write_evaluation(self, step: int, entry: dict[str, Any]) -> None:
@@ -69,10 +64,8 @@ class MetricsWriter:
             # Values that are not finite are null in metrics.jsonl.
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        try:
+        with storage.write_errors(self._events.folder):
             self._events.write(step, numbers)
-        except OSError as error:
-            raise _cannot_write(self._events.folder, error) from error
 
 
 class _Events:
@@ -90,7 +83,7 @@ class _Events:
             from tensorboardX.record_writer import RecordWriter
         self.folder, self._summary = folder, scalars.Summary
         self._flushed = -math.inf
-        try:
+        with storage.write_errors(folder):
             folder.mkdir(exist_ok=True)
             # The step distinguishes files of restarts within one second.
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
@@ -99,8 +92,6 @@ class _Events:
             start = self._proto.SessionLog(status=self._proto.SessionLog.START)
             # TensorBoard then hides events of earlier files from this step on.
             self._write(step + 1, session_log=start)
-        except OSError as error:
-            raise _cannot_write(folder, error) from error
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         value = [
@@ -121,12 +112,12 @@ class _Events:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the records of metrics.jsonl; truncated lines are skipped."""
+    """Read the records of metrics.jsonl; damaged lines are skipped."""
     path = folder / METRICS
     records = []
-    text = path.read_text("utf-8", "replace") if path.exists() else ""
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
     for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
@@ -135,15 +126,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 def _lines_until(path: Path, step: int) -> TextIO:
     """Drop records after `step` from metrics.jsonl, and open it for appending."""
-    try:
+    with storage.write_errors(path):
         if path.exists():
             records = [r for r in read_metrics(path.parent) if r["step"] <= step]
             with atomic.atomic_write(path) as file:
                 file.write("".join(json.dumps(r) + "\n" for r in records).encode())
         return open(path, "a")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> MachineError:
-    return MachineError(f"{path} could not be written: {error.strerror}")

@@ -18,8 +18,8 @@ import safetensors
 import safetensors.numpy
 
 from jaxdepth.models.layouts import layout_named
-from jaxdepth.runtime import atomic
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import atomic, storage
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import name_tables
 
 FORMAT = "jaxdepth weights 1"
@@ -109,11 +109,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
     Raises: MachineError if storage fails.
     """
-    try:
-        with atomic.atomic_write(path) as file:
-            yield file
-    except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror}") from error
+    with storage.write_errors(path), atomic.atomic_write(path) as file:
+        yield file
 
 
 def write(path: Path, weights: Weights) -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
 
 
 class Forbidden(pickle.UnpicklingError):
@@ -190,5 +190,5 @@ def _check_sizes(file: Any) -> None:
 
 def damaged(where: str, error: Exception) -> UserError:
     """A UserError of one line for a file that can't be read."""
-    reason = " ".join(str(error).split())[:120]
+    reason = one_line(error)[:120]
     return UserError(f"{where} is damaged ({type(error).__name__}: {reason})")

@@ -11,8 +11,8 @@ from jaxdepth.commands import cli, finished_runs, run
 from jaxdepth.runtime.errors import UserError
 
 ENTRY = dict.fromkeys(
-    ("step", "protocol", "averaging", "truth", "data", "split", "size"), "x"
-) | {"metrics": {}}
+    ("protocol", "averaging", "truth", "data", "split", "size"), "x"
+) | {"step": 3, "metrics": {"rmse": 0.5, "abs_rel": None}}
 
 
 def folder(path, **files):
@@ -70,6 +70,31 @@ def test_other_folders_and_damaged_files_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             finished_runs.find([name])
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "words"),
+    [
+        (3, "evaluations is no list"),
+        (None, "evaluations is no list"),
+        ([3], "an evaluation without averaging, "),
+        ([[ENTRY]], "an evaluation without averaging, "),
+        ([ENTRY, ENTRY | {"step": "3"}], "an evaluation without step"),
+        ([ENTRY | {"metrics": [0.5]}], "an evaluation without metrics"),
+        ([ENTRY | {"metrics": {"rmse": "0.5"}}], "an evaluation without metrics"),
+        ([ENTRY | {"protocol": {}}], "an evaluation without protocol"),
+    ],
+)
+def test_results_with_wrong_values_are_refused(tmp_path, evaluations, words):
+    path = folder(tmp_path / "a", results={"evaluations": evaluations})
+    with pytest.raises(UserError, match=words):
+        finished_runs.find([path])
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    path = folder(tmp_path / "a", config={"config": [1]})
+    with pytest.raises(UserError, match="its config is no JSON object"):
+        finished_runs.find([path])
 
 
 def test_undecodable_files_and_null_metrics(tmp_path):

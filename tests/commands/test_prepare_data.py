@@ -64,7 +64,7 @@ def test_a_folder_becomes_a_store(pairs, tmp_path, log):
     assert "format folder, 12 frames of 2 scenes, filled depth" in log.text
     assert "out: 12 frames of 12x16, 12 of them at full size too, 0." in log.text
     assert re.search(r"; 12 packed now in \d+\.\d s, \d+\.\d frames/s", log.text)
-    assert f"--data={out} --size=11x15 --split=all --eval_data=PATH" in log.text
+    assert f"--data={out} --size=11x15" in log.text
     log.clear()
     before = (out / "manifest.json").stat().st_mtime_ns
     assert prepare(pairs, out, "--size=12x16") == cli.OK
@@ -213,18 +213,19 @@ def test_a_remote_store_with_larger_frames_can_be_trained_on(tmp_path, log):
     source = make_pairs(tmp_path / "pairs", size=(96, 128))
     url = f"memory://{uuid.uuid4().hex}/prepared"
     assert prepare(source, url, "--size=96x128") == cli.OK
-    assert f"--data={url} --size=91x121 --split=all" in log.text
-    flags = Config.of(
-        data=url, eval_data=url, split="all", size="48x64", cache_dir=str(tmp_path)
-    )
+    assert f"--data={url} --size=91x121" in log.text
+    flags = Config.of(data=url, size="48x64", cache_dir=str(tmp_path))
+    with pytest.raises(UserError, match="12 of 12 frames to evaluate on train as well"):
+        dataset.open_data(flags.replace(split="all", eval_data=url))
     data = dataset.open_data(flags)
     assert (
         data.train.path == data.evaluation.path and data.train.path.parent == tmp_path
     )
     stored = data.train.gather(data.train_rows, depth=data.depth)
     rgb, depth = to_training_frame(*stored, flags.frame_size)
-    assert rgb.shape == (12, 51, 67, 3) and depth.shape == (12, 51, 67)
-    assert [f["rgb"].shape for f in data.frames()] == [(96, 128, 3)] * 12
+    # One of the two scenes is held out.
+    assert rgb.shape == (6, 51, 67, 3) and depth.shape == (6, 51, 67)
+    assert [f["rgb"].shape for f in data.frames()] == [(96, 128, 3)] * 6
 
 
 @pytest.mark.slow

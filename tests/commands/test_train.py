@@ -208,10 +208,14 @@ def test_resume_from_another_run(trained, cache, tmp_path):
         last_step + 1,
         last_step + 2,
     ]
-    with pytest.raises(UserError, match="is of --arch=cnn, this is --arch=cnn_trans"):
+    with pytest.raises(
+        UserError, match="has --arch=cnn, this run has --arch=cnn_trans"
+    ):
         train(tmp_path / "other", cache, *flags, "--arch=cnn_trans")
     for flag in ("--optimizer=sgd", "--freeze=encoder", "--encoder_lr_factor=0.5"):
-        with pytest.raises(UserError, match=f"this is {flag}, with another optimizer"):
+        with pytest.raises(
+            UserError, match=f"this run has {flag}, which needs another"
+        ):
             train(tmp_path / "other", cache, *flags, flag)
     # Weight decay, clipping and learning rate do not change the state of Adam.
     alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]
@@ -236,7 +240,7 @@ def test_the_network_of_a_run_is_its_moving_average(trained, cache, tmp_path):
     rescored = json.loads(out.read_text())["evaluations"][-1]["metrics"]
     last = json.loads((folder / "results.json").read_text())["evaluations"][-1]
     assert rescored["rmse"] == pytest.approx(last["metrics"]["rmse"], rel=1e-5)
-    with pytest.raises(UserError, match=r"is of --ema=0, this is --ema=0\.9"):
+    with pytest.raises(UserError, match=r"has --ema=0\.0, this run has --ema=0\.9"):
         train(tmp_path / "next", cache, *flags, f"--resume={trained}")
 
 
@@ -265,11 +269,14 @@ def test_evaluate_reproduces_the_metrics_of_the_run(trained, cache, tmp_path, ca
         last["metrics"]["rmse"], rel=1e-5
     )
     assert len(table.read_text().splitlines()) == 33
-    assert again["parts"].keys() == last["parts"].keys()
+    assert rescored["parts"].keys() == last["parts"].keys()
     # Rooms are no scenes: the interval is over images, and holds the number.
-    assert (again["interval"]["unit"], again["interval"]["units"]) == ("image", 32)
-    low, high = again["interval"]["metrics"]["rmse"]
-    assert low < again["metrics"]["rmse"] < high
+    assert (rescored["interval"]["unit"], rescored["interval"]["units"]) == (
+        "image",
+        32,
+    )
+    low, high = rescored["interval"]["metrics"]["rmse"]
+    assert low < rescored["metrics"]["rmse"] < high
     output = capsys.readouterr().out
     assert "near edges" in output and "bootstrap over 32 images" in output
     with pytest.raises(UserError, match="exists"):

@@ -38,7 +38,9 @@ class Numbers:
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
     out = tmp_path_factory.mktemp("pipeline") / "store"
-    return store_writer.write(Numbers(), out, size=(4, 6), mask_extremes="off")
+    return store_writer.write(
+        Numbers(), out, size=(4, 6), mask_extremes="off", max_depth=30.0
+    )
 
 
 def collect(opened, start, stop, *, batch_size=4, **more):
@@ -136,7 +138,7 @@ def test_without_steps_there_are_no_batches(opened, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_damaged_shard_is_an_error_of_one_line(tmp_path, backend):
-    damaged = store_writer.write(Numbers(), tmp_path / "s", size=(4, 6))
+    damaged = store_writer.write(Numbers(), tmp_path / "s", size=(4, 6), max_depth=30.0)
     file = damaged.path / "train-00000.rgb.npy"
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(UserError, match="missing or damaged") as error:

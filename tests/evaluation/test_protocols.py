@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdepth.data.store import resample
 from jaxdepth.evaluation import breakdown, protocols
 from jaxdepth.evaluation.metrics import METRICS, Sums
 from jaxdepth.evaluation.protocols import PROTOCOLS
@@ -227,14 +228,37 @@ def test_whole_frames_enter_at_the_training_scale(name, filled):
     [
         ((480, 640), (240, 320)),
         ((240, 320), (240, 320)),
-        ((100, 101), (240, 242)),  # 242.4
-        ((160, 101), (240, 152)),  # 151.5 rounds up
-        ((640, 480), (240, 180)),
-        ((5000, 3), (240, 1)),
+        ((100, 101), (317, 320)),  # 316.8
+        ((128, 257), (240, 482)),  # 481.9
+        ((480, 480), (320, 320)),
+        ((640, 480), (427, 320)),
+        ((540, 960), (240, 427)),
+        ((375, 1242), (240, 795)),
+        ((5000, 4), (400000, 320)),
     ],
 )
-def test_whole_frame_size_keeps_the_aspect(frame, size):
+def test_whole_frames_cover_the_training_frame(frame, size):
     assert protocols.whole_frame_size(frame, (228, 304)) == size
+
+
+@pytest.mark.parametrize(
+    "frame", [(640, 480), (480, 480), (480, 640), (540, 960), (375, 1242)]
+)
+def test_training_and_whole_frames_have_one_scale(frame):
+    # Waves of 40 pixels: at another scale they would be out of phase.
+    rows, columns = np.indices(frame)
+    waves = np.sin(2 * np.pi * (rows - frame[0] / 2 + 0.5) / 40)
+    waves = waves + np.cos(2 * np.pi * (columns - frame[1] / 2 + 0.5) / 40)
+    rgb = np.repeat((128 + 60 * waves).astype(np.uint8)[..., None], 3, axis=-1)
+    trained = resample.to_size(rgb, (240, 320)).astype(float)
+    whole = np.asarray(
+        protocols.network_input(PROTOCOLS["plain"], jnp.asarray(rgb[None]), (228, 304))
+    )[0]
+    top, left = ((n - m) // 2 for n, m in zip(whole.shape, (240, 320), strict=False))
+    centre = whole[top : top + 240, left : left + 320]
+    assert (
+        np.abs(trained - centre).mean() < 8
+    )  # half a pixel; 50 at 1.1 times the scale
 
 
 def test_small_frames_are_enlarged_bilinearly():

@@ -73,8 +73,8 @@ def test_numbers_are_read_as_written(rate, count):
     ("argv", "message"),
     [
         (["f", "--rat=1"], "unknown flag --rat; did you mean --rate?"),
-        (["f", "--rate=fast"], "--rate=fast: a number"),
-        (["f", "--count=1.5"], "--count=1.5: a whole number or auto"),
+        (["f", "--rate=fast"], "--rate=fast: expected a number"),
+        (["f", "--count=1.5"], "--count=1.5: expected a whole number or auto"),
         (["f", "--kind=c"], "--kind=c: one of a, bc"),
         (["f", "--inner=z"], "--inner=z: one of x, y"),
         (["f", "--rate"], "--rate: give a value, as in --rate=VALUE"),

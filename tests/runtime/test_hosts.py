@@ -297,8 +297,13 @@ ABORT = "F1124 10:00:00 client.h] Terminating ... absl::Status: {}\n\nRPC: X\n**
     ("status", "connected", "kind", "words"),
     [
         ("DEADLINE_EXCEEDED: late", False, MachineError, "lost peer: not all hosts"),
-        ("ALREADY_EXISTS: twice", False, UserError, "two hosts have the same number"),
-        ("INVALID_ARGUMENT: Unexpected task", False, UserError, "different --hosts=N"),
+        ("ALREADY_EXISTS: twice", False, UserError, "two hosts have the same index"),
+        (
+            "INVALID_ARGUMENT: Unexpected task",
+            False,
+            UserError,
+            "--hosts differs between the hosts",
+        ),
         ("UNAVAILABLE: gone. More.", True, MachineError, "step 7 in "),
     ],
 )

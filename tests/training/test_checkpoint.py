@@ -1,6 +1,7 @@
 """Checkpoints: restoring, preservation, damaged files, storage errors."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -127,6 +128,37 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, fresh, how, caplog):
     opened = Checkpoints(str(tmp_path), read_only=True)
     assert_is(opened.restore_state(fresh), 1)
     assert "step 2 is damaged" in caplog.text
+
+
+def damage_json(folder, name, **values):
+    """Change values in the file `name` of a checkpoint, wherever Orbax keeps it."""
+    (file,) = folder.rglob(name)
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize("values", [{"init_timestamp_nsecs": []}, {"metrics": 3}])
+def test_damaged_times_and_metrics_of_orbax_do_not_matter(tmp_path, fresh, values):
+    save(tmp_path, (1, 2.0), (2, 1.0))
+    damage_json(tmp_path / "2", "_CHECKPOINT_METADATA", **values)
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert opened.best_step() == 2
+    assert_is(opened.restore_state(fresh), 2)
+
+
+@pytest.mark.parametrize("values", [{"model": None}, {"optimizer": [1]}, {"model": {}}])
+def test_a_checkpoint_without_checksums_is_damaged(tmp_path, fresh, values, caplog):
+    save(tmp_path, (1, None), (2, None))
+    damage_json(tmp_path / "2" / "checks", "metadata", **values)
+    opened = Checkpoints(str(tmp_path), read_only=True)
+    assert_is(opened.restore_state(fresh), 1)
+    assert "step 2 is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("rmse", ["0.5", [0.5], float("nan"), None])
+def test_a_damaged_rmse_is_never_the_best(tmp_path, rmse):
+    save(tmp_path, (1, 2.0), (2, 1.0))
+    damage_json(tmp_path / "2" / "checks", "metadata", rmse=rmse)
+    assert Checkpoints(str(tmp_path), read_only=True).best_step() == 1
 
 
 def test_steps_are_saved_again_after_damage(tmp_path, fresh):

@@ -82,7 +82,7 @@ def test_resuming_after_a_line_that_was_cut_off(tmp_path):
     with metrics_writer.MetricsWriter(tmp_path) as writer:
         writer.write(10, {"loss": 1.0})
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 20, "lo')
+        file.write("[" * 100_000 + '\n{"step": ' + "9" * 5000 + '}\n{"step": 20, "lo')
     assert [r["step"] for r in metrics_writer.read_metrics(tmp_path)] == [10]
     with metrics_writer.MetricsWriter(tmp_path, resume_from=10) as writer:
         writer.write(20, {"loss": 0.5})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from jaxdepth.commands.benchmark.report import Report
+from jaxdepth.runtime.errors import one_line
 
 
 def compiled(
@@ -32,7 +33,7 @@ def compiled(
             runner.step(network).cpu()
     except Exception as error:  # compiler backends raise different errors
         torch._dynamo.reset()
-        words = " ".join(str(error).split()).partition(" Set TORCHDYNAMO")[0]
+        words = one_line(error).partition(" Set TORCHDYNAMO")[0]
         report.note(f"{name}: not compiled ({words[:160] or type(error).__name__})")
         return {}
     return {f"{name}, compiled ({mode})": network}

@@ -17,8 +17,8 @@ from jaxdepth.commands.paper import diagram, figure_drawing, gridding
 from jaxdepth.config import parse_size
 from jaxdepth.models import ARCHS
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime import output_files, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import output_files, storage, terminal
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
@@ -88,12 +88,10 @@ def run(config: FiguresConfig) -> int:
 
 def _write(figure: Any, paths: Sequence[Path]) -> None:
     out = paths[0].parent
-    try:
+    with storage.write_errors(f"--out={out}"):
         out.mkdir(parents=True, exist_ok=True)
         for path in paths:
             plots.save(figure, path)
-    except OSError as error:
-        raise MachineError(f"--out={out} can't be written: {error.strerror}") from error
     logger.info("pictures: %s", ", ".join(map(str, paths)))
 
 

@@ -206,7 +206,7 @@ def plan(
     weights = weights_by_init(flags.pop("weights", ""))
     text = flags.pop("seed", "0")
     if not (text.isascii() and text.isdecimal()):
-        raise UserError(f"--seed={text}: a whole number")
+        raise UserError(f"--seed={text}: expected a whole number")
     rows = (row for name in names for row in published.TABLES[name].rows)
     return [
         _job(config, run, seed, flags, weights)

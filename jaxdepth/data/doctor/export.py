@@ -6,7 +6,6 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ from jaxdepth.data.sources import FrameInfo, Source
 from jaxdepth.data.sources.pairing import DEPTH_WORDS, IMAGE_WORDS
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store import staging
-from jaxdepth.runtime.errors import MachineError, UserError
-
-Progress = Callable[[str, int, int], None]
+from jaxdepth.runtime import storage
+from jaxdepth.runtime.errors import UserError, one_line
+from jaxdepth.runtime.progress import Progress
 
 
 @dataclasses.dataclass
@@ -53,7 +52,8 @@ def export(
     """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
     The folder can be opened as a source of the same frames, with depth rounded to
-    millimetres and clipped at 65.535 m.
+    millimetres. Depth beyond 65.534 m is stored as 65535, a saturated code, and read as
+    missing.
 
     Args:
       depth: "filled" or "raw"; default: the first kind of the source.
@@ -64,14 +64,12 @@ def export(
     kind, out = check(source, out, depth)
     temporary = out.absolute().parent / f".{out.name}.{uuid.uuid4().hex[:12]}"
     try:
-        temporary.mkdir(parents=True)
-        exported = _write(source, temporary, kind, progress)
-        if not exported.sizes:
-            raise UserError(f"{source.name}: no frame could be read")
-        os.replace(temporary, out)
-    except OSError as error:
-        reason = error.strerror or error
-        raise MachineError(f"{out} could not be written: {reason}") from error
+        with storage.write_errors(out):
+            temporary.mkdir(parents=True)
+            exported = _write(source, temporary, kind, progress)
+            if not exported.sizes:
+                raise UserError(f"{source.name}: no frame could be read")
+            os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return exported
@@ -97,7 +95,7 @@ def _write(
         try:
             frame = source.frame(row)
         except UserError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             exported.broken.append((source.infos[row].name, reason))
             continue
         image, depth = (temporary / what / f"{name}.png" for what in ("rgb", "depth"))

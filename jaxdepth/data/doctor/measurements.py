@@ -6,7 +6,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ from jaxtyping import Float, UInt8
 
 from jaxdepth.data.doctor import alignment, duplicates
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import Frame, ReadOptions, Source, any_unit, open_source
+from jaxdepth.data.sources import (
+    Frame,
+    ReadOptions,
+    Source,
+    any_unit,
+    lists,
+    open_source,
+)
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store.reader import Store, is_store
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
+from jaxdepth.runtime.progress import Progress
 
 FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
 SHEET = 12  # regular frames of a contact sheet, and most faulty ones
 SHEET_PIXELS = 320  # their longer side, approximately
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
-# Names of folders for training and for evaluation.
-TRAIN = {"train", "training"}
-EVAL = {"test", "testing", "val", "valid", "validation", "eval"}
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +213,7 @@ def inspect(
         try:
             frame = source.frame(row)
         except UserError as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             inspection.broken.append((inspection.name(row), reason))
         else:
             collector.add(row, frame)
@@ -315,27 +319,14 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def complete_splits(source: Source) -> dict[str, dict[str, list[int]]]:
-    """The splits with rows for both training and evaluation.
-
-    Without any, sub-folders named train and test, or similar, define one.
-    """
-    named = {k: s for k, s in source.splits().items() if s["train"] and s["eval"]}
-    if named:
-        return named
-    parts: dict[str, list[int]] = {"train": [], "eval": []}
-    for row, info in enumerate(source.infos):
-        words = {word.lower() for word in Path(info.name).parts[:-1]}
-        if words & TRAIN:
-            parts["train"].append(row)
-        elif words & EVAL:
-            parts["eval"].append(row)
-    return {"by folder": parts} if all(parts.values()) else {}
+    """The splits with rows for both training and evaluation."""
+    return {k: s for k, s in source.splits().items() if s["train"] and s["eval"]}
 
 
 def scene_of(source: Source, row: int) -> str | None:
     """The scene of a row, without folders such as train/ and the letter of a part."""
     parts = Path(source.infos[row].scene or "").parts
-    bare = "/".join(part for part in parts if part.lower() not in TRAIN | EVAL)
+    bare = "/".join(part for part in parts if part.lower() not in lists.PART_WORDS)
     return splits.scene_of_folder(bare) or None
 
 

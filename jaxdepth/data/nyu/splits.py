@@ -95,7 +95,6 @@ def from_lists(
     train: Sequence[int],
     evaluation: Sequence[int],
     *,
-    scenes: Sequence[str | None],
     indices: Sequence[int | None],
     official_test: bool | None = None,
 ) -> dict[str, dict[str, list[int]]]:
@@ -103,34 +102,32 @@ def from_lists(
 
     Args:
       train, evaluation: rows.
-      scenes: raw folder or scene of each row, or None.
       indices: official index of each row, from 1, or None.
       official_test: whether `evaluation` is the official test set; None: if all its
         indices are.
 
-    Returns: "official" if `evaluation` holds only official test frames, else "own",
-      with rows of test scenes left out of training; and "all", which trains on every
-      row.
+    Returns: "official" if `evaluation` holds only official test frames, else "own"; and
+      "all", which trains on every row. `data.split.complete` removes test scenes.
     """
     if official_test is None:
         test = set(official()["test"])
         official_test = all(indices[row] in test for row in evaluation)
     name = "official" if official_test and len(evaluation) > 0 else "own"
-    others = [row for row in train if not is_test_scene(scenes[row] or "")]
     return {
-        name: {"train": others, "eval": list(evaluation)},
+        name: {"train": list(train), "eval": list(evaluation)},
         "all": {"train": list(range(len(indices))), "eval": []},
     }
 
 
-def test_scene_notes(train: Sequence[int], scenes: Sequence[str | None]) -> list[str]:
-    """The note on training rows that `from_lists` leaves out; [] if there are none."""
-    left_out = [scenes[row] for row in train if is_test_scene(scenes[row] or "")]
+def test_scene_notes(
+    left_out: Sequence[int], scenes: Sequence[str | None]
+) -> list[str]:
+    """The note on rows of test scenes that don't train; [] if there are none."""
     if not left_out:
         return []
-    names = sorted({str(name) for name in left_out})
+    names = sorted({str(scenes[row]) for row in left_out})
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
         f"{len(left_out)} frames of {names[0]}{more} left out of training: they "
-        "show scenes of the official test set"
+        "show scenes of the official test set (--test_scenes=keep trains on them)"
     ]

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from jaxdepth.runtime import input_files
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry
 
@@ -239,7 +239,7 @@ def open_source(
     path, options = Path(path).expanduser(), options or ReadOptions()
     if not path.exists():
         raise UserError(f"--data={path}: no such file or folder")
-    input_files.check_no_fifo(path)
+    _check_regular(path)
     if data_format == "auto":
         data_format = _recognised(path)
     chosen = SOURCES.named(data_format)
@@ -256,7 +256,18 @@ def open_source(
 def takes(path: str | Path, option: str) -> bool:
     """Whether the format of the data at `path` uses a field of `ReadOptions`."""
     path = Path(path).expanduser()
-    return path.exists() and option in SOURCES[_recognised(path)].OPTIONS
+    if not path.exists():
+        return False
+    _check_regular(path)
+    return option in SOURCES[_recognised(path)].OPTIONS
+
+
+def _check_regular(path: Path) -> None:
+    """Raise UserError for a FIFO or a device, which would be waited for."""
+    try:
+        regular.check(path)
+    except OSError as error:
+        raise UserError(f"--data={path}: {error.strerror}") from None
 
 
 def _recognised(path: Path) -> str:

@@ -72,20 +72,19 @@ class Bts:
             FrameInfo(line.name, _scene(line, index), index)
             for line, index in zip(self.lines, indices, strict=True)
         ]
-        scenes = [info.scene for info in self.infos]
-        self.notes += splits.test_scene_notes(self._train, scenes)
         files.check_metres(
             files.sample(lambda line: self._depth(line.depth), self.lines),
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
         )
+        self.notes += files.size_notes((line.image, line.depth) for line in self.lines)
 
     def frame(self, row: int) -> Frame:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
-        files.check_same_size(rgb, depth, line.image, line.depth)
         nyu = abs(line.focal - FOCAL) < 0.01
         camera = labeled.camera_of(rgb.shape) if nyu else None
+        rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -100,7 +99,6 @@ class Bts:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 
@@ -109,6 +107,14 @@ class Bts:
         found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
         if not found:
             raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
+        if any(lists.part_of(file.name) for file in found):
+            self.notes += [
+                f"list {file.name} is not used: other lists have train or test in "
+                "their names, and it has not"
+                for file in found
+                if lists.part_of(file.name) is None
+            ]
+            found = [file for file in found if lists.part_of(file.name)]
         parts: dict[bool, tuple[Path, list[Line]]] = {}
         for file in found:
             lines = self._lines(file, alone=len(found) == 1)

@@ -68,8 +68,7 @@ class DenseDepth:
             FrameInfo(row.name, _scene(row, index), index)
             for row, index in zip(self.rows, indices, strict=True)
         ]
-        scenes = [info.scene for info in self.infos]
-        self.notes = splits.test_scene_notes(self._train, scenes)
+        self.notes: list[str] = []
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
         # True if any depth has 8 bits: the store then masks the extremes of no frame.
         self.eight_bit = any(eight for _, eight in sampled)
@@ -78,13 +77,15 @@ class DenseDepth:
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
         )
+        self.notes += files.size_notes((row.image, row.depth) for row in self.rows)
 
     def frame(self, row: int) -> Frame:
         _, image, depth_file = self.rows[row]
         rgb = files.read_rgb(image)
         depth, _ = _depth(depth_file)
-        files.check_same_size(rgb, depth, image, depth_file)
-        return Frame(rgb, filled=depth, intrinsics=labeled.camera_of(rgb.shape))
+        camera = labeled.camera_of(rgb.shape)
+        rgb, camera = files.match_size(rgb, depth, image, depth_file, camera)
+        return Frame(rgb, filled=depth, intrinsics=camera)
 
     def fingerprint(self) -> dict[str, Any]:
         return {
@@ -97,7 +98,6 @@ class DenseDepth:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 

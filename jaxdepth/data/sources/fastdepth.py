@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5, labeled
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 PARTS = ("train", "val")
@@ -57,8 +58,6 @@ class FastDepth:
                 f"{held} frames named {' or '.join(HOLD_OUT)} left out of training, as "
                 "FastDepth does"
             )
-        scenes = [info.scene for info in self.infos]
-        self.notes += splits.test_scene_notes(self._train, scenes)
         depths = files.sample(lambda file: _read(file)[1], self.files)
         self.truths = (files.kind_of(depths),)
         files.check_metres(
@@ -79,7 +78,6 @@ class FastDepth:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=[info.scene for info in self.infos],
             indices=[info.official_index for info in self.infos],
         )
 
@@ -105,6 +103,7 @@ def _files(folder: Path) -> list[Path]:
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read RGB (H, W, 3) and depth (H, W) in metres. Raises BrokenFrame."""
     try:
+        regular.check(file)
         with h5py.File(file, "r") as stored:
             rgb, depth = (_dataset(stored, name) for name in ("rgb", "depth"))
             shapes = rgb.shape, depth.shape

@@ -3,22 +3,27 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import BrokenFrame, check_unit
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
+from jaxdepth.runtime import regular
+from jaxdepth.runtime.errors import UserError, one_line
 
 SAMPLE = 8  # frames that are inspected before all are read
-LARGEST = 1 << 26  # pixels of a frame; a damaged size could exhaust the memory
+LARGEST = arrays.LARGEST
+FARTHEST = 65535 / 256  # metres; the farthest depth that a store can hold
+MAX_SQUEEZE = 0.01  # ScanNet's 1296x968 images and 640x480 depth differ by 0.4 %
+LEAST_SHRINK = 1.2
 # Errors of the storage or the process, not of the file.
 MACHINE_ERRORS = frozenset(
     {
@@ -26,28 +31,42 @@ MACHINE_ERRORS = frozenset(
         errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
     }
 )  # fmt: skip
-PNG = b"\x89PNG\r\n\x1a\n"
-PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
 T = TypeVar("T")
+Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
 
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Read an image file as RGB. Raises BrokenFrame; see `broken`."""
-    _check_png(file)
-    try:
-        return np.ascontiguousarray(images_lib.read(file))
-    except UserError as error:
-        raise BrokenFrame(" ".join(str(error).split())) from None
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
+    """Read an image file, or an `.npy` file of colours, as RGB.
+
+    An array is (H, W, 3): uint8, or floating-point from 0 to 1.
+
+    Raises: BrokenFrame if the file can't be read, see `broken`; UserError for an array
+      of another shape or range.
+    """
+    if file.suffix.lower() == ".npy":
+        return _as_colours(_array(file), file)
+    with _opened(file) as image:
+        return np.ascontiguousarray(images_lib.as_rgb(image))
 
 
 def read_depth(file: Path) -> np.ndarray:
-    """Read the stored values (H, W) of a `.npy` file or of an image of one channel.
+    """Read the stored values (H, W) of an image of one channel, or of an array file.
+
+    Array files are those of `arrays.READERS`.
 
     Raises: BrokenFrame if the file can't be read, UserError if it is not a depth map.
     """
-    return _load_npy(file) if file.suffix.lower() == ".npy" else _load_image(file)
+    mode, values = _stored(file)
+    if mode is None and (values.ndim != 2 or values.dtype.kind not in "uif"):
+        raise UserError(
+            f"{file} has shape {values.shape} of {values.dtype}: expected one depth "
+            "map (H, W)"
+        )
+    if values.ndim != 2 or mode in ("P", "1"):
+        raise UserError(
+            f"{file} is a colour image (mode {mode}): depth is one channel, 16-bit"
+        )
+    return values
 
 
 def read_mask(file: Path) -> np.ndarray:
@@ -69,19 +88,37 @@ def read_any(file: Path) -> np.ndarray:
 
     Raises: BrokenFrame if the file can't be read.
     """
-    return (
-        _npy_values(file) if file.suffix.lower() == ".npy" else _image_values(file)[1]
-    )
+    return _stored(file)[1]
 
 
 def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"]:
-    """Stored values / `scale` as float32; 0 where not finite or not positive."""
+    """Stored values / `scale` as float32, 0 = missing.
+
+    Missing are values that are not finite or not positive, and saturated codes; see
+    `_saturated`.
+    """
     # Damaged floats can be signalling NaNs, or exceed the range of float32.
     with np.errstate(all="ignore"):
+        valid = ~_saturated(values)
         if scale != 1:
             values = np.divide(values, scale, dtype=np.float64)
         metres = values.astype(np.float32)
-        return np.where(np.isfinite(metres) & (metres > 0), metres, np.float32(0))
+        valid &= np.isfinite(metres) & (metres > 0)
+        return np.where(valid, metres, np.float32(0))
+
+
+def _saturated(values: np.ndarray) -> np.ndarray:
+    """Mask of the codes that cameras and converters store where depth is unknown.
+
+    These are the largest value of the integer type; 65535, the largest of 16 bits, in
+    wider types too; and 65.535, the same code in metres, in floating-point types.
+    """
+    if values.dtype.kind == "f":
+        codes = [65535, 65.535]
+    else:
+        largest = np.iinfo(values.dtype).max
+        codes = [largest] if largest < 65535 else [largest, 65535]
+    return np.isin(values, np.array(codes).astype(values.dtype))
 
 
 def name_of(path: Path) -> str:
@@ -89,15 +126,65 @@ def name_of(path: Path) -> str:
     return path.absolute().name or str(path)
 
 
-def check_same_size(
-    rgb: np.ndarray, depth: np.ndarray, image: Path, depth_file: Path
-) -> None:
-    """Raise UserError if image and depth differ in size."""
-    if depth.shape != rgb.shape[:2]:
+def match_size(
+    rgb: UInt8[np.ndarray, "h w 3"],
+    depth: Float[np.ndarray, "i j"],
+    image: Path,
+    depth_file: Path,
+    camera: Camera | None = None,
+) -> tuple[UInt8[np.ndarray, "i j 3"], Camera | None]:
+    """Shrink an image that is larger than its depth, by the mean over areas.
+
+    Phones and some scanners store depth at a fraction of the image's size. Depth is
+    never resized: interpolation would invent surfaces at its edges.
+
+    Args:
+      camera: fx, fy, cx, cy in pixels of the image.
+
+    Returns: the image at the size of `depth`, and its camera.
+    Raises: UserError if depth is larger than its image or shows another view: its
+      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop).
+    """
+    if rgb.shape[:2] == depth.shape:
+        return rgb, camera
+    sy, sx = (new / old for new, old in zip(depth.shape, rgb.shape[:2], strict=True))
+    sizes = (
+        f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
+        f"{depth.shape[0]}x{depth.shape[1]}: "
+    )
+    if abs(sx / sy - 1) > MAX_SQUEEZE or 1 / LEAST_SHRINK < sx <= 1:
         raise UserError(
-            f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
-            f"{depth.shape[0]}x{depth.shape[1]}: image and depth must have one size"
+            f"{sizes}image and depth must have one size, or one aspect ratio; crop the "
+            "image to what the depth shows"
         )
+    if sx > 1:
+        raise UserError(
+            f"{sizes}depth is not resized, so that image and depth must have one size; "
+            "take larger images, or depth as the camera stored it"
+        )
+    from jaxdepth.ops import resize  # imports JAX, which most data do not need
+
+    small = resize.resize_area(rgb[None].astype(np.float32), depth.shape)[0]
+    rgb = np.floor(small + 0.5).clip(0, 255).astype(np.uint8)
+    if camera is not None:
+        fx, fy, cx, cy = camera
+        # Integer coordinates are pixel centres, not corners.
+        camera = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+    return rgb, camera
+
+
+def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
+    """A note if the first image that can be read is larger than its depth."""
+    for image, depth_file in itertools.islice(pairs, SAMPLE):
+        with contextlib.suppress(UserError):
+            large, small = read_rgb(image).shape, read_depth(depth_file).shape
+            if large[0] <= small[0] or large[1] <= small[1]:
+                return []
+            return [
+                f"images are shrunk to the size of their depth, {small[0]}x{small[1]} "
+                f"(the first is {large[0]}x{large[1]})"
+            ]
+    return []
 
 
 def broken(file: Path, what: str, error: object) -> BrokenFrame:
@@ -114,7 +201,7 @@ def broken(file: Path, what: str, error: object) -> BrokenFrame:
 
 def reason_of(error: object) -> str:
     """The text of an error in one line of at most 160 characters."""
-    text = " ".join(str(error).split())[:160].strip("'\"")
+    text = one_line(error)[:160].strip("'\"")
     return text or type(error).__name__
 
 
@@ -137,9 +224,11 @@ def sample(read: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
 def kind_of(depths: Sequence[np.ndarray]) -> str:
     """Classify depth maps: "raw" if they have holes, else "filled".
 
-    Maps without any depth are ignored.
+    Depth beyond `FARTHEST` counts as a hole: some data store a large number where depth
+    is unknown. Maps without any depth are ignored.
     """
-    holes = [np.mean(depth == 0) for depth in depths if (depth > 0).any()]
+    measured = [(depth > 0) & (depth <= FARTHEST) for depth in depths]
+    holes = [np.mean(~valid) for valid in measured if valid.any()]
     return "raw" if holes and np.mean(holes) > 0.001 else "filled"
 
 
@@ -164,8 +253,8 @@ def stamp(files: Iterable[Path]) -> dict[str, Any]:
     for file in files:
         count += 1
         try:
-            stat = file.stat()
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            status = file.stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
         except (OSError, ValueError):
             state = "none"
         digest.update(f"{file} {state}\n".encode(errors="surrogateescape"))
@@ -181,8 +270,8 @@ def below(root: Path) -> list[Path]:
     visited = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         with contextlib.suppress(OSError):
-            stat = os.stat(folder)
-            inode = stat.st_dev, stat.st_ino
+            status = os.stat(folder)
+            inode = status.st_dev, status.st_ino
             if inode in visited:
                 subfolders.clear()
                 continue
@@ -205,68 +294,70 @@ def is_file(path: Path) -> bool:
         return False
 
 
-def _check_png(file: Path) -> None:
-    """Raise BrokenFrame for a PNG with a wrong checksum.
-
-    Decoding skips the checksums of pixel data, and `verify` skips that of the last
-    chunk.
-    """
+def _check_regular(file: Path) -> None:
+    """Raise BrokenFrame if the path is no file; see `runtime.regular.check`."""
     try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            if stream.read(len(PNG)) != PNG:
-                return
-            stream.seek(0)
-            Image.open(stream).verify()
-            if stream.read(len(PNG_END)) != PNG_END:
-                raise ValueError("truncated PNG file")
-    except UnidentifiedImageError:  # its text names the stream, not the problem
-        raise broken(file, "an image", "damaged PNG header") from None
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
+        regular.check(file)
+    except (OSError, ValueError) as error:
+        raise broken(file, "a file", error) from None
 
 
-def _load_image(file: Path) -> np.ndarray:
-    mode, values = _image_values(file)
-    if values.ndim != 2 or mode in ("P", "1"):
-        raise UserError(
-            f"{file} is a colour image (mode {mode}): depth is one channel, 16-bit"
-        )
-    return values
+def _stored(file: Path) -> tuple[str | None, np.ndarray]:
+    """The mode of an image, None for an array file; and the stored values."""
+    if file.suffix.lower() in arrays.READERS:
+        return None, _array(file)
+    with _opened(file) as image:
+        values = np.asarray(image)
+        native = values.dtype.newbyteorder("=")
+        return image.mode, values.astype(native, copy=False)
 
 
-def _image_values(file: Path) -> tuple[str, np.ndarray]:
-    """The mode of an image, and its values."""
-    _check_png(file)
+def _array(file: Path) -> np.ndarray:
+    """Read an array file; (H, W) if it is one map with an extra axis."""
+    _check_regular(file)
+    suffix = file.suffix.lower()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            with Image.open(file) as image:
-                return image.mode, np.asarray(image)
-    except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise broken(file, "an image", error) from None
-
-
-def _npy_values(file: Path) -> np.ndarray:
-    """The array of a .npy file, (H, W) if it is one map with an extra axis."""
-    try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd headers
-            values = np.load(stream, allow_pickle=False)
+            values = arrays.READERS[suffix](file)
+    except UserError:
+        raise
     except Exception as error:  # damaged headers cause errors of many types
-        raise broken(file, "npy", error) from None
-    if not isinstance(values, np.ndarray):
-        raise UserError(f"{file} is an npz archive: expected one npy array")
+        raise broken(file, suffix[1:], error) from None
     if values.ndim == 3 and 1 in (values.shape[0], values.shape[-1]):
         values = values[0] if values.shape[0] == 1 else values[..., 0]
     return values
 
 
-def _load_npy(file: Path) -> np.ndarray:
-    values = _npy_values(file)
-    if values.ndim != 2 or values.dtype.kind not in "uif":
+def _as_colours(values: np.ndarray, file: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an array of colours to uint8. Raises UserError if it has none."""
+    if values.ndim != 3 or values.shape[-1] != 3 or 0 in values.shape:
+        raise UserError(f"{file} has shape {values.shape}: expected an image (H, W, 3)")
+    if values.dtype == np.uint8:
+        return values
+    low, high = float(values.min()), float(values.max())
+    # Images that were resized exceed the range a little.
+    if values.dtype.kind != "f" or not (low >= -0.01 and high <= 1.01):
         raise UserError(
-            f"{file} has shape {values.shape} of {values.dtype}: expected one depth "
-            "map (H, W)"
+            f"{file} holds {values.dtype} from {low:.4g} to {high:.4g}: expected "
+            "colours as uint8, or floating-point from 0 to 1"
         )
-    return values
+    return np.round(values.clip(0, 1) * 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Open an image of a known format and size, whose pixels are not read yet.
+
+    Raises: BrokenFrame, for errors in the body of the with statement too.
+    """
+    _check_regular(file)
+    try:
+        with open(file, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about large images and odd metadata
+            with images_lib.open_image(stream, LARGEST) as image:
+                yield image
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make decoders raise errors of many types
+        raise broken(file, "an image", error) from None

@@ -76,6 +76,7 @@ class Folder:
     def frame(self, row: int) -> Frame:
         entry = self.frames[row]
         rgb = files.read_rgb(entry.image)
+        camera = _camera(entry.focal, rgb.shape[:2])
         depths = {}
         for kind, file in self._depth_files(entry).items():
             depths[kind], eight_bit = self._depth(file, entry.mask)
@@ -86,8 +87,7 @@ class Folder:
                     f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
                     "both"
                 )
-            files.check_same_size(rgb, depths[kind], entry.image, file)
-        camera = _camera(entry.focal, rgb.shape[:2])
+            rgb, camera = files.match_size(rgb, depths[kind], entry.image, file, camera)
         return Frame(rgb, **depths, intrinsics=camera, unit=self.depth_scale or 1000.0)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -112,9 +112,7 @@ class Folder:
         if not evaluation:
             return {"all": everything}
         train = sorted(rows["train"] + rows.get(None, []))
-        return splits.from_lists(
-            train, evaluation, scenes=scenes, indices=self._official
-        )
+        return splits.from_lists(train, evaluation, indices=self._official)
 
     def _read(self, allow_outside: bool) -> list[Listed]:
         """The frames, and notes on how they were paired."""
@@ -162,10 +160,6 @@ class Folder:
                 f"{parts.count(None)} frames are in no folder named train, val or "
                 "test: they train"
             )
-        scenes = [_scene(self._name(frame)) for frame in frames]
-        train = [row for row, part in enumerate(parts) if part in (None, "train")]
-        if len(train) < len(frames):
-            self.notes += splits.test_scene_notes(train, scenes)
 
     def _name(self, frame: Listed) -> str:
         """The image's path in the folder; as listed if it is elsewhere."""
@@ -188,7 +182,7 @@ class Folder:
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
-        npy = file.suffix.lower() == ".npy" or values.dtype.kind == "f"
+        npy = file.suffix.lower() in (".npy", ".npz") or values.dtype.kind == "f"
         metres = files.to_metres(values, self.depth_scale or (1.0 if npy else 1000.0))
         if mask is not None:
             metres = listed.masked(metres, files.read_mask(mask), mask)
@@ -217,6 +211,10 @@ class Folder:
             depths,
             where=str(self.path),
             hint="give --depth_scale=UNITS_PER_METRE",
+        )
+        self.notes += files.size_notes(
+            (frame.image, next(iter(self._depth_files(frame).values())))
+            for frame in self.frames
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -273,6 +274,7 @@ class Labeled:
     def _from_sidecar(self) -> list[int | None] | None:
         file = self._sidecar
         try:
+            regular.check(file)
             values = json.loads(file.read_text())
             frames = [int(i) for i in values["frames"]]
             rows = [int(r) for r in values.get("rows", range(len(frames)))]

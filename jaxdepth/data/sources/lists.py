@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, printable
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
@@ -61,6 +62,7 @@ def read(file: Path) -> Listing:
       closed; the message names the line.
     """
     try:
+        regular.check(file)
         with open(file, "rb") as stream:
             content = stream.read(LARGEST + 1)
     except OSError as error:
@@ -79,6 +81,7 @@ def read(file: Path) -> Listing:
 def peek(file: Path) -> Listing | None:
     """Read the first lines of a list; None if the file is not text. Never raises."""
     try:
+        regular.check(file)
         with open(file, "rb") as stream:
             head = stream.read(PEEK)
         text = _decode(head, complete=len(head) < PEEK)

@@ -12,6 +12,7 @@ from jaxtyping import Float64, UInt8, UInt16
 
 from jaxdepth.data.nyu import fill, splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, Frame, FrameInfo, ReadOptions, files
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 FILLS: dict[str, Callable[..., Float64[np.ndarray, "h w"]]] = {
@@ -104,8 +105,7 @@ class NyuRaw:
         """Splits by scene: "all"; "official", "tune" and "report" for labeled scenes.
 
         A raw folder is named after its scene, plus a letter if the scene was recorded
-        in pieces. No piece of a test scene is in a training set other than that of
-        "all". Scenes without labeled frames are for training only.
+        in pieces. Scenes without labeled frames are for training only.
         """
         return self._splits
 
@@ -163,10 +163,6 @@ class NyuRaw:
             return by_name
         parts = dict(zip(scenes, part, strict=True))
         self._note(
-            [scene for scene in parts if parts[scene] == "test"],
-            "of official test scenes: left out of training unless --split=all",
-        )
-        self._note(
             [scene for scene in parts if parts[scene] is None],
             "of scenes without labeled frames: used for training only",
         )
@@ -208,6 +204,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "480 640 3"]:
 def _payload(path: Path, header: bytes, pixel: int) -> bytes:
     """Read the data after the header: `pixel` bytes for each of 480x640 pixels."""
     try:
+        regular.check(path)
         content = path.read_bytes()
     except OSError as error:
         raise files.broken(path, "a raw frame", error.strerror or error) from None

@@ -12,11 +12,13 @@ import numpy as np
 
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, labeled
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 NAME = "nyu_depth_v2"
 INFO = "dataset_info.json"
 PARTS = ("train", "validation")
+MOST = 1 << 20  # frames of a split; the published ones have 47,584 and 654
 
 
 class Tfds:
@@ -90,7 +92,6 @@ class Tfds:
         return splits.from_lists(
             self._train,
             self._evaluation,
-            scenes=unknown,
             indices=unknown,
             official_test=len(self._evaluation) == len(splits.official()["test"]),
         )
@@ -134,8 +135,23 @@ class Tfds:
         infos = self._builder.info.splits
         if part not in infos:
             return []
-        paths = [Path(path) for path in infos[part].filepaths]
-        return list(zip(paths, infos[part].shard_lengths, strict=True))
+        try:
+            paths = [Path(path) for path in infos[part].filepaths]
+            counts = [int(count) for count in infos[part].shard_lengths]
+            shards = list(zip(paths, counts, strict=True))
+        except Exception as error:  # damaged JSON causes errors of many types
+            raise UserError(
+                f"{self.path / INFO} does not describe the files of {part}: "
+                f"{files.reason_of(error)}"
+            ) from None
+        if any(file.parent != self.path for file, _ in shards):
+            raise UserError(f"{self.path / INFO} names files outside of {self.path}")
+        if not all(0 <= count <= MOST for count in counts) or sum(counts) > MOST:
+            raise UserError(
+                f"{self.path / INFO} is damaged: the numbers of records of {part} are "
+                f"{files.reason_of(counts)}"
+            )
+        return shards
 
     def _read(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """Read image (H, W, 3) and depth (H, W) as stored. Raises BrokenFrame."""
@@ -153,6 +169,7 @@ class Tfds:
         """The reader of one file. The last one is reused, as rows mostly ascend."""
         reader = self.__dict__.get("_reader")
         if reader is None or reader.file != file:
+            regular.check(file)
             arrays = self._builder.info.file_format.value == "array_record"
             reader = (_ArrayRecords if arrays else _TfRecords)(file)
             self._reader = reader
@@ -221,6 +238,7 @@ def _versions(path: Path) -> list[Path]:
 
 def _is_prepared(folder: Path) -> bool:
     try:
+        regular.check(folder / INFO)
         return json.loads((folder / INFO).read_text())["name"] == NAME
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, lists
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
 SCALE = 5000.0  # stored units per metre
@@ -70,13 +71,17 @@ class Tum:
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
         )
+        self.notes += files.size_notes(
+            (self._root.path(m.image), self._root.path(m.depth)) for m in self.matches
+        )
 
     def frame(self, row: int) -> Frame:
         match = self.matches[row]
         image = self._root.path(match.image)
         rgb, depth = files.read_rgb(image), self._depth(match)
-        files.check_same_size(rgb, depth, image, self._root.path(match.depth))
         camera = self._camera if rgb.shape[:2] == SIZE else None
+        depth_file = self._root.path(match.depth)
+        rgb, camera = files.match_size(rgb, depth, image, depth_file, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -198,6 +203,7 @@ def _freiburg(path: Path) -> str:
     comments = []
     for name in ("rgb.txt", "depth.txt"):
         try:
+            regular.check(path / name)
             head = (path / name).read_text(errors="replace")[:1000]
         except OSError:
             continue

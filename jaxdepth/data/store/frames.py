@@ -20,7 +20,7 @@ import numpy as np
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError, one_line
 
 T = typing.TypeVar("T")
 Arrays = dict[str, np.ndarray]
@@ -33,8 +33,9 @@ class Packed:
 
     Attributes:
       small: "rgb" and each kind of depth at the training size; None if the frame has
-        no depth or can't be used.
-      full: the same at full size; None if no full-size copy is kept.
+        no depth within `Packer.max_mm` or can't be used.
+      full: the same at full size, with all depth, since evaluation protocols have their
+        own limits; None if no full-size copy is kept.
       camera: fx, fy, cx, cy at the training size, pixels.
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
@@ -55,7 +56,8 @@ class Packer:
     Attributes:
       size: (height, width) of the training frames.
       masked: kinds of depth whose extremes are removed from each frame.
-      max_mm: depth beyond this is ignored when the extremes are determined.
+      max_mm: depth beyond this is missing: it is no extreme, and is removed before a
+        frame is resized, because it would be averaged into its neighbours.
       full_rows: rows of which full-size copies are kept.
       skip_wrong: mark a frame as broken if the source raises UserError for it.
     """
@@ -78,7 +80,7 @@ class Packer:
         except UserError as error:
             if not self.skip_wrong and not isinstance(error, BrokenFrame):
                 raise
-            return " ".join(str(error).split())
+            return one_line(error)
         except OSError as error:
             name = self.source.infos[row].name
             raise MachineError(
@@ -90,7 +92,7 @@ class Packer:
         if isinstance(frame, str):
             return Packed(broken=frame)
         depths = {k: resample.millimetres(d) for k, d in frame.depths.items()}
-        if not any(depth.any() for depth in depths.values()):
+        if not any(resample.within(x, self.max_mm).any() for x in depths.values()):
             return Packed()
         full, unmasked = {"rgb": frame.rgb, **depths}, 0
         for kind in self.masked:
@@ -99,8 +101,10 @@ class Packer:
             )
             unmasked += masked is None
             full[kind] = full[kind] if masked is None else masked
+        valid = {kind: resample.within(full[kind], self.max_mm) for kind in depths}
+        small = {"rgb": frame.rgb, **valid}
         return Packed(
-            small={kind: resample.to_size(x, self.size) for kind, x in full.items()},
+            small={kind: resample.to_size(x, self.size) for kind, x in small.items()},
             full=full if row in self.full_rows else None,
             camera=resample.intrinsics(frame, self.size),
             unmasked=unmasked,

@@ -21,12 +21,12 @@ from jaxdepth.data.store import staging
 from jaxdepth.data.store.reader import MANIFEST, Store, is_store, parse_manifest, sha256
 from jaxdepth.data.store.staging import RECORDS, Record
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.progress import Progress
 from jaxdepth.runtime.storage import storage_errors
 
 logger = logging.getLogger(__name__)
 MARK = "preparing.json"  # the key of the shards at a URL without a manifest
 THREADS = 4  # parallel transfers
-Progress = Callable[[str, int, int], None]
 
 
 def is_remote(path: str) -> bool:

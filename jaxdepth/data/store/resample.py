@@ -8,7 +8,7 @@ from jaxtyping import UInt16
 from jaxdepth.data.sources import Frame
 from jaxdepth.ops import resize
 
-VERSION = 2  # part of a store's key: increase it when outputs change
+VERSION = 3  # part of a store's key: increase it when outputs change
 
 
 def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
@@ -16,6 +16,11 @@ def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
     scaled = np.round(np.asarray(depth, np.float64) * 1000)
     valid = np.isfinite(scaled) & (scaled > 0) & (scaled <= 65535)
     return np.where(valid, scaled, 0).astype(np.uint16)
+
+
+def within(depth: UInt16[np.ndarray, "h w"], max_mm: int) -> UInt16[np.ndarray, "h w"]:
+    """Set depth beyond `max_mm` millimetres to 0, so that `to_size` leaves it out."""
+    return np.where(depth <= max_mm, depth, 0).astype(np.uint16)
 
 
 def without_extremes(
@@ -46,7 +51,8 @@ def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Colour, (h, w, 3), is averaged over areas when it shrinks and interpolated
     bilinearly when it grows. Depth, (h, w), is averaged over the valid part of each
-    area, or taken from the nearest pixel: never interpolated across holes.
+    area, or taken from the nearest pixel: never interpolated across holes. Invalid
+    depth must be 0 already.
     """
     if array.shape[:2] == size:
         return array

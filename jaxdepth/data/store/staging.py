@@ -39,6 +39,7 @@ class Record:
         other depth in them.
       cameras: the distinct intrinsics of the kept frames, None if unknown.
       full: stem of a full-size shard -> its rows.
+      digests: of the images of the training shard, to recognise equal frames.
       files: name -> {"bytes", "sha256"}.
     """
 
@@ -48,6 +49,7 @@ class Record:
     unmasked: int = 0
     cameras: list[list[float] | None] = dataclasses.field(default_factory=list)
     full: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    digests: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:

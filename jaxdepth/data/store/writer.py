@@ -10,19 +10,21 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxdepth.data import split
 from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
 from jaxdepth.data.store.reader import VERSION, Store, is_store
 from jaxdepth.data.store.staging import Record, StagingArea
-from jaxdepth.runtime import versions
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime import storage, versions
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 SHARD = 128  # source frames per training shard
@@ -32,7 +34,6 @@ FULL_BYTES = 256 << 20  # full-size frames that wait in memory for their shard
 # frames, which may be an evaluation set. Larger ones (a raw dump, a list of training
 # frames) are not, and would take 1.5 MB per frame.
 FULL_AT_MOST = 1000
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +45,14 @@ class Packing:
       mask_extremes: "on": before any resize, remove pixels equal to the frame's
         minimum or maximum valid depth (the paper, section 4), except from 8-bit depth
         and where no depth would be left; "auto": only from raw depth; "off".
-      max_depth: metres; depth beyond it is ignored by `mask_extremes`.
+      max_depth: metres; depth beyond it is missing in the training frames, and ignored
+        by `mask_extremes`.
       keep_full: of which frames full-size copies are kept: "auto": those that a split
         evaluates on, or without such a split all of up to `FULL_AT_MOST`; "all";
         "none".
       skip_wrong: leave out and list all frames for which the source raises UserError,
         not only those whose files can't be read.
+      eval_fraction, test_scenes: see `split.complete`.
     """
 
     size: tuple[int, int] = (240, 320)
@@ -57,6 +60,8 @@ class Packing:
     max_depth: float = 10.0
     keep_full: str = "auto"
     skip_wrong: bool = False
+    eval_fraction: float = 0.1
+    test_scenes: str = "drop"
 
 
 def write(
@@ -79,14 +84,11 @@ def write(
 
 def prepare(
     data: str | Source,
+    packing: Packing,
     *,
     cache_dir: Path,
-    size: tuple[int, int],
     data_format: str = "auto",
     options: ReadOptions | None = None,
-    mask_extremes: str = "auto",
-    max_depth: float = 10.0,
-    keep_full: str = "auto",
     workers: int = 0,
     progress: Progress | None = None,
 ) -> Store:
@@ -101,8 +103,8 @@ def prepare(
         if is_store(data):
             return Store.open(data)
         data = open_source(data, data_format=data_format, options=options)
-    job = Job(data, Packing(size, mask_extremes, max_depth, keep_full), options)
-    name = f"{data.format}-{size[0]}x{size[1]}-{job.key}"
+    job = Job(data, packing, options)
+    name = f"{data.format}-{packing.size[0]}x{packing.size[1]}-{job.key}"
     out = Path(cache_dir).expanduser() / name
     # Replace a damaged store; nothing else can have that name.
     job.write(out, workers=workers, progress=progress, replace=True)
@@ -117,7 +119,7 @@ class Job:
 
     Attributes:
       key: 16 hexadecimal digits, a hash of the data and the options.
-      splits: the splits of the source.
+      splits: the splits of the source, completed by the rules of `split`.
       full_rows: rows of which full-size copies are kept.
       masked: kinds of depth whose extremes are removed from each frame.
     """
@@ -132,7 +134,11 @@ class Job:
         }
         self._origin = source.fingerprint()
         self.key = self._key()
-        self.splits = source.splits()
+        self.splits, self._split_notes = split.complete(
+            source,
+            eval_fraction=packing.eval_fraction,
+            test_scenes=packing.test_scenes,
+        )
         mask = packing.mask_extremes
         self.masked = tuple(
             kind
@@ -159,7 +165,8 @@ class Job:
             return frozenset()
         total = len(self.source.infos)
         evaluated = {row for rows in self.splits.values() for row in rows["eval"]}
-        small = not evaluated and total <= FULL_AT_MOST
+        own = any(s["eval"] for n, s in self.splits.items() if n != split.HELD_OUT)
+        small = not own and total <= FULL_AT_MOST
         if self.packing.keep_full == "all" or small:
             return frozenset(range(total))
         return frozenset(evaluated)
@@ -200,7 +207,7 @@ class Job:
         Raises: UserError if `out` holds something else, the data are wrong, or no
           frame has depth; MachineError if storage fails.
         """
-        try:
+        with storage.write_errors(f"the store {out}"):
             if (manifest := self.finished(out)) is not None:
                 return manifest
             if remote.is_remote(str(out)):
@@ -213,10 +220,6 @@ class Job:
                 _check_free(out, replace=replace)
                 with staging.LocalStaging(out, self.key) as area:
                     return self._run(area, workers, progress)
-        except OSError as error:
-            raise MachineError(
-                f"the store {out} could not be written: {error.strerror or error}"
-            ) from error
 
     def _run(
         self, area: StagingArea, workers: int, progress: Progress | None
@@ -302,7 +305,11 @@ class Job:
             "broken": broken,
             "splits": self._stored_splits(stored),
             "notes": self._notes(records, empty, broken),
-            "frames": [self._frame_entry(row) for row in kept],
+            "frames": [
+                self._frame_entry(row, digest)
+                for record in records
+                for row, digest in zip(record.kept, record.digests, strict=True)
+            ],
             "shards": [len(record.kept) for record in records],
             "full": {
                 stem: [stored[row] for row in rows]
@@ -312,12 +319,13 @@ class Job:
             "files": {k: v for record in records for k, v in record.files.items()},
         }
 
-    def _frame_entry(self, row: int) -> dict[str, Any]:
+    def _frame_entry(self, row: int, digest: str) -> dict[str, Any]:
         info = self.source.infos[row]
         return {
             "name": info.name,
             "scene": info.scene,
             "official_index": info.official_index,
+            "digest": digest,
         }
 
     def _stored_splits(self, stored: dict[int, int]) -> dict[str, dict[str, list[int]]]:
@@ -325,9 +333,9 @@ class Job:
         return {
             name: {
                 part: [stored[row] for row in rows if row in stored]
-                for part, rows in split.items()
+                for part, rows in parts.items()
             }
-            for name, split in self.splits.items()
+            for name, parts in self.splits.items()
         }
 
     def _camera(self, records: list[Record]) -> dict[str, Any] | None:
@@ -346,7 +354,7 @@ class Job:
     def _notes(
         self, records: list[Record], empty: list[str], broken: list[dict[str, str]]
     ) -> list[str]:
-        notes = list(self.source.notes)
+        notes = [*self.source.notes, *self._split_notes]
         if broken:
             notes.append(
                 f"{len(broken)} frames that can't be used left out, first "
@@ -414,6 +422,8 @@ class _Block:
             return
         self._record.kept.append(row)
         self._record.unmasked += frame.unmasked
+        digest = hashlib.sha256(np.ascontiguousarray(frame.small["rgb"]))
+        self._record.digests.append(digest.hexdigest()[:16])
         self._cameras[frame.camera] = None
         self._small.append(frame.small)
         if frame.full is not None:

@@ -437,7 +437,10 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         (["trian"], "did you mean train"),
         (["train", "--arch=resnet"], "--arch=resnet: one of"),
         (["train", "--batch_size=0"], "--batch_size=0: must be at least 1"),
-        (["train", "--batch_size=few"], "--batch_size=few: a whole number or auto"),
+        (
+            ["train", "--batch_size=few"],
+            "--batch_size=few: expected a whole number or auto",
+        ),
         (["train", "--size=228"], "--size=228: give HEIGHTxWIDTH"),
         (["train", "--upconv=five"], "--upconv=five: one of"),
         (
@@ -454,7 +457,7 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
         (["train", "--beside=upconv=five"], "--upconv=five: one of"),
         (["train", "--beside=size=3x4"], "size is none of upconv"),
-        (["train", "--beside=accumulate=x"], "--accumulate=x: a whole number"),
+        (["train", "--beside=accumulate=x"], "--accumulate=x: expected a whole number"),
         (
             ["train", "--peer=torch", "--layout=fcrn"],
             "--peer=torch: --layout=fcrn: must be torchvision",

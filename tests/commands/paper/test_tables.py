@@ -266,9 +266,9 @@ def test_other_flags_are_refused_before_any_run_starts(tmp_path, flags, words):
         (["--loss=mse"], "--loss: each row of a table decides that"),
         (["--recipe=demo"], "--recipe: each row"),
         (["--stepz=3"], "did you mean --steps"),
-        (["--steps=x"], "--steps=x: a whole number"),
+        (["--steps=x"], "--steps=x: expected a whole number"),
         (["picture.png"], "a flag was expected"),
-        (["--seed=-1"], "--seed=-1: a whole number"),
+        (["--seed=-1"], "--seed=-1: expected a whole number"),
         (["--weights=none.safetensors"], "no such file"),
     ],
 )
@@ -352,7 +352,7 @@ def test_published_numbers_equal_those_in_the_recipes():
         for row in table.rows:
             doc = RECIPES[published.RUNS[row.run].recipe].doc
             if row.paper:
-                delta1, tail = doc.split("The paper: ")[1].split(" ")[:2]
+                delta1, tail = doc.split("the paper: ")[1].split(" ")[:2]
                 assert float(delta1.rstrip(",")) == row.paper["delta1"]
                 assert float(tail) == row.paper["rmse"]
 

@@ -133,7 +133,7 @@ def test_copies_and_scenes_in_both_parts_are_detected(real, tmp_path):
     other = Real(real.names[6:7], [x[:, ::-1] for x in real.rgb[6:7]], real.metres[:1])
     other.write(tmp_path, folder="test/study_0002")
     inspection = inspected(tmp_path)
-    split = of(inspection, "split by folder", "problem")
+    split = of(inspection, "split own", "problem")
     assert any("3 evaluation images are copies" in line for line in split)
     assert any("1 scenes are in both parts: kitchen_0001:" in line for line in split)
     first = f"test/kitchen_0001b/rgb/{real.names[3]}.jpg"

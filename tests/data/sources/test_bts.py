@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdepth.data import split
 from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import BrokenFrame, ReadOptions, open_source
 from jaxdepth.runtime.errors import UserError
@@ -122,11 +123,11 @@ def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
     lines = [train_line(scene, 1) for scene in scenes]
     write(tmp_path, lines)
     source = open_source(made.text(tmp_path, TRAIN, "\n".join(lines)))
-    assert source.splits() == {
+    splits, (note,) = split.complete(source)
+    assert splits == {
         "own": {"train": [1], "eval": []},
-        "all": {"train": [0, 1, 2], "eval": []},
+        "all": {"train": [1], "eval": []},
     }
-    (note,) = source.notes
     assert note.startswith("2 frames of bookstore_0001d and 1 more left out of train")
 
 

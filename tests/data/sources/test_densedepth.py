@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxdepth.data import split
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import BrokenFrame, open_source
 from jaxdepth.data.store import writer as store_writer
@@ -105,8 +106,9 @@ def test_a_store_keeps_the_extremes_of_codes(both, tmp_path, mask):
 def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
     train = [train_line("bookstore_0001d", 1), train_line("kitchen_0028b", 1)]
     source = open_source(write(tmp_path, train, lines_of_test(1)))
-    assert source.splits()["official"] == {"train": [1], "eval": [2]}
-    assert source.notes[0].startswith("1 frames of bookstore_0001d left out")
+    splits, notes = split.complete(source)
+    assert splits["official"] == {"train": [1], "eval": [2]}
+    assert notes[0].startswith("1 frames of bookstore_0001d left out")
 
 
 def test_numbers_outside_the_test_set_are_not_official_indices(tmp_path):

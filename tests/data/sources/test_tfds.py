@@ -204,6 +204,29 @@ def test_damaged_descriptions_are_an_error(copied, name, damaged):
     made.refused(copied, copied, data_format="tfds")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shardLengths", ["-1", "3"]),
+        ("shardLengths", ["3", "99999999999999"]),
+        ("shardLengths", ["3"]),
+        ("filepathTemplate", "{DATASET}-{SPLIT]"),
+        ("filepathTemplate", "../{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"),
+    ],
+)
+def test_damaged_descriptions_of_record_files_are_an_error(copied, key, value):
+    path = copied / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"][0][key] = value
+    path.write_text(json.dumps(info))
+    made.refused(copied, copied)
+
+
+def test_a_deeply_nested_description_is_not_recognised(copied):
+    (copied / "dataset_info.json").write_text("[" * 100_000)
+    assert not tfds.Tfds.recognises(copied)
+
+
 def test_other_features_are_rejected(copied):
     path = copied / "features.json"
     text = path.read_text()

@@ -1,6 +1,8 @@
 """Reading stores: equality with the source, damaged files and manifests."""
 
+import copy
 import dataclasses
+import hashlib
 import json
 import os
 import resource
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdepth.data.sources import Frame
-from jaxdepth.data.store import resample
+from jaxdepth.data.store import reader, resample
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import UserError
@@ -169,11 +171,110 @@ def test_checksums_detect_damage_of_the_same_length(tmp_path):
     assert again.damaged(lambda *call: seen.append(call)) == [file.name]
     count = len(opened.manifest["files"])
     assert [call[1:] for call in seen] == [(k + 1, count) for k in range(count)]
-    content[:128] = bytes(128)
-    file.write_bytes(content)
-    with pytest.raises(UserError, match="missing or damaged") as error:
-        Store.open(opened.path).gather([0], depth="filled")
-    assert str(file) in one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["rgb", "filled"])
+@pytest.mark.parametrize("where", [0, 90, 200, -1])  # magic, header, pixels
+def test_reading_a_damaged_shard_is_an_error(tmp_path, kind, where):
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    for stem, read in {
+        "train-00000": lambda store: store.gather([0], depth="filled"),
+        "full-00000-0": lambda store: list(store.full_frames([0])),
+    }.items():
+        file = opened.path / f"{stem}.{kind}.npy"
+        content = bytearray(file.read_bytes())
+        content[where] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(UserError, match="missing or damaged") as error:
+            read(Store.open(opened.path))
+        assert str(file) in one_line(error)
+        content[where] ^= 1
+        file.write_bytes(content)
+        read(Store.open(opened.path))
+
+
+def test_a_checksum_is_computed_once_and_again_after_a_change(tmp_path, monkeypatch):
+    opened, computed = written(tmp_path, [frame(k) for k in range(3)]), []
+
+    def counting(file):
+        computed.append(file.name)
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(reader, "sha256", counting)
+    for _ in range(2):
+        Store.open(opened.path).gather([0, 2], depth="filled")
+    assert sorted(computed) == ["train-00000.filled.npy", "train-00000.rgb.npy"]
+    file = opened.path / "train-00000.rgb.npy"
+    file.write_bytes(file.read_bytes())
+    Store.open(opened.path).gather([1], depth="filled")
+    assert computed[2:] == [file.name]
+
+
+def changed(manifest, path, value):
+    """The manifest with the value at a path of keys replaced."""
+    key, *rest = path
+    new = copy.copy(manifest)
+    new[key] = changed(manifest[key], rest, value) if rest else value
+    return new
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("name",), None),
+        (("size",), [12]),
+        (("size",), [12, -16]),
+        (("size",), [12, 1e9]),
+        (("size",), [12, 1 << 40]),
+        (("depths",), []),
+        (("depths",), ["filled", "filled"]),
+        (("depths",), ["disparity"]),
+        (("depths",), "filled"),
+        (("depths",), ["filled", "raw"]),
+        (("frames", 1), {}),
+        (("frames", 0, "name"), 3),
+        (("frames", 0, "scene"), ["a"]),
+        (("frames", 0, "official_index"), "7"),
+        (("shards",), [4, -1]),
+        (("shards",), [True, 2]),
+        (("shards",), [1, 2]),
+        (("count",), 2),
+        (("splits",), []),
+        (("splits", "all"), {"train": [0]}),
+        (("splits", "all", "train"), [0, 3]),
+        (("splits", "all", "train"), [0, -1]),
+        (("splits", "all", "eval"), [0.5]),
+        (("notes",), [1]),
+        (("full", "full-00000-0"), [0, 1, 9]),
+        (("full", "full-00009-0"), [0]),
+        (("files", "train-00000.rgb.npy", "bytes"), "1"),
+        (("files", "train-00000.rgb.npy", "sha256"), None),
+        (("intrinsics",), {"size": [12, 16], "fx": 1, "fy": 1, "cx": float("nan")}),
+        (("broken",), [{"name": "a"}]),
+        (("left_out",), {"a": 1}),
+    ],
+)
+def test_a_manifest_with_a_wrong_value_is_an_error(tmp_path, path, value):
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    manifest = changed(opened.manifest, path, value)
+    (opened.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged") as error:
+        Store.open(opened.path)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [(("size",), [12, 18]), (("full", "full-00000-0"), [0, 1])]
+)
+def test_shards_of_other_shapes_than_the_manifest_are_errors(tmp_path, path, value):
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    manifest = changed(opened.manifest, path, value)
+    (opened.path / "manifest.json").write_text(json.dumps(manifest))
+    again = Store.open(opened.path)
+    with pytest.raises(UserError, match=r"damaged \(it holds uint8 \(3, ") as error:
+        again.gather([0], depth="filled")
+        list(again.full_frames([0]))
+    one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +287,9 @@ def test_checksums_detect_damage_of_the_same_length(tmp_path):
         "null",
         '{"version": 2}',
         '{"version": 2, "files": {}}',
+        '{"version": 2, "files": []}',
+        "[" * 100_000,
+        "9" * 5000,
         '{"version": 2, "files": {"a.npy": {"bytes": "many", "sha256": ""}}}',
         '{"version": 1}',
         '{"version": 99}',

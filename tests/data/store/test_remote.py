@@ -65,7 +65,9 @@ def put(url, name, content):
 
 
 def download(url, tmp_path, **more):
-    return store_writer.prepare(url, cache_dir=tmp_path / "cache", size=SIZE, **more)
+    return store_writer.prepare(
+        url, store_writer.Packing(SIZE), cache_dir=tmp_path / "cache", **more
+    )
 
 
 def test_a_store_is_uploaded_and_downloaded(url, tmp_path, calls):

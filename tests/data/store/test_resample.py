@@ -66,6 +66,26 @@ def test_invalid_depth_becomes_zero():
     np.testing.assert_array_equal(codes, [[0, 0, 0, 0], [0, 1, 65535, 0]])
 
 
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (9, 12)])
+def test_depth_beyond_the_limit_is_not_averaged(size):
+    rng = np.random.default_rng(0)
+    depth = rng.integers(1000, 3000, (12, 16)).astype(np.uint16)
+    depth[rng.random(depth.shape) < 0.3] = 40_000
+    depth[0, 0] = 10_000
+    small = resample.to_size(resample.within(depth, 10_000), size)
+    assert small.dtype == np.uint16 and small.max() <= 10_000
+    for i in range(size[0]):  # overlap-weighted mean over the valid pixels of a cell
+        for j in range(size[1]):
+            total = area = 0.0
+            for y, x in np.argwhere(depth <= 10_000):
+                rows = min((i + 1) * 12 / size[0], y + 1) - max(i * 12 / size[0], y)
+                columns = min((j + 1) * 16 / size[1], x + 1) - max(j * 16 / size[1], x)
+                overlap = max(rows, 0) * max(columns, 0)
+                total, area = total + overlap * float(depth[y, x]), area + overlap
+            expected = total / area if area > 1e-9 else 0
+            assert abs(small[i, j] - expected) <= 0.51
+
+
 @pytest.mark.parametrize("factor", [2, 3])
 def test_integer_factors_equal_the_general_resize(factor):
     # The general resize multiplies by matrices; depth has holes.

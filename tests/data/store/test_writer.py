@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxdepth.data import split
 from jaxdepth.data.sources import Frame, ReadOptions
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store, is_store
@@ -66,7 +67,10 @@ def test_without_a_split_full_sizes_are_kept_of_small_sources_only(
 ):
     monkeypatch.setattr(store_writer, "FULL_AT_MOST", most)
     opened = written(tmp_path, [frame(k) for k in range(3)])
-    assert [opened.has_full(row) for row in range(3)] == [kept] * 3
+    held_out = opened.splits[split.HELD_OUT]["eval"]
+    assert len(held_out) == 1
+    for row in range(3):
+        assert opened.has_full(row) == (kept or row in held_out)
 
 
 EXTREMES = [
@@ -93,7 +97,8 @@ def test_mask_extremes_removes_the_minimum_and_maximum(
     small = depths(opened, kind)[0]
     full = next(iter(opened.full_frames([0])))["depth"][kind]
     # 12 m is beyond --max_depth, so the maximum valid depth is 9.5 m.
-    removed_pixels = (small == 0) & (depth > 0)
+    removed_pixels = (small == 0) & (depth > 0) & (depth < 12)
+    assert small[3, 0] == 0 and full[3, 0] == 12
     expected = (depth == 0.5) | (depth == 9.5) if removed else np.zeros(SIZE, bool)
     np.testing.assert_array_equal(removed_pixels, expected)
     np.testing.assert_array_equal((full == 0) & (depth > 0), expected)
@@ -101,6 +106,28 @@ def test_mask_extremes_removes_the_minimum_and_maximum(
     notes = " ".join(opened.notes)
     assert ("mask_extremes" in notes) == removed
     assert ("8-bit" in notes) == eight_bit
+
+
+@pytest.mark.parametrize("kind", ["filled", "raw"])
+def test_depth_beyond_max_depth_does_not_reach_its_neighbours(tmp_path, kind):
+    # A sentinel beside measured depth, at twice the training size.
+    depth = np.full((24, 32), 3.0, np.float32)
+    depth[::2, 1::3] = 40.0
+    missing = np.where(depth == 40, 0, depth).astype(np.float32)
+    stored = []
+    for name, values in (("sentinel", depth), ("zero", missing)):
+        shot = dataclasses.replace(frame(), **{"filled": None, kind: values})
+        opened = written(tmp_path, [shot], out=name, kinds=(kind,), mask_extremes="off")
+        stored.append(depths(opened, kind))
+    np.testing.assert_array_equal(*stored)
+    np.testing.assert_array_equal(stored[0], 3000)
+
+
+def test_frames_without_depth_within_max_depth_are_left_out(tmp_path):
+    far = Frame(frame().rgb, filled=np.full((24, 32), 30, np.float32))
+    opened = written(tmp_path, [frame(), far])
+    assert opened.manifest["left_out"] == ["frame 1"]
+    assert len(written(tmp_path, [frame(), far], out="far", max_depth=40.0)) == 2
 
 
 def test_mask_extremes_never_removes_all_depth(tmp_path):
@@ -173,30 +200,37 @@ def test_an_output_below_a_file_is_an_error(tmp_path):
 
 def test_a_prepared_store_is_reused(tmp_path):
     frames = [frame(k) for k in range(3)]
-    options = {"cache_dir": tmp_path, "size": SIZE}
-    first = Memory(frames)
-    opened = store_writer.prepare(first, **options)
-    again = Memory(frames)
-    assert store_writer.prepare(again, **options).path == opened.path
+    first, again = Memory(frames), Memory(frames)
+
+    def prepare(source, size=SIZE, **options):
+        packing = store_writer.Packing(size, **options)
+        return store_writer.prepare(source, packing, cache_dir=tmp_path)
+
+    opened = prepare(first)
+    assert prepare(again).path == opened.path
     assert (first.read, again.read) == (3, 0)
     others = [
-        store_writer.prepare(again, **{**options, "size": (6, 8)}),
-        store_writer.prepare(again, **options, mask_extremes="on"),
-        store_writer.prepare(again, **options, max_depth=8.0),
-        store_writer.prepare(again, **options, keep_full="all"),
-        store_writer.prepare(Memory(frames[:2]), **options),
+        prepare(again, size=(6, 8)),
+        prepare(again, mask_extremes="on"),
+        prepare(again, max_depth=8.0),
+        prepare(again, keep_full="all"),
+        prepare(again, eval_fraction=0.5),
+        prepare(again, test_scenes="keep"),
+        prepare(Memory(frames[:2])),
     ]
-    assert len({opened.path, *(other.path for other in others)}) == 6
+    assert len({opened.path, *(other.path for other in others)}) == 8
     # An existing store is opened from its path.
-    assert store_writer.prepare(str(opened.path), **options).path == opened.path
+    assert prepare(str(opened.path)).path == opened.path
 
 
 def test_a_damaged_prepared_store_is_replaced(tmp_path):
     source = Memory([frame(k) for k in range(3)])
-    opened = store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
+    opened = store_writer.prepare(
+        source, store_writer.Packing(SIZE), cache_dir=tmp_path
+    )
     before = depths(opened)
     (opened.path / "train-00000.filled.npy").write_bytes(b"")
-    again = store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
+    again = store_writer.prepare(source, store_writer.Packing(SIZE), cache_dir=tmp_path)
     np.testing.assert_array_equal(depths(again), before)
 
 
@@ -357,7 +391,9 @@ def test_parallel_calls_write_one_store(tmp_path):
     sources = [Memory(frames, seconds=0.002) for _ in range(4)]
 
     def prepare(source):
-        return store_writer.prepare(source, cache_dir=tmp_path, size=SIZE)
+        return store_writer.prepare(
+            source, store_writer.Packing(SIZE), cache_dir=tmp_path
+        )
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         opened = list(pool.map(prepare, sources))

@@ -1,0 +1,109 @@
+"""Checks that the values of a store's manifest fit each other."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+KINDS = ("filled", "raw")
+LARGEST = 1 << 16  # height or width of a frame, pixels
+
+
+def check(manifest: dict[str, Any]) -> None:
+    """Check what readers rely on.
+
+    Raises: ValueError that names the first wrong value; KeyError for a missing one.
+    """
+    for name, is_right in _CHECKS.items():
+        if not is_right(manifest[name]):
+            raise ValueError(f"{name} is wrong")
+    frames = range(len(manifest["frames"]))
+    if not sum(manifest["shards"]) == len(frames) == manifest["count"]:
+        raise ValueError("shards and frames differ in number")
+    for stem, rows in _row_lists(manifest):
+        if any(row not in frames for row in rows):
+            raise ValueError(f"{stem!r} has rows beyond the {len(frames)} frames")
+    stems = [f"train-{k:05d}" for k, n in enumerate(manifest["shards"]) if n]
+    for stem in (*stems, *manifest["full"]):
+        for kind in ("rgb", *manifest["depths"]):
+            if f"{stem}.{kind}.npy" not in manifest["files"]:
+                raise ValueError(f"no shard {stem!r} of {kind}")
+
+
+def _row_lists(manifest: dict[str, Any]) -> list[tuple[str, list[int]]]:
+    parts = [
+        (f"{name} {part}", split[part])
+        for name, split in manifest["splits"].items()
+        for part in ("train", "eval")
+    ]
+    return [*parts, *manifest["full"].items()]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _dict_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(is_right, value.values()))
+
+
+def _with(**fields: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A check of a dict that has these keys, and perhaps more."""
+
+    def is_right(value: Any) -> bool:
+        return isinstance(value, dict) and all(
+            name in value and check(value[name]) for name, check in fields.items()
+        )
+
+    return is_right
+
+
+def _is_size(value: Any) -> bool:
+    sides = _list_of(lambda n: _is_count(n) and 0 < n <= LARGEST)
+    return sides(value) and len(value) == 2
+
+
+def _is_kinds(value: Any) -> bool:
+    kinds = _list_of(lambda kind: kind in KINDS)
+    return kinds(value) and 0 < len(value) == len(set(value))
+
+
+def _optional(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "name": _is_text,
+    "size": _is_size,
+    "depths": _is_kinds,
+    "count": _is_count,
+    "frames": _list_of(
+        _with(
+            name=_is_text,
+            scene=_optional(_is_text),
+            official_index=_optional(_is_count),
+        )
+    ),
+    "shards": _list_of(_is_count),
+    "splits": _dict_of(_with(train=_list_of(_is_count), eval=_list_of(_is_count))),
+    "full": _dict_of(_list_of(_is_count)),
+    "files": _dict_of(_with(bytes=_is_count, sha256=_is_text)),
+    "intrinsics": _optional(
+        _with(size=_is_size, fx=_is_number, fy=_is_number, cx=_is_number, cy=_is_number)
+    ),
+    "notes": _list_of(_is_text),
+    "left_out": _list_of(_is_text),
+    "broken": _list_of(_with(name=_is_text, reason=_is_text)),
+}

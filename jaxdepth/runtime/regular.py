@@ -1,0 +1,18 @@
+"""Regular files, as opposed to FIFOs, sockets and devices."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+
+def check(path: str | Path) -> None:
+    """Raise OSError, without opening it, if the path is a FIFO, a socket or a device.
+
+    Opening a FIFO waits for a writer, reading a device can have no end. Folders pass:
+    opening them fails at once. Links are followed.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        reason = "a FIFO or a device, not a regular file"
+        raise OSError(errno.EINVAL, reason, str(path))
