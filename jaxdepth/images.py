@@ -57,6 +57,14 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     Raises: UserError, naming the file, if it is not an image, is damaged, or has more
       pixels than can be decoded.
     """
+    return read_reduced(path)[0]
+
+
+def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """As `read`; also returns the factor by which a large photo was reduced, else 1.
+
+    A focal length in pixels of the photo must be divided by it.
+    """
     path = Path(path)
     name = printable(path, None)
     try:
@@ -75,12 +83,13 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         problem = getattr(error, "strerror", None) or error
         reason = printable(one_line(problem) or type(error).__name__, 300)
         raise UserError(f"{name} can't be read as an image: {reason}") from None
-    if rgb.shape[:2] != size:
+    factor = round(max(size) / max(rgb.shape[:2]))
+    if factor > 1:
         logger.warning(
             "note: %s is %dx%d: it is read, and its depth predicted, at %dx%d",
             name, *size, *rgb.shape[:2],
         )  # fmt: skip
-    return rgb
+    return rgb, factor
 
 
 def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
@@ -331,7 +340,7 @@ def _to_rgb(image: Image.Image, highest: float | None = None) -> np.ndarray:
     if image.mode.startswith("I") or image.mode == "F":
         values = np.nan_to_num(np.asarray(image, np.float32))
         # In modes I and F, only the values show whether they have 8 or 16 bits.
-        highest = values.max(initial=0) if highest is None else highest
+        highest = float(values.max(initial=0)) if highest is None else highest
         if image.mode == "F" and highest <= 1:
             values = values * 255
         elif image.mode.startswith("I;16") or highest > 255:

@@ -7,7 +7,6 @@ network of a run, and prints a table: file, message, exit code, time and memory.
 import contextlib
 import io
 import os
-import resource
 import socket
 import struct
 import subprocess
@@ -197,36 +196,36 @@ PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def _run(command: list[str], **options) -> tuple[int, str, float, float]:
-    """Run a command. Returns exit code, output, seconds and peak memory in GB."""
+def _run(command: list[str], **options) -> tuple[int, str, str, float]:
+    """Run a command. Returns exit code, output, times and peak memory in GB."""
     with tempfile.TemporaryFile() as output:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=output, stderr=output, **options)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
+        times = f"{seconds:.1f} | {usage.ru_utime + usage.ru_stime:.1f}"
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read().decode(errors="backslashreplace")
-    return process.returncode, text, seconds, usage.ru_maxrss / (1 << 20)
+    return process.returncode, text, times, usage.ru_maxrss / (1 << 20)
 
 
 def main(workdir: str) -> None:
     """Print the table."""
-    print("| file | message | exit | seconds | GB |\n|---|---|---|---|---|")
+    print("| file | message | exit | seconds | CPU seconds | GB |")
+    print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, (make, _) in {"good.png": (_good, ""), **PHOTOS}.items():
             make(Path(folder) / name)
             argv = [sys.executable, "-m", "jaxdepth", "predict"]
             argv += [f"--checkpoint={workdir}", f"--out={folder}/out", "--", name]
-            code, text, seconds, memory = _run(argv, cwd=folder)
+            code, text, times, memory = _run(argv, cwd=folder)
             shown = ascii(name)[1:-1] if len(name) < 40 else f"{name[:3]}... (244)"
             lines = [line for line in text.splitlines() if " photos in " not in line]
             message = " / ".join(lines).replace(name, shown)
-            print(
-                f"| {shown} | {message[:200]} | {code} | {seconds:.1f} | {memory:.2f} |"
-            )
+            row = f"| {shown} | {message[:200]} | {code} | {times} | {memory:.2f} |"
+            print(row, flush=True)
 
 
 if __name__ == "__main__":
-    assert resource.getrusage  # POSIX only
     main(str(Path(sys.argv[1]).absolute()))

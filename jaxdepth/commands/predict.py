@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,6 +26,7 @@ SUFFIXES = (".npy", ".png", "_color.png")
 # File in --out with one name per line: photos whose outputs this command wrote. It
 # protects the user's a.npy, such as measured depth, from a prediction for a.jpg.
 PREDICTED = ".predicted"
+Photo: TypeAlias = tuple[np.ndarray, int]  # rgb, and the factor of its reduction
 LONGEST = 255  # bytes of a file name, on most file systems
 
 
@@ -85,9 +87,9 @@ def run(config: PredictConfig) -> int:
         raise UserError(f"--out={config.out}: {error.strerror}") from None
     broken: list[str] = []
     began, done = time.perf_counter(), 0
-    for path, rgb, depth in _predictions(predictor, paths, config, broken):
+    for path, photo, depth in _predictions(predictor, paths, config, broken):
         try:
-            _write(out, path, rgb, depth, config, new=_record(path) not in predicted)
+            _write(out, path, photo, depth, config, new=_record(path) not in predicted)
         except UserError as error:
             broken.append(str(error))
             continue
@@ -108,23 +110,23 @@ def _predictions(
     paths: Sequence[Path],
     config: PredictConfig,
     broken: list[str],
-) -> Iterator[tuple[Path, np.ndarray | None, np.ndarray]]:
-    """Yield (path, rgb, depth) of photos; append the errors of others to `broken`.
+) -> Iterator[tuple[Path, Photo | None, np.ndarray]]:
+    """Yield (path, photo, depth) of photos; append the errors of others to `broken`.
 
-    rgb is None if there are no point clouds to write, because a batch of large photos
-    needs much memory.
+    The photo is None if there are no point clouds to write, because a batch of large
+    photos needs much memory.
     """
-    waiting: list[tuple[Path, np.ndarray | None]] = []
+    waiting: list[tuple[Path, Photo | None]] = []
 
     def readable() -> Iterator[np.ndarray]:
         for path in paths:
             try:
-                rgb = images_lib.read(path)
+                photo = images_lib.read_reduced(path)
             except UserError as error:
                 broken.append(str(error))
                 continue
-            waiting.append((path, rgb if config.ply else None))
-            yield rgb
+            waiting.append((path, photo if config.ply else None))
+            yield photo[0]
 
     for depth in predictor.predict_many(readable(), batch_size=config.batch_size):
         yield *waiting.pop(0), depth
@@ -199,7 +201,7 @@ def _predicted(out: Path) -> set[bytes]:
 def _write(
     out: Path,
     path: Path,
-    rgb: np.ndarray | None,
+    photo: Photo | None,
     depth: np.ndarray,
     config: PredictConfig,
     *,
@@ -222,13 +224,14 @@ def _write(
         plots.save_color_png(out / f"{name}_color.png", depth)
         if config.ply:
             height, width = depth.shape
-            assert config.fx is not None and rgb is not None
+            assert config.fx is not None and photo is not None
+            rgb, factor = photo
             plots.write_ply(
                 out / f"{name}.ply",
                 depth,
                 rgb,
-                fx=config.fx,
-                fy=config.fy or config.fx,
+                fx=config.fx / factor,
+                fy=(config.fy or config.fx) / factor,
                 cx=(width - 1) / 2,
                 cy=(height - 1) / 2,
             )
