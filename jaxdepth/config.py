@@ -81,6 +81,9 @@ class DataConfig:
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
+    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
+    bytes."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     depth: Literal["filled", "raw"] = "filled"
@@ -287,6 +290,9 @@ class EvaluateConfig:
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] | None = None
+    """How 16-bit depth is encoded, see jaxdepth run; default: as the run read its data,
+    plain for other data."""
     split: Literal["auto", "official", "tune", "report", "all"] = "auto"
     """Split whose evaluation frames are scored; all: every frame; auto: the split of
     the run, or the data's own."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from jaxdepth import config
 from jaxdepth.commands import cli
 from jaxdepth.config import Auto
+from jaxdepth.data import checks
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import remote, staging
@@ -51,6 +52,9 @@ class PrepareConfig:
     """Format of SOURCE; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
+    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
+    bytes."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     every: int = flag(1, at_least=1)
@@ -126,6 +130,8 @@ def command(argv: Sequence[str]) -> int:
         workers = choose_workers(job) if flags.workers == "auto" else flags.workers
         manifest = job.write(out, workers=workers, progress=counter)
         _print_summary(manifest, out, counter)
+    for kind in manifest["depths"]:
+        logger.info("%s", checks.read_line(manifest, kind, where=path))
     logger.info("train on it: %s", training_command(manifest, out))
     return cli.OK
 

@@ -23,7 +23,7 @@ from jaxdepth.commands import cli
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.scorer import Scorer
 from jaxdepth.config import Config
-from jaxdepth.data import dataset, pipeline
+from jaxdepth.data import checks, dataset, pipeline
 from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
@@ -249,6 +249,7 @@ def _open_data(
     data = dataset.open_data(config, progress=terminal.Counter())
     config = config_lib.resolve_steps(config, train_images=len(data.train_rows))
     config = config.replace(split=_split_flag(data), depth=data.depth)
+    logger.info("%s", checks.depth_line(data.train, data.depth, where=config.data.path))
     for line in data.notes:
         logger.info("note: %s", line)
     results: dict[str, Any] = {"evaluations": []}

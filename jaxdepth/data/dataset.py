@@ -73,7 +73,9 @@ def open_store(
         cache_dir=Path(data.cache_dir).expanduser(),
         data_format=data.data_format,
         options=ReadOptions(
-            depth_scale=data.depth_scale, allow_outside=data.allow_outside
+            depth_scale=data.depth_scale,
+            depth_code=data.depth_code,
+            allow_outside=data.allow_outside,
         ),
         progress=progress,
     )
@@ -93,14 +95,16 @@ def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> 
 def open_other(config: Config, path: str, *, progress: Callable | None = None) -> Store:
     """Data that evaluate alone: all frames kept at full size.
 
-    What the flags say of the training data's format is not said of these; a scale of
-    depth holds for both where these have a use for one.
+    What the flags say of the training data's format is not said of these; a scale and
+    a code of depth hold for both where these have a use for them.
     """
     packed = is_remote(path) or is_store(path)
-    scale = config.data.depth_scale
+    scale, code = config.data.depth_scale, config.data.depth_code
     if packed or not takes(path, "depth_scale"):
         scale = None
-    config = config.replace(data_format="auto", depth_scale=scale)
+    if packed or not takes(path, "depth_code"):
+        code = "plain"
+    config = config.replace(data_format="auto", depth_scale=scale, depth_code=code)
     return open_store(config, path, keep_full="all", progress=progress)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdepth.data import units
 from jaxdepth.data.doctor import alignment, duplicates
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
@@ -32,6 +33,7 @@ FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
 SHEET = 12  # regular frames of a contact sheet, and most faulty ones
 SHEET_PIXELS = 320  # their longer side, approximately
+SIGNS = 16  # frames whose depth is examined for codes
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
 
 
@@ -62,7 +64,8 @@ def open_data(
         if data_format != "auto" or options != ReadOptions():
             flags = "--data_format and --depth_scale"
             raise UserError(f"{path} is a store: leave out {flags}, which don't apply")
-        return Opened(Stored(Store.open(path)))
+        store = Store.open(path)
+        return Opened(Stored(store), store.manifest.get("depth_scale"))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None
     with any_unit():
@@ -142,6 +145,8 @@ class Inspection:
       broken: (name, reason) of the frames that could not be read.
       damaged: shards of a store that do not match their checksums.
       values: a sample of depths, metres as read.
+      read: summary of the depth, as read.
+      signs: signs of a code in the depth of up to `SIGNS` frames.
       verdict: alignment of image and depth over all frames.
       copies: (row, row that it is a copy of) by split; under None, within all frames.
       compared: number of images that were compared.
@@ -156,6 +161,8 @@ class Inspection:
     values: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.float32)
     )
+    read: units.Summary = dataclasses.field(default_factory=units.Summary)
+    signs: list[units.Signs] = dataclasses.field(default_factory=list)
     verdict: alignment.Verdict | None = None
     copies: dict[str | None, list[tuple[int, int]]] = dataclasses.field(
         default_factory=dict
@@ -242,6 +249,8 @@ class _Collector:
         self.fingerprints, self.pool = duplicates.Fingerprints(), alignment.Pool()
         self.values: list[np.ndarray] = []
         self.references = list(self._references())
+        rows = inspection.rows
+        self.signed = {rows[k] for k in _spread(len(rows), SIGNS)}
 
     def _references(self) -> Iterator[alignment.Edges]:
         """Edges of some frames, as a reference for unrelated images and depth."""
@@ -277,6 +286,10 @@ class _Collector:
         # An odd stride samples every column.
         count = max(1, VALUES // len(self.inspection.rows))
         self.values.append(valid[:: max(1, len(valid) // count) | 1])
+        self.inspection.read.add(units.Summary.of_values(valid, pixels=depth.size))
+        if row in self.signed:
+            scale = self.inspection.opened.scale
+            self.inspection.signs.append(units.Signs.of(depth, scale=scale))
         self.fingerprints.add(row, frame.rgb)
 
     def finish(self) -> None:
@@ -333,11 +346,17 @@ def scene_of(source: Source, row: int) -> str | None:
 def _fingerprints_of_all(
     store: Store, progress: Progress | None
 ) -> duplicates.Fingerprints:
-    """The fingerprints of all frames of a store, read at the training size."""
+    """The fingerprints of all frames of a store, read at the training size.
+
+    Frames of damaged shards are left out.
+    """
     fingerprints, total = duplicates.Fingerprints(), len(store)
     for first in range(0, total, 64):
         rows = range(first, min(first + 64, total))
-        rgb, _ = store.gather(rows, depth=store.depths[0])
+        try:
+            rgb, _ = store.gather(rows, depth=store.depths[0])
+        except UserError:  # `Inspection.damaged` has the shard
+            continue
         for row, image in zip(rows, rgb, strict=True):
             fingerprints.add(row, image)
         if progress is not None:
@@ -390,6 +409,7 @@ def _depth_numbers(inspection: Inspection) -> dict[str, Any]:
     return {
         "kinds": list(inspection.source.truths),
         "stored_units_per_metre": inspection.opened.scale,
+        "valid": inspection.read.share,
         "min": min((low for low, _ in ranges), default=None),
         "median": float(np.median(values)) if len(values) else None,
         "max": max((high for _, high in ranges), default=None),

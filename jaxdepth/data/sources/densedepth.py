@@ -72,7 +72,7 @@ class DenseDepth:
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
         # True if any depth has 8 bits: the store then masks the extremes of no frame.
         self.eight_bit = any(eight for _, eight in sampled)
-        files.check_metres(
+        self.notes += files.check_metres(
             [depth for depth, _ in sampled],
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",

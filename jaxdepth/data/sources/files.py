@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
+from jaxdepth.data import units
+from jaxdepth.data.sources import BrokenFrame, arrays, check_unit, unit_is_checked
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, one_line
 
@@ -235,16 +236,43 @@ def kind_of(depths: Sequence[np.ndarray]) -> str:
     return "raw" if holes and np.mean(holes) > 0.001 else "filled"
 
 
-def check_metres(depths: Sequence[np.ndarray], *, where: str, hint: str) -> None:
-    """Apply `check_unit` to the valid pixels of sampled depth maps (0 = missing)."""
-    valid = np.concatenate([np.zeros(0), *(depth[depth > 0] for depth in depths)])
-    if len(valid):
-        check_unit(
-            float(np.median(valid)),
-            largest=float(valid.max()),
-            where=where,
-            hint=hint,
-        )
+def check_metres(
+    depths: Sequence[np.ndarray],
+    *,
+    where: str,
+    hint: str,
+    scale: float | None = None,
+    name: str = "",
+) -> list[str]:
+    """Apply `check_unit` to sampled depth maps in metres, 0 = missing.
+
+    Args:
+      scale: stored units per metre, with which they were read; None for a format that
+        holds metres.
+      name: path of a depth file in the data.
+
+    Returns: a note if they do not look like a room, or are encoded; none within
+      `any_unit`, where the caller decides.
+    """
+    summary = units.Summary()
+    for depth in depths:
+        summary.add(units.Summary.of(depth))
+    if not summary.valid or not unit_is_checked():
+        return []
+    whole = all(units.is_whole(depth, scale) for depth in depths)
+    signs = [units.Signs.of(depth, scale=scale) for depth in depths]
+    table = "" if scale is None else units.candidates(summary, scale=scale, whole=whole)
+    odd = units.oddity(summary) is not None
+    code = units.suspicion(signs, odd=odd, name=name)
+    check_unit(
+        summary.median,
+        largest=summary.largest,
+        where=where,
+        hint=hint,
+        listed="; ".join(text for text in (code, table) if text),
+    )
+    note = units.advice(summary, signs, scale=scale, whole=whole, name=name)
+    return [] if note is None else [note]
 
 
 def stamp(files: Iterable[Path]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdepth.data import units
 from jaxdepth.data.store.reader import MANIFEST
 from jaxdepth.runtime import atomic, locks
 from jaxdepth.runtime.errors import UserError
@@ -38,6 +39,7 @@ class Record:
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
       cameras: the distinct intrinsics of the kept frames, None if unknown.
+      read: kind of depth -> summary of all depth that was read, as a JSON object.
       full: stem of a full-size shard -> its rows.
       digests: of the images of the training shard, to recognise equal frames.
       files: name -> {"bytes", "sha256"}.
@@ -48,6 +50,7 @@ class Record:
     broken: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     unmasked: int = 0
     cameras: list[list[float] | None] = dataclasses.field(default_factory=list)
+    read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     full: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     digests: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -62,6 +65,8 @@ class Record:
         try:
             values = json.loads(text)
             broken = [(row, reason) for row, reason in values.pop("broken")]
+            for summary in values["read"].values():
+                units.Summary.from_dict(summary)
             return cls(**values, broken=broken)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
