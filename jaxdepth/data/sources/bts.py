@@ -81,6 +81,7 @@ class Bts:
             scale=self.scale,
             name=self.lines[0].depth.name,
         )
+        self.notes += files.orientation_notes([line.image for line in self.lines])
         self.notes += files.size_notes((line.image, line.depth) for line in self.lines)
 
     def frame(self, row: int) -> Frame:

@@ -77,6 +77,7 @@ class DenseDepth:
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
         )
+        self.notes += files.orientation_notes([row.image for row in self.rows])
         self.notes += files.size_notes((row.image, row.depth) for row in self.rows)
 
     def frame(self, row: int) -> Frame:

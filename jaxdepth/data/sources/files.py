@@ -34,6 +34,9 @@ MACHINE_ERRORS = frozenset(
 )  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
+ORIENTATION, UPRIGHT = 0x0112, 1  # tag of EXIF, and its default
+QUARTERS = (5, 6, 7, 8)  # orientations by a quarter turn
+ORIENTED = 256  # images whose EXIF is read for a note
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 T = TypeVar("T")
 Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
@@ -42,7 +45,8 @@ Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixel
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or an `.npy` file of colours, as RGB.
 
-    An array is (H, W, 3): uint8, or floating-point from 0 to 1.
+    An array is (H, W, 3): uint8, or floating-point from 0 to 1. An EXIF orientation is
+    not applied: depth comes from the sensor, too, and is stored as the sensor has it.
 
     Raises: BrokenFrame if the file can't be read, see `broken`; UserError for an array
       of another shape or range.
@@ -50,7 +54,33 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     if file.suffix.lower() == ".npy":
         return _as_colours(_array(file), file)
     with _opened(file) as image:
+        with contextlib.suppress(Exception):  # damaged EXIF, which `as_rgb` ignores
+            image.getexif()[ORIENTATION] = UPRIGHT
         return np.ascontiguousarray(images_lib.as_rgb(image))
+
+
+def orientation(file: Path) -> int:
+    """The EXIF orientation of an image file, 2 to 8; 1 (`UPRIGHT`) if it has none."""
+    if file.suffix.lower() in arrays.READERS:
+        return UPRIGHT
+    with contextlib.suppress(Exception), _opened(file) as image:
+        stored = image.getexif().get(ORIENTATION)
+        return stored if stored in range(1, 9) else UPRIGHT
+    return UPRIGHT
+
+
+def orientation_notes(images: Sequence[Path]) -> list[str]:
+    """A note if images have an EXIF orientation, by up to `ORIENTED` of them."""
+    rows = sorted({int(k) for k in np.linspace(0, len(images) - 1, ORIENTED)})
+    looked = [images[k] for k in rows] if images else []
+    turned = [file for file in looked if orientation(file) != UPRIGHT]
+    if not turned:
+        return []
+    return [
+        f"{len(turned)} of {len(looked)} images have an EXIF orientation, first "
+        f"{turned[0]}: image and depth are paired as their pixels are stored; "
+        "jaxdepth inspect-data shows whether they match"
+    ]
 
 
 def read_depth(file: Path) -> np.ndarray:
@@ -147,8 +177,19 @@ def match_size(
 
     Returns: the image at the size of `depth`, and its camera.
     Raises: UserError if depth is larger than its image or shows another view: its
-      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop).
+      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop);
+      or if the image has an EXIF orientation by a quarter turn, which may apply to its
+      depth: where sizes don't match as stored, or match either way, as squares do.
     """
+    square = depth.shape[0] == depth.shape[1]
+    if rgb.shape[:2] == depth.shape and not square:
+        return rgb, camera
+    if (square or _is_wide(rgb) != _is_wide(depth)) and orientation(image) in QUARTERS:
+        raise UserError(
+            f"{image} has EXIF orientation {orientation(image)}, a quarter turn, and "
+            f"the size of {depth_file} does not tell whether that is turned, too: save "
+            "the image as upright pixels, in the orientation of its depth"
+        )
     if rgb.shape[:2] == depth.shape:
         return rgb, camera
     sy, sx = (new / old for new, old in zip(depth.shape, rgb.shape[:2], strict=True))
@@ -175,6 +216,10 @@ def match_size(
         # Integer coordinates are pixel centres, not corners.
         camera = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
     return rgb, camera
+
+
+def _is_wide(pixels: np.ndarray) -> bool:
+    return pixels.shape[1] > pixels.shape[0]
 
 
 def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:

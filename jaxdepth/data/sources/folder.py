@@ -223,6 +223,7 @@ class Folder:
             scale=self.scale,
             name="/".join(file.parts[-2:]),
         )
+        self.notes += files.orientation_notes([frame.image for frame in self.frames])
         self.notes += files.size_notes(
             (frame.image, next(iter(self._depth_files(frame).values())))
             for frame in self.frames

@@ -75,6 +75,9 @@ class Tum:
             scale=self.scale,
             name=self.matches[0].depth,
         )
+        self.notes += files.orientation_notes(
+            [self._root.path(match.image) for match in self.matches]
+        )
         self.notes += files.size_notes(
             (self._root.path(m.image), self._root.path(m.depth)) for m in self.matches
         )
