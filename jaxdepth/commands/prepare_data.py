@@ -22,10 +22,12 @@ from jaxdepth import config
 from jaxdepth.commands import cli
 from jaxdepth.config import Auto
 from jaxdepth.data import checks
+from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import remote, staging
-from jaxdepth.data.store.reader import is_store
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import terminal
@@ -132,6 +134,9 @@ def command(argv: Sequence[str]) -> int:
         _print_summary(manifest, out, counter)
     for kind in manifest["depths"]:
         logger.info("%s", checks.read_line(manifest, kind, where=path))
+    written = source if remote.is_remote(out) else Stored(Store.open(out))
+    if (problem := findings.misalignment(written, where=path)) is not None:
+        logger.warning("%s", problem)
     logger.info("train on it: %s", training_command(manifest, out))
     return cli.OK
 

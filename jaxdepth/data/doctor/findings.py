@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
@@ -10,8 +11,15 @@ from jaxtyping import Float
 
 from jaxdepth.data import units
 from jaxdepth.data.doctor import alignment
-from jaxdepth.data.doctor.measurements import Inspection, complete_splits, scene_of
+from jaxdepth.data.doctor.measurements import (
+    Inspection,
+    Opened,
+    complete_splits,
+    sample,
+    scene_of,
+)
 from jaxdepth.data.nyu import splits
+from jaxdepth.data.sources import Source
 from jaxdepth.data.sources.stored import Stored
 
 Level = Literal["problem", "warning", "ok"]
@@ -42,6 +50,22 @@ class Finding:
     def __str__(self) -> str:
         tail = f": {self.advice}" if self.advice else ""
         return f"{self.level:7}  {self.what}: {self.evidence}{tail}"
+
+
+def misalignment(source: Source, *, where: str, frames: int = 16) -> str | None:
+    """What is wrong with the alignment of image and depth in a sample, in one line.
+
+    Args:
+      where: path of the data, for a command that shows more.
+
+    Returns: None for depth that matches its image, or that can't be compared with it.
+    """
+    inspection, _ = sample(Opened(source), frames=frames)
+    wrong = [line for line in _alignment(inspection) if line.level == "problem"]
+    if not wrong:
+        return None
+    more = f"jaxdepth inspect-data {shlex.quote(where)} shows more"
+    return f"{wrong[0].what}: {wrong[0].evidence}: {more}"
 
 
 def of(inspection: Inspection) -> list[Finding]:

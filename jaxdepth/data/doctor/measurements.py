@@ -214,6 +214,25 @@ def inspect(
     with their checksums.
     """
     source, total = opened.source, len(opened.source.infos)
+    inspection, fingerprints = sample(opened, frames=frames, progress=progress)
+    inspection.sheet = _sheet(inspection)
+    if isinstance(source, Stored):
+        inspection.damaged = source.store.damaged(progress)
+        fingerprints = _fingerprints_of_all(source.store, progress)
+    inspection.compared = len(fingerprints)
+    report = functools.partial(progress, "comparing images") if progress else None
+    for name, split in complete_splits(source).items():
+        pairs = fingerprints.copies(split["eval"], split["train"], report)
+        inspection.copies[name] = pairs
+    inspection.copies[None] = fingerprints.copies(range(total), None, report)
+    return inspection
+
+
+def sample(
+    opened: Opened, *, frames: int, progress: Progress | None = None
+) -> tuple[Inspection, duplicates.Fingerprints]:
+    """The measurements of single frames, as in `inspect`, and their fingerprints."""
+    source, total = opened.source, len(opened.source.infos)
     inspection = Inspection(opened, _spread(total, frames or total))
     collector = _Collector(inspection)
     for done, row in enumerate(inspection.rows, 1):
@@ -227,18 +246,7 @@ def inspect(
         if progress is not None:
             progress(f"inspecting {source.name}", done, len(inspection.rows))
     collector.finish()
-    inspection.sheet = _sheet(inspection)
-    fingerprints = collector.fingerprints
-    if isinstance(source, Stored):
-        inspection.damaged = source.store.damaged(progress)
-        fingerprints = _fingerprints_of_all(source.store, progress)
-    inspection.compared = len(fingerprints)
-    report = functools.partial(progress, "comparing images") if progress else None
-    for name, split in complete_splits(source).items():
-        pairs = fingerprints.copies(split["eval"], split["train"], report)
-        inspection.copies[name] = pairs
-    inspection.copies[None] = fingerprints.copies(range(total), None, report)
-    return inspection
+    return inspection, collector.fingerprints
 
 
 class _Collector:

@@ -552,3 +552,21 @@ def test_the_most_severe_findings_come_first():
     levels = [line.level for line in findings.of(inspection)]
     assert levels == sorted(levels, key=["problem", "warning", "ok"].index)
     assert levels[0] == "problem" and "ok" in levels
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda k, d: d, None),
+        (lambda k, d: d[:, ::-1], "depth is mirrored relative to its image"),
+        (lambda k, d: np.roll(d, (4, 8), (0, 1)), "depth is shifted by "),
+    ],
+)
+def test_misalignment_of_a_sample_is_one_line(change, problem):
+    line = findings.misalignment(changed(painted_source(20), change), where="my data")
+    if problem is None:
+        assert line is None
+    else:
+        assert line is not None and f"alignment: {problem}" in line
+        assert "over 16 frames" in line
+        assert line.endswith(": jaxdepth inspect-data 'my data' shows more")
