@@ -146,8 +146,7 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
     if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
-        values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
-        values["depth_code"] = "plain"
+        values |= {"data_format": "auto", "protocol": "auto", **dataset.DEPTH_OPTIONS}
         if config.data == "rooms":  # evaluation needs no training rooms
             values["rooms"] = 1
     elif config.data is not None:

@@ -48,6 +48,16 @@ class InspectConfig:
     depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
     """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
     bytes."""
+    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
+    """What depth files measure: distance from the plane of the camera, or along the ray
+    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
+    depth_fx: float | None = flag(None, above=0)
+    """Focal length for --depth_kind, in pixels of the depth maps."""
+    baseline: float | None = flag(None, above=0)
+    """Distance between the cameras of --depth_kind=disparity, metres."""
+    doffs: float = 0.0
+    """Difference of their principal points, pixels: depth = depth_fx * baseline /
+    (disparity + doffs)."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     json: str | None = None
@@ -70,6 +80,10 @@ def command(argv: Sequence[str]) -> int:
     options = ReadOptions(
         depth_scale=config.depth_scale,
         depth_code=config.depth_code,
+        depth_kind=config.depth_kind,
+        depth_fx=config.depth_fx,
+        baseline=config.baseline,
+        doffs=config.doffs,
         allow_outside=config.allow_outside,
     )
     opened = measurements.open_data(

@@ -28,6 +28,7 @@ SCALES = (1.0, 100.0, 256.0, 1000.0, 4000.0, 5000.0, 6553.5, 8000.0, 10000.0)
 BINS = 256  # of a summary, per factor of two: its median is exact to 0.2 %
 DISPARITY = re.compile(r"(?<![a-z])disp(arit(y|ies))?(?![a-z])")
 Code = Literal["plain", "sunrgbd", "swapped"]
+Kind = Literal["planar", "ray", "disparity"]
 
 
 def decode(values: np.ndarray, code: str, *, where: Any) -> np.ndarray:
@@ -54,6 +55,69 @@ def decode(values: np.ndarray, code: str, *, where: Any) -> np.ndarray:
 
 def _rotated_right(values: UInt16[np.ndarray, "*n"]) -> UInt16[np.ndarray, "*n"]:
     return (values >> 3) | (values << 13)
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What values measure, and the camera values that make them planar depth.
+
+    Planar depth is the distance from the plane of the camera, as sensors store it.
+
+    Attributes:
+      kind: "planar"; "ray": distance along the ray, as renderers store it; or
+        "disparity".
+      fx: focal length in pixels of the depth map.
+      baseline: distance between the two cameras, metres.
+      doffs: difference of their principal points, pixels (Middlebury's calib.txt).
+    """
+
+    kind: Kind = "planar"
+    fx: float | None = None
+    baseline: float | None = None
+    doffs: float = 0.0
+
+    def check(self) -> None:
+        """Raise UserError unless exactly the values that `kind` needs are given."""
+        given = {"depth_fx": self.fx, "baseline": self.baseline, "doffs": self.doffs}
+        needed = {"planar": [], "ray": ["depth_fx"]}
+        needed |= {"disparity": ["depth_fx", "baseline"]}
+        for name in needed[self.kind]:
+            if not given[name]:
+                raise UserError(f"--depth_kind={self.kind} needs --{name}: give it")
+        used = [*needed[self.kind], *(["doffs"] if self.kind == "disparity" else [])]
+        for name, value in given.items():
+            if value and name not in used:
+                raise UserError(
+                    f"--{name}={value:g}: --depth_kind={self.kind} does not use it; "
+                    "leave it out"
+                )
+
+    def planar(self, values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
+        """Planar depth in metres, float32, 0 = missing.
+
+            ray:        d f / sqrt(u^2 + v^2 + f^2), u and v from the image's centre
+            disparity:  f baseline / (disparity + doffs)
+
+        Args:
+          values: metres, or disparity in pixels; 0 = missing.
+        """
+        if self.kind == "planar":
+            return values
+        assert self.fx is not None
+        if self.kind == "ray":
+            depth = values * self.fx / ray_lengths(values.shape, self.fx)
+        else:
+            assert self.baseline is not None
+            moved = values.astype(np.float64) + self.doffs
+            near = np.where((values > 0) & (moved > 0), moved, np.inf)
+            depth = self.fx * self.baseline / near
+        return depth.astype(np.float32)
+
+
+def ray_lengths(shape: tuple[int, ...], fx: float) -> Float[np.ndarray, "h w"]:
+    """sqrt(u^2 + v^2 + fx^2) of every pixel, pixels; u and v from the centre."""
+    v, u = (np.arange(n) - (n - 1) / 2 for n in shape)
+    return np.sqrt(u[None] ** 2 + v[:, None] ** 2 + fx**2)
 
 
 @dataclasses.dataclass

@@ -218,3 +218,58 @@ def test_a_store_without_depth_in_range_lists_the_candidates(maps, tmp_path):
     source = open_source(tmp_path / "data")
     with pytest.raises(UserError, match=r"within --max_depth .* 10000: [\d.]+ m \*"):
         writer.write(source, tmp_path / "s", size=(24, 32), max_depth=3.0)
+
+
+def test_distance_along_the_ray_becomes_planar(maps, tmp_path):
+    """Every pixel by itself: d = z |(u, v, f)| / f."""
+    height, width = maps[0].shape
+    rays = []
+    for values in maps:
+        ray = np.zeros(values.shape, np.float32)
+        for y in range(height):
+            for x in range(width):
+                u, v = x - (width - 1) / 2, y - (height - 1) / 2
+                z = float(values[y, x]) / 1000
+                ray[y, x] = z * (u * u + v * v + 70.0**2) ** 0.5 / 70.0
+        rays.append(ray)
+    write(tmp_path, maps)
+    for k, ray in enumerate(rays):
+        (tmp_path / "depth" / f"{k}.png").unlink()
+        np.save(tmp_path / "depth" / f"{k}.npy", ray)
+    options = ReadOptions(depth_kind="ray", depth_fx=70.0)
+    (depth,) = open_source(tmp_path, options=options).frame(1).depths.values()
+    np.testing.assert_allclose(depth, maps[1] / 1000, rtol=1e-5)
+
+
+@pytest.mark.parametrize("doffs", [0.0, 12.5])
+def test_disparity_becomes_depth(maps, doffs, tmp_path):
+    """Disparity in 1/256 pixel, as KITTI stores it."""
+    metres = maps[1] / 1000
+    with np.errstate(divide="ignore"):
+        disparity = np.where(metres > 0, 400 * 0.25 / metres - doffs, 0)
+    stored = np.round(disparity * 256).astype(np.uint16)
+    write(tmp_path, [stored] * 2, name="disparity")
+    options = ReadOptions(
+        depth_kind="disparity", depth_fx=400.0, baseline=0.25, doffs=doffs,
+        depth_scale=256.0,
+    )  # fmt: skip
+    source = open_source(tmp_path, options=options)
+    (depth,) = source.frame(1).depths.values()
+    np.testing.assert_allclose(depth, metres, rtol=1e-3)
+    assert (depth[maps[1] == 0] == 0).all()
+    assert not any("disparity" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth_kind": "ray"}, "--depth_kind=ray needs --depth_fx"),
+        ({"depth_kind": "disparity", "depth_fx": 5.0}, "needs --baseline"),
+        ({"depth_fx": 5.0}, "--depth_fx=5: --depth_kind=planar does not use it"),
+        ({"depth_kind": "ray", "depth_fx": 5.0, "doffs": 1.0}, "--doffs=1: "),
+    ],
+)
+def test_camera_values_that_are_missing_or_unused(options, message, maps, tmp_path):
+    write(tmp_path, maps)
+    with pytest.raises(UserError, match=message):
+        open_source(tmp_path, options=ReadOptions(**options))

@@ -70,6 +70,7 @@ class ReadOptions:
     Attributes:
       depth_scale: stored units per metre, for depth that is stored in other units.
       depth_code: how 16-bit values are encoded, see `units.decode`.
+      depth_kind, depth_fx, baseline, doffs: see `units.Geometry`.
       every: keep one frame in `every` of a recorded sequence.
       doubles: "drop" leaves out frames of a raw dump whose image is matched by more
         than one depth map (the paper, section 4), "keep" keeps them.
@@ -81,12 +82,21 @@ class ReadOptions:
 
     depth_scale: float | None = None
     depth_code: units.Code = "plain"
+    depth_kind: units.Kind = "planar"
+    depth_fx: float | None = None
+    baseline: float | None = None
+    doffs: float = 0.0
     every: int = 1
     doubles: Literal["drop", "keep"] = "drop"
     max_gap: float | None = None
     variant: Literal["B", "A"] = "B"
     fill: Literal["none", "colorization", "cross_bf"] = "none"
     allow_outside: bool = False
+
+    @property
+    def geometry(self) -> units.Geometry:
+        """What depth files measure."""
+        return units.Geometry(self.depth_kind, self.depth_fx, self.baseline, self.doffs)
 
 
 @runtime_checkable
@@ -254,6 +264,7 @@ def open_source(
                 f"--{field.name}={value}: format {data_format} does not use it; leave "
                 "it out"
             )
+    options.geometry.check()
     return chosen(path, options)
 
 

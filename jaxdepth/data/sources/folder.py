@@ -1,5 +1,6 @@
 """A folder of image and depth files, paired by lists or by name; or one list."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +44,17 @@ class Folder:
     Depth in metres is the stored value, decoded by `depth_code`, / `depth_scale`
     (default 1000 for 16-bit PNG, 1 for npy and floating-point images). Values that are
     0, negative, NaN or infinite are missing, and so are those that a mask clears. 8-bit
-    PNG requires a `depth_scale`.
+    PNG requires a `depth_scale`. Distance along the ray and disparity (stored value /
+    `depth_scale`, default 1, in pixels) become planar depth, see `units.Geometry`.
     """
 
     format = "folder"
-    OPTIONS = frozenset({"depth_scale", "depth_code", "allow_outside"})
+    OPTIONS = frozenset(
+        {
+            "depth_scale", "depth_code", "depth_kind", "depth_fx", "baseline", "doffs",
+            "allow_outside",
+        }
+    )  # fmt: skip
     truths: tuple[str, ...] = ("filled",)
 
     @staticmethod
@@ -63,6 +70,7 @@ class Folder:
         self.name = files.name_of(path)
         self.depth_scale = options.depth_scale
         self.depth_code = options.depth_code
+        self.geometry = options.geometry
         self.notes: list[str] = []
         self.frames = self._read(options.allow_outside)
         self.eight_bit = False
@@ -90,7 +98,8 @@ class Folder:
                     "both"
                 )
             rgb, camera = files.match_size(rgb, depths[kind], entry.image, file, camera)
-        return Frame(rgb, **depths, intrinsics=camera, unit=self.depth_scale or 1000.0)
+        unit = 1000.0 if self.scale is None else self.depth_scale or 1000.0
+        return Frame(rgb, **depths, intrinsics=camera, unit=unit)
 
     def fingerprint(self) -> dict[str, Any]:
         every = [f for frame in self.frames for f in frame[1:5] if f is not None]
@@ -98,6 +107,7 @@ class Folder:
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
             "depth_code": self.depth_code,
+            "geometry": dataclasses.asdict(self.geometry),
             "parts": [frame.part for frame in self.frames],
             **files.stamp(every),
         }
@@ -183,14 +193,15 @@ class Folder:
         """
         values = units.decode(files.read_depth(file), self.depth_code, where=file)
         eight_bit = values.dtype == np.uint8
-        if eight_bit and self.depth_scale is None:
+        pixels = self.geometry.kind == "disparity"
+        if eight_bit and self.depth_scale is None and not pixels:
             raise UserError(
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
         npy = file.suffix.lower() in (".npy", ".npz") or values.dtype.kind == "f"
-        scale = self.depth_scale or (1.0 if npy else 1000.0)
-        metres = files.to_metres(values, scale)
+        scale = self.depth_scale or (1.0 if npy or pixels else 1000.0)
+        metres = self.geometry.planar(files.to_metres(values, scale))
         if mask is not None:
             metres = listed.masked(metres, files.read_mask(mask), mask)
         return metres, scale, eight_bit
@@ -214,14 +225,15 @@ class Folder:
         depths = [both[0][0] for both in sampled]
         both = with_filled == len(self.frames)
         self.truths = ("filled", "raw") if both else (files.kind_of(depths),)
-        self.scale = sampled[0][0][1]
+        pixels = self.geometry.kind == "disparity"
+        self.scale = None if pixels else sampled[0][0][1]
         file = next(iter(self._depth_files(self.frames[0]).values()))
         self.notes += files.check_metres(
             depths,
             where=str(self.path),
             hint="give --depth_scale=UNITS_PER_METRE",
             scale=self.scale,
-            name="/".join(file.parts[-2:]),
+            name="" if pixels else "/".join(file.parts[-2:]),
         )
         self.notes += files.orientation_notes([frame.image for frame in self.frames])
         self.notes += files.size_notes(
