@@ -81,6 +81,19 @@ class DataConfig:
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
+    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
+    bytes."""
+    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
+    """What depth files measure: distance from the plane of the camera, or along the ray
+    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
+    depth_fx: float | None = flag(None, above=0)
+    """Focal length for --depth_kind, in pixels of the depth maps."""
+    baseline: float | None = flag(None, above=0)
+    """Distance between the cameras of --depth_kind=disparity, metres."""
+    doffs: float = 0.0
+    """Difference of their principal points, pixels: depth = depth_fx * baseline /
+    (disparity + doffs)."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     depth: Literal["filled", "raw"] = "filled"
@@ -287,6 +300,9 @@ class EvaluateConfig:
     """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] | None = None
+    """How 16-bit depth is encoded, see jaxdepth run; default: as the run read its data,
+    plain for other data."""
     split: Literal["auto", "official", "tune", "report", "all"] = "auto"
     """Split whose evaluation frames are scored; all: every frame; auto: the split of
     the run, or the data's own."""

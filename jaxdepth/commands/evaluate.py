@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Flags that override the run's flags.
 _OVERRIDES = (
     "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
-    "depth_scale",
+    "depth_scale", "depth_code",
 )  # fmt: skip
 # Columns of --per_image that describe the evaluation, in addition to the protocol.
 _CONDITIONS = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
@@ -146,7 +146,7 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
     if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
-        values |= {"data_format": "auto", "depth_scale": None, "protocol": "auto"}
+        values |= {"data_format": "auto", "protocol": "auto", **dataset.DEPTH_OPTIONS}
         if config.data == "rooms":  # evaluation needs no training rooms
             values["rooms"] = 1
     elif config.data is not None:

@@ -45,6 +45,19 @@ class InspectConfig:
     """Format of the data; auto: recognised by content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
+    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
+    bytes."""
+    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
+    """What depth files measure: distance from the plane of the camera, or along the ray
+    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
+    depth_fx: float | None = flag(None, above=0)
+    """Focal length for --depth_kind, in pixels of the depth maps."""
+    baseline: float | None = flag(None, above=0)
+    """Distance between the cameras of --depth_kind=disparity, metres."""
+    doffs: float = 0.0
+    """Difference of their principal points, pixels: depth = depth_fx * baseline /
+    (disparity + doffs)."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     json: str | None = None
@@ -65,7 +78,13 @@ def command(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Findings do not change it."""
     config = flags_lib.parse(InspectConfig, argv, prog=PROG)
     options = ReadOptions(
-        depth_scale=config.depth_scale, allow_outside=config.allow_outside
+        depth_scale=config.depth_scale,
+        depth_code=config.depth_code,
+        depth_kind=config.depth_kind,
+        depth_fx=config.depth_fx,
+        baseline=config.baseline,
+        doffs=config.doffs,
+        allow_outside=config.allow_outside,
     )
     opened = measurements.open_data(
         config.data, data_format=config.data_format, options=options
@@ -77,6 +96,7 @@ def command(argv: Sequence[str]) -> int:
     inspection = measurements.inspect(opened, frames=config.frames, progress=progress)
     numbers, lines = measurements.numbers(inspection), findings.of(inspection)
     _print(numbers, lines)
+    logger.info("%s", _depth_line(inspection))
     if config.json:
         listed = [dataclasses.asdict(line) for line in lines]
         write_json(config.json, {"findings": listed, **numbers})
@@ -99,6 +119,11 @@ def _check_outputs(config: InspectConfig, out: Path, source: Source) -> None:
         output_files.check_ours(out / name, plots.MAKER, flag="out")
     if config.export:
         export.check(source, Path(config.export), config.depth)
+
+
+def _depth_line(inspection: measurements.Inspection) -> str:
+    frames = f"{len(inspection.frames)} of {len(inspection.source.infos)} frames"
+    return f"\n{inspection.source.truths[0]} depth: {inspection.read} ({frames})"
 
 
 def _print(numbers: dict[str, Any], lines: Sequence[findings.Finding]) -> None:

@@ -21,10 +21,13 @@ from typing import Any, Literal
 from jaxdepth import config
 from jaxdepth.commands import cli
 from jaxdepth.config import Auto
+from jaxdepth.data import checks
+from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
+from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import remote, staging
-from jaxdepth.data.store.reader import is_store
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import terminal
@@ -51,6 +54,19 @@ class PrepareConfig:
     """Format of SOURCE; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
+    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
+    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
+    bytes."""
+    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
+    """What depth files measure: distance from the plane of the camera, or along the ray
+    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
+    depth_fx: float | None = flag(None, above=0)
+    """Focal length for --depth_kind, in pixels of the depth maps."""
+    baseline: float | None = flag(None, above=0)
+    """Distance between the cameras of --depth_kind=disparity, metres."""
+    doffs: float = 0.0
+    """Difference of their principal points, pixels: depth = depth_fx * baseline /
+    (disparity + doffs)."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
     every: int = flag(1, at_least=1)
@@ -126,6 +142,11 @@ def command(argv: Sequence[str]) -> int:
         workers = choose_workers(job) if flags.workers == "auto" else flags.workers
         manifest = job.write(out, workers=workers, progress=counter)
         _print_summary(manifest, out, counter)
+    for kind in manifest["depths"]:
+        logger.info("%s", checks.read_line(manifest, kind, where=path))
+    written = source if remote.is_remote(out) else Stored(Store.open(out))
+    if (problem := findings.misalignment(written, where=path)) is not None:
+        logger.warning("%s", problem)
     logger.info("train on it: %s", training_command(manifest, out))
     return cli.OK
 

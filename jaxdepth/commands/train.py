@@ -23,7 +23,10 @@ from jaxdepth.commands import cli
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.scorer import Scorer
 from jaxdepth.config import Config
-from jaxdepth.data import dataset, pipeline
+from jaxdepth.data import checks, dataset, pipeline
+from jaxdepth.data.doctor import findings
+from jaxdepth.data.sources.stored import Stored
+from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
@@ -249,6 +252,7 @@ def _open_data(
     data = dataset.open_data(config, progress=terminal.Counter())
     config = config_lib.resolve_steps(config, train_images=len(data.train_rows))
     config = config.replace(split=_split_flag(data), depth=data.depth)
+    _check_data(data.train, data.depth, path=config.data.path)
     for line in data.notes:
         logger.info("note: %s", line)
     results: dict[str, Any] = {"evaluations": []}
@@ -269,6 +273,15 @@ def _open_data(
         for size in data.evaluation.full_sizes(data.eval_rows):
             protocols.check_frame(protocol, size)
     return session
+
+
+def _check_data(store: Store, depth: str, *, path: str) -> None:
+    """Log what was read, and the cheap checks of `jaxdepth inspect-data`."""
+    logger.info("%s", checks.depth_line(store, depth, where=path))
+    if path == "rooms":  # rendered
+        return
+    if (problem := findings.misalignment(Stored(store), where=path)) is not None:
+        logger.warning("%s", problem)
 
 
 def _write_config(session: Session) -> None:

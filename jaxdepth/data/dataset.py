@@ -20,6 +20,12 @@ from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 MAX_SQUEEZE = 0.05  # share by which a frame's aspect may change: sizes are rounded
+# The flags that say how depth files are read, with their defaults.
+DEPTH_OPTIONS = {
+    field.name: field.default
+    for field in dataclasses.fields(ReadOptions)
+    if field.name.startswith("depth_") or field.name in ("baseline", "doffs")
+}
 CHUNK = 64  # frames gathered at a time where all of them are read
 
 
@@ -73,7 +79,8 @@ def open_store(
         cache_dir=Path(data.cache_dir).expanduser(),
         data_format=data.data_format,
         options=ReadOptions(
-            depth_scale=data.depth_scale, allow_outside=data.allow_outside
+            allow_outside=data.allow_outside,
+            **{name: getattr(data, name) for name in DEPTH_OPTIONS},
         ),
         progress=progress,
     )
@@ -93,14 +100,16 @@ def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> 
 def open_other(config: Config, path: str, *, progress: Callable | None = None) -> Store:
     """Data that evaluate alone: all frames kept at full size.
 
-    What the flags say of the training data's format is not said of these; a scale of
-    depth holds for both where these have a use for one.
+    What the flags say of the training data's format is not said of these; a scale and
+    a code of depth hold for both where these have a use for them.
     """
     packed = is_remote(path) or is_store(path)
-    scale = config.data.depth_scale
-    if packed or not takes(path, "depth_scale"):
-        scale = None
-    config = config.replace(data_format="auto", depth_scale=scale)
+    unused = {
+        name: default
+        for name, default in DEPTH_OPTIONS.items()
+        if packed or not takes(path, name)
+    }
+    config = config.replace(data_format="auto", **unused)
     return open_store(config, path, keep_full="all", progress=progress)
 
 

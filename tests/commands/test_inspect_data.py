@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_a_wrong_unit_is_a_finding_and_not_an_error(pairs, tmp_path, output):
     out = f"--out={tmp_path / 'o'}"
     inspect(pairs, out, "--depth_scale=10")
     line = next(line for line in output if line.startswith("problem  unit"))
-    assert "values look like millimetres" in line and "--depth_scale=1000" in line
+    assert "10 (as read)" in line and re.search(r"[ ,]1000: \d\.\d+ m \*", line)
+    shown = r"\n(filled|raw) depth: [\d.]+% valid, .* \(8 of 8 frames\)"
+    assert any(re.fullmatch(shown, line) for line in output)
 
 
 def test_frames_are_exported(pairs, tmp_path, output):

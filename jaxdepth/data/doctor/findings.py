@@ -2,31 +2,28 @@
 
 import dataclasses
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
 
+from jaxdepth.data import units
 from jaxdepth.data.doctor import alignment
-from jaxdepth.data.doctor.measurements import Inspection, complete_splits, scene_of
+from jaxdepth.data.doctor.measurements import (
+    Inspection,
+    Opened,
+    complete_splits,
+    sample,
+    scene_of,
+)
 from jaxdepth.data.nyu import splits
+from jaxdepth.data.sources import Source
 from jaxdepth.data.sources.stored import Stored
 
 Level = Literal["problem", "warning", "ok"]
-# Plausible median depth of rooms, metres: NYU's training frames 2.4, a desk 0.8.
-ROOMS = (0.6, 8.0)
-ROOM = 2.5  # typical median, metres
-SMALL_ROOM = 1.2  # metres; smallest 99th percentile of depth in a room
-# Stored units per metre of common units of depth.
-UNITS = {
-    "metres": 1.0,
-    "8-bit codes of which 255 is 10 m": 25.5,
-    "centimetres": 100.0,
-    "millimetres": 1000.0,
-    "1/5000 m, as in TUM RGB-D": 5000.0,
-    "tenths of a millimetre": 10000.0,
-}
+ROOM = 2.5  # metres; typical median of rooms
 LEVELS = 256  # distinct values of 8 bits
 COARSE = 0.015  # metres; steps of this size affect the metrics
 REACH = 10.0  # metres; the default of --max_depth, beyond which depth is ignored
@@ -55,6 +52,22 @@ class Finding:
         return f"{self.level:7}  {self.what}: {self.evidence}{tail}"
 
 
+def misalignment(source: Source, *, where: str, frames: int = 16) -> str | None:
+    """What is wrong with the alignment of image and depth in a sample, in one line.
+
+    Args:
+      where: path of the data, for a command that shows more.
+
+    Returns: None for depth that matches its image, or that can't be compared with it.
+    """
+    inspection, _ = sample(Opened(source), frames=frames)
+    wrong = [line for line in _alignment(inspection) if line.level == "problem"]
+    if not wrong:
+        return None
+    more = f"jaxdepth inspect-data {shlex.quote(where)} shows more"
+    return f"{wrong[0].what}: {wrong[0].evidence}: {more}"
+
+
 def of(inspection: Inspection) -> list[Finding]:
     """All findings of an inspection, the most severe first."""
     rules: Sequence[Callable[[Inspection], Iterator[Finding]]] = (
@@ -65,54 +78,15 @@ def of(inspection: Inspection) -> list[Finding]:
     return sorted(every, key=lambda finding: get_args(Level).index(finding.level))
 
 
-def guess_unit(median: float, *, whole: bool, largest: float) -> str | None:
-    """The unit that brings a median of stored values closest to that of rooms.
-
-    Args:
-      median: of the stored values.
-      whole: whether all stored values are integers.
-      largest: of the stored values.
-
-    Returns: a name in `UNITS`; None if no unit gives a plausible median.
-    """
-    medians = {name: median / units for name, units in UNITS.items()}
-    if not whole or largest > 255:
-        del medians["8-bit codes of which 255 is 10 m"]
-    names = [name for name, m in medians.items() if ROOMS[0] <= m <= ROOMS[1]]
-    return min(names, key=lambda n: abs(math.log(medians[n] / ROOM)), default=None)
+def _is_odd(inspection: Inspection) -> bool:
+    """Whether depth as read does not look like a room."""
+    return units.oddity(inspection.read) is not None
 
 
-@dataclasses.dataclass(frozen=True)
-class DepthUnit:
-    """The unit of the depth.
-
-    Attributes:
-      scale: stored units per metre with which depth was read.
-      plausible: whether the median, read with this scale, is plausible for rooms.
-      name: in `UNITS`, a unit that gives a plausible median if `scale` does not.
-    """
-
-    scale: float
-    plausible: bool
-    name: str | None
-
-    @property
-    def factor(self) -> float:
-        """The factor from depth as read to metres in that unit."""
-        return self.scale / UNITS[self.name] if self.name else 1.0
-
-
-def unit_of(inspection: Inspection) -> DepthUnit:
-    """The unit of the sampled depth. Needs at least one value."""
-    values, median = inspection.values, float(np.median(inspection.values))
-    fixed_scale = 1000.0 if isinstance(inspection.source, Stored) else 1.0
-    scale = inspection.opened.scale or fixed_scale
-    if ROOMS[0] <= median <= ROOMS[1]:
-        return DepthUnit(scale, True, None)
-    stored = values.astype(np.float64) * scale
-    whole = bool((np.abs(stored - np.round(stored)) < 0.02).all())
-    unit = guess_unit(median * scale, whole=whole, largest=float(stored.max()))
-    return DepthUnit(scale, False, unit)
+def _factor(inspection: Inspection) -> float:
+    """From depth as read to metres; to a typical median if it can't be metres."""
+    median = inspection.read.median
+    return 1.0 if units.ROOM[0] <= median <= units.ROOM[1] else ROOM / median
 
 
 def _unit(inspection: Inspection) -> Iterator[Finding]:
@@ -121,7 +95,6 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
     values, scale = inspection.values, inspection.opened.scale
     if not len(values):
         return
-    unit = unit_of(inspection)
     low, median, high, top = (float(np.percentile(values, p)) for p in (0, 50, 99, 100))
     span = f"{low:.3g} to {top:.3g} m, median {median:.3g} m"
     if scale:
@@ -129,31 +102,31 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
             f"stored values {low * scale:.5g} to {top * scale:.5g}, median "
             f"{median * scale:.5g}, at {scale:g} per metre a median of {median:.3g} m"
         )
-    if unit.plausible:
+    odd = units.oddity(inspection.read)
+    code = units.suspicion(inspection.signs, odd=odd is not None)
+    if odd is None and code is None:
         evidence = f"{span}, plausible for rooms; 99 % is below {high:.3g} m"
         yield Finding("ok", "unit", evidence)
-    elif unit.name is None:
-        level = "problem" if median > 100 or top < 0.1 else "warning"
-        evidence = f"{span}; 1 to 5 m is usual in rooms"
-        advice = f"find out the unit of these data; {_rescaled(inspection, None)}"
-        yield Finding(level, "unit", evidence, advice)
-    else:
-        level = "problem" if high < SMALL_ROOM or median > 100 else "warning"
-        name, metres = unit.name, median * unit.factor
-        evidence = (
-            f"values look like {name}: {span}, 99 % below {high:.3g} m; as {name} the "
-            f"median is {metres:.3g} m, plausible for rooms"
-        )
-        yield Finding(level, "unit", evidence, _rescaled(inspection, UNITS[name]))
+        return
+    wrong = code is not None or median > 100 or top < units.SMALL_ROOM
+    evidence = "; ".join([span, *(text for text in (odd, code) if text)])
+    yield Finding(
+        "problem" if wrong else "warning", "unit", evidence, _read_by(inspection)
+    )
 
 
-def _rescaled(inspection: Inspection, units: float | None) -> str:
-    """Advice on how to read the data with another scale."""
+def _read_by(inspection: Inspection) -> str:
+    """Advice on how to read the data with another unit."""
+    scale = inspection.opened.scale
     if isinstance(inspection.source, Stored):
-        return "prepare the store again with the right --depth_scale"
-    if inspection.opened.scale is None:
-        return f"data of format {inspection.source.format} hold metres: convert them"
-    return f"give --depth_scale={units:g}" if units else "then give --depth_scale"
+        how = "prepare the store again with another --depth_scale"
+    elif scale is None:
+        how = f"data of format {inspection.source.format} hold metres, convert them"
+    else:
+        how = "choose --depth_scale"
+    whole = units.is_whole(inspection.values, scale)
+    table = units.candidates(inspection.read, scale=scale or 1.0, whole=whole)
+    return f"{how}; {table}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +170,7 @@ def steps_of(values: Float[np.ndarray, "n"]) -> Steps:
 def _steps(inspection: Inspection) -> Iterator[Finding]:
     if not len(inspection.values):
         return
-    steps = steps_of(inspection.values * np.float32(unit_of(inspection).factor))
+    steps = steps_of(inspection.values * np.float32(_factor(inspection)))
     pixels = len(inspection.values)
     evidence = f"{steps.distinct:,} distinct depths in {pixels:,} pixels"
     eight_bit, few = inspection.source.eight_bit, steps.distinct <= LEVELS
@@ -251,9 +224,9 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
 
 
 def _far(inspection: Inspection) -> Iterator[Finding]:
-    if not len(inspection.values):
+    if not len(inspection.values) or _is_odd(inspection):
         return
-    far = float(np.mean(inspection.values * unit_of(inspection).factor > REACH))
+    far = float(np.mean(inspection.values > REACH))
     if far > 0.01:
         advice = "--max_depth removes it: raise --max_depth if these are not rooms"
         yield Finding("warning", "far depth", f"{far:.1%} beyond {REACH:g} m", advice)

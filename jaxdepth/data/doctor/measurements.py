@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdepth.data import units
 from jaxdepth.data.doctor import alignment, duplicates
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
@@ -33,6 +34,7 @@ FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
 SHEET = 12  # regular frames of a contact sheet, and most faulty ones
 SHEET_PIXELS = 320  # their longer side, approximately
+SIGNS = 16  # frames whose depth is examined for codes
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
 
 
@@ -63,7 +65,8 @@ def open_data(
         if data_format != "auto" or options != ReadOptions():
             flags = "--data_format and --depth_scale"
             raise UserError(f"{path} is a store: leave out {flags}, which don't apply")
-        return Opened(Stored(Store.open(path)))
+        store = Store.open(path)
+        return Opened(Stored(store), store.manifest.get("depth_scale"))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None
     with any_unit():
@@ -143,6 +146,8 @@ class Inspection:
       broken: (name, reason) of the frames that could not be read.
       damaged: shards of a store that do not match their checksums.
       values: a sample of depths, metres as read.
+      read: summary of the depth, as read.
+      signs: signs of a code in the depth of up to `SIGNS` frames.
       verdict: alignment of image and depth over all frames.
       copies: (row, row that it is a copy of) by split; under None, within all frames.
       compared: number of images that were compared.
@@ -157,6 +162,8 @@ class Inspection:
     values: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(0, np.float32)
     )
+    read: units.Summary = dataclasses.field(default_factory=units.Summary)
+    signs: list[units.Signs] = dataclasses.field(default_factory=list)
     verdict: alignment.Verdict | None = None
     copies: dict[str | None, list[tuple[int, int]]] = dataclasses.field(
         default_factory=dict
@@ -208,6 +215,25 @@ def inspect(
     with their checksums.
     """
     source, total = opened.source, len(opened.source.infos)
+    inspection, fingerprints = sample(opened, frames=frames, progress=progress)
+    inspection.sheet = _sheet(inspection)
+    if isinstance(source, Stored):
+        inspection.damaged = source.store.damaged(progress)
+        fingerprints = _fingerprints_of_all(source.store, progress)
+    inspection.compared = len(fingerprints)
+    report = functools.partial(progress, "comparing images") if progress else None
+    for name, split in complete_splits(source).items():
+        pairs = fingerprints.copies(split["eval"], split["train"], report)
+        inspection.copies[name] = pairs
+    inspection.copies[None] = fingerprints.copies(range(total), None, report)
+    return inspection
+
+
+def sample(
+    opened: Opened, *, frames: int, progress: Progress | None = None
+) -> tuple[Inspection, duplicates.Fingerprints]:
+    """The measurements of single frames, as in `inspect`, and their fingerprints."""
+    source, total = opened.source, len(opened.source.infos)
     inspection = Inspection(opened, _spread(total, frames or total))
     collector = _Collector(inspection)
     for done, row in enumerate(inspection.rows, 1):
@@ -221,18 +247,7 @@ def inspect(
         if progress is not None:
             progress(f"inspecting {source.name}", done, len(inspection.rows))
     collector.finish()
-    inspection.sheet = _sheet(inspection)
-    fingerprints = collector.fingerprints
-    if isinstance(source, Stored):
-        inspection.damaged = source.store.damaged(progress)
-        fingerprints = _fingerprints_of_all(source.store, progress)
-    inspection.compared = len(fingerprints)
-    report = functools.partial(progress, "comparing images") if progress else None
-    for name, split in complete_splits(source).items():
-        pairs = fingerprints.copies(split["eval"], split["train"], report)
-        inspection.copies[name] = pairs
-    inspection.copies[None] = fingerprints.copies(range(total), None, report)
-    return inspection
+    return inspection, collector.fingerprints
 
 
 class _Collector:
@@ -243,6 +258,8 @@ class _Collector:
         self.fingerprints, self.pool = duplicates.Fingerprints(), alignment.Pool()
         self.values: list[np.ndarray] = []
         self.references = list(self._references())
+        rows = inspection.rows
+        self.signed = {rows[k] for k in _spread(len(rows), SIGNS)}
 
     def _references(self) -> Iterator[alignment.Edges]:
         """Edges of some frames, as a reference for unrelated images and depth."""
@@ -278,6 +295,10 @@ class _Collector:
         # An odd stride samples every column.
         count = max(1, VALUES // len(self.inspection.rows))
         self.values.append(valid[:: max(1, len(valid) // count) | 1])
+        self.inspection.read.add(units.Summary.of_values(valid, pixels=depth.size))
+        if row in self.signed:
+            scale = self.inspection.opened.scale
+            self.inspection.signs.append(units.Signs.of(depth, scale=scale))
         self.fingerprints.add(row, frame.rgb)
 
     def finish(self) -> None:
@@ -395,6 +416,7 @@ def _depth_numbers(inspection: Inspection) -> dict[str, Any]:
     return {
         "kinds": list(inspection.source.truths),
         "stored_units_per_metre": inspection.opened.scale,
+        "valid": inspection.read.share,
         "min": min((low for low, _ in ranges), default=None),
         "median": float(np.median(values)) if len(values) else None,
         "max": max((high for _, high in ranges), default=None),

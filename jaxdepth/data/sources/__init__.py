@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from jaxdepth.data import units
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry
@@ -68,6 +69,8 @@ class ReadOptions:
 
     Attributes:
       depth_scale: stored units per metre, for depth that is stored in other units.
+      depth_code: how 16-bit values are encoded, see `units.decode`.
+      depth_kind, depth_fx, baseline, doffs: see `units.Geometry`.
       every: keep one frame in `every` of a recorded sequence.
       doubles: "drop" leaves out frames of a raw dump whose image is matched by more
         than one depth map (the paper, section 4), "keep" keeps them.
@@ -78,12 +81,22 @@ class ReadOptions:
     """
 
     depth_scale: float | None = None
+    depth_code: units.Code = "plain"
+    depth_kind: units.Kind = "planar"
+    depth_fx: float | None = None
+    baseline: float | None = None
+    doffs: float = 0.0
     every: int = 1
     doubles: Literal["drop", "keep"] = "drop"
     max_gap: float | None = None
     variant: Literal["B", "A"] = "B"
     fill: Literal["none", "colorization", "cross_bf"] = "none"
     allow_outside: bool = False
+
+    @property
+    def geometry(self) -> units.Geometry:
+        """What depth files measure."""
+        return units.Geometry(self.depth_kind, self.depth_fx, self.baseline, self.doffs)
 
 
 @runtime_checkable
@@ -196,8 +209,9 @@ and the static method `recognises` of `Format`. To add one, register it:
 
     register_source("mine", Mine)
 
-`files` has helpers: `read_rgb`, `read_depth`, `to_metres`, `stamp`. Objects must be
-picklable, because frames may be read in other processes. Data are recognised by
+`files` has helpers: `read_rgb`, `read_depth`, `to_metres`, `stamp`. A format of
+integers may have an attribute `scale`, stored units per metre, for messages. Objects
+must be picklable, because frames may be read in other processes. Data are recognised by
 registered formats first, then by the built-in ones in the order below.
 """
 for _name, _place in {
@@ -250,6 +264,7 @@ def open_source(
                 f"--{field.name}={value}: format {data_format} does not use it; leave "
                 "it out"
             )
+    options.geometry.check()
     return chosen(path, options)
 
 
@@ -291,19 +306,28 @@ def any_unit() -> Iterator[None]:
         _ANY_UNIT.reset(token)
 
 
-def check_unit(median: float, *, largest: float, where: str, hint: str) -> None:
+def unit_is_checked() -> bool:
+    """False within `any_unit`."""
+    return not _ANY_UNIT.get()
+
+
+def check_unit(
+    median: float, *, largest: float, where: str, hint: str, listed: str = ""
+) -> None:
     """Check that depth values can be metres.
 
     Args:
       median, largest: over the valid pixels of a sample, metres.
       where: the data, for the message.
       hint: how to fix the unit, for the message.
+      listed: candidate units, for the message.
 
     Raises: UserError for a median above 100 m or no depth above 0.1 m, except within
       `any_unit`.
     """
-    if _ANY_UNIT.get():
+    if not unit_is_checked():
         return
+    hint = f"{hint} ({listed})" if listed else hint
     if median > 100:
         raise UserError(
             f"{where}: the median depth would be {median:.0f} m, so the assumed unit "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdepth import images as images_lib
+from jaxdepth.data import units
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
     Frame,
@@ -45,7 +46,7 @@ class Bts:
     """
 
     format = "bts"
-    OPTIONS = frozenset({"depth_scale", "allow_outside"})
+    OPTIONS = frozenset({"depth_scale", "depth_code", "allow_outside"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
@@ -60,7 +61,8 @@ class Bts:
     def __init__(self, path: Path, options: ReadOptions):
         self.path = path
         self.name = files.name_of(path)
-        self.depth_scale = options.depth_scale or 1000.0
+        self.scale = self.depth_scale = options.depth_scale or 1000.0
+        self.depth_code = options.depth_code
         self._allow_outside = options.allow_outside
         self.notes: list[str] = []
         train, evaluation = self._read()
@@ -72,11 +74,14 @@ class Bts:
             FrameInfo(line.name, _scene(line, index), index)
             for line, index in zip(self.lines, indices, strict=True)
         ]
-        files.check_metres(
+        self.notes += files.check_metres(
             files.sample(lambda line: self._depth(line.depth), self.lines),
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
+            scale=self.scale,
+            name=self.lines[0].depth.name,
         )
+        self.notes += files.orientation_notes([line.image for line in self.lines])
         self.notes += files.size_notes((line.image, line.depth) for line in self.lines)
 
     def frame(self, row: int) -> Frame:
@@ -91,6 +96,7 @@ class Bts:
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
+            "depth_code": self.depth_code,
             "parts": [len(self._train), len(self._evaluation)],
             **files.stamp(f for line in self.lines for f in (line.image, line.depth)),
         }
@@ -177,7 +183,7 @@ class Bts:
         ]
 
     def _depth(self, file: Path) -> Any:
-        values = files.read_depth(file)
+        values = units.decode(files.read_depth(file), self.depth_code, where=file)
         if values.dtype.itemsize == 1:
             raise UserError(f"{file} is 8-bit depth: this format has 16-bit PNG")
         return files.to_metres(values, self.depth_scale)

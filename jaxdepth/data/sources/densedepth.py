@@ -72,11 +72,12 @@ class DenseDepth:
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
         # True if any depth has 8 bits: the store then masks the extremes of no frame.
         self.eight_bit = any(eight for _, eight in sampled)
-        files.check_metres(
+        self.notes += files.check_metres(
             [depth for depth, _ in sampled],
             where=str(path),
             hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
         )
+        self.notes += files.orientation_notes([row.image for row in self.rows])
         self.notes += files.size_notes((row.image, row.depth) for row in self.rows)
 
     def frame(self, row: int) -> Frame:

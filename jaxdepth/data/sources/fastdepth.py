@@ -60,7 +60,7 @@ class FastDepth:
             )
         depths = files.sample(lambda file: _read(file)[1], self.files)
         self.truths = (files.kind_of(depths),)
-        files.check_metres(
+        self.notes += files.check_metres(
             depths, where=str(root), hint="these files hold metres; convert them"
         )
 

@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import BrokenFrame, arrays, check_unit
+from jaxdepth.data import units
+from jaxdepth.data.sources import BrokenFrame, arrays, check_unit, unit_is_checked
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, one_line
 
@@ -31,6 +32,9 @@ MACHINE_ERRORS = frozenset(
         errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
     }
 )  # fmt: skip
+ORIENTATION, UPRIGHT = 0x0112, 1  # tag of EXIF, and its default
+QUARTERS = (5, 6, 7, 8)  # orientations by a quarter turn
+ORIENTED = 256  # images whose EXIF is read for a note
 T = TypeVar("T")
 Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
@@ -38,7 +42,8 @@ Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixel
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or an `.npy` file of colours, as RGB.
 
-    An array is (H, W, 3): uint8, or floating-point from 0 to 1.
+    An array is (H, W, 3): uint8, or floating-point from 0 to 1. An EXIF orientation is
+    not applied: depth comes from the sensor, too, and is stored as the sensor has it.
 
     Raises: BrokenFrame if the file can't be read, see `broken`; UserError for an array
       of another shape or range.
@@ -46,7 +51,33 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     if file.suffix.lower() == ".npy":
         return _as_colours(_array(file), file)
     with _opened(file) as image:
+        with contextlib.suppress(Exception):  # damaged EXIF, which `as_rgb` ignores
+            image.getexif()[ORIENTATION] = UPRIGHT
         return np.ascontiguousarray(images_lib.as_rgb(image))
+
+
+def orientation(file: Path) -> int:
+    """The EXIF orientation of an image file, 2 to 8; 1 (`UPRIGHT`) if it has none."""
+    if file.suffix.lower() in arrays.READERS:
+        return UPRIGHT
+    with contextlib.suppress(Exception), _opened(file) as image:
+        stored = image.getexif().get(ORIENTATION)
+        return stored if stored in range(1, 9) else UPRIGHT
+    return UPRIGHT
+
+
+def orientation_notes(images: Sequence[Path]) -> list[str]:
+    """A note if images have an EXIF orientation, by up to `ORIENTED` of them."""
+    rows = sorted({int(k) for k in np.linspace(0, len(images) - 1, ORIENTED)})
+    looked = [images[k] for k in rows] if images else []
+    turned = [file for file in looked if orientation(file) != UPRIGHT]
+    if not turned:
+        return []
+    return [
+        f"{len(turned)} of {len(looked)} images have an EXIF orientation, first "
+        f"{turned[0]}: image and depth are paired as their pixels are stored; "
+        "jaxdepth inspect-data shows whether they match"
+    ]
 
 
 def read_depth(file: Path) -> np.ndarray:
@@ -143,8 +174,19 @@ def match_size(
 
     Returns: the image at the size of `depth`, and its camera.
     Raises: UserError if depth is larger than its image or shows another view: its
-      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop).
+      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop);
+      or if the image has an EXIF orientation by a quarter turn, which may apply to its
+      depth: where sizes don't match as stored, or match either way, as squares do.
     """
+    square = depth.shape[0] == depth.shape[1]
+    if rgb.shape[:2] == depth.shape and not square:
+        return rgb, camera
+    if (square or _is_wide(rgb) != _is_wide(depth)) and orientation(image) in QUARTERS:
+        raise UserError(
+            f"{image} has EXIF orientation {orientation(image)}, a quarter turn, and "
+            f"the size of {depth_file} does not tell whether that is turned, too: save "
+            "the image as upright pixels, in the orientation of its depth"
+        )
     if rgb.shape[:2] == depth.shape:
         return rgb, camera
     sy, sx = (new / old for new, old in zip(depth.shape, rgb.shape[:2], strict=True))
@@ -171,6 +213,10 @@ def match_size(
         # Integer coordinates are pixel centres, not corners.
         camera = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
     return rgb, camera
+
+
+def _is_wide(pixels: np.ndarray) -> bool:
+    return pixels.shape[1] > pixels.shape[0]
 
 
 def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
@@ -232,16 +278,43 @@ def kind_of(depths: Sequence[np.ndarray]) -> str:
     return "raw" if holes and np.mean(holes) > 0.001 else "filled"
 
 
-def check_metres(depths: Sequence[np.ndarray], *, where: str, hint: str) -> None:
-    """Apply `check_unit` to the valid pixels of sampled depth maps (0 = missing)."""
-    valid = np.concatenate([np.zeros(0), *(depth[depth > 0] for depth in depths)])
-    if len(valid):
-        check_unit(
-            float(np.median(valid)),
-            largest=float(valid.max()),
-            where=where,
-            hint=hint,
-        )
+def check_metres(
+    depths: Sequence[np.ndarray],
+    *,
+    where: str,
+    hint: str,
+    scale: float | None = None,
+    name: str = "",
+) -> list[str]:
+    """Apply `check_unit` to sampled depth maps in metres, 0 = missing.
+
+    Args:
+      scale: stored units per metre, with which they were read; None for a format that
+        holds metres.
+      name: path of a depth file in the data.
+
+    Returns: a note if they do not look like a room, or are encoded; none within
+      `any_unit`, where the caller decides.
+    """
+    summary = units.Summary()
+    for depth in depths:
+        summary.add(units.Summary.of(depth))
+    if not summary.valid or not unit_is_checked():
+        return []
+    whole = all(units.is_whole(depth, scale) for depth in depths)
+    signs = [units.Signs.of(depth, scale=scale) for depth in depths]
+    table = "" if scale is None else units.candidates(summary, scale=scale, whole=whole)
+    odd = units.oddity(summary) is not None
+    code = units.suspicion(signs, odd=odd, name=name)
+    check_unit(
+        summary.median,
+        largest=summary.largest,
+        where=where,
+        hint=hint,
+        listed="; ".join(text for text in (code, table) if text),
+    )
+    note = units.advice(summary, signs, scale=scale, whole=whole, name=name)
+    return [] if note is None else [note]
 
 
 def stamp(files: Iterable[Path]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A folder of image and depth files, paired by lists or by name; or one list."""
 
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdepth.data import units
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
     Frame,
@@ -39,14 +41,20 @@ class Folder:
     Frames of a list, or else of folders, named train, val or test (whole words) are
     that part of the folder's own split. The scene is the sub-folder of the image.
 
-    Depth in metres is the stored value / `depth_scale` (default 1000 for 16-bit PNG,
-    1 for npy and floating-point images). Values that are 0, negative, NaN or infinite
-    are missing, and so are those that a mask clears. 8-bit PNG requires a
-    `depth_scale`.
+    Depth in metres is the stored value, decoded by `depth_code`, / `depth_scale`
+    (default 1000 for 16-bit PNG, 1 for npy and floating-point images). Values that are
+    0, negative, NaN or infinite are missing, and so are those that a mask clears. 8-bit
+    PNG requires a `depth_scale`. Distance along the ray and disparity (stored value /
+    `depth_scale`, default 1, in pixels) become planar depth, see `units.Geometry`.
     """
 
     format = "folder"
-    OPTIONS = frozenset({"depth_scale", "allow_outside"})
+    OPTIONS = frozenset(
+        {
+            "depth_scale", "depth_code", "depth_kind", "depth_fx", "baseline", "doffs",
+            "allow_outside",
+        }
+    )  # fmt: skip
     truths: tuple[str, ...] = ("filled",)
 
     @staticmethod
@@ -61,6 +69,8 @@ class Folder:
         self.root = path if path.is_dir() else path.parent
         self.name = files.name_of(path)
         self.depth_scale = options.depth_scale
+        self.depth_code = options.depth_code
+        self.geometry = options.geometry
         self.notes: list[str] = []
         self.frames = self._read(options.allow_outside)
         self.eight_bit = False
@@ -79,7 +89,7 @@ class Folder:
         camera = _camera(entry.focal, rgb.shape[:2])
         depths = {}
         for kind, file in self._depth_files(entry).items():
-            depths[kind], eight_bit = self._depth(file, entry.mask)
+            depths[kind], _, eight_bit = self._depth(file, entry.mask)
             if eight_bit != self.eight_bit:
                 bits = {False: "more than 8", True: "8"}
                 raise UserError(
@@ -88,13 +98,16 @@ class Folder:
                     "both"
                 )
             rgb, camera = files.match_size(rgb, depths[kind], entry.image, file, camera)
-        return Frame(rgb, **depths, intrinsics=camera, unit=self.depth_scale or 1000.0)
+        unit = 1000.0 if self.scale is None else self.depth_scale or 1000.0
+        return Frame(rgb, **depths, intrinsics=camera, unit=unit)
 
     def fingerprint(self) -> dict[str, Any]:
         every = [f for frame in self.frames for f in frame[1:5] if f is not None]
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
+            "depth_code": self.depth_code,
+            "geometry": dataclasses.asdict(self.geometry),
             "parts": [frame.part for frame in self.frames],
             **files.stamp(every),
         }
@@ -173,20 +186,25 @@ class Folder:
             files_of = {self.truths[0]: frame.depth or frame.filled}
         return {kind: file for kind, file in files_of.items() if file is not None}
 
-    def _depth(self, file: Path, mask: Path | None) -> tuple[np.ndarray, bool]:
-        """Read depth in metres, (H, W) float32; also whether the file has 8 bits."""
-        values = files.read_depth(file)
+    def _depth(self, file: Path, mask: Path | None) -> tuple[np.ndarray, float, bool]:
+        """Read depth in metres, (H, W) float32.
+
+        Returns: the depth; stored units per metre; whether the file has 8 bits.
+        """
+        values = units.decode(files.read_depth(file), self.depth_code, where=file)
         eight_bit = values.dtype == np.uint8
-        if eight_bit and self.depth_scale is None:
+        pixels = self.geometry.kind == "disparity"
+        if eight_bit and self.depth_scale is None and not pixels:
             raise UserError(
                 f"{file} is 8-bit depth of unknown unit: give "
                 "--depth_scale=UNITS_PER_METRE (25.5 if 255 is 10 m)"
             )
         npy = file.suffix.lower() in (".npy", ".npz") or values.dtype.kind == "f"
-        metres = files.to_metres(values, self.depth_scale or (1.0 if npy else 1000.0))
+        scale = self.depth_scale or (1.0 if npy or pixels else 1000.0)
+        metres = self.geometry.planar(files.to_metres(values, scale))
         if mask is not None:
             metres = listed.masked(metres, files.read_mask(mask), mask)
-        return metres, eight_bit
+        return metres, scale, eight_bit
 
     def _inspect_sample(self) -> None:
         """Determine masks, bits, kinds of depth and its unit from a sample."""
@@ -203,15 +221,21 @@ class Folder:
             ],
             self.frames,
         )
-        self.eight_bit = any(eight for both in sampled for _, eight in both)
+        self.eight_bit = any(eight for both in sampled for *_, eight in both)
         depths = [both[0][0] for both in sampled]
         both = with_filled == len(self.frames)
         self.truths = ("filled", "raw") if both else (files.kind_of(depths),)
-        files.check_metres(
+        pixels = self.geometry.kind == "disparity"
+        self.scale = None if pixels else sampled[0][0][1]
+        file = next(iter(self._depth_files(self.frames[0]).values()))
+        self.notes += files.check_metres(
             depths,
             where=str(self.path),
             hint="give --depth_scale=UNITS_PER_METRE",
+            scale=self.scale,
+            name="" if pixels else "/".join(file.parts[-2:]),
         )
+        self.notes += files.orientation_notes([frame.image for frame in self.frames])
         self.notes += files.size_notes(
             (frame.image, next(iter(self._depth_files(frame).values())))
             for frame in self.frames

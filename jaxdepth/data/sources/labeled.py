@@ -301,7 +301,7 @@ class Labeled:
 
     def _check_unit(self) -> None:
         """Check the unit of a sample, before all frames are read."""
-        files.check_metres(
+        self.notes += files.check_metres(
             files.sample(
                 lambda row: files.to_metres(self._row("depths", row)),
                 self._rows_with_depth(),

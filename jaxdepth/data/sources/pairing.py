@@ -12,7 +12,7 @@ from jaxdepth.runtime.errors import UserError
 
 DEPTH_WORDS = (
     "sync_depth", "depth_maps", "depth_map", "depthmaps", "depthmap", "depths",
-    "depth8", "depth", "gt", "disp",
+    "depth8", "depth", "gt", "disparity", "disp",
 )  # fmt: skip
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
 # A folder named "valid" may hold the frames of a validation set.

@@ -67,7 +67,7 @@ class Tfds:
         rows = range(len(self.infos))
         depths = files.sample(lambda row: files.to_metres(self._read(row)[1]), rows)
         self.truths = (files.kind_of(depths),)
-        files.check_metres(
+        self.notes += files.check_metres(
             depths, where=str(folder), hint="this data set holds metres; convert it"
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdepth.data import units
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, lists
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
@@ -44,7 +45,7 @@ class Tum:
     """
 
     format = "tum"
-    OPTIONS = frozenset({"every", "depth_scale", "allow_outside"})
+    OPTIONS = frozenset({"every", "depth_scale", "depth_code", "allow_outside"})
     truths: tuple[str, ...] = ("raw",)
     eight_bit = False
 
@@ -61,15 +62,21 @@ class Tum:
         self.path = path
         self._root = lists.Root(path, allow_outside=options.allow_outside)
         self.name = files.name_of(path)
-        self.depth_scale = options.depth_scale or SCALE
+        self.scale = self.depth_scale = options.depth_scale or SCALE
+        self.depth_code = options.depth_code
         self.notes: list[str] = []
         self.matches = self._matches()[:: options.every]
         self.infos = [FrameInfo(match.image, self.name) for match in self.matches]
         self._camera = CAMERAS.get(_freiburg(path))
-        files.check_metres(
+        self.notes += files.check_metres(
             files.sample(self._depth, self.matches),
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
+            scale=self.scale,
+            name=self.matches[0].depth,
+        )
+        self.notes += files.orientation_notes(
+            [self._root.path(match.image) for match in self.matches]
         )
         self.notes += files.size_notes(
             (self._root.path(m.image), self._root.path(m.depth)) for m in self.matches
@@ -89,6 +96,7 @@ class Tum:
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,
+            "depth_code": self.depth_code,
             **files.stamp(named),
         }
 
@@ -124,7 +132,7 @@ class Tum:
 
     def _depth(self, match: Match) -> Any:
         file = self._root.path(match.depth)
-        values = files.read_depth(file)
+        values = units.decode(files.read_depth(file), self.depth_code, where=file)
         if values.dtype.itemsize == 1:
             raise UserError(f"{file} is 8-bit depth: TUM RGB-D has 16-bit PNG")
         return files.to_metres(values, self.depth_scale)

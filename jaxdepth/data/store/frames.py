@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdepth.data import units
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
 from jaxdepth.runtime import flags as flags_lib
@@ -41,6 +42,7 @@ class Packed:
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
       broken: the reason why the frame can't be used.
+      read: a summary of each kind of depth as it was read.
     """
 
     small: Arrays | None = None
@@ -49,6 +51,7 @@ class Packed:
     size: tuple[int, int] = (0, 0)
     unmasked: int = 0
     broken: str | None = None
+    read: dict[str, units.Summary] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +96,10 @@ class Packer:
         """Pack what `read` returned."""
         if isinstance(frame, str):
             return Packed(broken=frame)
+        read = {k: units.Summary.of(depth) for k, depth in frame.depths.items()}
         depths = {k: resample.millimetres(d) for k, d in frame.depths.items()}
         if not any(resample.within(x, self.max_mm).any() for x in depths.values()):
-            return Packed()
+            return Packed(read=read)
         full, unmasked = {"rgb": frame.rgb, **depths}, 0
         for kind in self.masked:
             masked = resample.without_extremes(
@@ -111,6 +115,7 @@ class Packer:
             camera=resample.intrinsics(frame, self.size),
             size=(frame.rgb.shape[0], frame.rgb.shape[1]),
             unmasked=unmasked,
+            read=read,
         )
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from jaxdepth.data import units
+
 KINDS = ("filled", "raw")
 LARGEST = 1 << 16  # height or width of a frame, pixels
 
@@ -16,6 +18,11 @@ def check(manifest: dict[str, Any]) -> None:
     for name, is_right in _CHECKS.items():
         if not is_right(manifest[name]):
             raise ValueError(f"{name} is wrong")
+    # Stores of earlier versions have none of these.
+    if not _optional(_is_number)(manifest.get("depth_scale")):
+        raise ValueError("depth_scale is wrong")
+    for summary in dict(manifest.get("read", {})).values():
+        units.Summary.from_dict(summary)
     frames = range(len(manifest["frames"]))
     if not sum(manifest["shards"]) == len(frames) == manifest["count"]:
         raise ValueError("shards and frames differ in number")

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 
+from jaxdepth.data import units
 from jaxdepth.data.store.reader import MANIFEST
 from jaxdepth.runtime import atomic, locks
 from jaxdepth.runtime.errors import UserError
@@ -42,6 +43,7 @@ class Record:
         other depth in them.
       cameras: the distinct intrinsics of the kept frames, None if unknown.
       sizes: the distinct (height, width) of the kept frames, at most `MOST_SIZES`.
+      read: kind of depth -> summary of all depth that was read, as a JSON object.
       full: stem of a full-size shard -> its rows.
       digests: of the images of the training shard, to recognise equal frames.
       files: name -> {"bytes", "sha256"}.
@@ -53,6 +55,7 @@ class Record:
     unmasked: int = 0
     cameras: list[list[float] | None] = dataclasses.field(default_factory=list)
     sizes: list[list[int]] = dataclasses.field(default_factory=list)
+    read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     full: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     digests: list[str] = dataclasses.field(default_factory=list)
     files: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -67,6 +70,8 @@ class Record:
         try:
             values = json.loads(text)
             broken = [(row, reason) for row, reason in values.pop("broken")]
+            for summary in values["read"].values():
+                units.Summary.from_dict(summary)
             return cls(**values, broken=broken)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.data import split
+from jaxdepth.data import split, units
 from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
@@ -279,7 +279,9 @@ class Job:
             for row, reason in record.broken
         ]
         if not kept:
-            raise UserError(f"{source.name}: {_no_frames_reason(len(infos), broken)}")
+            scale = getattr(source, "scale", None)
+            reason = _no_frames_reason(len(infos), broken, _read(records), scale)
+            raise UserError(f"{source.name}: {reason}")
         stored = {row: k for k, row in enumerate(kept)}
         return {
             "version": VERSION,
@@ -298,6 +300,9 @@ class Job:
             "size": list(self.packing.size),
             "depths": list(source.truths),
             "unit": "millimetre, 0 = missing",
+            # As it was read, before --max_depth and --mask_extremes.
+            "read": {k: summary.to_dict() for k, summary in _read(records).items()},
+            "depth_scale": getattr(source, "scale", None),
             "intrinsics": self._camera(records),
             "mask_extremes": list(self.masked),
             "count": len(kept),
@@ -394,7 +399,27 @@ def _check_free(out: Path, *, replace: bool) -> None:
     raise UserError(f"{out} exists and is not empty ({why}): name another folder")
 
 
-def _no_frames_reason(total: int, broken: list[dict[str, str]]) -> str:
+def _read(records: list[Record]) -> dict[str, units.Summary]:
+    """Summaries of all depth that was read, by kind."""
+    totals: dict[str, units.Summary] = {}
+    for record in records:
+        for kind, values in record.read.items():
+            summary = units.Summary.from_dict(values)
+            totals.setdefault(kind, units.Summary()).add(summary)
+    return totals
+
+
+def _no_frames_reason(
+    total: int,
+    broken: list[dict[str, str]],
+    read: dict[str, units.Summary],
+    scale: float | None,
+) -> str:
+    summary = next(iter(read.values()), units.Summary())
+    if not broken and summary.valid:
+        reason = f"none of {total} frames has depth within --max_depth ({summary})"
+        table = "" if scale is None else f"; {units.candidates(summary, scale=scale)}"
+        return reason + table
     if not broken:
         return f"none of {total} frames has depth"
     return (
@@ -412,6 +437,7 @@ class _Block:
         self._full: dict[tuple[int, ...], list[tuple[int, Arrays]]] = {}
         self._full_bytes = 0
         self._cameras: dict[tuple[float, ...] | None, None] = {}
+        self._read: dict[str, units.Summary] = {}
         self._record = Record()
 
     def add(self, row: int, frame: Packed) -> None:
@@ -419,6 +445,8 @@ class _Block:
         if frame.broken is not None:
             self._record.broken.append((row, frame.broken))
             return
+        for kind, summary in frame.read.items():
+            self._read.setdefault(kind, units.Summary()).add(summary)
         if frame.small is None:
             self._record.empty.append(row)
             return
@@ -446,6 +474,7 @@ class _Block:
             self._flush_full(size)
         if self._small:
             self._save(f"train-{self._number:05d}", self._small)
+        self._record.read = {k: summary.to_dict() for k, summary in self._read.items()}
         self._record.cameras = [None if c is None else list(c) for c in self._cameras]
         return self._record
 

@@ -1,0 +1,63 @@
+"""One line on what was read, for the first lines of commands."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxdepth.data import units
+from jaxdepth.data.store.reader import Store
+from jaxdepth.runtime.errors import UserError
+
+FRAMES = 16  # sampled from a store that has no summary of its source
+
+
+def depth_line(store: Store, kind: str, *, where: str) -> str:
+    """Valid share, minimum, median and maximum of one kind of depth, in metres.
+
+    From the manifest: of all frames that the store was prepared from, as they were
+    read. Else, for stores of earlier versions, of a sample of the stored frames.
+
+    Args:
+      where: path of the data, for a command that shows more.
+
+    Raises: UserError if the manifest is damaged.
+    """
+    if "read" in store.manifest:
+        return read_line(store.manifest, kind, where=where)
+    rows, summary = spread(len(store), FRAMES), units.Summary()
+    for row in rows:
+        _, millimetres = store.gather([row], depth=kind)
+        summary.add(units.Summary.of(millimetres[0] / np.float32(1000)))
+    frames = f"{len(rows)} of {len(store)} stored frames"
+    return line(kind, summary, frames, where=where)
+
+
+def read_line(manifest: dict[str, Any], kind: str, *, where: str) -> str:
+    """`depth_line` from a manifest alone."""
+    try:
+        summary = units.Summary.from_dict(manifest["read"][kind])
+    except (ValueError, TypeError, KeyError) as error:
+        what = f"the summary of {kind} depth in its manifest is damaged ({error})"
+        raise UserError(f"{where}: {what}: prepare the store again") from None
+    frames = f"all {summary.frames} frames, as read"
+    return line(kind, summary, frames, where=where)
+
+
+def line(kind: str, summary: units.Summary, frames: str, *, where: str) -> str:
+    """The summary in one line; with a command that shows more if it looks wrong."""
+    text = f"{kind} depth: {summary} ({frames})"
+    if (odd := units.oddity(summary)) is not None:
+        text += (
+            f"; this does not look like a room, {odd}: jaxdepth inspect-data "
+            f"{shlex.quote(where)} shows more"
+        )
+    return text
+
+
+def spread(total: int, count: int) -> Sequence[int]:
+    """At most `count` evenly spaced indices below `total`, from first to last."""
+    if count >= total:
+        return range(total)
+    return sorted({int(k) for k in np.linspace(0, total - 1, count)})
