@@ -163,7 +163,10 @@ def _input_of(
     elif taken.bgr is None and taken.is_centred:
         raise UserError(f"{where} takes {taken}: give --input=rgb255 or --input=caffe")
     else:
-        logger.info("%s takes %s", where, taken)
+        what = (
+            "" if taken.is_torchvision else ": conv1 is changed to take torchvision's"
+        )
+        logger.info("%s takes %s%s", where, taken, what if taken.is_centred else "")
     if taken.scale == input_format.NAMED["caffe"].scale and taken.is_centred:
         logger.warning(
             "%s: networks of Caffe often have the stride in the first 1x1 convolution "
