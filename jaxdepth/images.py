@@ -213,7 +213,11 @@ def check_png(stream: IO[bytes]) -> None:
     """
     if stream.read(len(PNG)) == PNG:
         stream.seek(0)
-        PngImagePlugin.PngImageFile(stream).verify()
+        try:
+            image = PngImagePlugin.PngImageFile(stream)
+        except Exception as error:  # damaged bytes cause errors of many types
+            raise ValueError(f"damaged PNG header ({error})") from None
+        image.verify()
         if stream.read(len(PNG_END)) != PNG_END:
             raise ValueError("truncated PNG file")
     stream.seek(0)

@@ -95,8 +95,8 @@ def test_line_breaks_in_names_do_not_release_other_files(call, tmp_path):
     assert call("--out=out", "photos")[0] == cli.OK
     photo(tmp_path / "photos" / "b.png")
     np.save(tmp_path / "out" / "b.npy", np.zeros(3))  # the user's
-    code, text = call("--out=out", "photos")
-    assert code == cli.USER and "b.npy would replace" in text
+    code, text = call("--out=out", "photos/b.png")
+    assert code == cli.USER and "out: b.npy would replace" in text
     assert np.load(tmp_path / "out" / "b.npy").shape == (3,)
 
 
