@@ -26,6 +26,9 @@ EIGHT_BIT = 25.5  # 255 is 10 m
 # TUM RGB-D, Replica (65535 is 10 m), bits rotated left by 3, tenths of a millimetre.
 SCALES = (1.0, 100.0, 256.0, 1000.0, 4000.0, 5000.0, 6553.5, 8000.0, 10000.0)
 BINS = 256  # of a summary, per factor of two: its median is exact to 0.2 %
+EXAMINED = 120  # rows of a depth map that are examined, for speed
+BLOCKS = 8  # per side of a depth map that is examined for planes
+FOCAL_SHARES = (0.5, 0.6, 0.75, 0.9, 1.1)  # of the width: 90 to 49 degrees
 DISPARITY = re.compile(r"(?<![a-z])disp(arit(y|ies))?(?![a-z])")
 Code = Literal["plain", "sunrgbd", "swapped"]
 Kind = Literal["planar", "ray", "disparity"]
@@ -259,11 +262,13 @@ class Signs:
       rotated: only bits that a rotation by 3 moves down are set in the lowest three.
       lower: median depth of the lower quarter / of the upper half; None if one is
         empty.
+      ray: planes are curved as they are in distances along the ray.
     """
 
-    swapped: bool
-    rotated: bool
-    lower: float | None
+    swapped: bool = False
+    rotated: bool = False
+    lower: float | None = None
+    ray: bool = False
 
     @classmethod
     def of(cls, depth: Float[np.ndarray, "h w"], *, scale: float | None) -> "Signs":
@@ -274,10 +279,12 @@ class Signs:
             float(np.median(x[x > 0])) if (x > 0).any() else 0.0 for x in parts
         )
         lower = below / above if below and above else None
-        stored = None if scale is None else _stored(depth, scale)
+        step = max(1, min(depth.shape) // EXAMINED)
+        ray = _is_ray(depth[::step, ::step])
+        stored = None if scale is None else _stored(depth[::step], scale)
         if stored is None:
-            return cls(False, False, lower)
-        return cls(_is_swapped(stored), _is_rotated(stored), lower)
+            return cls(lower=lower, ray=ray)
+        return cls(_is_swapped(stored), _is_rotated(stored), lower, ray)
 
 
 def _stored(
@@ -318,6 +325,48 @@ def _is_rotated(stored: UInt16[np.ndarray, "h w"]) -> bool:
     return len(np.unique(turned)) > 256 and roughness(_rotated_right(stored)) < 0.2
 
 
+def _is_ray(depth: Float[np.ndarray, "h w"]) -> bool:
+    """Whether 1 / depth becomes linear on planes if depth is divided by ray lengths.
+
+    On a plane, 1 / planar depth is linear in pixel coordinates. The focal length is
+    unknown, so that common ones are tried. Noise of sensors hides the difference; their
+    drivers give planar depth anyway.
+    """
+    if min(depth.shape) < 8 * BLOCKS:
+        return False
+    full = _blocks(depth).min((1, 2)) > 0
+    if full.sum() < BLOCKS:
+        return False
+    inverse = 1 / np.where(depth > 0, depth, 1).astype(np.float64)
+    flat = _curvature(_blocks(inverse)[full])
+    for share in FOCAL_SHARES:
+        fx = share * depth.shape[1]
+        lengths = ray_lengths(depth.shape, fx) / fx
+        turned = _curvature(_blocks(inverse * lengths)[full])
+        planes = np.minimum(flat, turned) < 2e-3
+        if planes.sum() >= BLOCKS and np.median(turned[planes] / flat[planes]) < 0.35:
+            return True
+    return False
+
+
+def _blocks(values: np.ndarray) -> np.ndarray:
+    """`BLOCKS` x `BLOCKS` blocks, (n, i, j), with at most 32 rows and columns each."""
+    h, w = (n // BLOCKS for n in values.shape)
+    blocks = values[: h * BLOCKS, : w * BLOCKS].reshape(BLOCKS, h, BLOCKS, w)
+    blocks = blocks.swapaxes(1, 2).reshape(-1, h, w)
+    return blocks[:, :: max(1, h // 16), :: max(1, w // 16)]
+
+
+def _curvature(blocks: np.ndarray) -> np.ndarray:
+    """Residual of a linear fit to each block / its mean; not below 1e-9."""
+    n, h, w = blocks.shape
+    y, x = np.mgrid[:h, :w].reshape(2, -1)
+    basis = np.linalg.qr(np.stack([np.ones(h * w), x, y], axis=1).astype(float))[0]
+    flat = blocks.reshape(n, -1)
+    rest = flat - (flat @ basis) @ basis.T
+    return np.sqrt((rest**2).mean(1)) / np.abs(flat.mean(1)) + 1e-9
+
+
 def suspicion(
     signs: Sequence[Signs], *, odd: bool = False, name: str = ""
 ) -> str | None:
@@ -336,6 +385,8 @@ def suspicion(
             "the lowest 3 bits are unused, as in SUN RGB-D's rotated values: see "
             "--depth_code=sunrgbd"
         )
+    if 2 * sum(sign.ray for sign in signs) > len(signs):
+        return "planes are curved as in distances along the ray: see --depth_kind=ray"
     ratios = [sign.lower for sign in signs if sign.lower is not None]
     # Over 8 frames of NYU Depth V2 this ratio is below 0.9 in 99.9 % of the draws. A
     # single desk seen from above has 1.3, so that this alone proves nothing.

@@ -112,11 +112,8 @@ def test_disparity_is_suspected_by_name_and_by_larger_values_below(maps, tmp_pat
     assert any("suggest disparity" in n for n in open_source(tmp_path / "a").notes)
     write(tmp_path / "b", maps)
     assert not any("disparity" in n for n in open_source(tmp_path / "b").notes)
-    assert (
-        units.suspicion([units.Signs(False, False, 1.0)], name="x/display/0.png")
-        is None
-    )
-    text = units.suspicion([units.Signs(False, False, 1.0)], name="x/disp_0.png")
+    assert units.suspicion([units.Signs(lower=1.0)], name="x/display/0.png") is None
+    text = units.suspicion([units.Signs(lower=1.0)], name="x/disp_0.png")
     assert text and "disparity" in text
 
 
@@ -273,3 +270,55 @@ def test_camera_values_that_are_missing_or_unused(options, message, maps, tmp_pa
     write(tmp_path, maps)
     with pytest.raises(UserError, match=message):
         open_source(tmp_path, options=ReadOptions(**options))
+
+
+def box(width, share):
+    """Planar depth of the inside of a box, float64 metres, by ray casting."""
+    height, f = width * 3 // 4, share * width
+    v, u = np.mgrid[:height, :width].astype(float)
+    x, y = (u - (width - 1) / 2) / f, (v - (height - 1) / 2) / f
+    planes = [(0.3, 0, 1, 4.0), (1, 0, 0.2, 1.9), (-1, 0, 0.1, 2.1)]
+    planes += [(0, 1, 0, 1.3), (0, -1, 0, 1.2)]
+    depth = np.full((height, width), np.inf)
+    for a, b, c, distance in planes:
+        along = a * x + b * y + c
+        depth = np.minimum(depth, np.where(along > 0.01, distance / along, np.inf))
+    return depth
+
+
+@pytest.mark.parametrize("share", [0.55, 0.81, 0.866, 1.0])
+@pytest.mark.parametrize("width", [160, 640])
+@pytest.mark.parametrize("step", [0, 0.001])
+def test_distance_along_the_ray_is_noticed(share, width, step):
+    planar = box(width, share)
+    height, f = len(planar), share * width
+    v, u = np.mgrid[:height, :width].astype(float)
+    u, v = u - (width - 1) / 2, v - (height - 1) / 2
+    ray = planar * np.sqrt(u**2 + v**2 + f**2) / f
+    for depth, expected in ((planar, False), (ray, True)):
+        stored = np.round(depth / step) * step if step else depth
+        signs = units.Signs.of(stored.astype(np.float32), scale=None)
+        assert signs.ray is expected
+        text = units.suspicion([signs] * 3)
+        assert ("--depth_kind=ray" in (text or "")) is expected
+
+
+def test_real_sensors_are_planar(shared_data):
+    files = sorted((shared_data / "sync_png16").glob("*/sync_depth_*.png"))
+    files += sorted((shared_data / "tum_rgbd" / "depth").glob("*.png"))
+    files += [shared_data / "other_sensors" / "arkit" / "arkit_depth.png"]
+    assert len(files) == 8
+    for file in files:
+        with Image.open(file) as image:
+            depth = np.asarray(image).astype(np.float32) / 1000
+        signs = units.Signs.of(depth, scale=1000.0)
+        assert not (signs.ray or signs.swapped or signs.rotated), file
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 500), (64, 64), (65, 2000), (2000, 70)])
+def test_maps_of_any_size_have_signs(size):
+    holes = np.ones(size, np.float32)
+    holes[::2] = 0
+    for depth in (np.zeros(size, np.float32), np.ones(size, np.float32), holes):
+        signs = units.Signs.of(depth, scale=1000.0)
+        assert not (signs.ray or signs.swapped or signs.rotated)
