@@ -214,7 +214,7 @@ class Summary:
         counts = {int(k): int(n) for k, n in values["counts"]}
         if any(abs(k) > 128 * BINS or n < 0 for k, n in counts.items()):
             raise ValueError("a count is out of range")  # 2^128: the range of float32
-        return cls(*numbers, collections.Counter(counts))
+        return cls(*numbers, collections.Counter(counts))  # pyright: ignore
 
 
 def oddity(summary: Summary) -> str | None:

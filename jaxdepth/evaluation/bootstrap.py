@@ -64,7 +64,7 @@ def over_scenes(
 ) -> Resamples | None:
     """Resamples of scenes; None if a scene is unknown or there is only one."""
     scored = sums.table["count"] > 0
-    scored_scenes = [scenes[k] for k in np.flatnonzero(scored)]
+    scored_scenes = [scenes[int(k)] for k in np.flatnonzero(scored)]
     if None in scored_scenes or len(set(scored_scenes)) < 2:
         return None
     names, units = np.unique(scored_scenes, return_inverse=True)
@@ -145,7 +145,7 @@ def of_pair(
     for name, metric in METRICS.items():
         difference = left[name] - right[name]
         value_a, value_b = values_a[name], values_b[name]
-        entry = dict.fromkeys(("difference", "interval", "a_better"))
+        entry: dict[str, Any] = dict.fromkeys(("difference", "interval", "a_better"))
         finite = np.isfinite(difference).all()
         if value_a is not None and value_b is not None and finite:
             better = difference > 0 if metric.larger_is_better else difference < 0

@@ -246,7 +246,10 @@ _FCRN_PHASES = {"A": (0, 0), "B": (1, 0), "C": (0, 1), "D": (1, 1)}
 
 def fcrn(stage_sizes: Sequence[int] = (3, 4, 6, 3)) -> list[Entry]:
     """The table of the published network, as `layer/array`, and our `upproj`."""
-    expand = functools.partial(_expand, arrays=_FCRN_LAYERS, separator="/")
+
+    def expand(layers: Iterable[tuple[str, str, str]], **fields: object) -> list[Entry]:
+        return _expand(layers, _FCRN_LAYERS, "/", **fields)
+
     entries = expand(_FCRN_ENDS)
     for stage, blocks in enumerate(stage_sizes, start=1):
         names = {"s": stage + 1, "t": stage}

@@ -14,7 +14,7 @@ import pickle
 import pickletools
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 from jaxdepth.runtime.errors import UserError, one_line
 from jaxdepth.weights import name_tables
@@ -303,8 +303,8 @@ def _check_operations(file: BoundedFile) -> None:
 
     The file's position is restored.
     """
-    start = file.tell()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    start, stream = file.tell(), cast(IO[bytes], file)
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count >= _MAX_OPERATIONS:
             raise ValueError(
                 f"more than {_MAX_OPERATIONS} operations: save its state_dict only"

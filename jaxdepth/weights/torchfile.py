@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -351,7 +351,7 @@ def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str)
         raise UserError(f"{where} is damaged ({error}): download it again") from None
 
 
-def _decode(data: bytes, dtype: str, order: str) -> np.ndarray:
+def _decode(data: bytes, dtype: str, order: Literal["<", ">"]) -> np.ndarray:
     stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
     flat = np.frombuffer(data, stored.newbyteorder(order)).astype(stored, copy=False)
     if dtype == "bfloat16":

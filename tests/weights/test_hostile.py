@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,8 @@ def test_fifos_and_devices_are_rejected(tmp_path, read):
 
 def test_tuples_of_few_entries_can_be_keys():
     key = pickles.Tuple(("a", pickles.Tuple((1, 2))))
-    assert {key: 3}[("a", (1, 2))] == 3
+    same: Any = ("a", (1, 2))
+    assert {key: 3}[same] == 3
     with pytest.raises(ValueError, match="nested tuples as a key"):
         hash(pickles.Tuple([key] * 40))
 

@@ -96,6 +96,7 @@ def test_recognition_of_synthetic_statistics():
     expected = np.einsum("ki,ij,kj->k", flat, input_format._covariance(), flat)
     variance = expected * 255**4 * np.exp(rng.normal(0, 0.02, 64))
     taken = input_format.recognise(kernel, np.zeros(64), variance)
+    assert taken is not None
     assert taken == input_format.InputFormat(
         True, "of 0 to 255", (0.0, 0.0, 0.0), taken.log_odds
     )
@@ -104,7 +105,8 @@ def test_recognition_of_synthetic_statistics():
     grey = np.repeat(kernel[:, :1], 3, axis=1)
     flat = grey.reshape(64, 147) * 255
     variance = np.einsum("ki,ij,kj->k", flat, input_format._covariance(), flat)
-    assert input_format.recognise(grey, np.zeros(64), variance).bgr is None
+    taken = input_format.recognise(grey, np.zeros(64), variance)
+    assert taken is not None and taken.bgr is None
 
 
 def test_random_weights_are_not_recognised():
@@ -158,6 +160,7 @@ def test_the_network_s_output_on_a_photo_is_unchanged(real_weights, shared_data,
     std = FORMATS[name][0]["std"]
     original = with_input(real_weights, std=std, bgr=True)
     taken = recognised(original)
+    assert taken is not None
     converted = input_format.to_torchvision(original, taken, where="x")
     outputs = []
     # The original takes (colours - mean) / std with reversed channels.

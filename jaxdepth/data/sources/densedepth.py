@@ -116,7 +116,9 @@ def _lists(path: Path) -> list[Path]:
 
 def _names_pairs(file: Path) -> bool:
     listing = lists.peek(file)
-    return bool(listing and listing.rows) and _is_pair(listing.rows[0].columns)
+    if listing is None or not listing.rows:
+        return False
+    return _is_pair(listing.rows[0].columns)
 
 
 def _is_pair(columns: Sequence[str]) -> bool:

@@ -62,7 +62,7 @@ def orientation(file: Path) -> int:
         return UPRIGHT
     with contextlib.suppress(Exception), _opened(file) as image:
         stored = image.getexif().get(ORIENTATION)
-        return stored if stored in range(1, 9) else UPRIGHT
+        return int(stored) if stored in range(1, 9) else UPRIGHT  # pyright: ignore
     return UPRIGHT
 
 

@@ -247,7 +247,14 @@ def _frame(listing: Listing, row: Row, entry: dict[str, str], folder: Root) -> L
     if len(set(paths.values())) < len(paths) or "image" not in paths:
         raise UserError(f"{listing.where(row)}: {_text(row)} names one file twice")
     name = entry["image"].replace("\\", "/").lstrip("/")
-    return Listed(name, **paths, focal=float(focal) if focal else None)
+    return Listed(
+        name,
+        paths["image"],
+        paths.get("depth"),
+        paths.get("filled"),
+        paths.get("mask"),
+        float(focal) if focal else None,
+    )
 
 
 def _text(row: Row) -> str:

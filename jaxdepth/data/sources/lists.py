@@ -110,7 +110,7 @@ def part_of(path: str | os.PathLike[str]) -> Part | None:
     pure = PurePosixPath(str(path).replace("\\", "/"))
     for name in (pure.stem, *(folder.name for folder in pure.parents)):
         words = re.findall(r"[a-z]+", name.lower())
-        parts = {PART_WORDS[word] for word in words if word in PART_WORDS}
+        parts: set[Part] = {PART_WORDS[word] for word in words if word in PART_WORDS}
         if len(parts) == 1:
             return parts.pop()
         if parts:

@@ -452,7 +452,7 @@ class _Block:
             return
         self._record.kept.append(row)
         self._record.unmasked += frame.unmasked
-        digest = hashlib.sha256(np.ascontiguousarray(frame.small["rgb"]))
+        digest = hashlib.sha256(frame.small["rgb"].tobytes())
         self._record.digests.append(digest.hexdigest()[:16])
         self._cameras[frame.camera] = None
         size = list(frame.size)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import h5py
 import numpy as np
@@ -367,7 +368,8 @@ def test_scenes_may_be_plain_strings(tmp_path):
 def test_a_file_that_refers_to_another_file_is_refused(tmp_path, field):
     path, _ = write_mat(tmp_path / "a.mat", scenes=TRAIN_SCENES * 2)
     with h5py.File(tmp_path / "secret.h5", "w") as secret, h5py.File(path, "a") as file:
-        secret["data"] = file[field][()] if field != "scenes" else [b"secret"] * 4
+        stored: Any = file[field]
+        secret["data"] = stored[()] if field != "scenes" else [b"secret"] * 4
         del file[field]
         file[field] = h5py.ExternalLink("secret.h5", "data")
     refused(path, rf"{field} is a link to other data")
@@ -380,7 +382,8 @@ def test_a_scene_in_another_file_is_refused(tmp_path):
         text = file.create_dataset(
             "#refs#/secret", (8,), np.uint16, external=[(tmp_path / "secret", 0, 16)]
         )
-        file["scenes"][0, 1] = text.ref
+        cell: Any = file["scenes"]
+        cell[0, 1] = text.ref
     refused(path, "takes its data from other files")
 
 

@@ -7,7 +7,7 @@ from jaxdepth.data.sources import ReadOptions, listed, open_source
 from tests.data.sources import made
 
 DEPTH = np.arange(48, dtype=np.uint16).reshape(6, 8) + 1000  # stored millimetres
-MASK = np.tile(np.uint8([0, 1]), (6, 4))
+MASK = np.tile(np.array([0, 1], np.uint8), (6, 4))
 
 
 def pairs(root, count=2, image="x/{}.jpg", depth="y/d{}.png"):
@@ -138,11 +138,13 @@ def test_a_column_of_masks_clears_pixels_and_is_never_depth(
 def test_masks_by_name_clear_pixels(tmp_path):
     for k in range(2):  # as DIODE's files
         made.image(tmp_path, f"s/{k}.png", k)
-        array(tmp_path, f"s/{k}_depth.npy", np.float32(DEPTH / 1000)[..., None])
+        array(
+            tmp_path, f"s/{k}_depth.npy", (DEPTH / 1000).astype(np.float32)[..., None]
+        )
         array(tmp_path, f"s/{k}_depth_mask.npy", MASK)
     source = open_source(tmp_path)
     assert len(source.infos) == 2 and source.truths == ("raw",)
-    assert ((source.frame(0).raw > 0) == (MASK > 0)).all()
+    np.testing.assert_array_equal(source.frame(0).depths["raw"] > 0, MASK > 0)
 
 
 def test_depth_files_that_are_masks_are_refused(tmp_path):
@@ -241,7 +243,7 @@ def test_a_mask_of_another_size_or_meaning_is_refused(tmp_path, mask, message):
 
 def test_masks_are_told_from_depth_by_their_values():
     assert listed.is_mask(MASK) and listed.is_mask(MASK * 255)
-    assert listed.is_mask(MASK.astype(bool)) and listed.is_mask(np.float32(MASK))
+    assert listed.is_mask(MASK.astype(bool)) and listed.is_mask(MASK * 1.0)
     assert not listed.is_mask(DEPTH) and not listed.is_mask(MASK * 2)
 
 
