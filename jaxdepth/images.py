@@ -1,45 +1,95 @@
 """Reading of photos of any format as upright arrays (H, W, 3) uint8."""
 
+import importlib
+import logging
+import math
+import os
+import re
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
+from PIL.JpegImagePlugin import JpegImageFile
 
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime import regular
+from jaxdepth.runtime.errors import UserError, one_line, printable
 
+logger = logging.getLogger(__name__)
 # Suffixes of the image files that are searched for in folders.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif")
-# The formats of these files. Pillow is not allowed to open others: some start programs
-# (Ghostscript for EPS), and each format that is not needed is a decoder to attack.
-# (The plugin of JPEG opens MPO, two photos of a stereo camera, as the first one.)
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif",
+    ".heic", ".heif", ".avif",
+)  # fmt: skip
+# The formats of these files; HEIF is added where its library is installed. Pillow is
+# not allowed to open others: some start programs (Ghostscript for EPS), and each format
+# that is not needed is a decoder to attack. (The plugin of JPEG opens MPO, two photos
+# of a stereo camera, as the first one.)
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
+
+LARGEST = 1 << 25  # pixels; larger photos are read at reduced size
+LARGEST_FILE = 1 << 29  # bytes; some decoders read the whole file
+# Pixels that can be decoded: 4 to 8 bytes each take about 1 GB.
+LIMIT = 178_956_970
+# By format: these take up to 16 bytes. By codec of Pillow: these are slow.
+LIMITS = {
+    "WEBP": 1 << 26, "AVIF": 1 << 26, "HEIF": 1 << 26,
+    "bmp_rle": 1 << 24, "ppm": 1 << 22, "ppm_plain": 1 << 22,
+}  # fmt: skip
+SCAN_PIXELS = 1 << 32  # pixels times scans of a progressive JPEG
+NAMED = 20  # files left out of a folder that are named
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
+TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
 
 def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file and apply its EXIF orientation.
 
     Grey, palette, CMYK and transparent images become RGB; 16-bit ones are scaled to 8.
+    Photos of more than `LARGEST` pixels are reduced by an integer factor, with a note
+    in the log.
 
-    Raises: UserError, naming the file, if it is not an image or is damaged.
+    Raises: UserError, naming the file, if it is not an image, is damaged, or has more
+      pixels than can be decoded.
     """
+    return read_reduced(path)[0]
+
+
+def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+    """As `read`; also returns the factor by which a large photo was reduced, else 1.
+
+    A focal length in pixels of the photo must be divided by it.
+    """
+    path = Path(path)
+    name = printable(path, None)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about large photos, and raises for decompression bombs.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                return _to_rgb(_upright(image))
+        regular.check(path)
+        with open(path, "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata
+            with open_image(stream) as image:
+                method = _orientation(image)
+                size = image.size if method in _TURNS else image.size[::-1]
+                rgb = _to_rgb(_transposed(_reduced(image), method))
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{name}: there is no such file") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not an image") from None
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read") from None
+        raise UserError(f"{name} is a folder, not an image") from None
     except Exception as error:  # damaged bytes make decoders raise errors of many types
-        raise UserError(f"{path} can't be read as an image: {error}") from None
+        problem = getattr(error, "strerror", None) or error
+        reason = printable(one_line(problem) or type(error).__name__, 300)
+        raise UserError(f"{name} can't be read as an image: {reason}") from None
+    factor = round(max(size) / max(rgb.shape[:2]))
+    if factor > 1:
+        logger.warning(
+            "note: %s is %dx%d: it is read, and its depth predicted, at %dx%d",
+            name, *size, *rgb.shape[:2],
+        )  # fmt: skip
+    return rgb, factor
 
 
 def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
@@ -55,7 +105,7 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, Image.Image):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _to_rgb(_upright(image))
+            return _to_rgb(_transposed(image, _orientation(image)))
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(
@@ -75,33 +125,32 @@ def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
 
     Folders are searched by suffix, without their sub-folders.
 
-    Returns: the files; notes on what was left out of folders.
+    Returns: the files; notes that name what was left out of folders.
     Raises: UserError for a path that does not exist, or a folder without images.
     """
     files: list[Path] = []
     notes = []
     for path in map(Path, paths):
+        name = printable(path, None)
         try:
-            entries = sorted(path.iterdir()) if path.is_dir() else None
-            exists = entries is not None or path.exists()
+            if not path.is_dir():
+                path.stat()
+                files.append(path)
+                continue
+            entries = sorted(path.iterdir())
+            images = [entry for entry in entries if is_photo(entry)]
+            others = [_shown(entry) for entry in entries if not is_photo(entry)]
+        except FileNotFoundError:
+            raise UserError(f"{name}: there is no such file") from None
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        if not exists:
-            raise UserError(f"{path}: there is no such file")
-        if entries is None:
-            files.append(path)
-            continue
-        visible = [p for p in entries if not p.name.startswith(".")]
-        images = [p for p in visible if is_photo(p)]
+            raise UserError(f"{name}: {error.strerror}") from None
         if not images:
-            raise UserError(f"{path} holds no image ({', '.join(SUFFIXES)})")
+            raise UserError(f"{name} holds no image ({', '.join(SUFFIXES)})")
         files += images
-        if len(images) < len(visible):
-            folders = sum(p.is_dir() for p in visible)
-            others = len(visible) - len(images) - folders
-            notes.append(
-                f"of {path} {others} other files and {folders} folders are left out"
-            )
+        if others:
+            more = f" and {len(others) - NAMED} others" if others[NAMED:] else ""
+            listed = ", ".join(others[:NAMED])
+            notes.append(f"left out of {name}: {listed}{more}")
     return files, notes
 
 
@@ -109,6 +158,153 @@ def is_photo(path: Path) -> bool:
     """Whether the path is a file with an image suffix, and not hidden."""
     named = path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     return named and path.is_file()
+
+
+def _shown(path: Path) -> str:
+    """The name of a file, or of a folder with a slash."""
+    return printable(path.name) + ("/" if path.is_dir() else "")
+
+
+def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
+    """Open an image of one of `FORMATS`; its pixels are not decoded yet.
+
+    `Image.open` rejects every photo of more than `LIMIT` pixels. Here the limit depends
+    on the memory that the decoder needs. The checksums of a PNG are verified.
+
+    Args:
+      stream: a file.
+      most: pixels that the image may have; default: what can be decoded in about 1 GB.
+
+    Raises: ValueError with the problem; damaged bytes cause errors of other types.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if size > LARGEST_FILE:
+        raise ValueError(f"{size >> 20} MiB are larger than {LARGEST_FILE >> 20} MiB")
+    check_png(stream)
+    prefix = stream.read(16)
+    Image.init()  # loads the plugins
+    problem = f"damaged, or none of the formats {', '.join(FORMATS)}, HEIF"
+    for name in (*FORMATS, "HEIF"):
+        if name == "HEIF" and not _register_heif(prefix):
+            continue
+        factory, accept = Image.OPEN[name]
+        accepted = accept is None or accept(prefix)
+        if isinstance(accepted, str):
+            problem = f"this Pillow can't read {name}: pip install --upgrade pillow"
+        elif accepted:
+            stream.seek(0)
+            try:
+                image = factory(stream, "")
+            except SyntaxError as error:
+                problem = f"damaged {name} ({error})"
+                continue
+            except Image.DecompressionBombError as error:  # raised by WebP's plugin
+                raise ValueError(str(error).split(",")[0]) from None
+            _check_size(image, stream, most)
+            return image
+    raise ValueError(problem)
+
+
+def check_png(stream: IO[bytes]) -> None:
+    """Raise an error for a PNG with a wrong checksum; rewind the stream.
+
+    Decoding skips the checksums of pixel data, and `verify` skips that of the last
+    chunk.
+    """
+    if stream.read(len(PNG)) == PNG:
+        stream.seek(0)
+        try:
+            image = PngImagePlugin.PngImageFile(stream)
+        except Exception as error:  # damaged bytes cause errors of many types
+            raise ValueError(f"damaged PNG header ({error})") from None
+        image.verify()
+        if stream.read(len(PNG_END)) != PNG_END:
+            raise ValueError("truncated PNG file")
+    stream.seek(0)
+
+
+def _register_heif(prefix: bytes) -> bool:
+    """Register the reader of HEIF if the file starts like one; else return False.
+
+    Raises: ValueError if its library is not installed.
+    """
+    if prefix[4:8] != b"ftyp" or prefix[8:10] not in (b"he", b"mi", b"ms"):
+        return False
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        raise ValueError("reading HEIC needs `pip install pillow-heif`") from None
+    return True
+
+
+def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None:
+    """Raise ValueError if decoding the image would need too much memory or time."""
+    kind = image.format or ""
+    codecs = [tile[0] for tile in getattr(image, "tile", [])]
+    limit = min(LIMITS.get(name, LIMIT) for name in (kind, *codecs))
+    if isinstance(image, JpegImageFile):
+        if _in_one_scan(stream):
+            limit = 64 * LARGEST  # decoded by rows, at an eighth of the size
+        else:
+            stream.seek(0)
+            scans = len(re.findall(b"\xff\xda", stream.read()))
+            kind = f"JPEG, with {scans} scans"
+            limit = min(LIMIT, SCAN_PIXELS // max(1, scans))
+    limit = min(limit, most or limit)
+    tags = getattr(image, "tag_v2", {})
+    tile = tags.get(TILE_WIDTH, 1), tags.get(TILE_LENGTH, 1)
+    for width, height in (image.size, tile):  # tiles can be larger than the image
+        if width * height > limit:
+            raise ValueError(
+                f"{height}x{width} pixels, more than the {limit / 1e6:.0f} million "
+                f"that can be read from this kind of {kind}; save a smaller copy"
+            )
+
+
+def _in_one_scan(stream: IO[bytes]) -> bool:
+    """Whether a JPEG is sequential, with all components in its first scan.
+
+    Otherwise the decoder keeps the whole photo in memory. Anything unusual counts as
+    otherwise.
+    """
+    stream.seek(2)
+    components = b""
+    while len(head := stream.read(4)) == 4:
+        marker, length = struct.unpack(">HH", head)
+        if not 0xFFC0 <= marker < 0xFFFF or 0xFFD0 <= marker <= 0xFFD9 or length < 2:
+            return False  # not a segment
+        body = stream.read(length - 2)
+        if marker in (0xFFC0, 0xFFC1):
+            components = body[5:6]
+        elif marker == 0xFFDA:
+            return body[:1] == components != b""
+        elif marker <= 0xFFCF and marker not in (0xFFC4, 0xFFC8, 0xFFCC):
+            return False  # progressive, or a rare kind
+    return False
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Reduce an image of more than `LARGEST` pixels by an integer factor.
+
+    JPEG is reduced by its decoder (2, 4 or 8), others by averaging, in strips.
+    """
+    width, height = image.size
+    factor = 1
+    while math.ceil(width / factor) * math.ceil(height / factor) > LARGEST:
+        factor += 1
+    if factor == 1:
+        return image
+    if isinstance(image, JpegImageFile):
+        factor = 1 << (factor - 1).bit_length()
+        image.draft(None, (width // factor, height // factor))
+        return image
+    highest = float(image.getextrema()[1]) if image.mode in ("I", "F") else None  # pyright: ignore
+    strips = []
+    for top in range(0, height, 256 * factor):
+        box = (0, top, width, min(top + 256 * factor, height))
+        strip = Image.fromarray(_to_rgb(image.crop(box), highest))
+        strips.append(np.asarray(strip.reduce(factor)))
+    return Image.fromarray(np.concatenate(strips))
 
 
 # The transposition that undoes each EXIF orientation.
@@ -121,27 +317,37 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNS = {_ORIENTATIONS[k] for k in (5, 6, 7, 8)}  # those that swap height and width
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; the image is unchanged if EXIF can't be read.
+def _orientation(image: Image.Image) -> Image.Transpose | None:
+    """The transposition that EXIF asks for; None if EXIF can't be read.
 
     ImageOps.exif_transpose rewrites all of EXIF, and fails if any tag has a wrong type.
     """
     try:
-        method = _ORIENTATIONS.get(image.getexif().get(0x0112))  # pyright: ignore
+        return _ORIENTATIONS.get(image.getexif().get(0x0112))  # pyright: ignore
     except Exception:  # damaged bytes cause errors of many types
-        return image
+        return None
+
+
+def _transposed(image: Image.Image, method: Image.Transpose | None) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
+def _to_rgb(image: Image.Image, highest: float | None = None) -> np.ndarray:
+    """Convert an image to RGB.
+
+    Args:
+      highest: largest value of an image in mode I or F; default: that of `image`.
+    """
     if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, np.float32)
-        if image.mode == "F" and values.max(initial=0) <= 1:
-            values = values * 255
+        values = np.nan_to_num(np.asarray(image, np.float32))
         # In modes I and F, only the values show whether they have 8 or 16 bits.
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+        highest = float(values.max(initial=0)) if highest is None else highest
+        if image.mode == "F" and highest <= 1:
+            values = values * 255
+        elif image.mode.startswith("I;16") or highest > 255:
             values = values / 257.0  # 65535 -> 255
         grey = np.clip(np.round(values), 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=-1)

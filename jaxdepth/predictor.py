@@ -69,7 +69,8 @@ class Predictor:
         Args:
           image: a path, a PIL image, or an array (H, W, 3) uint8.
 
-        Returns: (H, W) float32, metres, at the photo's size.
+        Returns: (H, W) float32, metres, at the photo's size, or at the reduced size of
+          a file of more than 33 megapixels.
         Raises: UserError for a file that is not an image.
         """
         return next(iter(self.predict_many([image])))

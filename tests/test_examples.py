@@ -41,7 +41,7 @@ def test_a_loss_from_a_plugin_trains_and_is_recorded(tmp_path):
     execute(tmp_path, "-m", "jaxdepth", "run", *words)
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert config["loss"] == "relative" and config["plugin"] == str(plugin)
-    # Scoring the run needs the same plugin, and says so.
+    # Evaluation of the run needs the same plugin; the error names it.
     words = ["-m", "jaxdepth", "evaluate", "--checkpoint=run", "--step=last"]
     output = execute(tmp_path, *words, f"--plugin={plugin}")
     assert "plain" in output

@@ -1,10 +1,14 @@
 """Reading of photos: modes, orientation, damaged files, folders."""
 
 import io
+import struct
+import subprocess
+import sys
 
+import hostile_photos
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps, features
 
 from jaxdepth import images as images_lib
 from jaxdepth.runtime.errors import UserError
@@ -178,7 +182,11 @@ def test_folders_are_searched_and_files_are_kept(tmp_path):
     odd = save(tmp_path / "odd", colours(), format="PNG")
     found, notes = images_lib.find([odd, tmp_path])
     assert [p.name for p in found] == ["odd", "a.png", "b.JPG", "c.webp"]
-    assert notes == [f"of {tmp_path} 2 other files and 1 folders are left out"]
+    assert notes == [f"left out of {tmp_path}: ._a.png, folder.png/, notes.txt, odd"]
+    for k in range(30):
+        (tmp_path / f"n\x1b{k:02}").write_text("")
+    (note,) = images_lib.find([tmp_path])[1]
+    assert note.endswith(r", n\x1b17 and 14 others") and note.count(", ") == 19
 
 
 def test_missing_files_and_empty_folders_are_errors(tmp_path):
@@ -226,4 +234,136 @@ def test_a_wrong_exif_tag_does_not_prevent_rotation(tmp_path):
 def test_floats_up_to_one_are_scaled_to_255(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[0, 0.5, 1]], np.float32)).save(path)
+    assert images_lib.read(path)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("name", hostile_photos.PHOTOS)
+def test_hostile_photos_are_rejected_or_bounded(tmp_path, name, caplog):
+    make, words = hostile_photos.PHOTOS[name]
+    make(tmp_path / name)
+    try:
+        rgb = images_lib.read(tmp_path / name)
+    except UserError as error:
+        text = str(error)
+    else:
+        text = caplog.text
+        assert rgb.size <= 3 * images_lib.LARGEST
+    assert words in text and "\x1b" not in text
+    assert bool(text) == bool(words)
+
+
+def test_no_program_is_started_for_a_photo(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started.append)
+    monkeypatch.setattr(subprocess, "Popen", started.append)
+    hostile_photos.PHOTOS["eps.jpg"][0](tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="none of the formats"):
+        images_lib.read(tmp_path / "a.jpg")
+    assert not started
+
+
+def test_a_large_photo_is_read_in_bounded_memory(tmp_path):
+    hostile_photos.png_of_zeros(tmp_path / "a.png", 13000)
+    code = (
+        "import sys; from jaxdepth import images; images.read(sys.argv[1]);"
+        "status = open('/proc/self/status').read();"
+        "print(status.split('VmHWM:')[1].split()[0])"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("peak memory is read from /proc")
+    command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 700_000  # kB; 1,800,000 at full size
+
+
+@pytest.mark.parametrize("kind", ["RGB", "P", "RGBA", "I;16", "I", "F", "1"])
+def test_large_photos_are_averaged(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(images_lib, "LARGEST", 1 << 16)
+    rng = np.random.default_rng(0)
+    if kind in ("I;16", "I", "F"):
+        dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[kind]
+        stored = rng.integers(0, 65536, (1100, 130)).astype(dtype)
+        image, grey = Image.fromarray(stored), np.round(stored / 257.0)
+        full = np.repeat(grey[..., None], 3, -1)
+    else:
+        values = rng.integers(0, 256, (1100, 130, 3), np.uint8)
+        image = Image.fromarray(values).convert(kind)
+        full = np.asarray(image.convert("RGB")).astype(float)
+    path = tmp_path / "a.tif"
+    image.save(path)
+    found = images_lib.read(path)
+    # 1100 x 130 pixels are reduced by 2 (550 x 65 <= 65,536).
+    expected = full.reshape(550, 2, 65, 2, 3).mean((1, 3))
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1
+
+
+def test_a_large_jpeg_is_reduced_by_its_decoder(tmp_path, monkeypatch, caplog):
+    rows, columns = np.mgrid[:300, :200]
+    smooth = np.stack([rows * 0.8, columns, rows + columns], -1) / 2
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.jpg", smooth.astype(np.uint8), exif=exif, quality=95)
+    monkeypatch.setattr(images_lib, "LARGEST", 5000)
+    monkeypatch.setattr(images_lib, "LIMIT", 50000)
+    found = images_lib.read(path)  # by 4: 75 x 50
+    expected = smooth.reshape(75, 4, 50, 4, 3).mean((1, 3))
+    assert np.abs(found - np.rot90(expected, -1).astype(float)).max() <= 4
+    assert f"{path} is 200x300: it is read, and its depth predicted, at 50x75" in (
+        caplog.text
+    )
+    # The decoder of a progressive JPEG needs the memory of the full size.
+    save(path, smooth.astype(np.uint8), progressive=True)
+    with pytest.raises(UserError, match="300x200 pixels, more than"):
+        images_lib.read(path)
+
+
+def test_the_first_photo_of_a_stereo_camera_is_read(tmp_path):
+    left, right = (np.full((16, 24, 3), grey, np.uint8) for grey in (40, 200))
+    images = [Image.fromarray(one) for one in (left, right)]
+    images[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=images[1:])
+    np.testing.assert_array_equal(images_lib.read(tmp_path / "a.jpg"), left)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read(tmp_path):
+    flat = np.full((32, 48, 3), (200, 100, 50), np.uint8)
+    found = images_lib.read(save(tmp_path / "a.avif", flat, quality=100))
+    assert np.abs(found.astype(int) - flat).max() <= 3
+
+
+def test_heic_is_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="extra heic is absent")
+    flat = np.full((64, 48, 3), (200, 100, 50), np.uint8)
+    pillow_heif.from_pillow(Image.fromarray(flat)).save(tmp_path / "a.heic")
+    found = images_lib.read(tmp_path / "a.heic")
+    assert np.abs(found.astype(int) - flat).max() <= 6
+
+
+def test_heic_without_its_library_is_an_error_with_the_fix(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    hostile_photos.PHOTOS["heic.jpg"][0](tmp_path / "a.heic")
+    assert images_lib.is_photo(tmp_path / "a.heic")  # not left out of its folder
+    with pytest.raises(UserError, match="pip install pillow-heif"):
+        images_lib.read(tmp_path / "a.heic")
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"tEXt", b"IEND"])
+def test_checksums_of_a_png_are_verified(tmp_path, kind):
+    chunk = b"tEXt" + b"Comment\0no"
+    save(tmp_path / "a.png", colours(), compress_level=0)
+    data = (tmp_path / "a.png").read_bytes()
+    wrong = struct.pack(">I", len(chunk) - 4) + chunk + bytes(4)
+    place = {b"IDAT": data.index(b"IDAT") + 30, b"IEND": len(data) - 1}
+    damaged = bytearray(data[:33] + wrong + data[33:] if kind == b"tEXt" else data)
+    if kind in place:
+        damaged[place[kind]] ^= 1
+    (tmp_path / "a.png").write_bytes(damaged)
+    with pytest.raises(UserError, match="can't be read as an image"):
+        images_lib.read(tmp_path / "a.png")
+
+
+def test_floats_that_are_not_numbers_are_black(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[np.nan, 0.5, 1]], np.float32)).save(path)
     assert images_lib.read(path)[0, :, 0].tolist() == [0, 128, 255]

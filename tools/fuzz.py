@@ -8,7 +8,7 @@ Case K of a reader depends on --seed and K only. The outcomes:
   different  read with another content, where the file has no checksum
   rejected   an error of one line
   silent     read with another content, although the file has a checksum: a failure
-  message    an error whose message is not one line of printable text: a failure
+  message    an error whose message is not one line: a failure
   traceback, crash, hang, memory   failures
 
 Exit code 1 if there was a failure.
@@ -83,7 +83,8 @@ def attempt(
             parts = {name: digest(x) for name, x in read(folder).items()}
     except (UserError, MachineError) as error:
         text = str(error)
-        return "rejected" if text and text.isprintable() else "message", repr(text)
+        # Commands escape other control characters when they print a message.
+        return "rejected" if text and "\n" not in text else "message", repr(text)
     except BaseException:
         return "traceback", traceback.format_exc()
     changed = [name for name in parts if parts[name] != intact.get(name)]

@@ -21,6 +21,7 @@ from jaxdepth.commands import finished_runs
 from jaxdepth.config import Config
 from jaxdepth.data import dataset
 from jaxdepth.data.nyu import splits
+from jaxdepth.data.sources import files as data_files
 from jaxdepth.data.sources import open_source
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.evaluation.metrics import METRICS
@@ -154,6 +155,23 @@ def write_lists(folder: Path) -> None:
         _pairs(folder, [pair])
         with open(folder / f"{name}.csv", "a") as file:
             file.write(f"{','.join(pair)}\n")
+
+
+def write_arrays(folder: Path) -> None:
+    metres = _depth(3) / np.float32(1000)
+    np.save(folder / "a.npy", metres)
+    np.savez_compressed(folder / "a.npz", depth=metres)
+    (folder / "a.pfm").write_bytes(b"Pf\n8 6\n-1.0\n" + metres[::-1].tobytes())
+    (folder / "a.pgm").write_bytes(
+        b"P5\n8 6\n65535\n" + _depth(3).astype(">u2").tobytes()
+    )
+    _image(folder / "a.png", _depth(3))
+    _image(folder / "a.tif", metres)
+
+
+def read_arrays(folder: Path) -> dict[str, Any]:
+    """Depth in the encodings that a folder or a list may have."""
+    return {path.suffix: data_files.read_depth(path) for path in folder.iterdir()}
 
 
 def write_raw(folder: Path) -> None:
@@ -321,6 +339,7 @@ READERS = {
     "tum": Reader(write_tum, read_source, checksums=("*.png",)),
     "folder": Reader(write_folder, read_source, checksums=("*.png",)),
     "lists": Reader(write_lists, read_source, checksums=("*.png",)),
+    "arrays": Reader(write_arrays, read_arrays, checksums=("*.png", "*.npz")),
     "nyu_raw": Reader(write_raw, read_source),
     "tfds": Reader(write_tfds, read_source, checksums=("*.tfrecord-*",)),
     "store": Reader(write_store, read_store, ("*.npy",), ("*.npy",)),

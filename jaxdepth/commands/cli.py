@@ -14,7 +14,7 @@ from jaxdepth.config import Config
 from jaxdepth.recipes import RECIPES, recipe_named
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import hosts, terminal
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError, printable
 
 OK, MACHINE, USER, NON_FINITE, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 # Errors of a file name that the user gave.
@@ -106,7 +106,7 @@ def _fail(line: str, code: int, error: BaseException) -> int:
     """Print the error, once if all hosts raise it. Returns the exit code."""
     everywhere = getattr(error, "everywhere", False)
     if not everywhere or hosts.is_first_host():
-        print(" ".join(line.split()), file=sys.stderr)
+        print(printable(" ".join(line.split()), None), file=sys.stderr)
     return code if everywhere else _leave(code)
 
 

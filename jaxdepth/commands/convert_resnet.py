@@ -5,7 +5,9 @@
     jaxdepth convert-resnet --reverse runs/upproj-berhu-001 upproj.pth
 
 Reads `.pth` files of old and new PyTorch versions, without PyTorch and without running
-code that they contain. The weights are for `--init=imagenet`.
+code that they contain. The weights are for `--init=imagenet`. A network that takes BGR,
+or colours of 0 to 255 minus the mean, is recognised by the statistics of its first
+batch normalisation, and its first convolution is changed to take torchvision's input.
 
 --reverse reads a run's work directory, or converted weights, of any layout of upproj,
 and writes a PyTorch state dict, as `.pth` (which `torch.load` reads with
@@ -20,16 +22,18 @@ import logging
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from jaxdepth.commands import cli, trained_network
 from jaxdepth.models.layouts import layout_named
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.flags import flag
-from jaxdepth.weights import files, resnet, torchwriter
+from jaxdepth.weights import files, input_format, resnet, torchwriter
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth convert-resnet"
@@ -56,6 +60,13 @@ class ConvertConfig:
     """Download torchvision's file, and verify its checksum, instead of CHECKPOINT."""
     reverse: bool = False
     """Convert a run or converted weights to a PyTorch state dict."""
+    input: Literal["auto", "torchvision", "bgr", "rgb255", "caffe"] = "auto"
+    """Input that CHECKPOINT takes: torchvision's (RGB), torchvision's in BGR order, or
+    colours of 0 to 255 minus the mean in RGB or BGR (caffe) order. auto recognises it
+    by the statistics of the first batch normalisation."""
+    prefix: str | None = None
+    """Prefix of the names of the encoder, if CHECKPOINT holds several, as in
+    --prefix=module.encoder_q."""
     step: str = "best"
     """Step of the run's checkpoint: best, last or a number."""
 
@@ -74,16 +85,36 @@ def command(argv: Sequence[str]) -> int:
         return _convert_back(config.files[0], out, step=config.step)
     if config.download is None:
         path = files.expanded(config.files[0])
-        return _convert(path, out, origin=path.name)
+        return _convert(
+            path, out, origin=path.name, source=config.input, prefix=config.prefix
+        )
     with tempfile.TemporaryDirectory() as folder:
         name = DOWNLOADS[config.download]
         fetched = fetch(SITE + name, Path(folder) / name)
-        return _convert(fetched, out, origin=f"torchvision {config.download}, {name}")
+        origin = f"torchvision {config.download}, {name}"
+        return _convert(fetched, out, origin=origin, source="torchvision")
 
 
-def _convert(path: Path, out: Path, *, origin: str) -> int:
-    """Convert a checkpoint of torchvision to weights for --init=imagenet."""
-    converted = resnet.convert(resnet.read_state_dict(path))
+def _convert(
+    path: Path, out: Path, *, origin: str, source: str, prefix: str | None = None
+) -> int:
+    """Convert a checkpoint of torchvision to weights for --init=imagenet.
+
+    Args:
+      path: the checkpoint.
+      out: safetensors file to write.
+      origin: human-readable source of the weights.
+      source: value of --input.
+      prefix: value of --prefix.
+    """
+    state_dict = resnet.read_state_dict(path, prefix=prefix)
+    resnet.convert(state_dict).checked(str(path), "torchvision's ResNet-50")
+    taken = _input_of(state_dict, str(path), source)
+    if not taken.is_torchvision:
+        origin += f", which takes {taken}"
+    converted = resnet.convert(
+        input_format.to_torchvision(state_dict, taken, where=str(path))
+    )
     arrays = converted.checked(str(path), "torchvision's ResNet-50")
     weights = files.Weights.of_layout(
         arrays,
@@ -104,6 +135,46 @@ def _convert(path: Path, out: Path, *, origin: str) -> int:
     )
     logger.info("use it: --init=imagenet --weights=%s", out)
     return cli.OK
+
+
+def _input_of(
+    state_dict: Mapping[str, np.ndarray], where: str, source: str
+) -> input_format.InputFormat:
+    """The input that a ResNet takes, by --input or recognised, with a line about it.
+
+    Raises: UserError if it is certain that the input is not torchvision's, but not
+      which one it is.
+    """
+    if source != "auto":
+        return input_format.NAMED[source]
+    statistics = (state_dict[f"bn1.running_{name}"] for name in ("mean", "var"))
+    taken = input_format.recognise(state_dict["conv1.weight"], *statistics)
+    if taken is None:
+        logger.warning(
+            "%s: bn1's statistics fit no usual input of conv1: converted as "
+            "torchvision's, give --input if the network takes another",
+            where,
+        )
+        return input_format.NAMED["torchvision"]
+    if taken.bgr is None and taken.scale == input_format.TORCHVISION:
+        logger.warning(
+            "%s takes %s: converted as RGB, give --input=bgr for BGR", where, taken
+        )
+    elif taken.bgr is None and taken.is_centred:
+        raise UserError(f"{where} takes {taken}: give --input=rgb255 or --input=caffe")
+    else:
+        what = (
+            "" if taken.is_torchvision else ": conv1 is changed to take torchvision's"
+        )
+        logger.info("%s takes %s%s", where, taken, what if taken.is_centred else "")
+    if taken.scale == input_format.NAMED["caffe"].scale and taken.is_centred:
+        logger.warning(
+            "%s: networks of Caffe often have the stride in the first 1x1 convolution "
+            "of a block (ResNet v1); layout torchvision has it in the 3x3 one, and a "
+            "checkpoint doesn't tell",
+            where,
+        )
+    return taken
 
 
 def _convert_back(source: str, out: Path, *, step: str) -> int:

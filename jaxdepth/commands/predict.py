@@ -1,11 +1,14 @@
 """`jaxdepth predict`: predict depth for photo files and write it to files."""
 
 import dataclasses
+import errno
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -15,7 +18,7 @@ from jaxdepth import predictor as predictor_lib
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import atomic, jax_setup
 from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.runtime.errors import MachineError, UserError, printable
 from jaxdepth.runtime.flags import flag
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,8 @@ SUFFIXES = (".npy", ".png", "_color.png")
 # File in --out with one name per line: photos whose outputs this command wrote. It
 # protects the user's a.npy, such as measured depth, from a prediction for a.jpg.
 PREDICTED = ".predicted"
+Photo: TypeAlias = tuple[np.ndarray, int]  # rgb, and the factor of its reduction
+LONGEST = 255  # bytes of a file name, on most file systems
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,60 +87,67 @@ def run(config: PredictConfig) -> int:
         raise UserError(f"--out={config.out}: {error.strerror}") from None
     broken: list[str] = []
     began, done = time.perf_counter(), 0
-    for path, rgb, depth in _predictions(predictor, paths, config.batch_size, broken):
-        _write(out, path, rgb, depth, config, new=path.stem not in predicted)
+    for path, photo, depth in _predictions(predictor, paths, config, broken):
+        try:
+            _write(out, path, photo, depth, config, new=_record(path) not in predicted)
+        except UserError as error:
+            broken.append(str(error))
+            continue
         done += 1
         logger.info(
-            "%s  %dx%d  %.2f to %.2f m, median %.2f m",
-            path, *depth.shape, depth.min(), depth.max(), np.median(depth),
+            "%s  %dx%d  %.2f to %.2f m, median %.2f m", printable(path, None),
+            *depth.shape, depth.min(), depth.max(), np.median(depth),
         )  # fmt: skip
     seconds = time.perf_counter() - began
     logger.info("%d of %d photos in %.1f s, in %s", done, len(paths), seconds, out)
     for line in broken:
-        logger.error("error: %s", line)
+        logger.error("error: %s", " ".join(line.split()))
     return 2 if broken else 0
 
 
 def _predictions(
     predictor: Predictor,
     paths: Sequence[Path],
-    batch_size: int,
+    config: PredictConfig,
     broken: list[str],
-) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """Yield (path, rgb, depth) of photos; append the errors of others to `broken`."""
-    waiting: list[tuple[Path, np.ndarray]] = []
+) -> Iterator[tuple[Path, Photo | None, np.ndarray]]:
+    """Yield (path, photo, depth) of photos; append the errors of others to `broken`.
+
+    The photo is None if there are no point clouds to write, because a batch of large
+    photos needs much memory.
+    """
+    waiting: list[tuple[Path, Photo | None]] = []
 
     def readable() -> Iterator[np.ndarray]:
         for path in paths:
             try:
-                rgb = images_lib.read(path)
+                photo = images_lib.read_reduced(path)
             except UserError as error:
-                reason = str(error)
-                broken.append(reason if str(path) in reason else f"{path}: {reason}")
+                broken.append(str(error))
                 continue
-            waiting.append((path, rgb))
-            yield rgb
+            waiting.append((path, photo if config.ply else None))
+            yield photo[0]
 
-    for depth in predictor.predict_many(readable(), batch_size=batch_size):
+    for depth in predictor.predict_many(readable(), batch_size=config.batch_size):
         yield *waiting.pop(0), depth
 
 
 def _refuse_clashes(
-    paths: Sequence[Path], out: Path, predicted: Collection[str], *, ply: bool
+    paths: Sequence[Path], out: Path, predicted: Collection[bytes], *, ply: bool
 ) -> None:
     """Raise UserError if an output would replace another output or a foreign file.
 
     Args:
       paths: photos.
-      predicted: names of photos whose existing outputs may be replaced.
+      predicted: records of photos whose existing outputs may be replaced.
     """
     suffixes = (*SUFFIXES, ".ply") if ply else SUFFIXES
     sources = {path.resolve() for path in paths}
     owner: dict[Path, Path] = {}
     for path in paths:
         for suffix in suffixes:
-            result = (out / f"{path.stem}{suffix}").resolve()
-            foreign = path.stem not in predicted and _exists(result)
+            result = (out / f"{_name(path)}{suffix}").resolve()
+            foreign = _record(path) not in predicted and _exists(result)
             if result in sources or foreign:
                 raise UserError(
                     f"--out={out}: {result.name} would replace {result}, which this "
@@ -152,14 +164,34 @@ def _refuse_clashes(
 def _exists(result: Path) -> bool:
     try:
         return result.exists()
-    except OSError as error:  # the name is too long, or the folder not readable
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # a limit below LONGEST: `_write` reports
+            return False
         raise UserError(f"{result}: {error.strerror}") from None
 
 
-def _predicted(out: Path) -> set[str]:
-    """Names of photos with outputs that earlier calls wrote to this folder."""
+def _name(path: Path) -> str:
+    """The name of a photo's outputs, without suffix: the stem of the photo.
+
+    A name that is too long with the suffixes is cut; a digest keeps names distinct.
+    """
+    stem = os.fsencode(path.stem)
+    room = LONGEST - max(map(len, SUFFIXES))
+    if len(stem) <= room:
+        return path.stem
+    digest = "-" + hashlib.sha256(stem).hexdigest()[:8]
+    return stem[: room - len(digest)].decode(errors="ignore") + digest
+
+
+def _record(path: Path) -> bytes:
+    """The line of a photo in `PREDICTED`: its stem, with line breaks escaped."""
+    return os.fsencode(path.stem).replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
+
+
+def _predicted(out: Path) -> set[bytes]:
+    """Records of photos with outputs that earlier calls wrote to this folder."""
     try:
-        return set(os.fsdecode((out / PREDICTED).read_bytes()).splitlines())
+        return set((out / PREDICTED).read_bytes().split(b"\n"))
     except FileNotFoundError:
         return set()
     except OSError as error:
@@ -169,41 +201,66 @@ def _predicted(out: Path) -> set[str]:
 def _write(
     out: Path,
     path: Path,
-    rgb: np.ndarray,
+    photo: Photo | None,
     depth: np.ndarray,
     config: PredictConfig,
     *,
     new: bool,
 ) -> None:
-    """Write the outputs of one photo; `new` if no earlier call wrote them."""
-    name = path.stem
+    """Write the outputs of one photo; `new` if no earlier call wrote them.
+
+    Raises: UserError if their names are too long for the file system, MachineError for
+      other failures.
+    """
+    name = _name(path)
     try:
         # Before the outputs, so that an interrupted call can be repeated.
         if new:
             with open(out / PREDICTED, "ab") as file:
-                file.write(os.fsencode(name) + b"\n")
+                file.write(_record(path) + b"\n")
         with atomic.atomic_write(out / f"{name}.npy") as part:
             np.save(part, depth)
         plots.save_depth_png16(out / f"{name}.png", depth)
         plots.save_color_png(out / f"{name}_color.png", depth)
         if config.ply:
             height, width = depth.shape
-            assert config.fx is not None
+            assert config.fx is not None and photo is not None
+            rgb, factor = photo
             plots.write_ply(
                 out / f"{name}.ply",
                 depth,
                 rgb,
-                fx=config.fx,
-                fy=config.fy or config.fx,
+                fx=config.fx / factor,
+                fy=(config.fy or config.fx) / factor,
                 cx=(width - 1) / 2,
                 cy=(height - 1) / 2,
             )
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(
+                f"{path}: its name is too long for the outputs; rename it"
+            ) from None
         raise MachineError(
             f"--out={out}: the outputs of {path} can't be written: {error.strerror}"
         ) from error
 
 
+def _with_dashed_names(argv: Sequence[str]) -> list[str]:
+    """The words with names of files such as -a.jpg, which look like flags, as ./-a.jpg.
+
+    These are the words after --, and existing files with a single dash.
+    """
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    words = [
+        f"./{word}" if word[:1] == "-" != word[1:2] and os.path.lexists(word) else word
+        for word in argv[:end]
+    ]
+    return words + [
+        f"./{word}" if word.startswith("-") else word for word in argv[end + 1 :]
+    ]
+
+
 def command(argv: Sequence[str]) -> int:
     """Run the command with these flags. Returns the exit code."""
-    return run(flags_lib.parse(PredictConfig, argv, prog="jaxdepth predict"))
+    words = _with_dashed_names(argv)
+    return run(flags_lib.parse(PredictConfig, words, prog="jaxdepth predict"))

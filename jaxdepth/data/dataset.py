@@ -142,6 +142,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     else:
         train = open_store(config, config.data.path, progress=progress)
         _check_size(config, train)
+        _check_max_depth(config, train)
     split = own_split(config, train)
     train_rows = np.asarray(train.splits[split]["train"])
     notes = list(train.notes)
@@ -179,6 +180,16 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         depth=depth,
         notes=(*notes, *more),
     )
+
+
+def _check_max_depth(config: Config, train: Store) -> None:
+    """Raise UserError if the store was written without depth that the run asks for."""
+    kept = train.manifest.get("options", {}).get("packing", {}).get("max_depth", 65.535)
+    if config.data.max_depth > kept:
+        raise UserError(
+            f"--max_depth={config.data.max_depth:g}: {train.name} holds depth up to "
+            f"{kept:g} m; prepare it again with that --max_depth"
+        )
 
 
 def _check_apart(

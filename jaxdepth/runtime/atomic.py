@@ -19,7 +19,9 @@ def atomic_write(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
       durable: flush the data to the disk before the file is renamed, so that a crash
         of the machine leaves either the old or the new content.
     """
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    # The name of the hidden file is cut, because file systems limit its length.
+    start = os.fsdecode(os.fsencode(path.name)[:200])
+    part = path.with_name(f".{start}.{uuid.uuid4().hex[:12]}")
     try:
         with open(part, "wb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""The two kinds of expected errors, which commands turn into exit codes.
+"""The two kinds of expected errors, which commands turn into exit codes; their text.
 
 `everywhere` is True if every host raises the error itself.
 """
@@ -36,3 +36,15 @@ def nearest(word: str, among: Iterable[str]) -> str:
     """Return `"; did you mean X?"` for the closest match, "" if nothing is close."""
     close = difflib.get_close_matches(word, list(among), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def printable(text: object, length: int | None = 120) -> str:
+    """A text from outside, such as a file name, that is safe to print.
+
+    Control characters and bytes that are not UTF-8 are escaped; the result has at most
+    `length` characters.
+    """
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    if length is None or len(escaped) <= length:
+        return escaped
+    return escaped[: length - 3] + "..."

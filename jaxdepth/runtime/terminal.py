@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxdepth.runtime import hosts
+from jaxdepth.runtime.errors import printable
 
 logger = logging.getLogger(__name__)
 PLAIN_EVERY = 5.0  # seconds between progress lines if there is no terminal
@@ -147,6 +148,17 @@ def console() -> Console:
     return Console(file=sys.stdout, highlight=False)
 
 
+class _Formatter(logging.Formatter):
+    """Escapes control characters, which could come from names of files.
+
+    Line breaks are kept: tracebacks have several lines.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).split("\n")
+        return "\n".join(printable(line, None) for line in lines)
+
+
 class _TerminalHandler(logging.Handler):
     """Prints log lines above the progress bar, if there is one."""
 
@@ -162,6 +174,7 @@ def log_to_terminal() -> None:
     package.propagate = False
     if not any(isinstance(h, _TerminalHandler) for h in package.handlers):
         handler = _TerminalHandler()
+        handler.setFormatter(_Formatter())
         handler.setLevel(logging.INFO)
         package.addHandler(handler)
 
@@ -189,7 +202,7 @@ def log_file() -> Iterator[Callable[[Path], None]]:
     def begin(path: Path) -> None:
         handler = logging.FileHandler(path)
         layout = "%(asctime)s %(levelname)s %(message)s"
-        handler.setFormatter(logging.Formatter(layout))
+        handler.setFormatter(_Formatter(layout))
         buffer.setTarget(handler)
         buffer.flush()
         package.removeHandler(buffer)
@@ -264,4 +277,4 @@ def _plain_table(
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else printable(value, None)

@@ -51,15 +51,19 @@ def to_training_frame(
     rgb: UInt8[Any, "b h w 3"],
     depth_mm: UInt16[Any, "b h w"],
     size: tuple[int, int],
+    *,
+    max_depth: float = 65.535,
 ) -> tuple[jax.Array, jax.Array]:
     """Shrink stored frames to the training frame: area means, over valid depth.
 
-    Frames of that size pass through. The dtypes stay.
+    Depth beyond `max_depth` metres is removed first, since it would be averaged into
+    its neighbours. Frames of that size pass through. The dtypes stay.
     """
     if rgb.shape[1:3] == size:
         return rgb, depth_mm
     small = resize.resize_area(rgb.astype(jnp.float32), size)
-    depth, valid = resize.masked_area(depth_mm.astype(jnp.float32), depth_mm > 0, size)
+    known = (depth_mm > 0) & (depth_mm <= round(max_depth * 1000))
+    depth, valid = resize.masked_area(depth_mm.astype(jnp.float32), known, size)
     depth = jnp.where(valid, jnp.round(depth), 0)
     return jnp.round(small).astype(rgb.dtype), depth.astype(depth_mm.dtype)
 
@@ -104,7 +108,9 @@ def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
     keys = augment.example_keys(spec.config.train.seed, step, batch["position"])
     augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     frame = spec.config.frame_size
-    rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
+    rgb, depth_mm = to_training_frame(
+        batch["rgb"], batch["depth_mm"], frame, max_depth=spec.config.data.max_depth
+    )
     image, depth = augment.augment(
         rgb,
         depth_mm,
@@ -174,7 +180,9 @@ def validation_sums(
     Returns: the sum of per-image losses, and the number of images with ground truth.
     """
     frame = spec.config.frame_size
-    rgb, depth_mm = to_training_frame(batch["rgb"], batch["depth_mm"], frame)
+    rgb, depth_mm = to_training_frame(
+        batch["rgb"], batch["depth_mm"], frame, max_depth=spec.config.data.max_depth
+    )
     keys = jax.random.split(jax.random.key(0), len(rgb))
     image, depth = augment.augment(rgb, depth_mm, keys, size=spec.config.image_size)
     pred = predict(spec.model, variables, image, layout=spec.config.model.layout)

@@ -8,9 +8,10 @@ pickle of layer name -> array name -> array, and a TensorFlow checkpoint with va
 import glob
 import io
 import logging
+import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ LICENCE = (
 )
 _ALLOWED = {**pickles.PLAIN, **numpy_pickles.ALLOWED}
 _ARRAYS = {entry.foreign.split("/")[1] for entry in name_tables.fcrn()}
+_MAX_ENTRIES = 10_000  # of the dictionary; the published one has 394
 _TABLE_END = bytes.fromhex("57fb808b247547db")  # TensorFlow's kTableMagicNumber
 
 
@@ -41,19 +43,28 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     Raises: UserError if the file is neither, is damaged, or would run code.
     """
     path = files.expanded(path)
-    if path.is_file() and _starts_as_npy(path):
+    source, *_ = source_files(path)
+    if source == path and _starts_as_npy(path):
         return _from_dictionary(read_npy(path), path)
     return read_checkpoint(_prefix(path))
 
 
 def source_files(path: str | Path) -> list[Path]:
-    """The files that `read` reads; a checkpoint's index comes first."""
+    """The files that `read` reads; a checkpoint's index comes first.
+
+    Raises: UserError if there are none, or one is not a regular file.
+    """
     path = files.expanded(path)
+    if path.exists() and not path.is_dir():
+        files.check_regular(path)
     if path.is_file() and _starts_as_npy(path):
         return [path]
     prefix = _prefix(path)
     shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
-    return [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
+    found = [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
+    for file in found:
+        files.check_regular(file)
+    return found
 
 
 def _prefix(path: Path) -> Path:
@@ -129,6 +140,7 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         names = sorted(reader.get_variable_to_shape_map())
+        _check_claims(reader, filter(_is_weight, names), prefix)
         arrays = {
             name: np.asarray(reader.get_tensor(name))
             for name in names
@@ -139,6 +151,19 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
     skipped = [name for name in names if name not in arrays]
     name_tables.log_skipped(prefix, skipped, "not weights")
     return arrays
+
+
+def _check_claims(reader: Any, names: Iterable[str], prefix: Path) -> None:
+    """Raise ValueError if variables claim more bytes than the files hold."""
+    shapes, dtypes = (
+        reader.get_variable_to_shape_map(),
+        reader.get_variable_to_dtype_map(),
+    )
+    claimed = sum(math.prod(shapes[n]) * max(dtypes[n].size or 1, 1) for n in names)
+    held = sum(path.stat().st_size for path in source_files(prefix))
+    # Files of version 1 are compressed.
+    if claimed > 16 * held:
+        raise ValueError(f"it claims {claimed >> 20} MiB, too much for its size")
 
 
 def _is_weight(name: str) -> bool:
@@ -179,7 +204,7 @@ def _npy_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype]:
                 (1, 0): np.lib.format.read_array_header_1_0,
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
-            shape, _, dtype = reader(file)
+            shape, _, dtype = reader(pickles.BoundedFile(file))
     except Exception as error:  # damaged headers raise errors of Python's parser
         raise pickles.damaged(where, error) from None
     return shape, dtype
@@ -188,7 +213,9 @@ def _npy_header(file: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype]:
 def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
     """The arrays of the dictionary as `layer/array`; other entries are logged."""
     arrays, skipped = {}, []
-    for name, entry in _entries(content):
+    for count, (name, entry) in enumerate(_entries(content)):
+        if count == _MAX_ENTRIES:
+            raise UserError(f"{path} holds more than {count} entries")
         value = entry.value if isinstance(entry, numpy_pickles.Array) else None
         if isinstance(value, np.ndarray):
             arrays[name] = value
@@ -202,11 +229,14 @@ def _from_dictionary(content: Any, path: Path) -> dict[str, np.ndarray]:
 
 def _entries(content: Any) -> Iterator[tuple[str, Any]]:
     for layer, arrays in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(layer, str):
+            continue
         if not isinstance(arrays, Mapping):
-            yield str(layer), arrays
+            yield layer, arrays
             continue
         for name, array in arrays.items():
-            yield f"{layer}/{name}", array
+            if isinstance(name, str):
+                yield f"{layer}/{name}", array
 
 
 def convert(published: Mapping[str, np.ndarray]) -> name_tables.Converted:

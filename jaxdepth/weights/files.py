@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +24,10 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import name_tables
 
 FORMAT = "jaxdepth weights 1"
+# Bytes. A ResNet-50 with the state of its optimizer has 0.3 GB, the FCRN 0.25 GB.
+MAX_FILE = 1 << 30
+# Bytes of a safetensors header; 10,000 tensors.
+_MAX_HEADER = 2 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,28 @@ def sha256(*paths: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def check_regular(path: Path) -> None:
+    """Check that a path is a file that can be read whole.
+
+    Raises: UserError if it is absent, a folder, a FIFO, a device or a socket (reading
+      could wait forever or never end), or too large.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} can't be read: {reason}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path} can't be read: Is a directory")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is a FIFO, device or socket: give a regular file")
+    if status.st_size > MAX_FILE:
+        raise UserError(
+            f"{path} has {status.st_size / 1e9:.1f} GB, at most {MAX_FILE / 1e9:.1f} "
+            "GB are read: save its state_dict only"
+        )
 
 
 def refuse_existing(path: Path) -> None:
@@ -183,10 +210,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file of weights")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file")
-    with open(path, "rb"):
-        pass  # safetensors would report an unreadable file as missing
+    check_regular(path)
+    with open(path, "rb") as file:  # safetensors reports unreadable files as missing
+        header = int.from_bytes(file.read(8), "little")
+    if _MAX_HEADER < header <= path.stat().st_size:
+        raise UserError(
+            f"{path}: its header has {header >> 20} MiB, at most 2 are read"
+        )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

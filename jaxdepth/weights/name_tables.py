@@ -19,6 +19,8 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.trees import flatten
 
 logger = logging.getLogger(__name__)
+# Lines in a report of mismatches; the rest is counted.
+_MAX_LINES = 16
 Arrays = Mapping[str, np.ndarray]
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -287,15 +289,19 @@ class Mismatch:
         return any(vars(self).values())
 
     def lines(self) -> list[str]:
-        """One line per difference."""
-        return [
-            f"{kind:11} {name}" for kind, names in vars(self).items() for name in names
+        """One line per difference; after the first ones, a line with their number."""
+        lines = [
+            f"{kind:11} {printable(name)}"
+            for kind, names in vars(self).items()
+            for name in names
         ]
+        more = len(lines) - _MAX_LINES
+        return lines[:_MAX_LINES] + ([f"... and {more} more"] if more > 0 else [])
 
     def summary(self) -> str:
         """One line with the number of differences of each kind and the first ones."""
         return "; ".join(
-            f"{len(names)} {kind} ({', '.join(names[:2])}{', ...' * (len(names) > 2)})"
+            f"{len(names)} {kind} ({listed(names, 2)})"
             for kind, names in vars(self).items()
             if names
         )
@@ -415,7 +421,8 @@ class Converted:
           where: the file, for messages.
           what: the expected network, for messages.
 
-        Raises: UserError with a summary of what is wrong; all mismatches are logged.
+        Raises: UserError with a summary of what is wrong; the first mismatches are
+          logged.
         """
         if self.mismatch:
             for line in self.mismatch.lines():
@@ -453,8 +460,18 @@ def array_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {path: x.shape for path, x in flatten(variables).items()}
 
 
+def printable(name: str) -> str:
+    """A name from a file for a message: at most 100 characters, none of control."""
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in name[:100])
+    return escaped[:100] + ("..." if len(name) > 100 or len(escaped) > 100 else "")
+
+
+def listed(names: Sequence[str], count: int) -> str:
+    """The first names of a file, for a message."""
+    return ", ".join([*map(printable, names[:count]), *["..."] * (len(names) > count)])
+
+
 def log_skipped(where: object, names: Sequence[str], why: str) -> None:
     """Log which entries of a foreign file are skipped, and why."""
     if names:
-        more = ", ..." if len(names) > 3 else ""
-        logger.info("%s: skipped, %s: %s%s", where, why, ", ".join(names[:3]), more)
+        logger.info("%s: skipped, %s: %s", where, why, listed(names, 3))

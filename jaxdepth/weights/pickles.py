@@ -3,17 +3,27 @@
 Python's unpickler calls any function that a file names. The unpickler in this module
 looks names up in a table of allowed ones, whose entries build data and do nothing else.
 Other classes, which training scripts keep beside weights, are not imported: stand-ins
-with their names replace them and discard their content.
+with their names replace them and discard their content. A pickle can't use much more
+time or memory than its size suggests: the number of operations is limited, copies that
+its calls make are counted, and nested tuples can't be keys.
 """
 
 import collections
+import io
 import pickle
 import pickletools
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from jaxdepth.runtime.errors import UserError, one_line
+from jaxdepth.weights import name_tables
+
+# The optimizer state of a large network has a tenth of it. Takes a second to read.
+_MAX_OPERATIONS = 500_000
+_MAX_LINE = 1 << 20
+_MAX_BITS = 2048  # of integers; torch's magic number has 80, NumPy's generator 128
+_MAX_KEY = 100  # entries of a tuple that is a key, with those of nested tuples
 
 
 class Forbidden(pickle.UnpicklingError):
@@ -109,7 +119,90 @@ def _gets_stand_in(module: str, name: str) -> bool:
     return all(part.lstrip("_")[:1].isupper() for part in name.split("."))
 
 
-class DataUnpickler(pickle.Unpickler):
+class Tuple(tuple):
+    """A tuple whose hash is refused if it takes long.
+
+    A tuple of the same tuple twice, nested a hundred times, would take forever, and
+    deep nesting ends the process, because Python does not store hashes of tuples.
+
+    Attributes:
+      weight: number of the entries, with those of nested tuples.
+    """
+
+    weight: int
+
+    def __new__(cls, items: Iterable[Any] = ()) -> "Tuple":
+        self = super().__new__(cls, items)
+        weight = sum(x.weight if isinstance(x, Tuple) else 1 for x in self)
+        self.weight = min(1 + weight, 1 << 40)
+        return self
+
+    def __hash__(self) -> int:
+        if self.weight > _MAX_KEY:
+            raise ValueError("nested tuples as a key")
+        return super().__hash__()
+
+
+class BoundedFile:
+    """A file whose reads allocate no more than the file holds.
+
+    Attributes:
+      size: number of bytes from the position at the creation to the end.
+    """
+
+    def __init__(self, file: Any):
+        self._file = file
+        self.tell, self.seek = file.tell, file.seek
+        start = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(start)
+        self.size = self._end - start
+
+    def read(self, count: int = -1) -> bytes:
+        if count > _MAX_LINE and count > self._end - self._file.tell():
+            raise EOFError("it ends too early")
+        return self._file.read(count)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def readline(self) -> bytes:
+        return self._file.readline(_MAX_LINE)
+
+
+# The unpickler in Python: its opcodes can be overridden, and it has no array for the
+# memo, which the one in C allocates up to any index.
+_Unpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _charged(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An opcode that calls something, with its arguments counted."""
+
+    def counting(unpickler: Any) -> None:
+        for value in unpickler.stack[-2:]:
+            unpickler.charge(value)
+        load(unpickler)
+
+    return counting
+
+
+def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An opcode that makes a tuple, as a `Tuple`."""
+
+    def weighing(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler.stack[-1] = Tuple(unpickler.stack[-1])
+
+    return weighing
+
+
+def _changed(
+    change: Callable[[Callable[[Any], None]], Callable[[Any], None]], *opcodes: bytes
+) -> dict[int, Callable[[Any], None]]:
+    return {code[0]: change(_Unpickler.dispatch[code[0]]) for code in opcodes}
+
+
+class DataUnpickler(_Unpickler):
     """An unpickler with a table of allowed names and stand-ins for other classes.
 
     Args:
@@ -119,9 +212,17 @@ class DataUnpickler(pickle.Unpickler):
         persistent ids.
     """
 
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
+        **_Unpickler.dispatch,
+        **_changed(
+            _charged, pickle.REDUCE, pickle.BUILD, pickle.NEWOBJ, pickle.NEWOBJ_EX
+        ),
+        **_changed(_weighed, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+    }
+
     def __init__(
         self,
-        file: Any,
+        file: BoundedFile,
         allowed: Mapping[tuple[str, str], Any],
         *,
         persistent: Callable[[Any], Any] | None = None,
@@ -130,6 +231,27 @@ class DataUnpickler(pickle.Unpickler):
         super().__init__(file, encoding="latin1")
         self._allowed = allowed
         self._persistent = persistent
+        # What the arguments of calls may hold. Data is twice an argument where bytes
+        # are encoded as text.
+        self._bytes_left = 2 * file.size + _MAX_LINE
+        self._entries_left = 2 * _MAX_OPERATIONS
+
+    def charge(self, arguments: Any) -> None:
+        """Count arguments of a call, which may copy them.
+
+        Raises: ValueError if there were too many: the same ones again and again.
+        """
+        for value in (arguments, *(arguments if isinstance(arguments, tuple) else ())):
+            if isinstance(value, str | bytes | bytearray):
+                self._bytes_left -= len(value)
+            elif isinstance(value, list | tuple | dict | set | frozenset):
+                self._entries_left -= len(value)
+            if min(self._bytes_left, self._entries_left) < 0:
+                raise ValueError("calls with more arguments than the file holds")
+
+    def _instantiate(self, klass: Any, args: Any) -> None:
+        self.charge(tuple(args))
+        super()._instantiate(klass, args)
 
     def find_class(self, module: str, name: str) -> Any:
         module = _PYTHON_3.get(module, module)
@@ -137,7 +259,7 @@ class DataUnpickler(pickle.Unpickler):
             return self._allowed[module, name]
         if _gets_stand_in(module, name):
             return stand_in(module, name)
-        raise Forbidden(f"{module}.{name}")
+        raise Forbidden(name_tables.printable(f"{module}.{name}"))
 
     def persistent_load(self, pid: Any) -> Any:
         if self._persistent is None:
@@ -162,8 +284,9 @@ def load(
     Raises: UserError if the pickle is damaged or names something that is not allowed.
     """
     try:
-        _check_sizes(file)
-        return DataUnpickler(file, allowed, persistent=persistent).load()
+        bounded = BoundedFile(file)
+        _check_operations(bounded)
+        return DataUnpickler(bounded, allowed, persistent=persistent).load()
     except Forbidden as error:
         raise UserError(
             f"{where} refers to {error}, which is not data; it was not read, because "
@@ -175,16 +298,22 @@ def load(
         raise damaged(where, error) from None
 
 
-def _check_sizes(file: Any) -> None:
-    """Raise ValueError if the next pickle claims more memory than the file can hold.
+def _check_operations(file: BoundedFile) -> None:
+    """Raise ValueError if the next pickle has too many operations or a huge number.
 
-    Python's unpickler allocates its memo up to any index in the file: four damaged
-    bytes can allocate 64 GB.
+    The file's position is restored.
     """
     start = file.tell()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count >= _MAX_OPERATIONS:
+            raise ValueError(
+                f"more than {_MAX_OPERATIONS} operations: save its state_dict only"
+            )
+        # A memo index in a pickle that Python wrote counts its entries.
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
             raise ValueError(f"memo index {argument}, expected at most {count}")
+        if isinstance(argument, int) and argument.bit_length() > _MAX_BITS:
+            raise ValueError(f"a number of {argument.bit_length()} bits")
     file.seek(start)
 
 

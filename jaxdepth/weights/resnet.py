@@ -22,6 +22,8 @@ LICENCE = (
 )
 # Names under which checkpoints keep their state dict.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "module", "weights")
+_MAX_DEPTH = 3  # of wrappers in wrappers
+_MAX_CLASSES = 22_000  # ImageNet-22k has 21,843
 _ENCODER = re.compile(r"(conv1|bn1|layer\d+)\.")
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 
@@ -35,20 +37,28 @@ def shapes() -> dict[str, tuple[int, ...]]:
     }
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(
+    path: str | Path, *, prefix: str | None = None
+) -> dict[str, np.ndarray]:
     """Read the arrays of a `.pth` or `.safetensors` file by torchvision's names.
 
     Unwraps containers such as `{"state_dict": ...}`, removes a prefix of all names
     (`module.`, `backbone.`), and skips and logs other arrays: a head that is not
     torchvision's, or the decoder of another network.
 
-    Raises: UserError if the file is damaged or holds no state dict.
+    Args:
+      path: the file.
+      prefix: of the names of the encoder to read, if the file holds several.
+
+    Raises: UserError if the file is damaged, holds no state dict, or holds several
+      encoders and no prefix is given.
     """
     path = files.expanded(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a checkpoint file")
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: no such file")
+    files.check_regular(path)
     if files.is_safetensors(path):
         arrays, metadata = files.read_safetensors(path)
         if metadata.get("format") == files.FORMAT:
@@ -62,21 +72,22 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} is neither a checkpoint of PyTorch nor safetensors")
     if not arrays:
         raise UserError(f"{path} holds no state dict (arrays by name)")
-    return _without_other_heads(_without_prefix(arrays, path), path)
+    return _without_other_heads(_without_prefix(arrays, path, prefix), path)
 
 
-def _state_dict(content: Any) -> dict[str, np.ndarray]:
+def _state_dict(content: Any, depth: int = 0) -> dict[str, np.ndarray]:
     """The mapping with arrays under one of `_WRAPPERS`, else at the top level."""
     if not isinstance(content, Mapping):
         return {}
-    for name in _WRAPPERS:
-        arrays = _state_dict(content.get(name))
-        if arrays:
-            return arrays
+    if depth < _MAX_DEPTH:
+        for name in _WRAPPERS:
+            arrays = _state_dict(content.get(name), depth + 1)
+            if arrays:
+                return arrays
     arrays = {
-        str(name): value
+        name: value
         for name, value in content.items()
-        if isinstance(value, np.ndarray)
+        if isinstance(name, str) and isinstance(value, np.ndarray)
     }
     return arrays if any(array.ndim == 4 for array in arrays.values()) else {}
 
@@ -84,18 +95,26 @@ def _state_dict(content: Any) -> dict[str, np.ndarray]:
 def _under_another_name(content: Any, path: Path) -> dict[str, np.ndarray]:
     """The only state dict of the top level, under any name.
 
-    Raises: UserError if there are several.
+    The arrays of several state dicts are returned with their names as prefixes.
     """
     items = content.items() if isinstance(content, Mapping) else ()
-    state_dicts = {str(name): arrays for name, x in items if (arrays := _state_dict(x))}
-    if len(state_dicts) > 1:
-        names = ", ".join(sorted(state_dicts)[:5])
-        raise UserError(
-            f"{path} holds several state dicts ({names}): save one of them in a file"
-        )
-    for name in state_dicts:
-        logger.info("%s: using the state dict %r", path, name)
-    return next(iter(state_dicts.values()), {})
+    # Names that share a mapping, in a hostile file thousands, count once.
+    mappings: dict[int, tuple[str, Any]] = {}
+    for name, x in items:
+        if isinstance(name, str | int) and isinstance(x, Mapping):
+            mappings.setdefault(id(x), (str(name), x))
+    state_dicts = {
+        name: arrays for name, x in mappings.values() if (arrays := _state_dict(x))
+    }
+    if len(state_dicts) == 1:
+        (name, arrays), *_ = state_dicts.items()
+        logger.info("%s: using the state dict %s", path, name_tables.printable(name))
+        return arrays
+    return {
+        f"{name}.{key}": array
+        for name, arrays in state_dicts.items()
+        for key, array in arrays.items()
+    }
 
 
 def _refuse_objects(content: Any, path: Path) -> None:
@@ -111,23 +130,44 @@ def _refuse_objects(content: Any, path: Path) -> None:
             )
 
 
-def _without_prefix(arrays: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
-    """The arrays that share the prefix of the first convolution, without the prefix."""
+def _without_prefix(
+    arrays: dict[str, np.ndarray], path: Path, prefix: str | None
+) -> dict[str, np.ndarray]:
+    """The arrays with a prefix, without it.
+
+    Without a given prefix it is that of the only first convolution.
+
+    Raises: UserError if no name has the prefix, or if there are several encoders.
+    """
     stems = [
         name.removesuffix("conv1.weight")
         for name, array in arrays.items()
         if f".{name}".endswith(".conv1.weight") and array.shape[2:] == (7, 7)
     ]
-    if len(stems) != 1 or not stems[0]:
-        return arrays
-    prefix = stems[0]
-    others = [name for name in arrays if not name.startswith(prefix)]
-    name_tables.log_skipped(path, others, f"not in {prefix.rstrip('.')}")
-    return {
+    prefixes = ", ".join(
+        f"--prefix={name_tables.printable(stem)}" for stem in sorted(stems)[:8]
+    ) + ", ..." * (len(stems) > 8)
+    if prefix is None:
+        if len(stems) > 1:
+            raise UserError(
+                f"{path} holds {len(stems)} encoders: give one of {prefixes}"
+            )
+        prefix = stems[0] if stems else ""
+    elif prefix and not prefix.endswith("."):
+        prefix += "."
+    chosen = {
         name.removeprefix(prefix): array
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
+    if not chosen:
+        raise UserError(
+            f"--prefix={prefix}: no array of {path} has a name that begins like that; "
+            f"encoders: {prefixes or 'none'}"
+        )
+    others = [name for name in arrays if not name.startswith(prefix)]
+    name_tables.log_skipped(path, others, f"not in {prefix.rstrip('.')}")
+    return chosen
 
 
 def _without_other_heads(
@@ -154,7 +194,11 @@ def convert(state_dict: Mapping[str, np.ndarray]) -> name_tables.Converted:
         entries = entries + head
     expected = shapes()
     head_shape = state_dict.get("fc.weight")
-    if head_shape is not None and head_shape.ndim == 2:
+    if (
+        head_shape is not None
+        and head_shape.ndim == 2
+        and head_shape.shape[0] <= _MAX_CLASSES
+    ):
         # Any number of classes: the classifier is only kept for the conversion back.
         expected["params/fc/kernel"] = (2048, head_shape.shape[0])
         expected["params/fc/bias"] = (head_shape.shape[0],)

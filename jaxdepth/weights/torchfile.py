@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.weights import numpy_pickles, pickles
+from jaxdepth.weights import files, numpy_pickles, pickles
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -26,6 +26,9 @@ _ZIP = b"PK\x03\x04"
 # Largest accepted ratio of unpacked to packed size. torch.save does not compress, and
 # weights compress badly.
 _MAX_EXPANSION = 16
+_MAX_UNPACKED = 256 << 20  # added to twice the packed size
+_MAX_DIRECTORY = 8 << 20  # bytes; 100,000 members
+_MAX_AXES = 64  # NumPy's limit
 # Storage classes of torch and their dtypes; bfloat16 is converted to float32.
 _STORAGES = {
     "FloatStorage": "float32",
@@ -100,10 +103,17 @@ class _Dict(collections.OrderedDict):
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickles.Forbidden("a tensor without a storage")
+    if max(len(size), len(stride)) > _MAX_AXES:
+        raise ValueError("a tensor of too many axes")
     numbers = (offset, *size, *stride)
-    if not all(isinstance(n, int) and n >= 0 for n in numbers):
+    if not all(isinstance(n, int) and 0 <= n < 1 << 63 for n in numbers):
         raise ValueError("a tensor of invalid size")
     return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+@pickles.Builder
+def _size(axes: Any = ()) -> pickles.Tuple:
+    return pickles.Tuple(axes)
 
 
 @pickles.Builder
@@ -131,7 +141,7 @@ def _allowed() -> Mapping[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter_with_state"): _first,
         ("torch._utils", "_rebuild_device_tensor_from_numpy"): _first,
         ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
-        ("torch", "Size"): tuple,
+        ("torch", "Size"): _size,
         ("torch.nn.parameter", "Parameter"): _first,
     }
     names |= {
@@ -151,12 +161,14 @@ def _storage(pid: Any, where: str) -> Any:
     if pid[0] == "module":  # a class with its source text, in pickled modules
         return pid[1]
     _, kind, key, _, count = pid[:5]
+    if not isinstance(key, str | int) or not isinstance(count, int):
+        raise ValueError("a storage of invalid name or size")
     if len(pid) > 5 and pid[5] is not None:
         raise UserError(
             f"{where} holds views of storages, written by PyTorch before 0.4: load and "
             "save it with a newer PyTorch"
         )
-    return _Storage(str(key), getattr(kind, "dtype", None), int(count))
+    return _Storage(str(key), getattr(kind, "dtype", None), count)
 
 
 def is_torch_file(path: Path) -> bool:
@@ -183,6 +195,7 @@ def read(path: str | Path) -> Any:
     Raises: UserError if the file is absent, damaged, or would run code.
     """
     path = Path(path)
+    files.check_regular(path)
     try:
         with open(path, "rb") as file:
             return _read(file, str(path))
@@ -210,9 +223,14 @@ def _read(file: BinaryIO, where: str) -> Any:
 
 
 def _read_zip(file: BinaryIO, where: str) -> Any:
+    # The size of the directory, which ZipFile reads whole.
+    end = zipfile._EndRecData(file)  # pyright: ignore[reportAttributeAccessIssue]
+    if end and end[5] > _MAX_DIRECTORY:
+        raise UserError(f"{where} has too many members for a checkpoint")
     archive = zipfile.ZipFile(file)
     claimed = sum(member.file_size for member in archive.infolist())
-    if claimed > _MAX_EXPANSION * file.seek(0, io.SEEK_END):
+    packed = file.seek(0, io.SEEK_END)
+    if claimed > min(_MAX_EXPANSION * packed, 2 * packed + _MAX_UNPACKED):
         raise UserError(
             f"{where} would unpack to {claimed >> 20} MiB, too much for its size: "
             "download it again"
@@ -230,11 +248,20 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
         )
     order = "little"
     if f"{root}byteorder" in names:
-        order = archive.read(f"{root}byteorder").decode("ascii", "replace").strip()
-    content = io.BytesIO(archive.read(pickled[0]))
+        order = _member(archive, f"{root}byteorder").decode("ascii", "replace").strip()
+    pickled_tree = io.BytesIO(_member(archive, pickled[0]))
     storage = functools.partial(_storage, where=where)
-    tree = pickles.load(content, _allowed(), where=where, persistent=storage)
-    return _resolve(tree, lambda key: archive.read(f"{root}data/{key}"), order, where)
+    tree = pickles.load(pickled_tree, _allowed(), where=where, persistent=storage)
+    content = functools.partial(_member, archive)
+    return _resolve(tree, lambda key: content(f"{root}data/{key}"), order, where)
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The content of a member, of the size that the directory claims."""
+    content = archive.read(name)
+    if len(content) != archive.getinfo(name).file_size:
+        raise ValueError("a member of another size than the archive's directory claims")
+    return content
 
 
 def _read_legacy(file: BinaryIO, where: str) -> Any:
@@ -253,9 +280,9 @@ def _read_legacy(file: BinaryIO, where: str) -> Any:
 
     tree = unpickle(persistent=storage)
     content: dict[str, bytes] = {}
-    for key in map(str, unpickle()):
-        if key not in storages:
-            raise UserError(f"{where} is damaged: storage {key} belongs to no tensor")
+    for key in unpickle():
+        if not isinstance(key, str | int) or (key := str(key)) not in storages:
+            raise UserError(f"{where} is damaged: a storage belongs to no tensor")
         content[key] = _legacy_storage(file, storages[key], order, where)
     return _resolve(tree, content.__getitem__, order, where)
 
@@ -285,16 +312,18 @@ def _remaining(file: BinaryIO) -> int:
 
 def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str) -> Any:
     """Replace tensors by arrays in a tree; each storage is decoded once."""
-    decoded: dict[tuple[str, str], np.ndarray] = {}
+    decoded: dict[str, tuple[str, np.ndarray]] = {}
     resolved: dict[int, Any] = {}  # by id: shared nodes are walked once
 
     def array(tensor: _Tensor) -> Any:
         key, dtype = tensor.storage.key, tensor.storage.dtype
         if dtype is None:
             return pickles.StandIn()
-        if (key, dtype) not in decoded:
-            decoded[key, dtype] = _decode(content(key), dtype, order)
-        return _strided(decoded[key, dtype], tensor)
+        if key not in decoded:
+            decoded[key] = dtype, _decode(content(key), dtype, order)
+        if decoded[key][0] != dtype:
+            raise ValueError("a storage of two types")
+        return _strided(decoded[key][1], tensor)
 
     def convert(node: Any) -> Any:
         if isinstance(node, _Tensor):
@@ -331,10 +360,10 @@ def _decode(data: bytes, dtype: str, order: str) -> np.ndarray:
 
 
 def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    """A copy of the tensor's entries of its storage.
+    """A read-only view of the tensor's entries of its storage.
 
-    An expanded tensor, with more entries than its storage, stays a view, because a few
-    bytes can claim any size.
+    It allocates nothing: thousands of tensors can share a storage, and an expanded
+    tensor can claim any size with a few bytes.
 
     Raises: ValueError if entries are outside the storage.
     """
@@ -348,7 +377,6 @@ def _strided(flat: np.ndarray, tensor: _Tensor) -> np.ndarray:
     if last >= flat.size:
         raise ValueError("a tensor reaches beyond its storage")
     steps = tuple(step * flat.itemsize for step in tensor.stride)
-    view = np.lib.stride_tricks.as_strided(
+    return np.lib.stride_tricks.as_strided(
         flat[tensor.offset :], tensor.size, steps, writeable=False
     )
-    return view if math.prod(tensor.size) > flat.size else np.array(view)

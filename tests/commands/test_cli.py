@@ -112,6 +112,7 @@ def test_photos_are_positional_arguments():
     ("raised", "code", "line"),
     [
         (UserError("two\nlines"), cli.USER, "error: two lines"),
+        (UserError("\x1b[2Ja\udce9"), cli.USER, r"error: \x1b[2Ja\udce9"),
         (MachineError("disk"), cli.MACHINE, "stopped: disk"),
         (KeyboardInterrupt(), cli.INTERRUPTED, "interrupted"),
         (

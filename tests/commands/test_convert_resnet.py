@@ -105,6 +105,22 @@ def test_wrong_files_and_flags_are_refused(checkpoint, converted, tmp_path):
     assert not out.exists()
 
 
+def test_prefix_chooses_one_of_several_encoders(tmp_path):
+    arrays = torch_resnet.random_state_dict(1)
+    encoders = {f"module.encoder_q.{name}": x for name, x in arrays.items()}
+    encoders["module.encoder_k.conv1.weight"] = 2 * arrays["conv1.weight"]
+    path = torch_files.save(tmp_path / "moco.pth", encoders)
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UserError, match="give one of --prefix=module"):
+        convert_resnet.command([str(path), str(out)])
+    flags = ["--prefix=module.encoder_q", "--input=torchvision"]
+    assert convert_resnet.command([str(path), str(out), *flags]) == cli.OK
+    np.testing.assert_array_equal(
+        files.read(out).arrays["params/encoder/conv_init/kernel"],
+        arrays["conv1.weight"].transpose(2, 3, 1, 0),
+    )
+
+
 def test_checksum_of_downloads_is_verified(tmp_path, monkeypatch):
     content = {"answer": b"weights"}
     monkeypatch.setattr(

@@ -209,6 +209,16 @@ def test_training_frames_are_not_enlarged_or_stretched(pairs, tmp_path):
             dataset.open_data(flags.replace(size=size))
 
 
+def test_a_run_cannot_ask_for_depth_that_its_store_left_out(pairs, tmp_path):
+    prepare(pairs, tmp_path / "out", "--size=48x64", "--max_depth=5")
+    flags = Config.of(
+        data=str(tmp_path / "out"), size="46x61", cache_dir=str(tmp_path), max_depth=8
+    )
+    with pytest.raises(UserError, match=r"--max_depth=8: .* holds depth up to 5 m"):
+        dataset.open_data(flags)
+    dataset.open_data(flags.replace(max_depth=5.0))
+
+
 def test_a_remote_store_with_larger_frames_can_be_trained_on(tmp_path, log):
     source = make_pairs(tmp_path / "pairs", size=(96, 128))
     url = f"memory://{uuid.uuid4().hex}/prepared"

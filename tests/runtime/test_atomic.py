@@ -32,3 +32,10 @@ def test_the_user_s_files_beside_it_are_kept(tmp_path):
     with atomic.atomic_write(tmp_path / "a") as file:
         file.write(b"new")
     assert all(path.read_bytes() == b"mine" for path in beside)
+
+
+def test_a_name_of_the_greatest_length_is_written(tmp_path):
+    path = tmp_path / ("ü" * 127)
+    with atomic.atomic_write(path) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1

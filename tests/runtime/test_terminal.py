@@ -190,3 +190,20 @@ def test_the_log_goes_to_stdout_and_warnings_to_stderr(capsys):
         package.handlers[:], package.level, package.propagate = before
     out = capsys.readouterr()
     assert (out.out, out.err) == ("logged\n", "warned\n")
+
+
+def test_control_characters_are_never_printed(capsys, tmp_path):
+    package = logging.getLogger("jaxdepth")
+    before = package.level, package.propagate, list(package.handlers)
+    try:
+        terminal.log_to_terminal()
+        with terminal.log_file() as begin:
+            begin(tmp_path / "run.log")
+            package.info("%s\ntwo lines", "a\x1b[2J")
+        terminal.print_table("title", ["name"], [["b\x1b[2J"]])
+    finally:
+        package.level, package.propagate, package.handlers[:] = before
+    printed = capsys.readouterr().out
+    assert r"b\x1b[2J" in printed
+    for text in (printed, (tmp_path / "run.log").read_text()):
+        assert r"a\x1b[2J" in text and "\ntwo lines" in text and "\x1b" not in text

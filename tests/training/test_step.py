@@ -149,6 +149,18 @@ def test_frames_of_the_store_are_shrunk_to_the_training_frame():
     assert again[0] is rgb and again[1] is depth
 
 
+def test_depth_beyond_the_limit_is_removed_before_frames_are_shrunk():
+    batch = tiny.batch(2, frame=(30, 50))
+    depth = batch["depth_mm"] // 2 + 500
+    far = np.where(depth > 4000, 0, depth).astype(np.uint16)
+    limited = to_training_frame(batch["rgb"], depth, (20, 40), max_depth=4.0)[1]
+    np.testing.assert_array_equal(
+        limited, to_training_frame(batch["rgb"], far, (20, 40))[1]
+    )
+    unlimited = to_training_frame(batch["rgb"], depth, (20, 40))[1]
+    assert np.asarray(limited != unlimited).any()
+
+
 def test_a_batch_without_any_truth_moves_nothing():
     spec = tiny.spec(loss="si")
     state, batch = tiny.state(spec), tiny.batch(2, empty=(0, 1))

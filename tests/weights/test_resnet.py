@@ -202,6 +202,8 @@ SMALL = {
     "conv1.weight": np.ones((64, 3, 7, 7), np.float32),
     "bn1.weight": np.ones(64, np.float32),
 }
+DENSE, ROW = np.ones((10, 2048), np.float32), np.ones(10, np.float32)
+CONVOLUTION = np.ones((8, 2048, 3, 3), np.float32)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -268,10 +270,6 @@ def save_as(path, random_weights, prefix="", head=()):
     return torch_files.save(path, arrays, wrap=lambda d: {"state_dict": d})
 
 
-DENSE, ROW = np.ones((10, 2048), np.float32), np.ones(10, np.float32)
-CONVOLUTION = np.ones((8, 2048, 3, 3), np.float32)
-
-
 @pytest.mark.parametrize(
     ("prefix", "head"),
     [
@@ -324,10 +322,53 @@ def test_a_single_state_dict_is_found_under_any_name(tmp_path, caplog):
     path = tmp_path / "x.pth"
     torch_files.save(path, dict(SMALL), wrap=lambda d: {"epoch": 3, "student": d})
     assert set(resnet.read_state_dict(path)) == set(SMALL)
-    assert "using the state dict 'student'" in caplog.text
-    torch_files.save(path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": d})
-    with pytest.raises(UserError, match=r"several state dicts \(student, teacher\)"):
+    assert "using the state dict student" in caplog.text
+    torch_files.save(
+        path, dict(SMALL), wrap=lambda d: {"student": d, "teacher": type(d)(d)}
+    )
+    words = r"2 encoders: give one of --prefix=student\., --prefix=teacher\.$"
+    with pytest.raises(UserError, match=words):
         resnet.read_state_dict(path)
+    assert set(resnet.read_state_dict(path, prefix="teacher")) == set(SMALL)
+
+
+def moco(path):
+    """A checkpoint of MoCo: two encoders of different values, and its queue."""
+    arrays = {f"module.encoder_q.{name}": x for name, x in SMALL.items()}
+    arrays |= {f"module.encoder_k.{name}": 2 * x for name, x in SMALL.items()}
+    arrays |= {"module.encoder_q.fc.0.weight": DENSE, "module.queue": DENSE}
+    return torch_files.save(path, arrays, wrap=lambda d: {"state_dict": d})
+
+
+def test_one_of_several_encoders_is_read_by_its_prefix(tmp_path):
+    path = moco(tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"2 encoders: .*encoder_k\., .*encoder_q\.$"):
+        resnet.read_state_dict(path)
+    for name, factor in (("q", 1), ("k.", 2)):
+        got = resnet.read_state_dict(path, prefix=f"module.encoder_{name}")
+        assert set(got) == set(SMALL)
+        np.testing.assert_array_equal(
+            got["conv1.weight"], factor * SMALL["conv1.weight"]
+        )
+    words = r"--prefix=model\.: no array .* begins like that; encoders: --prefix=module"
+    with pytest.raises(UserError, match=words):
+        resnet.read_state_dict(path, prefix="model")
+
+
+def test_reports_are_short_and_of_printable_names(tmp_path, caplog):
+    """The file has thousands of arrays with long names and control characters."""
+    arrays = {f"\x1b[2J\n{n}" + "x" * 300: CONVOLUTION[:1, :1] for n in range(2000)}
+    arrays |= {f"a{n}.conv1.weight": SMALL["conv1.weight"] for n in range(50)}
+    path = torch_files.save(tmp_path / "x.pth", arrays)
+    with pytest.raises(UserError, match="50 encoders") as caught:
+        resnet.read_state_dict(path)
+    assert len(str(caught.value)) < 400
+    with caplog.at_level("INFO"), pytest.raises(UserError) as caught:
+        got = {**resnet.read_state_dict(path, prefix="a1"), **arrays}
+        resnet.convert(got).checked("x", "a ResNet-50")
+    report = f"{caplog.text}\n{caught.value}"
+    assert "more" in report and "\x1b" not in report
+    assert len(report.splitlines()) <= 20 and len(report) < 4000
 
 
 def test_integers_and_overflows_are_rejected(random_weights):

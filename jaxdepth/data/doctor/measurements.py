@@ -3,6 +3,7 @@
 `findings.py` derives problems and advice from these measurements.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections import Counter
@@ -356,17 +357,15 @@ def _fingerprints_of_all(
 ) -> duplicates.Fingerprints:
     """The fingerprints of all frames of a store, read at the training size.
 
-    Frames of damaged shards are left out.
+    Frames in damaged shards, which `Inspection.damaged` names, are left out.
     """
     fingerprints, total = duplicates.Fingerprints(), len(store)
     for first in range(0, total, 64):
         rows = range(first, min(first + 64, total))
-        try:
+        with contextlib.suppress(UserError):
             rgb, _ = store.gather(rows, depth=store.depths[0])
-        except UserError:  # `Inspection.damaged` has the shard
-            continue
-        for row, image in zip(rows, rgb, strict=True):
-            fingerprints.add(row, image)
+            for row, image in zip(rows, rgb, strict=True):
+                fingerprints.add(row, image)
         if progress is not None:
             progress(f"images of {store.name}", rows[-1] + 1, total)
     return fingerprints

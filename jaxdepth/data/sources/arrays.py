@@ -11,12 +11,14 @@ import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from jaxdepth.runtime.errors import UserError
 
+# A binary file or a member of an archive, which are no IO[bytes] in Python 3.11.
+Stream: TypeAlias = Any
 LARGEST = 1 << 25  # pixels of a frame
 _BYTES = 3 * 8 * LARGEST  # of an array: three channels of float64
 _HEAD = 1 << 14  # bytes; longer than any npy header of numbers
@@ -171,7 +173,7 @@ def _npy_header(
     return stream.tell(), shape, fortran, dtype
 
 
-def _npy(stream: IO[bytes], size: int, file: Path) -> np.ndarray:
+def _npy(stream: Stream, size: int, file: Path) -> np.ndarray:
     """Read an array from a stream of `size` bytes."""
     head = stream.read(_HEAD)
     offset, shape, fortran, dtype = _npy_header(head, file)
@@ -211,7 +213,7 @@ def _depth_channel(channels: dict[str, np.ndarray]) -> str | None:
     return "R" if grey else None
 
 
-def _pnm_header(stream: IO[bytes]) -> tuple[list[bytes], int]:
+def _pnm_header(stream: Stream) -> tuple[list[bytes], int]:
     """The four fields of a PGM or PFM header, and its length."""
     head, fields, offset = stream.read(1024), [], 0
     for _ in range(4):
@@ -224,7 +226,7 @@ def _pnm_header(stream: IO[bytes]) -> tuple[list[bytes], int]:
 
 
 def _raster(
-    stream: IO[bytes], offset: int, height: int, width: int, dtype: np.dtype[Any]
+    stream: Stream, offset: int, height: int, width: int, dtype: np.dtype[Any]
 ) -> np.ndarray:
     """Read (height, width) values that fill the file after the header."""
     if height < 1 or width < 1:
@@ -238,7 +240,7 @@ def _raster(
     return values.astype(dtype.newbyteorder("="))
 
 
-def _rest(stream: IO[bytes], count: int) -> bytes:
+def _rest(stream: Stream, count: int) -> bytes:
     """Read the last `count` bytes of a stream; ValueError for fewer or more."""
     content = stream.read(count)
     if len(content) != count or stream.read(1):

@@ -8,11 +8,11 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jaxdepth import images as images_lib
 from jaxdepth.data import units
@@ -32,12 +32,9 @@ MACHINE_ERRORS = frozenset(
         errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
     }
 )  # fmt: skip
-PNG = b"\x89PNG\r\n\x1a\n"
-PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
 ORIENTATION, UPRIGHT = 0x0112, 1  # tag of EXIF, and its default
 QUARTERS = (5, 6, 7, 8)  # orientations by a quarter turn
 ORIENTED = 64  # images whose EXIF is read for a note
-TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 T = TypeVar("T")
 Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
@@ -431,41 +428,9 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     try:
         with open(file, "rb") as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large images and odd metadata
-            _check_png(stream)
-            with Image.open(stream, formats=images_lib.FORMATS) as image:
-                _check_size(image)
+            with images_lib.open_image(stream, LARGEST) as image:
                 yield image
     except UserError:
         raise
-    except UnidentifiedImageError:
-        formats = ", ".join(images_lib.FORMATS)
-        problem = f"damaged header, or none of the formats {formats}"
-        raise broken(file, "an image", problem) from None
     except Exception as error:  # damaged bytes make decoders raise errors of many types
         raise broken(file, "an image", error) from None
-
-
-def _check_size(image: Image.Image) -> None:
-    """Raise ValueError if decoding the image would need too much memory."""
-    arrays.check_pixels(image.height, image.width)
-    tags = getattr(image, "tag_v2", {})
-    tile = [tags.get(tag, 1) for tag in (TILE_LENGTH, TILE_WIDTH)]
-    arrays.check_pixels(*tile)  # a TIFF's tiles can be larger than the image
-
-
-def _check_png(stream: IO[bytes]) -> None:
-    """Raise an error for a PNG with a wrong checksum; rewind the stream.
-
-    Decoding skips the checksums of pixel data, and `verify` skips that of the last
-    chunk.
-    """
-    if stream.read(len(PNG)) == PNG:
-        stream.seek(0)
-        try:
-            image = Image.open(stream, formats=("PNG",))
-        except UnidentifiedImageError:  # its text names the stream, not the problem
-            raise ValueError("damaged PNG header") from None
-        image.verify()
-        if stream.read(len(PNG_END)) != PNG_END:
-            raise ValueError("truncated PNG file")
-    stream.seek(0)

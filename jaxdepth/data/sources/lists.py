@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from jaxdepth.runtime import regular
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, printable
 
 SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
 LARGEST = 1 << 26  # bytes; longer than any published list
@@ -208,12 +208,6 @@ def root_of(
             if any(root.find(name) is not None for name in sampled):
                 return root
     return None
-
-
-def printable(text: str, length: int = 120) -> str:
-    """A name from a file, safe to print: control characters escaped, and shortened."""
-    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-    return escaped if len(escaped) <= length else escaped[: length - 3] + "..."
 
 
 def _decode(content: bytes, *, complete: bool = True) -> str:

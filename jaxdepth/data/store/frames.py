@@ -38,6 +38,7 @@ class Packed:
       full: the same at full size, with all depth, since evaluation protocols have their
         own limits; None if no full-size copy is kept.
       camera: fx, fy, cx, cy at the training size, pixels.
+      size: (height, width) of the frame.
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
       broken: the reason why the frame can't be used.
@@ -47,6 +48,7 @@ class Packed:
     small: Arrays | None = None
     full: Arrays | None = None
     camera: tuple[float, ...] | None = None
+    size: tuple[int, int] = (0, 0)
     unmasked: int = 0
     broken: str | None = None
     read: dict[str, units.Summary] = dataclasses.field(default_factory=dict)
@@ -111,6 +113,7 @@ class Packer:
             small={kind: resample.to_size(x, self.size) for kind, x in small.items()},
             full=full if row in self.full_rows else None,
             camera=resample.intrinsics(frame, self.size),
+            size=(frame.rgb.shape[0], frame.rgb.shape[1]),
             unmasked=unmasked,
             read=read,
         )

@@ -148,7 +148,7 @@ class Store:
         damaged = []
         for done, name in enumerate(files, 1):
             try:
-                same = sha256(self.path / name) == files[name]["sha256"]
+                same = _sha256_once(self.path / name) == files[name]["sha256"]
             except OSError:
                 same = False
             if not same:

@@ -76,6 +76,29 @@ def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.where(valid, np.round(depth), 0)[0].astype(np.uint16)
 
 
+def crop_notes(frames: Sequence[tuple[int, int]], size: tuple[int, int]) -> list[str]:
+    """The note on what `to_size` cuts off; [] if it is less than 2 % of every frame.
+
+    Args:
+      frames: the distinct (height, width) of frames.
+    """
+    cut = {}
+    for height, width in frames:
+        _, _, rows, columns = _box((height, width), size)
+        cut[height, width] = 1 - rows * columns / (height * width)
+    if not cut or max(cut.values()) < 0.02:
+        return []
+    height, width = max(cut, key=lambda frame: cut[frame])
+    scale = max(size[0] / height, size[1] / width)
+    whole = round(height * scale), round(width * scale)
+    return [
+        f"the central part of frames is kept: of {height}x{width}, "
+        f"{cut[height, width]:.0%} is cut off; --size={whole[0]}x{whole[1]} of "
+        f"prepare-data, or --size={19 * whole[0] // 20}x{19 * whole[1] // 20} of run, "
+        "keeps all of it"
+    ]
+
+
 def intrinsics(frame: Frame, size: tuple[int, int]) -> tuple[float, ...] | None:
     """Return fx, fy, cx, cy after `to_size`, pixels; None if they are unknown."""
     if frame.intrinsics is None:

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 RECORDS = "records"
 
 
+MOST_SIZES = 8  # frame sizes that a record lists
+
+
 @dataclasses.dataclass
 class Record:
     """A finished block. Rows are rows of the source.
@@ -39,6 +42,7 @@ class Record:
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
       cameras: the distinct intrinsics of the kept frames, None if unknown.
+      sizes: the distinct (height, width) of the kept frames, at most `MOST_SIZES`.
       read: kind of depth -> summary of all depth that was read, as a JSON object.
       full: stem of a full-size shard -> its rows.
       digests: of the images of the training shard, to recognise equal frames.
@@ -50,6 +54,7 @@ class Record:
     broken: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     unmasked: int = 0
     cameras: list[list[float] | None] = dataclasses.field(default_factory=list)
+    sizes: list[list[int]] = dataclasses.field(default_factory=list)
     read: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     full: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     digests: list[str] = dataclasses.field(default_factory=list)

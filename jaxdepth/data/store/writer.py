@@ -21,7 +21,7 @@ from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
 from jaxdepth.data.store.reader import VERSION, Store, is_store
-from jaxdepth.data.store.staging import Record, StagingArea
+from jaxdepth.data.store.staging import MOST_SIZES, Record, StagingArea
 from jaxdepth.runtime import storage, versions
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.progress import Progress
@@ -369,6 +369,8 @@ class Job:
             notes.append(
                 f"{len(empty)} frames without any depth left out, first {empty[0]}"
             )
+        sizes = {(h, w) for record in records for h, w in record.sizes}
+        notes += resample.crop_notes(sorted(sizes), self.packing.size)
         if self.masked:
             kinds = " and ".join(self.masked)
             unmasked = sum(record.unmasked for record in records)
@@ -453,6 +455,9 @@ class _Block:
         digest = hashlib.sha256(np.ascontiguousarray(frame.small["rgb"]))
         self._record.digests.append(digest.hexdigest()[:16])
         self._cameras[frame.camera] = None
+        size = list(frame.size)
+        if size not in self._record.sizes and len(self._record.sizes) < MOST_SIZES:
+            self._record.sizes.append(size)
         self._small.append(frame.small)
         if frame.full is not None:
             size = frame.full["rgb"].shape[:2]

@@ -6,6 +6,7 @@ import struct
 import sys
 import tracemalloc
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,13 +129,25 @@ def test_arrays_of_too_many_pixels_are_not_read(tmp_path):
             read(tmp_path / "a.npy")
 
 
+def test_files_longer_than_their_header_claims_are_not_read(tmp_path):
+    with open(tmp_path / "a.npy", "wb") as stream:  # sparse: no disk is used
+        stream.write(npy(DEPTH))
+        stream.truncate(1 << 28)
+    tracemalloc.start()
+    with pytest.raises(BrokenFrame, match=r"claims 192 bytes, .* are stored"):
+        files.read_depth(tmp_path / "a.npy")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
 def test_an_npz_archive_needs_one_depth_map(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, image=COLOURS, depth=DEPTH, fx=500.0)
     np.testing.assert_array_equal(files.read_depth(path), DEPTH)
     np.savez(path, depth=DEPTH, valid=DEPTH > 2)
     np.testing.assert_array_equal(files.read_depth(path), DEPTH)
-    for more in ({"depth": DEPTH, "other": DEPTH}, {"image": COLOURS}, {}):
+    cases: list[dict[str, Any]] = [{"depth": DEPTH, "other": DEPTH}, {"x": COLOURS}, {}]
+    for more in cases:
         np.savez(path, **more)
         with pytest.raises(UserError, match=rf"a.npz holds {len(more) // 2 * 2} arr"):
             files.read_depth(path)

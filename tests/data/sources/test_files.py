@@ -15,6 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from jaxdepth import images as images_lib
 from jaxdepth.data.sources import BrokenFrame, arrays, files, open_source, takes
 from jaxdepth.runtime.errors import UserError
 from tests.data.sources import made
@@ -156,7 +157,7 @@ def huge_png(side: int) -> bytes:
         b"IDAT": pixels + rows.flush(),
         b"IEND": b"",
     }
-    return files.PNG + b"".join(
+    return images_lib.PNG + b"".join(
         struct.pack(">I", len(data)) + kind + data
         + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in parts.items()
@@ -171,7 +172,7 @@ def test_images_of_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
     assert path.stat().st_size < 1 << 16
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decodes
     for read in (files.read_rgb, files.read_depth):
-        with pytest.raises(BrokenFrame, match=rf"a.png .*{side}x{side} are 34 megapix"):
+        with pytest.raises(BrokenFrame, match=rf"a.png .*{side}x{side} pixels, more"):
             read(path)
 
 
@@ -191,7 +192,7 @@ def test_tiles_larger_than_their_tiff_are_not_decoded(tmp_path, monkeypatch):
     assert (files.read_depth(path) == np.zeros((6, 8))).all()
     path.write_bytes(tiled_tiff(6000))
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decodes
-    with pytest.raises(BrokenFrame, match="6000x6000 are 36 megapixels"):
+    with pytest.raises(BrokenFrame, match="6000x6000 pixels, more than the 34 million"):
         files.read_rgb(path)
 
 

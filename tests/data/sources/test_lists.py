@@ -216,8 +216,3 @@ def test_peeking_never_raises(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"a" + b"\xc3\xa9" * 9999)  # splits the last letter
     assert lists.peek(path) is not None
-
-
-def test_control_characters_are_escaped():
-    assert lists.printable("a\x1b[2Jb\n.png") == r"a\x1b[2Jb\n.png"
-    assert lists.printable("x" * 500) == "x" * 117 + "..."

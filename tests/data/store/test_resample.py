@@ -128,3 +128,19 @@ def test_extremes_are_compared_as_integers_of_the_source(seed, unit):
         assert masked is None
     else:
         np.testing.assert_array_equal(masked, expected)
+
+
+@pytest.mark.parametrize(
+    ("frame", "size", "words"),
+    [
+        ((375, 1242), (240, 320), ["60% is cut off", "--size=240x795 of prepare-data"]),
+        ((640, 480), (240, 320), ["44% is cut off", "--size=427x320 of prepare-data"]),
+        ((540, 960), (240, 320), ["25% is cut off", "--size=228x405 of run"]),
+        ((480, 640), (240, 320), []),
+        ((425, 560), (240, 320), []),
+    ],
+)
+def test_what_is_cut_off_is_noted_with_the_size_that_keeps_it(frame, size, words):
+    notes = resample.crop_notes([(480, 640), frame], size)
+    assert len(notes) == bool(words)
+    assert all(word in notes[0] for word in words)
