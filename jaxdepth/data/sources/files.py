@@ -34,7 +34,7 @@ MACHINE_ERRORS = frozenset(
 )  # fmt: skip
 ORIENTATION, UPRIGHT = 0x0112, 1  # tag of EXIF, and its default
 QUARTERS = (5, 6, 7, 8)  # orientations by a quarter turn
-ORIENTED = 256  # images whose EXIF is read for a note
+ORIENTED = 64  # images whose EXIF is read for a note
 T = TypeVar("T")
 Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
