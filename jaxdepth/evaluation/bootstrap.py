@@ -67,7 +67,7 @@ def over_scenes(
     scored_scenes = [scenes[int(k)] for k in np.flatnonzero(scored)]
     if None in scored_scenes or len(set(scored_scenes)) < 2:
         return None
-    names, units = np.unique(scored_scenes, return_inverse=True)
+    names, units = np.unique(np.array(scored_scenes, str), return_inverse=True)
     of_image = np.full(len(scenes), -1)
     of_image[scored] = units
     return Resamples("scene", len(names), of_image, **options)

@@ -13,7 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -249,6 +249,8 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
     order = "little"
     if f"{root}byteorder" in names:
         order = _member(archive, f"{root}byteorder").decode("ascii", "replace").strip()
+    if order not in ("little", "big"):
+        raise UserError(f"{where} has an unknown byte order: download it again")
     pickled_tree = io.BytesIO(_member(archive, pickled[0]))
     storage = functools.partial(_storage, where=where)
     tree = pickles.load(pickled_tree, _allowed(), where=where, persistent=storage)
@@ -351,9 +353,10 @@ def _resolve(tree: Any, content: Callable[[str], bytes], order: str, where: str)
         raise UserError(f"{where} is damaged ({error}): download it again") from None
 
 
-def _decode(data: bytes, dtype: str, order: Literal["<", ">"]) -> np.ndarray:
+def _decode(data: bytes, dtype: str, order: str) -> np.ndarray:
     stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
-    flat = np.frombuffer(data, stored.newbyteorder(order)).astype(stored, copy=False)
+    ordered = stored.newbyteorder("<" if order == "little" else ">")
+    flat = np.frombuffer(data, ordered).astype(stored, copy=False)
     if dtype == "bfloat16":
         return (flat.astype(np.uint32) << 16).view(np.float32)
     return flat

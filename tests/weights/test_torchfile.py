@@ -334,6 +334,18 @@ def test_archives_that_expand_too_much_are_rejected(tmp_path, monkeypatch):
         torchfile.read(path)
 
 
+def test_an_unknown_byte_order_is_rejected(tmp_path):
+    path = torch_files.save(tmp_path / "a.pth", example_arrays())
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["archive/byteorder"] = b"sideways"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match="unknown byte order"):
+        torchfile.read(path)
+
+
 def test_a_truncated_archive_is_damaged(tmp_path):
     path = torch_files.save(tmp_path / "x.pth", example_arrays())
     content = path.read_bytes()

@@ -138,9 +138,8 @@ def test_a_column_of_masks_clears_pixels_and_is_never_depth(
 def test_masks_by_name_clear_pixels(tmp_path):
     for k in range(2):  # as DIODE's files
         made.image(tmp_path, f"s/{k}.png", k)
-        array(
-            tmp_path, f"s/{k}_depth.npy", (DEPTH / 1000).astype(np.float32)[..., None]
-        )
+        metres = (DEPTH / 1000).astype(np.float32)
+        array(tmp_path, f"s/{k}_depth.npy", metres[..., None])
         array(tmp_path, f"s/{k}_depth_mask.npy", MASK)
     source = open_source(tmp_path)
     assert len(source.infos) == 2 and source.truths == ("raw",)
