@@ -220,7 +220,7 @@ def test_json_and_back():
 
 
 def test_json_of_another_version_is_refused():
-    with pytest.raises(UserError, match=r"unknown flags \(speed\)"):
+    with pytest.raises(UserError, match=r"unknown flags \('speed'\)"):
         config_lib.from_json(config_lib.to_json(Config()) | {"speed": 1})
     for text in ("{", "[]"):
         with pytest.raises(UserError, match=r"run/config\.json"):
