@@ -91,7 +91,7 @@ def test_arrays_of_no_part_of_the_network_are_ignored():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"init": "nyu"}, "weights for --init=nyu, not for --init=imagenet"),
+        ({"init": "nyu"}, "--init=imagenet: .* holds weights for --init=nyu"),
         ({"layout": "fcrn"}, "give --layout=fcrn"),
         ({"layout": "fcrn"}, "stride_in 1x1 and not 3x3, stem_bias True and not False"),
         ({"layout": "fcrn"}, "bn_epsilon 0.0001 and not 1e-05"),
