@@ -25,23 +25,23 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif",
     ".heic", ".heif", ".avif",
 )  # fmt: skip
-# The formats of these files; HEIF is added where its library is installed. Pillow is
-# not allowed to open others: some start programs (Ghostscript for EPS), and each format
-# that is not needed is a decoder to attack. (The plugin of JPEG opens MPO, two photos
-# of a stereo camera, as the first one.)
+# The formats of these files; HEIF is added where its library is installed. Others are
+# not opened: some start programs (Ghostscript for EPS), and each further decoder adds
+# attack surface. (Pillow's JPEG plugin also opens MPO, two photos of a stereo camera,
+# and reads the first one.)
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
 
 LARGEST = 1 << 25  # pixels; larger photos are read at reduced size
 LARGEST_FILE = 1 << 29  # bytes; some decoders read the whole file
-# Pixels that can be decoded: 4 to 8 bytes each take about 1 GB.
+# Largest number of pixels to decode: at 4 to 8 bytes each, they take about 1 GB.
 LIMIT = 178_956_970
-# By format: these take up to 16 bytes. By codec of Pillow: these are slow.
+# Lower limits: formats that take up to 16 bytes per pixel, slow codecs of Pillow.
 LIMITS = {
     "WEBP": 1 << 26, "AVIF": 1 << 26, "HEIF": 1 << 26,
     "bmp_rle": 1 << 24, "ppm": 1 << 22, "ppm_plain": 1 << 22,
 }  # fmt: skip
 SCAN_PIXELS = 1 << 32  # pixels times scans of a progressive JPEG
-NAMED = 20  # files left out of a folder that are named
+NAMED = 20  # largest number of left-out files that a note names
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
@@ -63,7 +63,7 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     """As `read`; also returns the factor by which a large photo was reduced, else 1.
 
-    A focal length in pixels of the photo must be divided by it.
+    A focal length in pixels of the photo must be divided by this factor.
     """
     path = Path(path)
     name = printable(path, None)
@@ -121,7 +121,7 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """List image files: paths of files, and the images in paths of folders.
+    """List image files: the given files, and the images in the given folders.
 
     Folders are searched by suffix, without their sub-folders.
 
@@ -173,7 +173,7 @@ def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
 
     Args:
       stream: a file.
-      most: pixels that the image may have; default: what can be decoded in about 1 GB.
+      most: largest number of pixels; default: as many as are decoded in about 1 GB.
 
     Raises: ValueError with the problem; damaged bytes cause errors of other types.
     """
@@ -224,7 +224,7 @@ def check_png(stream: IO[bytes]) -> None:
 
 
 def _register_heif(prefix: bytes) -> bool:
-    """Register the reader of HEIF if the file starts like one; else return False.
+    """Register the HEIF reader if the file starts like HEIF; else return False.
 
     Raises: ValueError if its library is not installed.
     """
@@ -264,8 +264,8 @@ def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None
 def _in_one_scan(stream: IO[bytes]) -> bool:
     """Whether a JPEG is sequential, with all components in its first scan.
 
-    Otherwise the decoder keeps the whole photo in memory. Anything unusual counts as
-    otherwise.
+    Otherwise the decoder keeps the whole photo in memory. The result is False for
+    anything unusual.
     """
     stream.seek(2)
     components = b""
@@ -321,7 +321,7 @@ _TURNS = {_ORIENTATIONS[k] for k in (5, 6, 7, 8)}  # those that swap height and 
 
 
 def _orientation(image: Image.Image) -> Image.Transpose | None:
-    """The transposition that EXIF asks for; None if EXIF can't be read.
+    """The transposition that undoes the EXIF orientation; None if it can't be read.
 
     ImageOps.exif_transpose rewrites all of EXIF, and fails if any tag has a wrong type.
     """

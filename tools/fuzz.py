@@ -1,13 +1,13 @@
 """Damage small files at random and read them: python tools/fuzz.py --seconds=600
 
 Each case damages (`fuzz_damages.py`) one file of a small input of one reader
-(`fuzz_readers.py`) and reads it in a worker process with limits of time and memory.
+(`fuzz_readers.py`) and reads it in a worker process with limits on time and memory.
 Case K of a reader depends on --seed and K only. The outcomes:
 
   identical  read as if intact
-  different  read with another content, where the file has no checksum
+  different  read with different content; the file has no checksum
   rejected   an error of one line
-  silent     read with another content, although the file has a checksum: a failure
+  silent     read with different content, although the file has a checksum: a failure
   message    an error whose message is not one line: a failure
   traceback, crash, hang, memory   failures
 
@@ -104,9 +104,9 @@ class Case:
 
 
 def work(connection: Any, module: str, inputs: Path) -> None:
-    """Attempt the cases that arrive, in a process of its own.
+    """Run a worker process: attempt the cases that arrive on the connection.
 
-    Sends (damage, memory in use) before each, (outcome, message, memory) after it.
+    Sends (damage, memory in use) before each case, (outcome, message, memory) after it.
     """
     os.environ |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     log = open(inputs / "log", "w")  # noqa: SIM115
@@ -145,14 +145,14 @@ def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def _memory(pid: int | str = "self", *, peak: bool = False) -> int:
-    """Resident memory of a process in bytes; 0 where the system does not tell.
+    """Resident memory of a process in bytes; 0 where the system does not report it.
 
     Args:
-      peak: the largest since the last call of this process without `peak`.
+      peak: return the peak since the last call of this process without `peak`.
     """
     try:
         if pid == "self" and not peak:
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+            Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
@@ -161,7 +161,7 @@ def _memory(pid: int | str = "self", *, peak: bool = False) -> int:
 
 
 class Worker:
-    """A process that attempts many cases; started again after a crash or a hang.
+    """A process that attempts many cases; restarted after a crash or a hang.
 
     Args:
       module: the module with `READERS`.
@@ -231,7 +231,7 @@ def table(counts: Mapping[tuple[str, str], int], readers: list[str]) -> str:
 def _cases(
     options: argparse.Namespace, readers: list[str]
 ) -> Iterator[tuple[str, int]]:
-    """(reader, number) in turn, until the time is over."""
+    """Yield (reader, number) in turn, until the time is up."""
     if options.only is not None:
         yield from ((reader, options.only) for reader in readers)
         return
@@ -259,7 +259,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cases and print the table; 1 if there was a failure."""
+    """Run the cases and print the table; return 1 if there was a failure."""
     options = _options(arguments)
     readers = options.reader or list(importlib.import_module(options.readers).READERS)
     counts: collections.Counter[tuple[str, str]] = collections.Counter()

@@ -15,7 +15,7 @@ Damage = Callable[[bytes, np.random.Generator], bytes]
 
 
 def _block(data: bytes, rng: np.random.Generator) -> slice:
-    """A random block of the file; half of them in the first kilobyte, the headers."""
+    """Choose a random block; half of the blocks are in the headers, the first KiB."""
     end = len(data) if rng.random() < 0.5 else min(len(data), 1024)
     start = int(rng.integers(end + 1))
     return slice(start, start + int(rng.choice([1, 4, 16, 64, 512])))
@@ -54,7 +54,7 @@ def insert(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def swap(data: bytes, rng: np.random.Generator) -> bytes:
-    """Swap two blocks of one length."""
+    """Swap two blocks of equal length."""
     size = int(rng.choice([1, 4, 16, 64, 512]))
     a, b = sorted(rng.integers(max(1, len(data) - size), size=2).tolist())
     b = max(b, a + size)
@@ -72,7 +72,7 @@ def integer(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def number(data: bytes, rng: np.random.Generator) -> bytes:
-    """Replace a decimal number of a text or of a header."""
+    """Replace a decimal number in a text or a header."""
     found = list(re.finditer(rb"-?\d+(\.\d+)?", data[:65536]))
     if not found:
         return flip(data, rng)
@@ -102,7 +102,7 @@ def json_value(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key) of every value in nested dicts and lists."""
+    """Yield (container, key) of every value in nested dicts and lists."""
     if not isinstance(tree, dict | list):
         return
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)):

@@ -1,7 +1,7 @@
 """Small valid inputs for every reader of files, for `tools/fuzz.py`.
 
 An entry of `READERS` writes an input into an empty folder and reads it. Inputs depend
-on nothing but this file, except for names and times that Orbax chooses.
+only on this file, except for names and times that Orbax chooses.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def _rgb(value: int, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def _depth(value: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Millimetres."""
+    """A depth map in millimetres."""
     return (1000 + 300 * value + np.add.outer(*map(np.arange, size))).astype(np.uint16)
 
 
@@ -83,7 +83,7 @@ def _pairs(root: Path, pairs: list[tuple[str, str]]) -> None:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """All frames of a data set, by name. Raises the first error."""
+    """Read all frames of a data set, by name. Raises the first error."""
     source = open_source(folder)
     parts: dict[str, Any] = {"splits": source.splits()}
     for row, info in enumerate(source.infos):
@@ -93,7 +93,7 @@ def read_source(folder: Path) -> dict[str, Any]:
 
 
 def write_labeled(folder: Path) -> None:
-    """Like MATLAB's v7.3: HDF5 behind 512 bytes, axes reversed."""
+    """Write a file like MATLAB's v7.3: HDF5 after 512 bytes, axes reversed."""
     depth = np.stack([_depth(k).T for k in range(3)]) / np.float32(1000)
     fields = {"images": np.stack([_rgb(k).T for k in range(3)]), "depths": depth}
     with h5py.File(folder / "a.mat", "w", userblock_size=512) as file:
@@ -170,7 +170,7 @@ def write_arrays(folder: Path) -> None:
 
 
 def read_arrays(folder: Path) -> dict[str, Any]:
-    """Depth in the encodings that a folder or a list may have."""
+    """Read depth in all encodings that a folder or a list may have."""
     return {path.suffix: data_files.read_depth(path) for path in folder.iterdir()}
 
 
@@ -184,7 +184,7 @@ def write_raw(folder: Path) -> None:
 
 
 def write_tfds(folder: Path) -> None:
-    """A version's folder as TFDS writes it, with frames of the size of the others."""
+    """Write the folder of a version as TFDS does, with frames of `SIZE`."""
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
@@ -224,7 +224,7 @@ def write_store(folder: Path) -> None:
 
 
 def read_store(folder: Path) -> dict[str, Any]:
-    """What a run reads: training frames, evaluation frames."""
+    """Read what a run reads: training and evaluation frames."""
     data = dataset.open_data(_config(folder))
     rgb, depth = data.train.gather(data.train_rows, depth=data.depth)
     sizes = sorted(data.evaluation.full_sizes(data.eval_rows))
@@ -260,7 +260,7 @@ def write_checkpoints(folder: Path) -> None:
 
 
 def read_checkpoints(folder: Path) -> dict[str, Any]:
-    """What `jaxdepth.load` and a resumed run read."""
+    """Read what `jaxdepth.load` and a resumed run read."""
     with contextlib.closing(Checkpoints(str(folder), read_only=True)) as opened:
         step = choose_step(opened, "own", "best")
         model = opened.restore_model(_state(0).network, step=step)

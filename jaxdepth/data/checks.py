@@ -1,4 +1,4 @@
-"""One line on what was read, for the first lines of commands."""
+"""One-line summaries of depth as read, for the first lines of a command's output."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ FRAMES = 16  # sampled from a store that has no summary of its source
 
 
 def depth_line(store: Store, kind: str, *, where: str) -> str:
-    """Valid share, minimum, median and maximum of one kind of depth, in metres.
+    """Summarise one kind of depth: valid share; minimum, median, maximum in metres.
 
-    From the manifest: of all frames that the store was prepared from, as they were
-    read. Else, for stores of earlier versions, of a sample of the stored frames.
+    The manifest has the values of all frames of the source, as they were read. For
+    stores of earlier versions, they are computed from a sample of the stored frames.
 
     Args:
-      where: path of the data, for a command that shows more.
+      where: path of the data, for the suggested inspect-data command.
 
     Raises: UserError if the manifest is damaged.
     """
@@ -35,7 +35,7 @@ def depth_line(store: Store, kind: str, *, where: str) -> str:
 
 
 def read_line(manifest: dict[str, Any], kind: str, *, where: str) -> str:
-    """`depth_line` from a manifest alone."""
+    """`depth_line` for a manifest without its store."""
     try:
         summary = units.Summary.from_dict(manifest["read"][kind])
     except (ValueError, TypeError, KeyError) as error:
@@ -46,7 +46,7 @@ def read_line(manifest: dict[str, Any], kind: str, *, where: str) -> str:
 
 
 def line(kind: str, summary: units.Summary, frames: str, *, where: str) -> str:
-    """The summary in one line; with a command that shows more if it looks wrong."""
+    """Format a summary as one line; suggest inspect-data if depth looks wrong."""
     text = f"{kind} depth: {summary} ({frames})"
     if (odd := units.oddity(summary)) is not None:
         text += (

@@ -19,30 +19,30 @@ from jaxdepth.data.store.writer import Packing, prepare
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
-MAX_SQUEEZE = 0.05  # share by which a frame's aspect may change: sizes are rounded
-# The flags that say how depth files are read, with their defaults.
+MAX_SQUEEZE = 0.05  # largest relative change of aspect ratio; sizes are rounded
+# The flags that control how depth files are read, with their defaults.
 DEPTH_OPTIONS = {
     field.name: field.default
     for field in dataclasses.fields(ReadOptions)
     if field.name.startswith("depth_") or field.name in ("baseline", "doffs")
 }
-CHUNK = 64  # frames gathered at a time where all of them are read
+CHUNK = 64  # frames per call of `gather` when all frames are read
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Open data of one run.
+    """The open data sets of a run.
 
     Attributes:
-      name: what results call the evaluation data.
-      train, train_rows: the store, and which of its frames train.
+      name: the name of the evaluation data in results.
+      train, train_rows: the training store, and the rows to train on.
       evaluation, eval_rows: likewise for evaluation; often the same store.
-      split: whose frames train: "official", "tune", "report", "all", "own" or
+      split: the training split: "official", "tune", "report", "all", "own" or
         "held_out".
-      eval_split: whose frames evaluate; another one where they are other data.
+      eval_split: the evaluation split; may differ if another data set is evaluated on.
       nyu: whether official NYU frames are evaluated.
-      depth: which truth trains, "filled" or "raw".
-      notes: lines that the user should read.
+      depth: the kind of depth to train on, "filled" or "raw".
+      notes: lines to show to the user.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def frames(self) -> Iterator[dict[str, Any]]:
-        """The evaluation frames at their own full size."""
+        """Read the evaluation frames at full size."""
         return self.evaluation.full_frames(self.eval_rows)
 
 
@@ -68,9 +68,9 @@ def open_store(
     keep_full: str = "auto",
     progress: Callable | None = None,
 ) -> Store:
-    """The store at `path`, or one prepared from it in the cache folder.
+    """Open the store at `path`, or prepare one from it in the cache folder.
 
-    `keep_full="all"` can evaluate on every frame, "auto" on those of the splits.
+    `keep_full` selects the frames that can be evaluated at full size; see `Packing`.
     """
     data = config.data
     return prepare(
@@ -98,10 +98,10 @@ def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> 
 
 
 def open_other(config: Config, path: str, *, progress: Callable | None = None) -> Store:
-    """Data that evaluate alone: all frames kept at full size.
+    """Open data that are used for evaluation only, with all frames at full size.
 
-    What the flags say of the training data's format is not said of these; a scale and
-    a code of depth hold for both where these have a use for them.
+    The `data_format` of `config` does not apply to them. Depth options, such as the
+    scale, apply if the format of these data uses them.
     """
     packed = is_remote(path) or is_store(path)
     unused = {
@@ -114,7 +114,7 @@ def open_other(config: Config, path: str, *, progress: Callable | None = None) -
 
 
 def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
-    """The rendered rooms that the flags ask for: N to train, max(32, N/10) others."""
+    """Open rendered rooms: --rooms=N to train on, max(32, N/10) to evaluate on."""
     count = int(config.data.rooms)
     source = rooms_source.Rooms(
         seed=config.train.seed,
@@ -131,10 +131,10 @@ def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
 
 
 def open_data(config: Config, *, progress: Callable | None = None) -> Data:
-    """Open, and prepare where needed, what the data flags name.
+    """Open the data sets that the data flags name; prepare stores where needed.
 
-    Raises UserError for data that can't be read, splits that they don't have, an empty
-    training or evaluation set, and a frame in both.
+    Raises UserError if data can't be read, a split does not exist, the training or
+    evaluation set is empty, or a frame is in both.
     """
     rooms = config.data.path == "rooms"
     if rooms:
@@ -183,7 +183,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
 
 
 def _check_max_depth(config: Config, train: Store) -> None:
-    """Raise UserError if the store was written without depth that the run asks for."""
+    """Raise UserError if the store was written with a smaller --max_depth."""
     kept = train.manifest.get("options", {}).get("packing", {}).get("max_depth", 65.535)
     if config.data.max_depth > kept:
         raise UserError(
@@ -197,7 +197,7 @@ def _check_apart(
 ) -> None:
     """Raise UserError if an image is in both sets, by the digests of the stores.
 
-    Images of different sizes can't be compared.
+    Stores with different frame sizes are not compared: their digests differ.
     """
     if train.size != evaluation.size:
         return
@@ -240,7 +240,7 @@ def _check_size(config: Config, train: Store) -> None:
 
 
 def own_split(config: Config, train: Store) -> str:
-    """The split of the training data that --split names. Raises UserError."""
+    """Resolve --split for the training data. Raises UserError if it is missing."""
     if config.data.split != "auto":
         split = config.data.split
     elif "official" in train.splits and "own" not in train.splits:
@@ -289,6 +289,6 @@ def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
 def chunks(
     data: Store, rows: np.ndarray, depth: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rgb, depth_mm) of all rows, in chunks."""
+    """Yield (rgb, depth_mm) of all rows, in chunks."""
     for k in range(0, len(rows), CHUNK):
         yield data.gather(rows[k : k + CHUNK], depth=depth)

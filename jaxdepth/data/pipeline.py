@@ -98,8 +98,8 @@ def _prefetch_by_tf(load: Load, steps: range, threads: int) -> Iterator[Iterator
     try:
         yield results
     finally:
-        # Its threads call Python. If they still ran at the interpreter's exit, they
-        # and the interpreter would wait for each other.
+        # The threads of tf.data call Python: if they still run when the interpreter
+        # exits, both deadlock.
         results.close()
 
 

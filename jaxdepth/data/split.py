@@ -1,7 +1,7 @@
-"""Which frames train and which evaluate, beyond what a source itself says.
+"""Training and evaluation splits, beyond those that a source defines.
 
-Two rules hold for every format: scenes of NYU's official test set don't train, and data
-without a split of their own hold out a share of their frames.
+Two rules apply to every format: scenes of NYU's official test set are left out of
+training, and a share of the frames is held out if a source has no evaluation set.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ Splits = dict[str, dict[str, list[int]]]
 def complete(
     source: Source, *, eval_fraction: float = 0.1, test_scenes: str = "drop"
 ) -> tuple[Splits, list[str]]:
-    """The splits of a source by the rules of this module.
+    """Complete the splits of a source by the rules of this module.
 
     Args:
-      eval_fraction: share of the frames of data without an evaluation set that
-        "held_out" evaluates on; 0: none.
-      test_scenes: "drop" or "keep" frames in folders named after scenes of the official
-        test set in training. Frames of the labeled set itself, with an official index,
-        follow its splits.
+      eval_fraction: share of the frames that the split "held_out" evaluates on, for a
+        source without an evaluation set; 0: no such split.
+      test_scenes: "drop" leaves frames in folders named after scenes of the official
+        test set out of training, "keep" trains on them. Frames with an official index
+        are those of the labeled set, and follow its splits.
 
     Returns: splits as in `Source.splits`, and one-line notes.
     """
@@ -56,11 +56,11 @@ def complete(
 def held_out(
     rows: Sequence[int], infos: Sequence[FrameInfo], fraction: float
 ) -> set[int]:
-    """Rows to evaluate on: whole scenes by the hash of their names.
+    """Choose rows to evaluate on: whole scenes, by the hash of their names.
 
     Scenes are taken in ascending order of the hex SHA-256 of their names until they
-    have that share of the frames; single frames, by their names, where there are fewer
-    than two scenes.
+    hold the share `fraction` of the frames. With fewer than two scenes, single frames
+    are taken in the same way.
     """
     groups: dict[str, list[int]] = {}
     for row in rows:

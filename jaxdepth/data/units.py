@@ -1,7 +1,7 @@
-"""The unit of depth: how stored values become metres, and what looks wrong.
+"""Units of depth: conversion of stored values to metres, and plausibility checks.
 
-A median alone can't tell the unit: medians of rooms span a factor of ten. So these
-functions list the candidates, with the median that each would give.
+The median alone does not determine the unit, because medians of rooms span a factor of
+ten. These functions therefore list candidate units, each with its median.
 """
 
 import collections
@@ -25,7 +25,7 @@ EIGHT_BIT = 25.5  # 255 is 10 m
 # Stored units per metre: metres, centimetres, KITTI, millimetres, Matterport3D,
 # TUM RGB-D, Replica (65535 is 10 m), bits rotated left by 3, tenths of a millimetre.
 SCALES = (1.0, 100.0, 256.0, 1000.0, 4000.0, 5000.0, 6553.5, 8000.0, 10000.0)
-BINS = 256  # of a summary, per factor of two: its median is exact to 0.2 %
+BINS = 256  # per factor of two in a summary; medians are exact to 0.2 %
 EXAMINED = 120  # rows of a depth map that are examined, for speed
 BLOCKS = 8  # per side of a depth map that is examined for planes
 FOCAL_SHARES = (0.5, 0.6, 0.75, 0.9, 1.1)  # of the width: 90 to 49 degrees
@@ -62,9 +62,9 @@ def _rotated_right(values: UInt16[np.ndarray, "*n"]) -> UInt16[np.ndarray, "*n"]
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What values measure, and the camera values that make them planar depth.
+    """The measured quantity, and the camera parameters to convert it to planar depth.
 
-    Planar depth is the distance from the plane of the camera, as sensors store it.
+    Planar depth is the distance along the optical axis (z), as sensors store it.
 
     Attributes:
       kind: "planar"; "ray": distance along the ray, as renderers store it; or
@@ -96,7 +96,7 @@ class Geometry:
                 )
 
     def planar(self, values: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-        """Planar depth in metres, float32, 0 = missing.
+        """Convert values to planar depth in metres, float32, 0 = missing.
 
             ray:        d f / sqrt(u^2 + v^2 + f^2), u and v from the image's centre
             disparity:  f baseline / (disparity + doffs)
@@ -128,9 +128,9 @@ class Summary:
     """Valid share, minimum, median and maximum of depth maps, in bounded memory.
 
     Attributes:
-      frames, pixels, valid: their number.
+      frames, pixels, valid: number of frames, of pixels, and of valid pixels.
       smallest, largest: valid depth, metres; 0 without any.
-      counts: valid pixels of a sample by floor(log2(metres) * `BINS`).
+      counts: histogram of sampled valid pixels, by floor(log2(metres) * `BINS`).
     """
 
     frames: int = 0
@@ -175,7 +175,7 @@ class Summary:
         self.counts.update(other.counts)
 
     def percentile(self, share: float) -> float:
-        """Depth in metres that this share of the valid pixels is below; 0 if none."""
+        """Depth in metres below which this share of valid pixels lies; 0 if none."""
         if not self.counts:
             return 0.0
         bins = sorted(self.counts)
@@ -218,7 +218,7 @@ class Summary:
 
 
 def oddity(summary: Summary) -> str | None:
-    """What does not look like a room in depth as read; None if it does."""
+    """Describe what is implausible for a room in depth as read; None if nothing is."""
     if not summary.valid:
         return None
     if not ROOM[0] <= summary.median <= ROOM[1]:
@@ -233,11 +233,11 @@ def oddity(summary: Summary) -> str | None:
 
 
 def candidates(summary: Summary, *, scale: float, whole: bool = True) -> str:
-    """The median that each common scale would give, in one line.
+    """List the median that each common scale would give, in one line.
 
     Args:
       summary: of depth as read.
-      scale: stored units per metre, with which depth was read.
+      scale: the scale with which depth was read, stored units per metre.
       whole: whether the stored values are integers.
     """
     median, largest, scales = summary.median, summary.largest, {scale, *SCALES}
@@ -255,14 +255,14 @@ def candidates(summary: Summary, *, scale: float, whole: bool = True) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Signs:
-    """Signs of a code in one depth map.
+    """Signs in one depth map of a code, or of distances along the ray.
 
     Attributes:
       swapped: neighbours differ much less with the bytes of each value swapped.
-      rotated: only bits that a rotation by 3 moves down are set in the lowest three.
-      lower: median depth of the lower quarter / of the upper half; None if one is
-        empty.
-      ray: planes are curved as they are in distances along the ray.
+      rotated: the lowest three bits are 0 or 1, as in values rotated left by 3.
+      lower: median depth of the lower quarter / that of the upper half; None if either
+        has no valid pixel.
+      ray: planes are curved, as in distances along the ray.
     """
 
     swapped: bool = False
@@ -272,7 +272,7 @@ class Signs:
 
     @classmethod
     def of(cls, depth: Float[np.ndarray, "h w"], *, scale: float | None) -> "Signs":
-        """The signs in depth as read, metres; `scale` is None for depth in metres."""
+        """Find the signs in depth as read; `scale` is None if metres are stored."""
         height = len(depth)
         parts = depth[-(height // 4) :], depth[: height // 2]
         below, above = (
@@ -313,10 +313,11 @@ def _is_swapped(stored: UInt16[np.ndarray, "h w"]) -> bool:
 
 
 def _is_rotated(stored: UInt16[np.ndarray, "h w"]) -> bool:
-    """Depth below 16.384 m, rotated, has 0 or 1 in the lowest bits: 1 from 8.192 m.
+    """Whether values look rotated left by 3: the lowest three bits are 0 or 1.
 
-    So have all multiples of 8, such as 8-bit depth times 256: depth that uses few of
-    these multiples is not taken for rotated.
+    In rotated depth they are 0 below 8.192 m, and 1 from 8.192 to 16.384 m. They are 0
+    in multiples of 8 as well, such as 8-bit depth times 256, so depth with few distinct
+    values is not taken for rotated.
     """
     valid = stored[stored > 0]
     if not len(valid) or ((valid & 7) > 1).mean() > 0.001:
@@ -329,8 +330,8 @@ def _is_ray(depth: Float[np.ndarray, "h w"]) -> bool:
     """Whether 1 / depth becomes linear on planes if depth is divided by ray lengths.
 
     On a plane, 1 / planar depth is linear in pixel coordinates. The focal length is
-    unknown, so that common ones are tried. Noise of sensors hides the difference; their
-    drivers give planar depth anyway.
+    unknown, so common ones are tried. Sensor noise hides the difference, but drivers of
+    sensors give planar depth anyway.
     """
     if min(depth.shape) < 8 * BLOCKS:
         return False
@@ -358,7 +359,7 @@ def _blocks(values: np.ndarray) -> np.ndarray:
 
 
 def _curvature(blocks: np.ndarray) -> np.ndarray:
-    """Residual of a linear fit to each block / its mean; not below 1e-9."""
+    """RMS residual of a linear fit to each block / mean of the block, plus 1e-9."""
     n, h, w = blocks.shape
     y, x = np.mgrid[:h, :w].reshape(2, -1)
     basis = np.linalg.qr(np.stack([np.ones(h * w), x, y], axis=1).astype(float))[0]
@@ -370,7 +371,7 @@ def _curvature(blocks: np.ndarray) -> np.ndarray:
 def suspicion(
     signs: Sequence[Signs], *, odd: bool = False, name: str = ""
 ) -> str | None:
-    """What most depth maps have signs of, with the flag that reads it; or None.
+    """Describe the code that most depth maps have signs of, and its flag; or None.
 
     Args:
       odd: whether depth as read does not look like a room.
@@ -388,8 +389,8 @@ def suspicion(
     if 2 * sum(sign.ray for sign in signs) > len(signs):
         return "planes are curved as in distances along the ray: see --depth_kind=ray"
     ratios = [sign.lower for sign in signs if sign.lower is not None]
-    # Over 8 frames of NYU Depth V2 this ratio is below 0.9 in 99.9 % of the draws. A
-    # single desk seen from above has 1.3, so that this alone proves nothing.
+    # The median ratio of 8 random frames of NYU Depth V2 is below 0.9 in 99.9 % of
+    # draws. A desk seen from above has 1.3, so the ratio alone is no proof.
     if odd and len(ratios) >= 4 and float(np.median(ratios)) > 1.25:
         return "larger values at the bottom suggest disparity, not depth: convert it"
     if DISPARITY.search(name.lower()):
@@ -405,11 +406,11 @@ def advice(
     whole: bool = True,
     name: str = "",
 ) -> str | None:
-    """One line on depth that does not look like a room, or is encoded; or None.
+    """Describe implausible or encoded depth in one line; None if nothing looks wrong.
 
     Args:
-      scale: stored units per metre, with which depth was read; None for formats that
-        hold metres.
+      scale: the scale with which depth was read, stored units per metre; None for
+        formats that hold metres.
       whole, name: see `candidates` and `suspicion`.
     """
     odd = oddity(summary)

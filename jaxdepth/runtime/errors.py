@@ -1,4 +1,4 @@
-"""The two kinds of expected errors, which commands turn into exit codes; their text.
+"""The two kinds of expected errors, which set the exit code; helpers for messages.
 
 `everywhere` is True if every host raises the error itself.
 """
@@ -39,7 +39,7 @@ def nearest(word: str, among: Iterable[str]) -> str:
 
 
 def printable(text: object, length: int | None = 120) -> str:
-    """A text from outside, such as a file name, that is safe to print.
+    """Escape an untrusted text, such as a file name, so that it is safe to print.
 
     Control characters and bytes that are not UTF-8 are escaped; the result has at most
     `length` characters.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def check(path: str | Path) -> None:
-    """Raise OSError, without opening it, if the path is a FIFO, a socket or a device.
+    """Raise OSError for a FIFO, a socket or a device, without opening it.
 
-    Opening a FIFO waits for a writer, reading a device can have no end. Folders pass:
-    opening them fails at once. Links are followed.
+    Opening a FIFO waits for a writer, and reading a device may never end. Folders are
+    accepted, because opening them fails at once. Links are followed.
     """
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

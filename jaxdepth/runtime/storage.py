@@ -1,4 +1,4 @@
-"""Errors of file systems, local or at a URL (gs://, memory://, ...), in one line."""
+"""One-line errors of file systems, local or at a URL (gs://, memory://, ...)."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from jaxdepth.runtime.errors import MachineError, UserError, one_line
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn any exception of fsspec and its backends into a message of one line.
+    """Convert any exception of fsspec and its backends to an error of one line.
 
     Raises:
       UserError: `url` is wrong: no such bucket, no access, no library for it.
@@ -36,7 +36,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def write_errors(path: object) -> Iterator[None]:
-    """Turn an OSError of the body into a MachineError: `path` could not be written."""
+    """Convert an OSError of the body to a MachineError: `path` could not be written."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
 """Recognises the input that a ResNet was trained on: channel order, scale and mean.
 
 Batch normalisation keeps the mean and variance of the first convolution's output over
-the training images. Photographs have similar statistics everywhere, so that these two
-arrays tell which input the convolution had. Networks of Caffe, for example, take BGR
-colours of 0 to 255 minus the mean.
+the training images. All photographs have similar statistics, so these two arrays
+identify the input of the convolution. Caffe networks, for example, take BGR colours of
+0 to 255 minus the mean.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdepth.runtime.errors import UserError
 
-# Covariance of two values of photographs with colours of 0 to 1, times 1e5. Columns:
+# Covariance of two pixel values in photographs, colours of 0 to 1, times 1e5. Columns:
 # pairs of channels (RR, RG, RB, GG, GB, BB). Rows: distances of the two pixels, (0, 0),
 # (0, 1), ... (0, 6), (1, 1), ... (6, 6), in either order and with any signs.
 # Measured: the mean of two covariances, of six photographs of ImageNet (224x224) and of
@@ -59,20 +59,20 @@ _SCALES = {
     "of 0 to 255": (1 / 255, 1 / 255, 1 / 255),
 }
 TORCHVISION = "divided by ImageNet's deviation"
-# Expected variances deviate by up to this factor, as a natural logarithm, in the median
-# over channels. The closest two scales are a factor of four apart.
+# Largest accepted deviation of expected variances: natural logarithm of the factor,
+# median over channels. The closest two scales are a factor of four apart.
 _MAX_SCALE_ERROR = 0.6
-# The largest spread of the deviations between channels, as a median.
+# Largest accepted median absolute deviation of these logarithms between channels.
 _MAX_SPREAD = 0.6
 # Minimum odds of the channel order, as a natural logarithm: 55 to 1.
 _MIN_LOG_ODDS = 4.0
 # Channels below this share of the median variance are dead.
 _DEAD = 1e-3
 _MIN_CHANNELS = 16
-# The least noise of a log variance: photographs differ by more.
+# Smallest standard deviation assumed for a log variance: photographs differ by more.
 _MIN_NOISE = 0.05
-# The largest difference from ImageNet's mean, in colours of 0 to 1. Training images
-# differ by 0.006, and colours of -1 to 1 by 0.09.
+# Largest accepted difference from ImageNet's mean, in colours of 0 to 1. Training
+# images differ by 0.006, and colours of -1 to 1 by 0.09.
 _MAX_MEAN_ERROR = 0.03
 
 
@@ -83,7 +83,7 @@ class InputFormat:
     Attributes:
       bgr: True for blue, green, red; None if the order is not certain.
       scale: key of `_SCALES`.
-      mean: estimated mean of the training images after the subtraction of a mean, RGB
+      mean: estimated mean of the training images after mean subtraction, RGB
         colours of 0 to 1; None if it was not estimated.
       log_odds: natural logarithm of the odds of BGR over RGB.
     """
@@ -95,7 +95,7 @@ class InputFormat:
 
     @property
     def is_torchvision(self) -> bool:
-        """Whether nothing needs a conversion."""
+        """Whether the input is torchvision's, so that no conversion is needed."""
         return not self.bgr and self.scale == TORCHVISION and self.is_centred
 
     @property
@@ -138,7 +138,7 @@ def _covariance() -> np.ndarray:
 
 
 def _in_colours(kernel: np.ndarray, scale: str, *, bgr: bool) -> np.ndarray:
-    """The OIHW kernel for RGB colours of 0 to 1."""
+    """Convert an OIHW kernel to RGB input of 0 to 1."""
     kernel = kernel[:, ::-1] if bgr else kernel
     return kernel / np.array(_SCALES[scale])[:, None, None]
 
@@ -183,7 +183,7 @@ def recognise(
     log_odds = _log_odds_of_bgr(kernel, log_variance, scale)
     bgr = log_odds > 0 if abs(log_odds) >= _MIN_LOG_ODDS else None
     gains = _in_colours(kernel, scale, bgr=bool(bgr)).sum((2, 3))
-    # A channel's weight is the inverse of its deviation.
+    # Least squares, weighted by the inverse of each channel's standard deviation.
     deviation = np.sqrt(variance)
     estimated = np.linalg.lstsq(gains / deviation[:, None], mean / deviation)[0]
     return InputFormat(bgr, scale, tuple(map(float, estimated)), log_odds)
@@ -227,11 +227,11 @@ def to_torchvision(
 
     Args:
       state_dict: with `conv1.weight`.
-      source: the input that it takes.
+      source: the input that conv1 takes now.
       where: the file, for messages.
 
     Raises: UserError if another mean than ImageNet's was subtracted. The convolution
-      pads with zeros, which are another colour then, so that no bias is equivalent.
+      pads with zeros, which then stand for another colour, so no bias is equivalent.
     """
     if not source.is_centred:
         raise UserError(

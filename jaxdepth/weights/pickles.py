@@ -5,7 +5,7 @@ looks names up in a table of allowed ones, whose entries build data and do nothi
 Other classes, which training scripts keep beside weights, are not imported: stand-ins
 with their names replace them and discard their content. A pickle can't use much more
 time or memory than its size suggests: the number of operations is limited, copies that
-its calls make are counted, and nested tuples can't be keys.
+its calls make are counted, and tuples with many entries can't be keys.
 """
 
 import collections
@@ -19,11 +19,11 @@ from typing import IO, Any, ClassVar, cast
 from jaxdepth.runtime.errors import UserError, one_line
 from jaxdepth.weights import name_tables
 
-# The optimizer state of a large network has a tenth of it. Takes a second to read.
+# Ten times those of the optimizer state of a large network; read in about a second.
 _MAX_OPERATIONS = 500_000
 _MAX_LINE = 1 << 20
 _MAX_BITS = 2048  # of integers; torch's magic number has 80, NumPy's generator 128
-_MAX_KEY = 100  # entries of a tuple that is a key, with those of nested tuples
+_MAX_KEY = 100  # entries of a tuple used as a key, including nested tuples
 
 
 class Forbidden(pickle.UnpicklingError):
@@ -120,13 +120,13 @@ def _gets_stand_in(module: str, name: str) -> bool:
 
 
 class Tuple(tuple):
-    """A tuple whose hash is refused if it takes long.
+    """A tuple that can be hashed only if it has few entries, nested ones included.
 
-    A tuple of the same tuple twice, nested a hundred times, would take forever, and
-    deep nesting ends the process, because Python does not store hashes of tuples.
+    Python does not cache hashes of tuples: hashing a pair of the same tuple, nested a
+    hundred times, does not finish, and deeper nesting crashes the process.
 
     Attributes:
-      weight: number of the entries, with those of nested tuples.
+      weight: number of entries, including those of nested tuples.
     """
 
     weight: int
@@ -170,13 +170,13 @@ class BoundedFile:
         return self._file.readline(_MAX_LINE)
 
 
-# The unpickler in Python: its opcodes can be overridden, and it has no array for the
-# memo, which the one in C allocates up to any index.
+# The pure-Python unpickler: its opcodes can be overridden, and its memo is a dict. The
+# C unpickler allocates an array for the memo, up to any index in a file.
 _Unpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _charged(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An opcode that calls something, with its arguments counted."""
+    """Wrap an opcode that makes a call: count the arguments first."""
 
     def counting(unpickler: Any) -> None:
         for value in unpickler.stack[-2:]:
@@ -187,7 +187,7 @@ def _charged(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _weighed(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An opcode that makes a tuple, as a `Tuple`."""
+    """Wrap an opcode that makes a tuple: convert it to `Tuple`."""
 
     def weighing(unpickler: Any) -> None:
         load(unpickler)
@@ -231,15 +231,15 @@ class DataUnpickler(_Unpickler):
         super().__init__(file, encoding="latin1")
         self._allowed = allowed
         self._persistent = persistent
-        # What the arguments of calls may hold. Data is twice an argument where bytes
-        # are encoded as text.
+        # Limits on the total size of all arguments of calls. Bytes that are encoded as
+        # text are arguments of two calls.
         self._bytes_left = 2 * file.size + _MAX_LINE
         self._entries_left = 2 * _MAX_OPERATIONS
 
     def charge(self, arguments: Any) -> None:
         """Count arguments of a call, which may copy them.
 
-        Raises: ValueError if there were too many: the same ones again and again.
+        Raises: ValueError if the total is too large: objects are passed repeatedly.
         """
         for value in (arguments, *(arguments if isinstance(arguments, tuple) else ())):
             if isinstance(value, str | bytes | bytearray):
@@ -277,7 +277,7 @@ def load(
     """Read the next object of a file.
 
     Args:
-      file: binary file, positioned at a pickle; afterwards positioned behind it.
+      file: binary file, positioned at a pickle; afterwards positioned after it.
       allowed, persistent: as in `DataUnpickler`.
       where: the file's name, for messages.
 
@@ -309,7 +309,7 @@ def _check_operations(file: BoundedFile) -> None:
             raise ValueError(
                 f"more than {_MAX_OPERATIONS} operations: save its state_dict only"
             )
-        # A memo index in a pickle that Python wrote counts its entries.
+        # In a pickle that Python wrote, a memo index is the number of earlier entries.
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
             raise ValueError(f"memo index {argument}, expected at most {count}")
         if isinstance(argument, int) and argument.bit_length() > _MAX_BITS:

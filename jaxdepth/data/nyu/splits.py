@@ -13,7 +13,7 @@ HELD_OUT = 80  # smallest number of frames in `tune` and in `report`
 
 @functools.cache
 def official() -> dict[str, Any]:
-    """The indices `train` (795) and `test` (654), from 1; `scenes` of all frames."""
+    """Load the official split: indices `train` (795), `test` (654) from 1; `scenes`."""
     return json.loads(
         (resources.files("jaxdepth.data") / "nyu_splits.json").read_text()
     )
@@ -45,7 +45,7 @@ def parts() -> dict[str, str]:
 
 
 def scene_of_folder(name: str) -> str:
-    """The scene name in the labeled set for the name of a raw folder.
+    """Convert the name of a raw folder to its scene name in the labeled set.
 
     Raw folders have a letter appended: basement_0001a and basement_0001b are recordings
     of basement_0001.
@@ -103,8 +103,8 @@ def from_lists(
     Args:
       train, evaluation: rows.
       indices: official index of each row, from 1, or None.
-      official_test: whether `evaluation` is the official test set; None: if all its
-        indices are.
+      official_test: whether `evaluation` is the official test set; None: derived from
+        its indices.
 
     Returns: "official" if `evaluation` holds only official test frames, else "own"; and
       "all", which trains on every row. `data.split.complete` removes test scenes.
@@ -122,7 +122,7 @@ def from_lists(
 def test_scene_notes(
     left_out: Sequence[int], scenes: Sequence[str | None]
 ) -> list[str]:
-    """The note on rows of test scenes that don't train; [] if there are none."""
+    """The note on rows of test scenes left out of training; [] if there are none."""
     if not left_out:
         return []
     names = sorted({str(scenes[row]) for row in left_out})

@@ -2,7 +2,7 @@
 
 A raw frame has depth as disparities 0..2047 (2047 = no reading) and colour, both
 480x640, each from its own camera. Like the toolbox, this module counts pixels from 0 in
-undistortion and from 1 in projection, with the same cx, cy. Filling of holes is in
+undistortion and from 1 in projection, with the same cx, cy. Hole filling is in
 `fill`, reading of files in `sources.nyu_raw`.
 """
 
@@ -258,14 +258,14 @@ def undistort_rgb(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]
 def depth_rel2depth_abs(
     disparity: Float[np.ndarray, "*n"],
 ) -> Float64[np.ndarray, "*n"]:
-    """Convert disparities to metres, 0 to 10; 0 beyond infinity, as for 2047."""
+    """Convert disparities to metres, 0 to 10; 0 for disparities above 1092.5."""
     numerator, infinity = DEPTH_PARAMETERS
     with np.errstate(divide="ignore"):
         return np.clip(numerator / (infinity - disparity), 0, MAX_DEPTH)
 
 
 def plane2world(depth: Float[np.ndarray, "h w"]) -> Float64[np.ndarray, "h w 3"]:
-    """Points in the depth camera's coordinates, metres: x right, y down, z forward.
+    """Back-project depth to camera coordinates, metres: x right, y down, z forward.
 
     Pixels are counted from 1. Source: depth_plane2depth_world.m.
     """
@@ -305,7 +305,7 @@ def project_depth_map(
     Args:
       disparity: raw depth; its largest value counts as no reading.
       variant: "B" excludes pixels without a reading from undistortion, like the release
-        that made the published sets; "A" is an older release.
+        that produced the published sets; "A" is an older release.
 
     Returns: depth in metres, 0 = missing; the undistorted image.
     Source: project_depth_map.m.

@@ -25,12 +25,12 @@ from jaxdepth.runtime.errors import MachineError, UserError, one_line
 
 T = typing.TypeVar("T")
 Arrays = dict[str, np.ndarray]
-AHEAD = 4  # packed frames per worker that wait for earlier ones
+AHEAD = 4  # frames per worker that are packed in advance
 
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """A frame in the form in which a store holds it.
+    """A frame in the format of a store.
 
     Attributes:
       small: "rgb" and each kind of depth at the training size; None if the frame has
@@ -61,8 +61,8 @@ class Packer:
     Attributes:
       size: (height, width) of the training frames.
       masked: kinds of depth whose extremes are removed from each frame.
-      max_mm: depth beyond this is missing: it is no extreme, and is removed before a
-        frame is resized, because it would be averaged into its neighbours.
+      max_mm: depth beyond this many millimetres is missing: it is not an extreme, and
+        is removed before resizing, which would average it into its neighbours.
       full_rows: rows of which full-size copies are kept.
       skip_wrong: mark a frame as broken if the source raises UserError for it.
     """
@@ -127,7 +127,7 @@ def in_order(
     Args:
       workers: the number of worker processes. With fewer than two, this process reads
         the frames and packs them on threads.
-      scratch: a folder for files with packed frames, from workers.
+      scratch: a folder in which workers store packed frames.
 
     Raises what `Packer.read` raises, and MachineError if a worker dies.
     """
@@ -175,7 +175,7 @@ def _windowed(futures: Iterable[Future[T]], ahead: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def _single_threaded_workers() -> Iterator[None]:
-    """Give new processes one BLAS thread each, because there is one per core."""
+    """Limit new workers to one BLAS thread each: there is one worker per core."""
     names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))
@@ -196,7 +196,7 @@ def _start_worker(plugins: Sequence[str], packer: bytes) -> None:
     global _packer
     import jax
 
-    # Accelerators belong to training runs, which may use this machine now.
+    # Leave accelerators to training runs on the same machine.
     jax.config.update("jax_platforms", "cpu")
     # Ctrl-C reaches all processes of a terminal; the parent stops its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -207,7 +207,7 @@ def _start_worker(plugins: Sequence[str], packer: bytes) -> None:
 
 
 def _end_with_parent() -> None:
-    """Exit when the parent is gone, even if it was killed."""
+    """Exit when the parent process ends, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -217,8 +217,8 @@ def _end_with_parent() -> None:
 def _work(row: int, scratch: Path) -> Path:
     """Pack a frame into a file, and return its path.
 
-    Not through a pipe: if a worker were killed while it sends a frame, the parent
-    would wait forever for the rest.
+    Frames are not sent through a pipe: if a worker is killed while it sends a frame,
+    the parent waits forever for the rest.
     """
     assert _packer is not None
     file = scratch / f".packed-{row}"

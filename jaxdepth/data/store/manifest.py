@@ -1,4 +1,4 @@
-"""Checks that the values of a store's manifest fit each other."""
+"""Consistency checks of a store's manifest."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ LARGEST = 1 << 16  # height or width of a frame, pixels
 
 
 def check(manifest: dict[str, Any]) -> None:
-    """Check what readers rely on.
+    """Check the values that readers rely on.
 
     Raises: ValueError that names the first wrong value; KeyError for a missing one.
     """
@@ -67,7 +67,7 @@ def _dict_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _with(**fields: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """A check of a dict that has these keys, and perhaps more."""
+    """Return a check that a dict has at least these keys, with valid values."""
 
     def is_right(value: Any) -> bool:
         return isinstance(value, dict) and all(

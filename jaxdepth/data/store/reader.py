@@ -28,14 +28,15 @@ from jaxdepth.runtime.errors import UserError
 VERSION = 2
 MANIFEST = "manifest.json"
 _locks: dict[Path, threading.Lock] = {}  # of files whose checksum is being computed
-_checksums: dict[tuple, str] = {}  # of files, by path and the state of the file
+_checksums: dict[tuple, str] = {}  # SHA-256 by path and state of the file
 
 
 class Store:
     """A store. `open` reads the manifest; arrays are memory-mapped on first use.
 
-    A shard's checksum is verified when it is first used in a process. That reads it
-    once as a whole, at 2 GB/s and more from memory, in the threads that load batches.
+    A shard's checksum is verified when it is first used in a process. The threads
+    that load batches read the whole shard for that, at 2 GB/s or more from the page
+    cache.
 
     Attributes:
       path: the folder.
@@ -185,7 +186,7 @@ class Store:
         return self._maps[name]
 
     def _check_shape(self, name: str, array: np.ndarray) -> None:
-        """Raise ValueError if a shard is not as the manifest describes it."""
+        """Raise ValueError if a shard does not match the manifest."""
         stem, kind, _ = name.rsplit(".", 2)
         rows = self.manifest["full"].get(stem)
         if rows is None:
@@ -226,7 +227,7 @@ def parse_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
                 "prepare it again"
             )
         for name in manifest["files"]:
-            # Downloads are written under these names: none may leave the folder.
+            # Downloads are written under these names, which must not contain a path.
             if not re.fullmatch(r"\w[\w.-]{0,99}", name):
                 raise ValueError(f"{name!r} is not the name of a shard")
         manifest_lib.check(manifest)
@@ -242,7 +243,7 @@ def sha256(file: Path) -> str:
 
 
 def _sha256_once(file: Path) -> str:
-    """`sha256`, computed again in this process only if the file has changed."""
+    """Return `sha256` of a file, cached in this process until the file changes."""
     with _locks.setdefault(file, threading.Lock()):
         stat = file.stat()
         state = (file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
@@ -257,7 +258,7 @@ def _damaged(where: str, error: Exception) -> UserError:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raise the limit of open files, because each mapped shard is one."""
+    """Raise the limit on open files: each mapped shard keeps one open."""
     try:
         import resource
     except ImportError:  # Windows has no such limit

@@ -1,4 +1,4 @@
-"""Stores at a URL (gs://, or any other that fsspec knows).
+"""Stores at a URL (gs://, or any other that fsspec supports).
 
 They are uploaded shard by shard, and downloaded once to the cache folder.
 """
@@ -25,7 +25,7 @@ from jaxdepth.runtime.progress import Progress
 from jaxdepth.runtime.storage import storage_errors
 
 logger = logging.getLogger(__name__)
-MARK = "preparing.json"  # the key of the shards at a URL without a manifest
+MARK = "preparing.json"  # holds the key of an unfinished store at a URL
 THREADS = 4  # parallel transfers
 
 
@@ -41,10 +41,11 @@ def manifest_at(url: str) -> dict[str, Any] | None:
 
 
 def download(url: str, *, cache_dir: Path, progress: Progress | None = None) -> Store:
-    """Open a remote store's copy in the cache folder; download it if it is not there.
+    """Open the cached copy of a remote store; download it first if it is missing.
 
     The copy is named by the URL and the manifest's content, so a store that was
-    replaced is downloaded again. After an interruption only the missing shards are.
+    replaced is downloaded again. After an interruption, only missing shards are
+    downloaded.
 
     Raises:
       UserError: there is no store at `url`, or a shard differs from its checksum.
@@ -132,7 +133,7 @@ def _in_parallel(transfer: Callable[[str], None], names: list[str]) -> Iterator[
 
 
 class RemoteStaging:
-    """A URL to which finished blocks are uploaded, and the manifest last.
+    """Staging area at a URL: uploads finished blocks, and the manifest last.
 
     There is no lock: two machines that prepare the same data with the same options at
     one URL write equal files. Entering raises UserError if the URL holds anything else.
@@ -208,7 +209,7 @@ class RemoteStaging:
             self._system.pipe_file(
                 f"{self._root}/{MANIFEST}", json.dumps(manifest, indent=1).encode()
             )
-            # Afterwards: an interruption only leaves unused files in the store.
+            # Deleted last: an interruption only leaves unused files in the store.
             self._system.rm(f"{self._root}/{RECORDS}", recursive=True)
             self._system.rm(f"{self._root}/{MARK}")
 

@@ -47,7 +47,7 @@ def without_extremes(
 
 
 def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Crop to the aspect of `size` about the centre and resize; keeps the dtype.
+    """Centre-crop to the aspect ratio of `size` and resize; keeps the dtype.
 
     Colour, (h, w, 3), is averaged over areas when it shrinks and interpolated
     bilinearly when it grows. Depth, (h, w), is averaged over the valid part of each
@@ -127,7 +127,7 @@ def frame_intrinsics(
 
 
 def _shrink_by(array: np.ndarray, factor: int) -> np.ndarray:
-    """`to_size` for an integer factor, in integers: several times faster."""
+    """`to_size` for an integer factor, in faster integer arithmetic."""
     blocks = [array[i::factor, j::factor] for i in range(factor) for j in range(factor)]
     total = np.zeros(blocks[0].shape, np.uint32)
     for block in blocks:

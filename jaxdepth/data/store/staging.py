@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RECORDS = "records"
 
 
-MOST_SIZES = 8  # frame sizes that a record lists
+MOST_SIZES = 8  # largest number of frame sizes in a record
 
 
 @dataclasses.dataclass
@@ -152,7 +152,7 @@ class LocalStaging:
         text = json.dumps(manifest, indent=1)
         write_file(self.folder / MANIFEST, text.encode())
         os.replace(self.folder, self.out)
-        # After the rename: a crash in between only leaves unused files in the store.
+        # Deleted after the rename: a crash only leaves unused files in the store.
         shutil.rmtree(self.out / RECORDS, ignore_errors=True)
         for file in self.out.iterdir():
             if file.is_file() and file.name not in {MANIFEST, *manifest["files"]}:
@@ -228,10 +228,10 @@ def write_file(file: Path, content: bytes) -> None:
 
 
 class _HashingStream:
-    """Passes bytes on to a file and computes their number and SHA-256 checksum.
+    """Writes bytes to a file and computes their number and SHA-256 checksum.
 
-    `np.save` writes into it piece by piece. Into a real file it writes with one call,
-    whose error on a full disk does not tell that the disk is full.
+    `np.save` writes to it in pieces. To a real file, it writes with one call, whose
+    error does not report that the disk is full.
     """
 
     def __init__(self, stream: BinaryIO):

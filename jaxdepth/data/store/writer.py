@@ -29,10 +29,10 @@ from jaxdepth.runtime.progress import Progress
 logger = logging.getLogger(__name__)
 SHARD = 128  # source frames per training shard
 FULL_SHARD = 64  # frames per full-size shard
-FULL_BYTES = 256 << 20  # full-size frames that wait in memory for their shard
-# Without a split for evaluation, full-size copies are kept of a source of up to so many
-# frames, which may be an evaluation set. Larger ones (a raw dump, a list of training
-# frames) are not, and would take 1.5 MB per frame.
+FULL_BYTES = 256 << 20  # full-size frames buffered until a shard is written
+# A source without an evaluation split may itself be an evaluation set if it has at most
+# this many frames: full-size copies of all of them are kept. Copies take 1.5 MB per
+# frame; none are kept of larger sources (a raw dump, a list of training frames).
 FULL_AT_MOST = 1000
 
 
@@ -47,9 +47,9 @@ class Packing:
         and where no depth would be left; "auto": only from raw depth; "off".
       max_depth: metres; depth beyond it is missing in the training frames, and ignored
         by `mask_extremes`.
-      keep_full: of which frames full-size copies are kept: "auto": those that a split
-        evaluates on, or without such a split all of up to `FULL_AT_MOST`; "all";
-        "none".
+      keep_full: the frames of which full-size copies are kept: "auto": those that a
+        split evaluates on, or without such a split all frames if there are at most
+        `FULL_AT_MOST`; "all"; "none".
       skip_wrong: leave out and list all frames for which the source raises UserError,
         not only those whose files can't be read.
       eval_fraction, test_scenes: see `split.complete`.
@@ -198,7 +198,7 @@ class Job:
         calls for the same folder wait for each other.
 
         Args:
-          out: a folder, or a URL that fsspec knows, to which finished shards are
+          out: a folder, or a URL that fsspec supports, to which finished shards are
             uploaded, and the manifest last.
           workers: the number of processes that read; see `frames.in_order`.
           progress: called with (what, done, total).
@@ -254,7 +254,7 @@ class Job:
         return manifest
 
     def try_row(self, row: int) -> Packed:
-        """Read and pack one frame, for measuring the time."""
+        """Read and pack one frame, to measure the time."""
         packer = self._packer()
         return packer.pack(row, packer.read(row))
 
@@ -462,7 +462,7 @@ class _Block:
         if frame.full is not None:
             size = frame.full["rgb"].shape[:2]
             self._full.setdefault(size, []).append((row, frame.full))
-            # All sizes together are bounded, because there may be many.
+            # The limits apply to all sizes together, because there may be many.
             self._full_bytes += sum(x.nbytes for x in frame.full.values())
             count = sum(map(len, self._full.values()))
             if count >= FULL_SHARD or self._full_bytes >= FULL_BYTES:
