@@ -1,4 +1,4 @@
-"""Data of any format as frames: one module per format, chosen by `open_source`."""
+"""Data sources: one module per data format; `open_source` selects the format."""
 
 import contextlib
 import contextvars
@@ -31,8 +31,8 @@ class Frame:
         no depth of this kind.
       intrinsics: fx, fy, cx, cy in pixels of this frame, with pixel centres counted
         from 0; None if unknown.
-      unit: stored integers per metre of depth. `--mask_extremes` compares depth in
-        this unit if it is finer than millimetres.
+      unit: stored units per metre of depth. `--mask_extremes` compares depth as
+        integers of this unit if it is finer than millimetres.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
@@ -65,19 +65,21 @@ class FrameInfo:
 
 @dataclasses.dataclass(frozen=True)
 class ReadOptions:
-    """How data are read. Each format uses some of these options.
+    """Options for reading a data set. Each format uses a subset of them.
 
     Attributes:
-      depth_scale: stored units per metre, for depth that is stored in other units.
+      depth_scale: stored units per metre; None for the default of the format.
       depth_code: how 16-bit values are encoded, see `units.decode`.
       depth_kind, depth_fx, baseline, doffs: see `units.Geometry`.
       every: keep one frame in `every` of a recorded sequence.
       doubles: "drop" leaves out frames of a raw dump whose image is matched by more
         than one depth map (the paper, section 4), "keep" keeps them.
-      max_gap: longest time between image and depth of a raw dump, seconds.
+      max_gap: largest time between image and depth of a raw dump, in seconds; None
+        for no limit.
       variant: release of the NYU toolbox whose projection is computed, "B" or "A".
       fill: the toolbox's method to fill holes in projected raw depth.
-      allow_outside: read files outside the data's folder that lists or links name.
+      allow_outside: read files outside the data's folder if a list names them or a
+        symbolic link points to them.
     """
 
     depth_scale: float | None = None
@@ -95,20 +97,22 @@ class ReadOptions:
 
     @property
     def geometry(self) -> units.Geometry:
-        """What depth files measure."""
+        """The conversion of depth files to planar depth."""
         return units.Geometry(self.depth_kind, self.depth_fx, self.baseline, self.doffs)
 
 
 @runtime_checkable
 class Source(Protocol):
-    """A data set as numbered frames.
+    """A data set as a sequence of frames.
 
     Attributes:
       name: name of the data in results.
       format: name in `SOURCES`, or "rooms".
       infos: one per frame.
-      truths: the kinds of depth of every frame: "filled", "raw" or both, in this order.
-      eight_bit: True if depth is stored as 8-bit codes, whose extremes are plateaus.
+      truths: kinds of ground truth that every frame has: "filled", "raw" or both, in
+        this order.
+      eight_bit: True if depth is stored as 8-bit codes. `--mask_extremes` does not
+        apply to it, because many pixels share the extreme codes.
       notes: one-line messages for the user.
     """
 
@@ -122,19 +126,19 @@ class Source(Protocol):
     def frame(self, row: int) -> Frame:
         """Read one frame.
 
-        Raises: BrokenFrame if its files can't be read, so that a store can leave it
-          out; another UserError if the data set as a whole is wrong.
+        Raises: BrokenFrame if its files can't be read, so that the caller can skip the
+          frame; another UserError if the data set as a whole is invalid.
         """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON values that change when the data change: the key of a prepared store."""
+        """JSON-serializable key of a prepared store; changes when the data change."""
         ...
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        """Rows to train and to evaluate on: split -> {"train": rows, "eval": rows}.
+        """Frame indices by split: split -> {"train": rows, "eval": rows}.
 
-        "all" trains on every frame and evaluates on none; "own" is the data set's own
+        "all" has every frame in "train" and none in "eval"; "own" is the data set's own
         split; "official", "tune" and "report" are those of NYU Depth V2.
         """
         ...
@@ -159,7 +163,7 @@ class Format(Protocol):
 
 
 class _BuiltIn:
-    """A format of this package; its module is imported on first use.
+    """A built-in format, whose module is imported on first use.
 
     Args:
       place: "module:Class".
@@ -245,7 +249,7 @@ def open_source(
     data_format: str = "auto",
     options: ReadOptions | None = None,
 ) -> Source:
-    """Open data of a named format, or of the format that recognises them.
+    """Open a data set in the given format, or detect its format.
 
     Raises: UserError if the path does not exist, its format is unknown, the data can't
       be read, or an option was given that the format does not use.
@@ -278,7 +282,7 @@ def takes(path: str | Path, option: str) -> bool:
 
 
 def _check_regular(path: Path) -> None:
-    """Raise UserError for a FIFO or a device, which would be waited for."""
+    """Raise UserError for a FIFO or a device, because reading it could block."""
     try:
         regular.check(path)
     except OSError as error:
@@ -290,7 +294,7 @@ def _recognised(path: Path) -> str:
     for name in sorted(SOURCES, key=lambda name: isinstance(SOURCES[name], _BuiltIn)):
         if SOURCES[name].recognises(path):
             return name
-    return "nyu_labeled"  # a file of no known format: its reader says what it expects
+    return "nyu_labeled"  # unknown format: this reader raises a UserError
 
 
 _ANY_UNIT = contextvars.ContextVar("any_unit", default=False)
@@ -307,14 +311,14 @@ def any_unit() -> Iterator[None]:
 
 
 def unit_is_checked() -> bool:
-    """False within `any_unit`."""
+    """Whether `check_unit` is enabled: False within `any_unit`."""
     return not _ANY_UNIT.get()
 
 
 def check_unit(
     median: float, *, largest: float, where: str, hint: str, listed: str = ""
 ) -> None:
-    """Check that depth values can be metres.
+    """Check that depth values are plausible in metres.
 
     Args:
       median, largest: over the valid pixels of a sample, metres.

@@ -1,8 +1,8 @@
-"""Reads arrays from npy, npz, PGM, PFM and EXR files of any origin.
+"""Readers of untrusted npy, npz, PGM, PFM and EXR files.
 
 Sizes are checked against the file, and against `LARGEST`, before memory is allocated:
-headers can be damaged, or made to exhaust the memory. Errors of damaged files are of
-many types; see `files.read_depth`.
+headers can be damaged or malicious. Damaged files raise exceptions of many types, which
+`files.read_depth` converts to BrokenFrame.
 """
 
 import io
@@ -17,11 +17,11 @@ import numpy as np
 
 from jaxdepth.runtime.errors import UserError
 
-# A binary file or a member of an archive, which are no IO[bytes] in Python 3.11.
+# A binary file or an archive member. These are not IO[bytes] in Python 3.11.
 Stream: TypeAlias = Any
 LARGEST = 1 << 25  # pixels of a frame
 _BYTES = 3 * 8 * LARGEST  # of an array: three channels of float64
-_HEAD = 1 << 14  # bytes; longer than any npy header of numbers
+_HEAD = 1 << 14  # bytes; longer than the npy header of any numeric array
 _MEMBERS = 64  # of an npz archive
 _PNM_FIELD = re.compile(rb"(?:\s|#[^\r\n]*[\r\n])*([^\s#]{1,32})")
 
@@ -38,7 +38,8 @@ def check_pixels(height: int, width: int) -> None:
 def read_npy(file: Path) -> np.ndarray:
     """Read an array of numbers from an `.npy` file.
 
-    Raises: UserError for an array of anything else.
+    Raises: UserError for an npz archive, and for a dtype other than integer,
+      floating-point or bool.
     """
     with open(file, "rb") as stream:
         if stream.read(2) == b"PK":
@@ -64,7 +65,7 @@ def read_npz(file: Path) -> np.ndarray:
                 "map alone"
             )
         with archive.open(maps[0]) as stream:
-            # The checksum is compared when the end is reached.
+            # zipfile verifies the checksum at the end of the member.
             return _npy(stream, maps[0].file_size, file)
 
 
@@ -89,10 +90,10 @@ def read_pgm(file: Path) -> np.ndarray:
 
 
 def read_pfm(file: Path) -> np.ndarray:
-    """Read a PFM file of one channel (Pf), float32, top row first.
+    """Read a single-channel PFM file (Pf) as float32, top row first.
 
-    The file has the bottom row first. The sign of its scale is the byte order; its
-    magnitude is not applied, as in Middlebury's code.
+    The file stores the bottom row first. The sign of its scale gives the byte order;
+    the magnitude is ignored, as in Middlebury's code.
 
     Raises: UserError for three channels.
     """
@@ -109,9 +110,11 @@ def read_pfm(file: Path) -> np.ndarray:
 def read_exr(file: Path) -> np.ndarray:
     """Read the depth channel of an OpenEXR file.
 
-    This is its only channel, or the one named Z or depth, or R if R, G and B are equal.
+    The depth channel is the only channel, or the one named Z or depth, or R if R, G and
+    B are equal.
 
-    Raises: UserError if the package OpenEXR is not installed, or no channel is depth.
+    Raises: UserError if the package OpenEXR is not installed, or the file has no depth
+      channel.
     """
     try:
         import OpenEXR  # pyright: ignore[reportMissingImports]
@@ -125,7 +128,7 @@ def read_exr(file: Path) -> np.ndarray:
         header = headers.header()
         (left, top), (right, bottom) = header["dataWindow"]
         height, width = int(bottom) - int(top) + 1, int(right) - int(left) + 1
-        check_pixels(height * len(header["channels"]), width)  # all are read
+        check_pixels(height * len(header["channels"]), width)  # all channels are read
     with OpenEXR.File(str(file), separate_channels=True) as opened:
         channels = {name: np.array(c.pixels) for name, c in opened.channels().items()}
     name = _depth_channel(channels)
@@ -148,12 +151,13 @@ READERS: dict[str, Callable[[Path], np.ndarray]] = {
 def _npy_header(
     head: bytes, file: Path
 ) -> tuple[int, tuple[int, ...], bool, np.dtype[Any]]:
-    """Length of an npy header, shape, whether it is in Fortran order, and type.
+    """Parse an npy header: its length, the shape, the Fortran order and the dtype.
 
     Args:
-      head: the first `_HEAD` bytes. NumPy would allocate the length that is claimed.
+      head: the first `_HEAD` bytes. If NumPy read the file itself, it would allocate
+        the header length that the file claims.
 
-    Raises: UserError for an array of anything but real numbers.
+    Raises: UserError for a dtype other than integer, floating-point or bool.
     """
     versions = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -185,7 +189,7 @@ def _npy(stream: Stream, size: int, file: Path) -> np.ndarray:
         )
     if math.prod(shape) > 3 * LARGEST or claimed > _BYTES:
         raise ValueError(f"shape {shape} is too large for a frame")
-    # Not by seeking, after which zipfile compares no checksum.
+    # No seeking: after a seek, zipfile does not verify the checksum.
     content = head[offset:] + _rest(stream, max(0, size - len(head)))
     values = np.frombuffer(content, dtype)
     values = values.reshape(shape, order="F" if fortran else "C")
@@ -194,7 +198,7 @@ def _npy(stream: Stream, size: int, file: Path) -> np.ndarray:
 
 def _is_map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> bool:
     """Whether a member of an npz archive is a two-dimensional array."""
-    # Other methods can need gigabytes to decompress.
+    # Other compression methods can need gigabytes of memory.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"compression method {member.compress_type}")
     with archive.open(member) as stream:
@@ -203,7 +207,7 @@ def _is_map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> bo
 
 
 def _depth_channel(channels: dict[str, np.ndarray]) -> str | None:
-    """The name of the channel that is depth; see `read_exr`."""
+    """Name of the depth channel, None if there is none; see `read_exr`."""
     named = [n for n in channels if n.split(".")[-1].lower() in ("z", "depth")]
     if len(channels) == 1 or len(named) == 1:
         return (named or list(channels))[0]
@@ -222,13 +226,13 @@ def _pnm_header(stream: Stream) -> tuple[list[bytes], int]:
             raise ValueError("damaged header")
         fields.append(field[1])
         offset = field.end()
-    return fields, offset + 1  # one white space ends the header
+    return fields, offset + 1  # one whitespace character ends the header
 
 
 def _raster(
     stream: Stream, offset: int, height: int, width: int, dtype: np.dtype[Any]
 ) -> np.ndarray:
-    """Read (height, width) values that fill the file after the header."""
+    """Read (height, width) values, which must fill the file after the header."""
     if height < 1 or width < 1:
         raise ValueError(f"size {height}x{width}")
     check_pixels(height, width)
@@ -241,7 +245,7 @@ def _raster(
 
 
 def _rest(stream: Stream, count: int) -> bytes:
-    """Read the last `count` bytes of a stream; ValueError for fewer or more."""
+    """Read the rest of a stream. Raises ValueError unless it is `count` bytes."""
     content = stream.read(count)
     if len(content) != count or stream.read(1):
         raise ValueError(f"not the {count} bytes that its header claims")

@@ -34,10 +34,10 @@ class Line(NamedTuple):
 class Bts:
     """The frames of one list, or of a training and a test list in one folder.
 
-    Listed paths start at the list's folder or at one of its parents, or at the folder
-    sync/, official_splits/test/, train/ or test/ in one of these. Frames of a list with
-    test, val or eval in its name are for evaluation, all others for training. Lines
-    without depth ("None", in KITTI's lists) are left out and counted.
+    Listed paths are relative to the list's folder, to one of its parents, or to sync/,
+    official_splits/test/, train/ or test/ in one of these. Frames of a list with test,
+    val or eval in its name are for evaluation, all others for training. Lines without
+    depth ("None", in KITTI's lists) are left out and counted.
 
     Depth is raw: metres = stored value / `depth_scale` (default 1000; KITTI: 256),
     0 = missing. The scene is the image's folder. If every image of the test list is in
@@ -52,9 +52,9 @@ class Bts:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the path is a list, or a folder all of whose lists are of this form.
+        """Whether the path is such a list, or a folder that has only such lists.
 
-        A folder with other lists, too, is of the format "folder".
+        A folder that also has other lists is of the format "folder".
         """
         return bool(_lists(path)) and len(_lists(path)) == len(listed.candidates(path))
 
@@ -138,9 +138,10 @@ class Bts:
         return parts.get(False, empty)[1], parts.get(True, empty)[1]
 
     def _lines(self, file: Path, *, alone: bool) -> list[Line]:
-        """Read the frames of a list; none, and a note, if its files are missing.
+        """Read the frames of a list; if its files are missing, add a note instead.
 
-        Raises: UserError for a wrong line; for missing files if the list is `alone`.
+        Raises: UserError for an invalid line, and for missing files if the list is the
+          only one (`alone`).
         """
         rows, without = [], 0
         listing = lists.read(file)
@@ -195,13 +196,13 @@ def _lists(path: Path) -> list[Path]:
 
 
 def _is_list(listing: lists.Listing | None) -> bool:
-    """Whether most of the first lines have the form; `_lines` rejects the others."""
+    """Whether most of the first lines are valid; `_lines` rejects invalid ones."""
     rows = listing.rows[:20] if listing else ()
     return 2 * sum(_is_line(row.columns) for row in rows) > len(rows)
 
 
 def _is_line(columns: Sequence[str]) -> bool:
-    """Whether these are an image, a depth file or "None", and a focal length."""
+    """Whether the columns are an image, a depth file or "None", and a focal length."""
     if len(columns) != 3:
         return False
     rgb, depth, focal = columns

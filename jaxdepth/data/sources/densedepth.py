@@ -1,4 +1,4 @@
-"""DenseDepth's nyu_data.zip: nyu2_train.csv and nyu2_test.csv of image and depth."""
+"""DenseDepth's nyu_data.zip: image and depth pairs of nyu2_{train,test}.csv."""
 
 import re
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ class Row(NamedTuple):
 class DenseDepth:
     """The frames of nyu2_train.csv, nyu2_test.csv or both.
 
-    Paths in the lists start with data/, in the list's folder or in one of its parents.
+    Listed paths start with data/ and are relative to the list's folder or to one of its
+    parents.
     Depth is filled. 8-bit images hold codes: metres = code / 255 * 10 (the training
     set, in steps of 39 mm). 16-bit images hold millimetres (the test set).
 
@@ -42,7 +43,7 @@ class DenseDepth:
 
     @staticmethod
     def recognises(path: Path) -> bool:
-        """Whether the path is one of the lists, or a folder with one, or with data/."""
+        """Whether the path is a list, or a folder with a list in it or in its data/."""
         return any(_names_pairs(file) for file in _lists(path))
 
     def __init__(self, path: Path, options: ReadOptions):
@@ -70,7 +71,7 @@ class DenseDepth:
         ]
         self.notes: list[str] = []
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
-        # True if any depth has 8 bits: the store then masks the extremes of no frame.
+        # True if any depth is 8-bit: the store then masks extremes in no frame.
         self.eight_bit = any(eight for _, eight in sampled)
         self.notes += files.check_metres(
             [depth for depth, _ in sampled],
@@ -104,7 +105,7 @@ class DenseDepth:
 
 
 def _lists(path: Path) -> list[Path]:
-    """The lists at a path: the path itself, in it, or in its data/. Never raises."""
+    """Find the lists: the path itself, or in the folder or its data/. Never raises."""
     if path.name in LISTS and files.is_file(path):
         return [path]
     for folder in (path, path / "data"):
@@ -151,7 +152,7 @@ def _read(file: Path, allow_outside: bool) -> list[Row]:
 
 
 def _depth(file: Path) -> tuple[np.ndarray, bool]:
-    """Read depth in metres, (H, W) float32; also whether the file has 8 bits."""
+    """Read depth in metres, (H, W) float32, and whether the file is 8-bit."""
     values = files.read_depth(file)
     eight_bit = values.dtype == np.uint8
     scale = CODES_PER_METRE if eight_bit else MILLIMETRES
@@ -159,7 +160,7 @@ def _depth(file: Path) -> tuple[np.ndarray, bool]:
 
 
 def _official_indices(rows: list[Row]) -> list[int | None]:
-    """Official indices of test frames by their names; all None unless all are valid."""
+    """Official indices from the names of test frames; all None unless all are valid."""
     test = set(splits.official()["test"])
     indices: list[int | None] = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""HDF5 of FastDepth and sparse-to-dense: a file per frame, {train,val}/SCENE/N.h5."""
+"""HDF5 of FastDepth and sparse-to-dense: one {train,val}/SCENE/N.h5 per frame."""
 
 import math
 from pathlib import Path
@@ -19,9 +19,9 @@ OFFICIAL = "official"  # the folder of the labeled set's frames
 
 
 class FastDepth:
-    """The frames of train/ and val/, with or without folders of scenes.
+    """The frames of train/ and val/, with or without one folder per scene.
 
-    A file holds `rgb` (3, H, W) uint8 and `depth` (H, W) in metres. Depth counts as
+    A file holds `rgb` (3, H, W) uint8 and `depth` (H, W) in metres. Depth is treated as
     filled, as in the authors' files, unless a sample of it has holes. Files 00001.h5
     and 00201.h5 of training scenes are left out of training. The file names in
     val/official/ are official indices of test frames.

@@ -1,4 +1,4 @@
-"""Functions shared by the formats: image and depth files, lists, units, stamps."""
+"""Helpers for data formats: image and depth files, sizes, units, fingerprints."""
 
 import contextlib
 import errno
@@ -23,8 +23,10 @@ from jaxdepth.runtime.errors import UserError, one_line
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = arrays.LARGEST
 FARTHEST = 65535 / 256  # metres; the farthest depth that a store can hold
-MAX_SQUEEZE = 0.01  # ScanNet's 1296x968 images and 640x480 depth differ by 0.4 %
-LEAST_SHRINK = 1.2
+# Largest relative difference of aspect ratios: 0.4 % between ScanNet's 1296x968 images
+# and 640x480 depth.
+MAX_SQUEEZE = 0.01
+LEAST_SHRINK = 1.2  # smaller factors indicate a crop
 # Errors of the storage or the process, not of the file.
 MACHINE_ERRORS = frozenset(
     {
@@ -32,8 +34,8 @@ MACHINE_ERRORS = frozenset(
         errno.ETIMEDOUT, errno.ENOTCONN, errno.ENETDOWN, errno.EHOSTDOWN,
     }
 )  # fmt: skip
-ORIENTATION, UPRIGHT = 0x0112, 1  # tag of EXIF, and its default
-QUARTERS = (5, 6, 7, 8)  # orientations by a quarter turn
+ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF tag, and its default value
+QUARTERS = (5, 6, 7, 8)  # EXIF orientations with a quarter turn
 ORIENTED = 64  # images whose EXIF is read for a note
 T = TypeVar("T")
 Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
@@ -42,8 +44,8 @@ Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixel
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Read an image file, or an `.npy` file of colours, as RGB.
 
-    An array is (H, W, 3): uint8, or floating-point from 0 to 1. An EXIF orientation is
-    not applied: depth comes from the sensor, too, and is stored as the sensor has it.
+    An array is (H, W, 3): uint8, or floating-point from 0 to 1. The EXIF orientation is
+    not applied, because depth is stored in the orientation of the sensor.
 
     Raises: BrokenFrame if the file can't be read, see `broken`; UserError for an array
       of another shape or range.
@@ -67,7 +69,7 @@ def orientation(file: Path) -> int:
 
 
 def orientation_notes(images: Sequence[Path]) -> list[str]:
-    """A note if images have an EXIF orientation, by up to `ORIENTED` of them."""
+    """Return a note if any of up to `ORIENTED` images has an EXIF orientation."""
     rows = sorted({int(k) for k in np.linspace(0, len(images) - 1, ORIENTED)})
     looked = [images[k] for k in rows] if images else []
     turned = [file for file in looked if orientation(file) != UPRIGHT]
@@ -123,9 +125,9 @@ def read_any(file: Path) -> np.ndarray:
 
 
 def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"]:
-    """Stored values / `scale` as float32, 0 = missing.
+    """Convert stored values to metres (values / `scale`), float32, 0 = missing.
 
-    Missing are values that are not finite or not positive, and saturated codes; see
+    Values that are not finite or not positive, and saturated codes, are missing; see
     `_saturated`.
     """
     # Damaged floats can be signalling NaNs, or exceed the range of float32.
@@ -141,8 +143,8 @@ def to_metres(values: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "h w"
 def _saturated(values: np.ndarray) -> np.ndarray:
     """Mask of the codes that cameras and converters store where depth is unknown.
 
-    These are the largest value of the integer type; 65535, the largest of 16 bits, in
-    wider types too; and 65.535, the same code in metres, in floating-point types.
+    Integer types: the largest value of the type, and 65535 in types wider than 16 bits.
+    Floating-point types: 65535, and 65.535, the same code in metres.
     """
     if values.dtype.kind == "f":
         codes = [65535, 65.535]
@@ -153,7 +155,7 @@ def _saturated(values: np.ndarray) -> np.ndarray:
 
 
 def name_of(path: Path) -> str:
-    """The name of the data at a path, for results."""
+    """Name of the data set at a path, as given in results."""
     return path.absolute().name or str(path)
 
 
@@ -164,19 +166,19 @@ def match_size(
     depth_file: Path,
     camera: Camera | None = None,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Camera | None]:
-    """Shrink an image that is larger than its depth, by the mean over areas.
+    """Downsample an image that is larger than its depth map, by area averaging.
 
     Phones and some scanners store depth at a fraction of the image's size. Depth is
-    never resized: interpolation would invent surfaces at its edges.
+    never resized: interpolation would create false surfaces at depth edges.
 
     Args:
       camera: fx, fy, cx, cy in pixels of the image.
 
     Returns: the image at the size of `depth`, and its camera.
-    Raises: UserError if depth is larger than its image or shows another view: its
-      aspect ratio differs by more than 1 %, or its size by a factor below 1.2 (a crop);
-      or if the image has an EXIF orientation by a quarter turn, which may apply to its
-      depth: where sizes don't match as stored, or match either way, as squares do.
+    Raises: UserError if depth is larger than its image; if it shows another view, that
+      is, its aspect ratio differs by more than 1 %, or its size by a factor below 1.2
+      (a crop); or if the EXIF orientation of the image is a quarter turn that may apply
+      to depth, too: only one of the two is landscape, or depth is square.
     """
     square = depth.shape[0] == depth.shape[1]
     if rgb.shape[:2] == depth.shape and not square:
@@ -220,7 +222,7 @@ def _is_wide(pixels: np.ndarray) -> bool:
 
 
 def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
-    """A note if the first image that can be read is larger than its depth."""
+    """Return a note if the first readable image is larger than its depth map."""
     for image, depth_file in itertools.islice(pairs, SAMPLE):
         with contextlib.suppress(UserError):
             large, small = read_rgb(image).shape, read_depth(depth_file).shape
@@ -234,10 +236,10 @@ def size_notes(pairs: Iterable[tuple[Path, Path]]) -> list[str]:
 
 
 def broken(file: Path, what: str, error: object) -> BrokenFrame:
-    """The BrokenFrame for a file that can't be read as `what`; one line.
+    """Create a BrokenFrame, with one line, for a file that can't be read as `what`.
 
-    Raises: the error itself if storage or process caused it, since the file may be
-      intact.
+    Raises: `error` itself if the storage or the process caused it, because the file may
+      be intact.
     """
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS:
         raise error
@@ -289,12 +291,12 @@ def check_metres(
     """Apply `check_unit` to sampled depth maps in metres, 0 = missing.
 
     Args:
-      scale: stored units per metre, with which they were read; None for a format that
-        holds metres.
+      scale: stored units per metre that the maps were read with; None for a format
+        that holds metres.
       name: path of a depth file in the data.
 
-    Returns: a note if they do not look like a room, or are encoded; none within
-      `any_unit`, where the caller decides.
+    Returns: a note if depth is implausible for a room or appears to be encoded; none
+      within `any_unit`, where the caller checks the unit.
     """
     summary = units.Summary()
     for depth in depths:
@@ -368,7 +370,7 @@ def is_file(path: Path) -> bool:
 
 
 def _check_regular(file: Path) -> None:
-    """Raise BrokenFrame if the path is no file; see `runtime.regular.check`."""
+    """Raise BrokenFrame for a missing or special file; see `runtime.regular.check`."""
     try:
         regular.check(file)
     except (OSError, ValueError) as error:
@@ -376,7 +378,7 @@ def _check_regular(file: Path) -> None:
 
 
 def _stored(file: Path) -> tuple[str | None, np.ndarray]:
-    """The mode of an image, None for an array file; and the stored values."""
+    """Read the mode of an image (None for an array file) and the stored values."""
     if file.suffix.lower() in arrays.READERS:
         return None, _array(file)
     with _opened(file) as image:
@@ -386,7 +388,7 @@ def _stored(file: Path) -> tuple[str | None, np.ndarray]:
 
 
 def _array(file: Path) -> np.ndarray:
-    """Read an array file; (H, W) if it is one map with an extra axis."""
+    """Read an array file; a single map with an extra axis becomes (H, W)."""
     _check_regular(file)
     suffix = file.suffix.lower()
     try:
@@ -403,13 +405,13 @@ def _array(file: Path) -> np.ndarray:
 
 
 def _as_colours(values: np.ndarray, file: Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Convert an array of colours to uint8. Raises UserError if it has none."""
+    """Convert an array of colours to uint8. Raises UserError for other arrays."""
     if values.ndim != 3 or values.shape[-1] != 3 or 0 in values.shape:
         raise UserError(f"{file} has shape {values.shape}: expected an image (H, W, 3)")
     if values.dtype == np.uint8:
         return values
     low, high = float(values.min()), float(values.max())
-    # Images that were resized exceed the range a little.
+    # Resized images can slightly exceed the range.
     if values.dtype.kind != "f" or not (low >= -0.01 and high <= 1.01):
         raise UserError(
             f"{file} holds {values.dtype} from {low:.4g} to {high:.4g}: expected "
@@ -420,9 +422,9 @@ def _as_colours(values: np.ndarray, file: Path) -> UInt8[np.ndarray, "h w 3"]:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
-    """Open an image of a known format and size, whose pixels are not read yet.
+    """Open an image and check its format and size; pixels are not decoded yet.
 
-    Raises: BrokenFrame, for errors in the body of the with statement too.
+    Raises: BrokenFrame, also for errors in the body of the with statement.
     """
     _check_regular(file)
     try:

@@ -33,19 +33,21 @@ class Folder:
     (see `lists` and `listed`): image, depth, and optionally filled depth, a mask or
     confidence map, and a focal length in pixels. If a list names files of this folder,
     only listed frames are read. A list of images alone selects pairs that are matched
-    by name. Marigold's lists are image, raw depth, filled depth; if their folders and
-    numbers are those of the labeled set, their frames have official indices.
+    by name. Marigold's lists have the columns image, raw depth and filled depth; if
+    their folders and numbers are those of the labeled set, their frames have official
+    indices.
 
     By name, without lists: see `pairing`.
 
-    Frames of a list, or else of folders, named train, val or test (whole words) are
-    that part of the folder's own split. The scene is the sub-folder of the image.
+    The name of a list, or else of a folder, with the whole word train, val or test
+    assigns its frames to that part of the split. The scene is the sub-folder of the
+    image.
 
-    Depth in metres is the stored value, decoded by `depth_code`, / `depth_scale`
+    Depth in metres is the value decoded by `depth_code`, divided by `depth_scale`
     (default 1000 for 16-bit PNG, 1 for npy and floating-point images). Values that are
-    0, negative, NaN or infinite are missing, and so are those that a mask clears. 8-bit
-    PNG requires a `depth_scale`. Distance along the ray and disparity (stored value /
-    `depth_scale`, default 1, in pixels) become planar depth, see `units.Geometry`.
+    0, negative, NaN or infinite, or removed by a mask, are missing. 8-bit PNG requires
+    a `depth_scale`. Distance along the ray and disparity (stored value / `depth_scale`,
+    default 1, in pixels) are converted to planar depth, see `units.Geometry`.
     """
 
     format = "folder"
@@ -128,7 +130,7 @@ class Folder:
         return splits.from_lists(train, evaluation, indices=self._official)
 
     def _read(self, allow_outside: bool) -> list[Listed]:
-        """The frames, and notes on how they were paired."""
+        """Read the frames; add notes on how they were paired."""
         found = listed.read_all(self.path, allow_outside=allow_outside)
         self.notes += found.notes
         frames = list(found.frames)
@@ -146,7 +148,7 @@ class Folder:
         return frames
 
     def _selected(self, wanted: list[Listed], named: list[Listed]) -> list[Listed]:
-        """The pairs of listed images, where the list has no depth."""
+        """For listed images without depth, use the pairs that are matched by name."""
         by_image = {frame.image: frame for frame in named}
         selected = []
         for frame in wanted:
@@ -160,7 +162,7 @@ class Folder:
         return selected
 
     def _note_parts(self, frames: Sequence[Listed]) -> None:
-        """Note how parts of a split are used that are not obvious."""
+        """Add notes on parts of a split whose use is not obvious."""
         parts = [frame.part for frame in frames]
         if "val" in parts and "test" in parts:
             self.notes.append(
@@ -175,7 +177,7 @@ class Folder:
             )
 
     def _name(self, frame: Listed) -> str:
-        """The image's path in the folder; as listed if it is elsewhere."""
+        """Path of the image relative to the folder; as listed if it is outside."""
         if frame.image.is_relative_to(self.root):
             return frame.image.relative_to(self.root).as_posix()
         return frame.name
@@ -207,7 +209,7 @@ class Folder:
         return metres, scale, eight_bit
 
     def _inspect_sample(self) -> None:
-        """Determine masks, bits, kinds of depth and its unit from a sample."""
+        """Determine masks, bit depth, kinds of ground truth and unit from a sample."""
         self.frames = _without_masks_as_depth(self.frames)
         with_filled = sum(frame.filled is not None for frame in self.frames)
         if 0 < with_filled < len(self.frames):
@@ -243,7 +245,7 @@ class Folder:
 
 
 def _without_masks_as_depth(frames: list[Listed]) -> list[Listed]:
-    """Use a column of filled depth as a mask if its files hold two values only.
+    """Use a column of filled depth as a mask if its files hold only two values.
 
     Raises: UserError if depth itself is such a mask.
     """
@@ -258,7 +260,7 @@ def _without_masks_as_depth(frames: list[Listed]) -> list[Listed]:
 
 
 def _are_masks(paths: Sequence[Path | None]) -> bool:
-    """Whether a sample of files, if there are any, holds masks; see `is_mask`."""
+    """Whether a sample of the files holds masks, see `is_mask`; False for no files."""
     present = [path for path in paths if path is not None]
     if not present:
         return False

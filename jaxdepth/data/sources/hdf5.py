@@ -1,8 +1,8 @@
-"""Datasets of HDF5 files that may come from anywhere.
+"""Safe access to datasets of untrusted HDF5 files.
 
 An HDF5 file can refer to other files (external links, external storage, virtual
-datasets), so that reading it would copy their content, and a few compressed bytes can
-stand for gigabytes. Such datasets are rejected before anything of them is read.
+datasets); reading it would then copy their content. A few compressed bytes can expand
+to gigabytes. Such datasets are rejected before any of their data is read.
 """
 
 from typing import Any
@@ -10,18 +10,18 @@ from typing import Any
 import h5py
 import numpy as np
 
-# The most that deflate, the strongest common filter, shrinks zeros; and what any
-# dataset may take without that check.
+# Upper bound of the compression ratio of deflate, the strongest common filter; and
+# bytes that a dataset may claim in addition, regardless of its stored size.
 MOST_SHRUNK, SMALL = 1100, 1 << 24
 LARGEST_CHUNK = 1 << 28  # bytes; a chunk is decompressed as a whole
 
 
 class InvalidDataset(ValueError):
-    """A dataset refers to other data, or claims more than it holds; one line."""
+    """A dataset refers to other data, or claims more than it stores (one line)."""
 
 
 def dataset(group: Any, name: str) -> Any:
-    """The dataset with that name in a file or group; None if there is none.
+    """Return a dataset of a file or group by name; None if there is none.
 
     Raises: InvalidDataset, see `checked`.
     """
@@ -36,10 +36,10 @@ def dataset(group: Any, name: str) -> Any:
 
 
 def checked(data: Any, name: str) -> Any:
-    """Return a dataset that holds all of its data itself.
+    """Return the dataset if it is self-contained and of plausible size.
 
     Raises: InvalidDataset for external storage, a virtual dataset, chunks of more than
-      256 MiB, and a claim of more data than the stored bytes can hold.
+      256 MiB, and a size that the stored bytes can't decompress to.
     """
     if data.is_virtual or data.external:
         raise InvalidDataset(

@@ -29,13 +29,14 @@ def camera_of(shape: tuple[int, ...]) -> tuple[float, float, float, float] | Non
 
 
 class Labeled:
-    """The labeled set, or a part of it.
+    """The labeled set of NYU Depth V2, or a part of it.
 
     `images` (N, 3, W, H) uint8; `depths` and, optionally, `rawDepths` (N, W, H) in
     metres; `scenes` as references to strings. Frames are read one by one.
 
-    Rows of a file with 1449 rows are official frames. A smaller file has official
-    indices in FILE.json beside it (`frames`, from 1; `rows`), or else only scene names.
+    The rows of a file with 1449 rows are the official frames, in order. For a smaller
+    file, FILE.json in the same folder gives the official indices (`frames`, from 1) of
+    the rows (`rows`, default: all); without it, only scene names are known.
     """
 
     format = "nyu_labeled"
@@ -221,7 +222,7 @@ class Labeled:
         return np.ravel(data)
 
     def _truths(self, shapes: dict[str, Any]) -> tuple[str, ...]:
-        """The kinds of depth. Raw depth that equals filled depth does not count."""
+        """Kinds of ground truth. Raw depth is ignored if it equals filled depth."""
         if "rawDepths" not in shapes:
             self.notes.append(f"{self.name} has no rawDepths: only filled depth")
             return ("filled",)
@@ -243,7 +244,7 @@ class Labeled:
         return ("filled", "raw")
 
     def _written_rows(self) -> set[int] | None:
-        """Rows with stored depth; None if the file's layout does not tell.
+        """Indices of rows with stored depth; None (unknown) if depth is not chunked.
 
         A partial file may have all 1449 rows, most of which were never written.
         """

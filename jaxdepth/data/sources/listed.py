@@ -1,4 +1,4 @@
-"""Frames from lists of files: which column holds what, and in which folder."""
+"""Frames from lists of files: determines the columns and the folder of a list."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ from jaxdepth.runtime.errors import UserError
 MASK_WORDS = ("mask", "valid", "confidence", "conf")
 DEPTH_SUFFIXES = (".npy", ".npz", ".pfm", ".pgm", ".exr")
 SUFFIXES = (*images_lib.SUFFIXES, *DEPTH_SUFFIXES)
-# Headings, by the whole words that they contain.
+# Kinds of columns, by whole words of their headings.
 HEADINGS = {
     "image": ("rgb", "image", "images", "color", "colour", "img", "photo", "input"),
     "filled": ("filled", "dense"),
@@ -24,10 +24,10 @@ HEADINGS = {
     "depth": ("depth", "depths", "raw", "sparse", "gt", "target", "label", "disparity"),
     "focal": ("focal", "fx", "f"),
 }
-# Folders of the listed files, below the list's folder or one of its parents: a list may
-# be in a sub-folder such as splits/, and BTS's lists are of folders of these names.
+# Folders that listed paths may be relative to, in the list's folder or in one of its
+# parents: a list may be in a sub-folder such as splits/, and BTS uses these names.
 BELOW = ("", "sync", "official_splits/test", "train", "test")
-FOCAL_LENGTHS = 10.0, 1e5  # pixels; other numbers are no focal lengths
+FOCAL_LENGTHS = 10.0, 1e5  # pixels; the accepted range
 
 
 class Listed(NamedTuple):
@@ -60,11 +60,11 @@ class Lists:
 def read_all(path: Path, *, allow_outside: bool = False) -> Lists:
     """Read a list, or all lists in a folder and in its direct sub-folders.
 
-    A list without a word for a part of a split in its path is not used where other
-    lists have one, since its frames may be those of the others.
+    If the path of any list names a part of a split, lists whose paths name none are not
+    used, because they may repeat frames of the others.
 
-    Raises: UserError, with file and line, for a line whose meaning is not certain or
-      whose files do not exist, and for an image that is listed twice.
+    Raises: UserError, with file and line, for a line that is ambiguous or names missing
+      files; UserError for an image that is listed twice.
     """
     notes: list[str] = []
     read: list[tuple[Path, Part | None, list[Listed]]] = []
@@ -102,11 +102,11 @@ def recognises(path: Path) -> bool:
 
 
 class _Unused(Exception):
-    """The reason why a file is not a list of frames of the folder."""
+    """A file is not a list of frames of the folder; the message is the reason."""
 
 
 def candidates(path: Path) -> list[Path]:
-    """The text files at a path whose first lines name files. Never raises."""
+    """Find text files at a path whose first lines name files. Never raises."""
     try:
         nearby = [*path.glob("*"), *path.glob("*/*")] if path.is_dir() else [path]
     except OSError:
@@ -161,7 +161,7 @@ def _folder_of(listing: Listing, root: Path, allow_outside: bool) -> Root:
 
 
 def _column_kinds(listing: Listing) -> list[str]:
-    """What each column holds: "image", "depth", "filled", "mask" or "focal".
+    """The kind of each column: "image", "depth", "filled", "mask" or "focal".
 
     Raises: UserError for a column of unknown meaning.
     """
@@ -212,7 +212,7 @@ def _typical(listing: Listing) -> Row:
 
 
 def _kind_of_file(name: str, before: Sequence[str]) -> str:
-    """What a file of an unnamed column is, by its name and the columns before it."""
+    """The kind of an unnamed column, by a file name and the kinds of columns before."""
     words = re.findall(r"[a-z]+", Path(name.replace("\\", "/")).stem.lower())
     if any(word in MASK_WORDS for word in words):
         return "mask"
@@ -222,7 +222,11 @@ def _kind_of_file(name: str, before: Sequence[str]) -> str:
 
 
 def _frame(listing: Listing, row: Row, entry: dict[str, str], folder: Root) -> Listed:
-    """Raises UserError for a file that does not exist and a wrong focal length."""
+    """Resolve the files and the focal length of one row.
+
+    Raises: UserError for a missing file, a file that is named twice, or an invalid
+      focal length.
+    """
     paths: dict[str, Path] = {}
     for kind in ("image", "depth", "filled", "mask"):
         name = entry.get(kind)
@@ -280,7 +284,7 @@ def _check_unique(read: Sequence[tuple[Path, Part | None, list[Listed]]]) -> Non
 
 
 def is_mask(values: np.ndarray) -> bool:
-    """Whether values are those of a mask: 0 and one other value, 1 or the largest."""
+    """Whether values are a binary mask: 0 and one of 1, 255 and the largest value."""
     if values.dtype == bool:
         return True
     present = np.unique(values)
@@ -289,7 +293,7 @@ def is_mask(values: np.ndarray) -> bool:
 
 
 def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
-    """Set depth to 0 where a mask is 0, or a confidence of 0, 1 and 2 is below 2.
+    """Set depth to 0 where a mask is 0, or a confidence map (0, 1, 2) is below 2.
 
     Raises: UserError for a mask of another size or with more values.
     """

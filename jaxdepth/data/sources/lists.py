@@ -1,9 +1,9 @@
-"""Text lists of frames: one line per frame, in the forms that data sets publish.
+"""Text lists of frames, one line per frame, in the formats of published data sets.
 
 A list is parsed as CSV. The separator is a tab if all lines have one, a semicolon or a
-comma if half of the lines have one, else white space; names with the separator are
-quoted. The text is UTF-8 or UTF-16, with or without a byte-order mark. Empty lines and
-lines that start with # are left out. A heading is not part of the rows.
+comma if half of the lines have one, else whitespace; names that contain the separator
+are quoted. The text is UTF-8 or UTF-16, with or without a byte-order mark. Empty lines
+and lines that start with # are skipped. A heading is not part of the rows.
 """
 
 import csv
@@ -30,7 +30,7 @@ PART_WORDS: dict[str, Part] = {
 
 
 class Row(NamedTuple):
-    """One line of a list: its number, from 1, and its columns without white space."""
+    """One line of a list: its number, from 1, and its columns, stripped."""
 
     line: int
     columns: tuple[str, ...]
@@ -103,9 +103,9 @@ def is_list(path: Path) -> bool:
 def part_of(path: str | os.PathLike[str]) -> Part | None:
     """The part of a split that a path names, by whole words.
 
-    The file's name decides before its folders, and an inner folder before an outer
-    one: lists/latest_train.txt is "train", test/rgb/valid.png "val". A name with words
-    of two parts, such as train_test_split.txt, decides nothing.
+    The file name takes precedence over its folders, and an inner folder over an outer
+    one: lists/latest_train.txt is "train", test/rgb/valid.png "val". The result is None
+    if the first name with such a word has words of two parts: train_test_split.txt.
     """
     pure = PurePosixPath(str(path).replace("\\", "/"))
     for name in (pure.stem, *(folder.name for folder in pure.parents)):
@@ -119,11 +119,11 @@ def part_of(path: str | os.PathLike[str]) -> Part | None:
 
 
 class Root:
-    """The folder in which listed names are files.
+    """The folder that the names in a list are resolved against.
 
-    A name is relative to the folder, and so is a name with a leading slash, as in the
-    lists of BTS. Of an absolute name from another machine, leading folders are dropped
-    until the rest is a file in the folder; all absolute names lose as many.
+    Names are relative to the folder, even with a leading slash, as in the lists of BTS.
+    For an absolute path from another machine, leading folders are dropped until the
+    rest is a file in the folder; the same number is dropped for all absolute paths.
 
     Args:
       folder: the data's folder.
@@ -156,12 +156,12 @@ class Root:
         return path if self._is_inside(path) else self._outside(name, path)
 
     def path(self, name: str) -> Path:
-        """The path of a listed file, which need not exist. UserError as for `find`."""
+        """The path of a listed file, which need not exist. Raises as `find` does."""
         found = self.find(name)
         return found or self.folder / name.replace("\\", "/").lstrip("/")
 
     def _tail(self, parts: list[str]) -> Path | None:
-        """The file in the folder that the end of an absolute name names."""
+        """Find a file in the folder by an absolute path without its leading folders."""
         choices = range(1, len(parts)) if self._dropped is None else [self._dropped]
         for dropped in choices:
             path = self.folder.joinpath(*parts[dropped:])
@@ -243,7 +243,7 @@ def _parse(file: Path, text: str) -> Listing:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """The separator of a list, by how many lines have it outside quotation marks."""
+    """Detect the separator, by the share of lines that have it outside quotes."""
     lines = [re.sub(r'"[^"]*"', "", line) for line in lines]
     for separator, share in ("\t", 1.0), (";", 0.5), (",", 0.5):
         if lines and sum(separator in line for line in lines) >= share * len(lines):
@@ -264,7 +264,7 @@ def _columns(file: Path, number: int, line: str, separator: str) -> Iterator[str
 
 
 def _is_heading(first: Sequence[str], rows: Sequence[Row]) -> bool:
-    """Whether the first line names columns: no cell is a file or number, as below."""
+    """Whether the first line is a heading: no path or number in it, paths below it."""
     if any(_is_path(cell) or is_number(cell) for cell in first):
         return False
     same = [row for row in rows if len(row.columns) == len(first)]
@@ -272,7 +272,7 @@ def _is_heading(first: Sequence[str], rows: Sequence[Row]) -> bool:
 
 
 def without_index(listing: Listing) -> Listing:
-    """The list without a first column that numbers its lines, as pandas writes it."""
+    """Remove a first column that numbers the lines, such as the index of pandas."""
     if not _numbers_lines(listing.heading, listing.rows):
         return listing
     rows = tuple(Row(row.line, row.columns[1:]) for row in listing.rows)

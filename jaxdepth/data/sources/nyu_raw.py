@@ -24,7 +24,7 @@ NAMES = {
     kind: re.compile(rf"{kind}-\d+(\.\d+)?-.*\.{suffix}")
     for kind, suffix in (("d", "pgm"), ("r", "ppm"), ("a", "dump"))
 }
-LEVELS = 2  # depth of scene folders below the path: each zip may add one
+LEVELS = 2  # of folders between the path and the scenes: each zip may add one
 
 
 class _Files(NamedTuple):
@@ -34,7 +34,7 @@ class _Files(NamedTuple):
 
 
 class NyuRaw:
-    """Raw depth and RGB, matched in time and projected as the NYU toolbox does.
+    """Raw depth and RGB, synchronised and projected like the NYU toolbox.
 
     A folder with d-SECONDS-TICKS.pgm files is a scene. `rgb` is the undistorted image;
     `raw` is depth projected into it, rounded to millimetres like the toolbox's PNG
@@ -113,7 +113,7 @@ class NyuRaw:
         """The files of every frame. Adds a note for each reason to leave frames out."""
         frames: list[_Files] = []
         doubles = apart = total = 0
-        # Scenes are named after folders, and "." is not a name.
+        # Absolute, because scenes are named after folders and "." has no name.
         for folder in _scene_folders(Path(os.path.abspath(self.path))):
             matches = self._matched(folder)
             total += len(matches)
@@ -221,7 +221,7 @@ def _payload(path: Path, header: bytes, pixel: int) -> bytes:
 
 
 def _scene_folders(path: Path, levels: int = LEVELS) -> Iterator[Path]:
-    """Folders with raw depth, `path` or below it, sorted by name."""
+    """Find folders with raw depth: `path` or folders below it, sorted by name."""
     folders: list[str] = []
     raw = False
     try:

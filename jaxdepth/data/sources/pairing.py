@@ -23,13 +23,13 @@ Kind = Literal["image", "depth", "mask"]
 def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], list[str]]:
     """The pairs of a folder, sorted by key, and one-line notes on what is left out.
 
-    The kind of a file follows from the first word for a mask, depth or an image in its
-    name or else in its folders, from the nearest one up; .npy, .npz, .pfm, .pgm and
-    .exr files without such a word are depth. The key that pairs files is their path
-    without these words. Without any such word, a.png is the depth of a.jpg.
+    The kind of a file is given by the first word for mask, depth or image in its name,
+    or else in its folders, innermost first; .npy, .npz, .pfm, .pgm and .exr files
+    without such a word are depth. The key that pairs files is their path without these
+    words. Without any such word, a.png is the depth of a.jpg.
 
-    Raises: UserError if there is no pair, two files of a kind share a key, or a file is
-      outside the folder by a link, unless `allow_outside`.
+    Raises: UserError if there is no pair, if two files of a kind share a key, or if a
+      symbolic link leads outside the folder, unless `allow_outside`.
     """
     groups = _by_key(root)
     images, depths, masks = groups["image"], groups["depth"], groups["mask"]

@@ -26,7 +26,7 @@ class Tfds:
 
     Features are `image` uint8 and `depth` float16 in metres. The records are the files
     of FastDepth in shuffled order, without names: the scene and official index of a
-    frame are unknown. 654 frames of validation are the official test set.
+    frame are unknown. If validation has 654 frames, they are the official test set.
 
     Frames can be read in any order.
     """
@@ -166,7 +166,7 @@ class Tfds:
             raise files.broken(file, f"record {index}", error) from None
 
     def _reader_of(self, file: Path) -> Any:
-        """The reader of one file. The last one is reused, as rows mostly ascend."""
+        """Reader of a file. The last one is reused: access is mostly sequential."""
         reader = self.__dict__.get("_reader")
         if reader is None or reader.file != file:
             regular.check(file)
@@ -177,14 +177,14 @@ class Tfds:
 
 
 class _TfRecords:
-    """Random access to the records of a TFRecord file, with checksums checked."""
+    """Random access to the records of a TFRecord file; checksums are verified."""
 
     def __init__(self, file: Path):
         from tensorflow.python.lib.io import tf_record
 
         self.file = file
         self._offsets = _offsets(file)
-        # Documented in its module but not a public name of TensorFlow; all public
+        # Documented in its module, but not part of TensorFlow's public API; all public
         # readers start at the first record.
         self._reader = tf_record.tf_record_random_reader(str(file))
 

@@ -1,4 +1,4 @@
-"""One sequence of TUM RGB-D: lists of times and files; depth as 16-bit PNG."""
+"""One sequence of TUM RGB-D: lists of timestamps and files; depth as 16-bit PNG."""
 
 import bisect
 import math
@@ -33,11 +33,11 @@ class Match(NamedTuple):
 
 
 class Tum:
-    """The frames of a sequence, in the order of time; depth is raw, 0 = missing.
+    """The frames of a sequence, in temporal order; depth is raw, 0 = missing.
 
-    Image and depth are matched by associations.txt (time image time depth, or depth
-    first if its file names say so) if it exists, else by `associate` from rgb.txt and
-    depth.txt. One match in `every` is kept.
+    Image and depth are matched by associations.txt if it exists, else by `associate`
+    from rgb.txt and depth.txt. Lines of associations.txt are "time image time depth",
+    or "time depth time image" if the file names show it. One match in `every` is kept.
 
     Depth in metres is the stored value / `depth_scale` (default 5000), registered to
     the image. The camera is identified by the freiburg number in the folder's name or
@@ -104,7 +104,7 @@ class Tum:
         return {"all": {"train": list(range(len(self.matches))), "eval": []}}
 
     def _matches(self) -> list[Match]:
-        """Match images and depth, in the order of time. Raises UserError if none match.
+        """Match images and depth, in temporal order. Raises UserError if none match.
 
         Adds a note on how they were matched.
         """
@@ -141,10 +141,10 @@ class Tum:
 def associate(
     first: Sequence[float], second: Sequence[float], max_gap: float = MAX_GAP
 ) -> list[tuple[int, int]]:
-    """Match times of two lists; returns pairs of indices in the order of time.
+    """Match timestamps of two lists; returns pairs of indices in temporal order.
 
     Pairs less than `max_gap` seconds apart are taken greedily, the closest first; each
-    time is used once.
+    timestamp is used at most once.
 
     Source: associate.py of the TUM RGB-D tools.
     """
@@ -177,7 +177,7 @@ def _is_list(file: Path, columns: int) -> bool:
 
 
 def _times(names: Sequence[str], columns: int) -> list[float] | None:
-    """The times in a line "time file ..."; None for any other line."""
+    """The timestamps of a line "time file ..."; None for any other line."""
     if len(names) != columns:
         return None
     try:
@@ -188,7 +188,7 @@ def _times(names: Sequence[str], columns: int) -> list[float] | None:
 
 
 def _rows(file: Path, columns: int) -> list[Any]:
-    """Read a list as rows [time, file, ...]. Raises UserError for a wrong line."""
+    """Read a list as rows [time, file, ...]. Raises UserError for an invalid line."""
     rows = []
     listing = lists.read(file)
     for row in listing.rows:
