@@ -71,14 +71,9 @@ class LossConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Training data."""
+class ReadConfig:
+    """Reading of depth files."""
 
-    path: str = flag("rooms", name="data")
-    """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
-    folder of image and depth pairs."""
-    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
-    """Format of --data; auto: detected from its content."""
     depth_scale: float | None = flag(None, above=0)
     """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
     depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
@@ -96,6 +91,18 @@ class DataConfig:
     (disparity + doffs)."""
     allow_outside: bool = False
     """Read files outside the data's folder that its lists or links name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Training data."""
+
+    path: str = flag("rooms", name="data")
+    """rooms (rendered), or the path of a store, of nyu_depth_v2_labeled.mat, or of a
+    folder of image and depth pairs."""
+    data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
+    """Format of --data; auto: detected from its content."""
+    reading: ReadConfig = ReadConfig()
     depth: Literal["filled", "raw"] = "filled"
     """Ground truth with holes filled, or as measured."""
     mask_extremes: Literal["auto", "on", "off"] = "auto"

@@ -86,7 +86,7 @@ def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
     factor = round(max(size) / max(rgb.shape[:2]))
     if factor > 1:
         logger.warning(
-            "note: %s is %dx%d: it is read, and its depth predicted, at %dx%d",
+            "note: %s is %dx%d, too large: reduced, and depth predicted, at %dx%d",
             name, *size, *rgb.shape[:2],
         )  # fmt: skip
     return rgb, factor
@@ -179,7 +179,9 @@ def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
     """
     size = os.fstat(stream.fileno()).st_size
     if size > LARGEST_FILE:
-        raise ValueError(f"{size >> 20} MiB are larger than {LARGEST_FILE >> 20} MiB")
+        raise ValueError(
+            f"the file has {size >> 20} MiB, more than {LARGEST_FILE >> 20} MiB"
+        )
     check_png(stream)
     prefix = stream.read(16)
     Image.init()  # loads the plugins

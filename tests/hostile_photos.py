@@ -147,11 +147,11 @@ PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "heic.jpg": (_heic, "can't be read as an image"),
     "13000.png": (
         lambda path: png_of_zeros(path, 13000),
-        "13000x13000: it is read, and its depth predicted, at 4334x4334",
+        "13000x13000, too large: reduced, and depth predicted, at 4334x4334",
     ),
     "13000_16.png": (
         lambda path: png_of_zeros(path, 13000, bits=16),
-        "13000x13000: it is read, and its depth predicted, at 4334x4334",
+        "13000x13000, too large: reduced, and depth predicted, at 4334x4334",
     ),
     "20000.png": (
         lambda path: png_of_zeros(path, 20000),
@@ -159,7 +159,7 @@ PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "20000.jpg": (
         lambda path: grey_jpeg(path, 20000),
-        "20000x20000: it is read, and its depth predicted, at 5000x5000",
+        "20000x20000, too large: reduced, and depth predicted, at 5000x5000",
     ),
     "65000.jpg": (
         lambda path: jpeg_of_size(path, 65000),
@@ -179,7 +179,7 @@ PHOTOS: dict[str, tuple[Callable[[Path], object], str]] = {
     "lines.bmp": (_rle, "13000x13000 pixels, more than the 17 million"),
     "flipped.png": (_flipped, "bad header checksum"),
     "cut.jpg": (_cut, "truncated"),
-    "sparse.png": (_sparse, "2048 MiB are larger than 512 MiB"),
+    "sparse.png": (_sparse, "the file has 2048 MiB, more than 512 MiB"),
     "fifo.jpg": (
         lambda path: os.mkfifo(path),
         "a FIFO or a device, not a regular file",

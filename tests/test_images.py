@@ -309,7 +309,7 @@ def test_a_large_jpeg_is_reduced_by_its_decoder(tmp_path, monkeypatch, caplog):
     found = images_lib.read(path)  # by 4: 75 x 50
     expected = smooth.reshape(75, 4, 50, 4, 3).mean((1, 3))
     assert np.abs(found - np.rot90(expected, -1).astype(float)).max() <= 4
-    assert f"{path} is 200x300: it is read, and its depth predicted, at 50x75" in (
+    assert f"{path} is 200x300, too large: reduced, and depth predicted, at 50x75" in (
         caplog.text
     )
     # The decoder of a progressive JPEG needs the memory of the full size.

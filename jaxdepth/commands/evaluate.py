@@ -13,7 +13,7 @@ import numpy as np
 from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import summary as summary_lib
-from jaxdepth.config import Config, EvaluateConfig
+from jaxdepth.config import Config, EvaluateConfig, ReadConfig
 from jaxdepth.data import dataset
 from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import bootstrap, metrics, protocols
@@ -146,7 +146,9 @@ def _as_training_flags(config: EvaluateConfig, trained: Config) -> Config:
     values: dict[str, Any] = {"cache_dir": config.cache_dir}
     if config.data is not None and config.data != trained.data.path:
         values |= {"data": config.data, "eval_data": None, "split": "auto"}
-        values |= {"data_format": "auto", "protocol": "auto", **dataset.DEPTH_OPTIONS}
+        values |= {"data_format": "auto", "protocol": "auto"}
+        reading = ReadConfig(allow_outside=trained.data.reading.allow_outside)
+        values |= dataclasses.asdict(reading)
         if config.data == "rooms":  # evaluation needs no training rooms
             values["rooms"] = 1
     elif config.data is not None:

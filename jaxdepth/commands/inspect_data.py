@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jaxdepth import plots
 from jaxdepth.commands import cli
+from jaxdepth.config import ReadConfig
 from jaxdepth.data.doctor import alignment, export, findings, measurements
 from jaxdepth.data.sources import ReadOptions, Source
 from jaxdepth.data.store import staging
@@ -43,23 +44,7 @@ class InspectConfig:
     """Number of frames to inspect, evenly spaced; 0: all."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of the data; auto: recognised by content."""
-    depth_scale: float | None = flag(None, above=0)
-    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
-    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
-    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
-    bytes."""
-    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
-    """What depth files measure: distance from the plane of the camera, or along the ray
-    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
-    depth_fx: float | None = flag(None, above=0)
-    """Focal length for --depth_kind, in pixels of the depth maps."""
-    baseline: float | None = flag(None, above=0)
-    """Distance between the cameras of --depth_kind=disparity, metres."""
-    doffs: float = 0.0
-    """Difference of their principal points, pixels: depth = depth_fx * baseline /
-    (disparity + doffs)."""
-    allow_outside: bool = False
-    """Read files outside the data's folder that its lists or links name."""
+    reading: ReadConfig = ReadConfig()
     json: str | None = None
     """New JSON file for the findings and all measurements."""
     export: str | None = None
@@ -77,15 +62,7 @@ class InspectConfig:
 def command(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code. Findings do not change it."""
     config = flags_lib.parse(InspectConfig, argv, prog=PROG)
-    options = ReadOptions(
-        depth_scale=config.depth_scale,
-        depth_code=config.depth_code,
-        depth_kind=config.depth_kind,
-        depth_fx=config.depth_fx,
-        baseline=config.baseline,
-        doffs=config.doffs,
-        allow_outside=config.allow_outside,
-    )
+    options = ReadOptions(**dataclasses.asdict(config.reading))
     opened = measurements.open_data(
         config.data, data_format=config.data_format, options=options
     )

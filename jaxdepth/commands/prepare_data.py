@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxdepth import config
 from jaxdepth.commands import cli
-from jaxdepth.config import Auto
+from jaxdepth.config import Auto, ReadConfig, parse_size
 from jaxdepth.data import checks
 from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
@@ -52,23 +51,7 @@ class PrepareConfig:
     """Size of the stored frames, HEIGHTxWIDTH: 20/19 of --size in training."""
     data_format: str = flag("auto", choices="auto|jaxdepth.data.sources:SOURCES")
     """Format of SOURCE; auto: detected from its content."""
-    depth_scale: float | None = flag(None, above=0)
-    """Stored units per metre in depth files; default 1000 for PNG, 1 for npy."""
-    depth_code: Literal["plain", "sunrgbd", "swapped"] = "plain"
-    """How 16-bit depth is encoded: plain integers, SUN RGB-D's rotated bits, or swapped
-    bytes."""
-    depth_kind: Literal["planar", "ray", "disparity"] = "planar"
-    """What depth files measure: distance from the plane of the camera, or along the ray
-    (needs --depth_fx), or disparity in pixels (needs --depth_fx and --baseline)."""
-    depth_fx: float | None = flag(None, above=0)
-    """Focal length for --depth_kind, in pixels of the depth maps."""
-    baseline: float | None = flag(None, above=0)
-    """Distance between the cameras of --depth_kind=disparity, metres."""
-    doffs: float = 0.0
-    """Difference of their principal points, pixels: depth = depth_fx * baseline /
-    (disparity + doffs)."""
-    allow_outside: bool = False
-    """Read files outside the data's folder that its lists or links name."""
+    reading: ReadConfig = ReadConfig()
     every: int = flag(1, at_least=1)
     """Keep every Nth frame of a recorded sequence."""
     doubles: Literal["drop", "keep"] = "drop"
@@ -107,8 +90,9 @@ class PrepareConfig:
     @property
     def read_options(self) -> ReadOptions:
         """The flags that are read options."""
-        names = [field.name for field in dataclasses.fields(ReadOptions)]
-        return ReadOptions(**{name: getattr(self, name) for name in names})
+        names = {field.name for field in dataclasses.fields(ReadOptions)}
+        values = flags_lib.as_flat(self)
+        return ReadOptions(**{name: values[name] for name in names})
 
 
 def command(argv: Sequence[str]) -> int:
@@ -119,7 +103,7 @@ def command(argv: Sequence[str]) -> int:
         path, data_format=flags.data_format, options=flags.read_options
     )
     packing = Packing(
-        size=config.parse_size(flags.size),
+        size=parse_size(flags.size),
         mask_extremes=flags.mask_extremes,
         max_depth=flags.max_depth,
         keep_full=flags.keep_full,

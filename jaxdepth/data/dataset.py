@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdepth.config import Config
+from jaxdepth.config import Config, ReadConfig
 from jaxdepth.data import order
 from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
@@ -20,12 +20,6 @@ from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
 MAX_SQUEEZE = 0.05  # largest relative change of aspect ratio; sizes are rounded
-# The flags that control how depth files are read, with their defaults.
-DEPTH_OPTIONS = {
-    field.name: field.default
-    for field in dataclasses.fields(ReadOptions)
-    if field.name.startswith("depth_") or field.name in ("baseline", "doffs")
-}
 CHUNK = 64  # frames per call of `gather` when all frames are read
 
 
@@ -78,10 +72,7 @@ def open_store(
         _packing(config, data.mask_extremes, keep_full=keep_full),
         cache_dir=Path(data.cache_dir).expanduser(),
         data_format=data.data_format,
-        options=ReadOptions(
-            allow_outside=data.allow_outside,
-            **{name: getattr(data, name) for name in DEPTH_OPTIONS},
-        ),
+        options=ReadOptions(**dataclasses.asdict(data.reading)),
         progress=progress,
     )
 
@@ -100,13 +91,13 @@ def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> 
 def open_other(config: Config, path: str, *, progress: Callable | None = None) -> Store:
     """Open data that are used for evaluation only, with all frames at full size.
 
-    The `data_format` of `config` does not apply to them. Depth options, such as the
+    The `data_format` of `config` does not apply to them. Read options, such as the
     scale, apply if the format of these data uses them.
     """
     packed = is_remote(path) or is_store(path)
     unused = {
         name: default
-        for name, default in DEPTH_OPTIONS.items()
+        for name, default in dataclasses.asdict(ReadConfig()).items()
         if packed or not takes(path, name)
     }
     config = config.replace(data_format="auto", **unused)
@@ -163,7 +154,9 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     if config.data.train_images is not None:
         wanted, available = config.data.train_images, len(train_rows)
         if wanted > available:
-            raise UserError(f"--train_images={wanted}: there are {available}")
+            raise UserError(
+                f"--train_images={wanted}: only {available} training frames exist"
+            )
         train_rows = train_rows[
             order.first_in_seed_order(config.train.seed, available, wanted)
         ]
@@ -211,9 +204,9 @@ def _check_apart(
     ]
     if both:
         raise UserError(
-            f"{len(both)} of {len(eval_rows)} frames to evaluate on train as well, "
-            f"first {both[0][1]} of {evaluation.name}, which is {both[0][0]} of "
-            f"{train.name}: remove them from one of the sets"
+            f"{len(both)} of {len(eval_rows)} evaluation frames are training frames, "
+            f"too; the first is {both[0][1]} of {evaluation.name}, equal to "
+            f"{both[0][0]} of {train.name}: remove them from one of the sets"
         )
 
 
@@ -257,11 +250,11 @@ def own_split(config: Config, train: Store) -> str:
             "--eval_data=PATH for the frames to evaluate on"
         )
     if train.splits.keys() == {"own"}:
-        raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
+        raise UserError(f"--split={split}: {train.name} has its own: omit --split")
     have = ", ".join(sorted(set(train.splits) - {"own", HELD_OUT}))
     raise UserError(
-        f"--split={split}: {train.name} allows {have}; --split=all wants "
-        "--eval_data=PATH beside it"
+        f"--split={split}: {train.name} allows {have}; --split=all needs "
+        "--eval_data=PATH"
     )
 
 

@@ -42,5 +42,5 @@ def host_slice(batch_size: int, host: int, hosts: int) -> slice:
     """
     per_host, remainder = divmod(batch_size, hosts)
     if remainder:
-        raise ValueError(f"a batch of {batch_size} does not divide over {hosts} hosts")
+        raise ValueError(f"a batch of {batch_size} is not divisible by {hosts} hosts")
     return slice(host * per_host, (host + 1) * per_host)

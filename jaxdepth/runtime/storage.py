@@ -23,7 +23,7 @@ def storage_errors(url: str) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             line = f"{url}: there is no such file, folder or bucket ({reason})"
         elif isinstance(error, PermissionError):
-            line = f"{url}: access is refused ({reason})"
+            line = f"{url}: access denied ({reason})"
         elif isinstance(error, ImportError | ValueError):
             # gcsfs is not installed for gs://, or the protocol is unknown.
             line = f"{url} can't be opened: {reason}"

@@ -55,7 +55,7 @@ class Placement:
         parts = len(self.devices) * accumulate
         if batch_size % parts:
             raise UserError(
-                f"--batch_size={batch_size} does not divide over {len(self.devices)} "
+                f"--batch_size={batch_size} is not divisible by {len(self.devices)} "
                 f"devices x --accumulate={accumulate}: use a multiple of {parts}"
             )
 

@@ -160,7 +160,7 @@ class BoundedFile:
 
     def read(self, count: int = -1) -> bytes:
         if count > _MAX_LINE and count > self._end - self._file.tell():
-            raise EOFError("it ends too early")
+            raise EOFError("unexpected end of file")
         return self._file.read(count)
 
     def readinto(self, buffer: Any) -> int:

@@ -301,7 +301,9 @@ def _legacy_storage(file: BinaryIO, storage: _Storage, order: str, where: str) -
     # A damaged count must not allocate more than the file holds.
     content = file.read(size) if 0 <= size <= _remaining(file) else b""
     if len(head) != 8 or len(content) != size:
-        raise UserError(f"{where} is damaged (it ends too early): download it again")
+        raise UserError(
+            f"{where} is damaged (unexpected end of file): download it again"
+        )
     return content
 
 

@@ -126,7 +126,7 @@ def test_the_focal_length_is_that_of_the_whole_photo(call, tmp_path, monkeypatch
     assert call("--out=out", "--ply", "--fx=12", "a.png")[0] == cli.OK
     monkeypatch.setattr(images, "LARGEST", 12)
     code, text = call("--out=out", "--ply", "--fx=12", "a.png")
-    assert code == cli.OK and "a.png is 6x8: it is read, and its depth" in text
+    assert code == cli.OK and "a.png is 6x8, too large: reduced, and depth" in text
     assert clouds == [
         ((6, 8), {"fx": 12, "fy": 12, "cx": 3.5, "cy": 2.5}),
         ((3, 4), {"fx": 6, "fy": 6, "cx": 1.5, "cy": 1}),

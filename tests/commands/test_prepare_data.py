@@ -20,6 +20,7 @@ from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store
 from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flags_of
 from jaxdepth.training.step import to_training_frame
 from tests.data.memory import Memory, frame
 
@@ -110,7 +111,7 @@ def test_a_dry_run_prints_the_sizes_and_writes_nothing(pairs, tmp_path, log, cap
 
 
 def test_every_read_option_has_a_flag():
-    flags = {f.name: f.default for f in dataclasses.fields(prepare_data.PrepareConfig)}
+    flags = {n: f.default for n, f in flags_of(prepare_data.PrepareConfig).items()}
     for field in dataclasses.fields(ReadOptions):
         assert flags[field.name] == field.default
     config = prepare_data.PrepareConfig(files=("a", "b"), every=3, fill="cross_bf")
@@ -225,7 +226,9 @@ def test_a_remote_store_with_larger_frames_can_be_trained_on(tmp_path, log):
     assert prepare(source, url, "--size=96x128") == cli.OK
     assert f"--data={url} --size=91x121" in log.text
     flags = Config.of(data=url, size="48x64", cache_dir=str(tmp_path))
-    with pytest.raises(UserError, match="12 of 12 frames to evaluate on train as well"):
+    with pytest.raises(
+        UserError, match="12 of 12 evaluation frames are training frames"
+    ):
         dataset.open_data(flags.replace(split="all", eval_data=url))
     data = dataset.open_data(flags)
     assert (

@@ -443,7 +443,7 @@ def test_sigterm_saves_and_prints_the_command_to_resume(cache, tmp_path):
 def test_the_default_batch_size_divides_over_the_devices():
     placement = sharding.Placement.over("jit")  # eight devices
     config = Config.of(batch_size=9, accumulate=2)
-    with pytest.raises(UserError, match="does not divide over 8 devices"):
+    with pytest.raises(UserError, match="is not divisible by 8 devices"):
         train_command._resolve_batch(config, placement, round_up=False)
     assert (
         train_command._resolve_batch(config, placement, round_up=True).train.batch_size

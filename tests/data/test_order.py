@@ -55,7 +55,7 @@ def test_host_slices_partition_a_batch(hosts):
 
 
 def test_a_batch_that_does_not_divide_is_an_error():
-    with pytest.raises(ValueError, match="batch of 10 does not divide over 4 hosts"):
+    with pytest.raises(ValueError, match="batch of 10 is not divisible by 4 hosts"):
         order.host_slice(10, 0, 4)
 
 

@@ -10,7 +10,7 @@ from jaxdepth.runtime.storage import storage_errors
     ("error", "kind", "words"),
     [
         (FileNotFoundError("b/x"), UserError, "no such file, folder or bucket"),
-        (PermissionError("denied"), UserError, "access is refused"),
+        (PermissionError("denied"), UserError, "access denied"),
         (ImportError("gcsfs"), UserError, r"gs://b can't be opened: gcsfs"),
         (ConnectionError("a\nb"), MachineError, r"failed \(ConnectionError: a b\)"),
         (UserError("as it was"), UserError, "^as it was$"),

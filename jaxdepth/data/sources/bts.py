@@ -113,18 +113,14 @@ class Bts:
         found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
         if not found:
             raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
-        if any(lists.part_of(file.name) for file in found):
-            self.notes += [
-                f"list {file.name} is not used: other lists have train or test in "
-                "their names, and it has not"
-                for file in found
-                if lists.part_of(file.name) is None
-            ]
-            found = [file for file in found if lists.part_of(file.name)]
+        root = self.path if self.path.is_dir() else self.path.parent
+        named, notes = lists.with_parts([file.relative_to(root) for file in found])
+        self.notes += notes
+        found = [root / path for path in named]
         parts: dict[bool, tuple[Path, list[Line]]] = {}
         for file in found:
             lines = self._lines(file, alone=len(found) == 1)
-            tests = lists.part_of(file.name) in ("val", "test")
+            tests = lists.part_of(file.relative_to(root)) in ("val", "test")
             if lines and tests in parts:
                 raise UserError(
                     f"{parts[tests][0]} and {file} both list frames to "

@@ -186,8 +186,8 @@ def match_size(
     if (square or _is_wide(rgb) != _is_wide(depth)) and orientation(image) in QUARTERS:
         raise UserError(
             f"{image} has EXIF orientation {orientation(image)}, a quarter turn, and "
-            f"the size of {depth_file} does not tell whether that is turned, too: save "
-            "the image as upright pixels, in the orientation of its depth"
+            f"the size of {depth_file} does not show whether the depth is rotated, "
+            "too: save the image as upright pixels, in the orientation of its depth"
         )
     if rgb.shape[:2] == depth.shape:
         return rgb, camera
@@ -203,7 +203,7 @@ def match_size(
         )
     if sx > 1:
         raise UserError(
-            f"{sizes}depth is not resized, so that image and depth must have one size; "
+            f"{sizes}depth is not resized, so image and depth must have one size; "
             "take larger images, or depth as the camera stored it"
         )
     from jaxdepth.ops import resize  # imports JAX, which most data do not need

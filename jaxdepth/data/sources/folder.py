@@ -96,8 +96,8 @@ class Folder:
                 bits = {False: "more than 8", True: "8"}
                 raise UserError(
                     f"{file} has {bits[eight_bit]} bits a pixel and other depth of "
-                    f"{self.path} {bits[self.eight_bit]}: one --depth_scale can't fit "
-                    "both"
+                    f"{self.path} {bits[self.eight_bit]}: one --depth_scale does not "
+                    "apply to both"
                 )
             rgb, camera = files.match_size(rgb, depths[kind], entry.image, file, camera)
         unit = 1000.0 if self.scale is None else self.depth_scale or 1000.0
@@ -166,14 +166,14 @@ class Folder:
         parts = [frame.part for frame in frames]
         if "val" in parts and "test" in parts:
             self.notes.append(
-                f"{parts.count('val')} frames of val evaluate; the "
+                f"evaluation uses the {parts.count('val')} frames of val; the "
                 f"{parts.count('test')} of test are not used: give them as --eval_data "
-                "for a final number"
+                "for the final evaluation"
             )
         if None in parts and any(parts):
             self.notes.append(
                 f"{parts.count(None)} frames are in no folder named train, val or "
-                "test: they train"
+                "test: they are used for training"
             )
 
     def _name(self, frame: Listed) -> str:

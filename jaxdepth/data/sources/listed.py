@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ def read_all(path: Path, *, allow_outside: bool = False) -> Lists:
       files; UserError for an image that is listed twice.
     """
     notes: list[str] = []
-    read: list[tuple[Path, Part | None, list[Listed]]] = []
+    read: dict[Path, list[Listed]] = {}
     root = path if path.is_dir() else path.parent
     for file in candidates(path):
         try:
@@ -78,19 +78,16 @@ def read_all(path: Path, *, allow_outside: bool = False) -> Lists:
             notes.append(f"list {file.relative_to(root)} is not used: {error}")
             continue
         notes += more
-        read.append((file, lists.part_of(file.relative_to(root)), frames))
-    if any(part for _, part, _ in read):
-        notes += [
-            f"list {file.relative_to(root)} is not used: other lists have train, val "
-            "or test in their names, and it has not"
-            for file, part, _ in read
-            if part is None
-        ]
-        read = [entry for entry in read if entry[1] is not None]
-    _check_unique(read)
-    frames = [f._replace(part=part) for _, part, listed in read for f in listed]
-    used = tuple(str(file.relative_to(root)) for file, _, _ in read)
-    return Lists(tuple(frames), used, tuple(notes))
+        read[file.relative_to(root)] = frames
+    used, more = lists.with_parts(list(read))
+    notes += more
+    _check_unique({path: read[path] for path in used})
+    frames = [
+        frame._replace(part=lists.part_of(path))
+        for path in used
+        for frame in read[path]
+    ]
+    return Lists(tuple(frames), tuple(map(str, used)), tuple(notes))
 
 
 def recognises(path: Path) -> bool:
@@ -269,10 +266,10 @@ def _is_file(cell: str) -> bool:
     return cell.lower().endswith(SUFFIXES)
 
 
-def _check_unique(read: Sequence[tuple[Path, Part | None, list[Listed]]]) -> None:
+def _check_unique(read: Mapping[Path, list[Listed]]) -> None:
     """Raise UserError for an image that is listed twice."""
     first: dict[Path, Path] = {}
-    for file, _, frames in read:
+    for file, frames in read.items():
         for frame in frames:
             if frame.image in first:
                 other = first[frame.image]

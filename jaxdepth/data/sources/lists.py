@@ -118,6 +118,26 @@ def part_of(path: str | os.PathLike[str]) -> Part | None:
     return None
 
 
+def with_parts(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Leave out lists whose paths name no part of a split if others name one.
+
+    They may repeat the frames of the others. All lists are used if none names a part.
+
+    Args:
+      paths: relative to the data's folder.
+
+    Returns: the paths of the lists to use, and a one-line note for each other list.
+    """
+    unnamed = [path for path in paths if part_of(path) is None]
+    if len(unnamed) == len(paths):
+        return list(paths), []
+    return [path for path in paths if path not in unnamed], [
+        f"list {path} is not used: other lists have train, val or test in their names, "
+        "and this one has none of these words"
+        for path in unnamed
+    ]
+
+
 class Root:
     """The folder that the names in a list are resolved against.
 

@@ -190,7 +190,7 @@ class _TfRecords:
 
     def read(self, index: int) -> bytes:
         if index >= len(self._offsets):
-            raise ValueError("the file ends before it")
+            raise ValueError("the file has fewer records")
         return self._reader.read(self._offsets[index])[0]
 
 

@@ -17,10 +17,10 @@ def check(manifest: dict[str, Any]) -> None:
     """
     for name, is_right in _CHECKS.items():
         if not is_right(manifest[name]):
-            raise ValueError(f"{name} is wrong")
+            raise ValueError(f"{name} has an invalid value")
     # Stores of earlier versions have none of these.
     if not _optional(_is_number)(manifest.get("depth_scale")):
-        raise ValueError("depth_scale is wrong")
+        raise ValueError("depth_scale has an invalid value")
     for summary in dict(manifest.get("read", {})).values():
         units.Summary.from_dict(summary)
     frames = range(len(manifest["frames"]))

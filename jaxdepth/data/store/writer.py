@@ -377,7 +377,11 @@ class Job:
             notes.append(
                 f"each frame's smallest and largest {kinds} depth left out "
                 "(--mask_extremes)"
-                + (f"; not in {unmasked} that have no other" if unmasked else "")
+                + (
+                    f"; kept in {unmasked} depth maps without other depth"
+                    if unmasked
+                    else ""
+                )
             )
         if self.source.eight_bit:
             notes.append("depth is 8-bit: steps of some centimetres, extremes kept")

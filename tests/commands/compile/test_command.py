@@ -246,7 +246,7 @@ def test_a_batch_that_does_not_fit_is_an_error(monkeypatch):
     with pytest.raises(compile_command.TooLarge, match=r"40\.00G of 15\.75G memory"):
         compile_command.compiled(resolved("--batch_size=512"), TARGET)
     config: Any = resolved().replace(batch_size=6)
-    with pytest.raises(UserError, match="does not divide over 4 devices"):
+    with pytest.raises(UserError, match="is not divisible by 4 devices"):
         four = dataclasses.replace(TARGET, devices=[*TARGET.devices] * 4)
         compile_command.compiled(config, four)
 

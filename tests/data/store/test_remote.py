@@ -246,7 +246,7 @@ class HttpError(Exception):
     ("error", "kind", "words"),
     [
         (FileNotFoundError("b/no-such-bucket"), UserError, "no such file, folder or b"),
-        (PermissionError("403"), UserError, "access is refused"),
+        (PermissionError("403"), UserError, "access denied"),
         (HttpError("Invalid bucket,\n 400"), MachineError, "HttpError: Invalid bucket"),
         (OSError(28, "No space left"), MachineError, "No space left"),
     ],

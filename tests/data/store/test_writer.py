@@ -139,7 +139,7 @@ def test_mask_extremes_never_removes_all_depth(tmp_path):
     stored = depths(opened, "raw")
     np.testing.assert_array_equal(stored[0], 2000)
     np.testing.assert_array_equal(stored[1], two * 1000)
-    assert "not in 2 that have no other" in " ".join(opened.notes)
+    assert "kept in 2 depth maps without other depth" in " ".join(opened.notes)
 
 
 def test_a_full_disk_is_a_machine_error(tmp_path, monkeypatch):
