@@ -245,7 +245,7 @@ def curves(
     rate.set_ylim(bottom=0)
     rate.ticklabel_format(axis="y", scilimits=(-3, 3))
     rate.set_xlabel("step")
-    rate.set_ylabel("rate", fontsize=9)
+    rate.set_ylabel("learning\nrate", fontsize=9)
     rate.tick_params(axis="y", labelsize=8)
     loss.tick_params(labelbottom=False)
     _draw_evaluations(scores, entries)

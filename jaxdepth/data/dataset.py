@@ -250,7 +250,7 @@ def own_split(config: Config, train: Store) -> str:
             "--eval_data=PATH for the frames to evaluate on"
         )
     if train.splits.keys() == {"own"}:
-        raise UserError(f"--split={split}: {train.name} has its own: omit --split")
+        raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
     have = ", ".join(sorted(set(train.splits) - {"own", HELD_OUT}))
     raise UserError(
         f"--split={split}: {train.name} allows {have}; --split=all needs "

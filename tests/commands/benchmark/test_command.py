@@ -448,7 +448,7 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
             "--json=/nowhere/x.json: there is no folder",
         ),
         (["train", "--devices=9", *TINY[:2]], "--devices=9: JAX has 8"),
-        (["train", "--batch_size=3", "--devices=2"], "--batch_size=3 does not divide"),
+        (["train", "--batch_size=3", "--devices=2"], "--batch_size=3 is not divisible"),
         (
             ["train", "--growth=batch", "--points=1,b"],
             "--points=1,b: expected positive integers",
