@@ -326,6 +326,10 @@ class EvaluateConfig:
     max_depth: float | None = flag(None, above=0)
     """Ground truth beyond this many metres is masked in protocol plain; default: as in
     the run."""
+    fx: float | Literal["auto"] | None = flag("auto", above=0)
+    """Horizontal focal length, pixels of the frames: predictions are multiplied by its
+    ratio to that of the training data; auto: as the data say; none: predictions are not
+    corrected."""
     batch_size: int = flag(8, at_least=1)
     """Images per batch."""
     cache_dir: str = "~/.cache/jaxdepth"

@@ -9,7 +9,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -42,12 +42,39 @@ LIMITS = {
 }  # fmt: skip
 SCAN_PIXELS = 1 << 32  # pixels times scans of a progressive JPEG
 NAMED = 20  # largest number of left-out files that a note names
+FILM_DIAGONAL = 43.27  # mm, of 35 mm film
+# EXIF tags: the group of camera tags; focal length in mm; its equivalent for 35 mm
+# film; pixels per unit on the sensor and that unit; width of the photo as it was taken.
+_EXIF, _FOCAL_LENGTH, _FOCAL_LENGTH_35MM = 0x8769, 0x920A, 0xA405
+_SENSOR_RESOLUTION, _SENSOR_UNIT, _TAKEN_WIDTH = 0xA20E, 0xA210, 0xA002
+_SENSOR_UNITS = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # in mm
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\xaeB`\x82"  # the checksum of the last chunk
 TILE_WIDTH, TILE_LENGTH = 322, 323  # tags of TIFF
 
 
+class Photo(NamedTuple):
+    """A photo as it is shown, upright.
+
+    Attributes:
+      rgb: (H, W, 3) uint8.
+      reduced: factor by which a large photo was reduced; H and W are its size divided
+        by this.
+      fx: focal length in pixels of the photo before it was reduced, from its EXIF data;
+        None if they do not give it.
+    """
+
+    rgb: UInt8[np.ndarray, "h w 3"]
+    reduced: int = 1
+    fx: float | None = None
+
+
 def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of `read_photo`."""
+    return read_photo(path).rgb
+
+
+def read_photo(path: str | Path) -> Photo:
     """Read an image file and apply its EXIF orientation.
 
     Grey, palette, CMYK and transparent images become RGB; 16-bit ones are scaled to 8.
@@ -56,14 +83,6 @@ def read(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
     Raises: UserError, naming the file, if it is not an image, is damaged, or has more
       pixels than can be decoded.
-    """
-    return read_reduced(path)[0]
-
-
-def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
-    """As `read`; also returns the factor by which a large photo was reduced, else 1.
-
-    A focal length in pixels of the photo must be divided by this factor.
     """
     path = Path(path)
     name = printable(path, None)
@@ -74,6 +93,7 @@ def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
             with open_image(stream) as image:
                 method = _orientation(image)
                 size = image.size if method in _TURNS else image.size[::-1]
+                fx = _focal_length(image)
                 rgb = _to_rgb(_transposed(_reduced(image), method))
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
@@ -89,23 +109,27 @@ def read_reduced(path: str | Path) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
             "note: %s is %dx%d, too large: reduced, and depth predicted, at %dx%d",
             name, *size, *rgb.shape[:2],
         )  # fmt: skip
-    return rgb, factor
+    return Photo(rgb, factor, fx)
 
 
-def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """Convert a path, a PIL image or an array to RGB.
+def as_photo(image: Any) -> Photo:
+    """Convert a path, a PIL image or an array to a photo.
 
     Args:
-      image: arrays are uint8, (H, W, 3), (H, W, 4) or grey (H, W).
+      image: arrays are uint8, (H, W, 3), (H, W, 4) or grey (H, W). A `Photo` is
+        returned as it is.
 
-    Raises: UserError for an array of another type or shape; as `read` for a path.
+    Raises: UserError for an array of another type or shape; as `read_photo` for a path.
     """
+    if isinstance(image, Photo):
+        return image
     if isinstance(image, str | Path):
-        return read(image)
+        return read_photo(image)
     if isinstance(image, Image.Image):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _to_rgb(_transposed(image, _orientation(image)))
+            rgb = _to_rgb(_transposed(image, _orientation(image)))
+            return Photo(rgb, fx=_focal_length(image))
     array = np.asarray(image)
     if array.dtype != np.uint8:
         raise UserError(
@@ -117,7 +141,27 @@ def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
         raise UserError(
             f"the image has shape {array.shape}: give (height, width, 3), one image"
         )
-    return array[..., :3]
+    return Photo(array[..., :3])
+
+
+def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of `as_photo`."""
+    return as_photo(image).rgb
+
+
+def focal_length(path: str | Path) -> float | None:
+    """The focal length of an image file by its EXIF data, in pixels; None if unknown.
+
+    It is sqrt(width^2 + height^2) * F / 43.27 for the equivalent F of 35 mm film, whose
+    diagonal has 43.27 mm; or else the focal length in mm times the pixels per mm of the
+    sensor. None, too, if the file can't be read.
+    """
+    try:
+        regular.check(path)
+        with open(path, "rb") as stream, open_image(stream) as image:
+            return _focal_length(image)
+    except Exception:  # damaged bytes make decoders raise errors of many types
+        return None
 
 
 def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
@@ -331,6 +375,26 @@ def _orientation(image: Image.Image) -> Image.Transpose | None:
         return _ORIENTATIONS.get(image.getexif().get(0x0112))  # pyright: ignore
     except Exception:  # damaged bytes cause errors of many types
         return None
+
+
+def _focal_length(image: Image.Image) -> float | None:
+    """`focal_length` of an open image."""
+    try:
+        exif = image.getexif().get_ifd(_EXIF)
+        film = float(exif.get(_FOCAL_LENGTH_35MM) or 0)
+        if film > 0:
+            focal = math.hypot(*image.size) * film / FILM_DIAGONAL
+        else:
+            per_unit = float(exif[_SENSOR_RESOLUTION])
+            per_mm = per_unit / _SENSOR_UNITS[int(exif.get(_SENSOR_UNIT, 2))]
+            # The resolution is that of the photo as it was taken.
+            resized = image.size[0] / float(exif.get(_TAKEN_WIDTH) or image.size[0])
+            focal = float(exif[_FOCAL_LENGTH]) * per_mm * resized
+    except Exception:  # missing tags; damaged ones cause errors of many types
+        return None
+    # Outside these bounds, the field of view would be above 168 or below 0.6 degrees.
+    plausible = 0.05 < focal / max(image.size) < 100
+    return focal if plausible else None
 
 
 def _transposed(image: Image.Image, method: Image.Transpose | None) -> Image.Image:

@@ -1,8 +1,8 @@
 """Depth prediction for photos of any size, in metres."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from jaxdepth import config as config_lib
 from jaxdepth import images as images_lib
 from jaxdepth import models, workdir
+from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
@@ -29,14 +30,24 @@ class Predictor:
 
     Attributes:
       config: configuration that it was trained with.
+      camera: median camera of its training frames, at the size `config.frame_size`;
+        None if it is unknown.
       step: training step of its parameters; None if unknown.
       variables: parameters and batch statistics.
       forward: (variables, colours 0 to 255 (b, h, w, 3)) -> depth in metres, at the
         output size of the network.
     """
 
-    def __init__(self, config: Config, variables: PyTree, *, step: int | None = None):
+    def __init__(
+        self,
+        config: Config,
+        variables: PyTree,
+        *,
+        camera: Camera | None = None,
+        step: int | None = None,
+    ):
         self.config = config
+        self.camera = camera
         self.step = step
         model = models.create(config.model)
         self.variables = jax.device_put(variables)
@@ -63,41 +74,85 @@ class Predictor:
         height, width = protocols.whole_frame_size(photo, self.config.image_size)
         return min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
 
-    def predict(self, image: Any) -> Float[np.ndarray, "h w"]:
+    def depth_factor(self, photo: tuple[int, int], fx: float | None) -> float:
+        """The factor that corrects predicted metres for a photo's focal length.
+
+        Args:
+          photo: (height, width).
+          fx: focal length in pixels at that size; None if it is unknown.
+
+        Returns: `camera.depth_factor`; 1 if `fx` or the training camera is unknown.
+        """
+        return depth_factor(
+            fx,
+            photo,
+            trained_fx=None if self.camera is None else self.camera.fx,
+            frame=self.config.frame_size,
+        )
+
+    def assumed_fx(self, photo: tuple[int, int]) -> float | None:
+        """The focal length in pixels of a photo for which `depth_factor` is 1.
+
+        None if the training camera is unknown.
+        """
+        if self.camera is None:
+            return None
+        return self.camera.fx / covering_scale(photo, self.config.frame_size)
+
+    def predict(
+        self, image: Any, *, fx: float | Literal["auto"] | None = "auto"
+    ) -> Float[np.ndarray, "h w"]:
         """Predict the depth of one photo.
+
+        The metres are corrected for the focal length of the photo, if it and the camera
+        of the training frames are known.
 
         Args:
           image: a path, a PIL image, or an array (H, W, 3) uint8.
+          fx: focal length in pixels of the photo; "auto": from its EXIF data, if it is
+            given as a path or a PIL image; None: no correction.
 
         Returns: (H, W) float32, metres, at the photo's size, or at the reduced size of
           a file of more than 33 megapixels.
         Raises: UserError for a file that is not an image.
         """
-        return next(iter(self.predict_many([image])))
+        return next(iter(self.predict_many([image], fx=fx)))
+
+    def predict_frame(self, frame: Mapping[str, Any]) -> Float[np.ndarray, "h w"]:
+        """Predict the depth of a frame of `Store.full_frames`, for its camera."""
+        camera = frame["camera"]
+        return self.predict(frame["rgb"], fx=None if camera is None else camera.fx)
 
     def predict_many(
-        self, images: Iterable[Any], *, batch_size: int = 8
+        self,
+        images: Iterable[Any],
+        *,
+        fx: float | Literal["auto"] | None = "auto",
+        batch_size: int = 8,
     ) -> Iterator[Float[np.ndarray, "h w"]]:
         """Predict the depth of many photos, in their order.
 
         Consecutive photos of one size share a batch.
 
         Args:
-          images: as in `predict`; read as needed.
+          images: as in `predict`, or as an `images.Photo`; read as needed.
+          fx: as in `predict`, of every photo.
           batch_size: photos per batch.
 
         Returns: an iterator over (H, W) float32 arrays, metres, at the photos' sizes.
         """
-        waiting: list[tuple[tuple[int, int], np.ndarray]] = []
+        waiting: list[tuple[tuple[int, int], np.ndarray, float]] = []
         for image in images:
-            rgb = images_lib.as_rgb(image)
-            small = self._shrink(rgb)
+            rgb, reduced, own_fx = images_lib.as_photo(image)
+            small, size = self._shrink(rgb), (rgb.shape[0], rgb.shape[1])
+            focal = own_fx if fx == "auto" else fx
+            factor = self.depth_factor(size, None if focal is None else focal / reduced)
             if waiting and (
                 waiting[0][1].shape != small.shape or len(waiting) == batch_size
             ):
                 yield from self._batch(waiting, batch_size)
                 waiting = []
-            waiting.append((rgb.shape[:2], small))
+            waiting.append((size, small, factor))
         if waiting:
             yield from self._batch(waiting, batch_size)
 
@@ -106,15 +161,16 @@ class Predictor:
         return np.asarray(protocols.resize_input(rgb[None].astype(np.float32), size)[0])
 
     def _batch(self, waiting: Sequence, batch_size: int) -> Iterator[np.ndarray]:
-        inputs = np.stack([small for _, small in waiting])
+        inputs = np.stack([small for _, small, _ in waiting])
         # Pad the last batch so that it needs no compilation of its own; a single photo
         # is not padded, because that would cost a full batch.
         if 1 < len(inputs) < batch_size:
             fill = np.zeros((batch_size - len(inputs), *inputs.shape[1:]), np.float32)
             inputs = np.concatenate([inputs, fill])
         depth = np.asarray(self.network(inputs), np.float32)
-        for (size, _), one in zip(waiting, depth, strict=False):
-            yield np.asarray(resize.resize_bilinear(one[None], size)[0], np.float32)
+        for (size, _, factor), one in zip(waiting, depth, strict=False):
+            full = resize.resize_bilinear(one[None] * np.float32(factor), size)[0]
+            yield np.asarray(full, np.float32)
 
 
 def load(name: str | Path, *, step: str | int = "best") -> Predictor:
@@ -144,8 +200,28 @@ def load(name: str | Path, *, step: str | int = "best") -> Predictor:
     target = jax.eval_shape(model.init, jax.random.key(0), image)
     target = {"batch_stats": {}, **target}
     return Predictor(
-        config, checkpoints.restore_model(target, step=chosen), step=chosen
+        config,
+        checkpoints.restore_model(target, step=chosen),
+        camera=_training_camera(saved, where=f"{name}/{workdir.CONFIG}"),
+        step=chosen,
     )
+
+
+def _training_camera(saved: dict[str, Any], *, where: str) -> Camera | None:
+    """The camera in a run's config.json; None if it has none.
+
+    Raises: UserError if it is damaged.
+    """
+    recorded = saved.get("data", {}).get("camera")
+    if recorded is None:
+        return None
+    try:
+        camera = Camera(*(float(recorded[name]) for name in Camera._fields))
+        if not (np.isfinite(camera).all() and camera.fx > 0 and camera.fy > 0):
+            raise ValueError(recorded)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: invalid camera ({error})") from None
+    return camera
 
 
 def choose_step(checkpoints: Checkpoints, eval_split: str, step: str | int) -> int:

@@ -13,7 +13,7 @@ PACKAGE = Path(jaxdepth.__file__).parent
 # A module imports from its own layer or earlier ones.
 LAYERS = [
     ("runtime",),
-    ("config", "recipes", "images", "plots", "workdir"),
+    ("camera", "config", "recipes", "images", "plots", "workdir"),
     ("ops",),
     ("losses",),
     ("models",),

@@ -6,12 +6,13 @@ import io
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
+from jaxdepth.camera import centred
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.config import Config, EvaluateConfig, ReadConfig
 from jaxdepth.data import dataset
@@ -91,6 +92,7 @@ def score(config: EvaluateConfig) -> Scored:
         image_size=trained.image_size,
         arch_fixed=models.arch_named(trained.model.arch).fixed_size,
         given_truth=truth,
+        trained_fx=_trained_fx(config, predictor),
         batch_size=config.batch_size,
     )
     logger.info(
@@ -107,7 +109,7 @@ def score(config: EvaluateConfig) -> Scored:
     checksums: list[dict[str, int]] = []
     scores = evaluator(
         predictor.variables,
-        _with_checksums(opened.full_frames(rows), checksums),
+        _with_checksums(_with_fx(opened.full_frames(rows), config.fx), checksums),
         progress=lambda done: counter("evaluating", done, len(rows)),
     )
     entries = [
@@ -117,7 +119,46 @@ def score(config: EvaluateConfig) -> Scored:
     # Each protocol has two entries, its named averaging second; the first is last.
     for protocol, entry in zip(reversed(chosen), entries[1::2], strict=True):
         entry["interval"] = _interval(scores[protocol.name], entry["averaging"])
-    return Scored(entries, scores, chosen, checksums, opened.notes)
+    notes = list(opened.notes)
+    if config.data not in (None, trained.data.path):
+        unknown = entries[-1]["camera_factor"]["unknown"]
+        notes += _camera_notes(config, predictor, unknown)
+    return Scored(entries, scores, chosen, checksums, notes)
+
+
+def _trained_fx(config: EvaluateConfig, predictor: predictor_lib.Predictor):
+    """The focal length to correct predictions with; None for no correction."""
+    if config.fx is None or predictor.camera is None:
+        return None
+    return predictor.camera.fx
+
+
+def _with_fx(
+    frames: Iterator[dict[str, Any]], fx: float | Literal["auto"] | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the frames, with the camera of a focal length if it is a number."""
+    for frame in frames:
+        if isinstance(fx, float):
+            frame["camera"] = centred(fx, fx, frame["rgb"].shape[:2])
+        yield frame
+
+
+def _camera_notes(
+    config: EvaluateConfig, predictor: predictor_lib.Predictor, unknown: int
+) -> list[str]:
+    """Why predictions are not corrected for the focal length, if they are not.
+
+    Args:
+      unknown: number of frames that were not corrected.
+    """
+    if config.fx is None or not unknown:
+        return []
+    whose = "the training data" if predictor.camera is None else f"{unknown} frames"
+    how = "" if predictor.camera is None else "; give --fx=PIXELS"
+    return [
+        f"the focal length of {whose} is unknown: their predictions are not corrected "
+        f"for it{how}"
+    ]
 
 
 def _with_checksums(

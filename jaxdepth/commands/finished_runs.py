@@ -10,9 +10,9 @@ from jaxtyping import Float, UInt8
 from jaxdepth import config as config_lib
 from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
+from jaxdepth.camera import Camera
 from jaxdepth.config import Config
 from jaxdepth.data import dataset
-from jaxdepth.data.store import resample
 from jaxdepth.evaluation import protocols
 from jaxdepth.evaluation.evaluator import Evaluator
 from jaxdepth.evaluation.metrics import METRICS
@@ -175,14 +175,14 @@ class Example:
       rgb: colours.
       target: ground truth, metres, 0 if missing.
       pred: prediction, metres, for the whole frame as `jaxdepth predict` makes it.
-      camera: fx, fy, cx, cy of the frame, pixels; None if the store has none.
+      camera: of the frame; None if it is unknown.
     """
 
     name: str
     rgb: UInt8[np.ndarray, "h w 3"]
     target: Float[np.ndarray, "h w"]
     pred: Float[np.ndarray, "h w"]
-    camera: tuple[float, float, float, float] | None
+    camera: Camera | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +238,7 @@ class TrainedRun:
             image_size=config.image_size,
             arch_fixed=models.arch_named(config.model.arch).fixed_size,
             given_truth=config.data.depth,
+            trained_fx=self.predictor.camera and self.predictor.camera.fx,
         )
 
         def progress(done: int) -> None:
@@ -267,8 +268,8 @@ class TrainedRun:
                 frame["name"],
                 frame["rgb"],
                 self.target(frame),
-                self.predictor.predict(frame["rgb"]),
-                self._camera(frame["rgb"].shape[:2]),
+                self.predictor.predict_frame(frame),
+                frame["camera"],
             )
             for frame in self.frames(indices)
         ]
@@ -278,16 +279,6 @@ class TrainedRun:
         size = self.predictor.input_size((rgb.shape[0], rgb.shape[1]))
         small = protocols.resize_input(rgb[None].astype(np.float32), size)
         return np.asarray(self.predictor.network(small)[0], np.float32)
-
-    def _camera(
-        self, size: tuple[int, int]
-    ) -> tuple[float, float, float, float] | None:
-        """The intrinsics of frames of (height, width), pixels."""
-        stored = self.data.evaluation.manifest.get("intrinsics")
-        if stored is None:
-            return None
-        camera = [stored[k] for k in ("fx", "fy", "cx", "cy")]
-        return resample.frame_intrinsics(camera, tuple(stored["size"]), size)
 
 
 def worst_first(images: Sequence[dict[str, Any]], metric: str) -> list[int]:

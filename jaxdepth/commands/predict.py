@@ -8,13 +8,15 @@ import os
 import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal
 
 import numpy as np
 
 from jaxdepth import images as images_lib
 from jaxdepth import plots
 from jaxdepth import predictor as predictor_lib
+from jaxdepth.camera import Camera, centred
+from jaxdepth.images import Photo
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import atomic, jax_setup
 from jaxdepth.runtime import flags as flags_lib
@@ -26,7 +28,6 @@ SUFFIXES = (".npy", ".png", "_color.png")
 # File in --out with one name per line: photos whose outputs this command wrote. It
 # protects the user's a.npy, such as measured depth, from a prediction for a.jpg.
 PREDICTED = ".predicted"
-Photo: TypeAlias = tuple[np.ndarray, int]  # rgb, and the factor of its reduction
 LONGEST = 255  # bytes of a file name, on most file systems
 
 
@@ -49,20 +50,22 @@ class PredictConfig:
     batch_size: int = flag(8, at_least=1)
     """Photos per batch; a batch holds photos of one size."""
     ply: bool = False
-    """Also write NAME.ply, a coloured point cloud; needs --fx."""
-    fx: float | None = flag(None, above=0)
-    """Horizontal focal length of the photos, pixels."""
+    """Also write NAME.ply, a coloured point cloud."""
+    fx: float | Literal["auto"] | None = flag("auto", above=0)
+    """Horizontal focal length, pixels of the photos: metres are multiplied by its ratio
+    to that of the training data; auto: from the EXIF data of each photo; none: metres
+    are not corrected."""
     fy: float | None = flag(None, above=0)
-    """Vertical focal length, pixels; default: --fx."""
+    """Vertical focal length for --ply, pixels; default: the horizontal one."""
+    cx: float | None = None
+    """Column of the principal point for --ply, pixels; default: the centre."""
+    cy: float | None = None
+    """Row of the principal point for --ply, pixels; default: the centre."""
     cache_dir: str = "~/.cache/jaxdepth"
     """Folder for compiled programs."""
 
     def __post_init__(self):
         flags_lib.validate(self)
-        if self.ply and self.fx is None:
-            raise UserError(
-                "--ply needs --fx=PIXELS, the focal length at the photos' size"
-            )
 
 
 def run(config: PredictConfig) -> int:
@@ -81,28 +84,85 @@ def run(config: PredictConfig) -> int:
         logger.info("note: %s", note)
     jax_setup.enable_compilation_cache(config.cache_dir)
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
+    if config.ply and config.fx is None and predictor.camera is None:
+        raise UserError(
+            "--ply needs --fx=PIXELS, the focal length of the photos: that of the "
+            "training data is unknown, too"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={config.out}: {error.strerror}") from None
     broken: list[str] = []
+    unknown: list[Path] = []
     began, done = time.perf_counter(), 0
     for path, photo, depth in _predictions(predictor, paths, config, broken):
         try:
-            _write(out, path, photo, depth, config, new=_record(path) not in predicted)
+            camera = _camera(config, predictor, path, photo) if config.ply else None
+            new = _record(path) not in predicted
+            _write(out, path, photo, depth, camera, new=new)
         except UserError as error:
             broken.append(str(error))
             continue
         done += 1
+        if photo.fx is None:
+            unknown.append(path)
         logger.info(
-            "%s  %dx%d  %.2f to %.2f m, median %.2f m", printable(path, None),
+            "%s  %dx%d  %.2f to %.2f m, median %.2f m%s", printable(path, None),
             *depth.shape, depth.min(), depth.max(), np.median(depth),
+            "" if photo.fx is None else f", fx {photo.fx:.5g} pixels",
         )  # fmt: skip
     seconds = time.perf_counter() - began
     logger.info("%d of %d photos in %.1f s, in %s", done, len(paths), seconds, out)
+    if config.fx is not None and done:
+        _note_cameras(predictor, unknown, done)
     for line in broken:
         logger.error("error: %s", " ".join(line.split()))
     return 2 if broken else 0
+
+
+def _note_cameras(predictor: Predictor, unknown: Sequence[Path], count: int) -> None:
+    """Log why metres are not corrected for the focal length, if they are not.
+
+    Args:
+      unknown: the photos of unknown focal length.
+      count: the number of all photos.
+    """
+    if predictor.camera is None:
+        logger.info(
+            "note: metres are not corrected for the focal lengths of the photos, "
+            "because that of the training data is unknown"
+        )
+    elif unknown:
+        height, width = predictor.config.frame_size
+        logger.info(
+            "note: the focal length of %d of %d photos is unknown, first %s: their "
+            "metres assume the one of the training data (%.4g pixels at %dx%d); give "
+            "--fx=PIXELS",
+            len(unknown), count, printable(unknown[0], None),
+            predictor.camera.fx, height, width,
+        )  # fmt: skip
+
+
+def _camera(
+    config: PredictConfig, predictor: Predictor, path: Path, photo: Photo
+) -> Camera:
+    """The camera of a photo, in pixels of its array, for the point cloud.
+
+    Raises: UserError if its focal length and that of the training data are unknown.
+    """
+    size = photo.rgb.shape[0], photo.rgb.shape[1]
+    height, width = (side * photo.reduced for side in size)
+    fx = photo.fx or predictor.assumed_fx((height, width))
+    if fx is None:
+        raise UserError(
+            f"{printable(path, None)}: the focal length is unknown; --ply needs "
+            "--fx=PIXELS"
+        )
+    camera = centred(fx, config.fy or fx, (height, width))
+    given = {"cx": config.cx, "cy": config.cy}
+    camera = camera._replace(**{k: v for k, v in given.items() if v is not None})
+    return camera.scaled(1 / photo.reduced, 1 / photo.reduced)
 
 
 def _predictions(
@@ -110,23 +170,28 @@ def _predictions(
     paths: Sequence[Path],
     config: PredictConfig,
     broken: list[str],
-) -> Iterator[tuple[Path, Photo | None, np.ndarray]]:
+) -> Iterator[tuple[Path, Photo, np.ndarray]]:
     """Yield (path, photo, depth) of photos; append the errors of others to `broken`.
 
-    The photo is None if there are no point clouds to write, because a batch of large
-    photos needs much memory.
+    `fx` of a photo is the focal length that was used. Its `rgb` is empty if there are
+    no point clouds to write, because a batch of large photos needs much memory.
     """
-    waiting: list[tuple[Path, Photo | None]] = []
+    waiting: list[tuple[Path, Photo]] = []
 
-    def readable() -> Iterator[np.ndarray]:
+    def readable() -> Iterator[Photo]:
         for path in paths:
             try:
-                photo = images_lib.read_reduced(path)
+                photo = images_lib.read_photo(path)
             except UserError as error:
                 broken.append(str(error))
                 continue
-            waiting.append((path, photo if config.ply else None))
-            yield photo[0]
+            if config.fx != "auto":
+                photo = photo._replace(fx=config.fx)
+            kept = (
+                photo if config.ply else photo._replace(rgb=np.empty((0, 0, 3), "u1"))
+            )
+            waiting.append((path, kept))
+            yield photo
 
     for depth in predictor.predict_many(readable(), batch_size=config.batch_size):
         yield *waiting.pop(0), depth
@@ -201,13 +266,16 @@ def _predicted(out: Path) -> set[bytes]:
 def _write(
     out: Path,
     path: Path,
-    photo: Photo | None,
+    photo: Photo,
     depth: np.ndarray,
-    config: PredictConfig,
+    camera: Camera | None,
     *,
     new: bool,
 ) -> None:
-    """Write the outputs of one photo; `new` if no earlier call wrote them.
+    """Write the outputs of one photo; with a camera, the point cloud as well.
+
+    Args:
+      new: no earlier call wrote them.
 
     Raises: UserError if their names are too long for the file system, MachineError for
       other failures.
@@ -222,19 +290,8 @@ def _write(
             np.save(part, depth)
         plots.save_depth_png16(out / f"{name}.png", depth)
         plots.save_color_png(out / f"{name}_color.png", depth)
-        if config.ply:
-            height, width = depth.shape
-            assert config.fx is not None and photo is not None
-            rgb, factor = photo
-            plots.write_ply(
-                out / f"{name}.ply",
-                depth,
-                rgb,
-                fx=config.fx / factor,
-                fy=(config.fy or config.fx) / factor,
-                cx=(width - 1) / 2,
-                cy=(height - 1) / 2,
-            )
+        if camera is not None:
+            plots.write_ply(out / f"{name}.ply", depth, photo.rgb, **camera._asdict())
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(

@@ -152,7 +152,8 @@ def show(
 
 def _draw_panel(config: Config, workdir: WorkDir, data: Data, state: TrainState) -> Any:
     """Draw evaluation frames with ground truth and prediction. Returns the path."""
-    predictor = Predictor(config, state.variables)
+    camera = data.camera(config.frame_size)
+    predictor = Predictor(config, state.variables, camera=camera)
     rows = data.eval_rows[spread(len(data.eval_rows), PANEL_ROWS)]
     frames = list(data.evaluation.full_frames(rows))
     kinds = (config.data.depth, "raw" if config.data.depth == "filled" else "filled")
@@ -166,7 +167,7 @@ def _draw_panel(config: Config, workdir: WorkDir, data: Data, state: TrainState)
         path,
         rgb=[f["rgb"] for f in frames],
         target=target,
-        pred=[predictor.predict(f["rgb"]) for f in frames],
+        pred=[predictor.predict_frame(frame) for frame in frames],
         names=[f["name"] for f in frames],
         title=f"{config.model.arch}, {config.loss.name}, step {step} - {data.name}, "
         f"{data.eval_split}",

@@ -286,6 +286,7 @@ def _check_data(store: Store, depth: str, *, path: str) -> None:
 
 def _write_config(session: Session) -> None:
     data = session.data
+    camera = data.camera(session.config.frame_size)
     record = {
         "config": config_lib.to_json(session.config),
         "command": session.command,
@@ -297,6 +298,8 @@ def _write_config(session: Session) -> None:
             "train_images": len(data.train_rows),
             "eval_images": len(data.eval_rows),
             "depth": data.depth,
+            "camera": camera
+            and {"size": list(session.config.frame_size), **camera._asdict()},
         },
         **workdir_lib.environment(),
     }

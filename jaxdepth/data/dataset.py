@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdepth import camera as camera_lib
+from jaxdepth.camera import Camera, covering_scale
 from jaxdepth.config import Config, ReadConfig
 from jaxdepth.data import order
 from jaxdepth.data.sources import ReadOptions, takes
@@ -53,6 +55,17 @@ class Data:
     def frames(self) -> Iterator[dict[str, Any]]:
         """Read the evaluation frames at full size."""
         return self.evaluation.full_frames(self.eval_rows)
+
+    def camera(self, size: tuple[int, int]) -> Camera | None:
+        """The median camera of the training frames; None if it is unknown.
+
+        Args:
+          size: (height, width) of the training frame of the run.
+        """
+        cameras = (self.train.camera(row) for row in self.train_rows.tolist())
+        median = camera_lib.median([camera for camera in cameras if camera is not None])
+        scale = covering_scale(self.train.size, size)
+        return median and median.scaled(scale, scale)
 
 
 def open_store(

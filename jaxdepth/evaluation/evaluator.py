@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxdepth.camera import depth_factor
 from jaxdepth.config import training_frame
 from jaxdepth.evaluation import breakdown, metrics, protocols
 from jaxdepth.evaluation.protocols import Protocol, Size
@@ -29,7 +30,8 @@ PyTree = Any
 # (variables, colours 0..255 (b, h, w, 3) float32) -> metres (b, h', w').
 PredictFn = Callable[[PyTree, jax.Array], jax.Array]
 # {"rgb": (H, W, 3) uint8, "depth": {"filled": (H, W) metres or None, "raw": ...},
-#  "name": str}; or stacks of them, (N, H, W, 3), (N, H, W) and N names.
+#  "name": str, "camera": a Camera at (H, W), or None}; "camera" may be missing. Or
+# stacks of them without cameras, (N, H, W, 3), (N, H, W) and N names.
 Frames = Iterable[Mapping[str, Any]]
 
 
@@ -44,6 +46,8 @@ class Scores:
       scenes: scene of each image, None if unknown.
       truths: kinds of ground truth used, "filled" or "raw".
       sizes: frame sizes.
+      factors: of each image, the factor of `camera.depth_factor` by which predictions
+        were multiplied; None if its focal length or that of the training is unknown.
     """
 
     sums: metrics.Sums = dataclasses.field(default_factory=metrics.Sums)
@@ -54,6 +58,7 @@ class Scores:
     scenes: list[str | None] = dataclasses.field(default_factory=list)
     truths: set[str] = dataclasses.field(default_factory=set)
     sizes: set[Size] = dataclasses.field(default_factory=set)
+    factors: list[float | None] = dataclasses.field(default_factory=list)
 
     def merge(self, other: "Scores") -> None:
         """Append the scores of another part of the set, such as another host's."""
@@ -65,6 +70,7 @@ class Scores:
         self.scenes += other.scenes
         self.truths |= other.truths
         self.sizes |= other.sizes
+        self.factors += other.factors
 
     def to_json(self) -> dict[str, Any]:
         """A JSON value that holds the scores exactly."""
@@ -75,6 +81,7 @@ class Scores:
             "scenes": self.scenes,
             "truths": sorted(self.truths),
             "sizes": sorted(self.sizes),
+            "factors": self.factors,
         }
 
     @classmethod
@@ -87,6 +94,7 @@ class Scores:
             scenes=list(values["scenes"]),
             truths=set(values["truths"]),
             sizes={(height, width) for height, width in values["sizes"]},
+            factors=list(values["factors"]),
         )
 
     def select(self, order: Sequence[int] | np.ndarray) -> "Scores":
@@ -97,6 +105,7 @@ class Scores:
             parts={name: sums.select(order) for name, sums in self.parts.items()},
             names=[self.names[i] for i in order],
             scenes=[self.scenes[i] for i in order],
+            factors=[self.factors[i] for i in order],
         )
 
     def table(self) -> list[dict[str, Any]]:
@@ -125,6 +134,7 @@ class _Bucket:
     indices: list[int] = dataclasses.field(default_factory=list)
     rgb: list[np.ndarray] = dataclasses.field(default_factory=list)
     truth: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
+    factors: list[float] = dataclasses.field(default_factory=list)
 
 
 class Evaluator:
@@ -137,6 +147,9 @@ class Evaluator:
       image_size: (height, width) that the network was trained at.
       arch_fixed: the network accepts inputs of `image_size` only.
       given_truth: kind of ground truth for protocols with truth "given".
+      trained_fx: focal length of the training frames, pixels at their size;
+        predictions for frames of other cameras are corrected by
+        `camera.depth_factor`. None: unknown, no correction.
       batch_size: images per call over all devices; rounded up to a multiple of them.
       devices: devices of this host, over which batches are sharded; default: the
         default device only.
@@ -152,6 +165,7 @@ class Evaluator:
         image_size: Size,
         arch_fixed: bool = False,
         given_truth: str = "filled",
+        trained_fx: float | None = None,
         batch_size: int = 8,
         devices: Sequence[Any] | None = None,
         share: tuple[int, int] = (0, 1),
@@ -161,6 +175,7 @@ class Evaluator:
         self.image_size = image_size
         self.arch_fixed = arch_fixed
         self.given_truth = given_truth
+        self.trained_fx = trained_fx
         self.share = share
         count = len(devices) if devices else 1
         self.batch_size = -(-batch_size // count) * count
@@ -218,12 +233,17 @@ class Evaluator:
         return scores
 
     def _rows(
-        self, variables: PyTree, rgb: jax.Array, truth: tuple[jax.Array, ...]
+        self,
+        variables: PyTree,
+        rgb: jax.Array,
+        truth: tuple[jax.Array, ...],
+        factors: jax.Array,
     ) -> dict[str, dict[str, dict[str, jax.Array]]]:
         """Row sums of a batch by protocol name, then by part.
 
         Args:
           truth: ground truth for each protocol.
+          factors: of each image, a factor for its prediction.
         """
         outputs: dict[tuple[str, bool], jax.Array] = {}
 
@@ -238,6 +258,7 @@ class Evaluator:
                     outputs[key] = protocols.mirror(flipped)
                 else:
                     outputs[key] = self.predict_fn(variables, x)
+                outputs[key] = outputs[key].astype(jnp.float32) * factors[:, None, None]
             return outputs[key]
 
         rows = {}
@@ -263,6 +284,10 @@ class Evaluator:
             bucket = buckets.setdefault(size, _Bucket())
             bucket.indices.append(index)
             bucket.rgb.append(frame["rgb"])
+            factor = self._factor(frame)
+            bucket.factors.append(1.0 if factor is None else factor)
+            for of_protocol in scores.values():
+                of_protocol.factors.append(factor)
             bucket.truth.append(
                 tuple(self._truth(p, frame, scores[p.name]) for p in self.chosen)
             )
@@ -290,11 +315,23 @@ class Evaluator:
                 return np.asarray(depth, np.float32)
         return np.zeros(size, np.float32)
 
+    def _factor(self, frame: Mapping[str, Any]) -> float | None:
+        """The factor for the prediction of a frame; None if a camera is unknown."""
+        camera = frame.get("camera")
+        if camera is None or self.trained_fx is None:
+            return None
+        return depth_factor(
+            camera.fx,
+            frame["rgb"].shape[:2],
+            trained_fx=self.trained_fx,
+            frame=training_frame(self.image_size),
+        )
+
     def _truth_kind(self, protocol: Protocol) -> str:
         """The kind of ground truth of a protocol: "filled" or "raw"."""
         return self.given_truth if protocol.truth == "given" else protocol.truth
 
-    def _arrays(self, bucket: _Bucket) -> tuple[Any, tuple[Any, ...]]:
+    def _arrays(self, bucket: _Bucket) -> tuple[Any, tuple[Any, ...], Any]:
         """A batch on the devices, padded by repeating its last frame."""
         short = self.batch_size - len(bucket.indices)
         rgb = np.stack(bucket.rgb + bucket.rgb[-1:] * short)
@@ -307,7 +344,12 @@ class Evaluator:
             if key not in stacks:
                 stacks[key] = jax.device_put(np.stack(column), self._sharded)
             truth.append(stacks[key])
-        return jax.device_put(rgb, self._sharded), tuple(truth)
+        factors = bucket.factors + bucket.factors[-1:] * short
+        return (
+            jax.device_put(rgb, self._sharded),
+            tuple(truth),
+            jax.device_put(np.asarray(factors, np.float32), self._sharded),
+        )
 
     def _collect(
         self,
@@ -348,7 +390,9 @@ class Evaluator:
         Each has `protocol`, `averaging`, `truth` (filled, raw, or both), `data`,
         `split`, `size` (of the network's input), `frame_size`, `images` (with ground
         truth), `metrics` (None if undefined), `counts` (see `Sums.counts`),
-        `flip_average`, `abs_rel_over`, `notes` for the reader, and `parts`: for each of
+        `flip_average`, `abs_rel_over`, `camera_factor` (smallest and largest factor by
+        which predictions were multiplied for the focal length, and the number of
+        images where it is `unknown`), `notes` for the reader, and `parts`: for each of
         `breakdown.PARTS`, its `pixels`, `images` and `metrics`.
 
         Protocols are in reverse order, each with its named averaging second, so that
@@ -389,6 +433,7 @@ class Evaluator:
             "counts": counts,
             "flip_average": protocol.flip_average,
             "abs_rel_over": protocol.rel,
+            "camera_factor": _camera_factor(scores),
             "notes": notes,
         }
 
@@ -403,6 +448,12 @@ class Evaluator:
             notes.append(
                 f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
             )
+        known = [factor for factor in scores.factors if factor is not None]
+        if any(factor != 1 for factor in known):
+            notes.append(
+                f"predictions multiplied by {min(known):.3g} to {max(known):.3g}, the "
+                "focal lengths of the frames over that of the training data"
+            )
         numbers = {
             "frames without ground truth": counts["images_without_truth"],
             "defined for ground truth without holes; missing pixels left out": (
@@ -413,6 +464,16 @@ class Evaluator:
             "null": counts["nonpositive"],
         }
         return notes + [f"{text}: {n}" for text, n in numbers.items() if n]
+
+
+def _camera_factor(scores: Scores) -> dict[str, Any]:
+    """The `camera_factor` of an entry."""
+    known = [factor for factor in scores.factors if factor is not None]
+    return {
+        "min": min(known, default=None),
+        "max": max(known, default=None),
+        "unknown": len(scores.factors) - len(known),
+    }
 
 
 def _parts(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:

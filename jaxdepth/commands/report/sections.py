@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxdepth import plots
+from jaxdepth.camera import Camera, centred
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Example, Run, TrainedRun, worst_first
 from jaxdepth.commands.paper.table_formats import TextTable
@@ -274,10 +275,10 @@ def pictures(trained: TrainedRun, *, count: int, metric: str, width: int) -> Pic
         for example, rank, index in zip(examples, ranks, indices, strict=True)
     ]
     camera = "intrinsics of the data"
-    if trained.data.evaluation.manifest.get("intrinsics") is None:
+    if any(example.camera is None for example in examples):
         camera = (
-            "the data have no intrinsics; a horizontal field of view of "
-            f"{FIELD_OF_VIEW:.0f} degrees is assumed"
+            "some of these images have no intrinsics; for them, a horizontal field of "
+            f"view of {FIELD_OF_VIEW:.0f} degrees is assumed"
         )
     about = (
         f"Checkpoint of step {scores.entry['step']}: "
@@ -342,8 +343,8 @@ def cloud(example: Example) -> dict[str, Any]:
     """
     rows, columns = example.target.shape
     stride = max(1, round(columns / CLOUD_WIDTH))
-    fx, fy, cx, cy = example.camera or _assumed_camera(rows, columns)
     first = stride // 2
+    fx, fy, cx, cy = example.camera or _assumed_camera((rows, columns))
     data: dict[str, Any] = {
         "fx": fx / stride,
         "fy": fy / stride,
@@ -359,7 +360,7 @@ def cloud(example: Example) -> dict[str, Any]:
     return data
 
 
-def _assumed_camera(rows: int, columns: int) -> tuple[float, float, float, float]:
-    """fx, fy, cx, cy in pixels for the assumed field of view."""
-    focal = columns / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2))
-    return float(focal), float(focal), (columns - 1) / 2, (rows - 1) / 2
+def _assumed_camera(size: tuple[int, int]) -> Camera:
+    """The camera of frames of (height, width) for the assumed field of view."""
+    focal = float(size[1] / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2)))
+    return centred(focal, focal, size)

@@ -25,13 +25,13 @@ class Stored:
     def frame(self, row: int) -> Frame:
         if self.store.has_full(row):
             full = next(self.store.full_frames([row]))
-            return Frame(full["rgb"], **full["depth"])
+            return Frame(full["rgb"], **full["depth"], intrinsics=full["camera"])
         depths = {}
         rgb = np.empty(0)
         for kind in self.truths:
             rgb, millimetres = self.store.gather([row], depth=kind)
             depths[kind] = (millimetres[0] / 1000).astype(np.float32)
-        return Frame(rgb[0], **depths)
+        return Frame(rgb[0], **depths, intrinsics=self.store.camera(row))
 
     def fingerprint(self) -> dict[str, Any]:
         return {"path": str(self.store.path.resolve())}

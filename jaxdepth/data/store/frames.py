@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdepth.camera import Camera
 from jaxdepth.data import units
 from jaxdepth.data.sources import BrokenFrame, Frame, Source
 from jaxdepth.data.store import resample
@@ -37,7 +38,7 @@ class Packed:
         no depth within `Packer.max_mm` or can't be used.
       full: the same at full size, with all depth, since evaluation protocols have their
         own limits; None if no full-size copy is kept.
-      camera: fx, fy, cx, cy at the training size, pixels.
+      camera: at the training size; None if it is unknown.
       size: (height, width) of the frame.
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
@@ -47,7 +48,7 @@ class Packed:
 
     small: Arrays | None = None
     full: Arrays | None = None
-    camera: tuple[float, ...] | None = None
+    camera: Camera | None = None
     size: tuple[int, int] = (0, 0)
     unmasked: int = 0
     broken: str | None = None
@@ -112,7 +113,7 @@ class Packer:
         return Packed(
             small={kind: resample.to_size(x, self.size) for kind, x in small.items()},
             full=full if row in self.full_rows else None,
-            camera=resample.intrinsics(frame, self.size),
+            camera=resample.camera_at(frame, self.size),
             size=(frame.rgb.shape[0], frame.rgb.shape[1]),
             unmasked=unmasked,
             read=read,

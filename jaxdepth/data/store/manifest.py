@@ -21,6 +21,7 @@ def check(manifest: dict[str, Any]) -> None:
     # Stores of earlier versions have none of these.
     if not _optional(_is_number)(manifest.get("depth_scale")):
         raise ValueError("depth_scale has an invalid value")
+    _check_cameras(manifest)
     for summary in dict(manifest.get("read", {})).values():
         units.Summary.from_dict(summary)
     frames = range(len(manifest["frames"]))
@@ -34,6 +35,17 @@ def check(manifest: dict[str, Any]) -> None:
         for kind in ("rgb", *manifest["depths"]):
             if f"{stem}.{kind}.npy" not in manifest["files"]:
                 raise ValueError(f"no shard {stem!r} of {kind}")
+
+
+def _check_cameras(manifest: dict[str, Any]) -> None:
+    """Raise ValueError unless each frame's camera is one of `cameras`, or unknown."""
+    cameras = manifest.get("cameras", [])
+    if not _list_of(_is_camera)(cameras):
+        raise ValueError("cameras has an invalid value")
+    for frame in manifest["frames"]:
+        index = frame.get("camera")
+        if index is not None and not (_is_count(index) and index < len(cameras)):
+            raise ValueError(f"the camera of {frame['name']!r} is not in cameras")
 
 
 def _row_lists(manifest: dict[str, Any]) -> list[tuple[str, list[int]]]:
@@ -56,6 +68,11 @@ def _is_count(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)
+
+
+def _is_camera(value: Any) -> bool:
+    """Whether the value is fx, fy, cx, cy, with positive focal lengths."""
+    return _list_of(_is_number)(value) and len(value) == 4 and min(value[:2]) > 0
 
 
 def _list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -107,9 +124,6 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "splits": _dict_of(_with(train=_list_of(_is_count), eval=_list_of(_is_count))),
     "full": _dict_of(_list_of(_is_count)),
     "files": _dict_of(_with(bytes=_is_count, sha256=_is_text)),
-    "intrinsics": _optional(
-        _with(size=_is_size, fx=_is_number, fy=_is_number, cx=_is_number, cy=_is_number)
-    ),
     "notes": _list_of(_is_text),
     "left_out": _list_of(_is_text),
     "broken": _list_of(_with(name=_is_text, reason=_is_text)),

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
+from jaxdepth.camera import Camera
 from jaxdepth.data.store import manifest as manifest_lib
+from jaxdepth.data.store import resample
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
@@ -105,7 +107,10 @@ class Store:
         return rgb, millimetres
 
     def full_frames(self, rows: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
-        """Read frames at full size: `rgb`, `depth` {kind: metres}, `name`, `scene`.
+        """Read frames at full size.
+
+        Yields: `rgb`, `depth` {kind: metres}, `name`, `scene`, and `camera`, a `Camera`
+          at full size or None.
 
         Raises UserError if the store has no full-size copy of a row.
         """
@@ -117,8 +122,10 @@ class Store:
                     "again with --keep_full=all"
                 )
             stem, index = self._full_indices[row]
+            rgb = np.asarray(self._map(f"{stem}.rgb.npy")[index])
+            camera = self.camera(row)
             yield {
-                "rgb": np.asarray(self._map(f"{stem}.rgb.npy")[index]),
+                "rgb": rgb,
                 "depth": {
                     kind: self._map(f"{stem}.{kind}.npy")[index].astype(np.float32)
                     / np.float32(1000)
@@ -126,7 +133,14 @@ class Store:
                 },
                 "name": info["name"],
                 "scene": info["scene"],
+                "camera": camera
+                and resample.frame_camera(camera, self.size, rgb.shape[:2]),
             }
+
+    def camera(self, row: int) -> Camera | None:
+        """The camera of a frame at the training size; None if it is unknown."""
+        index = self.manifest["frames"][row].get("camera")
+        return None if index is None else Camera(*self.manifest["cameras"][index])
 
     def full_sizes(self, rows: Sequence[int] | np.ndarray) -> set[tuple[int, int]]:
         """Return the full sizes, (height, width), of those rows that have one."""

@@ -1,14 +1,15 @@
-"""Resamples frames for a store: whole millimetres, training size, intrinsics."""
+"""Resamples frames for a store: whole millimetres, training size, cameras."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt16
 
+from jaxdepth.camera import Camera, covering_scale
 from jaxdepth.data.sources import Frame
 from jaxdepth.ops import resize
 
-VERSION = 3  # part of a store's key: increase it when outputs change
+VERSION = 4  # part of a store's key: increase it when outputs change
 
 
 def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
@@ -99,31 +100,27 @@ def crop_notes(frames: Sequence[tuple[int, int]], size: tuple[int, int]) -> list
     ]
 
 
-def intrinsics(frame: Frame, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """Return fx, fy, cx, cy after `to_size`, pixels; None if they are unknown."""
+def camera_at(frame: Frame, size: tuple[int, int]) -> Camera | None:
+    """Return the camera of a frame after `to_size`; None if it is unknown.
+
+    Both axes are scaled by the covering scale, which rounding changes by less than a
+    pixel of the width or height.
+    """
     if frame.intrinsics is None:
         return None
-    fx, fy, cx, cy = frame.intrinsics
-    top, left, rows, columns = _box(frame.rgb.shape[:2], size)
-    sy, sx = size[0] / rows, size[1] / columns
-    # Integer coordinates are pixel centres, not corners.
-    return (
-        fx * sx, fy * sy,
-        (cx - left + 0.5) * sx - 0.5, (cy - top + 0.5) * sy - 0.5,
-    )  # fmt: skip
+    shape = frame.rgb.shape[0], frame.rgb.shape[1]
+    top, left, _, _ = _box(shape, size)
+    scale = covering_scale(shape, size)
+    return Camera(*frame.intrinsics).shifted(top, left).scaled(scale, scale)
 
 
-def frame_intrinsics(
-    camera: Sequence[float], size: tuple[int, int], frame_size: tuple[int, int]
-) -> tuple[float, float, float, float]:
-    """Invert `intrinsics`: from `camera` at `size` to the frame's fx, fy, cx, cy."""
-    fx, fy, cx, cy = camera
-    top, left, rows, columns = _box(frame_size, size)
-    sy, sx = rows / size[0], columns / size[1]
-    return (
-        fx * sx, fy * sy,
-        (cx + 0.5) * sx - 0.5 + left, (cy + 0.5) * sy - 0.5 + top,
-    )  # fmt: skip
+def frame_camera(
+    camera: Camera, size: tuple[int, int], shape: tuple[int, int]
+) -> Camera:
+    """Invert `camera_at`: the camera of the frame of (height, width) `shape`."""
+    top, left, _, _ = _box(shape, size)
+    scale = 1 / covering_scale(shape, size)
+    return camera.scaled(scale, scale).shifted(-top, -left)
 
 
 def _shrink_by(array: np.ndarray, factor: int) -> np.ndarray:

@@ -41,7 +41,7 @@ class Record:
       broken: (row, reason) of frames that can't be used.
       unmasked: number of depth maps whose extremes were kept, because there is no
         other depth in them.
-      cameras: the distinct intrinsics of the kept frames, None if unknown.
+      cameras: the cameras of the kept frames at the training size, None if unknown.
       sizes: the distinct (height, width) of the kept frames, at most `MOST_SIZES`.
       read: kind of depth -> summary of all depth that was read, as a JSON object.
       full: stem of a full-size shard -> its rows.

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxdepth import camera as camera_lib
+from jaxdepth.camera import Camera
 from jaxdepth.data import split, units
 from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
@@ -303,18 +305,13 @@ class Job:
             # As it was read, before --max_depth and --mask_extremes.
             "read": {k: summary.to_dict() for k, summary in _read(records).items()},
             "depth_scale": getattr(source, "scale", None),
-            "intrinsics": self._camera(records),
             "mask_extremes": list(self.masked),
             "count": len(kept),
             "left_out": empty,
             "broken": broken,
             "splits": self._stored_splits(stored),
             "notes": self._notes(records, empty, broken),
-            "frames": [
-                self._frame_entry(row, digest)
-                for record in records
-                for row, digest in zip(record.kept, record.digests, strict=True)
-            ],
+            **self._frames(records),
             "shards": [len(record.kept) for record in records],
             "full": {
                 stem: [stored[row] for row in rows]
@@ -324,13 +321,40 @@ class Job:
             "files": {k: v for record in records for k, v in record.files.items()},
         }
 
-    def _frame_entry(self, row: int, digest: str) -> dict[str, Any]:
-        info = self.source.infos[row]
+    def _frames(self, records: list[Record]) -> dict[str, Any]:
+        """The entries of the manifest that describe frames and their cameras.
+
+        A frame's `camera` is an index into `cameras`, or null. All are at the training
+        size; `camera` of the manifest is the median of those that are known.
+        """
+        cameras = [
+            None if camera is None else Camera(*camera)
+            for record in records
+            for camera in record.cameras
+        ]
+        known = [camera for camera in cameras if camera is not None]
+        median = camera_lib.median(known)
+        index = {camera: k for k, camera in enumerate(dict.fromkeys(known))}
+        kept = (
+            (self.source.infos[row], digest)
+            for record in records
+            for row, digest in zip(record.kept, record.digests, strict=True)
+        )
         return {
-            "name": info.name,
-            "scene": info.scene,
-            "official_index": info.official_index,
-            "digest": digest,
+            "camera": None
+            if median is None
+            else {"size": list(self.packing.size), **median._asdict()},
+            "cameras": [list(camera) for camera in index],
+            "frames": [
+                {
+                    "name": info.name,
+                    "scene": info.scene,
+                    "official_index": info.official_index,
+                    "digest": digest,
+                    "camera": None if camera is None else index[camera],
+                }
+                for (info, digest), camera in zip(kept, cameras, strict=True)
+            ],
         }
 
     def _stored_splits(self, stored: dict[int, int]) -> dict[str, dict[str, list[int]]]:
@@ -342,19 +366,6 @@ class Job:
             }
             for name, parts in self.splits.items()
         }
-
-    def _camera(self, records: list[Record]) -> dict[str, Any] | None:
-        """Intrinsics at the training size, if all frames share them."""
-        cameras = {
-            None if camera is None else tuple(camera)
-            for record in records
-            for camera in record.cameras
-        }
-        camera = cameras.pop() if len(cameras) == 1 else None
-        if camera is None:
-            return None
-        named = dict(zip(("fx", "fy", "cx", "cy"), camera, strict=True))
-        return {"size": list(self.packing.size), **named}
 
     def _notes(
         self, records: list[Record], empty: list[str], broken: list[dict[str, str]]
@@ -440,7 +451,6 @@ class _Block:
         self._small: list[Arrays] = []
         self._full: dict[tuple[int, ...], list[tuple[int, Arrays]]] = {}
         self._full_bytes = 0
-        self._cameras: dict[tuple[float, ...] | None, None] = {}
         self._read: dict[str, units.Summary] = {}
         self._record = Record()
 
@@ -458,7 +468,8 @@ class _Block:
         self._record.unmasked += frame.unmasked
         digest = hashlib.sha256(frame.small["rgb"].tobytes())
         self._record.digests.append(digest.hexdigest()[:16])
-        self._cameras[frame.camera] = None
+        camera = frame.camera
+        self._record.cameras.append(None if camera is None else list(camera))
         size = list(frame.size)
         if size not in self._record.sizes and len(self._record.sizes) < MOST_SIZES:
             self._record.sizes.append(size)
@@ -479,7 +490,6 @@ class _Block:
         if self._small:
             self._save(f"train-{self._number:05d}", self._small)
         self._record.read = {k: summary.to_dict() for k, summary in self._read.items()}
-        self._record.cameras = [None if c is None else list(c) for c in self._cameras]
         return self._record
 
     def _flush_full(self, size: tuple[int, ...]) -> None:

@@ -1,0 +1,73 @@
+"""Pinhole cameras: the effect of scaling on intrinsics, and of focal length on depth.
+
+A network learns the depth of objects from their size in the image, so its metres are
+those of the camera that it was trained with. For another focal length, predictions are
+multiplied by the ratio of the two (`depth_factor`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Size = tuple[int, int]
+
+
+class Camera(NamedTuple):
+    """Intrinsics in pixels of a frame, with pixel centres counted from 0."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+
+    def scaled(self, y: float, x: float) -> "Camera":
+        """The camera of the frame with height scaled by `y` and width by `x`."""
+        # Integer coordinates are pixel centres, not corners.
+        return Camera(
+            self.fx * x, self.fy * y,
+            (self.cx + 0.5) * x - 0.5, (self.cy + 0.5) * y - 0.5,
+        )  # fmt: skip
+
+    def shifted(self, top: float, left: float) -> "Camera":
+        """The camera of the crop that begins at row `top` and column `left`."""
+        return self._replace(cx=self.cx - left, cy=self.cy - top)
+
+
+def centred(fx: float, fy: float, size: Size) -> Camera:
+    """A camera whose principal point is the centre of a frame of (height, width)."""
+    return Camera(fx, fy, (size[1] - 1) / 2, (size[0] - 1) / 2)
+
+
+def median(cameras: Sequence[Camera]) -> Camera | None:
+    """The median of each of the intrinsics; None without any camera."""
+    if not cameras:
+        return None
+    return Camera(*(float(x) for x in np.median(np.asarray(cameras), axis=0)))
+
+
+def covering_scale(size: Size, frame: Size) -> float:
+    """The scale at which a frame of `size` just covers `frame`, its aspect kept."""
+    return max(new / old for new, old in zip(frame, size, strict=True))
+
+
+def depth_factor(
+    fx: float | None, size: Size, *, trained_fx: float | None, frame: Size
+) -> float:
+    """The factor that corrects predicted metres for a frame's focal length.
+
+    It is the frame's focal length at the scale of the network's input over that of the
+    training data. 1 if either is unknown.
+
+    Args:
+      fx: focal length in pixels of the frame.
+      size: (height, width) of the frame.
+      trained_fx: focal length in pixels of the training frame.
+      frame: (height, width) of the training frame.
+    """
+    if fx is None or trained_fx is None:
+        return 1.0
+    factor = fx * covering_scale(size, frame) / trained_fx
+    # So that rounding does not change the scores of the training camera.
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
