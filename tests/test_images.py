@@ -367,3 +367,60 @@ def test_floats_that_are_not_numbers_are_black(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[np.nan, 0.5, 1]], np.float32)).save(path)
     assert images_lib.read(path)[0, :, 0].tolist() == [0, 128, 255]
+
+
+def exif_of(**tags):
+    """EXIF data with these camera tags."""
+    numbers = {
+        "focal": 0x920A, "film": 0xA405, "per_unit": 0xA20E, "unit": 0xA210,
+        "width": 0xA002,
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({numbers[name]: x for name, x in tags.items()})
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        # The diagonal of 36x48 pixels is 60, that of 35 mm film 43.27 mm.
+        ({"film": 26}, 26 * 60 / 43.27),
+        ({"film": 26, "focal": 4.2, "per_unit": 1000.0}, 26 * 60 / 43.27),
+        # A sensor with 200 pixels per inch (the default unit), cm, mm.
+        ({"focal": 4.2, "per_unit": 200.0}, 4.2 * 200 / 25.4),
+        ({"film": 0, "focal": 4.2, "per_unit": 100.0, "unit": 3}, 42.0),
+        ({"focal": 4.2, "per_unit": 10.0, "unit": 4}, 42.0),
+        # The photo was taken with 96 columns, and halved.
+        ({"focal": 4.2, "per_unit": 20.0, "unit": 4, "width": 96}, 42.0),
+        ({}, None),
+        ({"focal": 4.2}, None),
+        ({"film": 0}, None),
+        ({"film": 65535}, None),  # implausible
+        ({"focal": 4.2, "per_unit": 10.0, "unit": 1}, None),  # no unit
+        ({"focal": "soft", "per_unit": 10.0}, None),
+    ],
+)
+def test_focal_length_by_exif(tmp_path, tags, expected):
+    path = save(tmp_path / "a.jpg", colours(36, 48), exif=exif_of(**tags))
+    found = images_lib.focal_length(path)
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-4))
+    assert images_lib.read_photo(path).fx == found
+    with Image.open(path) as image:
+        assert images_lib.as_photo(image).fx == found
+
+
+def test_focal_lengths_are_those_of_the_whole_photo(tmp_path, monkeypatch):
+    turned = exif_of(film=26)
+    turned[0x0112] = 6
+    path = save(tmp_path / "a.jpg", colours(36, 48), exif=turned)
+    monkeypatch.setattr(images_lib, "LARGEST", 36 * 48 // 4)
+    photo = images_lib.read_photo(path)
+    assert photo.rgb.shape == (24, 18, 3) and photo.reduced == 2
+    assert photo.fx == pytest.approx(26 * 60 / 43.27)
+
+
+def test_other_images_have_no_focal_length(tmp_path):
+    assert images_lib.as_photo(colours()).fx is None
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    for name in ("a.jpg", "missing.jpg"):
+        assert images_lib.focal_length(tmp_path / name) is None

@@ -168,3 +168,48 @@ def test_a_registered_metric_is_in_every_output(root, tmp_path, capsys):
     assert 0 < last["metrics"]["mae"] < last["metrics"]["rmse"]
     (compared,) = json.loads(comparison.read_text())["comparisons"]
     assert compared["metrics"]["mae"]["difference"] == 0
+
+
+def listed(folder, fx):
+    """A list of the pairs of a folder with their focal length in pixels."""
+    lines = [f"{k}_rgb.png {k}_depth.png {fx}" for k in range(8)]
+    (folder / "frames.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_runs_record_the_camera_and_evaluation_uses_it(tmp_path):
+    train = listed(pairs(tmp_path / "train", 8, seed=0), 20)
+    other = listed(pairs(tmp_path / "other", 8, seed=1), 30)
+    flags = [
+        "--arch=cnn", "--size=19x38", "--batch_size=8", "--steps=1", "--augment=none",
+        f"--data={train}", "--split=all", f"--eval_data={other}",
+        f"--workdir={tmp_path / 'run'}", f"--cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    assert run.command(flags) == cli.OK
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    # Frames of 24x32 are scaled by 40 / 32 to cover 20x40.
+    assert saved["camera"] == {
+        "size": [20, 40], "fx": 25.0, "fy": 25.0,
+        "cx": 19.5, "cy": pytest.approx(9.5),
+    }  # fmt: skip
+    last = json.loads((tmp_path / "run" / "results.json").read_text())["evaluations"]
+    factor = {"min": 1.5, "max": 1.5, "unknown": 0}
+    assert last[-1]["camera_factor"] == factor
+    whole = scores(tmp_path)
+    assert whole["camera_factor"] == factor
+    assert whole["metrics"]["rmse"] == pytest.approx(last[-1]["metrics"]["rmse"])
+    assert scores(tmp_path, "--fx=40")["camera_factor"]["max"] == 2.0
+    off = scores(tmp_path, "--fx=none")
+    assert off["camera_factor"] == {"min": None, "max": None, "unknown": 8}
+    assert off["metrics"]["rmse"] != pytest.approx(whole["metrics"]["rmse"])
+
+
+def test_unknown_focal_lengths_are_said(root, caplog):
+    caplog.set_level("INFO")
+    note = "note: the focal length of the training data is unknown"
+    scores(root, f"--data={root / 'other'}", "--depth_scale=5000")
+    assert note in caplog.text
+    caplog.clear()
+    scores(root, f"--data={root / 'other'}", "--depth_scale=5000", "--fx=none")
+    scores(root, f"--data={root / 'train'}", "--split=all")
+    assert note not in caplog.text

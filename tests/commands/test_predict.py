@@ -1,33 +1,37 @@
-"""Names of photos, and what ends a batch."""
+"""Names of photos, what ends a batch, and focal lengths."""
 
 import logging
 import os
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdepth import camera as camera_lib
 from jaxdepth import images, plots
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import cli, predict
+from jaxdepth.config import Config
 
 
 class Constant(predictor_lib.Predictor):
-    """A network that predicts 2 m everywhere."""
+    """A network that predicts 2 m everywhere, trained on frames of 20x40."""
 
-    def __init__(self):
-        pass
+    def __init__(self, fx=None):
+        self.config = Config.of(size="19x38")
+        self.camera = fx and camera_lib.centred(fx, fx, (20, 40))
 
-    def predict_many(self, images, *, batch_size=8):
-        for rgb in images:
-            yield np.full(rgb.shape[:2], 2, np.float32)
+    def network(self, rgb):
+        return jnp.full(rgb.shape[:3], 2.0)
 
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """Run the command in a folder of photos; returns exit code and printed text."""
-    monkeypatch.setattr(predictor_lib, "load", lambda *_, **__: Constant())
+    loaded = Constant()
+    monkeypatch.setattr(predictor_lib, "load", lambda *_, **__: loaded)
     monkeypatch.chdir(tmp_path)
     package = logging.getLogger("jaxdepth")
     before = package.level, package.propagate, list(package.handlers)
@@ -40,13 +44,19 @@ def call(tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr()
         return int(stop.value.code or 0), printed.out + printed.err
 
+    run.network = loaded
     yield run
     package.level, package.propagate, package.handlers[:] = before
 
 
-def photo(path):
+def photo(path, *, film=None):
+    """Write a photo; `film` is its focal length in terms of 35 mm film."""
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path, "PNG")
+    exif = Image.Exif()
+    if film is not None:
+        exif[0x0112] = 1  # Pillow drops EXIF without a tag of the image itself
+        exif.get_ifd(0x8769)[0xA405] = film
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(path, "PNG", exif=exif)
     return path
 
 
@@ -115,19 +125,84 @@ def test_what_is_left_out_of_a_folder_is_named(call, tmp_path):
     assert r"note: left out of photos: b\x1b[2J.raw" in call("--out=out", "photos")[1]
 
 
-def test_the_focal_length_is_that_of_the_whole_photo(call, tmp_path, monkeypatch):
-    photo(tmp_path / "a.png")
-    clouds = []
+@pytest.fixture
+def clouds(monkeypatch):
+    """The shapes and cameras of the point clouds that are written."""
+    written = []
 
     def write(path, depth, rgb, **camera):
-        clouds.append((depth.shape, camera))
+        assert rgb.shape[:2] == depth.shape
+        written.append((depth.shape, pytest.approx(camera)))
 
     monkeypatch.setattr(plots, "write_ply", write)
+    return written
+
+
+def test_cameras_are_given_for_the_whole_photo(call, tmp_path, monkeypatch, clouds):
+    photo(tmp_path / "a.png")
     assert call("--out=out", "--ply", "--fx=12", "a.png")[0] == cli.OK
     monkeypatch.setattr(images, "LARGEST", 12)
     code, text = call("--out=out", "--ply", "--fx=12", "a.png")
     assert code == cli.OK and "a.png is 6x8, too large: reduced, and depth" in text
+    own = ("--fx=12", "--fy=10", "--cx=2.5", "--cy=0.5")
+    assert call("--out=out", "--ply", *own, "a.png")[0] == cli.OK
     assert clouds == [
         ((6, 8), {"fx": 12, "fy": 12, "cx": 3.5, "cy": 2.5}),
         ((3, 4), {"fx": 6, "fy": 6, "cx": 1.5, "cy": 1}),
+        ((3, 4), {"fx": 6, "fy": 5, "cx": 1, "cy": 0}),
     ]
+
+
+def depth_of(name):
+    return float(np.load(f"out/{name}.npy").mean())
+
+
+def test_metres_are_corrected_for_the_focal_length(call, tmp_path):
+    # Photos of 6x8 become 30x40: five times the focal length.
+    photo(tmp_path / "a.png", film=43)
+    photo(tmp_path / "b.png")
+    call.network.camera = camera_lib.centred(25.0, 25.0, (20, 40))
+    of_film = 43 * 10 / 43.27  # the diagonal of 6x8 is 10
+    for flag, metres in (
+        ("--fx=auto", [2 * 5 * of_film / 25, 2]),
+        ("--fx=10", [4, 4]),
+        ("--fx=none", [2, 2]),
+    ):
+        code, text = call("--out=out", flag, "a.png", "b.png")
+        assert code == cli.OK
+        assert [depth_of("a"), depth_of("b")] == pytest.approx(metres)
+        note = "the focal length of 1 of 2 photos is unknown, first b.png: their metres"
+        assert (note in text) == (flag == "--fx=auto")
+    assert call("--out=out", "--fx=0", "a.png")[0] == cli.USER
+
+
+def test_large_photos_are_corrected_alike(call, tmp_path, monkeypatch):
+    photo(tmp_path / "a.png", film=43)
+    call.network.camera = camera_lib.centred(25.0, 25.0, (20, 40))
+    call("--out=out", "a.png")
+    whole = depth_of("a")
+    monkeypatch.setattr(images, "LARGEST", 12)
+    call("--out=out", "a.png")
+    assert depth_of("a") == pytest.approx(whole)
+
+
+def test_an_unknown_training_camera_is_said(call, tmp_path):
+    photo(tmp_path / "a.png", film=43)
+    text = call("--out=out", "a.png")[1]
+    assert "note: metres are not corrected for the focal lengths" in text
+    assert depth_of("a") == 2
+
+
+def test_clouds_of_photos_without_focal_length(call, tmp_path, clouds):
+    photo(tmp_path / "a.png", film=43)
+    photo(tmp_path / "b.png")
+    code, text = call("--out=out", "--ply", "a.png", "b.png")
+    assert code == cli.USER
+    assert "b.png: the focal length is unknown; --ply needs --fx=PIXELS" in text
+    code, text = call("--out=out", "--ply", "--fx=none", "a.png", "b.png")
+    assert code == cli.USER and "--ply needs --fx=PIXELS" in text
+    assert len(clouds) == 1
+    # The assumption behind the metres: as the training camera would see the photo.
+    call.network.camera = camera_lib.centred(25.0, 25.0, (20, 40))
+    assert call("--out=out", "--ply", "b.png")[0] == cli.OK
+    assert clouds[1] == ((6, 8), {"fx": 5, "fy": 5, "cx": 3.5, "cy": 2.5})

@@ -258,9 +258,9 @@ def test_the_script_packs_real_frames_with_workers(shared_data, tmp_path):
     assert (done.returncode, done.stderr) == (cli.OK, "")
     opened = Store.open(out)
     assert not opened.damaged()
-    assert len(opened) == 12 and opened.manifest["intrinsics"]["size"] == [240, 320]
+    assert len(opened) == 12 and opened.manifest["camera"]["size"] == [240, 320]
     # The colour camera of NYU at half size.
-    assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.858 / 2, abs=1e-3)
+    assert opened.manifest["camera"]["fx"] == pytest.approx(518.858 / 2, abs=1e-3)
     source = open_source(mat)
     rgb, depth = opened.gather([0, 11], depth="filled")
     for k, row in enumerate([0, 11]):

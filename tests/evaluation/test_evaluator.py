@@ -1,5 +1,6 @@
 """The evaluator against single frames: batches, sizes, devices, depth maps."""
 
+import json
 import logging
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdepth.camera import centred
 from jaxdepth.evaluation import bootstrap, metrics, protocols
-from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
+from jaxdepth.evaluation.evaluator import Evaluator, Scores, map_variables, predict_map
 from jaxdepth.evaluation.metrics import METRICS, Sums
 from jaxdepth.runtime.errors import UserError
 
@@ -42,13 +44,15 @@ def make_frames(count, size=(60, 90), seed=0, holes=True):
     return frames
 
 
-def alone(protocol, frame, truth, *, image_size=SIZE, network=toy_network):
+def alone(
+    protocol, frame, truth, variables=VARIABLES, *, image_size=SIZE, network=toy_network
+):
     """Score one frame with the protocol's functions, without batching."""
     rgb = jnp.asarray(frame["rgb"])[None]
     x = protocols.network_input(protocol, rgb, image_size)
-    outs = [network(VARIABLES, x)]
+    outs = [network(variables, x)]
     if protocol.flip_average:
-        outs.append(network(VARIABLES, x[:, :, ::-1])[:, :, ::-1])
+        outs.append(network(variables, x[:, :, ::-1])[:, :, ::-1])
     outs = [protocols.network_output(protocol, out) for out in outs]
     pred = jnp.mean(jnp.stack(outs), axis=0)
     sums = Sums()
@@ -103,6 +107,37 @@ def test_batches_of_several_sizes_equal_single_frames(devices, flip):
     for row, single in zip(scores.table(), expected.per_image(), strict=True):
         assert row["pixels"] == single["pixels"]
         assert row["rmse"] == pytest.approx(single["rmse"], rel=1e-5)
+
+
+def test_predictions_are_corrected_for_the_focal_length(caplog):
+    # Frames of 60x90 become 40x60: the scale is 2/3.
+    frames, plain = make_frames(4), protocols.choose("plain")
+    focals = [120.0, 90.0, 45.0, None]
+    for frame, fx in zip(frames, focals, strict=True):
+        frame["camera"] = fx and centred(fx, fx, (60, 90))
+    evaluator = Evaluator(
+        toy_network, plain, image_size=SIZE, trained_fx=60.0, batch_size=3
+    )
+    with caplog.at_level(logging.WARNING):
+        scores = evaluator(VARIABLES, frames)["plain"]
+        entry = evaluator.entries({"plain": scores}, data="", split="")[-1]
+    assert scores.factors == pytest.approx([120 / 90, 1.0, 0.5, None])
+    assert entry["camera_factor"] == {
+        "min": 0.5, "max": pytest.approx(4 / 3), "unknown": 1
+    }  # fmt: skip
+    assert "multiplied by 0.5 to 1.33, the focal lengths" in caplog.text
+    expected = Sums()
+    for frame, factor in zip(frames, (4 / 3, 1.0, 0.5, 1.0), strict=True):
+        variables = {"scale": VARIABLES["scale"] * np.float32(factor)}
+        expected.merge(alone(plain[0], frame, "filled", variables))
+    assert_same(scores.sums, expected)
+    again = Scores.from_json(json.loads(json.dumps(scores.to_json())))
+    assert again.factors == scores.factors
+    assert again.select([3, 0]).factors == pytest.approx([None, 120 / 90])
+    unknown = Evaluator(toy_network, plain, image_size=SIZE, batch_size=3)
+    scores = unknown(VARIABLES, frames)["plain"]
+    assert scores.factors == [None] * 4
+    assert unknown.entries({"plain": scores}, data="", split="")[-1]["notes"] == []
 
 
 def test_stacks_of_frames_equal_single_frames():

@@ -19,8 +19,6 @@ from jaxdepth.data.sources import (
 )
 from jaxdepth.runtime.errors import UserError
 
-FOCAL = 518.8579  # pixels, in every line of the NYU lists
-
 
 class Line(NamedTuple):
     """One frame of a list."""
@@ -87,8 +85,7 @@ class Bts:
     def frame(self, row: int) -> Frame:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
-        nyu = abs(line.focal - FOCAL) < 0.01
-        camera = labeled.camera_of(rgb.shape) if nyu else None
+        camera = labeled.camera_at(line.focal, rgb.shape[:2])
         rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 

@@ -23,8 +23,6 @@ from jaxdepth.data.sources import (
 from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
 
-NYU_FOCAL = 518.8579  # pixels, in the published lists of NYU Depth V2
-
 
 class Folder:
     """Image and depth pairs, matched by lists of files or by file name.
@@ -88,7 +86,8 @@ class Folder:
     def frame(self, row: int) -> Frame:
         entry = self.frames[row]
         rgb = files.read_rgb(entry.image)
-        camera = _camera(entry.focal, rgb.shape[:2])
+        focal = entry.focal
+        camera = None if focal is None else labeled.camera_at(focal, rgb.shape[:2])
         depths = {}
         for kind, file in self._depth_files(entry).items():
             depths[kind], _, eight_bit = self._depth(file, entry.mask)
@@ -268,17 +267,6 @@ def _are_masks(paths: Sequence[Path | None]) -> bool:
     # A constant depth map is not a mask.
     varied = any(len(np.unique(values)) == 2 for values in sampled)
     return varied and all(map(listed.is_mask, sampled))
-
-
-def _camera(
-    focal: float | None, shape: tuple[int, ...]
-) -> tuple[float, float, float, float] | None:
-    """Intrinsics for a listed focal length, with the principal point at the centre."""
-    if focal is None:
-        return None
-    if abs(focal - NYU_FOCAL) < 0.01 and (camera := labeled.camera_of(shape)):
-        return camera
-    return focal, focal, (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
 def _official_indices(frames: Sequence[Listed]) -> list[int | None]:

@@ -5,13 +5,13 @@ import io
 import json
 import re
 import shutil
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdepth.camera import Camera
 from jaxdepth.commands import cli
 from jaxdepth.commands.finished_runs import Example, ImageScores, TrainedRun
 from jaxdepth.commands.report import command as library
@@ -66,9 +66,7 @@ class Fake(TrainedRun):
     """A trained run on five images of a box; prediction k is 0.1 k metres too far."""
 
     def __init__(self, run, **_):
-        self.data = SimpleNamespace(  # pyright: ignore[reportAttributeAccessIssue]
-            evaluation=SimpleNamespace(manifest={"intrinsics": {}})
-        )
+        pass
 
     def score(self):
         images = [
@@ -82,7 +80,7 @@ class Fake(TrainedRun):
         box = (abs(rows - 24) < 10) & (abs(columns - 20) < 12)
         depth = np.where(box, 1.5, 3.0).astype(np.float32)
         rgb = np.stack([4 * rows, 4 * columns, 0 * rows + 90], -1).astype(np.uint8)
-        camera = (60.0, 60.0, 31.5, 23.5)
+        camera = Camera(60.0, 60.0, 31.5, 23.5)
         return [
             Example(f"{EVIL} {k}", rgb, depth, depth + np.float32(0.1 * k), camera)
             for k in indices

@@ -100,7 +100,7 @@ def test_a_store_holds_the_millimetres_of_the_png(dump, shared_data, tmp_path):
     _, depth = opened.gather([0], depth="raw")
     with Image.open(shared_data / "sync_png16" / SCENE / "sync_depth_00000.png") as png:
         np.testing.assert_array_equal(depth[0], png)
-    assert opened.manifest["intrinsics"]["fx"] == pytest.approx(518.857901)
+    assert opened.manifest["camera"]["fx"] == pytest.approx(518.857901)
 
 
 def test_a_single_scene_folder_is_read(dump, monkeypatch):

@@ -113,7 +113,7 @@ def test_a_wider_frame_is_cropped_about_its_centre(tmp_path):
     np.testing.assert_array_equal(depth[0], expected)
 
 
-def test_intrinsics_follow_the_pixels(tmp_path):
+def test_cameras_follow_the_pixels(tmp_path):
     # 24x40 is cropped to 24x32 about the centre and halved. A frame that is left out
     # does not count.
     shots = [
@@ -121,13 +121,31 @@ def test_intrinsics_follow_the_pixels(tmp_path):
         for k in range(3)
     ]
     shots[1] = Frame(shots[1].rgb, filled=np.zeros((24, 40), np.float32))
-    camera = written(tmp_path, shots).manifest["intrinsics"]
+    opened = written(tmp_path, shots)
     # The centre of pixel 19 is 19.5 - 4 from the crop's edge: 7.75 pixels of half size.
-    assert camera == {
+    assert opened.manifest["camera"] == {
         "size": [12, 16], "fx": 25.0, "fy": 30.0, "cx": 7.25, "cy": 5.25
     }  # fmt: skip
-    mixed = [shots[0], frame(1)]
-    assert written(tmp_path, mixed, out="m").manifest["intrinsics"] is None
+    assert [opened.camera(row) for row in range(2)] == [(25.0, 30.0, 7.25, 5.25)] * 2
+
+
+def test_frames_of_several_cameras_have_their_own(tmp_path):
+    cameras = [(40.0, 40.0, 15.0, 11.0), None, (60.0, 44.0, 17.0, 12.0)] * 2
+    cameras[3] = (50.0, 48.0, 16.0, 11.0)
+    shots = [
+        dataclasses.replace(frame(k), intrinsics=camera)
+        for k, camera in enumerate(cameras)
+    ]
+    opened = written(tmp_path, shots, keep_full="all")
+    for row, full in enumerate(opened.full_frames(range(6))):
+        own = cameras[row]
+        assert (opened.camera(row) is None) == (own is None)
+        assert full["camera"] == (None if own is None else pytest.approx(own))
+    # Medians of 40, 60, 50, 60; 40, 44, 48, 44; and so on, halved.
+    assert opened.manifest["camera"] == {
+        "size": [12, 16], "fx": 27.5, "fy": 22.0, "cx": 8.0, "cy": 5.5
+    }  # fmt: skip
+    assert written(tmp_path, [frame(1)], out="m").manifest["camera"] is None
 
 
 def test_a_missing_kind_of_depth_is_an_error(tmp_path):
@@ -249,7 +267,11 @@ def changed(manifest, path, value):
         (("full", "full-00009-0"), [0]),
         (("files", "train-00000.rgb.npy", "bytes"), "1"),
         (("files", "train-00000.rgb.npy", "sha256"), None),
-        (("intrinsics",), {"size": [12, 16], "fx": 1, "fy": 1, "cx": float("nan")}),
+        (("frames", 0, "camera"), 7),
+        (("frames", 0, "camera"), -1),
+        (("cameras",), [[0, 1, 1, 1]]),
+        (("cameras",), [[1, 1, 1]]),
+        (("cameras",), [[1, 1, 1, float("nan")]]),
         (("broken",), [{"name": "a"}]),
         (("left_out",), {"a": 1}),
     ],

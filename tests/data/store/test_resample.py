@@ -41,12 +41,12 @@ def test_large_values_do_not_overflow():
 
 
 @pytest.mark.parametrize("shape", [(48, 64), (60, 64), (48, 100), (48, 63)])
-def test_intrinsics_follow_the_pixels(shape):
+def test_cameras_follow_the_pixels(shape):
     # A ramp over the columns: its value at the new principal point is the old cx.
     height, width = shape
     fx, fy, cx, cy = 50.0, 52.0, width / 2 + 1.25, height / 2 - 2.5
     black = np.zeros((height, width, 3), np.uint8)
-    camera = resample.intrinsics(
+    camera = resample.camera_at(
         Frame(black, filled=None, intrinsics=(fx, fy, cx, cy)), (12, 16)
     )
     assert camera is not None
@@ -56,7 +56,7 @@ def test_intrinsics_follow_the_pixels(shape):
     assert at == pytest.approx(cx, abs=0.02)
     step = np.diff(small).mean()  # source pixels per pixel of the small frame
     assert camera[0] == pytest.approx(fx / step, rel=1e-3)
-    back = resample.frame_intrinsics(camera, (12, 16), shape)
+    back = resample.frame_camera(camera, (12, 16), shape)
     assert back == pytest.approx((fx, fy, cx, cy))
 
 
