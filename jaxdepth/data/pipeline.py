@@ -119,6 +119,7 @@ def _iterate_tf(load: Load, steps: range, threads: int) -> Any:
             errors.append(error)
             raise
 
+    @tf.autograph.experimental.do_not_convert  # it has nothing to convert
     def load_tf(step):
         return tf.numpy_function(
             load_recording_errors, [step], (tf.uint8, tf.uint16), stateful=False
