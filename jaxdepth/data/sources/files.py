@@ -198,13 +198,13 @@ def match_size(
     )
     if abs(sx / sy - 1) > MAX_SQUEEZE or 1 / LEAST_SHRINK < sx <= 1:
         raise UserError(
-            f"{sizes}image and depth must have one size, or one aspect ratio; crop the "
+            f"{sizes}image and depth must have the same size or aspect ratio; crop the "
             "image to what the depth shows"
         )
     if sx > 1:
         raise UserError(
-            f"{sizes}depth is not resized, so image and depth must have one size; "
-            "take larger images, or depth as the camera stored it"
+            f"{sizes}depth is not resized: use images of its size or larger, or depth "
+            "as the camera stored it"
         )
     from jaxdepth.ops import resize  # imports JAX, which most data do not need
 
