@@ -229,7 +229,7 @@ def test_other_ground_truth_is_used_with_a_note(nyu_like, caplog):
     truth, note = actual["laina"]
     assert truth == "raw"
     assert "uses filled depth" in note
-    assert f"missing pixels left out: {holes}" in note
+    assert f"missing pixels, not scored: {holes}" in note
     assert actual["eigen"] == ("raw", "")
 
     truth, note = notes([*only_raw[:1], *only_filled[1:]])["eigen"]
