@@ -352,7 +352,9 @@ def parse_size(text: str) -> Size:
     """Parse a size: `"228x304"` -> (228, 304). Raises UserError for other formats."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
-        raise UserError(f"--size={text}: give HEIGHTxWIDTH in pixels, as in 228x304")
+        raise UserError(
+            f"--size={text}: expected HEIGHTxWIDTH in pixels, as in 228x304"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -377,7 +379,8 @@ def _validate_pairs(config: Config) -> None:
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
     if data.max_depth > 65.535:
         raise UserError(
-            f"--max_depth={data.max_depth}: at most 65.535 m, the limit of uint16 mm"
+            f"--max_depth={data.max_depth}: must be at most 65.535 m, the largest "
+            "depth of 16 bits in millimetres"
         )
     if train.steps != "auto" and train.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")
@@ -455,7 +458,7 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
         save_every = eval_every
     if steps % per_call:
         raise UserError(
-            f"--steps={steps} is no multiple of --steps_per_call={per_call}: give "
+            f"--steps={steps} is not a multiple of --steps_per_call={per_call}: give "
             f"--steps={whole_calls(steps)}"
         )
     return config.replace(

@@ -151,27 +151,29 @@ def _input_of(
     taken = input_format.recognise(state_dict["conv1.weight"], *statistics)
     if taken is None:
         logger.warning(
-            "%s: bn1's statistics fit no usual input of conv1: converted as "
-            "torchvision's, give --input if the network takes another",
+            "%s: the statistics of bn1 match no known input: converted for "
+            "torchvision's input; if the network takes another one, give --input",
             where,
         )
         return input_format.NAMED["torchvision"]
     if taken.bgr is None and taken.scale == input_format.TORCHVISION:
         logger.warning(
-            "%s takes %s: converted as RGB, give --input=bgr for BGR", where, taken
+            "%s takes %s: converted as RGB; for BGR, give --input=bgr", where, taken
         )
     elif taken.bgr is None and taken.is_centred:
         raise UserError(f"{where} takes {taken}: give --input=rgb255 or --input=caffe")
     else:
         what = (
-            "" if taken.is_torchvision else ": conv1 is changed to take torchvision's"
+            ""
+            if taken.is_torchvision
+            else ": conv1 is converted to torchvision's input"
         )
         logger.info("%s takes %s%s", where, taken, what if taken.is_centred else "")
     if taken.scale == input_format.NAMED["caffe"].scale and taken.is_centred:
         logger.warning(
-            "%s: networks of Caffe often have the stride in the first 1x1 convolution "
-            "of a block (ResNet v1); layout torchvision has it in the 3x3 one, and a "
-            "checkpoint doesn't tell",
+            "%s: Caffe networks often have the stride in the first 1x1 convolution of "
+            "a block (ResNet v1); layout torchvision has it in the 3x3 convolution. "
+            "Checkpoints do not contain this: check the definition of the network",
             where,
         )
     return taken

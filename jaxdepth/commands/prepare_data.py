@@ -119,7 +119,7 @@ def command(argv: Sequence[str]) -> int:
         _print_sizes(job, out)
         return cli.OK
     if (manifest := job.finished(out)) is not None:
-        done = "holds these data already, with the same options: nothing to do"
+        done = "already holds these data with the same options: nothing to do"
         logger.info("%s %s", out, done)
     else:
         counter = FrameCounter()

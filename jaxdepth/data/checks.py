@@ -50,8 +50,8 @@ def line(kind: str, summary: units.Summary, frames: str, *, where: str) -> str:
     text = f"{kind} depth: {summary} ({frames})"
     if (odd := units.oddity(summary)) is not None:
         text += (
-            f"; this does not look like a room, {odd}: jaxdepth inspect-data "
-            f"{shlex.quote(where)} shows more"
+            f"; this is unusual for a room ({odd}); to check it, run jaxdepth "
+            f"inspect-data {shlex.quote(where)}"
         )
     return text
 

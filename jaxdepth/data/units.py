@@ -226,7 +226,7 @@ def oddity(summary: Summary) -> str | None:
     if summary.largest < SMALL_ROOM:
         return f"no depth is above {summary.largest:.3g} m"
     if (high := summary.percentile(0.99)) > LARGE_ROOM:
-        return f"1 % is beyond {high:.3g} m"
+        return f"1 % of the pixels are beyond {high:.3g} m"
     if summary.share < SPARSE:
         return f"only {summary.share:.1%} of the pixels are valid, as with LiDAR"
     return None
@@ -250,7 +250,7 @@ def candidates(summary: Summary, *, scale: float, whole: bool = True) -> str:
         now = " (as read)" if other == scale else ""
         median_text = f"{float(f'{metres:.3g}'):g} m"  # not in exponential form
         texts.append(f"{other:g}{now}: {median_text}{' *' if room else ''}")
-    return f"median by units per metre: {', '.join(texts)} (* could be a room)"
+    return f"median by units per metre: {', '.join(texts)} (*: plausible for a room)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,21 +380,30 @@ def suspicion(
     if not signs:
         return None
     if 2 * sum(sign.swapped for sign in signs) > len(signs):
-        return "the bytes of each value look swapped: see --depth_code=swapped"
+        return "the bytes of each value seem to be swapped: try --depth_code=swapped"
     if 2 * sum(sign.rotated for sign in signs) > len(signs):
         return (
-            "the lowest 3 bits are unused, as in SUN RGB-D's rotated values: see "
+            "the lowest 3 bits are unused, as in SUN RGB-D's rotated values: try "
             "--depth_code=sunrgbd"
         )
     if 2 * sum(sign.ray for sign in signs) > len(signs):
-        return "planes are curved as in distances along the ray: see --depth_kind=ray"
+        return (
+            "planes are curved, as if values were distances along the ray: try "
+            "--depth_kind=ray"
+        )
     ratios = [sign.lower for sign in signs if sign.lower is not None]
     # The median ratio of 8 random frames of NYU Depth V2 is below 0.9 in 99.9 % of
     # draws. A desk seen from above has 1.3, so the ratio alone is no proof.
     if odd and len(ratios) >= 4 and float(np.median(ratios)) > 1.25:
-        return "larger values at the bottom suggest disparity, not depth: convert it"
+        return (
+            "values increase towards the bottom, as in disparity: try "
+            "--depth_kind=disparity, or convert it"
+        )
     if DISPARITY.search(name.lower()):
-        return f"the name {name} suggests disparity, not depth: convert it"
+        return (
+            f"the name {name} suggests disparity: try --depth_kind=disparity, or "
+            "convert it"
+        )
     return None
 
 
@@ -417,13 +426,13 @@ def advice(
     code = suspicion(signs, odd=odd is not None, name=name)
     if odd is None:
         return code
-    text = f"depth does not look like a room: {odd}"
+    text = f"depth is unusual for a room: {odd}"
     if code is not None:
         text += f"; {code}"
     if scale is None:
         return text
     table = candidates(summary, scale=scale, whole=whole)
-    return f"{text}; choose --depth_scale; {table}"
+    return f"{text}; give the --depth_scale of these files; {table}"
 
 
 def is_whole(depth: np.ndarray, scale: float | None) -> bool:

@@ -69,7 +69,7 @@ def test_a_folder_becomes_a_store(pairs, tmp_path, log):
     log.clear()
     before = (out / "manifest.json").stat().st_mtime_ns
     assert prepare(pairs, out, "--size=12x16") == cli.OK
-    assert "holds these data already" in log.text and "packed now" not in log.text
+    assert "already holds these data" in log.text and "packed now" not in log.text
     assert (out / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"is not empty .*: name another folder"):
         prepare(pairs, out, "--size=6x8")
@@ -88,13 +88,13 @@ def test_unusable_frames_are_listed(pairs, tmp_path, log, monkeypatch):
     reasons = {b["name"]: b["reason"] for b in manifest["broken"]}
     assert set(reasons) == {"scene0/rgb/04.png", "scene1/rgb/07.png"}
     assert "04.png" in reasons["scene0/rgb/04.png"]
-    assert "must have one size" in reasons["scene1/rgb/07.png"]
+    assert "must have the same size" in reasons["scene1/rgb/07.png"]
     assert manifest["left_out"] == ["scene1/rgb/01.png"] and manifest["count"] == 9
     lines = [record.getMessage() for record in log.records]
     index = lines.index("2 frames can't be used, all named in manifest.json:")
     assert lines[index + 1].startswith("  scene0/rgb/04.png: ")
     assert lines[index + 2] == "  and 1 more"
-    assert any("1 frames without any depth left out, first scene1" in x for x in lines)
+    assert any("left out 1 frames without any depth, first scene1" in x for x in lines)
 
 
 def test_a_dry_run_prints_the_sizes_and_writes_nothing(pairs, tmp_path, log, capsys):

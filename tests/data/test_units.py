@@ -109,7 +109,7 @@ def test_plain_depth_is_not_taken_for_a_code(maps, factor):
 def test_disparity_is_suspected_by_name_and_by_larger_values_below(maps, tmp_path):
     near = [(600 / np.maximum(m, 1) * (m > 0) * 1000).astype(np.uint16) for m in maps]
     write(tmp_path / "a", near)
-    assert any("suggest disparity" in n for n in open_source(tmp_path / "a").notes)
+    assert any("as in disparity" in n for n in open_source(tmp_path / "a").notes)
     write(tmp_path / "b", maps)
     assert not any("disparity" in n for n in open_source(tmp_path / "b").notes)
     assert units.suspicion([units.Signs(lower=1.0)], name="x/display/0.png") is None
@@ -155,7 +155,7 @@ def test_an_impossible_unit_is_an_error_with_the_candidates(maps, scale, tmp_pat
         (np.linspace(0.7, 0.9, 99), "no depth is above 0.9 m"),
         (np.linspace(0.1, 1.2, 199) ** 2 / 1.2, "the median is 0.35"),
         (np.linspace(7, 11, 99), "the median is 9"),
-        (np.concatenate([np.linspace(1, 5, 95), np.full(5, 30)]), "1 % is beyond 30"),
+        (np.concatenate([np.linspace(1, 5, 95), np.full(5, 30)]), "1 % of the pixels"),
         (np.concatenate([np.linspace(1, 5, 10), np.zeros(90)]), "only 10.0%"),
     ],
 )
@@ -207,7 +207,10 @@ def test_a_store_knows_the_depth_that_was_read(maps, tmp_path):
 def test_a_line_on_odd_depth_names_the_command_that_shows_more():
     summary = units.Summary.of(np.full((2, 2), 21.3, np.float32))
     text = checks.line("raw", summary, "1 frame", where="my data")
-    assert "the median is 21.3 m: jaxdepth inspect-data 'my data' shows more" in text
+    assert (
+        "(the median is 21.3 m); to check it, run jaxdepth inspect-data 'my data'"
+        in text
+    )
 
 
 def test_a_store_without_depth_in_range_lists_the_candidates(maps, tmp_path):

@@ -69,7 +69,7 @@ def write_raw(path, dtype: str, data: bytes, count: int):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"dtype": np.int64}, "holds int64, not weights"),
+        ({"dtype": np.int64}, "holds int64: expected floating-point"),
         ({"value": np.nan}, "holds values that are not finite"),
         ({"value": -1}, "holds variances below zero"),
     ],

@@ -112,7 +112,7 @@ class Bts:
         """Read the lines for training and the lines for evaluation."""
         found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
         if not found:
-            raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
+            raise UserError(f'{self.path} holds no list with lines "rgb depth focal"')
         root = self.path if self.path.is_dir() else self.path.parent
         named, notes = lists.with_parts([file.relative_to(root) for file in found])
         self.notes += notes
@@ -152,16 +152,18 @@ class Bts:
             if columns[1] != "None":
                 rows.append(columns)
         if without:
-            self.notes.append(f"{without} lines of {file.name} without depth left out")
+            self.notes.append(
+                f"left out {without} lines of {file.name} that name no depth"
+            )
         if not rows:
-            raise UserError(f"{file} lists no frame with depth")
+            raise UserError(f"{file}: no line names a depth file")
         names = [row[0] for row in rows]
         root = lists.root_of(
             file.parent, names, below=listed.BELOW, allow_outside=self._allow_outside
         )
         if root is None:
             missing = (
-                f"no file that {file.name} lists exists, such as {rows[0][0]}: "
+                f"{file.name}: none of its files exists, such as {rows[0][0]}: "
                 f"searched {file.parent.absolute()}, its parent folders, and "
                 f"{', '.join(listed.BELOW[1:])} in each of them"
             )
@@ -182,7 +184,7 @@ class Bts:
     def _depth(self, file: Path) -> Any:
         values = units.decode(files.read_depth(file), self.depth_code, where=file)
         if values.dtype.itemsize == 1:
-            raise UserError(f"{file} is 8-bit depth: this format has 16-bit PNG")
+            raise UserError(f"{file} has 8-bit depth: format bts expects 16 bits")
         return files.to_metres(values, self.depth_scale)
 
 

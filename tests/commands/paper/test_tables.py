@@ -263,8 +263,8 @@ def test_other_flags_are_refused_before_any_run_starts(tmp_path, flags, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--loss=mse"], "--loss: each row of a table decides that"),
-        (["--recipe=demo"], "--recipe: each row"),
+        (["--loss=mse"], "--loss: the rows of a table set this flag"),
+        (["--recipe=demo"], "--recipe: the rows"),
         (["--stepz=3"], "did you mean --steps"),
         (["--steps=x"], "--steps=x: expected a whole number"),
         (["picture.png"], "a flag was expected"),
@@ -307,7 +307,7 @@ def test_weights_are_used_by_the_rows_with_their_init(tmp_path):
     _, runs, contents = tabulate(tmp_path / "t", table="4", scale="paper")
     assert not runs.started and contents["tables"][0]["rows"][1]["status"] == "done"
     one = str(tmp_path / "nyu.safetensors")
-    with pytest.raises(UserError, match="both are for --init=nyu"):
+    with pytest.raises(UserError, match="two files are for --init=nyu"):
         tabulate(tmp_path / "u", f"--weights={one},{one}")
 
 
