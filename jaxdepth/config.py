@@ -379,8 +379,7 @@ def _validate_pairs(config: Config) -> None:
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
     if data.max_depth > 65.535:
         raise UserError(
-            f"--max_depth={data.max_depth}: must be at most 65.535 m, the largest "
-            "depth of 16 bits in millimetres"
+            f"--max_depth={data.max_depth}: at most 65.535 m, the limit of uint16 mm"
         )
     if train.steps != "auto" and train.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")

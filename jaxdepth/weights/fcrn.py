@@ -61,10 +61,10 @@ def source_files(path: str | Path) -> list[Path]:
         return [path]
     prefix = _prefix(path)
     shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
-    found = [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
-    for file in found:
+    paths = [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
+    for file in paths:
         files.check_regular(file)
-    return found
+    return paths
 
 
 def _prefix(path: Path) -> Path:

@@ -78,9 +78,9 @@ def of(inspection: Inspection) -> list[Finding]:
     return sorted(every, key=lambda finding: get_args(Level).index(finding.level))
 
 
-def _is_odd(inspection: Inspection) -> bool:
+def _is_implausible(inspection: Inspection) -> bool:
     """Whether depth as read does not look like a room."""
-    return units.oddity(inspection.read) is not None
+    return units.implausibility(inspection.read) is not None
 
 
 def _factor(inspection: Inspection) -> float:
@@ -102,14 +102,16 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
             f"stored values {low * scale:.5g} to {top * scale:.5g}, median "
             f"{median * scale:.5g}, at {scale:g} per metre a median of {median:.3g} m"
         )
-    odd = units.oddity(inspection.read)
-    code = units.suspicion(inspection.signs, odd=odd is not None)
-    if odd is None and code is None:
+    implausible = units.implausibility(inspection.read)
+    encoding = units.suspected_encoding(
+        inspection.hints, implausible=implausible is not None
+    )
+    if implausible is None and encoding is None:
         evidence = f"{span}, plausible for rooms; 99 % is below {high:.3g} m"
         yield Finding("ok", "unit", evidence)
         return
-    wrong = code is not None or median > 100 or top < units.SMALL_ROOM
-    evidence = "; ".join([span, *(text for text in (odd, code) if text)])
+    wrong = encoding is not None or median > 100 or top < units.SMALL_ROOM
+    evidence = "; ".join([span, *(text for text in (implausible, encoding) if text)])
     yield Finding(
         "problem" if wrong else "warning", "unit", evidence, _read_by(inspection)
     )
@@ -224,7 +226,7 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
 
 
 def _far(inspection: Inspection) -> Iterator[Finding]:
-    if not len(inspection.values) or _is_odd(inspection):
+    if not len(inspection.values) or _is_implausible(inspection):
         return
     far = float(np.mean(inspection.values > REACH))
     if far > 0.01:

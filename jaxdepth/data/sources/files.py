@@ -304,18 +304,18 @@ def check_metres(
     if not summary.valid or not unit_is_checked():
         return []
     whole = all(units.is_whole(depth, scale) for depth in depths)
-    signs = [units.Signs.of(depth, scale=scale) for depth in depths]
+    hints = [units.EncodingHints.of(depth, scale=scale) for depth in depths]
     table = "" if scale is None else units.candidates(summary, scale=scale, whole=whole)
-    odd = units.oddity(summary) is not None
-    code = units.suspicion(signs, odd=odd, name=name)
+    implausible = units.implausibility(summary) is not None
+    encoding = units.suspected_encoding(hints, implausible=implausible, name=name)
     check_unit(
         summary.median,
         largest=summary.largest,
         where=where,
         hint=hint,
-        listed="; ".join(text for text in (code, table) if text),
+        listed="; ".join(text for text in (encoding, table) if text),
     )
-    note = units.advice(summary, signs, scale=scale, whole=whole, name=name)
+    note = units.advice(summary, hints, scale=scale, whole=whole, name=name)
     return [] if note is None else [note]
 
 

@@ -126,7 +126,7 @@ def _read(
     listing = lists.without_index(lists.read(file))
     folder = _folder_of(listing, root, allow_outside)
     kinds = _column_kinds(listing)
-    frames, without = [], 0
+    frames, no_depth = [], 0
     for row in listing.rows:
         if len(row.columns) != len(kinds):
             raise UserError(
@@ -135,12 +135,12 @@ def _read(
             )
         entry = dict(zip(kinds, row.columns, strict=True))
         if entry.get("depth") == lists.NO_FILE:
-            without += 1
+            no_depth += 1
             continue
         frames.append(_frame(listing, row, entry, folder))
     notes = (
-        [f"left out {without} lines of {file.name} that name no depth"]
-        if without
+        [f"left out {no_depth} lines of {file.name} that name no depth"]
+        if no_depth
         else []
     )
     if not frames:

@@ -179,8 +179,8 @@ class Root:
 
     def path(self, name: str) -> Path:
         """The path of a listed file, which need not exist. Raises as `find` does."""
-        found = self.find(name)
-        return found or self.folder / name.replace("\\", "/").lstrip("/")
+        existing = self.find(name)
+        return existing or self.folder / name.replace("\\", "/").lstrip("/")
 
     def _tail(self, parts: list[str]) -> Path | None:
         """Find a file in the folder by an absolute path without its leading folders."""

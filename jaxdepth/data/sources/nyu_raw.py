@@ -118,7 +118,7 @@ class NyuRaw:
             matches = self._matched(folder)
             total += len(matches)
             if self.options.doubles == "drop":
-                matches, left_out = toolbox.without_doubles(matches)
+                matches, left_out = toolbox.drop_duplicates(matches)
                 doubles += left_out
             limit = self.options.max_gap
             near = [match for match in matches if limit is None or match.gap <= limit]
