@@ -31,6 +31,7 @@ import numpy as np
 from jaxdepth.commands import cli, trained_network
 from jaxdepth.models.layouts import layout_named
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import files, input_format, resnet, torchwriter
@@ -121,7 +122,7 @@ def _convert(
         "torchvision",
         init="imagenet",
         origin=origin,
-        sha256=files.sha256(path),
+        sha256=regular.sha256(path),
         licence=resnet.LICENCE,
     )
     files.write(out, weights)
@@ -215,7 +216,7 @@ def fetch(url: str, path: Path) -> Path:
     except OSError as error:
         raise MachineError(f"{url} could not be downloaded ({error})") from None
     expected = path.stem.rpartition("-")[2]
-    digest = files.sha256(path)
+    digest = regular.sha256(path)
     if not digest.startswith(expected):
         raise UserError(
             f"{url}: its sha256 is {digest}, which should begin with {expected}; "

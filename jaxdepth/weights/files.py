@@ -6,7 +6,6 @@ layout, the normalisation of the input, the origin and the licence.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -67,16 +66,6 @@ class Weights:
             rgb_std=settings.rgb_std,
             **fields,
         )
-
-
-def sha256(*paths: str | Path) -> str:
-    """Hex digest of the content of one or several files, concatenated."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def check_regular(path: Path) -> None:

@@ -15,6 +15,7 @@ import safetensors
 import jaxdepth
 from jaxdepth.commands import cli, convert_resnet, run, trained_network
 from jaxdepth.models import LAYOUTS
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet
 from tests.weights import torch_files, torch_resnet
@@ -37,7 +38,7 @@ def test_metadata_of_converted_weights(checkpoint, converted):
     weights = files.read(converted)
     assert (weights.init, weights.layout) == ("imagenet", "torchvision")
     assert weights.origin == "resnet50.pth" and "BSD-3" in weights.licence
-    assert weights.sha256 == files.sha256(checkpoint)
+    assert weights.sha256 == regular.sha256(checkpoint)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])

@@ -1,10 +1,12 @@
 """The command prepare-data."""
 
 import dataclasses
+import itertools
 import logging
 import re
 import subprocess
 import sys
+import types
 import uuid
 from pathlib import Path
 
@@ -157,15 +159,23 @@ def test_a_store_as_source_is_an_error(pairs, tmp_path):
 
 
 def test_workers_are_used_if_reading_is_slow(monkeypatch):
+    clock = itertools.count()  # each reading of the clock is one second later
     monkeypatch.setattr(prepare_data.os, "sched_getaffinity", lambda _: set(range(8)))
 
     def chosen(frames, seconds):
-        source = Memory([frame(size=(2, 2))] * frames, seconds=seconds)
+        """Workers if the sample of frames is read in `seconds` per frame."""
+        tick = prepare_data.SAMPLE * seconds
+        timer = types.SimpleNamespace(monotonic=lambda: tick * next(clock))
+        monkeypatch.setattr(prepare_data, "time", timer)
+        source = Memory([frame(size=(2, 2))] * frames)
         return prepare_data.choose_workers(Job(source, Packing((2, 2))))
 
     assert chosen(frames=1000, seconds=0.05) == 8
-    assert chosen(frames=20, seconds=0.05) == 0
-    assert chosen(frames=5000, seconds=0.0) == 0
+    # 4 s, and 4.5 s with workers, most of it to start them; 6 s, and 4.75 s with them.
+    assert chosen(frames=80, seconds=0.05) == 0
+    assert chosen(frames=120, seconds=0.05) == 8
+    # Reading takes less than returning a frame to the parent.
+    assert chosen(frames=5000, seconds=0.003) == 0
 
 
 COMMANDS = [

@@ -143,3 +143,30 @@ def test_a_plugin_is_imported_once_and_its_failure_is_one_line(tmp_path):
     bad.write_text("\n\n1 / 0\n")
     with pytest.raises(UserError, match=r"bad\.py line 3: ZeroDivisionError"):
         flags.load_plugin(bad)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Shared flags."""
+
+    shared: int = 1
+    """Shared by two commands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing(Shared):
+    """Do something else."""
+
+    files: tuple[str, ...] = flag(positional=True)
+    """Files to read."""
+    own: int = 2
+    """Flag of this command."""
+
+
+def test_inherited_keyword_only_flags_follow_those_of_the_class(capsys):
+    assert list(flags.flags_of(Sharing)) == ["files", "own", "shared"]
+    got = flags.parse(Sharing, ["f", "--shared=3"], prog="tool")
+    assert got == Sharing(("f",), 2, shared=3)
+    with pytest.raises(SystemExit):
+        flags.parse(Sharing, ["--help"], prog="tool")
+    assert "Shared by two commands" in capsys.readouterr().out
