@@ -96,7 +96,7 @@ def test_flags_named_in_text_exist(page):
 
 
 def registries() -> dict[str, Registry[Any]]:
-    """All registries of the package, by name, without modules that need absent packages."""
+    """All registries by name, without modules that need packages that are absent."""
     named: dict[str, Registry[Any]] = {}
     for info in pkgutil.walk_packages(jaxdepth.__path__, "jaxdepth."):
         if info.name.endswith("__main__"):
