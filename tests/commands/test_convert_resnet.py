@@ -1,5 +1,6 @@
 """`jaxdepth convert-resnet` as a user runs it."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -127,7 +128,7 @@ def test_checksum_of_downloads_is_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "urllib.request.urlopen", lambda url, timeout: io.BytesIO(content["answer"])
     )
-    digest = files.hashlib.sha256(b"weights").hexdigest()[:8]
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
     good = tmp_path / f"resnet50-{digest}.pth"
     assert convert_resnet.fetch("https://x/y", good).read_bytes() == b"weights"
     with pytest.raises(UserError, match="should begin with 0676ba61"):

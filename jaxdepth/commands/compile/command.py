@@ -173,7 +173,7 @@ def compiled(
         sizes = re.findall(r"\d[\d.]*[GMK]\b", str(error))
         raise TooLarge(
             f"--batch_size={config.train.batch_size}: the step does not fit into a "
-            f"chip of {target.slice.name} ({' of '.join(sizes[:2])}): try "
+            f"chip of {target.slice.name} ({' of '.join(sizes[:2])} memory): try "
             "--batch_size=best"
         ) from None
 
