@@ -161,7 +161,7 @@ def flags_of(cls: type) -> dict[str, Flag]:
     hints = typing.get_type_hints(cls)
     helps = _field_docs(cls)
     # As in `__init__`, fields that are keyword-only come last.
-    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):
+    for field in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only)):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             for name, inner in flags_of(hint).items():
