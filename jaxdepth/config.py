@@ -93,8 +93,27 @@ class ReadConfig:
     """Read files outside the data's folder that its lists or links name."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """Contents of a store: the flags that training and prepare-data share.
+
+    Classes inherit the fields, which are keyword-only, so that they follow their own.
+    """
+
+    mask_extremes: Literal["auto", "on", "off"] = "auto"
+    """Mask each image's own smallest and largest depth, as the paper does; auto: on for
+    raw depth, off for filled."""
+    max_depth: float = flag(10.0, above=0)
+    """Ground truth beyond this many metres is masked."""
+    eval_fraction: float = flag(0.1, at_least=0, below=1)
+    """Share of the frames, in whole scenes, to hold out for evaluation where the data
+    have no split; 0: none."""
+    test_scenes: Literal["drop", "keep"] = "drop"
+    """Frames of scenes of NYU's official test set in training data."""
+
+
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(StoreConfig):
     """Training data."""
 
     path: str = flag("rooms", name="data")
@@ -105,22 +124,12 @@ class DataConfig:
     reading: ReadConfig = ReadConfig()
     depth: Literal["filled", "raw"] = "filled"
     """Ground truth with holes filled, or as measured."""
-    mask_extremes: Literal["auto", "on", "off"] = "auto"
-    """Mask each image's own smallest and largest depth, as the paper does; auto: on for
-    raw depth, off for filled."""
-    max_depth: float = flag(10.0, above=0)
-    """Ground truth beyond this many metres is masked."""
     rooms: int | Auto = flag("auto", at_least=1)
     """Number of rooms to render for training."""
     split: Literal["auto", "official", "tune", "report", "all"] = "auto"
     """Training and evaluation frames. official: the 795/654 of NYU; tune and report:
     held-out scenes of the 795; all: train on everything; auto: official for NYU, the
     data's own split otherwise."""
-    eval_fraction: float = flag(0.1, at_least=0, below=1)
-    """Share of the frames, in whole scenes, to hold out for evaluation where the data
-    have no split; 0: none."""
-    test_scenes: Literal["drop", "keep"] = "drop"
-    """Frames of scenes of NYU's official test set in training data."""
     train_images: int | None = flag(None, at_least=1)
     """Train on the first N images in the order of the seed."""
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
@@ -224,8 +233,8 @@ class OutputConfig:
     recipe: str = "default"
     """Named set of flags; --recipe=help lists them."""
     plugin: str | None = None
-    """Python file to import first: it registers networks, losses, metrics, protocols or
-    data formats."""
+    """Python file to import first: it registers networks, losses, metrics, protocols,
+    data formats, optimizers or learning rate schedules."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -356,7 +365,9 @@ def parse_size(text: str) -> Size:
     """Parse a size: `"228x304"` -> (228, 304). Raises UserError for other formats."""
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if not match:
-        raise UserError(f"--size={text}: give HEIGHTxWIDTH in pixels, as in 228x304")
+        raise UserError(
+            f"--size={text}: expected HEIGHTxWIDTH in pixels, as in 228x304"
+        )
     return int(match[1]), int(match[2])
 
 
@@ -459,7 +470,7 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
         save_every = eval_every
     if steps % per_call:
         raise UserError(
-            f"--steps={steps} is no multiple of --steps_per_call={per_call}: give "
+            f"--steps={steps} is not a multiple of --steps_per_call={per_call}: give "
             f"--steps={whole_calls(steps)}"
         )
     return config.replace(

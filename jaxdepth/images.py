@@ -106,7 +106,7 @@ def read_photo(path: str | Path) -> Photo:
     factor = round(max(size) / max(rgb.shape[:2]))
     if factor > 1:
         logger.warning(
-            "note: %s is %dx%d, too large: reduced, and depth predicted, at %dx%d",
+            "note: %s is %dx%d, which is too large: its depth is predicted at %dx%d",
             name, *size, *rgb.shape[:2],
         )  # fmt: skip
     return Photo(rgb, factor, fx)
@@ -139,7 +139,7 @@ def as_photo(image: Any) -> Photo:
         array = np.repeat(array[..., None], 3, axis=-1)
     if array.ndim != 3 or array.shape[-1] not in (3, 4) or 0 in array.shape:
         raise UserError(
-            f"the image has shape {array.shape}: give (height, width, 3), one image"
+            f"the image has shape {array.shape}: expected one image (height, width, 3)"
         )
     return Photo(array[..., :3])
 
@@ -194,7 +194,7 @@ def find(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
         if others:
             more = f" and {len(others) - NAMED} others" if others[NAMED:] else ""
             listed = ", ".join(others[:NAMED])
-            notes.append(f"left out of {name}: {listed}{more}")
+            notes.append(f"skipped in {name} (hidden or no image): {listed}{more}")
     return files, notes
 
 
@@ -302,8 +302,8 @@ def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None
     for width, height in (image.size, tile):  # tiles can be larger than the image
         if width * height > limit:
             raise ValueError(
-                f"{height}x{width} pixels, more than the {limit / 1e6:.0f} million "
-                f"that can be read from this kind of {kind}; save a smaller copy"
+                f"{height}x{width} pixels, more than the limit of {limit / 1e6:.0f} "
+                f"million for this kind of {kind}; save a smaller copy"
             )
 
 

@@ -273,7 +273,7 @@ def _berhu(
         largest = jnp.max(constant, keepdims=True)
         c = 0.2 * (lax.pmax(largest, axis_name) if axis_name else largest)
     else:
-        raise ValueError(f"berhu_scope {scope!r}: image or batch")
+        raise ValueError(f"berhu_scope {scope!r}: expected image or batch")
     positive = c > 0
     divisor = jnp.where(positive, c, 1.0)
     # e * (e / c), not e^2 / c: the square of a tiny error would underflow.

@@ -243,7 +243,7 @@ def choose_step(checkpoints: Checkpoints, eval_split: str, step: str | int) -> i
     try:
         number = int(step)
     except ValueError:
-        raise UserError(f"--step={step}: best, last or a number") from None
+        raise UserError(f"--step={step}: expected best, last or a number") from None
     if number not in steps:
         have = ", ".join(map(str, steps))
         raise UserError(f"--step={step}: the run has checkpoints of steps {have}")

@@ -188,7 +188,7 @@ def test_calls_of_several_steps_end_where_something_happens():
     settled = config_lib.resolve_steps(given, train_images=10)
     assert [settled.flat()[name] for name in names] == [28, 4, 12, 0]
     wrong = several.replace(steps=7)
-    with pytest.raises(UserError, match=r"--steps=7 is no multiple.*--steps=8"):
+    with pytest.raises(UserError, match=r"--steps=7 is not a multiple.*--steps=8"):
         config_lib.resolve_steps(wrong, train_images=10)
 
 

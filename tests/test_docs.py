@@ -2,13 +2,20 @@
 
 import contextlib
 import functools
+import importlib
 import io
+import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import jaxdepth
 from jaxdepth.commands import main
+from jaxdepth.config import Config
+from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime.registry import Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -86,6 +93,40 @@ def test_flags_named_in_text_exist(page):
     spans = CODE_SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))
     named = {flag for span in spans for flag in FLAG.findall(span)}
     assert not named - all_flags() - RENAMED - OF_OTHER_PROGRAMS
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """All registries by name, without modules that need packages that are absent."""
+    named: dict[str, Registry[Any]] = {}
+    for info in pkgutil.walk_packages(jaxdepth.__path__, "jaxdepth."):
+        if info.name.endswith("__main__"):
+            continue
+        try:
+            module = importlib.import_module(info.name)
+        except ModuleNotFoundError as error:
+            assert error.name is not None and not error.name.startswith("jaxdepth")
+            continue
+        named |= {k: v for k, v in vars(module).items() if isinstance(v, Registry)}
+    return named
+
+
+def test_every_registry_is_documented_with_its_flag():
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    named = registries()
+    assert {"LOSSES", "OPTIMIZERS", "SCHEDULES", "SOURCES"} <= named.keys()
+    for name, registry in named.items():
+        assert f"`{name}`" in page
+        assert f"`--{registry.kind}`" in page
+
+
+def test_help_on_plugins_names_what_they_can_register():
+    text = flags_lib.flags_of(Config)["plugin"].help.rstrip(".")
+    assert text == flags_lib.PLUGIN_HELP
+    for word in (
+        "losses", "networks", "protocols", "metrics", "data formats", "optimizers",
+        "learning rate schedules",
+    ):  # fmt: skip
+        assert word in text
 
 
 def test_readme_is_short():

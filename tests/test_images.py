@@ -182,7 +182,8 @@ def test_folders_are_searched_and_files_are_kept(tmp_path):
     odd = save(tmp_path / "odd", colours(), format="PNG")
     found, notes = images_lib.find([odd, tmp_path])
     assert [p.name for p in found] == ["odd", "a.png", "b.JPG", "c.webp"]
-    assert notes == [f"left out of {tmp_path}: ._a.png, folder.png/, notes.txt, odd"]
+    others = "._a.png, folder.png/, notes.txt, odd"
+    assert notes == [f"skipped in {tmp_path} (hidden or no image): {others}"]
     for k in range(30):
         (tmp_path / f"n\x1b{k:02}").write_text("")
     (note,) = images_lib.find([tmp_path])[1]
@@ -309,9 +310,8 @@ def test_a_large_jpeg_is_reduced_by_its_decoder(tmp_path, monkeypatch, caplog):
     found = images_lib.read(path)  # by 4: 75 x 50
     expected = smooth.reshape(75, 4, 50, 4, 3).mean((1, 3))
     assert np.abs(found - np.rot90(expected, -1).astype(float)).max() <= 4
-    assert f"{path} is 200x300, too large: reduced, and depth predicted, at 50x75" in (
-        caplog.text
-    )
+    note = f"{path} is 200x300, which is too large: its depth is predicted at 50x75"
+    assert note in caplog.text
     # The decoder of a progressive JPEG needs the memory of the full size.
     save(path, smooth.astype(np.uint8), progressive=True)
     with pytest.raises(UserError, match="300x200 pixels, more than"):

@@ -73,10 +73,10 @@ def integer(data: bytes, rng: np.random.Generator) -> bytes:
 
 def number(data: bytes, rng: np.random.Generator) -> bytes:
     """Replace a decimal number in a text or a header."""
-    found = list(re.finditer(rb"-?\d+(\.\d+)?", data[:65536]))
-    if not found:
+    matches = list(re.finditer(rb"-?\d+(\.\d+)?", data[:65536]))
+    if not matches:
         return flip(data, rng)
-    match = found[int(rng.integers(len(found)))]
+    match = matches[int(rng.integers(len(matches)))]
     value = str(VALUES[int(rng.integers(len(VALUES)))]).encode()
     return data[: match.start()] + value + data[match.end() :]
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxdepth.commands import cli, trained_network
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import fcrn, files
@@ -69,7 +70,7 @@ def _convert(source: str, out: Path, *, padding_side: str) -> int:
         init="nyu",
         # The checksum covers these files in this order.
         origin=" + ".join(path.name for path in sources),
-        sha256=files.sha256(*sources),
+        sha256=regular.sha256(*sources),
         licence=fcrn.LICENCE,
     )
     files.write(out, weights)

@@ -31,6 +31,7 @@ import numpy as np
 from jaxdepth.commands import cli, trained_network
 from jaxdepth.models.layouts import layout_named
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import files, input_format, resnet, torchwriter
@@ -121,7 +122,7 @@ def _convert(
         "torchvision",
         init="imagenet",
         origin=origin,
-        sha256=files.sha256(path),
+        sha256=regular.sha256(path),
         licence=resnet.LICENCE,
     )
     files.write(out, weights)
@@ -151,27 +152,29 @@ def _input_of(
     taken = input_format.recognise(state_dict["conv1.weight"], *statistics)
     if taken is None:
         logger.warning(
-            "%s: bn1's statistics fit no usual input of conv1: converted as "
-            "torchvision's, give --input if the network takes another",
+            "%s: the statistics of bn1 match no known input: converted for "
+            "torchvision's input; if the network takes another one, give --input",
             where,
         )
         return input_format.NAMED["torchvision"]
     if taken.bgr is None and taken.scale == input_format.TORCHVISION:
         logger.warning(
-            "%s takes %s: converted as RGB, give --input=bgr for BGR", where, taken
+            "%s takes %s: converted as RGB; for BGR, give --input=bgr", where, taken
         )
     elif taken.bgr is None and taken.is_centred:
         raise UserError(f"{where} takes {taken}: give --input=rgb255 or --input=caffe")
     else:
         what = (
-            "" if taken.is_torchvision else ": conv1 is changed to take torchvision's"
+            ""
+            if taken.is_torchvision
+            else ": conv1 is converted to torchvision's input"
         )
         logger.info("%s takes %s%s", where, taken, what if taken.is_centred else "")
     if taken.scale == input_format.NAMED["caffe"].scale and taken.is_centred:
         logger.warning(
-            "%s: networks of Caffe often have the stride in the first 1x1 convolution "
-            "of a block (ResNet v1); layout torchvision has it in the 3x3 one, and a "
-            "checkpoint doesn't tell",
+            "%s: Caffe networks often have the stride in the first 1x1 convolution of "
+            "a block (ResNet v1); layout torchvision has it in the 3x3 convolution. "
+            "Checkpoints do not contain this: check the definition of the network",
             where,
         )
     return taken
@@ -213,7 +216,7 @@ def fetch(url: str, path: Path) -> Path:
     except OSError as error:
         raise MachineError(f"{url} could not be downloaded ({error})") from None
     expected = path.stem.rpartition("-")[2]
-    digest = files.sha256(path)
+    digest = regular.sha256(path)
     if not digest.startswith(expected):
         raise UserError(
             f"{url}: its sha256 is {digest}, which should begin with {expected}; "

@@ -251,7 +251,7 @@ def _rows(
         split = dataset.own_split(trained, opened)
     elif split not in opened.splits:
         have = ", ".join(sorted(opened.splits))
-        raise UserError(f"--split={split}: {opened.name} allows {have}")
+        raise UserError(f"--split={split}: {opened.name} has the splits {have}")
     return np.asarray(opened.splits[split]["eval"]), split
 
 

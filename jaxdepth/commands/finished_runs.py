@@ -121,7 +121,7 @@ def read(folder: str, *, name: str | None = None) -> Run:
     existing = {file for file in (CONFIG, RESULTS) if (workdir.local / file).exists()}
     if not existing:
         raise UserError(
-            f"{folder} is not the work directory of a run, nor of tables: it has no "
+            f"{folder} is not the work directory of a run or of tables: it has no "
             f"{CONFIG}, {RESULTS} or {TABLES}"
         )
     saved, results = (
@@ -129,10 +129,14 @@ def read(folder: str, *, name: str | None = None) -> Run:
         for file in (CONFIG, RESULTS)
     )
     if not isinstance(saved.get("config", {}), dict):
-        raise UserError(f"{folder}/{CONFIG} is damaged: its config is no JSON object")
+        raise UserError(
+            f"{folder}/{CONFIG} is damaged: its config is not a JSON object"
+        )
     entries = results.get("evaluations", [])
     if not isinstance(entries, list):
-        raise UserError(f"{folder}/{RESULTS} is damaged: evaluations is no list")
+        raise UserError(
+            f"{folder}/{RESULTS} is damaged: its evaluations are not a list"
+        )
     for entry in entries:
         _check_evaluation(entry, f"{folder}/{RESULTS}")
     records = metrics_writer.read_metrics(workdir.local)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth.commands import cli
-from jaxdepth.config import Auto, ReadConfig, parse_size
+from jaxdepth.config import Auto, ReadConfig, StoreConfig, parse_size
 from jaxdepth.data import checks
 from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
@@ -42,7 +42,7 @@ SAMPLE, START_SECONDS, RETURN_SECONDS = 4, 4.0, 0.004
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(StoreConfig):
     """Pack images and depth into a store, for --data of jaxdepth run."""
 
     files: tuple[str, ...] = flag(positional=True)
@@ -62,16 +62,6 @@ class PrepareConfig:
     """Release of the NYU toolbox whose projection is used."""
     fill: Literal["none", "colorization", "cross_bf"] = "none"
     """Method to fill holes in projected raw depth."""
-    mask_extremes: Literal["auto", "on", "off"] = "auto"
-    """Remove each image's minimum and maximum depth, as in the paper;
-    auto: on for raw depth, off for filled."""
-    max_depth: float = 10.0
-    """Metres; --mask_extremes ignores depth beyond it."""
-    eval_fraction: float = flag(0.1, at_least=0, below=1)
-    """Share of the frames, in whole scenes, to hold out for evaluation where the data
-    have no split; 0: none."""
-    test_scenes: Literal["drop", "keep"] = "drop"
-    """Frames of scenes of NYU's official test set in training data."""
     keep_full: Literal["auto", "all", "none"] = "auto"
     """Frames to keep at full size, too, for evaluation; auto: those that a split
     evaluates on, or without such a split all of up to 1000."""
@@ -119,7 +109,7 @@ def command(argv: Sequence[str]) -> int:
         _print_sizes(job, out)
         return cli.OK
     if (manifest := job.finished(out)) is not None:
-        done = "holds these data already, with the same options: nothing to do"
+        done = "already holds these data with the same options: nothing to do"
         logger.info("%s %s", out, done)
     else:
         counter = FrameCounter()

@@ -418,13 +418,13 @@ def _starting_state(
             raise UserError(f"--resume={config.output.resume} holds no checkpoint")
         if int(state.step) == steps:
             raise UserError(
-                f"--resume={config.output.resume} was trained for "
-                f"--steps={steps} already: steps count on from there; give more --steps"
+                f"--resume={config.output.resume} was trained for {steps} steps, and "
+                f"--steps={steps} includes them; give a larger --steps"
             )
     if int(state.step) % config.train.steps_per_call:
         raise UserError(
             f"--steps_per_call={config.train.steps_per_call}: the run resumes from "
-            f"step {int(state.step)}, which is no multiple of it; leave the flag out"
+            f"step {int(state.step)}, which is not a multiple of it; leave the flag out"
         )
     return state, damaged
 

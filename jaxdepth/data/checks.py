@@ -48,10 +48,10 @@ def read_line(manifest: dict[str, Any], kind: str, *, where: str) -> str:
 def line(kind: str, summary: units.Summary, frames: str, *, where: str) -> str:
     """Format a summary as one line; suggest inspect-data if depth looks wrong."""
     text = f"{kind} depth: {summary} ({frames})"
-    if (odd := units.oddity(summary)) is not None:
+    if (implausible := units.implausibility(summary)) is not None:
         text += (
-            f"; this does not look like a room, {odd}: jaxdepth inspect-data "
-            f"{shlex.quote(where)} shows more"
+            f"; this is unusual for a room ({implausible}); to check it, run jaxdepth "
+            f"inspect-data {shlex.quote(where)}"
         )
     return text
 

@@ -259,14 +259,16 @@ def own_split(config: Config, train: Store) -> str:
         return split
     if split == HELD_OUT:
         raise UserError(
-            f"{train.name} has no split of its own, and no frames to hold out: use "
-            "--eval_data=PATH for the frames to evaluate on"
+            f"{train.name} has no split of its own, and no frames to hold out: give "
+            "--eval_data=PATH, the frames to evaluate on"
         )
     if train.splits.keys() == {"own"}:
-        raise UserError(f"--split={split}: {train.name} has its own: leave --split out")
+        raise UserError(
+            f"--split={split}: {train.name} has its own split; leave --split out"
+        )
     have = ", ".join(sorted(set(train.splits) - {"own", HELD_OUT}))
     raise UserError(
-        f"--split={split}: {train.name} allows {have}; --split=all needs "
+        f"--split={split}: {train.name} has the splits {have}; --split=all needs "
         "--eval_data=PATH"
     )
 

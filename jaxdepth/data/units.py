@@ -217,7 +217,7 @@ class Summary:
         return cls(*numbers, collections.Counter(counts))  # pyright: ignore
 
 
-def oddity(summary: Summary) -> str | None:
+def implausibility(summary: Summary) -> str | None:
     """Describe what is implausible for a room in depth as read; None if nothing is."""
     if not summary.valid:
         return None
@@ -226,7 +226,7 @@ def oddity(summary: Summary) -> str | None:
     if summary.largest < SMALL_ROOM:
         return f"no depth is above {summary.largest:.3g} m"
     if (high := summary.percentile(0.99)) > LARGE_ROOM:
-        return f"1 % is beyond {high:.3g} m"
+        return f"1 % of the pixels are beyond {high:.3g} m"
     if summary.share < SPARSE:
         return f"only {summary.share:.1%} of the pixels are valid, as with LiDAR"
     return None
@@ -250,12 +250,12 @@ def candidates(summary: Summary, *, scale: float, whole: bool = True) -> str:
         now = " (as read)" if other == scale else ""
         median_text = f"{float(f'{metres:.3g}'):g} m"  # not in exponential form
         texts.append(f"{other:g}{now}: {median_text}{' *' if room else ''}")
-    return f"median by units per metre: {', '.join(texts)} (* could be a room)"
+    return f"median by units per metre: {', '.join(texts)} (*: plausible for a room)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Signs:
-    """Signs in one depth map of a code, or of distances along the ray.
+class EncodingHints:
+    """What one depth map shows of an encoding, or of distances along the ray.
 
     Attributes:
       swapped: neighbours differ much less with the bytes of each value swapped.
@@ -271,8 +271,10 @@ class Signs:
     ray: bool = False
 
     @classmethod
-    def of(cls, depth: Float[np.ndarray, "h w"], *, scale: float | None) -> "Signs":
-        """Find the signs in depth as read; `scale` is None if metres are stored."""
+    def of(
+        cls, depth: Float[np.ndarray, "h w"], *, scale: float | None
+    ) -> "EncodingHints":
+        """Examine depth as read; `scale` is None if metres are stored."""
         height = len(depth)
         parts = depth[-(height // 4) :], depth[: height // 2]
         below, above = (
@@ -368,39 +370,48 @@ def _curvature(blocks: np.ndarray) -> np.ndarray:
     return np.sqrt((rest**2).mean(1)) / np.abs(flat.mean(1)) + 1e-9
 
 
-def suspicion(
-    signs: Sequence[Signs], *, odd: bool = False, name: str = ""
+def suspected_encoding(
+    hints: Sequence[EncodingHints], *, implausible: bool = False, name: str = ""
 ) -> str | None:
-    """Describe the code that most depth maps have signs of, and its flag; or None.
+    """Describe the encoding that most depth maps hint at, and its flag; or None.
 
     Args:
-      odd: whether depth as read does not look like a room.
+      implausible: whether depth as read does not look like a room.
       name: path of the depth, which may contain "disparity".
     """
-    if not signs:
+    if not hints:
         return None
-    if 2 * sum(sign.swapped for sign in signs) > len(signs):
-        return "the bytes of each value look swapped: see --depth_code=swapped"
-    if 2 * sum(sign.rotated for sign in signs) > len(signs):
+    if 2 * sum(hint.swapped for hint in hints) > len(hints):
+        return "the bytes of each value seem to be swapped: try --depth_code=swapped"
+    if 2 * sum(hint.rotated for hint in hints) > len(hints):
         return (
-            "the lowest 3 bits are unused, as in SUN RGB-D's rotated values: see "
+            "the lowest 3 bits are unused, as in SUN RGB-D's rotated values: try "
             "--depth_code=sunrgbd"
         )
-    if 2 * sum(sign.ray for sign in signs) > len(signs):
-        return "planes are curved as in distances along the ray: see --depth_kind=ray"
-    ratios = [sign.lower for sign in signs if sign.lower is not None]
+    if 2 * sum(hint.ray for hint in hints) > len(hints):
+        return (
+            "planes are curved, as if values were distances along the ray: try "
+            "--depth_kind=ray"
+        )
+    ratios = [hint.lower for hint in hints if hint.lower is not None]
     # The median ratio of 8 random frames of NYU Depth V2 is below 0.9 in 99.9 % of
     # draws. A desk seen from above has 1.3, so the ratio alone is no proof.
-    if odd and len(ratios) >= 4 and float(np.median(ratios)) > 1.25:
-        return "larger values at the bottom suggest disparity, not depth: convert it"
+    if implausible and len(ratios) >= 4 and float(np.median(ratios)) > 1.25:
+        return (
+            "values increase towards the bottom, as in disparity: try "
+            "--depth_kind=disparity, or convert it"
+        )
     if DISPARITY.search(name.lower()):
-        return f"the name {name} suggests disparity, not depth: convert it"
+        return (
+            f"the name {name} suggests disparity: try --depth_kind=disparity, or "
+            "convert it"
+        )
     return None
 
 
 def advice(
     summary: Summary,
-    signs: Sequence[Signs],
+    hints: Sequence[EncodingHints],
     *,
     scale: float | None,
     whole: bool = True,
@@ -411,19 +422,19 @@ def advice(
     Args:
       scale: the scale with which depth was read, stored units per metre; None for
         formats that hold metres.
-      whole, name: see `candidates` and `suspicion`.
+      whole, name: see `candidates` and `suspected_encoding`.
     """
-    odd = oddity(summary)
-    code = suspicion(signs, odd=odd is not None, name=name)
-    if odd is None:
-        return code
-    text = f"depth does not look like a room: {odd}"
-    if code is not None:
-        text += f"; {code}"
+    implausible = implausibility(summary)
+    encoding = suspected_encoding(hints, implausible=implausible is not None, name=name)
+    if implausible is None:
+        return encoding
+    text = f"depth is unusual for a room: {implausible}"
+    if encoding is not None:
+        text += f"; {encoding}"
     if scale is None:
         return text
     table = candidates(summary, scale=scale, whole=whole)
-    return f"{text}; choose --depth_scale; {table}"
+    return f"{text}; give the --depth_scale of these files; {table}"
 
 
 def is_whole(depth: np.ndarray, scale: float | None) -> bool:

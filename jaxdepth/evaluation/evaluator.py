@@ -446,7 +446,8 @@ class Evaluator:
         if others := scores.truths - {wanted}:
             share = "all" if wanted not in scores.truths else "some"
             notes.append(
-                f"uses {wanted} depth; {share} frames have {others.pop()} depth only"
+                f"uses {wanted} depth, but {share} frames have only {others.pop()} "
+                "depth"
             )
         known = [factor for factor in scores.factors if factor is not None]
         if any(factor != 1 for factor in known):
@@ -456,7 +457,7 @@ class Evaluator:
             )
         numbers = {
             "frames without ground truth": counts["images_without_truth"],
-            "defined for ground truth without holes; missing pixels left out": (
+            "expects ground truth without holes; missing pixels, not scored": (
                 0 if protocol.masked else counts["unscored"]
             ),
             "outputs of the network that are not finite": counts["nonfinite_outputs"],
@@ -504,7 +505,7 @@ def map_variables(
     frame = np.asarray(depth_map, np.float32)
     frame = np.full(frame_size, frame) if frame.ndim == 0 else frame
     if frame.shape != frame_size:
-        raise ValueError(f"a map of {frame_size} was expected, not of {frame.shape}")
+        raise ValueError(f"a map of {frame.shape}: expected {frame_size}")
     top, left = ((a - b) // 2 for a, b in zip(frame_size, image_size, strict=True))
     crop = frame[top : top + image_size[0], left : left + image_size[1]]
     return {"frame": frame, "crop": crop}

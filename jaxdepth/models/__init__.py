@@ -226,4 +226,4 @@ def output_size(arch: str, image_size: tuple[int, int]) -> tuple[int, int]:
 
 def _check_one_of(flag: str, name: str, names: tuple[str, ...]) -> None:
     if name not in names:
-        raise UserError(f"--{flag}={name}: one of {', '.join(names)}")
+        raise UserError(f"--{flag}={name}: expected one of {', '.join(names)}")

@@ -86,7 +86,7 @@ def layout_named(name: str | Layout) -> Layout:
     if isinstance(name, Layout):
         return name
     if name not in LAYOUTS:
-        raise UserError(f"layout={name}: one of {', '.join(LAYOUTS)}")
+        raise UserError(f"layout={name}: expected one of {', '.join(LAYOUTS)}")
     return LAYOUTS[name]
 
 

@@ -344,4 +344,4 @@ def _take(kernel, taps, axis):
 
 def _check(option: str, name: str, names: tuple[str, ...]) -> None:
     if name not in names:
-        raise UserError(f"{option}={name}: one of {', '.join(names)}")
+        raise UserError(f"{option}={name}: expected one of {', '.join(names)}")

@@ -29,7 +29,7 @@ def unknown_choice(flag: str, value: object, choices: Iterable[str]) -> UserErro
     """Create the error for a value that is not among a flag's choices."""
     names = list(choices)
     hint = nearest(str(value), names)
-    return UserError(f"--{flag}={value}: one of {', '.join(names)}{hint}")
+    return UserError(f"--{flag}={value}: expected one of {', '.join(names)}{hint}")
 
 
 def nearest(word: str, among: Iterable[str]) -> str:

@@ -160,7 +160,8 @@ def flags_of(cls: type) -> dict[str, Flag]:
     flags: dict[str, Flag] = {}
     hints = typing.get_type_hints(cls)
     helps = _field_docs(cls)
-    for field in dataclasses.fields(cls):
+    # As in `__init__`, fields that are keyword-only come last.
+    for field in sorted(dataclasses.fields(cls), key=lambda f: bool(f.kw_only)):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             for name, inner in flags_of(hint).items():
@@ -326,8 +327,8 @@ def _parser(
 
 
 PLUGIN_HELP = (
-    "Python file to import first: it registers networks, losses, metrics, protocols or "
-    "data formats"
+    "Python file to import first: it registers networks, losses, metrics, protocols, "
+    "data formats, optimizers or learning rate schedules"
 )
 
 

@@ -78,7 +78,8 @@ def detect_cluster(
         return None
     if count is None or index is None:
         raise UserError(
-            "several hosts: give --hosts=N and --host=0 to N-1 with --coordinator"
+            "training on several hosts: give --coordinator, --hosts=N and, on each "
+            "host, its own --host from 0 to N-1"
         )
     if not 0 <= index < count:
         raise UserError(

@@ -34,7 +34,9 @@ class Registry(Mapping[str, T], Generic[T]):
         Raises: ValueError for a name that exists, or that can't be a flag's value.
         """
         if not name or name != name.strip() or set(name) & set(" =,|"):
-            raise ValueError(f"{self.kind} {name!r}: not a name that a flag can take")
+            raise ValueError(
+                f"{self.kind} {name!r}: expected a name without spaces, =, comma and |"
+            )
         if name in self._entries:
             raise ValueError(f"{self.kind} {name!r} is registered already")
         self._entries[name] = entry
@@ -49,7 +51,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return self._entries[name]
         except KeyError:
             raise KeyError(
-                f"no {self.kind} {name!r}: one of {', '.join(self)}"
+                f"{self.kind} {name!r}: expected one of {', '.join(self)}"
             ) from None
 
     def named(self, name: str, *, flag: str | None = None) -> T:

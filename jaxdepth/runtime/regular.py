@@ -1,6 +1,7 @@
-"""Regular files, as opposed to FIFOs, sockets and devices."""
+"""Regular files, as opposed to FIFOs, sockets and devices; their checksums."""
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -16,3 +17,12 @@ def check(path: str | Path) -> None:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         reason = "a FIFO or a device, not a regular file"
         raise OSError(errno.EINVAL, reason, str(path))
+
+
+def sha256(*paths: str | Path) -> str:
+    """Hex digest of the content of one or several files, concatenated."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            hashlib.file_digest(file, lambda: digest)
+    return digest.hexdigest()

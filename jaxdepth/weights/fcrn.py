@@ -61,10 +61,10 @@ def source_files(path: str | Path) -> list[Path]:
         return [path]
     prefix = _prefix(path)
     shards = sorted(prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*"))
-    found = [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
-    for file in found:
+    paths = [_index(prefix), *shards] if _index(prefix).exists() else [prefix]
+    for file in paths:
         files.check_regular(file)
-    return found
+    return paths
 
 
 def _prefix(path: Path) -> Path:
@@ -154,7 +154,7 @@ def read_checkpoint(prefix: Path) -> dict[str, np.ndarray]:
 
 
 def _check_claims(reader: Any, names: Iterable[str], prefix: Path) -> None:
-    """Raise ValueError if variables claim more bytes than the files hold."""
+    """Raise ValueError if variables need more bytes than the files can hold."""
     shapes, dtypes = (
         reader.get_variable_to_shape_map(),
         reader.get_variable_to_dtype_map(),
@@ -163,7 +163,9 @@ def _check_claims(reader: Any, names: Iterable[str], prefix: Path) -> None:
     held = sum(path.stat().st_size for path in source_files(prefix))
     # Files of version 1 are compressed.
     if claimed > 16 * held:
-        raise ValueError(f"it claims {claimed >> 20} MiB, too much for its size")
+        raise ValueError(
+            f"its arrays need {claimed >> 20} MiB, too much for the size of its files"
+        )
 
 
 def _is_weight(name: str) -> bool:

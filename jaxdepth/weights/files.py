@@ -6,7 +6,6 @@ layout, the normalisation of the input, the origin and the licence.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -69,16 +68,6 @@ class Weights:
         )
 
 
-def sha256(*paths: str | Path) -> str:
-    """Hex digest of the content of one or several files, concatenated."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def check_regular(path: Path) -> None:
     """Check that a path is a file that can be read whole.
 
@@ -96,8 +85,8 @@ def check_regular(path: Path) -> None:
         raise UserError(f"{path} is a FIFO, device or socket: give a regular file")
     if status.st_size > MAX_FILE:
         raise UserError(
-            f"{path} has {status.st_size / 1e9:.1f} GB, at most {MAX_FILE / 1e9:.1f} "
-            "GB are read: save its state_dict only"
+            f"{path} has {status.st_size / 1e9:.1f} GB, and at most "
+            f"{MAX_FILE / 1e9:.1f} GB are read: save its state_dict only"
         )
 
 
@@ -217,7 +206,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         header = int.from_bytes(file.read(8), "little")
     if _MAX_HEADER < header <= path.stat().st_size:
         raise UserError(
-            f"{path}: its header has {header >> 20} MiB, at most 2 are read"
+            f"{path}: its header has {header >> 20} MiB, and at most 2 are read"
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -235,9 +235,9 @@ def to_torchvision(
     """
     if not source.is_centred:
         raise UserError(
-            f"{where} takes {source}: it can't be converted to colours minus "
-            "ImageNet's mean, because its convolution pads with another colour; "
-            "--input=torchvision converts it without this change"
+            f"{where} takes {source}: conv1 can't be converted to colours minus "
+            "ImageNet's mean, because zero padding then stands for another colour; "
+            "--input=torchvision leaves conv1 as it is"
         )
     kernel = state_dict["conv1.weight"]
     if source.bgr:

@@ -358,7 +358,7 @@ def as_weights(array: np.ndarray, path: str, *, name: str) -> np.ndarray:
       values below zero.
     """
     if array.dtype.kind != "f":
-        raise UserError(f"{name} holds {array.dtype}, not weights")
+        raise UserError(f"{name} holds {array.dtype}: expected floating-point weights")
     with np.errstate(over="ignore"):
         array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():

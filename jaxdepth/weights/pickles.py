@@ -247,7 +247,7 @@ class DataUnpickler(_Unpickler):
             elif isinstance(value, list | tuple | dict | set | frozenset):
                 self._entries_left -= len(value)
             if min(self._bytes_left, self._entries_left) < 0:
-                raise ValueError("calls with more arguments than the file holds")
+                raise ValueError("a call has more arguments than the file can hold")
 
     def _instantiate(self, klass: Any, args: Any) -> None:
         self.charge(tuple(args))

@@ -232,8 +232,8 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
     packed = file.seek(0, io.SEEK_END)
     if claimed > min(_MAX_EXPANSION * packed, 2 * packed + _MAX_UNPACKED):
         raise UserError(
-            f"{where} would unpack to {claimed >> 20} MiB, too much for its size: "
-            "download it again"
+            f"{where} would unpack to {claimed >> 20} MiB, too much for a file of its "
+            "size: download it again"
         )
     names = archive.namelist()
     pickled = [n for n in names if n == "data.pkl" or n.endswith("/data.pkl")]
@@ -259,10 +259,10 @@ def _read_zip(file: BinaryIO, where: str) -> Any:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The content of a member, of the size that the directory claims."""
+    """The content of a member, of the size in the directory."""
     content = archive.read(name)
     if len(content) != archive.getinfo(name).file_size:
-        raise ValueError("a member of another size than the archive's directory claims")
+        raise ValueError("the size of a member differs from the archive's directory")
     return content
 
 

@@ -1,5 +1,6 @@
 """`jaxdepth convert-resnet` as a user runs it."""
 
+import hashlib
 import io
 import json
 import subprocess
@@ -15,6 +16,7 @@ import safetensors
 import jaxdepth
 from jaxdepth.commands import cli, convert_resnet, run, trained_network
 from jaxdepth.models import LAYOUTS
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet
 from tests.weights import torch_files, torch_resnet
@@ -37,7 +39,7 @@ def test_metadata_of_converted_weights(checkpoint, converted):
     weights = files.read(converted)
     assert (weights.init, weights.layout) == ("imagenet", "torchvision")
     assert weights.origin == "resnet50.pth" and "BSD-3" in weights.licence
-    assert weights.sha256 == files.sha256(checkpoint)
+    assert weights.sha256 == regular.sha256(checkpoint)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
@@ -126,7 +128,7 @@ def test_checksum_of_downloads_is_verified(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "urllib.request.urlopen", lambda url, timeout: io.BytesIO(content["answer"])
     )
-    digest = files.hashlib.sha256(b"weights").hexdigest()[:8]
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
     good = tmp_path / f"resnet50-{digest}.pth"
     assert convert_resnet.fetch("https://x/y", good).read_bytes() == b"weights"
     with pytest.raises(UserError, match="should begin with 0676ba61"):

@@ -90,7 +90,7 @@ def test_wrong_flags_are_refused_before_scoring(root):
         ([f"--out={root / 'no' / 'x.json'}"], "there is no folder"),
         ([f"--per_image={root / 'run' / 'config.json'}"], "exists"),
         (["--data=rooms", "--split=tune"], "rooms have their own split"),
-        (["--split=tune"], "allows all"),
+        (["--split=tune"], "has the splits all"),
         ([f"--out={root / 'x'}", f"--per_image={root / '.' / 'x'}"], "both name"),
     ):
         with pytest.raises(UserError, match=words):

@@ -63,7 +63,7 @@ def test_other_folders_and_damaged_files_are_refused(tmp_path):
     torn = folder(tmp_path / "torn")
     (tmp_path / "torn" / "results.json").write_text('{"evaluations": [')
     for name, words in (
-        (str(tmp_path), "nor of tables"),
+        (str(tmp_path), "or of tables"),
         (old, "an evaluation without split"),
         (bad, r"tables\.json is damaged"),
         (torn, "is not JSON"),
@@ -75,8 +75,8 @@ def test_other_folders_and_damaged_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("evaluations", "words"),
     [
-        (3, "evaluations is no list"),
-        (None, "evaluations is no list"),
+        (3, "evaluations are not a list"),
+        (None, "evaluations are not a list"),
         ([3], "an evaluation without averaging, "),
         ([[ENTRY]], "an evaluation without averaging, "),
         ([ENTRY, ENTRY | {"step": "3"}], "an evaluation without step"),
@@ -93,7 +93,7 @@ def test_results_with_wrong_values_are_refused(tmp_path, evaluations, words):
 
 def test_a_config_that_is_no_object_is_refused(tmp_path):
     path = folder(tmp_path / "a", config={"config": [1]})
-    with pytest.raises(UserError, match="its config is no JSON object"):
+    with pytest.raises(UserError, match="its config is not a JSON object"):
         finished_runs.find([path])
 
 

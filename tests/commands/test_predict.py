@@ -122,7 +122,8 @@ def test_a_file_system_with_shorter_names(call, tmp_path, monkeypatch):
 def test_what_is_left_out_of_a_folder_is_named(call, tmp_path):
     photo(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "b\x1b[2J.raw").write_text("")
-    assert r"note: left out of photos: b\x1b[2J.raw" in call("--out=out", "photos")[1]
+    note = r"note: skipped in photos (hidden or no image): b\x1b[2J.raw"
+    assert note in call("--out=out", "photos")[1]
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_cameras_are_given_for_the_whole_photo(call, tmp_path, monkeypatch, clou
     assert call("--out=out", "--ply", "--fx=12", "a.png")[0] == cli.OK
     monkeypatch.setattr(images, "LARGEST", 12)
     code, text = call("--out=out", "--ply", "--fx=12", "a.png")
-    assert code == cli.OK and "a.png is 6x8, too large: reduced, and depth" in text
+    assert code == cli.OK and "a.png is 6x8, which is too large: its depth" in text
     own = ("--fx=12", "--fy=10", "--cx=2.5", "--cy=0.5")
     assert call("--out=out", "--ply", *own, "a.png")[0] == cli.OK
     assert clouds == [

@@ -1,10 +1,12 @@
 """The command prepare-data."""
 
 import dataclasses
+import itertools
 import logging
 import re
 import subprocess
 import sys
+import types
 import uuid
 from pathlib import Path
 
@@ -69,7 +71,7 @@ def test_a_folder_becomes_a_store(pairs, tmp_path, log):
     log.clear()
     before = (out / "manifest.json").stat().st_mtime_ns
     assert prepare(pairs, out, "--size=12x16") == cli.OK
-    assert "holds these data already" in log.text and "packed now" not in log.text
+    assert "already holds these data" in log.text and "packed now" not in log.text
     assert (out / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"is not empty .*: name another folder"):
         prepare(pairs, out, "--size=6x8")
@@ -88,13 +90,13 @@ def test_unusable_frames_are_listed(pairs, tmp_path, log, monkeypatch):
     reasons = {b["name"]: b["reason"] for b in manifest["broken"]}
     assert set(reasons) == {"scene0/rgb/04.png", "scene1/rgb/07.png"}
     assert "04.png" in reasons["scene0/rgb/04.png"]
-    assert "must have one size" in reasons["scene1/rgb/07.png"]
+    assert "must have the same size" in reasons["scene1/rgb/07.png"]
     assert manifest["left_out"] == ["scene1/rgb/01.png"] and manifest["count"] == 9
     lines = [record.getMessage() for record in log.records]
     index = lines.index("2 frames can't be used, all named in manifest.json:")
     assert lines[index + 1].startswith("  scene0/rgb/04.png: ")
     assert lines[index + 2] == "  and 1 more"
-    assert any("1 frames without any depth left out, first scene1" in x for x in lines)
+    assert any("left out 1 frames without any depth, first scene1" in x for x in lines)
 
 
 def test_a_dry_run_prints_the_sizes_and_writes_nothing(pairs, tmp_path, log, capsys):
@@ -157,15 +159,23 @@ def test_a_store_as_source_is_an_error(pairs, tmp_path):
 
 
 def test_workers_are_used_if_reading_is_slow(monkeypatch):
+    clock = itertools.count()  # each reading of the clock is one second later
     monkeypatch.setattr(prepare_data.os, "sched_getaffinity", lambda _: set(range(8)))
 
     def chosen(frames, seconds):
-        source = Memory([frame(size=(2, 2))] * frames, seconds=seconds)
+        """Workers if the sample of frames is read in `seconds` per frame."""
+        tick = prepare_data.SAMPLE * seconds
+        timer = types.SimpleNamespace(monotonic=lambda: tick * next(clock))
+        monkeypatch.setattr(prepare_data, "time", timer)
+        source = Memory([frame(size=(2, 2))] * frames)
         return prepare_data.choose_workers(Job(source, Packing((2, 2))))
 
     assert chosen(frames=1000, seconds=0.05) == 8
-    assert chosen(frames=20, seconds=0.05) == 0
-    assert chosen(frames=5000, seconds=0.0) == 0
+    # 4 s, and 4.5 s with workers, most of it to start them; 6 s, and 4.75 s with them.
+    assert chosen(frames=80, seconds=0.05) == 0
+    assert chosen(frames=120, seconds=0.05) == 8
+    # Reading takes less than returning a frame to the parent.
+    assert chosen(frames=5000, seconds=0.003) == 0
 
 
 COMMANDS = [

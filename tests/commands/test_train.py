@@ -131,10 +131,12 @@ def test_a_work_directory_is_locked_by_one_run(tmp_path, cache):
 
 def test_resume_from_a_run_needs_more_steps_than_it_has(tmp_path, trained, cache):
     steps = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
-    with pytest.raises(UserError, match=f"--steps={steps} already: steps count on"):
+    with pytest.raises(
+        UserError, match=f"--steps={steps} includes them; give a larger"
+    ):
         train(tmp_path / "a", cache, f"--resume={trained}", f"--steps={steps}")
     assert not (tmp_path / "a").exists()
-    with pytest.raises(UserError, match=r"--steps_per_call=5: .* no multiple"):
+    with pytest.raises(UserError, match=r"--steps_per_call=5: .* not a multiple"):
         train(
             tmp_path / "a", cache,
             f"--resume={trained}", "--steps=20", "--steps_per_call=5",

@@ -60,7 +60,7 @@ def test_scenes_of_the_official_test_set_train_only_if_asked_for():
     splits, (note,) = split.complete(source(scenes, own))
     assert splits["own"] == {"train": [0], "eval": [2]}
     assert splits["all"]["train"] == [0, 3]
-    assert note.startswith("2 frames of bookstore_0001d and 1 more left out of train")
+    assert note.startswith("left 2 frames of bookstore_0001d and 1 more out of train")
     assert "--test_scenes=keep" in note
     splits, notes = split.complete(source(scenes, own), test_scenes="keep")
     assert splits["own"]["train"] == [0, 1] and notes == []

@@ -1,4 +1,4 @@
-"""The unit of depth: codes, summaries, candidates, signs of a wrong reading."""
+"""The unit of depth: codes, summaries, candidates, hints at encodings."""
 
 import re
 
@@ -102,18 +102,25 @@ def test_plain_depth_is_not_taken_for_a_code(maps, factor):
     """256: 8-bit depth in the upper byte; 8: multiples of the rotation."""
     for values in maps:
         stored = (values // 40 * factor).astype(np.uint16) if factor > 1 else values
-        signs = units.Signs.of((stored / 1000).astype(np.float32), scale=1000)
-        assert not signs.swapped and not signs.rotated
+        hints = units.EncodingHints.of((stored / 1000).astype(np.float32), scale=1000)
+        assert not hints.swapped and not hints.rotated
 
 
 def test_disparity_is_suspected_by_name_and_by_larger_values_below(maps, tmp_path):
     near = [(600 / np.maximum(m, 1) * (m > 0) * 1000).astype(np.uint16) for m in maps]
     write(tmp_path / "a", near)
-    assert any("suggest disparity" in n for n in open_source(tmp_path / "a").notes)
+    assert any("as in disparity" in n for n in open_source(tmp_path / "a").notes)
     write(tmp_path / "b", maps)
     assert not any("disparity" in n for n in open_source(tmp_path / "b").notes)
-    assert units.suspicion([units.Signs(lower=1.0)], name="x/display/0.png") is None
-    text = units.suspicion([units.Signs(lower=1.0)], name="x/disp_0.png")
+    assert (
+        units.suspected_encoding(
+            [units.EncodingHints(lower=1.0)], name="x/display/0.png"
+        )
+        is None
+    )
+    text = units.suspected_encoding(
+        [units.EncodingHints(lower=1.0)], name="x/disp_0.png"
+    )
     assert text and "disparity" in text
 
 
@@ -155,12 +162,12 @@ def test_an_impossible_unit_is_an_error_with_the_candidates(maps, scale, tmp_pat
         (np.linspace(0.7, 0.9, 99), "no depth is above 0.9 m"),
         (np.linspace(0.1, 1.2, 199) ** 2 / 1.2, "the median is 0.35"),
         (np.linspace(7, 11, 99), "the median is 9"),
-        (np.concatenate([np.linspace(1, 5, 95), np.full(5, 30)]), "1 % is beyond 30"),
+        (np.concatenate([np.linspace(1, 5, 95), np.full(5, 30)]), "1 % of the pixels"),
         (np.concatenate([np.linspace(1, 5, 10), np.zeros(90)]), "only 10.0%"),
     ],
 )
 def test_what_does_not_look_like_a_room(metres, odd):
-    text = units.oddity(units.Summary.of(metres[None].astype(np.float32)))
+    text = units.implausibility(units.Summary.of(metres[None].astype(np.float32)))
     assert text is None if odd is None else text is not None and odd in text
 
 
@@ -185,7 +192,7 @@ def test_a_summary_without_depth():
     total.add(empty)
     assert str(empty) == "no valid depth in 1 frames"
     assert str(total) == "50.0% valid, 2 to 2 m, median 2 m"
-    assert units.oddity(empty) is None
+    assert units.implausibility(empty) is None
 
 
 def test_a_store_knows_the_depth_that_was_read(maps, tmp_path):
@@ -207,7 +214,10 @@ def test_a_store_knows_the_depth_that_was_read(maps, tmp_path):
 def test_a_line_on_odd_depth_names_the_command_that_shows_more():
     summary = units.Summary.of(np.full((2, 2), 21.3, np.float32))
     text = checks.line("raw", summary, "1 frame", where="my data")
-    assert "the median is 21.3 m: jaxdepth inspect-data 'my data' shows more" in text
+    assert (
+        "(the median is 21.3 m); to check it, run jaxdepth inspect-data 'my data'"
+        in text
+    )
 
 
 def test_a_store_without_depth_in_range_lists_the_candidates(maps, tmp_path):
@@ -297,9 +307,9 @@ def test_distance_along_the_ray_is_noticed(share, width, step):
     ray = planar * np.sqrt(u**2 + v**2 + f**2) / f
     for depth, expected in ((planar, False), (ray, True)):
         stored = np.round(depth / step) * step if step else depth
-        signs = units.Signs.of(stored.astype(np.float32), scale=None)
-        assert signs.ray is expected
-        text = units.suspicion([signs] * 3)
+        hints = units.EncodingHints.of(stored.astype(np.float32), scale=None)
+        assert hints.ray is expected
+        text = units.suspected_encoding([hints] * 3)
         assert ("--depth_kind=ray" in (text or "")) is expected
 
 
@@ -311,14 +321,14 @@ def test_real_sensors_are_planar(shared_data):
     for file in files:
         with Image.open(file) as image:
             depth = np.asarray(image).astype(np.float32) / 1000
-        signs = units.Signs.of(depth, scale=1000.0)
-        assert not (signs.ray or signs.swapped or signs.rotated), file
+        hints = units.EncodingHints.of(depth, scale=1000.0)
+        assert not (hints.ray or hints.swapped or hints.rotated), file
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (64, 64), (65, 2000), (2000, 70)])
-def test_maps_of_any_size_have_signs(size):
+def test_maps_of_any_size_have_hints(size):
     holes = np.ones(size, np.float32)
     holes[::2] = 0
     for depth in (np.zeros(size, np.float32), np.ones(size, np.float32), holes):
-        signs = units.Signs.of(depth, scale=1000.0)
-        assert not (signs.ray or signs.swapped or signs.rotated)
+        hints = units.EncodingHints.of(depth, scale=1000.0)
+        assert not (hints.ray or hints.swapped or hints.rotated)

@@ -254,7 +254,7 @@ def test_other_ground_truth_is_used_with_a_note(nyu_like, caplog):
     assert actual["laina"] == ("filled", "")
     assert actual["eigen"] == (
         "filled",
-        "uses raw depth; all frames have filled depth only",
+        "uses raw depth, but all frames have only filled depth",
     )
     # Logged once per run.
     assert caplog.text.count("protocol eigen: uses raw depth") == 1
@@ -264,12 +264,12 @@ def test_other_ground_truth_is_used_with_a_note(nyu_like, caplog):
     truth, note = actual["laina"]
     assert truth == "raw"
     assert "uses filled depth" in note
-    assert f"missing pixels left out: {holes}" in note
+    assert f"missing pixels, not scored: {holes}" in note
     assert actual["eigen"] == ("raw", "")
 
     truth, note = notes([*only_raw[:1], *only_filled[1:]])["eigen"]
     assert truth == "filled+raw"
-    assert "some frames have filled depth only" in note
+    assert "some frames have only filled depth" in note
 
 
 def test_frames_without_truth_are_counted():

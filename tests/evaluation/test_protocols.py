@@ -332,7 +332,7 @@ def test_choose_applies_the_flags():
     (off,) = protocols.choose("densedepth", flip_average="off")
     assert not off.flip_average
     assert [p.flip_average for p in PROTOCOLS.values()] == [False, False, True, False]
-    with pytest.raises(UserError, match="eigan: one of laina"):
+    with pytest.raises(UserError, match="eigan: expected one of laina"):
         protocols.choose("eigan")
 
 

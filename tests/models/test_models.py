@@ -154,11 +154,14 @@ def test_devices_with_shared_statistics_equal_one_batch():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"arch": "resnet"}, "arch=resnet: one of cnn_fc, cnn, cnn_trans, upproj"),
-        ({"layout": "caffe"}, "layout=caffe: one of torchvision, fcrn"),
-        ({"unpool": "max"}, "unpool=max: one of zero, average"),
-        ({"upconv": "fast"}, "upconv=fast: one of auto, plain"),
-        ({"freeze": "head"}, "freeze=head: one of none, encoder, bn_stats"),
+        (
+            {"arch": "resnet"},
+            "arch=resnet: expected one of cnn_fc, cnn, cnn_trans, u",
+        ),
+        ({"layout": "caffe"}, "layout=caffe: expected one of torchvision, fcrn"),
+        ({"unpool": "max"}, "unpool=max: expected one of zero, average"),
+        ({"upconv": "fast"}, "upconv=fast: expected one of auto, plain"),
+        ({"freeze": "head"}, "freeze=head: expected one of none, encoder, bn_stats"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
         ({"arch": "cnn", "unpool": "average"}, "no unpooling"),

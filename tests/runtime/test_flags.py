@@ -75,8 +75,8 @@ def test_numbers_are_read_as_written(rate, count):
         (["f", "--rat=1"], "unknown flag --rat; did you mean --rate?"),
         (["f", "--rate=fast"], "--rate=fast: expected a number"),
         (["f", "--count=1.5"], "--count=1.5: expected a whole number or auto"),
-        (["f", "--kind=c"], "--kind=c: one of a, bc"),
-        (["f", "--inner=z"], "--inner=z: one of x, y"),
+        (["f", "--kind=c"], "--kind=c: expected one of a, bc"),
+        (["f", "--inner=z"], "--inner=z: expected one of x, y"),
         (["f", "--rate"], "--rate: give a value, as in --rate=VALUE"),
         ([], "FILES: missing (Files to read.); see tool --help"),
         (["f", "--plugin=none.py"], "--plugin=none.py: there is no such file"),
@@ -96,7 +96,7 @@ def test_a_mistake_is_one_line(argv, message):
         ({"rate": float("nan")}, "--rate=nan: must be a finite number"),
         ({"count": 0}, "--count=0: must be at least 1"),
         ({"count": 10}, "--count=10: must be below 10"),
-        ({"kind": "z"}, "--kind=z: one of a, bc"),
+        ({"kind": "z"}, "--kind=z: expected one of a, bc"),
     ],
 )
 def test_bounds_and_choices_hold_for_values_as_well(values, message):
@@ -143,3 +143,30 @@ def test_a_plugin_is_imported_once_and_its_failure_is_one_line(tmp_path):
     bad.write_text("\n\n1 / 0\n")
     with pytest.raises(UserError, match=r"bad\.py line 3: ZeroDivisionError"):
         flags.load_plugin(bad)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shared:
+    """Shared flags."""
+
+    shared: int = 1
+    """Shared by two commands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharing(Shared):
+    """Do something else."""
+
+    files: tuple[str, ...] = flag(positional=True)
+    """Files to read."""
+    own: int = 2
+    """Flag of this command."""
+
+
+def test_inherited_keyword_only_flags_follow_those_of_the_class(capsys):
+    assert list(flags.flags_of(Sharing)) == ["files", "own", "shared"]
+    got = flags.parse(Sharing, ["f", "--shared=3"], prog="tool")
+    assert got == Sharing(("f",), 2, shared=3)
+    with pytest.raises(SystemExit):
+        flags.parse(Sharing, ["--help"], prog="tool")
+    assert "Shared by two commands" in capsys.readouterr().out

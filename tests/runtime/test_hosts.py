@@ -271,8 +271,8 @@ def test_the_cluster_is_detected(flags, environ, cluster):
     ("flags", "environ", "words"),
     [
         (("a:1", 2, 2), {}, "--host=2: expected 0 to 1 with --hosts=2"),
-        (("a:1", 2, None), {}, "give --hosts=N and --host"),
-        (("a:1", None, None), {}, "give --hosts=N and --host"),
+        (("a:1", 2, None), {}, "give --coordinator, --hosts=N and"),
+        (("a:1", None, None), {}, "give --coordinator, --hosts=N and"),
         ((None, 2, 0), {}, "give --coordinator=HOST:PORT"),
         (("a", 2, 0), {}, "--coordinator=a: expected HOST:PORT"),
         ((), MPI, "give --coordinator=HOST:PORT"),

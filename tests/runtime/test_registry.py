@@ -16,11 +16,11 @@ def test_a_registry_is_a_mapping_in_order_of_registration():
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_names():
-    with pytest.raises(KeyError, match="no animal 'cow': one of cat, dog"):
+    with pytest.raises(KeyError, match="animal 'cow': expected one of cat, dog"):
         ANIMALS["cow"]
-    with pytest.raises(UserError, match=r"^--animal=cta: one of cat, dog; did"):
+    with pytest.raises(UserError, match=r"^--animal=cta: .* of cat, dog; did"):
         ANIMALS.named("cta")
-    with pytest.raises(UserError, match=r"^--pet=cow: one of cat, dog"):
+    with pytest.raises(UserError, match=r"^--pet=cow: expected one of cat, dog"):
         ANIMALS.named("cow", flag="pet")
 
 
@@ -32,7 +32,7 @@ def test_a_name_is_registered_once():
 
 @pytest.mark.parametrize("name", ["", " a", "a b", "a=b", "a,b", "a|b"])
 def test_a_name_must_be_usable_as_a_flag_value(name):
-    with pytest.raises(ValueError, match="not a name that a flag can take"):
+    with pytest.raises(ValueError, match="expected a name without spaces"):
         ANIMALS.register(name, 3)
 
 

@@ -1,5 +1,6 @@
-"""FIFOs and devices are found without opening them."""
+"""FIFOs and devices are found without opening them; checksums."""
 
+import hashlib
 import os
 import socket
 
@@ -22,3 +23,10 @@ def test_only_files_and_folders_pass(tmp_path):
                 regular.check(tmp_path / path)
     with pytest.raises(FileNotFoundError):
         regular.check(tmp_path / "none")
+
+
+def test_the_checksum_of_several_files_covers_all_of_them(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    expected = hashlib.sha256(b"onetwo").hexdigest()
+    assert regular.sha256(tmp_path / "a", tmp_path / "b") == expected

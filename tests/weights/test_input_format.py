@@ -180,7 +180,7 @@ def test_another_mean_is_rejected_with_what_was_recognised(
 ):
     values, words = FORMATS[name]
     changed = with_input(real_weights, **values, bgr=True)
-    expected = f"takes BGR colours {re.escape(words)}.*pads with another colour"
+    expected = f"takes BGR colours {re.escape(words)}.*for another colour"
     with pytest.raises(UserError, match=expected):
         convert(changed, tmp_path)
     weights = convert(changed, tmp_path, "--input=torchvision")
@@ -193,7 +193,7 @@ def test_another_mean_is_rejected_with_what_was_recognised(
 def test_an_unknown_input_is_reported(tmp_path, caplog):
     path = torch_files.save(tmp_path / "x.pth", torch_resnet.random_state_dict(1))
     assert convert_resnet.command([str(path), str(tmp_path / "o.safetensors")]) == 0
-    assert "fit no usual input of conv1: converted as torchvision's" in caplog.text
+    assert "match no known input: converted for torchvision's input" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def as_variant(variant: Workload, main: Workload, words: str) -> Workload:
     times, rest = divmod(main.images, variant.images)
     if rest:
         raise UserError(
-            f"--beside={words}: steps_per_call must divide --steps_per_call"
+            f"--beside={words}: steps_per_call must be a divisor of --steps_per_call"
         )
 
     def call():
@@ -250,7 +250,7 @@ def _measure_latency(
     times = timing.time_alternating(
         candidates, repeats=settings.repeats, seconds=settings.seconds
     )
-    title = f"{settings.title} at {settings.size}, batch 1, each waited for"
+    title = f"{settings.title} at {settings.size}, batch 1, one frame at a time"
     report.show_times(title, times, 1, "frames/s")
 
 

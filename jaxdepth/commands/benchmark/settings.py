@@ -105,7 +105,10 @@ class NetworkSettings:
             self._check_peer()
         self.variants()
         if self.growth != "none" and (self.profile is not None or self.beside):
-            raise UserError("--growth: leave --profile and --beside out")
+            raise UserError(
+                f"--growth={self.growth} excludes --profile and --beside: leave "
+                "them out"
+            )
         if self.points != "auto" and self.growth == "none":
             raise UserError("--points needs --growth=batch, size or devices")
         if self.growth == "batch" and self.batch_size != "auto":
@@ -116,7 +119,7 @@ class NetworkSettings:
             value = getattr(self, name, allowed[0])
             if value not in allowed:
                 choices = " or ".join(str(v) for v in allowed if v is not None)
-                raise UserError(f"--peer=torch: --{name}={value}: must be {choices}")
+                raise UserError(f"--peer=torch: --{name}={value}: expected {choices}")
 
     @property
     def image_size(self) -> Size:
@@ -169,7 +172,8 @@ class NetworkSettings:
             name, _, value = change.partition("=")
             if name not in names:
                 raise UserError(
-                    f"--beside={self.beside}: {name} is none of {', '.join(names)}"
+                    f"--beside={self.beside}: {name}: expected one of "
+                    f"{', '.join(names)}"
                 )
             values[name] = flags[name].convert(value)
         return dataclasses.replace(self, **values, beside="")

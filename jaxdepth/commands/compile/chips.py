@@ -72,7 +72,9 @@ class Slice:
             raise UserError(f"--topology={text}: expected CHIP:SHAPE, as in {examples}")
         if shape not in CHIPS[name].topologies:
             shapes = ", ".join(CHIPS[name].topologies)
-            raise UserError(f"--topology={text}: the shapes of {name} are {shapes}")
+            raise UserError(
+                f"--topology={text}: expected one of the shapes of {name}: {shapes}"
+            )
         return cls(name, tuple(int(side) for side in shape.split("x")))
 
     @property

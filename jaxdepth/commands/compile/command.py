@@ -172,8 +172,9 @@ def compiled(
             raise
         sizes = re.findall(r"\d[\d.]*[GMK]\b", str(error))
         raise TooLarge(
-            f"--batch_size={config.train.batch_size}: {' of '.join(sizes[:2])} memory "
-            f"of a chip of {target.slice.name}: try --batch_size=best"
+            f"--batch_size={config.train.batch_size}: the step does not fit into a "
+            f"chip of {target.slice.name} ({' of '.join(sizes[:2])} memory): try "
+            "--batch_size=best"
         ) from None
 
 

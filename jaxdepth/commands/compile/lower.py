@@ -191,7 +191,9 @@ def select(parts: Sequence[Part], name: str) -> list[Part]:
     if not selected:
         words = [re.sub(r"_block\d+$", "", part.path[-1]) for part in near]
         names = ", ".join(dict.fromkeys(["augment", "stem", *words]))
-        raise UserError(f"--block={name}: one of {names}, or the path of a module")
+        raise UserError(
+            f"--block={name}: expected one of {names}, or the path of a module"
+        )
     return selected
 
 

@@ -75,7 +75,7 @@ def run(config: FiguresConfig) -> int:
             if config.figure == "all" or selection.tables:
                 runs = select(runs)
                 if not runs and name != "1":
-                    raise UserError(f"--figure={name}: none of the runs belongs to it")
+                    raise UserError(f"--figure={name}: it shows none of the given runs")
             figure = draw(config, runs)
         except UserError as error:
             if config.figure != "all":

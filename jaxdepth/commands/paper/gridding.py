@@ -76,7 +76,7 @@ def gridding(depth: Float[np.ndarray, "h w"], period: int) -> Gridding:
 def quarters(period: int) -> list[tuple[int, int]]:
     """Frequencies of a grid of `period` pixels, in quarters of a cycle per pixel."""
     if period not in PERIODS:
-        raise ValueError(f"period {period}: one of {PERIODS}")
+        raise ValueError(f"period {period}: expected one of {PERIODS}")
     frequencies = [(i, j) for i in range(4) for j in range(4) if (i, j) != (0, 0)]
     return [(i, j) for i, j in frequencies if (i % 2 == j % 2 == 0) == (period == 2)]
 

@@ -187,10 +187,12 @@ def flag_values(argv: Sequence[str]) -> dict[str, str]:
         elif name is not None:
             values[name], name = word, None
         else:
-            raise UserError(f"{word}: a flag was expected, as in --data={word}")
+            raise UserError(f"{word}: expected a flag, as in --data={word}")
     for name in _RESERVED:
         if name in values:
-            raise UserError(f"--{name}: each row of a table decides that; leave it out")
+            raise UserError(
+                f"--{name}: the rows of a table set this flag; leave it out"
+            )
     return values
 
 
@@ -224,7 +226,9 @@ def weights_by_init(value: str) -> dict[str, str]:
     for name in filter(None, value.split(",")):
         init = files.read(name).init
         if init in by_init:
-            raise UserError(f"--weights={value}: both are for --init={init}")
+            raise UserError(
+                f"--weights={value}: two files are for --init={init}; give one of them"
+            )
         by_init[init] = name
     return by_init
 
@@ -249,7 +253,7 @@ def _job(
         saved = workdir.read_config()["config"] if workdir.used() else {}
         values["weights"] = weights.get(row.init) or saved.get("weights")
         if values["weights"] is None:
-            reason = f"no weights for --init={row.init} (--weights=FILE)"
+            reason = f"--init={row.init} needs --weights=FILE"
             return Job(run, seed, folder, workdir.name, [], ABSENT, reason)
     values |= {"seed": seed, "workdir": workdir.name}
     words = [f"--{name}={value}" for name, value in values.items()]

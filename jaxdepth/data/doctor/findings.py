@@ -64,8 +64,8 @@ def misalignment(source: Source, *, where: str, frames: int = 16) -> str | None:
     wrong = [line for line in _alignment(inspection) if line.level == "problem"]
     if not wrong:
         return None
-    more = f"jaxdepth inspect-data {shlex.quote(where)} shows more"
-    return f"{wrong[0].what}: {wrong[0].evidence}: {more}"
+    check = f"to check it, run jaxdepth inspect-data {shlex.quote(where)}"
+    return f"{wrong[0].what}: {wrong[0].evidence}; {check}"
 
 
 def of(inspection: Inspection) -> list[Finding]:
@@ -78,9 +78,9 @@ def of(inspection: Inspection) -> list[Finding]:
     return sorted(every, key=lambda finding: get_args(Level).index(finding.level))
 
 
-def _is_odd(inspection: Inspection) -> bool:
+def _is_implausible(inspection: Inspection) -> bool:
     """Whether depth as read does not look like a room."""
-    return units.oddity(inspection.read) is not None
+    return units.implausibility(inspection.read) is not None
 
 
 def _factor(inspection: Inspection) -> float:
@@ -91,7 +91,7 @@ def _factor(inspection: Inspection) -> float:
 
 def _unit(inspection: Inspection) -> Iterator[Finding]:
     if assumed := inspection.opened.assumed:
-        yield Finding("problem", "unit", f"{assumed}; assumed: 255 is 10 m")
+        yield Finding("problem", "unit", f"{assumed}; until then, 255 is read as 10 m")
     values, scale = inspection.values, inspection.opened.scale
     if not len(values):
         return
@@ -102,14 +102,16 @@ def _unit(inspection: Inspection) -> Iterator[Finding]:
             f"stored values {low * scale:.5g} to {top * scale:.5g}, median "
             f"{median * scale:.5g}, at {scale:g} per metre a median of {median:.3g} m"
         )
-    odd = units.oddity(inspection.read)
-    code = units.suspicion(inspection.signs, odd=odd is not None)
-    if odd is None and code is None:
+    implausible = units.implausibility(inspection.read)
+    encoding = units.suspected_encoding(
+        inspection.hints, implausible=implausible is not None
+    )
+    if implausible is None and encoding is None:
         evidence = f"{span}, plausible for rooms; 99 % is below {high:.3g} m"
         yield Finding("ok", "unit", evidence)
         return
-    wrong = code is not None or median > 100 or top < units.SMALL_ROOM
-    evidence = "; ".join([span, *(text for text in (odd, code) if text)])
+    wrong = encoding is not None or median > 100 or top < units.SMALL_ROOM
+    evidence = "; ".join([span, *(text for text in (implausible, encoding) if text)])
     yield Finding(
         "problem" if wrong else "warning", "unit", evidence, _read_by(inspection)
     )
@@ -121,9 +123,9 @@ def _read_by(inspection: Inspection) -> str:
     if isinstance(inspection.source, Stored):
         how = "prepare the store again with another --depth_scale"
     elif scale is None:
-        how = f"data of format {inspection.source.format} hold metres, convert them"
+        how = f"format {inspection.source.format} expects metres: convert the depth"
     else:
-        how = "choose --depth_scale"
+        how = "give the --depth_scale of these files"
     whole = units.is_whole(inspection.values, scale)
     table = units.candidates(inspection.read, scale=scale or 1.0, whole=whole)
     return f"{how}; {table}"
@@ -224,7 +226,7 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
 
 
 def _far(inspection: Inspection) -> Iterator[Finding]:
-    if not len(inspection.values) or _is_odd(inspection):
+    if not len(inspection.values) or _is_implausible(inspection):
         return
     far = float(np.mean(inspection.values > REACH))
     if far > 0.01:
@@ -236,7 +238,7 @@ def _empty(inspection: Inspection) -> Iterator[Finding]:
     empty, total = inspection.empty, len(inspection.frames)
     if empty:
         evidence = f"{len(empty)} of {total}: {_list(empty)}"
-        advice = "a store leaves them out; find out why their depth is empty"
+        advice = "prepare-data leaves them out; check why their depth is empty"
         yield Finding("problem", "frames without ground truth", evidence, advice)
     elif total:
         yield Finding("ok", "ground truth", f"in each of {total} frames")
@@ -345,7 +347,7 @@ def _scenes(inspection: Inspection) -> Iterator[Finding]:
             yield Finding("problem", f"split {split}", evidence, advice)
         if common:
             evidence = f"{len(common)} scenes are in both parts: {_list(common)}"
-            advice = "metrics would be too good: put each scene in one part"
+            advice = "metrics would be too good: put each scene into one part only"
             yield Finding("problem", f"split {split}", evidence, advice)
         if not common_rows and not common and train and evaluation:
             evidence = f"none of {len(evaluation)} scenes for evaluation is in training"
@@ -393,7 +395,7 @@ def _copies(inspection: Inspection) -> Iterator[Finding]:
             evidence = (
                 f"{count} evaluation images are copies of training images: {listed}"
             )
-            advice = "metrics would be too good: put each image in one part"
+            advice = "metrics would be too good: put each image into one part only"
             yield Finding("problem", f"split {split}", evidence, advice)
         else:
             evidence = "no evaluation image is a copy of a training image"

@@ -34,7 +34,7 @@ FRAMES = 800  # inspected by default
 VALUES = 4_000_000  # size of the sample of depths, over all frames
 SHEET = 12  # regular frames of a contact sheet, and most faulty ones
 SHEET_PIXELS = 320  # their longer side, approximately
-SIGNS = 16  # frames whose depth is examined for codes
+HINT_FRAMES = 16  # frames whose depth is examined for encodings
 GUESSED_SCALE = 25.5  # for 8-bit depth without --depth_scale: 255 is 10 m
 
 
@@ -147,7 +147,7 @@ class Inspection:
       damaged: shards of a store that do not match their checksums.
       values: a sample of depths, metres as read.
       read: summary of the depth, as read.
-      signs: signs of a code in the depth of up to `SIGNS` frames.
+      hints: hints at an encoding in the depth of up to `HINT_FRAMES` frames.
       verdict: alignment of image and depth over all frames.
       copies: (row, row that it is a copy of) by split; under None, within all frames.
       compared: number of images that were compared.
@@ -163,7 +163,7 @@ class Inspection:
         default_factory=lambda: np.zeros(0, np.float32)
     )
     read: units.Summary = dataclasses.field(default_factory=units.Summary)
-    signs: list[units.Signs] = dataclasses.field(default_factory=list)
+    hints: list[units.EncodingHints] = dataclasses.field(default_factory=list)
     verdict: alignment.Verdict | None = None
     copies: dict[str | None, list[tuple[int, int]]] = dataclasses.field(
         default_factory=dict
@@ -259,7 +259,7 @@ class _Collector:
         self.values: list[np.ndarray] = []
         self.references = list(self._references())
         rows = inspection.rows
-        self.signed = {rows[k] for k in _spread(len(rows), SIGNS)}
+        self.hint_rows = {rows[k] for k in _spread(len(rows), HINT_FRAMES)}
 
     def _references(self) -> Iterator[alignment.Edges]:
         """Edges of some frames, as a reference for unrelated images and depth."""
@@ -296,9 +296,9 @@ class _Collector:
         count = max(1, VALUES // len(self.inspection.rows))
         self.values.append(valid[:: max(1, len(valid) // count) | 1])
         self.inspection.read.add(units.Summary.of_values(valid, pixels=depth.size))
-        if row in self.signed:
+        if row in self.hint_rows:
             scale = self.inspection.opened.scale
-            self.inspection.signs.append(units.Signs.of(depth, scale=scale))
+            self.inspection.hints.append(units.EncodingHints.of(depth, scale=scale))
         self.fingerprints.add(row, frame.rgb)
 
     def finish(self) -> None:

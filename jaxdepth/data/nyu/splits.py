@@ -128,6 +128,6 @@ def test_scene_notes(
     names = sorted({str(scenes[row]) for row in left_out})
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return [
-        f"{len(left_out)} frames of {names[0]}{more} left out of training: they "
+        f"left {len(left_out)} frames of {names[0]}{more} out of training: they "
         "show scenes of the official test set (--test_scenes=keep trains on them)"
     ]

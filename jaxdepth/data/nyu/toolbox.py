@@ -103,8 +103,8 @@ def synchronise(
     depth, rgb, accel = sorted(depth), sorted(rgb), sorted(accel)
     depth_times = [seconds(name) for name in depth]
     rgb_times = [seconds(name) for name in rgb]
-    images = walk(depth_times, rgb_times)
-    readings = walk(depth_times, [seconds(name) for name in accel])
+    images = match_times(depth_times, rgb_times)
+    readings = match_times(depth_times, [seconds(name) for name in accel])
     return [
         Match(
             name,
@@ -116,10 +116,10 @@ def synchronise(
     ]
 
 
-def walk(times: Sequence[float], others: Sequence[float]) -> list[int]:
-    """For each time, the index of a close time in `others`, by a greedy walk.
+def match_times(times: Sequence[float], others: Sequence[float]) -> list[int]:
+    """For each time, the index of a close time in `others`, by a greedy search.
 
-    The walk starts at the index of the previous time and moves forward while the gap
+    The search starts at the index of the previous time and moves forward while the gap
     does not grow, so the result may not be the closest one.
     """
     indices: list[int] = []
@@ -132,7 +132,7 @@ def walk(times: Sequence[float], others: Sequence[float]) -> list[int]:
     return indices
 
 
-def without_doubles(matches: Sequence[Match]) -> tuple[list[Match], int]:
+def drop_duplicates(matches: Sequence[Match]) -> tuple[list[Match], int]:
     """Drop all matches that share an image; returns the others and the number dropped.
 
     Source: the paper, section 4.

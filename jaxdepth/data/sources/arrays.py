@@ -30,8 +30,8 @@ def check_pixels(height: int, width: int) -> None:
     """Raise ValueError for more than `LARGEST` pixels."""
     if height * width > LARGEST:
         raise ValueError(
-            f"{height}x{width} are {height * width / 1e6:.0f} megapixels, more than "
-            f"the limit of {LARGEST / 1e6:.0f}: make it smaller"
+            f"{height}x{width} are {height * width / 1e6:.0f} megapixels, and the "
+            f"limit is {LARGEST / 1e6:.0f}: make it smaller"
         )
 
 
@@ -56,13 +56,15 @@ def read_npz(file: Path) -> np.ndarray:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         if len(members) > _MEMBERS:
-            raise ValueError(f"{len(members)} arrays in one archive")
+            raise ValueError(
+                f"it holds {len(members)} arrays; at most {_MEMBERS} are read"
+            )
         maps = [member for member in members if _is_map(archive, member, file)]
         if len(maps) != 1:
             names = ", ".join(repr(member.filename[:40]) for member in members[:5])
             raise UserError(
-                f"{file} holds {len(maps)} arrays (H, W) among {names}: save one depth "
-                "map alone"
+                f"{file} holds {len(maps)} arrays of shape (H, W) among {names}: save "
+                "one depth map per file"
             )
         with archive.open(maps[0]) as stream:
             # zipfile verifies the checksum at the end of the member.
@@ -78,7 +80,10 @@ def read_pgm(file: Path) -> np.ndarray:
     with open(file, "rb") as stream:
         (magic, width, height, largest), offset = _pnm_header(stream)
         if magic != b"P5" or not 0 < int(largest) < 65536:
-            raise ValueError(f"expected P5 and 1 to 65535, not {magic} and {largest}")
+            raise ValueError(
+                f"its header begins with {magic} and has the maximum {largest}: "
+                "expected P5 and 1 to 65535"
+            )
         dtype = np.dtype(np.uint8 if int(largest) < 256 else ">u2")
         values = _raster(stream, offset, int(height), int(width), dtype)
     if values.max(initial=0) > int(largest):
@@ -100,9 +105,12 @@ def read_pfm(file: Path) -> np.ndarray:
     with open(file, "rb") as stream:
         (magic, width, height, scale), offset = _pnm_header(stream)
         if magic == b"PF":
-            raise UserError(f"{file} has three channels: depth has one (Pf)")
+            raise UserError(f"{file} has three channels (PF): expected one (Pf)")
         if magic != b"Pf" or not math.isfinite(float(scale)) or float(scale) == 0:
-            raise ValueError(f"expected Pf and a scale, not {magic} and {scale}")
+            raise ValueError(
+                f"its header begins with {magic} and has the scale {scale}: expected "
+                "Pf and a number other than 0"
+            )
         dtype = np.dtype("<f4" if float(scale) < 0 else ">f4")
         return _raster(stream, offset, int(height), int(width), dtype)[::-1]
 
@@ -134,7 +142,9 @@ def read_exr(file: Path) -> np.ndarray:
     name = _depth_channel(channels)
     if name is None:
         names = ", ".join(repr(name[:40]) for name in list(channels)[:5])
-        raise UserError(f"{file} has the channels {names}: expected one, or Z")
+        raise UserError(
+            f"{file} has the channels {names}: expected one channel, or one named Z"
+        )
     return channels[name]
 
 
@@ -166,10 +176,12 @@ def _npy_header(
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
     if version not in versions:
-        raise ValueError(f"npy version {version}")
+        raise ValueError(f"its npy version {version} is not supported")
     shape, fortran, dtype = versions[version](stream)
     if dtype.hasobject or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"shape {shape} of {dtype}: expected an array of numbers")
+        raise ValueError(
+            f"it has shape {shape} of {dtype}: expected an array of numbers"
+        )
     if dtype.kind not in "uifb":
         raise UserError(
             f"{file} has shape {shape} of {dtype}: expected one depth map (H, W)"
@@ -184,8 +196,7 @@ def _npy(stream: Stream, size: int, file: Path) -> np.ndarray:
     claimed, stored = math.prod(shape) * dtype.itemsize, size - offset
     if claimed != stored:
         raise ValueError(
-            f"its header claims {claimed} bytes, shape {shape} of {dtype}, and "
-            f"{stored} are stored"
+            f"shape {shape} of {dtype} needs {claimed} bytes, but the file has {stored}"
         )
     if math.prod(shape) > 3 * LARGEST or claimed > _BYTES:
         raise ValueError(f"shape {shape} is too large for a frame")
@@ -200,7 +211,9 @@ def _is_map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Path) -> bo
     """Whether a member of an npz archive is a two-dimensional array."""
     # Other compression methods can need gigabytes of memory.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"compression method {member.compress_type}")
+        raise ValueError(
+            f"its compression method {member.compress_type} is not supported"
+        )
     with archive.open(member) as stream:
         _, shape, _, dtype = _npy_header(stream.read(_HEAD), file)
         return len(shape) == 2 and dtype.kind != "b"
@@ -234,11 +247,13 @@ def _raster(
 ) -> np.ndarray:
     """Read (height, width) values, which must fill the file after the header."""
     if height < 1 or width < 1:
-        raise ValueError(f"size {height}x{width}")
+        raise ValueError(f"its size is {height}x{width}")
     check_pixels(height, width)
     claimed, stored = height * width * dtype.itemsize, stream.seek(0, 2) - offset
     if claimed != stored:
-        raise ValueError(f"{height}x{width} are {claimed} bytes, {stored} are stored")
+        raise ValueError(
+            f"{height}x{width} pixels need {claimed} bytes, but the file has {stored}"
+        )
     stream.seek(offset)
     values = np.frombuffer(_rest(stream, claimed), dtype).reshape(height, width)
     return values.astype(dtype.newbyteorder("="))
@@ -248,5 +263,7 @@ def _rest(stream: Stream, count: int) -> bytes:
     """Read the rest of a stream. Raises ValueError unless it is `count` bytes."""
     content = stream.read(count)
     if len(content) != count or stream.read(1):
-        raise ValueError(f"not the {count} bytes that its header claims")
+        raise ValueError(
+            f"its data do not have the {count} bytes that its header states"
+        )
     return content

@@ -107,24 +107,25 @@ class Bts:
 
     def _read(self) -> tuple[list[Line], list[Line]]:
         """Read the lines for training and the lines for evaluation."""
-        found = _lists(self.path) or ([self.path] if self.path.is_file() else [])
-        if not found:
-            raise UserError(f'{self.path} holds no list of lines "rgb depth focal"')
+        list_files = _lists(self.path) or ([self.path] if self.path.is_file() else [])
+        if not list_files:
+            raise UserError(f'{self.path} holds no list with lines "rgb depth focal"')
         root = self.path if self.path.is_dir() else self.path.parent
-        named, notes = lists.with_parts([file.relative_to(root) for file in found])
+        named, notes = lists.with_parts([file.relative_to(root) for file in list_files])
         self.notes += notes
-        found = [root / path for path in named]
+        list_files = [root / path for path in named]
         parts: dict[bool, tuple[Path, list[Line]]] = {}
-        for file in found:
-            lines = self._lines(file, alone=len(found) == 1)
-            tests = lists.part_of(file.relative_to(root)) in ("val", "test")
-            if lines and tests in parts:
+        for file in list_files:
+            lines = self._lines(file, alone=len(list_files) == 1)
+            evaluates = lists.part_of(file.relative_to(root)) in ("val", "test")
+            if lines and evaluates in parts:
                 raise UserError(
-                    f"{parts[tests][0]} and {file} both list frames to "
-                    f"{'evaluate' if tests else 'train'} on: give one of them as --data"
+                    f"{parts[evaluates][0]} and {file} both list frames to "
+                    f"{'evaluate' if evaluates else 'train'} on: give one of them as "
+                    "--data"
                 )
             if lines:
-                parts[tests] = file, lines
+                parts[evaluates] = file, lines
         if not parts:
             raise UserError(f"{self.path}: {'; '.join(self.notes)}")
         empty = self.path, []
@@ -136,7 +137,7 @@ class Bts:
         Raises: UserError for an invalid line, and for missing files if the list is the
           only one (`alone`).
         """
-        rows, without = [], 0
+        rows, no_depth = [], 0
         listing = lists.read(file)
         for row in listing.rows:
             columns = row.columns
@@ -145,20 +146,22 @@ class Bts:
                     f'{listing.where(row)}: expected "rgb depth focal", not '
                     f"{lists.printable(' '.join(columns))!r}"
                 )
-            without += columns[1] == "None"
+            no_depth += columns[1] == "None"
             if columns[1] != "None":
                 rows.append(columns)
-        if without:
-            self.notes.append(f"{without} lines of {file.name} without depth left out")
+        if no_depth:
+            self.notes.append(
+                f"left out {no_depth} lines of {file.name} that name no depth"
+            )
         if not rows:
-            raise UserError(f"{file} lists no frame with depth")
+            raise UserError(f"{file}: no line names a depth file")
         names = [row[0] for row in rows]
         root = lists.root_of(
             file.parent, names, below=listed.BELOW, allow_outside=self._allow_outside
         )
         if root is None:
             missing = (
-                f"no file that {file.name} lists exists, such as {rows[0][0]}: "
+                f"{file.name}: none of its files exists, such as {rows[0][0]}: "
                 f"searched {file.parent.absolute()}, its parent folders, and "
                 f"{', '.join(listed.BELOW[1:])} in each of them"
             )
@@ -179,7 +182,7 @@ class Bts:
     def _depth(self, file: Path) -> Any:
         values = units.decode(files.read_depth(file), self.depth_code, where=file)
         if values.dtype.itemsize == 1:
-            raise UserError(f"{file} is 8-bit depth: this format has 16-bit PNG")
+            raise UserError(f"{file} has 8-bit depth: format bts expects 16 bits")
         return files.to_metres(values, self.depth_scale)
 
 

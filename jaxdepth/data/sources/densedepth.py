@@ -51,7 +51,7 @@ class DenseDepth:
         self.name = files.name_of(path)
         paths = _lists(path)
         if not paths:
-            raise UserError(f"{path} holds neither of {' and '.join(LISTS)}")
+            raise UserError(f"{path} holds neither {' nor '.join(LISTS)}")
         train, evaluation = (
             [
                 row
@@ -76,7 +76,8 @@ class DenseDepth:
         self.notes += files.check_metres(
             [depth for depth, _ in sampled],
             where=str(path),
-            hint="8-bit depth holds codes of 10 m / 255, 16-bit depth millimetres",
+            hint="format densedepth expects 8-bit depth, 255 for 10 m, or 16-bit depth "
+            "in millimetres",
         )
         self.notes += files.orientation_notes([row.image for row in self.rows])
         self.notes += files.size_notes((row.image, row.depth) for row in self.rows)
@@ -137,12 +138,12 @@ def _read(file: Path, allow_outside: bool) -> list[Row]:
                 f"{lists.printable(','.join(row.columns))!r}"
             )
     if not listing.rows:
-        raise UserError(f"{file} lists no frame")
+        raise UserError(f"{file} names no files")
     names = [row.columns[0] for row in listing.rows]
     root = lists.root_of(file.parent, names, allow_outside=allow_outside)
     if root is None:
         raise UserError(
-            f"no file that {file} lists exists, such as {lists.printable(names[0])}: "
+            f"{file}: none of its files exists, such as {lists.printable(names[0])}: "
             f"searched {file.parent.absolute()} and its parent folders"
         )
     return [

@@ -55,13 +55,15 @@ class FastDepth:
         self._train = [k for k, file in enumerate(train) if file.name not in HOLD_OUT]
         if held := len(train) - len(self._train):
             self.notes.append(
-                f"{held} frames named {' or '.join(HOLD_OUT)} left out of training, as "
+                f"left {held} frames named {' or '.join(HOLD_OUT)} out of training, as "
                 "FastDepth does"
             )
         depths = files.sample(lambda file: _read(file)[1], self.files)
         self.truths = (files.kind_of(depths),)
         self.notes += files.check_metres(
-            depths, where=str(root), hint="these files hold metres; convert them"
+            depths,
+            where=str(root),
+            hint="format fastdepth expects metres: convert the depth",
         )
 
     def frame(self, row: int) -> Frame:
@@ -108,11 +110,19 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
             rgb, depth = (_dataset(stored, name) for name in ("rgb", "depth"))
             shapes = rgb.shape, depth.shape
             if len(rgb.shape) != 3 or rgb.shape != (3, *depth.shape):
-                raise ValueError(f"rgb has shape {shapes[0]} and depth {shapes[1]}")
+                raise ValueError(
+                    f"rgb has shape {shapes[0]} and depth {shapes[1]}: expected "
+                    "(3, H, W) and (H, W)"
+                )
             if rgb.dtype != np.uint8 or depth.dtype.kind != "f":
-                raise ValueError(f"rgb is {rgb.dtype} and depth {depth.dtype}")
+                raise ValueError(
+                    f"rgb is {rgb.dtype} and depth {depth.dtype}: expected uint8 and "
+                    "floating-point"
+                )
             if not 0 < math.prod(depth.shape) <= files.LARGEST:
-                raise ValueError(f"depth has shape {shapes[1]}")
+                raise ValueError(
+                    f"depth has shape {shapes[1]}, which is empty or too large"
+                )
             return (
                 np.ascontiguousarray(rgb[()].transpose(1, 2, 0)),
                 files.to_metres(depth[()]),

@@ -198,13 +198,13 @@ def match_size(
     )
     if abs(sx / sy - 1) > MAX_SQUEEZE or 1 / LEAST_SHRINK < sx <= 1:
         raise UserError(
-            f"{sizes}image and depth must have one size, or one aspect ratio; crop the "
+            f"{sizes}image and depth must have the same size or aspect ratio; crop the "
             "image to what the depth shows"
         )
     if sx > 1:
         raise UserError(
-            f"{sizes}depth is not resized, so image and depth must have one size; "
-            "take larger images, or depth as the camera stored it"
+            f"{sizes}depth is not resized: use images of its size or larger, or depth "
+            "as the camera stored it"
         )
     from jaxdepth.ops import resize  # imports JAX, which most data do not need
 
@@ -304,18 +304,18 @@ def check_metres(
     if not summary.valid or not unit_is_checked():
         return []
     whole = all(units.is_whole(depth, scale) for depth in depths)
-    signs = [units.Signs.of(depth, scale=scale) for depth in depths]
+    hints = [units.EncodingHints.of(depth, scale=scale) for depth in depths]
     table = "" if scale is None else units.candidates(summary, scale=scale, whole=whole)
-    odd = units.oddity(summary) is not None
-    code = units.suspicion(signs, odd=odd, name=name)
+    implausible = units.implausibility(summary) is not None
+    encoding = units.suspected_encoding(hints, implausible=implausible, name=name)
     check_unit(
         summary.median,
         largest=summary.largest,
         where=where,
         hint=hint,
-        listed="; ".join(text for text in (code, table) if text),
+        listed="; ".join(text for text in (encoding, table) if text),
     )
-    note = units.advice(summary, signs, scale=scale, whole=whole, name=name)
+    note = units.advice(summary, hints, scale=scale, whole=whole, name=name)
     return [] if note is None else [note]
 
 

@@ -17,7 +17,7 @@ LARGEST_CHUNK = 1 << 28  # bytes; a chunk is decompressed as a whole
 
 
 class InvalidDataset(ValueError):
-    """A dataset refers to other data, or claims more than it stores (one line)."""
+    """A dataset refers to other data, or is larger than its stored bytes (one line)."""
 
 
 def dataset(group: Any, name: str) -> Any:
@@ -51,12 +51,13 @@ def checked(data: Any, name: str) -> Any:
         chunk = _product(data.chunks) * item
         if chunk > LARGEST_CHUNK:
             raise InvalidDataset(
-                f"{name} has chunks of {chunk >> 20} MiB: too large to read"
+                f"{name} has chunks of {chunk >> 20} MiB: at most "
+                f"{LARGEST_CHUNK >> 20} MiB are read"
             )
         claimed = min(claimed, chunk * data.id.get_num_chunks())
     if claimed > SMALL + MOST_SHRUNK * stored:
         raise InvalidDataset(
-            f"{name} claims {claimed >> 20} MiB, and {stored} bytes of it are stored"
+            f"{name} needs {claimed >> 20} MiB, but only {stored} bytes are stored"
         )
     return data
 

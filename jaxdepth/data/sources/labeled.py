@@ -208,12 +208,13 @@ class Labeled:
         images = shapes["images"]
         if self._datasets[field].dtype.kind not in "uif":
             raise UserError(
-                f"{self.path}: {field} is {self._datasets[field].dtype}, not metres"
+                f"{self.path}: {field} is {self._datasets[field].dtype}: expected "
+                "numbers, in metres"
             )
         if shapes[field] != (images[0], *images[2:]):
             raise UserError(
                 f"{self.path}: {field} has shape {shapes[field]} and images "
-                f"{images}: image and depth must have one size"
+                f"{images}: image and depth must have the same size"
             )
 
     def _scenes(self) -> list[str | None]:
@@ -252,7 +253,7 @@ class Labeled:
         if compared and same == compared:
             self.notes.append(
                 f"rawDepths of {self.name} equal depths wherever they are not 0: they "
-                "count as filled depth, and there is no raw depth"
+                "are not raw depth, and only filled depth is used"
             )
             return ("filled",)
         return ("filled", "raw")
@@ -307,7 +308,7 @@ class Labeled:
         )
         if not good:
             raise UserError(
-                f"{file} does not fit {self.name}, which has {self._count} rows"
+                f"{file} belongs to another file: {self.name} has {self._count} rows"
             )
         indices: list[int | None] = [None] * self._count
         for row, index in zip(rows, frames, strict=True):
@@ -322,7 +323,7 @@ class Labeled:
                 self._rows_with_depth(),
             ),
             where=str(self.path),
-            hint="a labeled .mat holds metres; convert it",
+            hint="a labeled .mat file holds metres: convert the depth",
         )
 
 

@@ -75,7 +75,7 @@ def read_all(path: Path, *, allow_outside: bool = False) -> Lists:
         except _Unused as error:
             if file == path:
                 raise UserError(f"{file}: {error}") from None
-            notes.append(f"list {file.relative_to(root)} is not used: {error}")
+            notes.append(f"ignored the list {file.relative_to(root)}: {error}")
             continue
         notes += more
         read[file.relative_to(root)] = frames
@@ -126,23 +126,25 @@ def _read(
     listing = lists.without_index(lists.read(file))
     folder = _folder_of(listing, root, allow_outside)
     kinds = _column_kinds(listing)
-    frames, without = [], 0
+    frames, no_depth = [], 0
     for row in listing.rows:
         if len(row.columns) != len(kinds):
             raise UserError(
                 f"{listing.where(row)}: {_text(row)} has {len(row.columns)} columns, "
-                f"and other lines have {len(kinds)}"
+                f"but other lines have {len(kinds)}"
             )
         entry = dict(zip(kinds, row.columns, strict=True))
         if entry.get("depth") == lists.NO_FILE:
-            without += 1
+            no_depth += 1
             continue
         frames.append(_frame(listing, row, entry, folder))
     notes = (
-        [f"{without} lines of {file.name} without depth left out"] if without else []
+        [f"left out {no_depth} lines of {file.name} that name no depth"]
+        if no_depth
+        else []
     )
     if not frames:
-        raise _Unused("it lists no frame with depth")
+        raise _Unused("no line names a depth file")
     return frames, notes
 
 
@@ -154,7 +156,7 @@ def _folder_of(listing: Listing, root: Path, allow_outside: bool) -> Root:
         if folder is not None:
             return folder
     first = lists.printable(names[0]) if names else "nothing"
-    raise _Unused(f"no file that it lists exists, such as {first}")
+    raise _Unused(f"none of the files that it names exists, such as {first}")
 
 
 def _column_kinds(listing: Listing) -> list[str]:
@@ -175,13 +177,14 @@ def _column_kinds(listing: Listing) -> list[str]:
             kinds.append("")
         if not kinds[-1] or kinds.count(kinds[-1]) > 1:
             problem = (
-                f"column {number} is {lists.printable(cell)!r}, which is none of: "
-                "image, depth, filled depth, mask, focal length"
+                f"column {number} is {lists.printable(cell)!r}: expected image, depth, "
+                "filled depth, mask or focal length"
             )
             if lists.part_of(listing.file.name) is None and not _has_pairs(typical):
                 raise _Unused(problem)
             raise UserError(
-                f"{listing.where(typical)}: {problem}; name the columns in a first line"
+                f"{listing.where(typical)}: {problem}; name the columns in "
+                "the first line"
             )
     return kinds
 
@@ -246,7 +249,7 @@ def _frame(listing: Listing, row: Row, entry: dict[str, str], folder: Root) -> L
             "in pixels"
         )
     if len(set(paths.values())) < len(paths) or "image" not in paths:
-        raise UserError(f"{listing.where(row)}: {_text(row)} names one file twice")
+        raise UserError(f"{listing.where(row)}: {_text(row)} names the same file twice")
     name = entry["image"].replace("\\", "/").lstrip("/")
     return Listed(
         name,
@@ -297,13 +300,13 @@ def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
     if mask.shape != depth.shape:
         raise UserError(
             f"{file} is {mask.shape[0]}x{mask.shape[1]} and its depth "
-            f"{depth.shape[0]}x{depth.shape[1]}: mask and depth must have one size"
+            f"{depth.shape[0]}x{depth.shape[1]}: they must have the same size"
         )
     if is_mask(mask):
         return np.where(mask != 0, depth, 0)
     if set(np.unique(mask).tolist()) <= {0, 1, 2}:
         return np.where(mask == 2, depth, 0)
     raise UserError(
-        f"{file} has values to {mask.max()}: expected a mask (0 and 1, or 0 and 255) "
-        "or a confidence map (0, 1 and 2)"
+        f"{file} has values up to {mask.max()}: expected a mask (0 and 1, or 0 and "
+        "255) or a confidence map (0, 1 and 2)"
     )

@@ -68,7 +68,9 @@ def read(file: Path) -> Listing:
     except OSError as error:
         raise UserError(f"{file} can't be read: {error.strerror or error}") from None
     if len(content) > LARGEST:
-        raise UserError(f"{file} is larger than {LARGEST >> 20} MiB, too large a list")
+        raise UserError(
+            f"{file} is too large for a list: at most {LARGEST >> 20} MiB are read"
+        )
     try:
         text = _decode(content)
     except UnicodeDecodeError:
@@ -132,8 +134,8 @@ def with_parts(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     if len(unnamed) == len(paths):
         return list(paths), []
     return [path for path in paths if path not in unnamed], [
-        f"list {path} is not used: other lists have train, val or test in their names, "
-        "and this one has none of these words"
+        f"ignored the list {path}: its name contains none of the words train, val and "
+        "test, and the names of other lists do"
         for path in unnamed
     ]
 
@@ -177,8 +179,8 @@ class Root:
 
     def path(self, name: str) -> Path:
         """The path of a listed file, which need not exist. Raises as `find` does."""
-        found = self.find(name)
-        return found or self.folder / name.replace("\\", "/").lstrip("/")
+        existing = self.find(name)
+        return existing or self.folder / name.replace("\\", "/").lstrip("/")
 
     def _tail(self, parts: list[str]) -> Path | None:
         """Find a file in the folder by an absolute path without its leading folders."""

@@ -118,7 +118,7 @@ class NyuRaw:
             matches = self._matched(folder)
             total += len(matches)
             if self.options.doubles == "drop":
-                matches, left_out = toolbox.without_doubles(matches)
+                matches, left_out = toolbox.drop_duplicates(matches)
                 doubles += left_out
             limit = self.options.max_gap
             near = [match for match in matches if limit is None or match.gap <= limit]
@@ -129,12 +129,12 @@ class NyuRaw:
             ]
         if doubles:
             self.notes.append(
-                f"{doubles} of {total} frames left out: their image is matched by "
+                f"left out {doubles} of {total} frames: their image is matched by "
                 "more than one depth map (--doubles=keep keeps them)"
             )
         if apart:
             self.notes.append(
-                f"{apart} of {total} frames left out: image and depth are more than "
+                f"left out {apart} of {total} frames: image and depth are more than "
                 f"{self.options.max_gap:g} s apart (--max_gap)"
             )
         if not frames:
@@ -151,7 +151,7 @@ class NyuRaw:
             [name for name in names if NAMES[kind].fullmatch(name)] for kind in "dra"
         )
         if not rgb:
-            self.notes.append(f"{folder.name} left out: it holds no image")
+            self.notes.append(f"left out {folder.name}: it holds no image")
             return []
         return toolbox.synchronise(depth, rgb, accel)
 
@@ -164,7 +164,7 @@ class NyuRaw:
         parts = dict(zip(scenes, part, strict=True))
         self._note(
             [scene for scene in parts if parts[scene] is None],
-            "of scenes without labeled frames: used for training only",
+            "of scenes without labeled frames are used for training only",
         )
         for name, evaluates in (("official", "test"), ("tune",) * 2, ("report",) * 2):
             held_out = {"test"} if name == "official" else {"test", "tune", "report"}

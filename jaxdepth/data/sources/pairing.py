@@ -41,7 +41,7 @@ def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], lis
             f"rgb/0001.jpg and depth/0001.png{_examples(images, depths)}"
         )
     notes = [
-        f"{len(alone)} {what} without a partner left out, first "
+        f"left out {len(alone)} {what} without a partner, first "
         f"{lists.printable(str(group[alone[0]].relative_to(root)))}"
         for what, group in (
             ("images", images), ("depth files", depths), ("masks", masks),
@@ -86,7 +86,7 @@ def _by_key(root: Path) -> dict[Kind, dict[str, Path]]:
         if key in known:
             raise UserError(
                 f"{root}: {lists.printable(str(known[key].relative_to(root)))} and "
-                f"{lists.printable(str(relative))} would be one frame: keep one of them"
+                f"{lists.printable(str(relative))} have the same key; keep one of them"
             )
         known[key] = file
     return groups

@@ -68,7 +68,9 @@ class Tfds:
         depths = files.sample(lambda row: files.to_metres(self._read(row)[1]), rows)
         self.truths = (files.kind_of(depths),)
         self.notes += files.check_metres(
-            depths, where=str(folder), hint="this data set holds metres; convert it"
+            depths,
+            where=str(folder),
+            hint="format tfds expects metres: convert the depth",
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -110,10 +110,11 @@ class Tum:
         """
         associations = self.path / ASSOCIATIONS
         if files.is_file(associations):
-            self.notes.append(f"image and depth matched by {ASSOCIATIONS}")
+            self.notes.append(f"{ASSOCIATIONS} gives the pairs of image and depth")
             rows = _rows(associations, 4)
             if all("depth" in row[1] and "depth" not in row[3] for row in rows):
-                self.notes.append("its lines have depth before the image")  # ICL-NUIM
+                # As in ICL-NUIM.
+                self.notes.append(f"{ASSOCIATIONS} names depth before the image")
                 return [Match(rgb, depth) for _, depth, _, rgb in rows]
             return [Match(rgb, depth) for _, rgb, _, depth in rows]
         rgb, depth = (_rows(self.path / name, 2) for name in ("rgb.txt", "depth.txt"))
@@ -126,7 +127,7 @@ class Tum:
         alone = len(rgb) - len(pairs)
         if alone:
             self.notes.append(
-                f"{alone} of {len(rgb)} images left out: no depth within {MAX_GAP} s"
+                f"left out {alone} of {len(rgb)} images: no depth within {MAX_GAP} s"
             )
         return [Match(rgb[i][1], depth[j][1]) for i, j in pairs]
 
@@ -134,7 +135,7 @@ class Tum:
         file = self._root.path(match.depth)
         values = units.decode(files.read_depth(file), self.depth_code, where=file)
         if values.dtype.itemsize == 1:
-            raise UserError(f"{file} is 8-bit depth: TUM RGB-D has 16-bit PNG")
+            raise UserError(f"{file} has 8-bit depth: format tum expects 16 bits")
         return files.to_metres(values, self.depth_scale)
 
 
@@ -202,7 +203,7 @@ def _rows(file: Path, columns: int) -> list[Any]:
             )
         rows.append([x for pair in zip(times, names[1::2], strict=True) for x in pair])
     if not rows:
-        raise UserError(f"{file} lists no frame")
+        raise UserError(f"{file} names no files")
     return rows
 
 

@@ -10,7 +10,6 @@ manifest's `full` lists their rows. NumPy can read the shards without this packa
 
 import contextlib
 import functools
-import hashlib
 import json
 import re
 import threading
@@ -250,19 +249,13 @@ def parse_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
     return manifest
 
 
-def sha256(file: Path) -> str:
-    """Return the SHA-256 checksum of a file, in hexadecimal."""
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _sha256_once(file: Path) -> str:
-    """Return `sha256` of a file, cached in this process until the file changes."""
+    """Return the SHA-256 of a file, cached in this process until the file changes."""
     with _locks.setdefault(file, threading.Lock()):
         stat = file.stat()
         state = (file, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
         if state not in _checksums:
-            _checksums[state] = sha256(file)
+            _checksums[state] = regular.sha256(file)
         return _checksums[state]
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import fsspec
 
 from jaxdepth.data.store import staging
-from jaxdepth.data.store.reader import MANIFEST, Store, is_store, parse_manifest, sha256
+from jaxdepth.data.store.reader import MANIFEST, Store, is_store, parse_manifest
 from jaxdepth.data.store.staging import RECORDS, Record
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.runtime.progress import Progress
 from jaxdepth.runtime.storage import storage_errors
@@ -104,12 +105,12 @@ def _download_files(
 
     def get(name: str) -> None:
         checksum, file = files[name]["sha256"], folder / name
-        if file.is_file() and sha256(file) == checksum:
+        if file.is_file() and regular.sha256(file) == checksum:
             return
         part = folder / f".{name}"
         with storage_errors(f"{url}/{name}"):
             system.get_file(f"{root}/{name}", str(part))
-        if sha256(part) != checksum:
+        if regular.sha256(part) != checksum:
             part.unlink()
             raise UserError(f"{url}/{name} is damaged: prepare it again")
         part.rename(file)

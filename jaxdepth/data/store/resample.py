@@ -93,7 +93,7 @@ def crop_notes(frames: Sequence[tuple[int, int]], size: tuple[int, int]) -> list
     scale = max(size[0] / height, size[1] / width)
     whole = round(height * scale), round(width * scale)
     return [
-        f"the central part of frames is kept: of {height}x{width}, "
+        f"frames are cropped to their central part: of {height}x{width}, "
         f"{cut[height, width]:.0%} is cut off; --size={whole[0]}x{whole[1]} of "
         f"prepare-data, or --size={19 * whole[0] // 20}x{19 * whole[1] // 20} of run, "
         "keeps all of it"

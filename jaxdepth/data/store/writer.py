@@ -373,12 +373,12 @@ class Job:
         notes = [*self.source.notes, *self._split_notes]
         if broken:
             notes.append(
-                f"{len(broken)} frames that can't be used left out, first "
+                f"left out {len(broken)} frames that can't be used, first "
                 f"{broken[0]['name']}: {broken[0]['reason']}"
             )
         if empty:
             notes.append(
-                f"{len(empty)} frames without any depth left out, first {empty[0]}"
+                f"left out {len(empty)} frames without any depth, first {empty[0]}"
             )
         sizes = {(h, w) for record in records for h, w in record.sizes}
         notes += resample.crop_notes(sorted(sizes), self.packing.size)
@@ -386,16 +386,18 @@ class Job:
             kinds = " and ".join(self.masked)
             unmasked = sum(record.unmasked for record in records)
             notes.append(
-                f"each frame's smallest and largest {kinds} depth left out "
+                f"masked each frame's smallest and largest {kinds} depth "
                 "(--mask_extremes)"
                 + (
-                    f"; kept in {unmasked} depth maps without other depth"
+                    f", except in {unmasked} depth maps that hold no other depth"
                     if unmasked
                     else ""
                 )
             )
         if self.source.eight_bit:
-            notes.append("depth is 8-bit: steps of some centimetres, extremes kept")
+            notes.append(
+                "depth is 8-bit, in steps of some centimetres: no extremes are masked"
+            )
         return notes
 
 
@@ -408,7 +410,7 @@ def _check_free(out: Path, *, replace: bool) -> None:
         return
     try:
         Store.open(out)
-        why = "it is a store of other data or with other options"
+        why = "it is a store of other data, or written with other options"
     except UserError as error:
         why = str(error).removesuffix(": prepare it again")
     raise UserError(f"{out} exists and is not empty ({why}): name another folder")

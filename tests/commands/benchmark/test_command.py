@@ -290,7 +290,7 @@ def test_variants_with_fewer_steps_per_call_repeat_it():
     )
     assert (variant.name, variant.images) == ("it, words", 4)
     assert variant.call() == 2 and log == ["it", "it"]
-    with pytest.raises(UserError, match="steps_per_call must divide"):
+    with pytest.raises(UserError, match="steps_per_call must be a divisor"):
         networks.as_variant(double, dataclasses.replace(single, images=2), "words")
 
 
@@ -315,7 +315,7 @@ def test_infer_measures_single_frames(tmp_path):
     assert benchmark.command(["infer", *words, f"--json={file}"]) == 0
     document = json.loads(file.read_text())
     assert document["facts"]["search"]["rates"].keys() == {"1", "2"}
-    title = "inference cnn at 24x32, batch 1, each waited for"
+    title = "inference cnn at 24x32, batch 1, one frame at a time"
     rows = [t["rows"] for t in document["tables"] if t["title"] == title]
     names = [row["what"] for row in rows[0]]
     assert names[0].startswith("jaxdepth, image and depth on the device")
@@ -435,14 +435,14 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
     [
         ([], "name a benchmark: .* train|infer"),
         (["trian"], "did you mean train"),
-        (["train", "--arch=resnet"], "--arch=resnet: one of"),
+        (["train", "--arch=resnet"], "--arch=resnet: expected one of"),
         (["train", "--batch_size=0"], "--batch_size=0: must be at least 1"),
         (
             ["train", "--batch_size=few"],
             "--batch_size=few: expected a whole number or auto",
         ),
-        (["train", "--size=228"], "--size=228: give HEIGHTxWIDTH"),
-        (["train", "--upconv=five"], "--upconv=five: one of"),
+        (["train", "--size=228"], "--size=228: expected HEIGHTxWIDTH"),
+        (["train", "--upconv=five"], "--upconv=five: expected one of"),
         (
             ["train", "--json=/nowhere/x.json"],
             "--json=/nowhere/x.json: there is no folder",
@@ -455,18 +455,18 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         ),
         (["train", "--points=1,2"], "--points needs --growth"),
         (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
-        (["train", "--beside=upconv=five"], "--upconv=five: one of"),
-        (["train", "--beside=size=3x4"], "size is none of upconv"),
+        (["train", "--beside=upconv=five"], "--upconv=five: expected one of"),
+        (["train", "--beside=size=3x4"], "size: expected one of upconv"),
         (["train", "--beside=accumulate=x"], "--accumulate=x: expected a whole number"),
         (
             ["train", "--peer=torch", "--layout=fcrn"],
-            "--peer=torch: --layout=fcrn: must be torchvision",
+            "--peer=torch: --layout=fcrn: expected torchvision",
         ),
         (
             ["train", "--peer=torch", "--devices=2"],
-            "--peer=torch: --devices=2: must be 1",
+            "--peer=torch: --devices=2: expected 1",
         ),
-        (["train", "--peer=torch", "--accumulate=2"], "--accumulate=2: must be 1"),
+        (["train", "--peer=torch", "--accumulate=2"], "--accumulate=2: expected 1"),
         (
             ["infer", "--peer=torch", "--peers=slow"],
             "--peers=slow: expected names of plain, tuned",

@@ -63,7 +63,7 @@ def test_default_batch_is_128_images_per_chip(size):
         ("--batch_size=0", "batch_size=0: must be at least 1"),
         ("--batch_size=most", "a whole number or auto"),
         ("--topology=v9:1x1", "--topology=v9:1x1: expected CHIP:SHAPE"),
-        ("--topology=v5e:5x5", "the shapes of v5e are 1x1"),
+        ("--topology=v5e:5x5", "the shapes of v5e: 1x1"),
         ("--recipe=table5", "one of"),
         ("--blok=up4", "did you mean --block"),
         ("--layout=fcrn --arch=cnn", "is a layout of upproj"),

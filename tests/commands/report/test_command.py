@@ -230,7 +230,7 @@ def test_foreign_files_and_wrong_flags_are_refused(tmp_path, fake):
         (argv, "was not written by this command"),
         ([a, f"--out={tmp_path / 'no' / 'r.html'}"], "there is no folder"),
         ([f"--out={out}"], "RUNS: missing"),
-        ([str(tmp_path), f"--out={tmp_path / 'new.html'}"], "nor of tables"),
+        ([str(tmp_path), f"--out={tmp_path / 'new.html'}"], "or of tables"),
         ([a, "--pictures=-1"], "at least 0"),
         ([a, "--metric=speed"], "one of delta1"),
     ):

@@ -295,7 +295,7 @@ def test_plausible_depth_is_metres(median):
 
 def test_an_unknown_unit_is_a_problem():
     line = only(inspect(changed(painted_source(6), lambda k, d: d * 1e7)), "unit")
-    assert "hold metres, convert them" in line
+    assert "expects metres: convert the depth" in line
 
 
 def test_data_of_a_rejected_unit_can_be_inspected(tmp_path):
@@ -317,7 +317,7 @@ def test_candidate_units_of_a_labeled_file(tmp_path):
         file["depths"] = np.stack([f.depths["filled"].T * 1000 for f in frames])
     inspection = inspected(tmp_path / "x.mat")
     line = only(inspection, "unit")
-    assert re.search(r"[ ,]1000: \d\.\d+ m \*", line) and "convert them" in line
+    assert re.search(r"[ ,]1000: \d\.\d+ m \*", line) and "convert the depth" in line
     assert inspection.opened.scale is None
 
 
@@ -569,4 +569,4 @@ def test_misalignment_of_a_sample_is_one_line(change, problem):
     else:
         assert line is not None and f"alignment: {problem}" in line
         assert "over 16 frames" in line
-        assert line.endswith(": jaxdepth inspect-data 'my data' shows more")
+        assert line.endswith("; to check it, run jaxdepth inspect-data 'my data'")

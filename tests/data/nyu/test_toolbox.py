@@ -382,13 +382,13 @@ TIMES = st.lists(st.integers(0, 60).map(lambda n: n / 8), min_size=1, max_size=3
 @hypothesis.given(depth=TIMES, rgb=TIMES)
 def test_matching_equals_the_literal_implementation(depth, rgb):
     depth, rgb = sorted(depth), sorted(rgb)
-    assert toolbox.walk(depth, rgb) == literal_synchronised(depth, rgb)
+    assert toolbox.match_times(depth, rgb) == literal_synchronised(depth, rgb)
 
 
 @hypothesis.given(depth=TIMES, rgb=TIMES)
 def test_matching_of_unordered_times_is_monotonic(depth, rgb):
     # Two clocks may give times that are out of order.
-    indices = toolbox.walk(depth, rgb)
+    indices = toolbox.match_times(depth, rgb)
     assert indices == literal_synchronised(depth, rgb) and indices == sorted(indices)
 
 
@@ -418,6 +418,6 @@ def test_accelerometer_files_are_optional_and_images_are_not():
 def test_depth_frames_that_share_an_image_are_dropped():
     depth = names("d", [0.0, 0.1, 0.2, 0.5])
     matches = toolbox.synchronise(depth, names("r", [0.01, 0.18, 0.5], "ppm"))
-    unique, left_out = toolbox.without_doubles(matches)
+    unique, left_out = toolbox.drop_duplicates(matches)
     assert [match.depth for match in unique] == [depth[0], depth[3]]
     assert left_out == 2

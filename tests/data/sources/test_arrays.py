@@ -134,7 +134,7 @@ def test_files_longer_than_their_header_claims_are_not_read(tmp_path):
         stream.write(npy(DEPTH))
         stream.truncate(1 << 28)
     tracemalloc.start()
-    with pytest.raises(BrokenFrame, match=r"claims 192 bytes, .* are stored"):
+    with pytest.raises(BrokenFrame, match=r"needs 192 bytes, but the file has"):
         files.read_depth(tmp_path / "a.npy")
     assert tracemalloc.get_traced_memory()[1] < 1 << 22
     tracemalloc.stop()
@@ -191,7 +191,7 @@ def test_npz_bombs_are_not_decompressed(tmp_path):
     del zeros
     tracemalloc.start()
     for name in "abcd":
-        with pytest.raises(BrokenFrame, match=r"claims|method|999|large"):
+        with pytest.raises(BrokenFrame, match=r"needs|method|999|large"):
             files.read_depth(tmp_path / f"{name}.npz")
     assert tracemalloc.get_traced_memory()[1] < 1 << 24
     tracemalloc.stop()
@@ -263,7 +263,7 @@ def test_pgm_files_are_read_unchanged(tmp_path, dtype, head):
     assert values.dtype == np.dtype(dtype).newbyteorder("=")
     # In the other byte order, values exceed the maximum.
     path.write_bytes(head % largest + codes.byteswap().tobytes() * (dtype != "u1"))
-    with pytest.raises(BrokenFrame, match=r"bytes are swapped|0 are stored"):
+    with pytest.raises(BrokenFrame, match=r"bytes are swapped|the file has 0"):
         files.read_depth(path)
 
 

@@ -113,7 +113,13 @@ def test_test_frames_are_searched_in_official_splits(tmp_path):
 
 def test_missing_files_are_an_error(tmp_path):
     listed = made.text(tmp_path, TRAIN, train_line("kitchen_0028b", 1))
-    parts = ("no file that", "/kitchen_0028b/rgb_00001.jpg", tmp_path, "parent", "sync")
+    parts = (
+        "none of its files",
+        "/kitchen_0028b/rgb_00001.jpg",
+        tmp_path,
+        "parent",
+        "sync",
+    )
     made.refused(listed, *parts)
     made.refused(tmp_path, *parts)
 
@@ -128,7 +134,7 @@ def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
         "own": {"train": [1], "eval": []},
         "all": {"train": [1], "eval": []},
     }
-    assert note.startswith("2 frames of bookstore_0001d and 1 more left out of train")
+    assert note.startswith("left 2 frames of bookstore_0001d and 1 more out of train")
 
 
 def test_lines_without_depth_are_counted(tmp_path):
@@ -141,9 +147,9 @@ def test_lines_without_depth_are_counted(tmp_path):
     listed = made.text(tmp_path, TRAIN, "\n".join(lines))
     source = open_source(listed)
     assert len(source.infos) == 1
-    assert source.notes == [f"2 lines of {TRAIN} without depth left out"]
+    assert source.notes == [f"left out 2 lines of {TRAIN} that name no depth"]
     listed.write_text("\n".join(lines[1:]))
-    made.refused(listed, "lists no frame with depth")
+    made.refused(listed, "no line names a depth file")
 
 
 def test_frames_outside_the_test_set_have_no_official_index(tmp_path):
@@ -174,7 +180,7 @@ def test_different_sizes_are_not_a_broken_frame(tmp_path):
     write(tmp_path, [line])
     made.depth(tmp_path, line.split()[1].lstrip("/"), size=(7, 8))
     source = open_source(made.text(tmp_path, TRAIN, line))
-    with pytest.raises(UserError, match="one size") as error:
+    with pytest.raises(UserError, match="the same size") as error:
         source.frame(0)
     assert not isinstance(error.value, BrokenFrame)
 
@@ -200,7 +206,7 @@ def test_lists_of_other_data_in_the_folder_are_left_out(both):
     source = open_source(both)
     assert len(source.infos) == 5
     assert any(
-        "eigen_train" in note and "no file that" in note for note in source.notes
+        "eigen_train" in note and "none of its files" in note for note in source.notes
     )
 
 

@@ -108,7 +108,7 @@ def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):
     source = open_source(write(tmp_path, train, lines_of_test(1)))
     splits, notes = split.complete(source)
     assert splits["official"] == {"train": [1], "eval": [2]}
-    assert notes[0].startswith("1 frames of bookstore_0001d left out")
+    assert notes[0].startswith("left 1 frames of bookstore_0001d out")
 
 
 def test_numbers_outside_the_test_set_are_not_official_indices(tmp_path):
@@ -128,7 +128,7 @@ def test_an_unreadable_frame_does_not_affect_the_others(both):
 
 def test_different_sizes_are_not_a_broken_frame(both):
     made.depth(both, "data/nyu2_train/kitchen_0028b_out/1.png", CODE, (7, 8), np.uint8)
-    with pytest.raises(UserError, match="one size") as error:
+    with pytest.raises(UserError, match="the same size") as error:
         open_source(both).frame(1)
     assert not isinstance(error.value, BrokenFrame)
 
@@ -140,9 +140,9 @@ def test_wrong_lists_are_rejected(both):
         listed.write_text(f"{good}\n{line}\n")
         made.refused(listed, "nyu2_train.csv, line 2")
     listed.write_text("data/x/1.jpg,data/x/1.png\n")
-    made.refused(listed, "no file that", "data/x/1.jpg", both / "data")
+    made.refused(listed, "none of its files exists", "data/x/1.jpg", both / "data")
     listed.write_text("")
-    made.refused(listed, "lists no frame", data_format="densedepth")
+    made.refused(listed, "names no files", data_format="densedepth")
     listed.unlink()
     (both / "data" / "nyu2_test.csv").unlink()
     made.refused(both, "nyu2_train.csv", data_format="densedepth")

@@ -71,8 +71,8 @@ def test_held_out_files_and_test_scenes_are_left_out_of_training(both):
         "official": {"train": [2, 3], "eval": [5, 6]},
         "all": {"train": [1, 2, 3, 4, 5, 6], "eval": []},
     }
-    assert source.notes[0].startswith("2 frames named 00001.h5 or 00201.h5 left out")
-    assert notes[0].startswith("1 frames of bookstore_0001e left out")
+    assert source.notes[0].startswith("left 2 frames named 00001.h5 or 00201.h5 out")
+    assert notes[0].startswith("left 1 frames of bookstore_0001e out")
 
 
 def test_real_frames_are_read(shared_data):

@@ -152,7 +152,7 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
 
 def test_different_sizes_are_an_error_naming_both_files(tmp_path):
     names = image(tmp_path, "a.jpg"), depth(tmp_path, "a_depth.png", size=(H, W + 1))
-    assert "6x8" in refused(tmp_path, "one size", *names)
+    assert "6x8" in refused(tmp_path, "the same size", *names)
 
 
 def test_folders_without_a_pair_are_rejected(tmp_path):
@@ -174,8 +174,8 @@ def test_unpaired_files_are_counted(tmp_path):
     source = open_source(tmp_path)
     assert len(source.infos) == 2
     assert source.notes == [
-        "3 images without a partner left out, first rgb/0.jpg",
-        "4 depth files without a partner left out, first depth/5.png",
+        "left out 3 images without a partner, first rgb/0.jpg",
+        "left out 4 depth files without a partner, first depth/5.png",
     ]
 
 
@@ -183,7 +183,7 @@ def test_two_images_with_one_key_are_rejected(tmp_path):
     image(tmp_path, "rgb/1.jpg")
     image(tmp_path, "rgb_1.png")
     depth(tmp_path, "depth/1.png")
-    refused(tmp_path, "would be one frame", "rgb/1.jpg", "rgb_1.png")
+    refused(tmp_path, "have the same key", "rgb/1.jpg", "rgb_1.png")
 
 
 @pytest.mark.parametrize(

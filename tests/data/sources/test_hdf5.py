@@ -93,7 +93,7 @@ def test_zeros_and_rows_never_written_are_read(tmp_path):
 @pytest.mark.parametrize(
     "shape, chunks, message",
     [
-        ((3, 8192, 8192), None, "claims 192 MiB, and 0 bytes of it are stored"),
+        ((3, 8192, 8192), None, "needs 192 MiB, but only 0 bytes are stored"),
         ((3, 10000, 10000), (3, 10000, 10000), "chunks of 286 MiB"),
     ],
 )

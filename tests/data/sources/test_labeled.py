@@ -157,7 +157,7 @@ def test_the_official_layout_may_hold_few_frames(build, shared_data, tmp_path):
     names = [info["official_index"] for info in opened.manifest["frames"]]
     assert names == indices
     left = 1449 - len(indices)
-    assert any(f"{left} frames without any depth left out" in n for n in opened.notes)
+    assert any(f"left out {left} frames without any depth" in n for n in opened.notes)
     assert opened.splits["official"]["train"] == list(range(len(indices)))
     rgb, _ = real(shared_data, indices[-1])
     block = rgb[:20, :20].astype(float).mean((0, 1))
@@ -224,7 +224,7 @@ def test_the_list_may_name_rows(tmp_path):
 def test_a_list_that_does_not_fit_is_rejected(tmp_path, text):
     path, _ = write_mat(tmp_path / "a.mat")
     (tmp_path / "a.mat.json").write_text(text)
-    refused(path, "does not list the official frames|does not fit")
+    refused(path, "does not list the official frames|belongs to another file")
 
 
 def test_a_truncated_file_is_an_error(tmp_path):
@@ -310,7 +310,7 @@ def test_a_missing_dataset_is_an_error(tmp_path, field):
         ({"depths": np.ones((3, W, H), np.float32),
           "images": np.zeros((4, 3, W, H), np.uint8)}, "depths has shape"),
         ({"rawDepths": np.ones((4, W, H - 1), np.float32)}, "rawDepths has shape"),
-        ({"depths": np.full((4, W, H), b"a")}, "not metres"),
+        ({"depths": np.full((4, W, H), b"a")}, "expected numbers, in metres"),
     ],
 )  # fmt: skip
 def test_wrong_shapes_and_types_are_rejected(tmp_path, fields, match):
@@ -393,4 +393,4 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
         file.create_dataset("images", (1, 3, 8000, 8000), np.uint8)
         file.create_dataset("depths", (1, 8000, 8000), np.float32)
     assert path.stat().st_size < 10_000
-    refused(path, "claims 183 MiB, and 0 bytes of it are stored")
+    refused(path, "needs 183 MiB, but only 0 bytes are stored")

@@ -163,13 +163,16 @@ def test_a_focal_length_is_the_camera_of_the_frame(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("x/1.jpg y/d1.png", "line 2: 'x/1.jpg y/d1.png' has 2 columns, and other"),
+        ("x/1.jpg y/d1.png", "line 2: 'x/1.jpg y/d1.png' has 2 columns, but other"),
         ("x/1.jpg y/d1.png 0", "line 2: '0' is not a focal length"),
         ("x/1.jpg y/d1.png nan", "line 2: 'nan' is not a focal length"),
         ("x/1.jpg y/gone.png 5e2", "line 2: 'y/gone.png' is not a file in"),
         ("x/1.jpg y/d 1.png 5e2", "line 2: 'x/1.jpg y/d 1.png 5e2' has 4 columns"),
         ("x/0.jpg y/d1.png 5e2", "x/0.jpg is listed twice"),
-        ("x/1.jpg x/1.jpg 5e2", "line 2: 'x/1.jpg x/1.jpg 5e2' names one file twice"),
+        (
+            "x/1.jpg x/1.jpg 5e2",
+            "'x/1.jpg x/1.jpg 5e2' names the same file twice",
+        ),
     ],
 )
 def test_a_line_of_uncertain_meaning_is_refused(tmp_path, line, message):
@@ -203,9 +206,11 @@ def test_lists_that_are_not_used_are_named(tmp_path):
     source = open_source(tmp_path)
     assert names(source) == ["x/0.jpg"]
     notes = "\n".join(source.notes)
-    assert "list all.txt is not used: other lists have train" in notes
-    assert "list other.txt is not used: no file that it lists exists" in notes
-    assert "list classes.txt is not used: column 2 is 'kitchen'" in notes
+    assert (
+        "ignored the list all.txt: its name contains none of the words train" in notes
+    )
+    assert "ignored the list other.txt: none of the files that it names exists" in notes
+    assert "ignored the list classes.txt: column 2 is 'kitchen'" in notes
     assert "README" not in notes
 
 
@@ -214,7 +219,7 @@ def test_lines_without_depth_are_counted(tmp_path):
     made.text(pairs(tmp_path), "list.csv", text)
     source = open_source(tmp_path, data_format="folder")
     assert names(source) == ["x/0.jpg"]
-    assert source.notes[0] == "1 lines of list.csv without depth left out"
+    assert source.notes[0] == "left out 1 lines of list.csv that name no depth"
 
 
 def test_files_outside_the_folder_are_refused_unless_allowed(tmp_path):
@@ -228,8 +233,8 @@ def test_files_outside_the_folder_are_refused_unless_allowed(tmp_path):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((6, 8), 7, np.uint8), "has values to 7: expected a mask"),
-        (np.ones((5, 8), np.uint8), "mask and depth must have one size"),
+        (np.full((6, 8), 7, np.uint8), "has values up to 7: expected a mask"),
+        (np.ones((5, 8), np.uint8), "they must have the same size"),
     ],
 )
 def test_a_mask_of_another_size_or_meaning_is_refused(tmp_path, mask, message):

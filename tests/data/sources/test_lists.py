@@ -87,7 +87,7 @@ def test_what_is_no_list_is_refused(tmp_path, content, message):
 
 def test_a_file_without_end_is_not_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(lists, "LARGEST", 100)
-    with pytest.raises(UserError, match="too large a list"):
+    with pytest.raises(UserError, match="too large for a list"):
         parsed(tmp_path, "a.jpg b.png\n" * 100)
 
 

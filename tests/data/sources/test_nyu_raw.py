@@ -170,7 +170,7 @@ def test_doubles_are_left_out_and_counted(tmp_path):
     write_empty(tmp_path / SCENE, [0, 0.125, 0.5, 0.75, 1], [0, 0.5, 0.75])
     source = open_source(tmp_path)
     assert times(source) == [0.5]
-    assert any("4 of 5 frames left out" in note for note in source.notes)
+    assert any("left out 4 of 5 frames" in note for note in source.notes)
     source = open_source(tmp_path, options=ReadOptions(doubles="keep"))
     assert times(source) == [0, 0.125, 0.5, 0.75, 1] and source.notes == []
 
@@ -179,7 +179,7 @@ def test_frames_with_a_gap_above_max_gap_are_left_out(tmp_path):
     write_empty(tmp_path / SCENE, [0, 1, 2], [0.125, 1.25, 2])
     source = open_source(tmp_path, options=ReadOptions(max_gap=0.125))
     assert times(source) == [0, 2]
-    assert any("1 of 3 frames left out" in note for note in source.notes)
+    assert any("left out 1 of 3 frames" in note for note in source.notes)
     assert times(open_source(tmp_path)) == [0, 1, 2]
 
 
@@ -208,7 +208,7 @@ def test_every_applies_to_the_remaining_frames_of_each_scene(tmp_path):
 
 def test_an_empty_selection_is_an_error_with_the_reason(tmp_path):
     write_empty(tmp_path / SCENE, [0, 0.1], [0])
-    with pytest.raises(UserError, match=r"holds no raw frame.*2 of 2 frames left out"):
+    with pytest.raises(UserError, match=r"holds no raw frame.*left out 2 of 2 frames"):
         open_source(tmp_path)
     with pytest.raises(UserError, match="--every=0"):
         open_source(tmp_path, options=ReadOptions(every=0))
@@ -219,7 +219,7 @@ def test_a_scene_without_images_is_left_out_with_a_note(tmp_path):
     write_empty(tmp_path / "b_0001", [0], [0])
     source = open_source(tmp_path)
     assert [info.scene for info in source.infos] == ["b_0001"]
-    assert any("a_0001 left out: it holds no image" in note for note in source.notes)
+    assert any("left out a_0001: it holds no image" in note for note in source.notes)
 
 
 def test_a_depth_scale_is_rejected(tmp_path):
@@ -351,7 +351,7 @@ def test_splits_follow_scenes_and_test_scenes_are_left_out_of_training(tmp_path)
     assert of("tune", "eval") == [tune] and of("report", "eval") == [f"{report}c"]
     assert of("all", "train") == sorted([*trained, tune, f"{report}c"])
     assert notes[0].startswith(
-        f"2 frames of {min(test, 'bookstore_0001d')} and 1 more left out"
+        f"left 2 frames of {min(test, 'bookstore_0001d')} and 1 more out"
     )
     assert any(
         "1 folder of scenes without labeled frames" in n and "nyu_office_0" in n

@@ -29,7 +29,7 @@ def test_real_frames_are_read(shared_data):
     root = shared_data / "tum_rgbd"
     source = open_source(root)
     assert source.format == "tum" and source.truths == ("raw",)
-    assert source.notes == ["image and depth matched by associations.txt"]
+    assert source.notes == ["associations.txt gives the pairs of image and depth"]
     assert [info.name for info in source.infos] == [rgb for rgb, _ in pairs_of(root)]
     for row, (rgb, metres) in enumerate(pairs_of(root)):
         frame = source.frame(row)
@@ -137,7 +137,7 @@ def test_depth_is_the_stored_value_divided_by_the_scale(tmp_path):
 
 def test_images_without_depth_are_counted(tmp_path):
     root = write(tmp_path, rgb="1.0 rgb/1.png\n1.5 rgb/2.png")
-    assert open_source(root).notes == ["1 of 2 images left out: no depth within 0.02 s"]
+    assert open_source(root).notes == ["left out 1 of 2 images: no depth within 0.02 s"]
     write(tmp_path, rgb="9.0 rgb/1.png")
     made.refused(root, "no image of rgb.txt is within 0.02 s")
 
@@ -155,7 +155,7 @@ def test_an_unreadable_frame_does_not_affect_the_others(real):
 def test_different_sizes_are_not_a_broken_frame(tmp_path):
     root = write(tmp_path)
     made.depth(root, "depth/1.png", 10000, size=(7, 8))
-    with pytest.raises(UserError, match="one size") as error:
+    with pytest.raises(UserError, match="the same size") as error:
         open_source(root).frame(0)
     assert not isinstance(error.value, BrokenFrame)
 
@@ -170,7 +170,7 @@ def test_missing_and_empty_lists_are_errors(tmp_path):
     made.refused(tmp_path, tmp_path / "rgb.txt", data_format="tum")
     root = write(tmp_path)
     (root / "rgb.txt").write_text("# nothing\n")
-    made.refused(root, "rgb.txt lists no frame", data_format="tum")
+    made.refused(root, "rgb.txt names no files", data_format="tum")
     (root / "associations.txt").write_text("1.0 rgb/1.png 1.0\n")
     made.refused(root, "associations.txt, line 1", data_format="tum")
 

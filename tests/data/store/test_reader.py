@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jaxdepth.data.sources import Frame
-from jaxdepth.data.store import reader, resample
+from jaxdepth.data.store import resample
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store, is_store
+from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from tests.data.memory import depths, frame, one_line, written
 
@@ -218,7 +219,7 @@ def test_a_checksum_is_computed_once_and_again_after_a_change(tmp_path, monkeypa
         computed.append(file.name)
         return hashlib.sha256(file.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(reader, "sha256", counting)
+    monkeypatch.setattr(regular, "sha256", counting)
     for _ in range(2):
         Store.open(opened.path).gather([0, 2], depth="filled")
     assert sorted(computed) == ["train-00000.filled.npy", "train-00000.rgb.npy"]

@@ -36,7 +36,7 @@ def test_frames_without_depth_are_left_out_of_frames_and_splits(tmp_path):
     assert len(opened) == 4
     assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
     assert opened.manifest["left_out"] == ["frame 1", "frame 4"]
-    assert "2 frames without any depth left out, first frame 1" in opened.notes
+    assert "left out 2 frames without any depth, first frame 1" in opened.notes
     # Full-size copies are kept of the evaluation frames only.
     assert [opened.has_full(row) for row in range(4)] == [False, False, True, True]
     full = next(iter(opened.full_frames([3])))
@@ -139,7 +139,7 @@ def test_mask_extremes_never_removes_all_depth(tmp_path):
     stored = depths(opened, "raw")
     np.testing.assert_array_equal(stored[0], 2000)
     np.testing.assert_array_equal(stored[1], two * 1000)
-    assert "kept in 2 depth maps without other depth" in " ".join(opened.notes)
+    assert "except in 2 depth maps that hold no other depth" in " ".join(opened.notes)
 
 
 def test_a_full_disk_is_a_machine_error(tmp_path, monkeypatch):
@@ -244,7 +244,7 @@ def test_unreadable_frames_are_left_out_and_listed(tmp_path):
         {"name": "frame 3", "reason": "3.png is no image"},
     ]
     assert opened.splits == {"own": {"train": [0, 1], "eval": [2, 3]}}
-    note = "2 frames that can't be used left out, first frame 1: 1.png is cut short"
+    note = "left out 2 frames that can't be used, first frame 1: 1.png is cut short"
     assert note in opened.notes and len(opened) == 4
     assert next(iter(opened.full_frames([2])))["name"] == "frame 4"
 
