@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth.commands import cli
-from jaxdepth.config import Auto, ReadConfig, parse_size
+from jaxdepth.config import Auto, ReadConfig, check_max_depth, parse_size
 from jaxdepth.data import checks
 from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
@@ -65,8 +65,9 @@ class PrepareConfig:
     mask_extremes: Literal["auto", "on", "off"] = "auto"
     """Remove each image's minimum and maximum depth, as in the paper;
     auto: on for raw depth, off for filled."""
-    max_depth: float = 10.0
-    """Metres; --mask_extremes ignores depth beyond it."""
+    max_depth: float = flag(10.0, above=0)
+    """Depth beyond this many metres is missing in training frames; at most 255.99.
+    Above 65.535 depth is stored in steps of 1/256 m instead of 1 mm."""
     eval_fraction: float = flag(0.1, at_least=0, below=1)
     """Share of the frames, in whole scenes, to hold out for evaluation where the data
     have no split; 0: none."""
@@ -83,9 +84,7 @@ class PrepareConfig:
 
     def __post_init__(self):
         flags_lib.validate(self)
-        if self.max_depth > 65.535:
-            limit = "at most 65.535 m, the largest depth of 16 bits in millimetres"
-            raise UserError(f"--max_depth={self.max_depth}: {limit}")
+        check_max_depth(self.max_depth)
 
     @property
     def read_options(self) -> ReadOptions:
@@ -273,6 +272,9 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
     words, (height, width) = [f"--data={out}"], manifest["size"]
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
+    max_depth = manifest.get("options", {}).get("packing", {}).get("max_depth", 10.0)
+    if max_depth != 10:
+        words.append(f"--max_depth={max_depth:g}")
     for name in ("own", "official", "tune", HELD_OUT):
         rows = manifest["splits"].get(name)
         if rows is None or not rows["eval"] or not manifest["full"]:

@@ -32,7 +32,7 @@ class Frame:
       intrinsics: fx, fy, cx, cy in pixels of this frame, with pixel centres counted
         from 0; None if unknown.
       unit: stored units per metre of depth. `--mask_extremes` compares depth as
-        integers of this unit if it is finer than millimetres.
+        integers of this unit if it is finer than that of the store.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
