@@ -223,9 +223,11 @@ for _name, _place in {
     "nyu_raw": "nyu_raw:NyuRaw",
     "tfds": "tfds:Tfds",
     "fastdepth": "fastdepth:FastDepth",
+    "hypersim": "hypersim:Hypersim",
     "bts": "bts:Bts",
     "densedepth": "densedepth:DenseDepth",
     "tum": "tum:Tum",
+    "kitti": "kitti:Kitti",
     "folder": "folder:Folder",
 }.items():
     SOURCES.register(_name, _BuiltIn(_place))

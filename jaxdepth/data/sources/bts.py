@@ -35,7 +35,8 @@ class Bts:
     """The frames of one list, or of a training and a test list in one folder.
 
     Listed paths are relative to the list's folder, to one of its parents, or to sync/,
-    official_splits/test/, train/ or test/ in one of these. Frames of a list with test,
+    official_splits/test/, train/, test/ or raw/ in one of these; KITTI's depth may be
+    in data_depth_annotated/, or in train/ and val/ in it. Frames of a list with test,
     val or eval in its name are for evaluation, all others for training. Lines without
     depth ("None", in KITTI's lists) are left out and counted.
 
@@ -88,7 +89,7 @@ class Bts:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
         nyu = abs(line.focal - FOCAL) < 0.01
-        camera = labeled.camera_of(rgb.shape) if nyu else None
+        camera = labeled.camera_of(rgb.shape) if nyu else _camera(line.focal, rgb.shape)
         rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
@@ -208,6 +209,11 @@ def _is_line(columns: Sequence[str]) -> bool:
         return False
     named = all(name.lower().endswith(images_lib.SUFFIXES) for name in (rgb, depth))
     return usable and (named or (depth == "None" and bool(rgb)))
+
+
+def _camera(focal: float, shape: tuple[int, ...]) -> files.Camera:
+    """Intrinsics for a listed focal length, with the principal point at the centre."""
+    return focal, focal, (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
 def _official_indices(lines: list[Line]) -> list[int | None]:

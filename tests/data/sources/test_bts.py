@@ -221,7 +221,7 @@ def test_depth_scale_is_applied_and_checked(tmp_path):
     listed = made.text(tmp_path, "train.txt", line)
     frame = open_source(listed, options=ReadOptions(depth_scale=256.0)).frame(0)
     np.testing.assert_array_equal(frame.raw, np.float32(40))
-    assert frame.intrinsics is None  # another camera's focal length
+    assert frame.intrinsics == (721.5377, 721.5377, 319.5, 239.5)
     made.depth(tmp_path, "a/depth/5.png", 65000, size=(480, 640))
     made.refused(
         listed, "--depth_scale", listed, options=ReadOptions(depth_scale=256.0)
