@@ -94,7 +94,9 @@ class Hypersim:
         focal = FOCAL * width / WIDTH
         camera = focal, focal, (width - 1) / 2, (height - 1) / 2
         rgb, camera = files.match_size(rgb, depth, shot.image, shot.depth, camera)
-        return Frame(rgb, **{self.truths[0]: depth}, intrinsics=camera)
+        if self.truths[0] == "filled":
+            return Frame(rgb, filled=depth, intrinsics=camera)
+        return Frame(rgb, raw=depth, intrinsics=camera)
 
     def fingerprint(self) -> dict[str, Any]:
         every = [file for shot in self.shots for file in shot]
@@ -141,33 +143,37 @@ class Hypersim:
 
     def _partitions(self) -> list[lists.Part | None]:
         """The part of the split of each frame; leaves out frames that it excludes."""
+        parts: list[lists.Part | None]
         if self._split is None:
-            scenes = [_place(shot.image)[0] for shot in self.shots]
-            above = [
-                scene.parent.relative_to(self.path.absolute())
-                if scene.parent.is_relative_to(self.path.absolute())
-                else Path()
-                for scene in scenes
+            parts = [
+                _part_by_folder(s.image.relative_to(self.path)) for s in self.shots
             ]
-            return [lists.part_of(folder) for folder in above]
-        known = _read_split(self._split)
-        total = len(self.shots)
-        self.shots = [shot for shot in self.shots if shot.key in known]
-        if not self.shots:
-            raise UserError(f"{self.path}: {self._split} includes none of its frames")
-        self.notes.append(f"split read from {self._split.name}")
-        if total > len(self.shots):
-            self.notes.append(
-                f"{total - len(self.shots)} frames that {SPLIT} does not include left "
-                "out"
-            )
-        parts = [known[shot.key] for shot in self.shots]
+        else:
+            parts = self._included(self._split)
         if "val" in parts and "test" in parts:
             self.notes.append(
                 f"evaluation uses the {parts.count('val')} frames of val; the "
                 f"{parts.count('test')} of test are not used"
             )
         return parts
+
+    def _included(self, file: Path) -> list[lists.Part | None]:
+        """Leave out the frames that the official split does not include."""
+        parts, total = _read_split(file), len(self.shots)
+        self.shots = [shot for shot in self.shots if shot.key in parts]
+        if not self.shots:
+            raise UserError(f"{self.path}: {file} includes none of its frames")
+        self.notes.append(f"split read from {SPLIT}")
+        if left_out := total - len(self.shots):
+            self.notes.append(
+                f"{left_out} frames that {SPLIT} does not include left out"
+            )
+        return [parts[shot.key] for shot in self.shots]
+
+
+def _part_by_folder(image: Path) -> lists.Part | None:
+    above = [*image.parents][3:4]  # of the scene's folder
+    return lists.part_of(above[0]) if above else None
 
 
 def _folders(path: Path, patterns: tuple[str, ...]) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Hypersim: planar depth, files that belong together, and the official split."""
 
 import re
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,7 +19,9 @@ HEADING = (
 )
 
 
-def shot(root, scene="ai_001_001", camera="cam_00", number=0, *, depth=3.0, **more):
+def shot(
+    root, scene="ai_001_001", camera="cam_00", number=0, *, depth: Any = 3.0, **more
+):
     """Write the image and the depth of a frame, as the downloads have them."""
     images = f"{scene}/images/scene_{camera}_final_preview"
     made.image(root, f"{images}/frame.{number:04d}.tonemap.jpg", 40 * number, (H, W))
@@ -26,7 +29,9 @@ def shot(root, scene="ai_001_001", camera="cam_00", number=0, *, depth=3.0, **mo
     return geometry(root, scene, camera, number, depth=depth, **more)
 
 
-def geometry(root, scene, camera, number, *, depth=3.0, name="dataset", dtype="f2"):
+def geometry(
+    root, scene, camera, number, *, depth: Any = 3.0, name="dataset", dtype="f2"
+):
     folder = root / scene / "images" / f"scene_{camera}_geometry_hdf5"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"frame.{number:04d}.depth_meters.hdf5"
