@@ -72,13 +72,22 @@ def open_store(
     """
     store = _prepared(config, path, keep_full=keep_full, progress=progress)
     if is_packed(path):
-        data = config.data
-        flags = {"data_format": data.data_format, **recorded.given(data.reading)}
-        flags |= {"eval_fraction": data.eval_fraction, "test_scenes": data.test_scenes}
-        usual = Config().flat()
-        flags = {name: value for name, value in flags.items() if value != usual[name]}
-        recorded.check_flags(store, flags, where=path)
+        recorded.check_flags(store, _given_for_files(config), where=path)
     return store
+
+
+def _given_for_files(config: Config) -> dict[str, Any]:
+    """The flags for reading training data from files: name -> value, if not default.
+
+    Flags that apply to the files of --eval_data are not among them.
+    """
+    data, other = config.data, config.eval.eval_data
+    flags = {"data_format": data.data_format, **recorded.given(data.reading)}
+    flags |= {"eval_fraction": data.eval_fraction, "test_scenes": data.test_scenes}
+    usual = Config().flat()
+    if other is not None and not is_packed(other):
+        usual |= {name: flags[name] for name in flags if takes(other, name)}
+    return {name: value for name, value in flags.items() if value != usual[name]}
 
 
 def _prepared(
@@ -152,8 +161,13 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     Raises UserError if data can't be read, a split does not exist, the training or
     evaluation set is empty, or a frame is in both.
     """
-    rooms = config.data.path == "rooms"
-    if rooms:
+    if config.data.path == "rooms":
+        if unused := _given_for_files(config):
+            name, value = next(iter(unused.items()))
+            raise UserError(
+                f"--{name}={value}: rooms are rendered, not read from files; leave it "
+                "out, or give --data=PATH"
+            )
         train = open_rooms(config, progress=progress)
     else:
         train = open_store(config, config.data.path, progress=progress)

@@ -12,6 +12,7 @@ from jaxdepth.data.sources import ReadOptions
 from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime.errors import UserError
 from tests.data.memory import Memory, frame, one_line
+from tests.data.sources import made
 
 SIZE = (60, 80)
 
@@ -58,6 +59,24 @@ def test_flags_with_the_recorded_value_are_accepted(tmp_path, name, value):
         measurements.open_data(path, options=ReadOptions(**reading))
         with pytest.raises(UserError, match="is a store"):
             measurements.open_data(path, options=ReadOptions(depth_scale=9.0))
+
+
+def test_flags_for_files_are_errors_for_rooms(tmp_path):
+    for name, value in FLAGS.items():
+        with pytest.raises(UserError, match=f"--{name}={value}: rooms are rendered"):
+            dataset.open_data(config("rooms", tmp_path, **{name: value}))
+
+
+def test_flags_may_apply_to_the_files_to_evaluate_on(tmp_path):
+    path = store_at(tmp_path / "s")
+    for k in range(2):
+        made.image(tmp_path, f"e/rgb/{k}.png", k, SIZE)
+        made.depth(tmp_path, f"e/depth/{k}.png", np.full(SIZE, 10_000), SIZE)
+    flags = config(path, tmp_path, eval_data=str(tmp_path / "e"), depth_scale=5000.0)
+    frames = dataset.open_data(flags).frames()
+    assert [frame["depth"]["filled"].max() for frame in frames] == [2, 2]
+    with pytest.raises(UserError, match=r"--eval_fraction=0\.2: .* is a store"):
+        dataset.open_data(flags.replace(eval_fraction=0.2))
 
 
 def test_the_default_scale_of_the_format_is_recorded(tmp_path):
