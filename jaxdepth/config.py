@@ -18,6 +18,7 @@ from jaxdepth.runtime.flags import flag
 
 Auto = Literal["auto"]
 Size = tuple[int, int]
+MAX_DEPTH = 255.99  # metres; the limit of --max_depth: uint16 at 256 codes per metre
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ class StoreConfig:
     """Mask each image's own smallest and largest depth, as the paper does; auto: on for
     raw depth, off for filled."""
     max_depth: float = flag(10.0, above=0)
-    """Ground truth beyond this many metres is masked."""
+    """Ground truth beyond this many metres is masked; at most 255.99. Above 65.535 it
+    is stored in steps of 1/256 m instead of 1 mm."""
     eval_fraction: float = flag(0.1, at_least=0, below=1)
     """Share of the frames, in whole scenes, to hold out for evaluation where the data
     have no split; 0: none."""
@@ -371,6 +373,15 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2])
 
 
+def check_max_depth(metres: float) -> None:
+    """Raise UserError for a --max_depth that a store can't hold."""
+    if metres > MAX_DEPTH:
+        raise UserError(
+            f"--max_depth={metres:g}: at most {MAX_DEPTH} m, the limit of 16 bits at "
+            "256 codes per metre"
+        )
+
+
 def choices(name: str) -> tuple[str, ...] | None:
     """Return the choices of a flag; None for a flag without a list of choices."""
     return flags_lib.flags_of(Config)[name].choices
@@ -390,10 +401,7 @@ def _validate_pairs(config: Config) -> None:
         parse_size(model.size)
     if config.output.workdir == "":
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
-    if data.max_depth > 65.535:
-        raise UserError(
-            f"--max_depth={data.max_depth}: at most 65.535 m, the limit of uint16 mm"
-        )
+    check_max_depth(data.max_depth)
     if train.steps != "auto" and train.epochs is not None:
         raise UserError("--steps and --epochs: give one of the two")
     if config.optimizer.warmup_steps and config.optimizer.warmup_epochs is not None:

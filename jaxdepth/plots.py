@@ -47,9 +47,15 @@ def colorize(
     return np.where(valid[..., None], rgb, np.array(MISSING, np.uint8))
 
 
-def save_depth_png16(path: Path, depth: Float[np.ndarray, "h w"]) -> None:
-    """Write a 16-bit PNG of millimetres: 0 = missing, 65535 = 65.535 m or more."""
-    scaled = np.round(np.asarray(depth, np.float64) * 1000)
+def save_depth_png16(
+    path: Path, depth: Float[np.ndarray, "h w"], *, unit: int = 1000
+) -> None:
+    """Write a 16-bit PNG of depth: 0 = missing, 65535 = 65.535 m or more.
+
+    Args:
+      unit: values per metre; 1000: millimetres.
+    """
+    scaled = np.round(np.asarray(depth, np.float64) * unit)
     values = np.where(_has_depth(scaled), np.clip(scaled, 0, 65535), 0)
     _save_png(path, values.astype(np.uint16))
 

@@ -78,7 +78,7 @@ def test_other_sizes_are_refused(text):
         ({"batch_size": 0}, "at least 1"),
         ({"si_lambda": 1.5}, "at most 1"),
         ({"dropout": 1.0}, "below 1"),
-        ({"max_depth": 100.0}, "at most 65.535"),
+        ({"max_depth": 256.0}, "at most 255.99"),
         ({"ema": 1.0}, "below 1"),
         ({"ema": -0.1}, "at least 0"),
         ({"lr_batch": 0}, "at least 1"),

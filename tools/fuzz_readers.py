@@ -149,6 +149,32 @@ def write_folder(folder: Path) -> None:
     np.save(folder / "depth/c.npy", _depth(5) / np.float32(1000))
 
 
+def write_hypersim(folder: Path) -> None:
+    lines = ["scene_name,camera_name,frame_id,included_in_public_release,"
+             "exclude_reason,split_partition_name"]  # fmt: skip
+    for k, part in enumerate(("train", "train", "val")):
+        images = f"ai_001_00{k}/images/scene_cam_00"
+        _image(folder / f"{images}_final_preview/frame.0000.tonemap.jpg", _rgb(k))
+        path = folder / f"{images}_geometry_hdf5/frame.0000.depth_meters.hdf5"
+        path.parent.mkdir(parents=True)
+        with h5py.File(path, "w") as file:
+            metres = (_depth(k) / 1000).astype(np.float16)
+            file.create_dataset("dataset", data=metres, compression="gzip")
+        lines.append(f"ai_001_00{k},cam_00,0,True,,{part}")
+    (folder / "metadata_images_split_scene_v1.csv").write_text("\n".join(lines))
+
+
+def write_kitti(folder: Path) -> None:
+    for k, part in enumerate(("train", "train", "val")):
+        drive = f"2011_09_26_drive_000{k}_sync"
+        image = f"2011_09_26/{drive}/image_02/data/0.png"
+        depth = f"{part}/{drive}/proj_depth/groundtruth/image_02/0.png"
+        _pairs(folder, [(image, depth)])
+    numbers = "7e2 0 4 0 0 7e2 3 0 0 0 1 0"
+    calibration = folder / "2011_09_26/calib_cam_to_cam.txt"
+    calibration.write_text(f"corner_dist: 0.1\nP_rect_02: {numbers}\n")
+
+
 def write_lists(folder: Path) -> None:
     for name, k in (("train", 0), ("train", 1), ("test", 2)):
         pair = (f"rgb/{k}.png", f"depth/{k}.png")
@@ -334,6 +360,8 @@ def _write_safetensors(folder: Path) -> None:
 READERS = {
     "nyu_labeled": Reader(write_labeled, lambda f: read_source(f / "a.mat")),
     "fastdepth": Reader(write_fastdepth, read_source),
+    "hypersim": Reader(write_hypersim, read_source),
+    "kitti": Reader(write_kitti, read_source, checksums=("*.png",)),
     "bts": Reader(write_bts, read_source, checksums=("*.png",)),
     "densedepth": Reader(write_densedepth, read_source, checksums=("*.png",)),
     "tum": Reader(write_tum, read_source, checksums=("*.png",)),
@@ -343,7 +371,7 @@ READERS = {
     "nyu_raw": Reader(write_raw, read_source),
     "tfds": Reader(write_tfds, read_source, checksums=("*.tfrecord-*",)),
     "store": Reader(write_store, read_store, ("*.npy",), ("*.npy",)),
-    "manifest": Reader(write_store, read_store, ("manifest.json",)),
+    "manifest": Reader(write_store, read_store, ("manifest.json",), ("manifest.json",)),
     "run": Reader(write_run, read_run),
     "checkpoints": Reader(write_checkpoints, read_checkpoints, checksums=("*",)),
     "torch_zip": Reader(write_zip, _only(resnet.read_state_dict), checksums=("*",)),

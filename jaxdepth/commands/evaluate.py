@@ -16,6 +16,7 @@ from jaxdepth.camera import centred
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.config import Config, EvaluateConfig, ReadConfig
 from jaxdepth.data import dataset
+from jaxdepth.data.store import recorded
 from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import bootstrap, metrics, protocols
 from jaxdepth.evaluation.evaluator import Evaluator, Scores
@@ -30,6 +31,8 @@ _OVERRIDES = (
     "protocol", "flip_average", "densedepth_rel", "max_depth", "data_format",
     "depth_scale", "depth_code",
 )  # fmt: skip
+# Those of them that can't change what a store holds.
+_READING = ("data_format", "depth_scale", "depth_code")
 # Columns of --per_image that describe the evaluation, in addition to the protocol.
 _CONDITIONS = ("data", "split", "truth", "size", "flip_average", "abs_rel_over")
 
@@ -84,6 +87,10 @@ def score(config: EvaluateConfig) -> Scored:
     trained = predictor.config
     flags = _as_training_flags(config, trained)
     opened, rows, split = _frames(flags, trained, split=config.split)
+    if (path := flags.eval.eval_data) is not None and dataset.is_packed(path):
+        given = {name: getattr(config, name) for name in _READING}
+        given = {name: x for name, x in given.items() if x not in ("auto", None)}
+        recorded.check_flags(opened, given, where=path)
     truth = flags.data.depth if flags.data.depth in opened.depths else opened.depths[0]
     chosen = protocols.chosen_protocols(flags, nyu="official" in opened.splits)
     evaluator = Evaluator(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth.commands import cli
-from jaxdepth.config import Auto, ReadConfig, StoreConfig, parse_size
+from jaxdepth.config import Auto, ReadConfig, StoreConfig, check_max_depth, parse_size
 from jaxdepth.data import checks
 from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources import ReadOptions, open_source
@@ -73,9 +73,7 @@ class PrepareConfig(StoreConfig):
 
     def __post_init__(self):
         flags_lib.validate(self)
-        if self.max_depth > 65.535:
-            limit = "at most 65.535 m, the largest depth of 16 bits in millimetres"
-            raise UserError(f"--max_depth={self.max_depth}: {limit}")
+        check_max_depth(self.max_depth)
 
     @property
     def read_options(self) -> ReadOptions:
@@ -263,6 +261,9 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
     words, (height, width) = [f"--data={out}"], manifest["size"]
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
+    max_depth = manifest.get("options", {}).get("packing", {}).get("max_depth", 10.0)
+    if max_depth != 10:
+        words.append(f"--max_depth={max_depth:g}")
     for name in ("own", "official", "tune", HELD_OUT):
         rows = manifest["splits"].get(name)
         if rows is None or not rows["eval"] or not manifest["full"]:

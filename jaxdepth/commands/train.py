@@ -263,10 +263,11 @@ def _open_data(
             results |= workdir.read_json(workdir_lib.RESULTS)
     fitted = baselines_lib.fit(
         (
-            _frame_depth(depth, config)
+            _frame_depth(depth, config, data.train.depth_unit)
             for _, depth in dataset.chunks(data.train, data.train_rows, data.depth)
         ),
         max_depth=config.data.max_depth,
+        depth_unit=data.train.depth_unit,
     )
     session = Session(config, command, workdir, data, fitted, placement, results)
     for protocol in session.protocols:
@@ -311,12 +312,13 @@ def _split_flag(data: dataset.Data) -> Any:
     return data.split if data.split in (config_lib.choices("split") or ()) else "auto"
 
 
-def _frame_depth(depth_mm: np.ndarray, config: Config) -> np.ndarray:
-    """Stored depth at the size of the training frame."""
+def _frame_depth(depth_mm: np.ndarray, config: Config, depth_unit: int) -> np.ndarray:
+    """Stored depth at the size of the training frame, as the training step makes it."""
     if depth_mm.shape[1:] == config.frame_size:
         return depth_mm
     rgb = np.zeros((*depth_mm.shape, 3), np.uint8)
-    return np.asarray(to_training_frame(rgb, depth_mm, config.frame_size)[1])
+    limits = {"max_depth": config.data.max_depth, "depth_unit": depth_unit}
+    return np.asarray(to_training_frame(rgb, depth_mm, config.frame_size, **limits)[1])
 
 
 def _introduce(config: Config, workdir: WorkDir) -> None:
@@ -528,7 +530,8 @@ def _step_fn(session: Session, state: TrainState) -> Any:
     """The compiled step, on batches from the host or from the device cache."""
     config, placement, data = session.config, session.placement, session.data
     optimizer = optimizer_lib.create(config, state.params)
-    spec = StepSpec(session.model, optimizer, config, sharding.AXIS)
+    unit = data.train.depth_unit
+    spec = StepSpec(session.model, optimizer, config, sharding.AXIS, unit)
     stacked = config.train.steps_per_call > 1
     if config.data.cache != "device":
         return placement.compile(train_step, spec, stacked=stacked)

@@ -28,8 +28,8 @@ def depth_line(store: Store, kind: str, *, where: str) -> str:
         return read_line(store.manifest, kind, where=where)
     rows, summary = spread(len(store), FRAMES), units.Summary()
     for row in rows:
-        _, millimetres = store.gather([row], depth=kind)
-        summary.add(units.Summary.of(millimetres[0] / np.float32(1000)))
+        _, codes = store.gather([row], depth=kind)
+        summary.add(units.Summary.of(store.metres(codes[0])))
     frames = f"{len(rows)} of {len(store)} stored frames"
     return line(kind, summary, frames, where=where)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 
 from jaxdepth import camera as camera_lib
 from jaxdepth.camera import Camera, covering_scale
-from jaxdepth.config import Config, ReadConfig
-from jaxdepth.data import order
+from jaxdepth.config import Config, DataConfig, ReadConfig
+from jaxdepth.data import order, units
 from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.data.split import HELD_OUT
+from jaxdepth.data.store import recorded
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.remote import is_remote
 from jaxdepth.data.store.writer import Packing, prepare
@@ -78,9 +80,34 @@ def open_store(
     """Open the store at `path`, or prepare one from it in the cache folder.
 
     `keep_full` selects the frames that can be evaluated at full size; see `Packing`.
+
+    Raises: UserError if the data can't be read, or flags can't apply to a store.
     """
+    store = _prepared(config, path, keep_full=keep_full, progress=progress)
+    if is_packed(path):
+        recorded.check_flags(store, _given_for_files(config), where=path)
+    return store
+
+
+def _given_for_files(config: Config) -> dict[str, Any]:
+    """The flags for reading training data from files: name -> value, if not default.
+
+    Flags that apply to the files of --eval_data are not among them.
+    """
+    data, other = config.data, config.eval.eval_data
+    flags = {"data_format": data.data_format, **recorded.given(data.reading)}
+    flags |= {"eval_fraction": data.eval_fraction, "test_scenes": data.test_scenes}
+    usual = Config().flat()
+    if other is not None and not is_packed(other):
+        usual |= {name: flags[name] for name in flags if takes(other, name)}
+    return {name: value for name, value in flags.items() if value != usual[name]}
+
+
+def _prepared(
+    config: Config, path: str, *, keep_full: str, progress: Callable | None
+) -> Store:
     data = config.data
-    return prepare(
+    store = prepare(
         path,
         _packing(config, data.mask_extremes, keep_full=keep_full),
         cache_dir=Path(data.cache_dir).expanduser(),
@@ -88,6 +115,13 @@ def open_store(
         options=ReadOptions(**dataclasses.asdict(data.reading)),
         progress=progress,
     )
+    _check_max_depth(config, store, units.FARTHEST_CODE / store.depth_unit)
+    return store
+
+
+def is_packed(path: str) -> bool:
+    """Whether `path` is a store, in a folder or at a URL."""
+    return is_remote(path) or is_store(path)
 
 
 def _packing(config: Config, mask_extremes: str, *, keep_full: str = "auto") -> Packing:
@@ -107,14 +141,14 @@ def open_other(config: Config, path: str, *, progress: Callable | None = None) -
     The `data_format` of `config` does not apply to them. Read options, such as the
     scale, apply if the format of these data uses them.
     """
-    packed = is_remote(path) or is_store(path)
+    packed = is_packed(path)
     unused = {
         name: default
         for name, default in dataclasses.asdict(ReadConfig()).items()
         if packed or not takes(path, name)
     }
     config = config.replace(data_format="auto", **unused)
-    return open_store(config, path, keep_full="all", progress=progress)
+    return _prepared(config, path, keep_full="all", progress=progress)
 
 
 def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
@@ -140,16 +174,22 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     Raises UserError if data can't be read, a split does not exist, the training or
     evaluation set is empty, or a frame is in both.
     """
-    rooms = config.data.path == "rooms"
-    if rooms:
+    if config.data.path == "rooms":
+        if unused := _given_for_files(config):
+            name, value = next(iter(unused.items()))
+            raise UserError(
+                f"--{name}={value}: rooms are rendered, not read from files; leave it "
+                "out, or give --data=PATH"
+            )
         train = open_rooms(config, progress=progress)
     else:
         train = open_store(config, config.data.path, progress=progress)
         _check_size(config, train)
-        _check_max_depth(config, train)
+        packing = train.manifest.get("options", {}).get("packing", {})
+        _check_max_depth(config, train, packing.get("max_depth", math.inf))
     split = own_split(config, train)
     train_rows = np.asarray(train.splits[split]["train"])
-    notes = list(train.notes)
+    notes = [*train.notes, *_limit_notes(config, train), *_mask_notes(config, train)]
     if config.eval.eval_data is None:
         evaluation, eval_split = train, split
         eval_rows = np.asarray(train.splits[split]["eval"])
@@ -188,13 +228,43 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
     )
 
 
-def _check_max_depth(config: Config, train: Store) -> None:
-    """Raise UserError if the store was written with a smaller --max_depth."""
-    kept = train.manifest.get("options", {}).get("packing", {}).get("max_depth", 65.535)
+def _limit_notes(config: Config, train: Store) -> list[str]:
+    """Return a note if the default of --max_depth cuts off what a store holds."""
+    packing = train.manifest.get("options", {}).get("packing", {})
+    kept, used = packing.get("max_depth", 0.0), config.data.max_depth
+    if kept <= used or used != DataConfig().max_depth:
+        return []
+    return [
+        f"{train.name} holds depth up to {kept:g} m, and depth beyond --max_depth="
+        f"{used:g} is not used: give --max_depth={kept:g} to use it"
+    ]
+
+
+def _mask_notes(config: Config, train: Store) -> list[str]:
+    """Return a note if --mask_extremes asks for what the store was not prepared with.
+
+    It is no error: recipes have this flag.
+    """
+    packing = train.manifest.get("options", {}).get("packing", {})
+    kept, asked = packing.get("mask_extremes"), config.data.mask_extremes
+    if asked == "auto" or kept in (None, asked) or config.data.path == "rooms":
+        return []
+    if list(train.manifest["mask_extremes"]) == (
+        list(train.depths) if asked == "on" else []
+    ):
+        return []
+    return [
+        f"--mask_extremes={asked} does not change a store: {train.name} was prepared "
+        f"with --mask_extremes={kept}"
+    ]
+
+
+def _check_max_depth(config: Config, store: Store, kept: float) -> None:
+    """Raise UserError if --max_depth exceeds the metres that a store kept."""
     if config.data.max_depth > kept:
         raise UserError(
-            f"--max_depth={config.data.max_depth:g}: {train.name} holds depth up to "
-            f"{kept:g} m; prepare it again with that --max_depth"
+            f"--max_depth={config.data.max_depth:g}: {store.name} holds depth up to "
+            f"{kept:.5g} m; prepare it again with that --max_depth"
         )
 
 
@@ -297,6 +367,6 @@ def _depth(config: Config, train: Store) -> tuple[str, list[str]]:
 def chunks(
     data: Store, rows: np.ndarray, depth: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (rgb, depth_mm) of all rows, in chunks."""
+    """Yield (rgb, depth codes) of all rows, in chunks."""
     for k in range(0, len(rows), CHUNK):
         yield data.gather(rows[k : k + CHUNK], depth=depth)

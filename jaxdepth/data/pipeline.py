@@ -43,9 +43,11 @@ def batches(
       backend: "tf", "threads", or "auto": tf.data if TensorFlow can be imported.
 
     Yields:
-      An iterator of batches: `rgb` (b, h, w, 3) uint8, `depth_mm` (b, h, w) uint16 and
-      `position` (b,) int32, the index of each image in the global batch. With
-      cache="device": `rows` (b,) int32, indices into `rows`, and `position`.
+      An iterator of batches: `rgb` (b, h, w, 3) uint8; `depth_mm` (b, h, w) uint16,
+      the codes of the store: metres = `depth_mm` / `store.depth_unit`, which is 1000
+      (millimetres) unless --max_depth exceeds 65.535 m, 0 = missing; `position` (b,)
+      int32, the index of each image in the global batch. With cache="device": `rows`
+      (b,) int32, indices into `rows`, and `position`.
     """
     local = order.host_slice(batch_size, host, hosts)
     position = np.arange(batch_size, dtype=np.int32)[local]

@@ -25,6 +25,8 @@ EIGHT_BIT = 25.5  # 255 is 10 m
 # Stored units per metre: metres, centimetres, KITTI, millimetres, Matterport3D,
 # TUM RGB-D, Replica (65535 is 10 m), bits rotated left by 3, tenths of a millimetre.
 SCALES = (1.0, 100.0, 256.0, 1000.0, 4000.0, 5000.0, 6553.5, 8000.0, 10000.0)
+DEPTH_UNITS = (1000, 256)  # codes per metre in a store: millimetres; KITTI's unit
+FARTHEST_CODE = 65535
 BINS = 256  # per factor of two in a summary; medians are exact to 0.2 %
 EXAMINED = 120  # rows of a depth map that are examined, for speed
 BLOCKS = 8  # per side of a depth map that is examined for planes
@@ -32,6 +34,20 @@ FOCAL_SHARES = (0.5, 0.6, 0.75, 0.9, 1.1)  # of the width: 90 to 49 degrees
 DISPARITY = re.compile(r"(?<![a-z])disp(arit(y|ies))?(?![a-z])")
 Code = Literal["plain", "sunrgbd", "swapped"]
 Kind = Literal["planar", "ray", "disparity"]
+
+
+def depth_unit(max_depth: float) -> int:
+    """The codes per metre of a store that keeps depth up to `max_depth` metres.
+
+    1000, or 256 where uint16 millimetres do not reach: beyond 65.535 m.
+    """
+    near, far = DEPTH_UNITS
+    return near if max_depth <= FARTHEST_CODE / near else far
+
+
+def last_code(max_depth: float, unit: int) -> int:
+    """The largest code that is not beyond `max_depth` metres."""
+    return math.floor(max_depth * unit + 1e-6)  # 1e-6: max_depth is a decimal number
 
 
 def decode(values: np.ndarray, code: str, *, where: Any) -> np.ndarray:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float, UInt16
 
+from jaxdepth.data import units
+
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
@@ -23,17 +25,22 @@ class Baselines:
 
 
 def fit(
-    depths_mm: Iterable[UInt16[np.ndarray, "b h w"]], *, max_depth: float
+    depths_mm: Iterable[UInt16[np.ndarray, "b h w"]],
+    *,
+    max_depth: float,
+    depth_unit: int = 1000,
 ) -> Baselines:
-    """Compute the baselines, in float64 and whole millimetres.
+    """Compute the baselines, in float64 and whole codes.
 
     Args:
-      depths_mm: batches of one size; 0 and values beyond `max_depth` are ignored.
+      depths_mm: batches of codes, of one size; 0 and depth beyond `max_depth` are
+        ignored.
       max_depth: metres.
+      depth_unit: codes per metre; 1000: millimetres.
 
     Raises: ValueError without a valid pixel.
     """
-    limit = round(max_depth * 1000)
+    limit = units.last_code(max_depth, depth_unit)
     counts = np.zeros(limit + 1, np.int64)
     total = measured = np.zeros(())
     for depth in depths_mm:
@@ -43,20 +50,21 @@ def fit(
         measured = measured + valid.sum(0)
     if not counts.sum():
         raise ValueError("no valid training pixel")
-    metres = np.arange(limit + 1) / 1000
+    metres = np.arange(limit + 1) / depth_unit
     constant = float((counts * metres).sum() / counts.sum())
     # A pixel without any measurement gets the constant.
-    mean_map = np.where(measured > 0, total / np.maximum(measured, 1) / 1000, constant)
-    return Baselines(constant, _best_for_delta1(counts), mean_map.astype(np.float32))
+    means = total / np.maximum(measured, 1) / depth_unit
+    mean_map = np.where(measured > 0, means, constant).astype(np.float32)
+    return Baselines(constant, _best_for_delta1(counts) / depth_unit, mean_map)
 
 
 def _best_for_delta1(counts: Float[np.ndarray, "n"] | np.ndarray) -> float:
-    """The constant c with the most ground truth t in c/1.25 < t < 1.25 c."""
-    below = np.concatenate([[0], np.cumsum(counts)])  # below[k]: pixels below k mm
+    """The code c with the most ground truth t in c/1.25 < t < 1.25 c."""
+    below = np.concatenate([[0], np.cumsum(counts)])  # below[k]: pixels below code k
     candidates = np.arange(1, len(counts))
-    # Strictly inside: from floor(c / 1.25) + 1 to ceil(1.25 c) - 1, in whole mm.
+    # Strictly inside: from floor(c / 1.25) + 1 to ceil(1.25 c) - 1, in whole codes.
     low = candidates * 4 // 5 + 1
     high = np.minimum(-(-candidates * 5 // 4), len(counts))
     inside = below[high] - below[low]
     best = np.flatnonzero(inside == inside.max())
-    return float(candidates[best[len(best) // 2]]) / 1000
+    return float(candidates[best[len(best) // 2]])

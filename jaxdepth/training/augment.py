@@ -4,6 +4,7 @@ The transform of an image depends on its key only, not on the batch or the devic
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,7 @@ def augment(
     *,
     size: tuple[int, int],
     policy: str | AugmentPolicy | None = "none",
+    depth_unit: int = 1000,
 ) -> tuple[Float[Array, "b i j 3"], Float[Array, "b i j"]]:
     """Crops of `size`: the centre crop, or a random view.
 
@@ -75,10 +77,11 @@ def augment(
     scale and rotation crops whole pixels.
 
     Args:
-      rgb, depth_mm: training frames; 0 mm = missing.
+      rgb, depth_mm: training frames; depth in codes, 0 = missing.
       keys: one per image; unused without a policy.
       size: (height, width), at most the frame's.
       policy: name in `POLICIES`, or a policy; "none" or None: centre crop.
+      depth_unit: codes per metre; 1000: millimetres.
 
     Returns: colours 0 to 255 and metres (0 = missing), float32.
     """
@@ -87,13 +90,12 @@ def augment(
         top, left = crop_offsets(rgb.shape[1:3], size)
         rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
         rgb, depth_mm = rgb[:, rows, columns], depth_mm[:, rows, columns]
-        return rgb.astype(jnp.float32), depth_mm.astype(jnp.float32) / 1000.0
-    return jax.vmap(lambda a, b, key: _view(a, b, key, size, chosen))(
-        rgb, depth_mm, keys
-    )
+        return rgb.astype(jnp.float32), depth_mm.astype(jnp.float32) / depth_unit
+    view = functools.partial(_view, size=size, policy=chosen, depth_unit=depth_unit)
+    return jax.vmap(view)(rgb, depth_mm, keys)
 
 
-def _view(rgb, depth_mm, key, size, policy: AugmentPolicy):
+def _view(rgb, depth_mm, key, *, size, policy: AugmentPolicy, depth_unit: int):
     """A random view of one image."""
     k_scale, k_angle, k_place, k_flip, k_colour, k_bright = jax.random.split(key, 6)
     s = jax.random.uniform(k_scale, (), minval=policy.scale[0], maxval=policy.scale[1])
@@ -106,10 +108,11 @@ def _view(rgb, depth_mm, key, size, policy: AugmentPolicy):
             rgb.shape[:2], size, scale=s, angle=angle, place=place, flip=flip
         )
         image = _bilinear(rgb, rows, columns)
-        depth = _nearest(depth_mm, rows, columns).astype(jnp.float32) / 1000.0 / s
+        codes = _nearest(depth_mm, rows, columns).astype(jnp.float32)
+        depth = codes / depth_unit / s
     else:
         image = _cut(rgb, size, place, flip).astype(jnp.float32)
-        depth = _cut(depth_mm, size, place, flip).astype(jnp.float32) / 1000.0
+        depth = _cut(depth_mm, size, place, flip).astype(jnp.float32) / depth_unit
     low, high = policy.colour
     colour = jax.random.uniform(k_colour, (3,), minval=low, maxval=high)
     low, high = policy.brightness

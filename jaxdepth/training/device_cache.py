@@ -1,8 +1,9 @@
 """Device cache: all training frames on the accelerators, gathered inside the step.
 
-A table is `rgb` (rows, h*w*3) uint8 and `depth_mm` (rows, h*w) uint16. Frames are flat,
-because accelerators pad short last axes. Device k of D holds rows k*each to (k+1)*each,
-each = ceil(rows / D); the last part is padded by repeating the last row.
+A table is `rgb` (rows, h*w*3) uint8 and `depth_mm` (rows, h*w) uint16, the codes of the
+store (metres = code / `Store.depth_unit`). Frames are flat, because accelerators pad
+short last axes. Device k of D holds rows k*each to (k+1)*each, each = ceil(rows / D);
+the last part is padded by repeating the last row.
 """
 
 from collections.abc import Callable

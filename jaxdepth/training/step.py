@@ -5,6 +5,7 @@ The step refers to other devices only by the name of the axis that it sums over;
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 
 from jaxdepth import losses
 from jaxdepth.config import Config
+from jaxdepth.data import units
 from jaxdepth.models import normalize
 from jaxdepth.ops import resize
 from jaxdepth.training import augment, device_cache
@@ -32,12 +34,14 @@ class StepSpec:
       optimizer: an optimizer from `optimizer.create`.
       config: resolved configuration.
       axis_name: name of the device axis; None on a single device.
+      depth_unit: codes per metre of the store that the batches come from.
     """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
     config: Config
     axis_name: str | None = None
+    depth_unit: int = 1000
 
 
 def valid_depth(
@@ -52,17 +56,26 @@ def to_training_frame(
     depth_mm: UInt16[Any, "b h w"],
     size: tuple[int, int],
     *,
-    max_depth: float = 65.535,
+    max_depth: float = math.inf,
+    depth_unit: int = 1000,
 ) -> tuple[jax.Array, jax.Array]:
     """Shrink stored frames to the training frame: area means, over valid depth.
 
     Depth beyond `max_depth` metres is removed first, since it would be averaged into
     its neighbours. Frames of that size pass through. The dtypes stay.
+
+    Args:
+      rgb, depth_mm: stored frames; depth in codes, 0 = missing.
+      size: (height, width) of the training frame.
+      max_depth: metres.
+      depth_unit: codes per metre; 1000: millimetres.
     """
     if rgb.shape[1:3] == size:
         return rgb, depth_mm
     small = resize.resize_area(rgb.astype(jnp.float32), size)
-    known = (depth_mm > 0) & (depth_mm <= round(max_depth * 1000))
+    farthest = min(units.FARTHEST_CODE / depth_unit, max_depth)
+    last_code = units.last_code(farthest, depth_unit)
+    known = (depth_mm > 0) & (depth_mm <= last_code)
     depth, valid = resize.masked_area(depth_mm.astype(jnp.float32), known, size)
     depth = jnp.where(valid, jnp.round(depth), 0)
     return jnp.round(small).astype(rgb.dtype), depth.astype(depth_mm.dtype)
@@ -103,21 +116,30 @@ def _loss_against(spec: StepSpec, pred, depth):
     )
 
 
+def _views(spec: StepSpec, batch: Batch, keys: jax.Array, policy: str):
+    """Images, 0 to 255, and depth in metres at the network's input size."""
+    rgb, depth_mm = to_training_frame(
+        batch["rgb"],
+        batch["depth_mm"],
+        spec.config.frame_size,
+        max_depth=spec.config.data.max_depth,
+        depth_unit=spec.depth_unit,
+    )
+    return augment.augment(
+        rgb,
+        depth_mm,
+        keys,
+        size=spec.config.image_size,
+        policy=policy,
+        depth_unit=spec.depth_unit,
+    )
+
+
 def _microbatch(spec: StepSpec, params, step, batch_stats, batch: Batch):
     """Gradient sum, loss sum, image count and statistics of one microbatch."""
     keys = augment.example_keys(spec.config.train.seed, step, batch["position"])
     augment_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    frame = spec.config.frame_size
-    rgb, depth_mm = to_training_frame(
-        batch["rgb"], batch["depth_mm"], frame, max_depth=spec.config.data.max_depth
-    )
-    image, depth = augment.augment(
-        rgb,
-        depth_mm,
-        augment_keys,
-        size=spec.config.image_size,
-        policy=spec.config.data.augment,
-    )
+    image, depth = _views(spec, batch, augment_keys, spec.config.data.augment)
     value_and_grad = jax.value_and_grad(_loss_sums, argnums=1, has_aux=True)
     (total, (images, batch_stats)), grads = value_and_grad(
         spec, params, batch_stats, image, depth, dropout_keys
@@ -175,16 +197,12 @@ def validation_sums(
     Args:
       variables: parameters and batch statistics.
       batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
-        store, 0 = missing.
+        store; metres = `depth_mm` / `spec.depth_unit`, 0 = missing.
 
     Returns: the sum of per-image losses, and the number of images with ground truth.
     """
-    frame = spec.config.frame_size
-    rgb, depth_mm = to_training_frame(
-        batch["rgb"], batch["depth_mm"], frame, max_depth=spec.config.data.max_depth
-    )
-    keys = jax.random.split(jax.random.key(0), len(rgb))
-    image, depth = augment.augment(rgb, depth_mm, keys, size=spec.config.image_size)
+    keys = jax.random.split(jax.random.key(0), len(batch["rgb"]))
+    image, depth = _views(spec, batch, keys, "none")
     pred = predict(spec.model, variables, image, layout=spec.config.model.layout)
     return _loss_against(spec, pred, depth)
 
@@ -198,8 +216,9 @@ def train_step(
       spec: static arguments.
       state: state before the step.
       batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
-        store, 0 = missing; `position` (b,) int32, each image's index in the global
-        batch, which determines its augmentation together with seed and step.
+        store, metres = `depth_mm` / `spec.depth_unit`, 0 = missing; `position` (b,)
+        int32, each image's index in the global batch, which determines its augmentation
+        together with seed and step.
 
     Returns: the new state, and `loss`, `grad_norm`, `images` (with ground truth) and
     `skipped` (1 if loss or gradient was not finite).

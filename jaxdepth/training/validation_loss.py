@@ -53,7 +53,8 @@ class ValidationLoss:
         mesh = Mesh(np.array(devices), ("batch",))
         self._sharded = NamedSharding(mesh, PartitionSpec("batch"))
         self._replicated = NamedSharding(mesh, PartitionSpec())
-        spec = StepSpec(model, optax.identity(), config, None)
+        unit = data.evaluation.depth_unit
+        spec = StepSpec(model, optax.identity(), config, depth_unit=unit)
         self._sums = jax.jit(
             functools.partial(validation_sums, spec),
             compiler_options=platform.compiler_options(),

@@ -62,6 +62,35 @@ def test_max_depth_beyond_uint16_keeps_all_pixels():
     assert baselines.fit([depth], max_depth=80.0).constant == pytest.approx(65.535)
 
 
+def test_baselines_of_another_unit_are_in_metres_too():
+    # Multiples of 1/8 m are whole codes of both units.
+    rng = np.random.default_rng(0)
+    eighths = rng.integers(0, 8 * 60, (5, 4, 6)).astype(np.uint16)
+    mm = baselines.fit([eighths * 125], max_depth=50.0)
+    other = baselines.fit([eighths * 32], max_depth=50.0, depth_unit=256)
+    assert other.constant == pytest.approx(mm.constant, rel=1e-12)
+    np.testing.assert_allclose(other.mean_map, mm.mean_map, rtol=1e-6)
+    truth = eighths[(eighths > 0) & (eighths <= 400)] / 8
+    shares = [
+        (np.maximum(fit.constant_delta / truth, truth / fit.constant_delta) < 1.25)
+        for fit in (mm, other)
+    ]
+    assert shares[0].mean() == shares[1].mean()
+
+
+@given(depth_maps)
+def test_baselines_of_millimetres_are_those_of_earlier_versions(depth):
+    if not (depth > 0).any():
+        return
+    counts = np.bincount(depth[depth > 0], minlength=10_001)
+    total, measured = depth.sum(0, dtype=np.float64), (depth > 0).sum(0)
+    constant = float((counts * (np.arange(10_001) / 1000)).sum() / counts.sum())
+    means = np.where(measured > 0, total / np.maximum(measured, 1) / 1000, constant)
+    actual = baselines.fit([depth], max_depth=10.0)
+    assert actual.constant == constant
+    assert actual.mean_map.tobytes() == means.astype(np.float32).tobytes()
+
+
 def test_no_valid_pixel_is_an_error():
     for batches in ([], [np.zeros((2, 3, 3), np.uint16)]):
         with pytest.raises(ValueError, match="no valid training pixel"):

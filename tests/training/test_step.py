@@ -161,6 +161,54 @@ def test_depth_beyond_the_limit_is_removed_before_frames_are_shrunk():
     assert np.asarray(limited != unlimited).any()
 
 
+def in_units(batch, unit):
+    """The batch with depth in steps of 1/8 m, which both units hold exactly."""
+    eighths = np.minimum(batch["depth_mm"] // 125, 8191)
+    codes = eighths.astype(np.uint32) * (unit // 8)
+    return batch | {"depth_mm": codes.astype(np.uint16)}
+
+
+@pytest.mark.parametrize("augment", ["none", "flip", "full"])
+def test_the_step_does_not_depend_on_the_unit_of_the_store(augment):
+    batch = tiny.batch(4)
+    mm = tiny.spec(augment=augment)
+    state = tiny.state(mm)
+    other = dataclasses.replace(mm, depth_unit=256)
+    expected = gradients(mm, state, in_units(batch, 1000))[0]
+    close(gradients(other, state, in_units(batch, 256))[0], expected, 1e-4)
+    wrong = gradients(mm, state, in_units(batch, 256))[0]
+    with pytest.raises(AssertionError):
+        close(wrong, expected, 1e-2)
+    variables = jax.tree.map(jnp.asarray, state).variables
+    loss, far = (
+        jax.jit(functools.partial(validation_sums, spec))(
+            variables, in_units(batch, spec.depth_unit)
+        )
+        for spec in (mm, other)
+    )
+    np.testing.assert_allclose(loss, far, rtol=1e-5)
+
+
+def test_depth_beyond_65_metres_is_ground_truth():
+    spec = dataclasses.replace(tiny.spec(max_depth=80.0), depth_unit=256)
+    state, batch = tiny.state(spec), tiny.batch(2)
+    at = [
+        gradients(spec, state, batch | {"depth_mm": np.full_like(batch["depth_mm"], k)})
+        for k in (80 * 256, 80 * 256 + 1)
+    ]
+    assert at[0][1] > 70**2 and at[0][2] == 2  # mean squared error of 80 m
+    assert at[1][2] == 0
+
+
+@pytest.mark.parametrize(("unit", "last"), [(1000, 4000), (256, 1024)])
+def test_the_limit_of_shrunk_frames_is_in_codes(unit, last):
+    depth = np.full((1, 40, 80), last, np.uint16)
+    depth[:, ::2] += 1
+    rgb = np.zeros((*depth.shape, 3), np.uint8)
+    small = to_training_frame(rgb, depth, (20, 40), max_depth=4.0, depth_unit=unit)[1]
+    assert (np.asarray(small) == last).all()
+
+
 def test_a_batch_without_any_truth_moves_nothing():
     spec = tiny.spec(loss="si")
     state, batch = tiny.state(spec), tiny.batch(2, empty=(0, 1))

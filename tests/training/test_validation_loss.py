@@ -49,6 +49,21 @@ def test_validation_loss_is_the_mean_over_images_with_ground_truth(devices):
     assert loss(state.variables) == pytest.approx(sum(losses) / 9, rel=1e-5)
 
 
+def test_the_unit_is_that_of_the_evaluation_store(monkeypatch):
+    spec = tiny.spec(loss="si")
+    state, batch = tiny.state(spec), tiny.batch(4)
+    eighths = batch["depth_mm"] // 125
+    losses = []
+    for unit in (1000, 256):
+        monkeypatch.setattr(Frames, "depth_unit", unit)
+        codes = (eighths * (unit // 8)).astype(np.uint16)
+        loss = validation(
+            batch | {"depth_mm": codes}, np.arange(4), devices=jax.devices()[:1]
+        )
+        losses.append(loss(state.variables))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_frames_smaller_than_the_training_frame_have_no_loss():
     batch = tiny.batch(2, frame=(19, 40))
     loss = validation(batch, np.arange(2), devices=jax.devices()[:1])

@@ -113,7 +113,8 @@ def waiting(settings: DataSettings, store: Store, report: Report) -> None:
     divides = settings.batch_size % len(devices) == 0
     placement = Placement.over("jit", devices if divides else devices[:1])
     parts = lower.step_parts(config)
-    step = placement.compile(train_step, parts.spec)
+    spec = dataclasses.replace(parts.spec, depth_unit=store.depth_unit)
+    step = placement.compile(train_step, spec)
     holder = {"state": placement.place_state(parts.init())}
 
     def share() -> float:

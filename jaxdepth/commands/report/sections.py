@@ -14,6 +14,7 @@ from jaxdepth.camera import Camera, centred
 from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Example, Run, TrainedRun, worst_first
 from jaxdepth.commands.paper.table_formats import TextTable
+from jaxdepth.data import units
 from jaxdepth.evaluation.metrics import METRICS
 
 CLOUD_WIDTH = 144  # points per row: 15,552 for a 4:3 frame, 41 KiB as text
@@ -338,8 +339,8 @@ def data_url(rgb: np.ndarray, size: tuple[int, int]) -> str:
 def cloud(example: Example) -> dict[str, Any]:
     """Data of an image's point cloud: intrinsics and depth at a small size.
 
-    Depth is in millimetres, little-endian uint16 as base64, 0 = missing. Every n-th
-    pixel is taken: averaging would make points between near and far surfaces.
+    Depth is little-endian uint16 as base64, `unit` values per metre, 0 = missing. Every
+    n-th pixel is taken: averaging would make points between near and far surfaces.
     """
     rows, columns = example.target.shape
     stride = max(1, round(columns / CLOUD_WIDTH))
@@ -351,12 +352,15 @@ def cloud(example: Example) -> dict[str, Any]:
         "cx": (cx - first) / stride,
         "cy": (cy - first) / stride,
     }
+    maps = {}
     for name, depth in (("prediction", example.pred), ("truth", example.target)):
         metres = depth[first::stride, first::stride].astype(np.float64)
-        measured = np.isfinite(metres) & (metres > 0)
-        mm = np.where(measured, np.clip(np.round(metres * 1000), 0, 65535), 0)
-        data["height"], data["width"] = mm.shape
-        data[name] = base64.b64encode(mm.astype("<u2").tobytes()).decode()
+        maps[name] = np.where(np.isfinite(metres) & (metres > 0), metres, 0)
+    data["unit"] = units.depth_unit(max(metres.max() for metres in maps.values()))
+    for name, metres in maps.items():
+        codes = np.clip(np.round(metres * data["unit"]), 0, units.FARTHEST_CODE)
+        data["height"], data["width"] = codes.shape
+        data[name] = base64.b64encode(codes.astype("<u2").tobytes()).decode()
     return data
 
 

@@ -1,4 +1,4 @@
-"""Export of frames to a folder of 8-bit images and 16-bit depth in millimetres."""
+"""Export of frames to a folder of 8-bit images and 16-bit depth."""
 
 import dataclasses
 import os
@@ -29,17 +29,29 @@ class Exported:
       sizes: number of frames by "HEIGHTxWIDTH".
       reduced: number of frames at training size, because the store has no other.
       broken: (name, reason) of frames that could not be read.
+      unit: values per metre in the depth files: 1000, or that of the store.
+      saturated: number of pixels beyond the largest value of 16 bits.
     """
 
     sizes: Counter[str] = dataclasses.field(default_factory=Counter)
     reduced: int = 0
     broken: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    unit: int = 1000
+    saturated: int = 0
 
     @property
     def text(self) -> str:
         sizes = "".join(f", {n} of {size}" for size, n in self.sizes.items())
         reduced = f"; {self.reduced} at training size, because the store has no other"
-        return f"{self.sizes.total()} frames{sizes}{reduced if self.reduced else ''}"
+        unit = f"; depth is in 1/{self.unit} m: read it with --depth_scale={self.unit}"
+        far = (
+            f"; {self.saturated} pixels beyond {65534 / self.unit:g} m are 65535, "
+            "which is read as missing"
+        )
+        return (
+            f"{self.sizes.total()} frames{sizes}{reduced if self.reduced else ''}"
+            f"{unit if self.unit != 1000 else ''}{far if self.saturated else ''}"
+        )
 
 
 def export(
@@ -52,8 +64,8 @@ def export(
     """Write rgb/NAME.png and depth/NAME.png; the folder is replaced atomically.
 
     The folder can be opened as a source of the same frames, with depth rounded to
-    millimetres. Depth beyond 65.534 m is stored as 65535, a saturated code, and read as
-    missing.
+    millimetres, or to the codes of a store that has others. Depth beyond 65.534 m (or
+    65534 codes) is stored as 65535, a saturated code, and read as missing.
 
     Args:
       depth: "filled" or "raw"; default: the first kind of the source.
@@ -90,7 +102,8 @@ def check(source: Source, out: Path, depth: str | None) -> tuple[str, Path]:
 def _write(
     source: Source, temporary: Path, kind: str, progress: Progress | None
 ) -> Exported:
-    exported, total = Exported(), len(source.infos)
+    unit = source.store.depth_unit if isinstance(source, Stored) else 1000
+    exported, total = Exported(unit=unit), len(source.infos)
     for row, name in enumerate(_names(source.infos)):
         try:
             frame = source.frame(row)
@@ -102,7 +115,8 @@ def _write(
         for file in (image, depth):
             file.parent.mkdir(parents=True, exist_ok=True)
         _save_rgb(image, frame.rgb)
-        plots.save_depth_png16(depth, frame.depths[kind])
+        plots.save_depth_png16(depth, frame.depths[kind], unit=unit)
+        exported.saturated += int((frame.depths[kind] * unit >= 65534.5).sum())
         exported.sizes["x".join(map(str, frame.rgb.shape[:2]))] += 1
         if isinstance(source, Stored) and not source.store.has_full(row):
             exported.reduced += 1

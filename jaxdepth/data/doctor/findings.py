@@ -228,10 +228,19 @@ def _kinds(inspection: Inspection) -> Iterator[Finding]:
 def _far(inspection: Inspection) -> Iterator[Finding]:
     if not len(inspection.values) or _is_implausible(inspection):
         return
-    far = float(np.mean(inspection.values > REACH))
+    reach = _reach(inspection.source)
+    far = float(np.mean(inspection.values > reach))
     if far > 0.01:
         advice = "--max_depth removes it: raise --max_depth if these are not rooms"
-        yield Finding("warning", "far depth", f"{far:.1%} beyond {REACH:g} m", advice)
+        yield Finding("warning", "far depth", f"{far:.1%} beyond {reach:g} m", advice)
+
+
+def _reach(source: Source) -> float:
+    """The --max_depth of a store, or the default, metres."""
+    if not isinstance(source, Stored):
+        return REACH
+    packing = source.store.manifest.get("options", {}).get("packing", {})
+    return packing.get("max_depth", REACH)
 
 
 def _empty(inspection: Inspection) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from jaxdepth.data.sources import (
     open_source,
 )
 from jaxdepth.data.sources.stored import Stored
+from jaxdepth.data.store import recorded
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime.errors import UserError, one_line
 from jaxdepth.runtime.progress import Progress
@@ -57,15 +58,14 @@ def open_data(
 ) -> Opened:
     """Open a store, or data of any format and unit.
 
-    Raises: UserError as `open_source` does, except for a wrong unit; and if read
-      options are given for a store.
+    Raises: UserError as `open_source` does, except for a wrong unit; and for options
+      that differ from those with which a store was prepared.
     """
     options = options or ReadOptions()
     if is_store(path):
-        if data_format != "auto" or options != ReadOptions():
-            flags = "--data_format and --depth_scale"
-            raise UserError(f"{path} is a store: leave out {flags}, which don't apply")
         store = Store.open(path)
+        flags = {} if data_format == "auto" else {"data_format": data_format}
+        recorded.check_flags(store, flags | recorded.given(options), where=str(path))
         return Opened(Stored(store), store.manifest.get("depth_scale"))
     guessed = dataclasses.replace(options, depth_scale=GUESSED_SCALE)
     assumed = None

@@ -32,7 +32,7 @@ class Frame:
       intrinsics: fx, fy, cx, cy in pixels of this frame, with pixel centres counted
         from 0; None if unknown.
       unit: stored units per metre of depth. `--mask_extremes` compares depth as
-        integers of this unit if it is finer than millimetres.
+        integers of this unit if it is finer than that of the store.
     """
 
     rgb: UInt8[np.ndarray, "h w 3"]
@@ -223,9 +223,11 @@ for _name, _place in {
     "nyu_raw": "nyu_raw:NyuRaw",
     "tfds": "tfds:Tfds",
     "fastdepth": "fastdepth:FastDepth",
+    "hypersim": "hypersim:Hypersim",
     "bts": "bts:Bts",
     "densedepth": "densedepth:DenseDepth",
     "tum": "tum:Tum",
+    "kitti": "kitti:Kitti",
     "folder": "folder:Folder",
 }.items():
     SOURCES.register(_name, _BuiltIn(_place))

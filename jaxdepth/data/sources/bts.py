@@ -33,7 +33,8 @@ class Bts:
     """The frames of one list, or of a training and a test list in one folder.
 
     Listed paths are relative to the list's folder, to one of its parents, or to sync/,
-    official_splits/test/, train/ or test/ in one of these. Frames of a list with test,
+    official_splits/test/, train/, test/ or raw/ in one of these; KITTI's depth may be
+    in data_depth_annotated/, or in train/ and val/ in it. Frames of a list with test,
     val or eval in its name are for evaluation, all others for training. Lines without
     depth ("None", in KITTI's lists) are left out and counted.
 

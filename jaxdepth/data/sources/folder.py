@@ -287,5 +287,7 @@ def _official_indices(frames: Sequence[Listed]) -> list[int | None]:
 
 
 def _scene(name: str) -> str | None:
+    """The folder of a frame; of DIODE's scans, scene_00019/scan_00183, the scene."""
     key = pairing.key_of(Path(name))
-    return key.rsplit("/", 1)[0] if "/" in key else None
+    folder = key.rsplit("/", 1)[0] if "/" in key else None
+    return folder and re.sub(r"(scene_\d+)/scan_\d+$", r"\1", folder)

@@ -26,7 +26,7 @@ HEADINGS = {
 }
 # Folders that listed paths may be relative to, in the list's folder or in one of its
 # parents: a list may be in a sub-folder such as splits/, and BTS uses these names.
-BELOW = ("", "sync", "official_splits/test", "train", "test")
+BELOW = ("", "sync", "official_splits/test", "train", "test", "raw")
 FOCAL_LENGTHS = 10.0, 1e5  # pixels; the accepted range
 
 
@@ -205,10 +205,12 @@ def _kind_by_heading(listing: Listing, heading: str) -> str:
 
 
 def _typical(listing: Listing) -> Row:
-    """The first row with the most frequent number of columns."""
-    widths = [len(row.columns) for row in listing.rows]
+    """The first row with the most frequent number of columns, and no missing file."""
+    complete = [row for row in listing.rows if lists.NO_FILE not in row.columns]
+    rows = complete or listing.rows
+    widths = [len(row.columns) for row in rows]
     width = max(set(widths), key=widths.count)
-    return listing.rows[widths.index(width)]
+    return rows[widths.index(width)]
 
 
 def _kind_of_file(name: str, before: Sequence[str]) -> str:

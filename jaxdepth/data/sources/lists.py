@@ -21,6 +21,11 @@ SUFFIXES = (".txt", ".csv", ".tsv", ".lst", ".list")
 LARGEST = 1 << 26  # bytes; longer than any published list
 PEEK = 1 << 14  # bytes read to recognise a list
 NO_FILE = "None"  # in place of a frame's missing depth file, as in KITTI's lists
+# Folders of KITTI's annotated depth: its lists name depth relative to one of them, and
+# images relative to another folder.
+DEPTH_FOLDERS = tuple(
+    f"data_depth_annotated{inner}" for inner in ("", "/train", "/val")
+)
 Part = Literal["train", "val", "test"]
 PART_WORDS: dict[str, Part] = {
     "train": "train", "training": "train",
@@ -150,10 +155,18 @@ class Root:
     Args:
       folder: the data's folder.
       allow_outside: accept files outside the folder, by absolute names, "..", or links.
+      also: other folders, for names that are not in the first one.
     """
 
-    def __init__(self, folder: Path, *, allow_outside: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        allow_outside: bool = False,
+        also: Sequence[Path] = (),
+    ):
         self.folder = folder
+        self._also = [Root(other, allow_outside=allow_outside) for other in also]
         self._allow_outside = allow_outside
         self._real = folder.resolve()
         self._inside: dict[Path, bool] = {}
@@ -171,6 +184,10 @@ class Root:
         if ".." in parts:
             return self._outside(name, self.folder / name.lstrip("/"))
         path = self.folder.joinpath(*parts)
+        if not _is_file(path):
+            others = (other.find(name) for other in self._also)
+            if (listed := next(filter(None, others), None)) is not None:
+                return listed
         if not _is_file(path) and re.match(r"/|[a-zA-Z]:", name):
             path = self._tail(parts) or Path(name)
         if not _is_file(path):
@@ -221,14 +238,16 @@ def root_of(
     """Find the folder that the names of a list are relative to; None if not found.
 
     Searches the folders `below` in `start`, then in each of its parents, for any of a
-    sample of the names.
+    sample of the names. `DEPTH_FOLDERS` beside that folder are searched for files that
+    are not in it.
     """
     sampled = names[:: max(1, len(names) // 8)][:16]
     for base in (start, *start.absolute().parents):
         for inner in below:
             root = Root(base / inner, allow_outside=allow_outside)
             if any(root.find(name) is not None for name in sampled):
-                return root
+                also = [base / name for name in DEPTH_FOLDERS if (base / name).is_dir()]
+                return Root(base / inner, allow_outside=allow_outside, also=also)
     return None
 
 

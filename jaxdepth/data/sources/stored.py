@@ -16,7 +16,7 @@ class Stored:
 
     def __init__(self, opened: Store):
         self.store, self.name, self.notes = opened, opened.name, opened.notes
-        self.truths = opened.depths
+        self.truths, self.unit = opened.depths, float(opened.depth_unit)
         self.infos = [
             FrameInfo(info["name"], info["scene"], info["official_index"])
             for info in opened.manifest["frames"]
@@ -25,13 +25,19 @@ class Stored:
     def frame(self, row: int) -> Frame:
         if self.store.has_full(row):
             full = next(self.store.full_frames([row]))
-            return Frame(full["rgb"], **full["depth"], intrinsics=full["camera"])
+            return Frame(
+                full["rgb"],
+                **full["depth"],
+                intrinsics=full["camera"],
+                unit=self.unit,
+            )
         depths = {}
         rgb = np.empty(0)
         for kind in self.truths:
-            rgb, millimetres = self.store.gather([row], depth=kind)
-            depths[kind] = (millimetres[0] / 1000).astype(np.float32)
-        return Frame(rgb[0], **depths, intrinsics=self.store.camera(row))
+            rgb, codes = self.store.gather([row], depth=kind)
+            depths[kind] = self.store.metres(codes[0])
+        camera = self.store.camera(row)
+        return Frame(rgb[0], **depths, intrinsics=camera, unit=self.unit)
 
     def fingerprint(self) -> dict[str, Any]:
         return {"path": str(self.store.path.resolve())}

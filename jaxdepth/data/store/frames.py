@@ -35,7 +35,7 @@ class Packed:
 
     Attributes:
       small: "rgb" and each kind of depth at the training size; None if the frame has
-        no depth within `Packer.max_mm` or can't be used.
+        no depth within `Packer.last_code` or can't be used.
       full: the same at full size, with all depth, since evaluation protocols have their
         own limits; None if no full-size copy is kept.
       camera: at the training size; None if it is unknown.
@@ -62,8 +62,9 @@ class Packer:
     Attributes:
       size: (height, width) of the training frames.
       masked: kinds of depth whose extremes are removed from each frame.
-      max_mm: depth beyond this many millimetres is missing: it is not an extreme, and
-        is removed before resizing, which would average it into its neighbours.
+      depth_unit: codes per metre.
+      last_code: depth beyond this code is missing: it is not an extreme, and is removed
+        before resizing, which would average it into its neighbours.
       full_rows: rows of which full-size copies are kept.
       skip_wrong: mark a frame as broken if the source raises UserError for it.
     """
@@ -71,7 +72,8 @@ class Packer:
     source: Source
     size: tuple[int, int]
     masked: tuple[str, ...]
-    max_mm: int
+    depth_unit: int
+    last_code: int
     full_rows: frozenset[int]
     skip_wrong: bool
 
@@ -98,17 +100,18 @@ class Packer:
         if isinstance(frame, str):
             return Packed(broken=frame)
         read = {k: units.Summary.of(depth) for k, depth in frame.depths.items()}
-        depths = {k: resample.millimetres(d) for k, d in frame.depths.items()}
-        if not any(resample.within(x, self.max_mm).any() for x in depths.values()):
+        unit, last = self.depth_unit, self.last_code
+        depths = {k: resample.to_codes(d, unit) for k, d in frame.depths.items()}
+        if not any(resample.within(x, last).any() for x in depths.values()):
             return Packed(read=read)
         full, unmasked = {"rgb": frame.rgb, **depths}, 0
         for kind in self.masked:
             masked = resample.without_extremes(
-                frame.depths[kind], unit=frame.unit, max_mm=self.max_mm
+                frame.depths[kind], unit=frame.unit, last_code=last, depth_unit=unit
             )
             unmasked += masked is None
             full[kind] = full[kind] if masked is None else masked
-        valid = {kind: resample.within(full[kind], self.max_mm) for kind in depths}
+        valid = {kind: resample.within(full[kind], last) for kind in depths}
         small = {"rgb": frame.rgb, **valid}
         return Packed(
             small={kind: resample.to_size(x, self.size) for kind, x in small.items()},

@@ -1,17 +1,40 @@
-"""Consistency checks of a store's manifest."""
+"""A store's manifest: its version, its checksum and consistency checks."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from typing import Any
 
 from jaxdepth.data import units
 
+VERSION = 2
+# Of stores whose `depth_unit` is not 1000: earlier releases, which take all codes for
+# millimetres, refuse this version.
+OTHER_UNIT = 3
 KINDS = ("filled", "raw")
 LARGEST = 1 << 16  # height or width of a frame, pixels
 
 
+def version_of(depth_unit: int) -> int:
+    """The version of a store with this `depth_unit`."""
+    return VERSION if depth_unit == 1000 else OTHER_UNIT
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest with `checksum`, a digest of its other content."""
+    return {**manifest, "checksum": checksum(manifest)}
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of the manifest without its `checksum`, as JSON with sorted keys."""
+    content = {name: value for name, value in manifest.items() if name != "checksum"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def check(manifest: dict[str, Any]) -> None:
-    """Check the values that readers rely on.
+    """Check the values that readers rely on, and the checksum.
 
     Raises: ValueError that names the first wrong value; KeyError for a missing one.
     """
@@ -22,6 +45,9 @@ def check(manifest: dict[str, Any]) -> None:
     if not _optional(_is_number)(manifest.get("depth_scale")):
         raise ValueError("depth_scale has an invalid value")
     _check_cameras(manifest)
+    unit = manifest.get("depth_unit", 1000)
+    if unit not in units.DEPTH_UNITS or manifest["version"] != version_of(unit):
+        raise ValueError("depth_unit has an invalid value")
     for summary in dict(manifest.get("read", {})).values():
         units.Summary.from_dict(summary)
     frames = range(len(manifest["frames"]))
@@ -35,6 +61,8 @@ def check(manifest: dict[str, Any]) -> None:
         for kind in ("rgb", *manifest["depths"]):
             if f"{stem}.{kind}.npy" not in manifest["files"]:
                 raise ValueError(f"no shard {stem!r} of {kind}")
+    if manifest.get("checksum", found := checksum(manifest)) != found:
+        raise ValueError("its checksum differs")
 
 
 def _check_cameras(manifest: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """Reads a store: a folder of `.npy` shards and a JSON manifest, `manifest.json`.
 
 `train-KKKKK.rgb.npy` holds (n, h, w, 3) uint8 at the training size, and
-`train-KKKKK.KIND.npy` (n, h, w) uint16 millimetres, 0 = missing, for each kind of depth
-("filled", "raw"). The manifest's `shards` lists n of each shard. Frames for evaluation
-are also stored at their full size, in `full-KKKKK-J.*` with one size per shard; the
-manifest's `full` lists their rows. NumPy can read the shards without this package.
-`writer.py` writes stores.
+`train-KKKKK.KIND.npy` (n, h, w) uint16 codes for each kind of depth ("filled", "raw"):
+metres = code / `depth_unit` of the manifest, 0 = missing. The manifest's `shards` lists
+n of each shard. Frames for evaluation are also stored at their full size, in
+`full-KKKKK-J.*` with one size per shard; the manifest's `full` lists their rows. NumPy
+can read the shards without this package. `writer.py` writes stores.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8, UInt16
+from jaxtyping import Float32, UInt8, UInt16
 
 from jaxdepth.camera import Camera
 from jaxdepth.data.store import manifest as manifest_lib
@@ -26,7 +26,6 @@ from jaxdepth.data.store import resample
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
-VERSION = 2
 MANIFEST = "manifest.json"
 _locks: dict[Path, threading.Lock] = {}  # of files whose checksum is being computed
 _checksums: dict[tuple, str] = {}  # SHA-256 by path and state of the file
@@ -44,9 +43,12 @@ class Store:
       name: the name of the data set in results.
       size: (height, width) of the training frames.
       depths: the kinds of depth, "filled" first.
+      depth_unit: codes per metre: 1000, or 256 for a --max_depth beyond 65.535 m.
       splits: name -> {"train": rows, "eval": rows}.
       notes: lines to show to the user.
     """
+
+    depth_unit: int = 1000  # of stores of earlier versions
 
     def __init__(self, path: Path, manifest: dict[str, Any]):
         self.path, self.manifest = path, manifest
@@ -55,6 +57,7 @@ class Store:
         self.depths: tuple[str, ...] = tuple(manifest["depths"])
         self.splits: dict[str, dict[str, list[int]]] = manifest["splits"]
         self.notes: list[str] = manifest["notes"]
+        self.depth_unit = manifest.get("depth_unit", self.depth_unit)
         self._ends = np.cumsum(manifest["shards"])
         self._maps: dict[str, np.ndarray] = {}
 
@@ -81,7 +84,7 @@ class Store:
     def gather(
         self, rows: Sequence[int] | np.ndarray, *, depth: str
     ) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt16[np.ndarray, "n h w"]]:
-        """Read frames at the training size: colour, and depth in millimetres.
+        """Read frames at the training size: colour, and depth codes, see `metres`.
 
         Args:
           depth: the kind of depth, "filled" or "raw".
@@ -94,7 +97,7 @@ class Store:
             )
         rows = np.asarray(rows)
         rgb = np.empty((len(rows), *self.size, 3), np.uint8)
-        millimetres = np.empty((len(rows), *self.size), np.uint16)
+        codes = np.empty((len(rows), *self.size), np.uint16)
         shards = np.searchsorted(self._ends, rows, side="right")
         for shard in np.unique(shards):
             selected = np.flatnonzero(shards == shard)
@@ -102,8 +105,12 @@ class Store:
             within = rows[selected] - (self._ends[shard] - count)
             stem = f"train-{shard:05d}"
             rgb[selected] = self._map(f"{stem}.rgb.npy")[within]
-            millimetres[selected] = self._map(f"{stem}.{depth}.npy")[within]
-        return rgb, millimetres
+            codes[selected] = self._map(f"{stem}.{depth}.npy")[within]
+        return rgb, codes
+
+    def metres(self, codes: UInt16[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
+        """Convert depth codes of this store to metres, 0 = missing."""
+        return codes.astype(np.float32) / np.float32(self.depth_unit)
 
     def full_frames(self, rows: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
         """Read frames at full size.
@@ -126,8 +133,7 @@ class Store:
             yield {
                 "rgb": rgb,
                 "depth": {
-                    kind: self._map(f"{stem}.{kind}.npy")[index].astype(np.float32)
-                    / np.float32(1000)
+                    kind: self.metres(self._map(f"{stem}.{kind}.npy")[index])
                     for kind in self.depths
                 },
                 "name": info["name"],
@@ -234,10 +240,10 @@ def parse_manifest(text: str | bytes, *, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(text)
         version = manifest["version"]
-        if version != VERSION:
+        if version not in (manifest_lib.VERSION, manifest_lib.OTHER_UNIT):
             raise UserError(
-                f"{where} is a store of version {version!r:.20}, expected {VERSION}: "
-                "prepare it again"
+                f"{where} is a store of version {version!r:.20}, expected "
+                f"{manifest_lib.VERSION}: prepare it again"
             )
         for name in manifest["files"]:
             # Downloads are written under these names, which must not contain a path.

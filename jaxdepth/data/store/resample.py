@@ -1,4 +1,4 @@
-"""Resamples frames for a store: whole millimetres, training size, cameras."""
+"""Resamples frames for a store: depth codes, training size, cameras."""
 
 from collections.abc import Sequence
 
@@ -12,36 +12,45 @@ from jaxdepth.ops import resize
 VERSION = 4  # part of a store's key: increase it when outputs change
 
 
-def millimetres(depth: np.ndarray) -> UInt16[np.ndarray, "h w"]:
-    """Convert metres to whole millimetres; invalid or beyond 65.535 m becomes 0."""
-    scaled = np.round(np.asarray(depth, np.float64) * 1000)
-    valid = np.isfinite(scaled) & (scaled > 0) & (scaled <= 65535)
-    return np.where(valid, scaled, 0).astype(np.uint16)
+def to_codes(depth: np.ndarray, depth_unit: int = 1000) -> UInt16[np.ndarray, "h w"]:
+    """Convert metres to the codes of a store: round(depth * depth_unit).
+
+    Invalid depth, and depth beyond 65535 / `depth_unit` metres, becomes 0 (missing).
+    Valid depth below half a code becomes 1, since 0 would be missing.
+    """
+    metres = np.asarray(depth, np.float64)
+    codes = np.round(metres * depth_unit)
+    valid = np.isfinite(codes) & (metres > 0) & (codes <= 65535)
+    return np.where(valid, np.maximum(codes, 1), 0).astype(np.uint16)
 
 
-def within(depth: UInt16[np.ndarray, "h w"], max_mm: int) -> UInt16[np.ndarray, "h w"]:
-    """Set depth beyond `max_mm` millimetres to 0, so that `to_size` leaves it out."""
-    return np.where(depth <= max_mm, depth, 0).astype(np.uint16)
+def within(
+    codes: UInt16[np.ndarray, "h w"], last_code: int
+) -> UInt16[np.ndarray, "h w"]:
+    """Set depth beyond `last_code` to 0, so that `to_size` leaves it out."""
+    return np.where(codes <= last_code, codes, 0).astype(np.uint16)
 
 
 def without_extremes(
-    depth: np.ndarray, *, unit: float, max_mm: int
+    depth: np.ndarray, *, unit: float, last_code: int, depth_unit: int = 1000
 ) -> UInt16[np.ndarray, "h w"] | None:
-    """Convert to millimetres and remove a frame's minimum and maximum (set them to 0).
+    """Convert to codes and remove a frame's minimum and maximum (set them to 0).
 
     Args:
       depth: metres.
       unit: stored integers per metre in the source. The extremes are compared as such
-        integers if they are finer than millimetres, else as millimetres.
-      max_mm: depth beyond this is not a candidate for the maximum.
+        integers if they are finer than the store's codes, else as codes.
+      last_code: depth beyond this code is not a candidate for the maximum.
+      depth_unit: codes per metre.
 
     Returns: None if no depth would be left.
     """
-    masked = millimetres(depth)
-    valid = (masked > 0) & (masked <= max_mm)
+    masked = to_codes(depth, depth_unit)
+    valid = (masked > 0) & (masked <= last_code)
     if not valid.any():
         return None
-    stored = np.round(depth.astype(np.float64) * unit) if unit > 1000 else masked
+    finer = unit > depth_unit
+    stored = np.round(depth.astype(np.float64) * unit) if finer else masked
     extremes = stored[valid].min(), stored[valid].max()
     masked[valid & np.isin(stored, extremes)] = 0
     return masked if masked[valid].any() else None

@@ -22,7 +22,8 @@ from jaxdepth.data import split, units
 from jaxdepth.data.sources import ReadOptions, Source, open_source
 from jaxdepth.data.store import remote, resample, staging
 from jaxdepth.data.store.frames import Arrays, Packed, Packer, in_order
-from jaxdepth.data.store.reader import VERSION, Store, is_store
+from jaxdepth.data.store.manifest import VERSION, sealed, version_of
+from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.staging import MOST_SIZES, Record, StagingArea
 from jaxdepth.runtime import storage, versions
 from jaxdepth.runtime.errors import UserError
@@ -48,7 +49,7 @@ class Packing:
         minimum or maximum valid depth (the paper, section 4), except from 8-bit depth
         and where no depth would be left; "auto": only from raw depth; "off".
       max_depth: metres; depth beyond it is missing in the training frames, and ignored
-        by `mask_extremes`.
+        by `mask_extremes`. It determines `depth_unit`.
       keep_full: the frames of which full-size copies are kept: "auto": those that a
         split evaluates on, or without such a split all frames if there are at most
         `FULL_AT_MOST`; "all"; "none".
@@ -64,6 +65,11 @@ class Packing:
     skip_wrong: bool = False
     eval_fraction: float = 0.1
     test_scenes: str = "drop"
+
+    @property
+    def depth_unit(self) -> int:
+        """Codes per metre of the stored depth."""
+        return units.depth_unit(self.max_depth)
 
 
 def write(
@@ -155,6 +161,7 @@ class Job:
             "version": VERSION,
             "shards": [SHARD, FULL_SHARD, FULL_BYTES],
             "shrink": resample.VERSION,
+            "depth_unit": self.packing.depth_unit,
             "format": self.source.format,
             "source": self._origin,
             **self.options,
@@ -251,7 +258,8 @@ class Job:
                 area.commit(number, records[number])
         if progress is not None:
             progress(f"preparing {self.source.name}", total, total)
-        manifest = self._manifest([records[number] for number in range(len(blocks))])
+        ordered = [records[number] for number in range(len(blocks))]
+        manifest = sealed(self._manifest(ordered))
         area.publish(manifest)
         return manifest
 
@@ -265,7 +273,8 @@ class Job:
             source=self.source,
             size=self.packing.size,
             masked=self.masked,
-            max_mm=round(self.packing.max_depth * 1000),
+            depth_unit=self.packing.depth_unit,
+            last_code=units.last_code(self.packing.max_depth, self.packing.depth_unit),
             full_rows=self.full_rows,
             skip_wrong=self.packing.skip_wrong,
         )
@@ -286,7 +295,7 @@ class Job:
             raise UserError(f"{source.name}: {reason}")
         stored = {row: k for k, row in enumerate(kept)}
         return {
-            "version": VERSION,
+            "version": version_of(self.packing.depth_unit),
             "key": self.key,
             "name": source.name,
             "format": source.format,
@@ -301,7 +310,8 @@ class Job:
             "options": self.options,
             "size": list(self.packing.size),
             "depths": list(source.truths),
-            "unit": "millimetre, 0 = missing",
+            "unit": f"1/{self.packing.depth_unit} metre, 0 = missing",
+            "depth_unit": self.packing.depth_unit,
             # As it was read, before --max_depth and --mask_extremes.
             "read": {k: summary.to_dict() for k, summary in _read(records).items()},
             "depth_scale": getattr(source, "scale", None),

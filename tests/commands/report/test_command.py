@@ -16,6 +16,7 @@ from jaxdepth.commands import cli
 from jaxdepth.commands.finished_runs import Example, ImageScores, TrainedRun
 from jaxdepth.commands.report import command as library
 from jaxdepth.commands.report import command as report
+from jaxdepth.commands.report import sections
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime.errors import UserError
 
@@ -391,6 +392,18 @@ def test_cloud_projects_points_with_the_pinhole_model(page):
         y = round(size[0] / 2 + (row - 23.5) * scale)
         x = round(size[1] / 2 + (column - 31.5) * scale)
         np.testing.assert_allclose(pixels[y, x, :2], (4 * row, 4 * column), atol=14)
+
+
+@pytest.mark.parametrize(("farthest", "unit"), [(65.5, 1000), (80.0, 256)])
+def test_cloud_holds_far_depth_in_other_units(farthest, unit):
+    target = np.linspace(1, farthest, ROWS * COLUMNS).reshape(ROWS, COLUMNS)
+    pred = np.where(target < 2, np.nan, 0.5 * target)
+    rgb = np.zeros((ROWS, COLUMNS, 3), np.uint8)
+    data = sections.cloud(Example("a", rgb, target, pred, None))
+    assert data["unit"] == unit
+    for name, metres in (("truth", target), ("prediction", np.nan_to_num(pred))):
+        codes = np.frombuffer(base64.b64decode(data[name]), "<u2")
+        assert np.abs(codes / data["unit"] - metres.ravel()).max() <= 0.501 / unit
 
 
 def test_a_run_without_any_finite_loss_has_a_section(tmp_path, fake):

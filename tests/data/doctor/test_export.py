@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxdepth.data.doctor import export, measurements
-from jaxdepth.data.sources import FrameInfo, open_source
+from jaxdepth.data.sources import FrameInfo, ReadOptions, open_source
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data import painted
@@ -109,6 +109,21 @@ def test_frames_of_a_store_are_exported_at_full_size_if_kept(tmp_path):
     np.testing.assert_array_equal(small.rgb, rgb[0])
     assert small.filled is not None
     np.testing.assert_array_equal(np.round(small.filled * 1000), millimetres[0])
+
+
+def test_a_store_of_another_unit_is_exported_in_it(tmp_path):
+    source = source_of(2)
+    depth = source.frames[0].depths["filled"]
+    depth[3, 4], depth[5, 6] = 79.5, 200.0
+    store_writer.write(source, tmp_path / "s", size=(18, 24), max_depth=80.0)
+    opened = measurements.open_data(tmp_path / "s").source
+    done = export.export(opened, tmp_path / "out")
+    assert done.text.endswith("depth is in 1/256 m: read it with --depth_scale=256")
+    back = open_source(tmp_path / "out", options=ReadOptions(depth_scale=256))
+    (exported,) = back.frame(0).depths.values()
+    np.testing.assert_array_equal(exported, np.round(depth * 256) / 256)
+    mm = export.export(source, tmp_path / "mm").text
+    assert mm.endswith("; 2 pixels beyond 65.534 m are 65535, which is read as missing")
 
 
 def test_either_kind_of_depth_is_exported(tmp_path):

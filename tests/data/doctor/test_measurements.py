@@ -462,6 +462,17 @@ def test_far_depth_is_a_warning():
     assert f"{share:.0%}"[:-1] in line and "beyond 10 m" in line
 
 
+@pytest.mark.parametrize(("max_depth", "beyond"), [(12.0, "beyond 12 m"), (80.0, "")])
+def test_depth_is_far_beyond_the_limit_of_the_store(tmp_path, max_depth, beyond):
+    source = changed(painted_source(6), lambda k, d: np.where(d > 5, 14, d))
+    out = tmp_path / "s"
+    store_writer.write(source, out, size=(48, 64), max_depth=max_depth)
+    inspection = inspect(measurements.open_data(out).source)
+    lines = of(inspection, "far depth", "warning")
+    assert len(lines) == bool(beyond) and all(beyond in line for line in lines)
+    assert inspection.read.largest == 14
+
+
 def test_several_aspect_ratios_are_a_warning():
     source = painted_source(4)
     rgb, depth = painted.scene(9, size=(96, 96))

@@ -72,8 +72,8 @@ def write(root, count=3):
 
 def test_names_are_in_the_order_of_recognition():
     assert list(SOURCES) == [
-        "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "bts", "densedepth", "tum",
-        "folder",
+        "nyu_labeled", "nyu_raw", "tfds", "fastdepth", "hypersim", "bts", "densedepth",
+        "tum", "kitti", "folder",
     ]  # fmt: skip
 
 

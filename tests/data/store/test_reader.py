@@ -13,6 +13,7 @@ import pytest
 from jaxdepth.data.sources import Frame
 from jaxdepth.data.store import resample
 from jaxdepth.data.store import writer as store_writer
+from jaxdepth.data.store.manifest import sealed
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
@@ -81,7 +82,7 @@ def test_a_store_may_have_several_shards(tmp_path, monkeypatch):
     for k, row in enumerate(rows):
         shot = frames[kept[row]]
         np.testing.assert_array_equal(rgb[k], resample.to_size(shot.rgb, (12, 16)))
-        small = resample.to_size(resample.millimetres(shot.filled), (12, 16))
+        small = resample.to_size(resample.to_codes(shot.filled), (12, 16))
         np.testing.assert_array_equal(depth[k], small)
     for row, full in zip(rows, opened.full_frames(rows), strict=True):
         np.testing.assert_array_equal(full["rgb"], frames[kept[row]].rgb)
@@ -275,11 +276,16 @@ def changed(manifest, path, value):
         (("cameras",), [[1, 1, 1, float("nan")]]),
         (("broken",), [{"name": "a"}]),
         (("left_out",), {"a": 1}),
+        (("depth_unit",), 0),
+        (("depth_unit",), 500),
+        (("depth_unit",), "256"),
+        (("depth_unit",), 256),  # stores of this unit have another version
+        (("version",), 3),
     ],
 )
 def test_a_manifest_with_a_wrong_value_is_an_error(tmp_path, path, value):
     opened = written(tmp_path, [frame(k) for k in range(3)])
-    manifest = changed(opened.manifest, path, value)
+    manifest = sealed(changed(opened.manifest, path, value))
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"manifest\.json is damaged") as error:
         Store.open(opened.path)
@@ -291,7 +297,7 @@ def test_a_manifest_with_a_wrong_value_is_an_error(tmp_path, path, value):
 )
 def test_shards_of_other_shapes_than_the_manifest_are_errors(tmp_path, path, value):
     opened = written(tmp_path, [frame(k) for k in range(3)])
-    manifest = changed(opened.manifest, path, value)
+    manifest = sealed(changed(opened.manifest, path, value))
     (opened.path / "manifest.json").write_text(json.dumps(manifest))
     again = Store.open(opened.path)
     with pytest.raises(UserError, match=r"damaged \(it holds uint8 \(3, ") as error:
@@ -323,6 +329,82 @@ def test_a_damaged_manifest_is_an_error(tmp_path, text):
     with pytest.raises(UserError, match=r"damaged|version 1,|version 99,") as error:
         Store.open(tmp_path)
     assert str(tmp_path) in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"max_depth": 10.0', b'"max_depth": 80.0'),
+        (b'"max_depth": 10.0', b'"max_depth": 10.1'),
+        (b'"frame 1"', b'"frame 7"'),
+        (b'"depth_scale": null', b'"depth_scale": 5000'),
+    ],
+)
+def test_a_changed_manifest_is_detected_by_its_checksum(tmp_path, old, new):
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    file = opened.path / "manifest.json"
+    content = file.read_bytes()
+    assert old in content
+    file.write_bytes(content.replace(old, new, 1))
+    with pytest.raises(UserError, match=r"damaged.*checksum differs.*again") as error:
+        Store.open(opened.path)
+    assert str(file) in one_line(error)
+    file.write_text(json.dumps(json.loads(content), indent=7))  # the same content
+    Store.open(opened.path)
+
+
+def test_the_checksum_is_the_sha256_of_the_sorted_content(tmp_path):
+    opened = written(tmp_path, [frame()])
+    manifest = json.loads((opened.path / "manifest.json").read_text())
+    stored = manifest.pop("checksum")
+    text = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    assert stored == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_stores_of_earlier_versions_open_as_millimetres(tmp_path):
+    opened = written(tmp_path, [frame(k) for k in range(3)])
+    expected = opened.gather([1], depth="filled")[1]
+    manifest = {
+        name: value
+        for name, value in opened.manifest.items()
+        if name not in ("checksum", "depth_unit")
+    }
+    (opened.path / "manifest.json").write_text(json.dumps(manifest))
+    earlier = Store.open(opened.path)
+    assert earlier.depth_unit == 1000
+    np.testing.assert_array_equal(earlier.gather([1], depth="filled")[1], expected)
+
+
+def test_far_depth_has_256_codes_per_metre(tmp_path):
+    rng = np.random.default_rng(0)
+    metres = rng.uniform(0, 90, (24, 32)).astype(np.float32)
+    metres[rng.random(metres.shape) < 0.3] = 0
+    metres[0, :4] = 0.001, 80, 80.004, 200  # metres
+    shot = Frame(frame().rgb, filled=metres)
+    opened = written(tmp_path, [shot], size=(24, 32), max_depth=80.0)
+    assert opened.depth_unit == opened.manifest["depth_unit"] == 256
+    assert opened.manifest["version"] == 3  # refused by releases that expect 1000
+    codes = opened.gather([0], depth="filled")[1][0]
+    expected = np.round(metres.astype(np.float64) * 256)
+    expected[(metres > 80) | (metres == 0)] = 0
+    expected[0, :3] = 1, 80 * 256, 0  # code 0 would be missing
+    np.testing.assert_array_equal(codes, expected)
+    np.testing.assert_array_equal(opened.metres(codes), expected / 256)
+    # Full-size frames hold all depth: protocols have limits of their own.
+    full = next(opened.full_frames([0]))["depth"]["filled"]
+    assert full[0, 3] == 200 and np.abs(full - metres).max() < 1 / 256
+
+
+def test_metres_of_millimetre_codes_are_those_of_earlier_versions(tmp_path):
+    opened = written(tmp_path, [frame()])
+    codes = np.arange(65536, dtype=np.uint16)
+    metres = opened.metres(codes)
+    for earlier in (
+        codes.astype(np.float32) / np.float32(1000),
+        codes / np.float32(1000),
+        (codes / 1000).astype(np.float32),
+    ):
+        assert metres.tobytes() == earlier.tobytes()
 
 
 @pytest.mark.parametrize("key", ["frames", "full", "shards", "left_out", "splits"])

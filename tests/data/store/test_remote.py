@@ -212,6 +212,7 @@ def test_a_damaged_manifest_is_an_error(url, tmp_path):
         ("{", "is damaged"),
         (json.dumps(manifest | {"version": 1}), "version 1, expected 2"),
         (json.dumps(manifest | {"files": outside}), "not the name of a shard"),
+        (json.dumps(manifest | {"name": "other"}), "its checksum differs"),
     ):
         put(url, "manifest.json", text.encode())
         with pytest.raises(UserError, match=words) as error:

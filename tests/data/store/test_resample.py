@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdepth.data import units
 from jaxdepth.data.sources import Frame
 from jaxdepth.data.store import resample
 from jaxdepth.ops import resize
@@ -61,9 +62,49 @@ def test_cameras_follow_the_pixels(shape):
 
 
 def test_invalid_depth_becomes_zero():
-    metres = np.array([[np.nan, np.inf, -1, 0], [0.0004, 0.0006, 65.535, 65.536]])
-    codes = resample.millimetres(metres)
-    np.testing.assert_array_equal(codes, [[0, 0, 0, 0], [0, 1, 65535, 0]])
+    metres = np.array([[np.nan, np.inf, -1, 0], [0.0024, 0.0026, 65.535, 65.536]])
+    codes = resample.to_codes(metres)
+    np.testing.assert_array_equal(codes, [[0, 0, 0, 0], [2, 3, 65535, 0]])
+    metres[1, 2:] = 255.996, 256
+    codes = resample.to_codes(metres, 256)
+    np.testing.assert_array_equal(codes, [[0, 0, 0, 0], [1, 1, 65535, 0]])
+
+
+@pytest.mark.parametrize("unit", [1000, 256])
+def test_valid_depth_below_half_a_code_is_not_missing(unit):
+    near = np.array([[1e-9, 0.4 / unit, 0.5 / unit, 1 / unit]], np.float32)
+    np.testing.assert_array_equal(resample.to_codes(near, unit), [[1, 1, 1, 1]])
+
+
+@given(st.integers(0, 999), st.sampled_from([np.float16, np.float32, np.float64]))
+def test_millimetre_codes_are_those_of_earlier_versions(seed, dtype):
+    # A copy of the earlier formula; it lost depth up to half a millimetre.
+    draw = np.random.default_rng(seed)
+    depth = draw.uniform(0.0006, 70, (20, 30)).astype(dtype)
+    depth[draw.random(depth.shape) < 0.2] = 0
+    depth[0, :5] = np.nan, np.inf, -1, 65.535, 10
+    scaled = np.round(np.asarray(depth, np.float64) * 1000)
+    valid = np.isfinite(scaled) & (scaled > 0) & (scaled <= 65535)
+    earlier = np.where(valid, scaled, 0).astype(np.uint16)
+    assert resample.to_codes(depth).tobytes() == earlier.tobytes()
+    for max_depth in (10.0, 2.3, 0.3, 65.535, 5.001):
+        limit = units.last_code(max_depth, 1000)
+        assert limit == round(max_depth * 1000)
+        kept = resample.within(earlier, limit)
+        assert kept.tobytes() == np.where(earlier <= limit, earlier, 0).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("max_depth", "unit", "last"),
+    [
+        (10.0, 1000, 10_000), (65.535, 1000, 65_535), (65.536, 256, 16_777),
+        (80.0, 256, 20_480), (100.1, 256, 25_625), (255.99, 256, 65_533),
+    ],
+)  # fmt: skip
+def test_the_unit_follows_max_depth_and_no_code_is_beyond_it(max_depth, unit, last):
+    assert units.depth_unit(max_depth) == unit
+    assert units.last_code(max_depth, unit) == last
+    assert last / unit <= max_depth < (last + 1) / unit
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (9, 12)])
@@ -111,19 +152,25 @@ def test_enlarged_depth_is_centred(old, new):
     assert np.abs(grown - centres).max() <= 0.5
 
 
-@given(st.integers(0, 999), st.sampled_from([256.0, 1000.0, 5000.0, 10000.0]))
-def test_extremes_are_compared_as_integers_of_the_source(seed, unit):
+@given(
+    st.integers(0, 999),
+    st.sampled_from([256.0, 1000.0, 5000.0, 10000.0]),
+    st.sampled_from([1000, 256]),
+)
+def test_extremes_are_compared_as_integers_of_the_source(seed, unit, depth_unit):
     draw = np.random.default_rng(seed)
     # Few consecutive integers, so that several of them round to one millimetre.
     first = int(unit)
     stored = draw.integers(first, first + 8, (5, 6))
     stored[draw.random((5, 6)) < 0.2] = 0
-    stored[0, 0] = 20 * first  # beyond max_mm
+    stored[0, 0] = 20 * first  # beyond last_code
     near = stored[(stored > 0) & (stored < 11 * first)]
     depth = (stored / unit).astype(np.float32)
-    masked = resample.without_extremes(depth, unit=unit, max_mm=10_000)
+    masked = resample.without_extremes(
+        depth, unit=unit, last_code=10 * depth_unit, depth_unit=depth_unit
+    )
     extreme = (stored == near.min()) | (stored == near.max())
-    expected = np.where(extreme, 0, resample.millimetres(depth))
+    expected = np.where(extreme, 0, resample.to_codes(depth, depth_unit))
     if (expected[1:] == 0).all() and (expected[0, 1:] == 0).all():
         assert masked is None
     else:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxdepth.data import split
+from jaxdepth.data import split, units
 from jaxdepth.data.sources import Frame, ReadOptions
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.reader import Store, is_store
+from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime.errors import MachineError, UserError
 from tests.data.memory import (
     SIZE,
@@ -221,6 +222,14 @@ def test_a_prepared_store_is_reused(tmp_path):
     assert len({opened.path, *(other.path for other in others)}) == 8
     # An existing store is opened from its path.
     assert prepare(str(opened.path)).path == opened.path
+
+
+def test_the_unit_of_depth_is_part_of_the_key(monkeypatch):
+    source = Memory([frame()])
+    keys = [Job(source, Packing(SIZE, max_depth=m)).key for m in (65.0, 66.0)]
+    monkeypatch.setattr(units, "depth_unit", lambda max_depth: 256)
+    keys += [Job(source, Packing(SIZE, max_depth=m)).key for m in (65.0, 66.0)]
+    assert len(set(keys)) == 3 and keys[1] == keys[3]
 
 
 def test_a_damaged_prepared_store_is_replaced(tmp_path):

@@ -49,9 +49,9 @@ function pointsOf(cloud, kind, image) {
   const colours = coloursOf(image, cloud.width, cloud.height);
   const points = [];
   const distances = [];
-  depth.forEach((mm, k) => {
-    if (mm === 0) return;
-    const z = mm / 1000;
+  depth.forEach((code, k) => {
+    if (code === 0) return;
+    const z = code / cloud.unit;
     const x = (((k % cloud.width) - cloud.cx) * z) / cloud.fx;
     const y = ((Math.floor(k / cloud.width) - cloud.cy) * z) / cloud.fy;
     points.push([x, y, z, colours[4 * k], colours[4 * k + 1], colours[4 * k + 2]]);
