@@ -1,5 +1,7 @@
 """KITTI: folders of the downloads, lists, and depth beyond 65 m."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,24 @@ def test_lists_with_missing_depth(tmp_path, layout, name):
         check(source, 721.5377)
         assert any("2 lines of" in note and "without depth" in note
                    for note in source.notes)  # fmt: skip
+
+
+def test_linked_folders_of_lists_need_a_flag(tmp_path):
+    # A list must not read the files of a folder elsewhere through a link.
+    write(tmp_path / "elsewhere")
+    file = listed(tmp_path, "kitti/eigen_train.txt")
+    for name in ("raw", "data_depth_annotated"):
+        (tmp_path / "kitti" / name).symlink_to(tmp_path / "elsewhere" / name)
+        made.refused(file.parent, "is outside", "--allow_outside")
+        (tmp_path / "kitti" / name).unlink()
+        shutil.copytree(tmp_path / "elsewhere" / name, tmp_path / "kitti" / name)
+    shutil.rmtree(tmp_path / "kitti/data_depth_annotated")
+    (tmp_path / "kitti/data_depth_annotated").symlink_to(
+        tmp_path / "elsewhere/data_depth_annotated"
+    )
+    made.refused(file.parent, "is outside", "--allow_outside")
+    options = ReadOptions(depth_scale=256.0, allow_outside=True)
+    check(open_source(file.parent, options=options), 721.5377)
 
 
 def test_lists_without_focal_length(tmp_path):
