@@ -70,6 +70,8 @@ def check(source, focal):
 @pytest.mark.parametrize("options", [ReadOptions(), ReadOptions(depth_scale=256.0)])
 def test_the_folders_of_the_downloads(tmp_path, options):
     made.text(write(tmp_path), "raw/2011_09_26/calib_cam_to_cam.txt", CALIBRATION)
+    image = tmp_path / "raw" / paths(DRIVES[0], 4)[0]
+    image.rename(image.with_suffix(".jpg"))
     source = open_source(tmp_path, options=options)
     assert source.format == "kitti" and source.truths == ("raw",)
     check(source, 720.0)
@@ -82,8 +84,8 @@ def test_the_folders_of_the_downloads(tmp_path, options):
     )
 
 
-def test_drives_that_hold_images_and_depth(tmp_path):
-    drive = DRIVES[0]
+@pytest.mark.parametrize("drive", [DRIVES[0], "my_drive"])
+def test_drives_that_hold_images_and_depth(tmp_path, drive):
     for number in range(3):
         made.image(tmp_path, f"{drive}/image_02/data/{number}.png", number, SIZE)
         made.depth(tmp_path, f"{drive}/proj_depth/groundtruth/image_02/{number}.png",
