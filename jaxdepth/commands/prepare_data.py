@@ -262,14 +262,14 @@ def training_command(manifest: dict[str, Any], out: str) -> str:
     if (height, width) != (240, 320):
         words.append(f"--size={19 * height // 20}x{19 * width // 20}")
     max_depth = manifest.get("options", {}).get("packing", {}).get("max_depth", 10.0)
-    if max_depth != 10:
-        words.append(f"--max_depth={max_depth:g}")
+    limit = [f"--max_depth={max_depth:g}"] if max_depth != 10 else []
+    words += limit
     for name in ("own", "official", "tune", HELD_OUT):
         rows = manifest["splits"].get(name)
         if rows is None or not rows["eval"] or not manifest["full"]:
             continue
         if not rows["train"]:
-            return shlex.join([*run, "--data=PATH", f"--eval_data={out}"])
+            return shlex.join([*run, "--data=PATH", f"--eval_data={out}", *limit])
         words += ["--split=tune"] if name == "tune" else []
         return shlex.join([*run, *words])
     return shlex.join([*run, *words, "--split=all", "--eval_data=PATH"])

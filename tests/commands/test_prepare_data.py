@@ -204,6 +204,11 @@ def test_the_training_command(splits, size, flags):
     assert command == f"jaxdepth run {flags}"
 
 
+def test_the_training_command_uses_all_depth(pairs, tmp_path, log):
+    prepare(pairs, tmp_path / "out", "--size=12x16", "--max_depth=80")
+    assert f"--data={tmp_path / 'out'} --size=11x15 --max_depth=80" in log.text
+
+
 def test_training_frames_are_not_enlarged_or_stretched(pairs, tmp_path):
     prepare(pairs, tmp_path / "out", "--size=120x160")
     flags = Config.of(data=str(tmp_path / "out"), split="all", cache_dir=str(tmp_path))

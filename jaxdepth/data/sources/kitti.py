@@ -1,8 +1,8 @@
 """KITTI's annotated depth and raw images, in the folders of its downloads."""
 
 import contextlib
+import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -19,7 +19,6 @@ from jaxdepth.data.sources import (
 from jaxdepth.runtime.errors import UserError
 
 SCALE = 256.0  # stored units per metre
-DRIVE = re.compile(r"\d{4}_\d\d_\d\d_drive_\d{4}_sync")
 CAMERAS = ("image_02", "image_03")  # left and right colour
 DEEPEST = 4  # folders between the data's folder and a drive
 CALIBRATION = "calib_cam_to_cam.txt"  # beside the drives of a date
@@ -31,17 +30,18 @@ class Pair(NamedTuple):
 
     image: Path
     depth: Path
+    key: Key
 
 
 class Kitti:
     """The frames of drives that have both image and depth.
 
-    The depth of DRIVE/image_02/data/N.png is DRIVE/proj_depth/groundtruth/image_02/
-    N.png; the folders of a drive may be in several places, such as raw/2011_09_26/ and
-    data_depth_annotated/train/. Depth is 16-bit: metres = stored value / `depth_scale`
-    (default 256), 0 = missing, and sparse. Folders named train and val above a drive's
-    depth are the split. The scene is the drive. Folders with lists are read by them,
-    see `bts` and `folder`.
+    The depth of DRIVE/image_02/data/N.png (or .jpg) is DRIVE/proj_depth/groundtruth/
+    image_02/N.png. The folders of a drive may be in several places, such as
+    raw/2011_09_26/ and data_depth_annotated/train/. Depth is 16-bit and sparse: metres
+    = stored value / `depth_scale` (default 256), 0 = missing. Folders named train and
+    val above a drive's depth are the split. The scene is the drive. Folders with lists
+    are read by them, see `bts` and `folder`.
     """
 
     format = "kitti"
@@ -61,7 +61,7 @@ class Kitti:
         self.notes: list[str] = []
         self.pairs = self._paired(options.allow_outside)
         self.infos = [
-            FrameInfo(pair.image.relative_to(path).as_posix(), _place(pair.image)[0])
+            FrameInfo(pair.image.relative_to(path).as_posix(), scene=pair.key[0])
             for pair in self.pairs
         ]
         self.notes += files.check_metres(
@@ -74,15 +74,16 @@ class Kitti:
     def frame(self, row: int) -> Frame:
         pair = self.pairs[row]
         rgb, depth = files.read_rgb(pair.image), self._depth(pair.depth)
-        camera = _camera(pair.image)
+        camera = _camera(pair)
         rgb, camera = files.match_size(rgb, depth, pair.image, pair.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.scale)
 
     def fingerprint(self) -> dict[str, Any]:
+        every = [file for pair in self.pairs for file in pair[:2]]
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.scale,
-            **files.stamp(file for pair in self.pairs for file in pair),
+            **files.stamp([*every, *sorted(set(map(_calibration, self.pairs)))]),
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
@@ -101,8 +102,10 @@ class Kitti:
         depths: dict[Key, Path] = {}
         for drive in _drives(self.path):
             for camera in CAMERAS:
-                self._add(images, drive / camera / "data")
-                self._add(depths, _depth_folder(drive, camera))
+                place = drive.absolute().name, camera
+                for suffix in ("png", "jpg"):
+                    self._add(images, drive / camera / f"data/*.{suffix}", place)
+                self._add(depths, _depth_folder(drive, camera) / "*.png", place)
         keys = sorted(images.keys() & depths.keys())
         if not keys:
             raise UserError(
@@ -113,17 +116,19 @@ class Kitti:
         for what, count in (("images", len(images)), ("depth files", len(depths))):
             if alone := count - len(keys):
                 self.notes.append(f"{alone} {what} without a partner left out")
-        pairs = [Pair(images[key], depths[key]) for key in keys]
+        pairs = [Pair(images[key], depths[key], key) for key in keys]
         if not allow_outside:
             root = lists.Root(self.path)
-            for file in (file for pair in pairs for file in pair):
+            for file in (file for pair in pairs for file in pair[:2]):
                 root.find(str(file.relative_to(self.path)))
         return pairs
 
-    def _add(self, known: dict[Key, Path], folder: Path) -> None:
+    def _add(
+        self, known: dict[Key, Path], pattern: Path, place: tuple[str, str]
+    ) -> None:
         """Add the files of a folder. Raises UserError for a frame that occurs twice."""
-        for file in sorted(folder.glob("*.png")):
-            if (key := _place(file)) in known:
+        for file in sorted(pattern.parent.glob(pattern.name)):
+            if (key := (*place, file.stem)) in known:
                 raise UserError(
                     f"{self.path}: {known[key].relative_to(self.path)} and "
                     f"{file.relative_to(self.path)} would be one frame: keep one of "
@@ -140,9 +145,6 @@ class Kitti:
 
 def _drives(path: Path) -> Iterator[Path]:
     """The folders of drives at a path, sorted. Never raises."""
-    if DRIVE.fullmatch(path.absolute().name):
-        yield path
-        return
     visited: set[tuple[int, int]] = set()  # links can make a loop
     for folder, subfolders, _ in os.walk(path, followlinks=True):
         at = Path(folder)
@@ -153,32 +155,28 @@ def _drives(path: Path) -> Iterator[Path]:
             visited.add(inode)
             if known:
                 subfolders.clear()
+        if not {"proj_depth", *CAMERAS}.isdisjoint(subfolders):
+            yield at
+            subfolders.clear()
         subfolders[:] = sorted(name for name in subfolders if name[0] != ".")
-        yield from (at / name for name in subfolders if DRIVE.fullmatch(name))
-        subfolders[:] = [name for name in subfolders if not DRIVE.fullmatch(name)]
 
 
 def _depth_folder(drive: Path, camera: str) -> Path:
     return drive / "proj_depth" / "groundtruth" / camera
 
 
-def _place(file: Path) -> Key:
-    """Drive, camera and stem of an image or depth file."""
-    parts = file.absolute().parts
-    drive = next(part for part in reversed(parts) if DRIVE.fullmatch(part))
-    camera = next(part for part in reversed(parts) if part in CAMERAS)
-    return drive, camera, file.stem
+def _calibration(pair: Pair) -> Path:
+    return pair.image.absolute().parents[3] / CALIBRATION
 
 
-def _camera(image: Path) -> files.Camera | None:
+def _camera(pair: Pair) -> files.Camera | None:
     """fx, fy, cx, cy of a drive's rectified camera; None without its calibration."""
-    drive, camera, _ = _place(image)
-    folder = next(p for p in image.absolute().parents if p.name == drive).parent
-    listing = lists.peek(folder / CALIBRATION)
-    name = f"P_rect_{camera[-2:]}:"
+    listing = lists.peek(_calibration(pair))
+    name = f"P_rect_{pair.key[1][-2:]}:"
     for row in listing.rows if listing else ():
         if row.columns[0] == name and all(map(lists.is_number, row.columns[1:])):
             values = [float(x) for x in row.columns[1:]]
-            if len(values) == 12 and min(values[0], values[5]) > 0:
+            finite = all(map(math.isfinite, values))
+            if len(values) == 12 and finite and min(values[0], values[5]) > 0:
                 return values[0], values[5], values[2], values[6]
     return None

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, printable
@@ -153,8 +153,9 @@ class Root:
     rest is a file in the folder; the same number is dropped for all absolute paths.
 
     Args:
-      folder: the data's folder.
+      folder: the folder of the names.
       allow_outside: accept files outside the folder, by absolute names, "..", or links.
+      within: the data's folder, which files may not leave; default: `folder`.
       also: other folders, for names that are not in the first one.
     """
 
@@ -163,12 +164,14 @@ class Root:
         folder: Path,
         *,
         allow_outside: bool = False,
+        within: Path | None = None,
         also: Sequence[Path] = (),
     ):
         self.folder = folder
-        self._also = [Root(other, allow_outside=allow_outside) for other in also]
+        options: dict[str, Any] = {"allow_outside": allow_outside, "within": within}
+        self._also = [Root(other, **options) for other in also]
         self._allow_outside = allow_outside
-        self._real = folder.resolve()
+        self._real = (within or folder).resolve()
         self._inside: dict[Path, bool] = {}
         self._dropped: int | None = None  # leading folders of absolute names
 
@@ -244,10 +247,11 @@ def root_of(
     sampled = names[:: max(1, len(names) // 8)][:16]
     for base in (start, *start.absolute().parents):
         for inner in below:
-            root = Root(base / inner, allow_outside=allow_outside)
+            options: dict[str, Any] = {"allow_outside": allow_outside, "within": base}
+            root = Root(base / inner, **options)
             if any(root.find(name) is not None for name in sampled):
                 also = [base / name for name in DEPTH_FOLDERS if (base / name).is_dir()]
-                return Root(base / inner, allow_outside=allow_outside, also=also)
+                return Root(base / inner, also=also, **options)
     return None
 
 

@@ -1,5 +1,7 @@
 """KITTI: folders of the downloads, lists, and depth beyond 65 m."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,8 @@ def check(source, focal):
 @pytest.mark.parametrize("options", [ReadOptions(), ReadOptions(depth_scale=256.0)])
 def test_the_folders_of_the_downloads(tmp_path, options):
     made.text(write(tmp_path), "raw/2011_09_26/calib_cam_to_cam.txt", CALIBRATION)
+    image = tmp_path / "raw" / paths(DRIVES[0], 4)[0]
+    image.rename(image.with_suffix(".jpg"))
     source = open_source(tmp_path, options=options)
     assert source.format == "kitti" and source.truths == ("raw",)
     check(source, 720.0)
@@ -80,8 +84,8 @@ def test_the_folders_of_the_downloads(tmp_path, options):
     )
 
 
-def test_drives_that_hold_images_and_depth(tmp_path):
-    drive = DRIVES[0]
+@pytest.mark.parametrize("drive", [DRIVES[0], "my_drive"])
+def test_drives_that_hold_images_and_depth(tmp_path, drive):
     for number in range(3):
         made.image(tmp_path, f"{drive}/image_02/data/{number}.png", number, SIZE)
         made.depth(tmp_path, f"{drive}/proj_depth/groundtruth/image_02/{number}.png",
@@ -130,6 +134,24 @@ def test_lists_with_missing_depth(tmp_path, layout, name):
         check(source, 721.5377)
         left_out = f"left out 2 lines of {file.name} that name no depth"
         assert left_out in source.notes
+
+
+def test_linked_folders_of_lists_need_a_flag(tmp_path):
+    # A list must not read the files of a folder elsewhere through a link.
+    write(tmp_path / "elsewhere")
+    file = listed(tmp_path, "kitti/eigen_train.txt")
+    for name in ("raw", "data_depth_annotated"):
+        (tmp_path / "kitti" / name).symlink_to(tmp_path / "elsewhere" / name)
+        made.refused(file.parent, "is outside", "--allow_outside")
+        (tmp_path / "kitti" / name).unlink()
+        shutil.copytree(tmp_path / "elsewhere" / name, tmp_path / "kitti" / name)
+    shutil.rmtree(tmp_path / "kitti/data_depth_annotated")
+    (tmp_path / "kitti/data_depth_annotated").symlink_to(
+        tmp_path / "elsewhere/data_depth_annotated"
+    )
+    made.refused(file.parent, "is outside", "--allow_outside")
+    options = ReadOptions(depth_scale=256.0, allow_outside=True)
+    check(open_source(file.parent, options=options), 721.5377)
 
 
 def test_lists_without_focal_length(tmp_path):
