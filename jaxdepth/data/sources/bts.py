@@ -74,8 +74,10 @@ class Bts:
             FrameInfo(line.name, _scene(line, index), index)
             for line, index in zip(self.lines, indices, strict=True)
         ]
+        depths = files.sample(lambda line: self._depth(line.depth), self.lines)
+        self.notes += files.constant_notes(depths, self.lines[0].depth)
         self.notes += files.check_metres(
-            files.sample(lambda line: self._depth(line.depth), self.lines),
+            depths,
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
             scale=self.scale,

@@ -31,7 +31,10 @@ FOCAL_LENGTHS = 10.0, 1e5  # pixels; the accepted range
 
 
 class Listed(NamedTuple):
-    """The files of one frame, as a list names them."""
+    """The files of one frame, as a list names them.
+
+    `scene` is None where the folder of the image is the scene.
+    """
 
     name: str
     image: Path
@@ -40,6 +43,7 @@ class Listed(NamedTuple):
     mask: Path | None = None
     focal: float | None = None
     part: Part | None = None
+    scene: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,8 +293,19 @@ def is_mask(values: np.ndarray) -> bool:
     return len(present) <= 2 and set(present.tolist()) <= {0, 1, 255, largest}
 
 
-def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
+def is_confidence(file: Path) -> bool:
+    """Whether the name of a mask, or of its folder, has the word confidence or conf."""
+    words = re.findall(r"[a-z]+", f"{file.parent.name} {file.stem}".lower())
+    return "confidence" in words or "conf" in words
+
+
+def masked(
+    depth: np.ndarray, mask: np.ndarray, file: Path, *, levels: bool = False
+) -> np.ndarray:
     """Set depth to 0 where a mask is 0, or a confidence map (0, 1, 2) is below 2.
+
+    Args:
+      levels: the mask is a confidence map, even if it has no 2.
 
     Raises: UserError for a mask of another size or with more values.
     """
@@ -299,7 +314,7 @@ def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
             f"{file} is {mask.shape[0]}x{mask.shape[1]} and its depth "
             f"{depth.shape[0]}x{depth.shape[1]}: mask and depth must have one size"
         )
-    if is_mask(mask):
+    if is_mask(mask) and not levels:
         return np.where(mask != 0, depth, 0)
     if set(np.unique(mask).tolist()) <= {0, 1, 2}:
         return np.where(mask == 2, depth, 0)

@@ -1,13 +1,20 @@
 """Pairs of image and depth files of one folder, matched by their names."""
 
+import collections
 import re
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from jaxdepth import images as images_lib
 from jaxdepth.data.sources import files, lists
-from jaxdepth.data.sources.listed import DEPTH_SUFFIXES, MASK_WORDS, Listed
+from jaxdepth.data.sources.listed import (
+    DEPTH_SUFFIXES,
+    MASK_WORDS,
+    SUFFIXES,
+    Listed,
+)
 from jaxdepth.runtime.errors import UserError
 
 DEPTH_WORDS = (
@@ -17,10 +24,24 @@ DEPTH_WORDS = (
 IMAGE_WORDS = ("rgb", "images", "image", "colors", "color", "img", "photo")
 # A folder named "valid" may hold the frames of a validation set.
 MASK_FOLDERS = ("masks", "mask", "confidence", "conf")
+# Left out of keys, but the kind of a file does not follow from them: Replica has
+# frame000000.jpg and depth000000.png, others rgb/frame_1.jpg and depth/frame_1.png.
+NEUTRAL_WORDS = ("frames", "frame")
 Kind = Literal["image", "depth", "mask"]
+VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+# Files beside images and depth that are no pictures, and are not named as left out.
+OTHERS = (
+    ".txt", ".csv", ".tsv", ".lst", ".list", ".json", ".yaml", ".yml", ".xml", ".md",
+    ".rst", ".html", ".pdf", ".log", ".ini", ".cfg", ".conf", ".toml", ".ply", ".obj",
+    ".mtl", ".stl", ".off", ".traj", ".pincam", ".cam", ".sh", ".py", ".m", ".sim", "",
+)  # fmt: skip
+NAMED = 6  # largest number of suffixes in a note
 
 
-def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], list[str]]:
+def pairs(
+    root: Path, paths: Sequence[Path] | None = None, *, allow_outside: bool = False
+) -> tuple[list[Listed], list[str]]:
     """The pairs of a folder, sorted by key, and one-line notes on what is left out.
 
     The kind of a file is given by the first word for mask, depth or image in its name,
@@ -28,10 +49,14 @@ def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], lis
     without such a word are depth. The key that pairs files is their path without these
     words. Without any such word, a.png is the depth of a.jpg.
 
+    Args:
+      paths: all files of the folder; None to search it.
+
     Raises: UserError if there is no pair, if two files of a kind share a key, or if a
       symbolic link leads outside the folder, unless `allow_outside`.
     """
-    groups = _by_key(root)
+    paths = files.below(root) if paths is None else paths
+    groups = _by_key(root, paths)
     images, depths, masks = groups["image"], groups["depth"], groups["mask"]
     keys = sorted(images.keys() & depths.keys())
     if not keys:
@@ -39,6 +64,7 @@ def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], lis
             f"{root} holds no pair of image and depth ({len(images)} images, "
             f"{len(depths)} depth files): pairs share their name, as in "
             f"rgb/0001.jpg and depth/0001.png{_examples(images, depths)}"
+            f"{_advice(root, paths, images, depths)}"
         )
     notes = [
         f"{len(alone)} {what} without a partner left out, first "
@@ -49,9 +75,45 @@ def pairs(root: Path, *, allow_outside: bool = False) -> tuple[list[Listed], lis
         if (alone := sorted(group.keys() - set(keys)))
     ]  # fmt: skip
     found = [Listed(key, images[key], depths[key], mask=masks.get(key)) for key in keys]
-    if not allow_outside:
-        _check_inside(root, (f for pair in found for f in pair[1:5]))
+    check_inside(root, found, allow_outside=allow_outside)
     return found, notes
+
+
+def check_inside(
+    root: Path, frames: Iterable[Listed], *, allow_outside: bool = False
+) -> None:
+    """Raise UserError for a link that leads outside the folder."""
+    folder = lists.Root(root, allow_outside=allow_outside)
+    for frame in frames:
+        for path in frame[1:5]:
+            if path is not None:
+                folder.find(str(path.relative_to(root)))
+
+
+def unused(root: Path, paths: Iterable[Path], frames: Sequence[Listed]) -> list[str]:
+    """Return a note on images and arrays of a folder that no frame uses."""
+    used = {file for frame in frames for file in frame[1:5]}
+    others = [p for p in paths if p.suffix.lower() in SUFFIXES and p not in used]
+    if not others:
+        return []
+    first = lists.printable(others[0].relative_to(root))
+    return [f"{len(others)} other images and arrays are not used, first {first}"]
+
+
+def unread(root: Path, paths: Iterable[Path]) -> str | None:
+    """Count the files of types that are not read, by suffix; None if there are none."""
+    by_suffix: dict[str, list[Path]] = {}
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES and suffix not in OTHERS:
+            by_suffix.setdefault(suffix, []).append(path)
+    if not by_suffix:
+        return None
+    most = sorted(by_suffix, key=lambda suffix: (-len(by_suffix[suffix]), suffix))
+    counts = [f"{len(by_suffix[s])} {lists.printable(s)}" for s in most[:NAMED]]
+    more = f" and {len(most) - NAMED} other types" if len(most) > NAMED else ""
+    first = lists.printable(by_suffix[most[0]][0].relative_to(root))
+    return f"files that are not read: {', '.join(counts)}{more}, first {first}"
 
 
 def key_of(relative: Path) -> str:
@@ -59,7 +121,10 @@ def key_of(relative: Path) -> str:
     parts = []
     for part in (*relative.parts[:-1], relative.stem):
         last = part == relative.stem
-        words = (*DEPTH_WORDS, *IMAGE_WORDS, *(MASK_WORDS if last else MASK_FOLDERS))
+        words = (
+            *DEPTH_WORDS, *IMAGE_WORDS, *NEUTRAL_WORDS,
+            *(MASK_WORDS if last else MASK_FOLDERS),
+        )  # fmt: skip
         bare = re.sub(
             rf"(?<![a-z])({'|'.join(words)})(?![a-z])", "", part, flags=re.IGNORECASE
         ).strip("_-. ")
@@ -68,10 +133,10 @@ def key_of(relative: Path) -> str:
     return "/".join(parts)
 
 
-def _by_key(root: Path) -> dict[Kind, dict[str, Path]]:
+def _by_key(root: Path, paths: Iterable[Path]) -> dict[Kind, dict[str, Path]]:
     """The files of each kind. Raises UserError if two of a kind share a key."""
     groups: dict[Kind, dict[str, Path]] = {"image": {}, "depth": {}, "mask": {}}
-    for file in files.below(root):
+    for file in paths:
         array = file.suffix.lower() in DEPTH_SUFFIXES and file.is_file()
         if not (array or images_lib.is_photo(file)):
             continue
@@ -127,8 +192,28 @@ def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
     return f"; the first keys are {first[0]} and {first[1]}"
 
 
-def _check_inside(root: Path, paths: Iterable[Path | None]) -> None:
-    folder = lists.Root(root)
+def _advice(
+    root: Path, paths: Sequence[Path], images: dict[str, Path], depths: dict[str, Path]
+) -> str:
+    """What to do with videos, archives and other files that are not read."""
+    text = unread(root, paths)
+    if text is None:
+        return ""
+    by_suffix = collections.defaultdict(list)
     for path in paths:
-        if path is not None:
-            folder.find(str(path.relative_to(root)))
+        by_suffix[path.suffix.lower()].append(path)
+    videos = [path for suffix in VIDEOS for path in by_suffix[suffix]]
+    if depths and not images and videos:
+        video, rgb = (
+            lists.printable(shlex.quote(str(path)), None)
+            for path in (videos[0], videos[0].parent / "rgb")
+        )
+        return (
+            f"; {text}; extract the images of the video: mkdir {rgb} && ffmpeg -i "
+            f"{video} -fps_mode passthrough -start_number 0 {rgb}/%06d.png"
+        )
+    if any(suffix in by_suffix for suffix in ARCHIVES):
+        return f"; {text}; unpack the archives"
+    if ".sens" in by_suffix:
+        return f"; {text}; export .sens files with ScanNet's SensReader"
+    return f"; {text}"

@@ -51,6 +51,11 @@ def refused(path: Path, *parts, **more) -> str:
     return text
 
 
+def notes(source: Source) -> list[str]:
+    """The notes, without the one on depth of one value, which `depth` writes."""
+    return [note for note in source.notes if "has one value in all pixels" not in note]
+
+
 def broken_rows(source: Source) -> dict[int, str]:
     """Read all rows; returns the unreadable ones with their messages."""
     broken = {}

@@ -55,7 +55,11 @@ def both(tmp_path):
 
 def test_both_lists_of_a_folder_are_read(both):
     source = open_source(both)
-    assert source.format == "bts" and source.truths == ("raw",) and source.notes == []
+    assert (
+        source.format == "bts"
+        and source.truths == ("raw",)
+        and made.notes(source) == []
+    )
     assert [info.scene for info in source.infos[:3]] == [
         "kitchen_0028b", "kitchen_0028b", "nyu_office_0"
     ]  # fmt: skip
@@ -141,7 +145,7 @@ def test_lines_without_depth_are_counted(tmp_path):
     listed = made.text(tmp_path, TRAIN, "\n".join(lines))
     source = open_source(listed)
     assert len(source.infos) == 1
-    assert source.notes == [f"2 lines of {TRAIN} without depth left out"]
+    assert made.notes(source) == [f"2 lines of {TRAIN} without depth left out"]
     listed.write_text("\n".join(lines[1:]))
     made.refused(listed, "lists no frame with depth")
 
@@ -200,7 +204,7 @@ def test_lists_of_other_data_in_the_folder_are_left_out(both):
     source = open_source(both)
     assert len(source.infos) == 5
     assert any(
-        "eigen_train" in note and "no file that" in note for note in source.notes
+        "eigen_train" in note and "no file that" in note for note in made.notes(source)
     )
 
 

@@ -394,8 +394,8 @@ def test_larger_images_are_noted_once(tmp_path):
     (tmp_path / "rgb" / "0.png").write_text("damaged")
     source = open_source(tmp_path)
     note = "images are shrunk to the size of their depth, 12x16 (the first is 60x80)"
-    assert source.notes == [note]
+    assert made.notes(source) == [note]
     frame = source.frame(2)
     np.testing.assert_array_equal(frame.rgb, np.full((*small, 3), 80))
     assert frame.filled is not None and frame.filled.shape == small
-    assert source.notes == [note]
+    assert made.notes(source) == [note]

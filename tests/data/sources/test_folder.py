@@ -11,6 +11,7 @@ from PIL import Image
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
+from tests.data.sources import made
 
 H, W = 6, 8
 
@@ -77,7 +78,7 @@ def test_files_are_paired_by_name(tmp_path, image_name, depth_name):
         scale = 1 if depth_name.endswith("npy") else 1000
         depth(tmp_path, depth_name.format(k), k, scale)
     source = open_source(tmp_path)
-    assert len(source.infos) == 3 and source.notes == []
+    assert len(source.infos) == 3 and made.notes(source) == []
     for k in (1, 2, 3):
         frame = source.frame(k - 1)
         assert abs(int(frame.rgb[0, 0, 0]) - 40 * k) <= 2  # JPEG
@@ -173,7 +174,7 @@ def test_unpaired_files_are_counted(tmp_path):
         (tmp_path / name).write_text("not an image")
     source = open_source(tmp_path)
     assert len(source.infos) == 2
-    assert source.notes == [
+    assert made.notes(source) == [
         "3 images without a partner left out, first rgb/0.jpg",
         "4 depth files without a partner left out, first depth/5.png",
     ]
