@@ -12,14 +12,12 @@ from jaxdepth.data.sources import (
     Frame,
     FrameInfo,
     ReadOptions,
+    camera_files,
     files,
-    labeled,
     listed,
     lists,
 )
 from jaxdepth.runtime.errors import UserError
-
-FOCAL = 518.8579  # pixels, in every line of the NYU lists
 
 
 class Line(NamedTuple):
@@ -89,8 +87,7 @@ class Bts:
     def frame(self, row: int) -> Frame:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
-        nyu = abs(line.focal - FOCAL) < 0.01
-        camera = labeled.camera_of(rgb.shape) if nyu else None
+        camera = camera_files.of_focal(line.focal, (rgb.shape[0], rgb.shape[1]))
         rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 

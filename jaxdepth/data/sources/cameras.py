@@ -7,17 +7,14 @@ as in ARKitScenes and Matterport3D, take precedence.
 
 import collections
 import contextlib
-import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from jaxdepth.data.sources import BrokenFrame, files, lists
+from jaxdepth.data.sources import BrokenFrame, camera_files, files, lists
+from jaxdepth.data.sources.camera_files import Stated
 from jaxdepth.data.sources.files import Camera
-from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, printable
 
 # intrinsics.txt (SUN RGB-D, 3DMatch), intrinsic_color.txt (ScanNet), camera_matrix.csv
@@ -31,65 +28,6 @@ NAME = re.compile(
     re.IGNORECASE,
 )
 FOLDER = re.compile(r"(cam(era)?[_-])?(intrinsics?|calib(ration)?)", re.IGNORECASE)
-LARGEST = 1 << 24  # bytes; Matterport3D lists all images of a house in one file
-CENTRAL = 0.25, 0.75  # of the image; the principal point lies between
-FOCAL_LENGTHS = 10.0, 1e5  # pixels
-STRAY_VIDEO = (1440, 1920)  # size to which the camera_matrix.csv of the app refers
-# Names of values in JSON files and in lines "name = value".
-KEYS = {
-    "fx": ("fx", "fl_x", "fx_color", "focal_length_x"),
-    "fy": ("fy", "fl_y", "fy_color", "focal_length_y"),
-    "cx": ("cx", "ppx", "mx_color", "principal_point_x"),
-    "cy": ("cy", "ppy", "my_color", "principal_point_y"),
-    "width": ("width", "w", "colorwidth", "image_width"),
-    "height": ("height", "h", "colorheight", "image_height"),
-}
-MATRICES = ("k", "intrinsic_matrix", "camera_matrix", "intrinsics", "intrinsic")
-
-
-class Stated(NamedTuple):
-    """Intrinsics as a file states them.
-
-    Attributes:
-      camera: fx, fy, cx, cy in pixels.
-      size: (height, width) of the images that they are for; None if not stated.
-      from_bottom: whether cy counts rows from the bottom.
-      depth_scale: stored units of depth per metre; None if not stated.
-    """
-
-    camera: Camera
-    size: tuple[int, int] | None = None
-    from_bottom: bool = False
-    depth_scale: float | None = None
-
-    def at(self, size: tuple[int, int]) -> Camera:
-        """The intrinsics for an image of another size (height, width).
-
-        Raises: ValueError if the image has another aspect ratio, or if the principal
-          point is far from its centre, so that the camera is not that of the image.
-        """
-        (height, width), (fx, fy, cx, cy) = size, self.camera
-        rows, columns = self.size or size
-        if self.from_bottom:
-            cy = rows - 1 - cy
-        sy, sx = height / rows, width / columns
-        if abs(sx / sy - 1) > files.MAX_SQUEEZE:
-            raise ValueError(
-                f"it is for images of {rows}x{columns}, and the image has another "
-                f"aspect ratio, {height}x{width}"
-            )
-        # Integer coordinates are pixel centres, not corners.
-        cx, cy = (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
-        if not all(
-            CENTRAL[0] * n <= c <= CENTRAL[1] * n
-            for c, n in ((cx, width), (cy, height))
-        ):
-            raise ValueError(
-                f"its principal point ({cx:.6g}, {cy:.6g}) is far from the centre of "
-                f"the image of {height}x{width}"
-                + ("" if self.size else "; it may be for images of another size")
-            )
-        return fx * sx, fy * sy, cx, cy
 
 
 class Cameras:
@@ -113,6 +51,7 @@ class Cameras:
         self._stated: dict[Path, Stated] = {}  # shared files that can be used
         self._unused: dict[Path, str] = {}  # shared files that can't, and the reasons
         self._own: dict[Path, _OwnFiles] = {}  # folder -> files of single images
+        self._ignores_own = False
 
     def of(self, image: Path, size: tuple[int, int]) -> Camera | None:
         """The intrinsics of an image of a size (height, width); None if unknown.
@@ -140,7 +79,8 @@ class Cameras:
         folder = image.parent
         if folder not in self._own:
             self._own[folder] = _OwnFiles(folder, inside=folder != self._root)
-        return self._own[folder].of(image, self._check) or self._shared_file(folder)
+        own = None if self._ignores_own else self._own[folder].of(image, self._check)
+        return own or self._shared_file(folder)
 
     def depth_scale(self, images: Sequence[Path]) -> tuple[float, str] | None:
         """The depth scale that the files of these images state, and a file's name.
@@ -164,7 +104,8 @@ class Cameras:
     def notes(self, images: Sequence[Path]) -> list[str]:
         """One line on the camera files in use, and one on those that can't be used.
 
-        Every file that images share is read, and a sample of those of single images.
+        Every file that images share is read, and a sample of those of single images; if
+        none of the sample can be used, they are all ignored from then on.
         """
         first: dict[Path, Path] = {}  # camera file -> an image
         counts: collections.Counter[Path | None] = collections.Counter()
@@ -187,6 +128,9 @@ class Cameras:
             except BrokenFrame:
                 continue  # an image that can't be read is reported elsewhere
         self._unused |= {file: why for file, why in unused.items() if file in shared}
+        self._ignores_own = bool(single) and all(file in unused for file in sampled)
+        if self._ignores_own:
+            unused |= dict.fromkeys(single, unused[sampled[0]])
         used = {file: counts[file] for file in first if file not in unused}
         notes = [*self._used_note(used, len(images)), *self._unused_note(unused)]
         if counts[None]:
@@ -225,7 +169,11 @@ class Cameras:
         if file in self._stated:
             return self._stated[file]
         own = self._own[image.parent]
-        return own.in_house(file, image) if file.suffix == ".conf" else parse(file)
+        return (
+            own.in_house(file, image)
+            if file.suffix == ".conf"
+            else camera_files.parse(file)
+        )
 
     def _shared_file(self, folder: Path) -> Path | None:
         """The camera file of a folder or of its nearest parent that has one."""
@@ -247,7 +195,7 @@ class Cameras:
         for file in choices:
             self._check(file)
             try:
-                self._stated[file] = parse(file)
+                self._stated[file] = camera_files.parse(file)
             except ValueError as error:
                 self._unused[file] = str(error)
             else:
@@ -275,7 +223,7 @@ class _OwnFiles:
         self._matterport = beside / "matterport_camera_intrinsics"
         undistorted = beside / "undistorted_camera_parameters"
         self._houses = sorted(undistorted.glob("*.conf")) if inside else []
-        self._cameras: dict[Path, dict[str, list[str]]] = {}
+        self._cameras: dict[Path, dict[str, Stated]] = {}
 
     def of(self, image: Path, check: Callable[[Path], None]) -> Path | None:
         """The file of an image; `check` is called with it."""
@@ -286,14 +234,14 @@ class _OwnFiles:
         return None
 
     def in_house(self, file: Path, image: Path) -> Stated:
-        """Read the camera of an image from a file of Matterport3D; see `_of_house`."""
+        """Read the camera of an image from a file of Matterport3D; see
+        `camera_files.of_house`."""
         if file not in self._cameras:
-            self._cameras[file] = _of_house(_text(file))
-        matrix = self._cameras[file].get(image.name)
-        if matrix is None or len(matrix) != 9 or not all(map(lists.is_number, matrix)):
+            self._cameras[file] = camera_files.of_house(camera_files.text_of(file))
+        camera = self._cameras[file].get(image.name)
+        if camera is None:
             raise ValueError(f"it has no camera of {printable(image.name)}")
-        stated = _checked(_of_matrix([float(number) for number in matrix]))
-        return stated._replace(from_bottom=True)
+        return camera
 
     def _choices(self, image: Path) -> Iterator[Path]:
         if self._has_pincams:
@@ -306,177 +254,18 @@ class _OwnFiles:
                 yield folder / f"{image.stem}{suffix}"
 
 
-def parse(file: Path) -> Stated:
-    """Read a camera file of any known format. Raises ValueError with the reason."""
-    text = _text(file)
-    if file.suffix.lower() == ".json":
-        try:
-            stated = _from_json(json.loads(text), file.name)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"no JSON: {files.reason_of(error)}") from None
-        if stated is None:
-            raise ValueError("it has no fx, fy, cx, cy and no matrix K")
-        return stated
-    if (stated := _from_names(text)) is None:
-        stated = _from_numbers(text)
-    if file.name.lower() == "camera_matrix.csv" and stated.size is None:
-        video = stated._replace(size=STRAY_VIDEO)
-        try:
-            video.at(STRAY_VIDEO)
-        except ValueError:
-            return stated
-        return video
-    return stated
-
-
-def _text(file: Path) -> str:
-    try:
-        regular.check(file)
-        with open(file, "rb") as stream:
-            content = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise ValueError(error.strerror or str(error)) from None
-    if len(content) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("it is not text in UTF-8") from None
-
-
-def _from_numbers(text: str) -> Stated:
-    """Parse a matrix of 3x3, 3x4 or 4x4; fx fy cx cy; or width height fx fy cx cy."""
-    lines = [re.split("#|//|%", line)[0] for line in text.splitlines()]
-    words = re.sub(r"[,;:=\[\]()]", " ", " ".join(lines)).split()
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        wrong = next(word for word in words if not lists.is_number(word))
-        raise ValueError(
-            f"{printable(wrong, 40)!r} is not a number: expected a matrix of 3x3 or "
-            "4x4, or fx fy cx cy"
-        ) from None
-    if len(numbers) in (6, 11):  # ARKitScenes; Matterport3D, with distortion
-        width, height, *camera = numbers[:6]
-        return _checked(camera, (height, width))
-    if len(numbers) == 4:
-        return _checked(numbers)
-    if len(numbers) in (9, 12, 16):
-        return _checked(_of_matrix(numbers))
-    raise ValueError(
-        f"it has {len(numbers)} numbers: expected a matrix of 3x3 or 4x4, or fx fy cx "
-        "cy"
-    )
-
-
-def _of_matrix(numbers: Sequence[float]) -> list[float]:
-    """fx, fy, cx, cy of a matrix in row-major or column-major order."""
-    n = 3 if len(numbers) == 9 else 4
-    rows = [list(numbers[k : k + n]) for k in range(0, len(numbers), n)]
-    square = [row[:3] for row in rows[:3]]
-    transposed = [list(column) for column in zip(*square, strict=True)]
-    for matrix in square, transposed:
-        (fx, _, cx), (zero, fy, cy), last = matrix
-        if last == [0, 0, 1] and zero == 0:
-            return [fx, fy, cx, cy]
-    raise ValueError("it is not a camera matrix: its last row is not 0 0 1")
-
-
-def _from_names(text: str) -> Stated | None:
-    """Parse lines "name = value" or "name: value"; None if they are none.
-
-    Scenes of ScanNet have fx_color and so on; Middlebury has cam0=[fx 0 cx; ...].
-    """
-    values: dict[str, Any] = {}
-    for line in text.splitlines():
-        name, separator, value = re.sub(r"#.*", "", line).partition("=")
-        if not separator:
-            name, separator, value = line.partition(":")
-        words = re.sub(r"[,;\[\]()]", " ", value).split()
-        if separator and words and all(map(lists.is_number, words)):
-            values[name.strip().lower()] = list(map(float, words))
-    singles = {name: v[0] if len(v) == 1 else v for name, v in values.items()}
-    if "cam0" in singles:
-        singles["k"] = singles["cam0"]
-    return _from_values(singles) if singles else None
-
-
-def _from_json(content: Any, name: str) -> Stated | None:
-    """The first object in a JSON file that holds intrinsics, outer ones first."""
-    pending = collections.deque([content])
-    while pending:
-        value = pending.popleft()
-        if not isinstance(value, dict):
-            continue
-        named = {str(key).lower(): item for key, item in value.items()}
-        if (stated := _from_values(named)) is not None:
-            scale = named.get("png_depth_scale")
-            if scale is None and name.lower() in (
-                "cam_params.json",
-                "camera_params.json",
-            ):
-                scale = named.get("scale")  # Replica of NICE-SLAM
-            plausible = _is_number(scale) and 1 < scale < 1e6
-            return stated._replace(depth_scale=float(scale) if plausible else None)
-        pending += value.values()
-    return None
-
-
-def _from_values(values: dict[str, Any]) -> Stated | None:
-    """Intrinsics from named values; None if they are incomplete."""
-    found = {
-        key: next((values[name] for name in names if name in values), None)
-        for key, names in KEYS.items()
-    }
-    size = found["height"], found["width"]
-    camera = [found[key] for key in ("fx", "fy", "cx", "cy")]
-    if not all(map(_is_number, camera)):
-        matrix = next((values[name] for name in MATRICES if name in values), None)
-        if isinstance(matrix, list) and matrix and isinstance(matrix[0], list):
-            matrix = [x for row in matrix if isinstance(row, list) for x in row]
-        if not isinstance(matrix, list) or not all(map(_is_number, matrix)):
-            return None
-        if len(matrix) == 4:
-            camera = matrix
-        elif len(matrix) in (9, 12, 16):
-            camera = _of_matrix(matrix)
-        else:
-            return None
-    return _checked(camera, size if all(map(_is_number, size)) else None)
-
-
-def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and abs(value) < 1e9  # not NaN, and within the range of a float
-
-
-def _checked(camera: Sequence[Any], size: Any = None) -> Stated:
-    """Check the range of intrinsics. Raises ValueError."""
-    fx, fy, cx, cy = (float(value) for value in camera)
-    if not all(map(math.isfinite, (fx, fy, cx, cy))):
-        raise ValueError("a value is not finite")
-    low, high = FOCAL_LENGTHS
-    if not (low <= fx <= high and low <= fy <= high):
-        raise ValueError(
-            f"the focal lengths {fx:g} and {fy:g} are not plausible in pixels"
-        )
-    if size is not None:
-        rows, columns = (round(n) if math.isfinite(n) else 0 for n in size)
-        if rows < 1 or columns < 1:
-            raise ValueError("its image size is not positive")
-        size = rows, columns
-    return Stated((fx, fy, cx, cy), size)
-
-
 def _in_folder(folder: Path) -> list[Path]:
     """The camera files of a folder, or of the camera folders in it, best first."""
     found = _named(folder)
     for inner in _camera_folders(folder):
         found = found or _named(inner)
-    scene = folder / f"{folder.absolute().name}.txt"  # ScanNet
-    with contextlib.suppress(ValueError):
-        if not found and files.is_file(scene) and "fx_color" in _text(scene):
-            return [scene]
+    # ScanNet, 3RScan, and BundleFusion; other texts can have these names.
+    for name in (f"{folder.absolute().name}.txt", "_info.txt", "info.txt"):
+        file = folder / name
+        with contextlib.suppress(ValueError):
+            text = "" if found else camera_files.text_of(file)
+            if re.search("fx_color|m_calibrationColor", text):
+                return [file]
     return sorted(found, key=lambda file: not re.search("(?i)colou?r|rgb", file.name))
 
 
@@ -504,19 +293,3 @@ def _pincams(folder: Path, stem: str) -> Iterator[Path]:
     if lists.is_number(time):
         for shift in (-0.001, 0.001):
             yield folder / f"{video}_{float(time) + shift:.3f}.pincam"
-
-
-def _of_house(text: str) -> dict[str, list[str]]:
-    """Matrices by image in a file of Matterport3D, whose rows count from the bottom.
-
-    Lines "intrinsics_matrix" hold for the lines "scan DEPTH IMAGE" below them.
-    """
-    matrix: list[str] = []
-    cameras = {}
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["intrinsics_matrix"]:
-            matrix = words[1:]
-        elif words[:1] == ["scan"] and len(words) > 2:
-            cameras[words[2]] = matrix
-    return cameras

@@ -14,9 +14,9 @@ from jaxdepth.data.sources import (
     Frame,
     FrameInfo,
     ReadOptions,
+    camera_files,
     cameras,
     files,
-    labeled,
     layouts,
     listed,
     lists,
@@ -25,8 +25,6 @@ from jaxdepth.data.sources import (
 )
 from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
-
-NYU_FOCAL = 518.8579  # pixels, in the published lists of NYU Depth V2
 
 
 class Folder:
@@ -84,7 +82,7 @@ class Folder:
         self.notes: list[str] = []
         self._default_scale = 1000.0
         self._rotated = False
-        self._known: cameras.Stated | None = None
+        self._known: camera_files.Stated | None = None
         self.frames = self._read(options.allow_outside)
         self.eight_bit = False
         self._has_confidence = False
@@ -105,7 +103,10 @@ class Folder:
         entry = self.frames[row]
         rgb = files.read_rgb(entry.image)
         size = rgb.shape[0], rgb.shape[1]
-        camera = _camera(entry.focal, size) or self._cameras.of(entry.image, size)
+        if entry.focal is None:
+            camera = self._cameras.of(entry.image, size)
+        else:
+            camera = camera_files.of_focal(entry.focal, size)
         depths = {}
         for kind, file in self._depth_files(entry).items():
             depths[kind], _, eight_bit = self._depth(file, entry.mask)
@@ -189,7 +190,8 @@ class Folder:
     def _with_parts(self, frames: list[Listed]) -> list[Listed]:
         """Assign the parts of a split by lists of folders, or by names of folders."""
         split = scene_lists.read(self.root, [frame.image for frame in frames])
-        if split is None:
+        if not split.used:
+            self.notes += split.notes
             folders = [str(self._name(frame).rpartition("/")[0]) for frame in frames]
             parts = [lists.part_of(folder) if folder else None for folder in folders]
             return [f._replace(part=p) for f, p in zip(frames, parts, strict=True)]
@@ -208,13 +210,11 @@ class Folder:
         """Read the camera files; add notes on them and on the unit that they state."""
         images = [frame.image for frame in self.frames if frame.focal is None]
         self.notes += self._cameras.notes(images)
-        stated = self._cameras.depth_scale(images)
-        if stated is not None:
+        if self.depth_scale is not None:
+            return
+        if (stated := self._cameras.depth_scale(images)) is not None:
             self._default_scale = stated[0]
-            if self.depth_scale is None:
-                self.notes.append(
-                    f"depth has {stated[0]:g} units per metre by {stated[1]}"
-                )
+            self.notes.append(f"depth has {stated[0]:g} units per metre by {stated[1]}")
 
     def _selected(self, wanted: list[Listed], named: list[Listed]) -> list[Listed]:
         """For listed images without depth, use the pairs that are matched by name."""
@@ -319,8 +319,8 @@ class Folder:
     def _decode_layout(self) -> None:
         """Decode SUN RGB-D's depth if a sample shows that its bits are rotated.
 
-        Depth up to 8.19 m then has no bit in the lowest 3 bits, and up to 16.4 m the
-        lowest one.
+        The lowest 3 bits are then 0 for depth up to 8.19 m, and 1 up to 16.4 m. In
+        three quarters of plain values, they are larger.
         """
         if not self._rotated or self.depth_code != "plain":
             return
@@ -329,7 +329,7 @@ class Folder:
         )
         stored = [x for x in sampled if x.dtype.kind in "ui" and x.dtype.itemsize > 1]
         low = [float(((x & 7) > 1).mean()) for x in stored]
-        if stored and max(low) < 0.001:
+        if stored and np.mean(low) < 0.1:
             self.depth_code = "sunrgbd"
             self.notes.append(
                 "the bits of depth are rotated: --depth_code=sunrgbd used"
@@ -374,17 +374,6 @@ def _are_masks(paths: Sequence[Path | None]) -> bool:
     # A constant depth map is not a mask.
     varied = any(len(np.unique(values)) == 2 for values in sampled)
     return varied and all(map(listed.is_mask, sampled))
-
-
-def _camera(
-    focal: float | None, shape: tuple[int, ...]
-) -> tuple[float, float, float, float] | None:
-    """Intrinsics for a listed focal length, with the principal point at the centre."""
-    if focal is None:
-        return None
-    if abs(focal - NYU_FOCAL) < 0.01 and (camera := labeled.camera_of(shape)):
-        return camera
-    return focal, focal, (shape[1] - 1) / 2, (shape[0] - 1) / 2
 
 
 def _official_indices(frames: Sequence[Listed]) -> list[int | None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import tum
-from jaxdepth.data.sources.cameras import Stated
+from jaxdepth.data.sources.camera_files import Stated
 from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
 
@@ -81,7 +81,7 @@ LAYOUTS = (
     ),
     Layout(
         "7-Scenes",
-        rf"{_ANY}seq-\d+/frame-\d{{6}}\.color\.png",
+        rf"{_ANY}frame-\d{{6}}\.color\.png",
         depth=((r"\.color\.png$", ".depth.png"),),
         camera=Stated((585.0, 585.0, 320.0, 240.0), (480, 640)),
         note="colour and depth are of two cameras and not registered to each other: "

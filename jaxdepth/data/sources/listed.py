@@ -98,7 +98,7 @@ def recognises(path: Path) -> bool:
     """Whether the path is a list whose first line names an image. Never raises."""
     listing = lists.peek(path) if lists.is_list(path) else None
     return bool(
-        listing and listing.rows and any(map(_is_file, listing.rows[0].columns))
+        listing and listing.rows and any(map(is_file_name, listing.rows[0].columns))
     )
 
 
@@ -120,7 +120,7 @@ def _may_list_frames(file: Path) -> bool:
     listing = lists.peek(file) if lists.is_list(file) else None
     if listing is None:
         return False
-    return any(any(map(_is_file, row.columns)) for row in listing.rows[:20])
+    return any(any(map(is_file_name, row.columns)) for row in listing.rows[:20])
 
 
 def _read(
@@ -152,7 +152,7 @@ def _read(
 
 def _folder_of(listing: Listing, root: Path, allow_outside: bool) -> Root:
     """The folder that a list's names are relative to. Raises _Unused."""
-    names = [cell for row in listing.rows for cell in row.columns if _is_file(cell)]
+    names = [cell for row in listing.rows for cell in row.columns if is_file_name(cell)]
     for start in (root, listing.file.parent):
         folder = lists.root_of(start, names, below=BELOW, allow_outside=allow_outside)
         if folder is not None:
@@ -171,7 +171,7 @@ def _column_kinds(listing: Listing) -> list[str]:
     typical = _typical(listing)
     kinds: list[str] = []
     for number, cell in enumerate(typical.columns, 1):
-        if _is_file(cell):
+        if is_file_name(cell):
             kinds.append(_kind_of_file(cell, kinds))
         elif lists.is_number(cell) and "focal" not in kinds and number > 1:
             kinds.append("focal")
@@ -191,7 +191,7 @@ def _column_kinds(listing: Listing) -> list[str]:
 
 
 def _has_pairs(row: Row) -> bool:
-    return sum(map(_is_file, row.columns)) > 1
+    return sum(map(is_file_name, row.columns)) > 1
 
 
 def _kind_by_heading(listing: Listing, heading: str) -> str:
@@ -266,7 +266,8 @@ def _text(row: Row) -> str:
     return repr(lists.printable(" ".join(row.columns)))
 
 
-def _is_file(cell: str) -> bool:
+def is_file_name(cell: str) -> bool:
+    """Whether a cell of a list ends in the suffix of an image or an array."""
     return cell.lower().endswith(SUFFIXES)
 
 

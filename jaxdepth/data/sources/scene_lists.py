@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxdepth.data.sources import lists
+from jaxdepth.data.sources import listed, lists
 from jaxdepth.data.sources.lists import Part
 from jaxdepth.runtime.errors import UserError, printable
 
@@ -19,8 +19,8 @@ class Split(NamedTuple):
 
     Attributes:
       parts: folder -> part, of every listed folder that exists.
-      used: the lists, relative to the data's folder.
-      notes: one line each.
+      used: the lists, relative to the data's folder; [] if there are none.
+      notes: one line each, also for lists that are not used.
     """
 
     parts: dict[Path, Part]
@@ -32,8 +32,8 @@ class Split(NamedTuple):
         return next((self.parts[p] for p in image.parents if p in self.parts), None)
 
 
-def read(root: Path, images: Sequence[Path]) -> Split | None:
-    """Read the lists of folders in a folder and up to two levels below; None if none.
+def read(root: Path, images: Sequence[Path]) -> Split:
+    """Read the lists of folders in a folder and up to two levels below.
 
     A list has train, val or test as a word in its file name, one name per line, and a
     folder of the images for at least one of them. Names are relative to the list's
@@ -49,14 +49,17 @@ def read(root: Path, images: Sequence[Path]) -> Split | None:
     parts: dict[Path, Part] = {}
     used, notes = [], []
     for file in _candidates(root, folders):
-        part, names = _part_of(file), _names(file)
-        if part is None or names is None:
+        part = _part_of(file)
+        names = [] if part is None else _names(file)
+        if part is None or not names:
             continue
-        listed = [
-            (name, _folder(name, file.parent, folders, by_name)) for name in names
-        ]
-        present = [folder for _, folder in listed if folder is not None]
+        found = [(name, _folder(name, file.parent, folders, by_name)) for name in names]
+        present = [folder for _, folder in found if folder is not None]
         if not present:
+            notes.append(
+                f"list {file.relative_to(root)} is not used: the data has no folder of "
+                f"the names in it, such as {printable(names[0], 60)}"
+            )
             continue
         for folder in present:
             if parts.setdefault(folder, part) != part:
@@ -65,12 +68,12 @@ def read(root: Path, images: Sequence[Path]) -> Split | None:
                     f"{parts[folder]}: remove one of the lines"
                 )
         used.append(str(file.relative_to(root)))
-        if missing := [name for name, folder in listed if folder is None]:
+        if missing := [name for name, folder in found if folder is None]:
             notes.append(
-                f"{len(missing)} of {len(listed)} folders that {used[-1]} lists do not "
+                f"{len(missing)} of {len(found)} folders that {used[-1]} lists do not "
                 f"exist or hold no frame, such as {printable(missing[0])}"
             )
-    return Split(parts, used, notes) if used else None
+    return Split(parts, used, notes)
 
 
 def _candidates(root: Path, folders: Iterable[Path]) -> list[Path]:
@@ -87,13 +90,13 @@ def _part_of(file: Path) -> Part | None:
     return lists.part_of(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", file.name))
 
 
-def _names(file: Path) -> list[str] | None:
-    """The lines of a list; None unless each is one name that is not a file's."""
+def _names(file: Path) -> list[str]:
+    """The lines of a list; [] unless each is one name, of a folder."""
     listing = lists.peek(file)
     if listing is None or any(len(row.columns) != 1 for row in listing.rows):
-        return None
+        return []
     names = [row.columns[0].replace("\\", "/") for row in lists.read(file).rows]
-    return None if any(map(lists.is_number, names)) else names
+    return [] if any(map(listed.is_file_name, names)) else names
 
 
 def _folder(

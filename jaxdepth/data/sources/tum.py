@@ -12,6 +12,7 @@ from jaxdepth.data.sources import (
     Frame,
     FrameInfo,
     ReadOptions,
+    camera_files,
     cameras,
     files,
     lists,
@@ -78,7 +79,7 @@ class Tum:
         known = CAMERAS.get(_freiburg(path))
         self._cameras = cameras.Cameras(
             path,
-            known=known and cameras.Stated(known, SIZE),
+            known=known and camera_files.Stated(known, SIZE),
             allow_outside=options.allow_outside,
         )
         self.notes += self._cameras.notes(images)

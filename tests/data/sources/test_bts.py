@@ -72,7 +72,9 @@ def test_both_lists_of_a_folder_are_read(both):
         assert abs(int(frame.rgb[0, 0, 0]) - 10 * row) <= 2  # JPEG
         assert frame.raw is not None and frame.filled is None
         np.testing.assert_array_equal(frame.raw, np.float32(row + 1))
-        assert frame.intrinsics is None  # not the size of NYU frames
+        # The camera of 480x640, at the size of these frames.
+        assert frame.intrinsics is not None
+        assert frame.intrinsics[0] == pytest.approx(518.8579 * 8 / 640)
     assert source.splits() == {
         "official": {"train": [0, 1, 2], "eval": [3, 4]},
         "all": {"train": [0, 1, 2, 3, 4], "eval": []},
@@ -225,7 +227,7 @@ def test_depth_scale_is_applied_and_checked(tmp_path):
     listed = made.text(tmp_path, "train.txt", line)
     frame = open_source(listed, options=ReadOptions(depth_scale=256.0)).frame(0)
     np.testing.assert_array_equal(frame.raw, np.float32(40))
-    assert frame.intrinsics is None  # another camera's focal length
+    assert frame.intrinsics == (721.5377, 721.5377, 319.5, 239.5)
     made.depth(tmp_path, "a/depth/5.png", 65000, size=(480, 640))
     made.refused(
         listed, "--depth_scale", listed, options=ReadOptions(depth_scale=256.0)
