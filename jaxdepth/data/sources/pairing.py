@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import files, lists
+from jaxdepth.data.sources import files, lists, tum
 from jaxdepth.data.sources.listed import (
     DEPTH_SUFFIXES,
     MASK_WORDS,
@@ -195,7 +195,12 @@ def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
 def _advice(
     root: Path, paths: Sequence[Path], images: dict[str, Path], depths: dict[str, Path]
 ) -> str:
-    """What to do with videos, archives and other files that are not read."""
+    """What to do with recordings, videos, archives and files that are not read."""
+    recordings = [p.parent for p in paths if p.name in ("rgb.txt", tum.ASSOCIATIONS)]
+    for folder in recordings:
+        if folder != root and tum.Tum.recognises(folder):
+            name = lists.printable(shlex.quote(str(folder)), None)
+            return f"; {name} is a recording of TUM RGB-D: give that folder"
     text = unread(root, paths)
     if text is None:
         return ""

@@ -136,8 +136,8 @@ def seven_scenes(root: Path) -> Path:
 
 def arkitscenes(root: Path) -> Path:
     for k in range(FRAMES):
-        part = "Validation" if k == 3 else "Training"
-        video = root / part / f"4106902{k // 3}"
+        part, number = ("Validation", 9) if k == 3 else ("Training", k // 3)
+        video = root / part / f"4106902{number}"
         stem = f"{video.name}_30{k}.244"
         image(video / f"lowres_wide/{stem}.png", k)
         depth(video / f"lowres_depth/{stem}.png", k)

@@ -57,7 +57,7 @@ def test_a_camera_file_is_found_and_read(tmp_path, name, folder):
     file.parent.mkdir(exist_ok=True)
     file.write_text(FILES[name], encoding="utf-8")
     source = open_source(tmp_path)
-    np.testing.assert_allclose(source.frame(1).intrinsics, (50, 51, 31, 23), rtol=1e-9)
+    np.testing.assert_allclose(made.camera_of(source, 1), (50, 51, 31, 23), rtol=1e-9)
     assert f"camera read from {file.relative_to(tmp_path)}" in source.notes
     made.same_elsewhere(source)
 
@@ -70,7 +70,7 @@ def test_the_innermost_file_is_used_and_colour_before_others(tmp_path):
     made.text(tmp_path, "b/camera.txt", "80 0 31 0 80 23 0 0 1")
     made.text(tmp_path, "b/intrinsic_depth.txt", "90 0 31 0 90 23 0 0 1")
     source = open_source(tmp_path)
-    fx = [source.frame(row).intrinsics[0] for row in range(4)]
+    fx = [made.camera_of(source, row)[0] for row in range(4)]
     assert fx == [60, 60, 70, 70]
     assert "camera read from K.txt and 1 more" in source.notes
 
@@ -80,7 +80,7 @@ def test_files_of_single_images_take_precedence(tmp_path):
     made.text(tmp_path, "K.txt", "60 0 31 0 60 23 0 0 1")
     made.text(tmp_path, "intrinsics/1.txt", "70 0 31 0 70 23 0 0 1")
     source = open_source(tmp_path)
-    assert [source.frame(row).intrinsics[0] for row in range(2)] == [60, 70]
+    assert [made.camera_of(source, row)[0] for row in range(2)] == [60, 70]
 
 
 def test_data_without_a_camera_file_have_no_camera_and_no_note(tmp_path):

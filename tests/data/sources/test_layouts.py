@@ -74,7 +74,8 @@ def test_every_frame_has_its_depth_and_camera(layout):
         if camera is None:
             assert frame.intrinsics is None
         else:
-            np.testing.assert_allclose(frame.intrinsics, camera, rtol=1e-6)
+            found = made.camera_of(source, row)
+            np.testing.assert_allclose(found, camera, rtol=1e-6)
     assert seen == set(range(layouts_made.FRAMES))
     made.same_elsewhere(source)
 
@@ -130,11 +131,11 @@ def test_sun_rgbd_that_was_rotated_back_is_read_as_it_is(tmp_path):
         values = np.asarray(Image.open(file))
         Image.fromarray((values >> 3) | (values << 13)).save(file)
     source = open_source(root)
-    assert source.frame(0).raw.max() == pytest.approx(2.63)
+    assert source.frame(0).depths["raw"].max() == pytest.approx(2.63)
     assert "not rotated" in " ".join(source.notes)
     # The flag has its effect whatever the values are.
     forced = open_source(root, options=ReadOptions(depth_code="sunrgbd"))
-    assert forced.frame(0).raw.max() > 20
+    assert forced.frame(0).depths["raw"].max() > 20
 
 
 def test_frames_of_nyu_in_sun_rgbd_have_their_official_scenes(tmp_path):
@@ -218,6 +219,11 @@ def test_the_video_of_stray_scanner_must_be_extracted(tmp_path):
     made.refused(
         root, "0 images, 4 depth files", "1 .mp4", f"ffmpeg -i '{root}/rgb.mp4'"
     )
+
+
+def test_a_folder_of_tum_recordings_is_named(tmp_path):
+    recording = layouts_made.tum(tmp_path)
+    made.refused(tmp_path, f"{recording} is a recording of TUM RGB-D")
 
 
 @pytest.mark.parametrize(
