@@ -12,7 +12,7 @@ from jaxdepth.data.nyu import toolbox
 from jaxdepth.data.sources import files, lists
 from jaxdepth.data.sources.files import Camera
 from jaxdepth.runtime import regular
-from jaxdepth.runtime.errors import printable
+from jaxdepth.runtime.errors import UserError, printable
 
 LARGEST = 1 << 24  # bytes; Matterport3D lists all images of a house in one file
 CENTRAL = 0.25, 0.75  # of the image; the principal point lies between
@@ -98,6 +98,8 @@ def of_focal(focal: float, size: tuple[int, int]) -> Camera | None:
 
 def parse(file: Path) -> Stated:
     """Read a camera file of any known format. Raises ValueError with the reason."""
+    if file.suffix.lower() == ".npy":
+        return _from_array(file)
     text = text_of(file)
     if file.suffix.lower() == ".json":
         try:
@@ -133,6 +135,18 @@ def text_of(file: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError("it is not text in UTF-8") from None
+
+
+def _from_array(file: Path) -> Stated:
+    """Read a matrix of 3x3, 3x4 or 4x4, or the four numbers fx, fy, cx, cy."""
+    try:
+        values = files.read_any(file)
+    except UserError:
+        raise ValueError("it can't be read as an array of numbers") from None
+    if values.dtype.kind not in "uif" or values.size not in (4, 9, 12, 16):
+        raise ValueError(f"it has shape {values.shape} of {values.dtype}")
+    numbers = [float(value) for value in values.flat]
+    return _checked(numbers if len(numbers) == 4 else _of_matrix(numbers))
 
 
 def _from_numbers(text: str) -> Stated:
@@ -176,16 +190,21 @@ def _of_matrix(numbers: Sequence[float]) -> list[float]:
 def _from_names(text: str) -> Stated | None:
     """Parse lines "name = value" or "name: value"; None if they are none.
 
-    Scenes of ScanNet have fx_color and so on; Middlebury has cam0=[fx 0 cx; ...].
+    Scenes of ScanNet have fx_color and so on, Middlebury has cam0=[fx 0 cx; ...],
+    ORB-SLAM Camera.fx, and ROS "data" below "camera_matrix".
     """
     values: dict[str, Any] = {}
+    above = ""
     for line in text.splitlines():
-        name, separator, value = re.sub(r"#.*", "", line).partition("=")
-        if not separator:
-            name, separator, value = line.partition(":")
+        line = re.sub(r"#.*", "", line)
+        name, separator, value = line.partition("=" if "=" in line else ":")
+        name = name.strip().lower().removeprefix("camera.")
         words = re.sub(r"[,;\[\]()]", " ", value).split()
         if separator and words and all(map(lists.is_number, words)):
-            values[name.strip().lower()] = list(map(float, words))
+            name = above if name == "data" else name
+            values.setdefault(name, list(map(float, words)))
+        elif separator and not words:
+            above = name
     singles = {name: v[0] if len(v) == 1 else v for name, v in values.items()}
     if "cam0" in singles:
         singles["k"] = singles["cam0"]

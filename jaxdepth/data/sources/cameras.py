@@ -24,7 +24,8 @@ NAME = re.compile(
     r"(((rgb|colou?r|image|cam|camera)[_-])?(intrinsics?|k|calib|calibration)"
     r"([_-](rgb|colou?r))?"
     r"|(cam|camera)([_-](matrix|params|parameters|primesense|k))?"
-    r"|transforms(?=\.json)|colou?r(?=\.pincam))\.(txt|csv|json|pincam)",
+    r"|transforms(?=\.json)|colou?r(?=\.pincam))"
+    r"\.(txt|csv|json|ya?ml|npy|pincam)",
     re.IGNORECASE,
 )
 FOLDER = re.compile(r"(cam(era)?[_-])?(intrinsics?|calib(ration)?)", re.IGNORECASE)
@@ -118,11 +119,15 @@ class Cameras:
         single = [file for file in first if file not in shared]
         sampled = [single[k] for k in files.spaced(len(single))]
         unused: dict[Path, str] = {}
+        scaled = ""
         for file in [file for file in first if file in shared] + sampled:
             try:
                 if file in self._unused:
                     raise ValueError(self._unused[file])
-                self._read(file, first[file]).at(files.size_of(first[file]))
+                stated, size = self._read(file, first[file]), files.size_of(first[file])
+                stated.at(size)
+                if stated.size not in (None, size):
+                    scaled = f", scaled from {stated.size[0]}x{stated.size[1]}"
             except ValueError as error:
                 unused[file] = str(error)
             except BrokenFrame:
@@ -132,7 +137,8 @@ class Cameras:
         if self._ignores_own:
             unused |= dict.fromkeys(single, unused[sampled[0]])
         used = {file: counts[file] for file in first if file not in unused}
-        notes = [*self._used_note(used, len(images)), *self._unused_note(unused)]
+        notes = [note + scaled for note in self._used_note(used, len(images))]
+        notes += self._unused_note(unused)
         if counts[None]:
             notes += self._known_note(next(i for i in images if not self.file_of(i)))
         return notes
@@ -250,7 +256,7 @@ class _OwnFiles:
             yield self._matterport / f"{match[1]}_intrinsics_{match[2]}.txt"
             yield from self._houses
         for folder in self._folders:
-            for suffix in (".txt", ".json", ".csv", ".pincam"):
+            for suffix in (".txt", ".json", ".csv", ".yaml", ".npy", ".pincam"):
                 yield folder / f"{image.stem}{suffix}"
 
 

@@ -17,6 +17,7 @@ from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
 
 PRIMESENSE = Stated((525.0, 525.0, 319.5, 239.5), (480, 640))
+STREAMS = ("image", "rgb", "color", "depth", "depth_bfx", "extrinsics", "fullres")
 MAX_GAP = 20_000  # microseconds between an image and its depth, as in TUM RGB-D
 
 
@@ -143,6 +144,8 @@ def find(root: Path, paths: Iterable[Path]) -> Found | None:
             found[layout.name] = layout, frames
     if frames := _in_frame_folders(root, names):
         return _sunrgbd(frames) if not found else _reject(root, [*found, "SUN RGB-D"])
+    if not found and (frames := _by_time(root, names)):
+        return Found(frames, ["image and depth matched by the times in their names"])
     if not found:
         return None
     if len(found) > 1:
@@ -189,31 +192,51 @@ def _replaced(name: str, replacements: Sequence[tuple[str, str]]) -> str:
 # frames in such a folder.
 def _in_frame_folders(root: Path, names: Sequence[str]) -> list[Listed]:
     """The frames of folders with intrinsics.txt, image/, depth/ and extrinsics/."""
-    folders: dict[str, dict[str, list[str]]] = {}
-    for name in names:
-        parts = name.split("/")
-        above, kind = "/".join(parts[:-2]), parts[-2] if len(parts) > 1 else ""
-        if kind in ("image", "depth", "depth_bfx", "extrinsics", "fullres"):
-            folders.setdefault(above, {}).setdefault(kind, []).append(name)
     frames = []
-    for folder, kinds in folders.items():
+    for folder, kinds in _streams(names).items():
         certain = "extrinsics" in kinds or "fullres" in kinds or "depth_bfx" in kinds
-        place = root / folder
-        if (
-            "image" not in kinds
-            or not certain
-            or not (place / "intrinsics.txt").is_file()
-        ):
+        camera = root / folder / "intrinsics.txt"
+        if "image" not in kinds or not certain or not camera.is_file():
             continue
         measured, filled = kinds.get("depth", []), kinds.get("depth_bfx", [])
         by_name = {name.rsplit("/", 1)[1]: root / name for name in filled}
+        scene = _scene(folder, single=len(kinds["image"]) == 1)
         for image, depth in _paired(kinds["image"], measured or filled):
             file = by_name.get(depth.rsplit("/", 1)[1]) if measured else None
-            scene = _scene(folder, single=len(kinds["image"]) == 1)
             frames.append(
                 Listed(image, root / image, root / depth, filled=file, scene=scene)
             )
     return sorted(frames, key=lambda frame: frame.name)
+
+
+def _by_time(root: Path, names: Sequence[str]) -> list[Listed]:
+    """The frames of recordings whose names have the times of image and of depth.
+
+    Redwood's scans have rgb/0000002-000000033368.jpg, depth/0000002-000000033470.png.
+    [] if image and depth have equal names everywhere.
+    """
+    frames, differ = [], False
+    for kinds in _streams(names).values():
+        images = kinds.get("rgb") or kinds.get("color") or kinds.get("image") or []
+        depths = kinds.get("depth", [])
+        stems = [{Path(name).stem for name in group} for group in (images, depths)]
+        if all(_time(stem) is not None for group in stems for stem in group):
+            differ |= stems[0] != stems[1]
+            pairs = _paired(images, depths)
+            frames += [Listed(name, root / name, root / depth) for name, depth in pairs]
+    return sorted(frames, key=lambda frame: frame.name) if differ else []
+
+
+def _streams(names: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Files by folder and by the sub-folder that shows their kind."""
+    folders: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        *above, kind, _ = ["", "", *name.split("/")]
+        if kind in STREAMS:
+            folders.setdefault("/".join(above).strip("/"), {}).setdefault(
+                kind, []
+            ).append(name)
+    return folders
 
 
 def _paired(images: Sequence[str], depths: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxdepth import images as images_lib
-from jaxdepth.data.sources import files, lists, tum
+from jaxdepth.data.sources import cameras, files, lists, tum
 from jaxdepth.data.sources.listed import (
     DEPTH_SUFFIXES,
     MASK_WORDS,
@@ -47,7 +47,8 @@ def pairs(
     The kind of a file is given by the first word for mask, depth or image in its name,
     or else in its folders, innermost first; .npy, .npz, .pfm, .pgm and .exr files
     without such a word are depth. The key that pairs files is their path without these
-    words. Without any such word, a.png is the depth of a.jpg.
+    words. Without any such word, a.png is the depth of a.jpg. One image and one depth
+    file without a number are a pair, too.
 
     Args:
       paths: all files of the folder; None to search it.
@@ -58,6 +59,7 @@ def pairs(
     paths = files.below(root) if paths is None else paths
     groups = _by_key(root, paths)
     images, depths, masks = groups["image"], groups["depth"], groups["mask"]
+    _pair_single(images, depths)
     keys = sorted(images.keys() & depths.keys())
     if not keys:
         raise UserError(
@@ -93,7 +95,13 @@ def check_inside(
 def unused(root: Path, paths: Iterable[Path], frames: Sequence[Listed]) -> list[str]:
     """Return a note on images and arrays of a folder that no frame uses."""
     used = {file for frame in frames for file in frame[1:5]}
-    others = [p for p in paths if p.suffix.lower() in SUFFIXES and p not in used]
+    others = [
+        path
+        for path in paths
+        if path.suffix.lower() in SUFFIXES
+        and path not in used
+        and cameras.NAME.fullmatch(path.name) is None
+    ]
     if not others:
         return []
     first = lists.printable(others[0].relative_to(root))
@@ -133,12 +141,22 @@ def key_of(relative: Path) -> str:
     return "/".join(parts)
 
 
+def _pair_single(images: dict[str, Path], depths: dict[str, Path]) -> None:
+    """Give the depth file the key of the image if they are all there is."""
+    if len(images) == len(depths) == 1:
+        ((key, image),), ((other, depth),) = images.items(), depths.items()
+        same = image.parent == depth.parent
+        if same and not re.search(r"\d", f"{image.stem}{depth.stem}"):
+            depths[key] = depths.pop(other)
+
+
 def _by_key(root: Path, paths: Iterable[Path]) -> dict[Kind, dict[str, Path]]:
     """The files of each kind. Raises UserError if two of a kind share a key."""
     groups: dict[Kind, dict[str, Path]] = {"image": {}, "depth": {}, "mask": {}}
     for file in paths:
         array = file.suffix.lower() in DEPTH_SUFFIXES and file.is_file()
-        if not (array or images_lib.is_photo(file)):
+        is_camera = cameras.NAME.fullmatch(file.name) is not None
+        if is_camera or not (array or images_lib.is_photo(file)):
             continue
         relative = file.relative_to(root)
         kind, key = _kind(relative, array), key_of(relative)

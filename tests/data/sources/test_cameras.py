@@ -34,6 +34,14 @@ FILES = {
     "camera_intrinsic.json": json.dumps(
         {"width": 64, "height": 48, "intrinsic_matrix": [50, 0, 0, 0, 51, 0, 31, 23, 1]}
     ),
+    "camera.yaml": (
+        "%YAML:1.0\nCamera.fx: 50\nCamera.fy: 51.\nCamera.cx: 31\nCamera.cy: 23\n"
+    ),
+    "calibration.yml": (
+        "image_width: 128\nimage_height: 96\ncamera_matrix:\n  rows: 3\n  cols: 3\n"
+        "  data: [100, 0, 62.5, 0, 102, 46.5, 0, 0, 1]\nprojection_matrix:\n"
+        "  data: [7, 0, 7, 0, 0, 7, 7, 0, 0, 0, 1, 0]\n"
+    ),
     "info.txt": (
         "m_colorWidth = 64\nm_colorHeight = 48\n"
         "m_calibrationColorIntrinsic = 50 0 31 0 0 51 23 0 0 0 1 0 0 0 0 1\n"
@@ -58,8 +66,28 @@ def test_a_camera_file_is_found_and_read(tmp_path, name, folder):
     file.write_text(FILES[name], encoding="utf-8")
     source = open_source(tmp_path)
     np.testing.assert_allclose(made.camera_of(source, 1), (50, 51, 31, 23), rtol=1e-9)
-    assert f"camera read from {file.relative_to(tmp_path)}" in source.notes
+    (note,) = source.notes
+    assert note.startswith(f"camera read from {file.relative_to(tmp_path)}")
+    assert (", scaled from 96x128" in note) == ("128" in FILES[name])
     made.same_elsewhere(source)
+
+
+@pytest.mark.parametrize(
+    "values", [np.array(K), np.array([50, 51, 31, 23]), np.array(K, np.float32)]
+)
+def test_a_camera_can_be_an_array(tmp_path, values):
+    pairs(tmp_path)
+    np.save(tmp_path / "K.npy", values)
+    source = open_source(tmp_path)
+    assert source.frame(0).intrinsics == (50, 51, 31, 23)
+    assert source.notes == ["camera read from K.npy"]
+
+
+@pytest.mark.parametrize("values", [np.ones((2, 2), complex), np.ones((5, 5))])
+def test_other_arrays_are_no_cameras(tmp_path, values):
+    np.save(pairs(tmp_path) / "K.npy", values)
+    (note,) = open_source(tmp_path).notes
+    assert note.startswith("K.npy is not used as a camera: it ")
 
 
 def test_the_innermost_file_is_used_and_colour_before_others(tmp_path):

@@ -68,6 +68,9 @@ PAIRS = [
     ("kitchen_1/rgb/{}.jpg", "kitchen_1/depth/{}.png"),
     ("nyu_depth_v2/rgb/{}.jpg", "nyu_depth_v2/depth/{}.png"),
     ("nyu_depth_v2/rgb_{}.png", "nyu_depth_v2/depth_{}.png"),
+    ("frame{}.jpg", "depth{}.png"),
+    ("frames/{}.jpg", "depth/{}.png"),
+    ("rgb/frame_{}.png", "depth/frame_{}.png"),
 ]
 
 
@@ -163,6 +166,25 @@ def test_folders_without_a_pair_are_rejected(tmp_path):
     depth(tmp_path, "depth/2.png")
     refused(tmp_path, "1 images, 1 depth files")
     refused(tmp_path / "rgb" / "1.jpg", "not a folder", data_format="folder")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "paired"),
+    [
+        ("image.jpg", "arkit_depth.png", True),
+        ("room.jpg", "room_d.npy", True),
+        ("image_1.jpg", "arkit_depth_2.png", False),
+        ("a/image.jpg", "b/arkit_depth.png", False),
+    ],
+)
+def test_one_image_and_one_depth_file_are_a_pair(tmp_path, name, other, paired):
+    image(tmp_path, name)
+    depth(tmp_path, other, scale=1 if other.endswith("npy") else 1000)
+    if not paired:
+        refused(tmp_path, "no pair of image and depth")
+        return
+    (info,) = open_source(tmp_path).infos
+    assert info.name == name
 
 
 def test_unpaired_files_are_counted(tmp_path):

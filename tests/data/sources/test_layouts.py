@@ -188,6 +188,20 @@ def test_frames_of_sun3d_are_matched_by_time(tmp_path):
     np.testing.assert_allclose(depths, [2.63, 2.73, 2.83], rtol=1e-6)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_frames_of_redwood_s_scans_are_matched_by_time(tmp_path, equal):
+    for k in range(3):
+        time = k * 33368
+        layouts_made.image(tmp_path / f"scan/rgb/000000{k}-{time:012d}.jpg", k)
+        shift, late = (0, 0) if equal else (1, 102)
+        name = f"000000{k + shift}-{time + late:012d}"
+        layouts_made.depth(tmp_path / f"scan/depth/{name}.png", k)
+    source = open_source(tmp_path)
+    depths = [source.frame(row).depths["raw"].max() for row in range(3)]
+    np.testing.assert_allclose(depths, [2.63, 2.73, 2.83], rtol=1e-6)
+    assert ("matched by the times" in " ".join(source.notes)) == (not equal)
+
+
 @pytest.mark.parametrize("given", [None, 1000.0])
 def test_replica_s_unit_and_camera_are_in_the_folder_above(tmp_path, given):
     root = layouts_made.replica(tmp_path) / "room0"
