@@ -210,8 +210,8 @@ class Cameras:
 
     def _check(self, file: Path) -> None:
         """Raise UserError for a link that leads outside the folder."""
-        if file.is_relative_to(self._root):
-            self._inside.find(str(file.relative_to(self._root)))
+        if (name := files.name_in(self._root, file)) is not None:
+            self._inside.find(name)
 
 
 class _OwnFiles:

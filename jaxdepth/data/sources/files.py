@@ -384,6 +384,18 @@ def below(root: Path) -> list[Path]:
     return sorted(paths)
 
 
+def name_in(root: Path, path: Path) -> str | None:
+    """The path of a file relative to a folder, with slashes; None if it is outside.
+
+    As `Path.relative_to`, which takes too long for the files of a large data set.
+    """
+    base, text = str(root), str(path)
+    if base == ".":
+        return None if path.is_absolute() else path.as_posix()
+    prefix = base if base.endswith(os.sep) else base + os.sep
+    return text[len(prefix) :].replace(os.sep, "/") if text.startswith(prefix) else None
+
+
 def spaced(count: int) -> list[int]:
     """At most `SAMPLE` indices below `count`, evenly spaced from first to last."""
     return sorted({int(k) for k in np.linspace(0, count - 1, SAMPLE)}) if count else []

@@ -197,7 +197,8 @@ class Folder:
             return [f._replace(part=p) for f, p in zip(frames, parts, strict=True)]
         self.notes.append(f"split read from {', '.join(split.used)}")
         self.notes += split.notes
-        parted = [frame._replace(part=split.of(frame.image)) for frame in frames]
+        part = {f: split.of(f) for f in {frame.image.parent for frame in frames}}
+        parted = [frame._replace(part=part[frame.image.parent]) for frame in frames]
         kept = [frame for frame in parted if frame.part is not None]
         if len(kept) < len(frames):
             self.notes.append(
@@ -247,9 +248,7 @@ class Folder:
 
     def _name(self, frame: Listed) -> str:
         """Path of the image relative to the folder; as listed if it is outside."""
-        if frame.image.is_relative_to(self.root):
-            return frame.image.relative_to(self.root).as_posix()
-        return frame.name
+        return files.name_in(self.root, frame.image) or frame.name
 
     def _depth_files(self, frame: Listed) -> dict[str, Path]:
         files_of = {"filled": frame.filled, "raw": frame.depth}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdepth.data.nyu import splits
-from jaxdepth.data.sources import tum
+from jaxdepth.data.sources import files, tum
 from jaxdepth.data.sources.camera_files import Stated
 from jaxdepth.data.sources.listed import Listed
 from jaxdepth.runtime.errors import UserError
@@ -132,7 +132,7 @@ def find(root: Path, paths: Iterable[Path]) -> Found | None:
 
     Raises: UserError for a folder with data of several publishers.
     """
-    names = sorted(path.relative_to(root).as_posix() for path in paths)
+    names = sorted(filter(None, (files.name_in(root, path) for path in paths)))
     present = set(names)
     found: dict[str, tuple[Layout, list[Listed]]] = {}
     unused = []

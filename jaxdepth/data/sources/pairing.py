@@ -87,9 +87,9 @@ def check_inside(
     """Raise UserError for a link that leads outside the folder."""
     folder = lists.Root(root, allow_outside=allow_outside)
     for frame in frames:
-        for path in frame[1:5]:
-            if path is not None:
-                folder.find(str(path.relative_to(root)))
+        for path in filter(None, frame[1:5]):
+            if (name := files.name_in(root, path)) is not None:
+                folder.find(name)
 
 
 def unused(root: Path, paths: Iterable[Path], frames: Sequence[Listed]) -> list[str]:

@@ -27,9 +27,10 @@ class Split(NamedTuple):
     used: list[str]
     notes: list[str]
 
-    def of(self, image: Path) -> Part | None:
-        """The part of an image, by the innermost listed folder that holds it."""
-        return next((self.parts[p] for p in image.parents if p in self.parts), None)
+    def of(self, folder: Path) -> Part | None:
+        """The part of a folder, by the innermost listed folder that holds it."""
+        above = (folder, *folder.parents)
+        return next((self.parts[f] for f in above if f in self.parts), None)
 
 
 def read(root: Path, images: Sequence[Path]) -> Split:
@@ -41,7 +42,8 @@ def read(root: Path, images: Sequence[Path]) -> Split:
 
     Raises: UserError for a folder that is listed in two parts.
     """
-    folders = {folder for image in images for folder in image.parents if folder != root}
+    nearest = {image.parent for image in images}
+    folders = {f for folder in nearest for f in (folder, *folder.parents) if f != root}
     folders = {folder for folder in folders if folder.is_relative_to(root)}
     by_name: dict[str, list[Path]] = {}
     for folder in sorted(folders):

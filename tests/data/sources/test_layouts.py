@@ -176,6 +176,23 @@ def test_a_real_sun_rgbd_frame_in_its_layout(shared_data, tmp_path):
     assert source.frame(0).intrinsics == (570.3, 570.3, 320, 240)
 
 
+def test_a_real_frame_of_arkit_is_read(shared_data):
+    source = open_source(shared_data / "other_sensors" / "arkit")
+    frame = source.frame(0)
+    assert frame.rgb.shape == (192, 256, 3)
+    depth = frame.depths["filled"]
+    assert depth.min() == pytest.approx(1.57, abs=0.01)
+    assert depth.max() == pytest.approx(3.51, abs=0.01)
+
+
+def test_replica_without_its_camera_file_has_its_unit(tmp_path):
+    root = layouts_made.replica(tmp_path)
+    (root / "cam_params.json").unlink()
+    source = open_source(root)
+    assert source.frame(0).depths["raw"].max() == pytest.approx(2.63, rel=1e-4)
+    assert source.frame(0).intrinsics is None
+
+
 def test_frames_of_sun3d_are_matched_by_time(tmp_path):
     for k in range(3):
         layouts_made.image(tmp_path / f"image/000000{k}-{k * 33368:012d}.jpg", k)
