@@ -15,6 +15,7 @@ from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, printable
 
 LARGEST = 1 << 24  # bytes; Matterport3D lists all images of a house in one file
+LARGEST_JSON = 1 << 22  # bytes, which objects in memory exceed by far
 CENTRAL = 0.25, 0.75  # of the image; the principal point lies between
 FOCAL_LENGTHS = 10.0, 1e5  # pixels
 NYU_FOCAL = 518.8579  # pixels, in the published lists of NYU Depth V2
@@ -123,14 +124,15 @@ def parse(file: Path) -> Stated:
 
 def text_of(file: Path) -> str:
     """Read a text file. Raises ValueError with the reason if that fails."""
+    largest = LARGEST_JSON if file.suffix.lower() == ".json" else LARGEST
     try:
         regular.check(file)
         with open(file, "rb") as stream:
-            content = stream.read(LARGEST + 1)
+            content = stream.read(largest + 1)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from None
-    if len(content) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {largest >> 20} MiB")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -1,6 +1,5 @@
 """Pairs of image and depth files of one folder, matched by their names."""
 
-import collections
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -62,12 +61,7 @@ def pairs(
     _pair_single(images, depths)
     keys = sorted(images.keys() & depths.keys())
     if not keys:
-        raise UserError(
-            f"{root} holds no pair of image and depth ({len(images)} images, "
-            f"{len(depths)} depth files): pairs share their name, as in "
-            f"rgb/0001.jpg and depth/0001.png{_examples(images, depths)}"
-            f"{_advice(root, paths, images, depths)}"
-        )
+        raise UserError(_no_pair(root, paths, images, depths))
     notes = [
         f"{len(alone)} {what} without a partner left out, first "
         f"{lists.printable(str(group[alone[0]].relative_to(root)))}"
@@ -210,33 +204,37 @@ def _examples(images: dict[str, Path], depths: dict[str, Path]) -> str:
     return f"; the first keys are {first[0]} and {first[1]}"
 
 
-def _advice(
+def _no_pair(
     root: Path, paths: Sequence[Path], images: dict[str, Path], depths: dict[str, Path]
 ) -> str:
-    """What to do with recordings, videos, archives and files that are not read."""
+    """The message for a folder without pairs, with what to do about it."""
+    held = f"({len(images)} images, {len(depths)} depth files)"
+    videos = [path for path in paths if path.suffix.lower() in VIDEOS]
+    if depths and not images and videos:
+        video, rgb = (_quoted(path) for path in (videos[0], videos[0].parent / "rgb"))
+        return (
+            f"{root} holds depth and a video, but no images {held}: extract the images "
+            f"of the video: mkdir {rgb} && ffmpeg -i {video} -fps_mode passthrough "
+            f"-start_number 0 {rgb}/%06d.png"
+        )
+    message = f"{root} holds no pair of image and depth {held}"
     recordings = [p.parent for p in paths if p.name in ("rgb.txt", tum.ASSOCIATIONS)]
     for folder in recordings:
         if folder != root and tum.Tum.recognises(folder):
-            name = lists.printable(shlex.quote(str(folder)), None)
-            return f"; {name} is a recording of TUM RGB-D: give that folder"
-    text = unread(root, paths)
-    if text is None:
-        return ""
-    by_suffix = collections.defaultdict(list)
-    for path in paths:
-        by_suffix[path.suffix.lower()].append(path)
-    videos = [path for suffix in VIDEOS for path in by_suffix[suffix]]
-    if depths and not images and videos:
-        video, rgb = (
-            lists.printable(shlex.quote(str(path)), None)
-            for path in (videos[0], videos[0].parent / "rgb")
-        )
-        return (
-            f"; {text}; extract the images of the video: mkdir {rgb} && ffmpeg -i "
-            f"{video} -fps_mode passthrough -start_number 0 {rgb}/%06d.png"
-        )
-    if any(suffix in by_suffix for suffix in ARCHIVES):
-        return f"; {text}; unpack the archives"
-    if ".sens" in by_suffix:
-        return f"; {text}; export .sens files with ScanNet's SensReader"
-    return f"; {text}"
+            return f"{message}; {_quoted(folder)} is a recording of TUM RGB-D: give it"
+    message += (
+        ": pairs share their name, as in rgb/0001.jpg and depth/0001.png"
+        f"{_examples(images, depths)}"
+    )
+    if (text := unread(root, paths)) is not None:
+        message += f"; {text}"
+    suffixes = {path.suffix.lower() for path in paths}
+    if suffixes.intersection(ARCHIVES):
+        return f"{message}; unpack the archives"
+    if ".sens" in suffixes:
+        return f"{message}; export .sens files with ScanNet's SensReader"
+    return message
+
+
+def _quoted(path: Path) -> str:
+    return lists.printable(shlex.quote(str(path)), None)

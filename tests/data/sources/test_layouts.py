@@ -248,7 +248,7 @@ def test_a_better_layout_of_the_same_frames_is_used_alone(tmp_path):
 def test_the_video_of_stray_scanner_must_be_extracted(tmp_path):
     root = layouts_made.stray(tmp_path / "a scan")
     made.refused(
-        root, "0 images, 4 depth files", "1 .mp4", f"ffmpeg -i '{root}/rgb.mp4'"
+        root, "0 images, 4 depth files", f"ffmpeg -i '{root}/rgb.mp4'", "rgb'/%06d.png"
     )
 
 
