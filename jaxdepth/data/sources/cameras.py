@@ -39,14 +39,21 @@ class Cameras:
     Args:
       root: the data's folder.
       known: the camera of images that have no file, such as a published constant.
+      above: name of a camera file that may be beside the data's folder.
       allow_outside: follow links that lead outside the folder.
     """
 
     def __init__(
-        self, root: Path, *, known: Stated | None = None, allow_outside: bool = False
+        self,
+        root: Path,
+        *,
+        known: Stated | None = None,
+        above: str | None = None,
+        allow_outside: bool = False,
     ):
         self._root = root
         self._known = known
+        self._above = above
         self._inside = lists.Root(root, allow_outside=allow_outside)
         self._shared: dict[Path, Path | None] = {}  # folder -> its camera file
         self._stated: dict[Path, Stated] = {}  # shared files that can be used
@@ -185,8 +192,8 @@ class Cameras:
         """The camera file of a folder or of its nearest parent that has one."""
         if folder not in self._shared:
             choices = _in_folder(folder)
-            if folder == self._root:  # Replica has one file beside its scenes
-                above = folder.absolute().parent / "cam_params.json"
+            if folder == self._root and self._above is not None:
+                above = folder.absolute().parent / self._above
                 choices += [above] if files.is_file(above) else []
             if choices:
                 self._shared[folder] = self._first_usable(choices)

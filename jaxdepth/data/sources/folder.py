@@ -80,14 +80,16 @@ class Folder:
         self.depth_code = options.depth_code
         self.geometry = options.geometry
         self.notes: list[str] = []
-        self._default_scale = 1000.0
-        self._rotated = False
-        self._known: camera_files.Stated | None = None
+        self._layout: layouts.Found | None = None
         self.frames = self._read(options.allow_outside)
         self.eight_bit = False
         self._has_confidence = False
+        self._default_scale = self._layout.scale if self._layout else 1000.0
         self._cameras = cameras.Cameras(
-            self.root, known=self._known, allow_outside=options.allow_outside
+            self.root,
+            known=self._layout and self._layout.camera,
+            above=self._layout and self._layout.camera_above,
+            allow_outside=options.allow_outside,
         )
         self._read_cameras()
         self._official = _official_indices(self.frames)
@@ -179,8 +181,7 @@ class Folder:
         else:
             named = layout.frames
             pairing.check_inside(self.root, named, allow_outside=allow_outside)
-            self._default_scale, self._known = layout.scale, layout.camera
-            self._rotated = layout.rotated
+            self._layout = layout
             self.notes += layout.notes
             self.notes += pairing.unused(self.root, paths, named)
         if (unread := pairing.unread(self.root, paths)) is not None:
@@ -321,7 +322,8 @@ class Folder:
         The lowest 3 bits are then 0 for depth up to 8.19 m, and 1 up to 16.4 m. In
         three quarters of plain values, they are larger.
         """
-        if not self._rotated or self.depth_code != "plain":
+        rotated = self._layout is not None and self._layout.rotated
+        if not rotated or self.depth_code != "plain":
             return
         sampled = files.sample(
             files.read_depth, [frame.depth for frame in self.frames if frame.depth]

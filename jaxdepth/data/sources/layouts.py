@@ -32,6 +32,7 @@ class Layout:
       mask: likewise for a mask or confidence map, if there is one.
       scale: default units of depth per metre.
       camera: of images without a camera file.
+      camera_above: name of a camera file that may be beside the data's folder.
       note: for the user.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     mask: Sequence[tuple[str, str]] = ()
     scale: float = 1000.0
     camera: Stated | None = None
+    camera_above: str | None = None
     note: str = ""
 
 
@@ -79,6 +81,7 @@ LAYOUTS = (
         rf"{_ANY}results/frame\d+{_PICTURE}",
         depth=((r"frame(\d+)\.\w+$", r"depth\1.png"),),
         scale=6553.5,
+        camera_above="cam_params.json",  # --data can be one scene
     ),
     Layout(
         "7-Scenes",
@@ -113,7 +116,7 @@ class Found:
       frames: sorted by the path of the image.
       notes: one line each.
       scale: default units of depth per metre.
-      camera: of images without a camera file.
+      camera, camera_above: see `Layout`.
       rotated: whether the layout stores depth with its bits rotated (SUN RGB-D).
     """
 
@@ -121,6 +124,7 @@ class Found:
     notes: list[str]
     scale: float = 1000.0
     camera: Stated | None = None
+    camera_above: str | None = None
     rotated: bool = False
 
 
@@ -154,7 +158,7 @@ def find(root: Path, paths: Iterable[Path]) -> Found | None:
     title = f"{layout.name}: {layout.note}" if layout.note else layout.name
     notes = [f"layout of {title}"]
     notes += [f"not used, as they show the same frames: {text}" for text in unused]
-    return Found(frames, notes, layout.scale, layout.camera)
+    return Found(frames, notes, layout.scale, layout.camera, layout.camera_above)
 
 
 def _reject(root: Path, names: Sequence[str]) -> Any:

@@ -286,6 +286,7 @@ def test_a_file_beside_the_images_of_tum_is_used(tmp_path):
 def test_camera_files_above_the_data_are_not_read(tmp_path):
     root = pairs(tmp_path / "data")
     made.text(tmp_path, "K.txt", "50 51 31 23")
+    made.text(tmp_path, "cam_params.json", FILES["cam_params.json"])  # not Replica
     assert open_source(root).frame(0).intrinsics is None
 
 
