@@ -12,8 +12,8 @@ from jaxdepth.data.sources import (
     Frame,
     FrameInfo,
     ReadOptions,
+    camera_files,
     files,
-    labeled,
     listed,
     lists,
 )
@@ -73,8 +73,10 @@ class Bts:
             FrameInfo(line.name, _scene(line, index), index)
             for line, index in zip(self.lines, indices, strict=True)
         ]
+        depths = files.sample(lambda line: self._depth(line.depth), self.lines)
+        self.notes += files.constant_notes(depths, self.lines[0].depth)
         self.notes += files.check_metres(
-            files.sample(lambda line: self._depth(line.depth), self.lines),
+            depths,
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
             scale=self.scale,
@@ -86,7 +88,7 @@ class Bts:
     def frame(self, row: int) -> Frame:
         line = self.lines[row]
         rgb, depth = files.read_rgb(line.image), self._depth(line.depth)
-        camera = labeled.camera_at(line.focal, rgb.shape[:2])
+        camera = camera_files.of_focal(line.focal, (rgb.shape[0], rgb.shape[1]))
         rgb, camera = files.match_size(rgb, depth, line.image, line.depth, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 

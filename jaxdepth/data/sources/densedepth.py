@@ -73,8 +73,10 @@ class DenseDepth:
         sampled = files.sample(lambda row: _depth(row.depth), self.rows)
         # True if any depth is 8-bit: the store then masks extremes in no frame.
         self.eight_bit = any(eight for _, eight in sampled)
+        depths = [depth for depth, _ in sampled]
+        self.notes += files.constant_notes(depths, self.rows[0].depth)
         self.notes += files.check_metres(
-            [depth for depth, _ in sampled],
+            depths,
             where=str(path),
             hint="format densedepth expects 8-bit depth, 255 for 10 m, or 16-bit depth "
             "in millimetres",

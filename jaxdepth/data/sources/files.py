@@ -18,7 +18,7 @@ from jaxdepth import images as images_lib
 from jaxdepth.data import units
 from jaxdepth.data.sources import BrokenFrame, arrays, check_unit, unit_is_checked
 from jaxdepth.runtime import regular
-from jaxdepth.runtime.errors import UserError, one_line
+from jaxdepth.runtime.errors import UserError, one_line, printable
 
 SAMPLE = 8  # frames that are inspected before all are read
 LARGEST = arrays.LARGEST
@@ -56,6 +56,18 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
         with contextlib.suppress(Exception):  # damaged EXIF, which `as_rgb` ignores
             image.getexif()[ORIENTATION] = UPRIGHT
         return np.ascontiguousarray(images_lib.as_rgb(image))
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    """(height, width) of an image file, as its pixels are stored.
+
+    Raises: BrokenFrame if the file can't be read.
+    """
+    if file.suffix.lower() in arrays.READERS:
+        height, width = (*_array(file).shape, 1, 1)[:2]
+        return height, width
+    with _opened(file) as image:
+        return image.height, image.width
 
 
 def orientation(file: Path) -> int:
@@ -259,7 +271,7 @@ def sample(read: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
     Raises: UserError if all of them are broken.
     """
     values, errors = [], []
-    for k in _spaced(len(items)):
+    for k in spaced(len(items)):
         try:
             values.append(read(items[k]))
         except BrokenFrame as error:
@@ -319,6 +331,22 @@ def check_metres(
     return [] if note is None else [note]
 
 
+def constant_notes(depths: Sequence[np.ndarray], file: Path | str) -> list[str]:
+    """Return a note if no sampled depth map has two different depths.
+
+    Args:
+      depths: 0 = missing. Maps without any depth are ignored.
+      file: a depth file, for the note.
+    """
+    present = [depth[depth > 0] for depth in depths if (depth > 0).any()]
+    if not present or any((depth != depth[0]).any() for depth in present):
+        return []
+    return [
+        f"each of {len(present)} sampled depth maps has one value in all pixels, such "
+        f"as {printable(file)}: is this depth?"
+    ]
+
+
 def stamp(files: Iterable[Path]) -> dict[str, Any]:
     """The number of files, and a digest of their names, sizes and modification times.
 
@@ -356,7 +384,19 @@ def below(root: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _spaced(count: int) -> list[int]:
+def name_in(root: Path, path: Path) -> str | None:
+    """The path of a file relative to a folder, with slashes; None if it is outside.
+
+    As `Path.relative_to`, which takes too long for the files of a large data set.
+    """
+    base, text = str(root), str(path)
+    if base == ".":
+        return None if path.is_absolute() else path.as_posix()
+    prefix = base if base.endswith(os.sep) else base + os.sep
+    return text[len(prefix) :].replace(os.sep, "/") if text.startswith(prefix) else None
+
+
+def spaced(count: int) -> list[int]:
     """At most `SAMPLE` indices below `count`, evenly spaced from first to last."""
     return sorted({int(k) for k in np.linspace(0, count - 1, SAMPLE)}) if count else []
 

@@ -9,7 +9,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from jaxdepth.camera import Camera, centred
 from jaxdepth.data.nyu import splits, toolbox
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5
 from jaxdepth.runtime import regular
@@ -22,24 +21,11 @@ FIELDS = ("images", "depths", "rawDepths")
 # fx, fy, cx, cy in pixels at 480x640 of the colour camera. Images are undistorted, and
 # depth is registered to them.
 INTRINSICS = toolbox.RGB_CAMERA.intrinsics
-NYU_FOCAL = 518.8579  # pixels, in the published lists of NYU Depth V2
 
 
 def camera_of(shape: tuple[int, ...]) -> tuple[float, float, float, float] | None:
     """Intrinsics of NYU's colour camera; None unless the frame is 480x640."""
     return INTRINSICS if shape[:2] == (480, 640) else None
-
-
-def camera_at(focal: float, size: tuple[int, ...]) -> Camera | None:
-    """The camera for a focal length that a list gives for frames of (height, width).
-
-    That of NYU's colour camera is for 480x640: None for resized frames. For others,
-    the principal point is the centre.
-    """
-    if abs(focal - NYU_FOCAL) < 0.01:
-        nyu = camera_of(size)
-        return nyu and Camera(*nyu)
-    return centred(focal, focal, (size[0], size[1]))
 
 
 class Labeled:

@@ -31,7 +31,10 @@ FOCAL_LENGTHS = 10.0, 1e5  # pixels; the accepted range
 
 
 class Listed(NamedTuple):
-    """The files of one frame, as a list names them."""
+    """The files of one frame, as a list names them.
+
+    `scene` is None where the folder of the image is the scene.
+    """
 
     name: str
     image: Path
@@ -40,6 +43,7 @@ class Listed(NamedTuple):
     mask: Path | None = None
     focal: float | None = None
     part: Part | None = None
+    scene: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +98,7 @@ def recognises(path: Path) -> bool:
     """Whether the path is a list whose first line names an image. Never raises."""
     listing = lists.peek(path) if lists.is_list(path) else None
     return bool(
-        listing and listing.rows and any(map(_is_file, listing.rows[0].columns))
+        listing and listing.rows and any(map(is_file_name, listing.rows[0].columns))
     )
 
 
@@ -116,7 +120,7 @@ def _may_list_frames(file: Path) -> bool:
     listing = lists.peek(file) if lists.is_list(file) else None
     if listing is None:
         return False
-    return any(any(map(_is_file, row.columns)) for row in listing.rows[:20])
+    return any(any(map(is_file_name, row.columns)) for row in listing.rows[:20])
 
 
 def _read(
@@ -150,7 +154,7 @@ def _read(
 
 def _folder_of(listing: Listing, root: Path, allow_outside: bool) -> Root:
     """The folder that a list's names are relative to. Raises _Unused."""
-    names = [cell for row in listing.rows for cell in row.columns if _is_file(cell)]
+    names = [cell for row in listing.rows for cell in row.columns if is_file_name(cell)]
     for start in (root, listing.file.parent):
         folder = lists.root_of(start, names, below=BELOW, allow_outside=allow_outside)
         if folder is not None:
@@ -169,7 +173,7 @@ def _column_kinds(listing: Listing) -> list[str]:
     typical = _typical(listing)
     kinds: list[str] = []
     for number, cell in enumerate(typical.columns, 1):
-        if _is_file(cell):
+        if is_file_name(cell):
             kinds.append(_kind_of_file(cell, kinds))
         elif lists.is_number(cell) and "focal" not in kinds and number > 1:
             kinds.append("focal")
@@ -190,7 +194,7 @@ def _column_kinds(listing: Listing) -> list[str]:
 
 
 def _has_pairs(row: Row) -> bool:
-    return sum(map(_is_file, row.columns)) > 1
+    return sum(map(is_file_name, row.columns)) > 1
 
 
 def _kind_by_heading(listing: Listing, heading: str) -> str:
@@ -267,7 +271,8 @@ def _text(row: Row) -> str:
     return repr(lists.printable(" ".join(row.columns)))
 
 
-def _is_file(cell: str) -> bool:
+def is_file_name(cell: str) -> bool:
+    """Whether a cell of a list ends in the suffix of an image or an array."""
     return cell.lower().endswith(SUFFIXES)
 
 
@@ -294,8 +299,19 @@ def is_mask(values: np.ndarray) -> bool:
     return len(present) <= 2 and set(present.tolist()) <= {0, 1, 255, largest}
 
 
-def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
+def is_confidence(file: Path) -> bool:
+    """Whether the name of a mask, or of its folder, has the word confidence or conf."""
+    words = re.findall(r"[a-z]+", f"{file.parent.name} {file.stem}".lower())
+    return "confidence" in words or "conf" in words
+
+
+def masked(
+    depth: np.ndarray, mask: np.ndarray, file: Path, *, levels: bool = False
+) -> np.ndarray:
     """Set depth to 0 where a mask is 0, or a confidence map (0, 1, 2) is below 2.
+
+    Args:
+      levels: the mask is a confidence map, even if it has no 2.
 
     Raises: UserError for a mask of another size or with more values.
     """
@@ -304,7 +320,7 @@ def masked(depth: np.ndarray, mask: np.ndarray, file: Path) -> np.ndarray:
             f"{file} is {mask.shape[0]}x{mask.shape[1]} and its depth "
             f"{depth.shape[0]}x{depth.shape[1]}: they must have the same size"
         )
-    if is_mask(mask):
+    if is_mask(mask) and not levels:
         return np.where(mask != 0, depth, 0)
     if set(np.unique(mask).tolist()) <= {0, 1, 2}:
         return np.where(mask == 2, depth, 0)

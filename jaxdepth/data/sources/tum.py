@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxdepth.data import units
-from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, lists
+from jaxdepth.data.sources import (
+    Frame,
+    FrameInfo,
+    ReadOptions,
+    camera_files,
+    cameras,
+    files,
+    lists,
+)
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 
@@ -40,8 +48,8 @@ class Tum:
     or "time depth time image" if the file names show it. One match in `every` is kept.
 
     Depth in metres is the stored value / `depth_scale` (default 5000), registered to
-    the image. The camera is identified by the freiburg number in the folder's name or
-    in a comment of the lists.
+    the image. The camera is that of a camera file (see `cameras`), or else that of the
+    freiburg number in the folder's name or in a comment of the lists.
     """
 
     format = "tum"
@@ -67,17 +75,24 @@ class Tum:
         self.notes: list[str] = []
         self.matches = self._matches()[:: options.every]
         self.infos = [FrameInfo(match.image, self.name) for match in self.matches]
-        self._camera = CAMERAS.get(_freiburg(path))
+        images = [self._root.path(match.image) for match in self.matches]
+        known = CAMERAS.get(_freiburg(path))
+        self._cameras = cameras.Cameras(
+            path,
+            known=known and camera_files.Stated(known, SIZE),
+            allow_outside=options.allow_outside,
+        )
+        self.notes += self._cameras.notes(images)
+        depths = files.sample(self._depth, self.matches)
+        self.notes += files.constant_notes(depths, self.matches[0].depth)
         self.notes += files.check_metres(
-            files.sample(self._depth, self.matches),
+            depths,
             where=str(path),
             hint="give --depth_scale=UNITS_PER_METRE",
             scale=self.scale,
             name=self.matches[0].depth,
         )
-        self.notes += files.orientation_notes(
-            [self._root.path(match.image) for match in self.matches]
-        )
+        self.notes += files.orientation_notes(images)
         self.notes += files.size_notes(
             (self._root.path(m.image), self._root.path(m.depth)) for m in self.matches
         )
@@ -86,13 +101,16 @@ class Tum:
         match = self.matches[row]
         image = self._root.path(match.image)
         rgb, depth = files.read_rgb(image), self._depth(match)
-        camera = self._camera if rgb.shape[:2] == SIZE else None
+        camera = self._cameras.of(image, (rgb.shape[0], rgb.shape[1]))
         depth_file = self._root.path(match.depth)
         rgb, camera = files.match_size(rgb, depth, image, depth_file, camera)
         return Frame(rgb, raw=depth, intrinsics=camera, unit=self.depth_scale)
 
     def fingerprint(self) -> dict[str, Any]:
-        named = (self._root.path(name) for match in self.matches for name in match)
+        named = [self._root.path(name) for match in self.matches for name in match]
+        images = (self._root.path(match.image) for match in self.matches)
+        held = {self._cameras.file_of(image) for image in images}
+        named += sorted(file for file in held if file is not None)
         return {
             "path": str(self.path.resolve()),
             "depth_scale": self.depth_scale,

@@ -51,6 +51,18 @@ def refused(path: Path, *parts, **more) -> str:
     return text
 
 
+def notes(source: Source) -> list[str]:
+    """The notes, without the one on depth of one value, which `depth` writes."""
+    return [note for note in source.notes if "has one value in all pixels" not in note]
+
+
+def camera_of(source: Source, row: int) -> tuple[float, float, float, float]:
+    """The intrinsics of a frame, which must be known."""
+    camera = source.frame(row).intrinsics
+    assert camera is not None
+    return camera
+
+
 def broken_rows(source: Source) -> dict[int, str]:
     """Read all rows; returns the unreadable ones with their messages."""
     broken = {}

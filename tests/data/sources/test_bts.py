@@ -55,7 +55,11 @@ def both(tmp_path):
 
 def test_both_lists_of_a_folder_are_read(both):
     source = open_source(both)
-    assert source.format == "bts" and source.truths == ("raw",) and source.notes == []
+    assert (
+        source.format == "bts"
+        and source.truths == ("raw",)
+        and made.notes(source) == []
+    )
     assert [info.scene for info in source.infos[:3]] == [
         "kitchen_0028b", "kitchen_0028b", "nyu_office_0"
     ]  # fmt: skip
@@ -68,7 +72,9 @@ def test_both_lists_of_a_folder_are_read(both):
         assert abs(int(frame.rgb[0, 0, 0]) - 10 * row) <= 2  # JPEG
         assert frame.raw is not None and frame.filled is None
         np.testing.assert_array_equal(frame.raw, np.float32(row + 1))
-        assert frame.intrinsics is None  # not the size of NYU frames
+        # The camera of 480x640, at the size of these frames.
+        assert frame.intrinsics is not None
+        assert frame.intrinsics[0] == pytest.approx(518.8579 * 8 / 640)
     assert source.splits() == {
         "official": {"train": [0, 1, 2], "eval": [3, 4]},
         "all": {"train": [0, 1, 2, 3, 4], "eval": []},
@@ -147,7 +153,7 @@ def test_lines_without_depth_are_counted(tmp_path):
     listed = made.text(tmp_path, TRAIN, "\n".join(lines))
     source = open_source(listed)
     assert len(source.infos) == 1
-    assert source.notes == [f"left out 2 lines of {TRAIN} that name no depth"]
+    assert made.notes(source) == [f"left out 2 lines of {TRAIN} that name no depth"]
     listed.write_text("\n".join(lines[1:]))
     made.refused(listed, "no line names a depth file")
 
@@ -206,7 +212,8 @@ def test_lists_of_other_data_in_the_folder_are_left_out(both):
     source = open_source(both)
     assert len(source.infos) == 5
     assert any(
-        "eigen_train" in note and "none of its files" in note for note in source.notes
+        "eigen_train" in note and "none of its files" in note
+        for note in made.notes(source)
     )
 
 

@@ -53,7 +53,7 @@ def lines_of_test(count):
 def test_both_lists_are_read(both, inside):
     source = open_source(both / inside)
     assert source.format == "densedepth" and source.truths == ("filled",)
-    assert source.eight_bit and source.notes == []
+    assert source.eight_bit and made.notes(source) == []
     indices = splits.official()["test"][:2]
     scenes = [splits.official()["scenes"][index - 1] for index in indices]
     assert [info.scene for info in source.infos] == [

@@ -396,8 +396,25 @@ def test_larger_images_are_noted_once(tmp_path):
     (tmp_path / "rgb" / "0.png").write_text("damaged")
     source = open_source(tmp_path)
     note = "images are shrunk to the size of their depth, 12x16 (the first is 60x80)"
-    assert source.notes == [note]
+    assert made.notes(source) == [note]
     frame = source.frame(2)
     np.testing.assert_array_equal(frame.rgb, np.full((*small, 3), 80))
     assert frame.filled is not None and frame.filled.shape == small
-    assert source.notes == [note]
+    assert made.notes(source) == [note]
+
+
+@pytest.mark.parametrize(
+    ("root", "path", "name"),
+    [
+        ("/a/b", "/a/b/c/d.png", "c/d.png"),
+        ("/a/b", "/a/bc/d.png", None),
+        ("/", "/a/d.png", "a/d.png"),
+        (".", "c/d.png", "c/d.png"),
+        (".", "/c/d.png", None),
+        ("..", "../c/d.png", "c/d.png"),
+    ],
+)
+def test_names_in_a_folder_are_those_of_pathlib(root, path, name):
+    assert files.name_in(Path(root), Path(path)) == name
+    if name is not None:
+        assert Path(path).relative_to(root) == Path(name)

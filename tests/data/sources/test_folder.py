@@ -11,6 +11,7 @@ from PIL import Image
 from jaxdepth.data.sources import ReadOptions, open_source
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.runtime.errors import UserError
+from tests.data.sources import made
 
 H, W = 6, 8
 
@@ -67,6 +68,9 @@ PAIRS = [
     ("kitchen_1/rgb/{}.jpg", "kitchen_1/depth/{}.png"),
     ("nyu_depth_v2/rgb/{}.jpg", "nyu_depth_v2/depth/{}.png"),
     ("nyu_depth_v2/rgb_{}.png", "nyu_depth_v2/depth_{}.png"),
+    ("frame{}.jpg", "depth{}.png"),
+    ("frames/{}.jpg", "depth/{}.png"),
+    ("rgb/frame_{}.png", "depth/frame_{}.png"),
 ]
 
 
@@ -77,7 +81,7 @@ def test_files_are_paired_by_name(tmp_path, image_name, depth_name):
         scale = 1 if depth_name.endswith("npy") else 1000
         depth(tmp_path, depth_name.format(k), k, scale)
     source = open_source(tmp_path)
-    assert len(source.infos) == 3 and source.notes == []
+    assert len(source.infos) == 3 and made.notes(source) == []
     for k in (1, 2, 3):
         frame = source.frame(k - 1)
         assert abs(int(frame.rgb[0, 0, 0]) - 40 * k) <= 2  # JPEG
@@ -164,6 +168,25 @@ def test_folders_without_a_pair_are_rejected(tmp_path):
     refused(tmp_path / "rgb" / "1.jpg", "not a folder", data_format="folder")
 
 
+@pytest.mark.parametrize(
+    ("name", "other", "paired"),
+    [
+        ("image.jpg", "arkit_depth.png", True),
+        ("room.jpg", "room_d.npy", True),
+        ("image_1.jpg", "arkit_depth_2.png", False),
+        ("a/image.jpg", "b/arkit_depth.png", False),
+    ],
+)
+def test_one_image_and_one_depth_file_are_a_pair(tmp_path, name, other, paired):
+    image(tmp_path, name)
+    depth(tmp_path, other, scale=1 if other.endswith("npy") else 1000)
+    if not paired:
+        refused(tmp_path, "no pair of image and depth")
+        return
+    (info,) = open_source(tmp_path).infos
+    assert info.name == name
+
+
 def test_unpaired_files_are_counted(tmp_path):
     for k in range(5):
         image(tmp_path, f"rgb/{k}.jpg")
@@ -173,7 +196,7 @@ def test_unpaired_files_are_counted(tmp_path):
         (tmp_path / name).write_text("not an image")
     source = open_source(tmp_path)
     assert len(source.infos) == 2
-    assert source.notes == [
+    assert made.notes(source) == [
         "left out 3 images without a partner, first rgb/0.jpg",
         "left out 4 depth files without a partner, first depth/5.png",
     ]

@@ -45,7 +45,7 @@ def test_forms_of_a_list_give_the_same_frames(tmp_path, text):
     made.text(pairs(tmp_path), "frames.csv", text)
     source = open_source(tmp_path)
     assert names(source) == ["x/0.jpg", "x/1.jpg"]
-    assert source.notes == ["pairs read from frames.csv"]
+    assert made.notes(source) == ["pairs read from frames.csv"]
     np.testing.assert_array_equal(
         source.frame(1).filled, (DEPTH + 1).astype(np.float32) / 1000
     )
@@ -96,7 +96,7 @@ def test_folders_named_train_and_val_are_the_split(tmp_path, prefix):
         made.depth(tmp_path, f"{part}/{prefix}depth/{k}.png")
     source = open_source(tmp_path)
     assert source.splits()["own"] == {"train": [0, 1], "eval": [2]}
-    assert source.notes == []
+    assert made.notes(source) == []
 
 
 def test_a_list_of_images_selects_pairs_by_name(tmp_path):
