@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxdepth.camera import Camera, centred
 from jaxdepth.data.nyu import toolbox
 from jaxdepth.data.sources import files, lists
-from jaxdepth.data.sources.files import Camera
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError, printable
 
@@ -46,7 +46,7 @@ class Stated(NamedTuple):
       depth_scale: stored units of depth per metre; None if not stated.
     """
 
-    camera: Camera
+    camera: tuple[float, float, float, float]
     size: tuple[int, int] | None = None
     from_bottom: bool = False
     depth_scale: float | None = None
@@ -57,28 +57,28 @@ class Stated(NamedTuple):
         Raises: ValueError if the image has another aspect ratio, or if the principal
           point is far from its centre, so that the camera is not that of the image.
         """
-        (height, width), (fx, fy, cx, cy) = size, self.camera
+        height, width = size
         rows, columns = self.size or size
+        camera = Camera(*self.camera)
         if self.from_bottom:
-            cy = rows - 1 - cy
+            camera = camera._replace(cy=rows - 1 - camera.cy)
         sy, sx = height / rows, width / columns
         if abs(sx / sy - 1) > files.MAX_SQUEEZE:
             raise ValueError(
                 f"it is for images of {rows}x{columns}, and the image has another "
                 f"aspect ratio, {height}x{width}"
             )
-        # Integer coordinates are pixel centres, not corners.
-        cx, cy = (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
+        scaled = camera.scaled(sy, sx)
         if not all(
             CENTRAL[0] * n <= c <= CENTRAL[1] * n
-            for c, n in ((cx, width), (cy, height))
+            for c, n in ((scaled.cx, width), (scaled.cy, height))
         ):
             raise ValueError(
-                f"its principal point ({cx:.6g}, {cy:.6g}) is far from the centre of "
-                f"the image of {height}x{width}"
+                f"its principal point ({scaled.cx:.6g}, {scaled.cy:.6g}) is far from "
+                f"the centre of the image of {height}x{width}"
                 + ("" if self.size else "; it may be for images of another size")
             )
-        return fx * sx, fy * sy, cx, cy
+        return scaled
 
 
 def of_focal(focal: float, size: tuple[int, int]) -> Camera | None:
@@ -90,7 +90,7 @@ def of_focal(focal: float, size: tuple[int, int]) -> Camera | None:
     principal point.
     """
     if abs(focal - NYU_FOCAL) >= 0.01:
-        return focal, focal, (size[1] - 1) / 2, (size[0] - 1) / 2
+        return centred(focal, focal, size)
     try:
         return Stated(toolbox.RGB_CAMERA.intrinsics, (480, 640)).at(size)
     except ValueError:

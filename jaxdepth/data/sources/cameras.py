@@ -2,7 +2,8 @@
 
 A camera file is recognised by its name (`NAME`), in the folder of the image or in one
 of its parents up to the data's folder; the innermost one is used. Files of one image,
-as in ARKitScenes and Matterport3D, take precedence.
+as in ARKitScenes and Matterport3D, take precedence. Without any file, the focal length
+is that of the image's EXIF data, if they give it.
 """
 
 import collections
@@ -12,9 +13,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from jaxdepth import images as images_lib
+from jaxdepth.camera import Camera, centred
 from jaxdepth.data.sources import BrokenFrame, camera_files, files, lists
 from jaxdepth.data.sources.camera_files import Stated
-from jaxdepth.data.sources.files import Camera
 from jaxdepth.runtime.errors import UserError, printable
 
 # intrinsics.txt (SUN RGB-D, 3DMatch), intrinsic_color.txt (ScanNet), camera_matrix.csv
@@ -69,7 +71,7 @@ class Cameras:
         """
         file = self.file_of(image)
         if file is None:
-            return self._known_at(size)
+            return self._known_at(size) or _by_exif(image, size)
         if file in self._unused:
             return None
         try:
@@ -159,6 +161,11 @@ class Cameras:
             if (camera := self._known_at(files.size_of(image))) is not None:
                 values = ", ".join(f"{value:.6g}" for value in camera)
                 yield f"camera as published for this data set: fx, fy, cx, cy {values}"
+            elif (focal := images_lib.focal_length(image)) is not None:
+                yield (
+                    "focal lengths of images without a camera file are those of their "
+                    f"EXIF data: {focal:.6g} pixels of the first"
+                )
 
     def _used_note(self, used: dict[Path, int], total: int) -> Iterator[str]:
         if used:
@@ -265,6 +272,12 @@ class _OwnFiles:
         for folder in self._folders:
             for suffix in (".txt", ".json", ".csv", ".yaml", ".npy", ".pincam"):
                 yield folder / f"{image.stem}{suffix}"
+
+
+def _by_exif(image: Path, size: tuple[int, int]) -> Camera | None:
+    """The camera by the focal length in the EXIF data of an image."""
+    focal = images_lib.focal_length(image)
+    return None if focal is None else centred(focal, focal, size)
 
 
 def _in_folder(folder: Path) -> list[Path]:

@@ -8,13 +8,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from jaxdepth import images as images_lib
+from jaxdepth.camera import Camera
 from jaxdepth.data import units
 from jaxdepth.data.sources import BrokenFrame, arrays, check_unit, unit_is_checked
 from jaxdepth.runtime import regular
@@ -38,7 +39,6 @@ ORIENTATION, UPRIGHT = 0x0112, 1  # EXIF tag, and its default value
 QUARTERS = (5, 6, 7, 8)  # EXIF orientations with a quarter turn
 ORIENTED = 64  # images whose EXIF is read for a note
 T = TypeVar("T")
-Camera: TypeAlias = tuple[float, float, float, float]  # fx, fy, cx, cy in pixels
 
 
 def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -176,7 +176,7 @@ def match_size(
     depth: Float[np.ndarray, "i j"],
     image: Path,
     depth_file: Path,
-    camera: Camera | None = None,
+    camera: tuple[float, float, float, float] | None = None,
 ) -> tuple[UInt8[np.ndarray, "i j 3"], Camera | None]:
     """Downsample an image that is larger than its depth map, by area averaging.
 
@@ -193,8 +193,9 @@ def match_size(
       to depth, too: only one of the two is landscape, or depth is square.
     """
     square = depth.shape[0] == depth.shape[1]
+    known = None if camera is None else Camera(*camera)
     if rgb.shape[:2] == depth.shape and not square:
-        return rgb, camera
+        return rgb, known
     if (square or _is_wide(rgb) != _is_wide(depth)) and orientation(image) in QUARTERS:
         raise UserError(
             f"{image} has EXIF orientation {orientation(image)}, a quarter turn, and "
@@ -202,7 +203,7 @@ def match_size(
             "too: save the image as upright pixels, in the orientation of its depth"
         )
     if rgb.shape[:2] == depth.shape:
-        return rgb, camera
+        return rgb, known
     sy, sx = (new / old for new, old in zip(depth.shape, rgb.shape[:2], strict=True))
     sizes = (
         f"{image} is {rgb.shape[0]}x{rgb.shape[1]} and {depth_file} is "
@@ -222,11 +223,7 @@ def match_size(
 
     small = resize.resize_area(rgb[None].astype(np.float32), depth.shape)[0]
     rgb = np.floor(small + 0.5).clip(0, 255).astype(np.uint8)
-    if camera is not None:
-        fx, fy, cx, cy = camera
-        # Integer coordinates are pixel centres, not corners.
-        camera = fx * sx, fy * sy, (cx + 0.5) * sx - 0.5, (cy + 0.5) * sy - 0.5
-    return rgb, camera
+    return rgb, known and known.scaled(sy, sx)
 
 
 def _is_wide(pixels: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from jaxtyping import Float
 
+from jaxdepth.camera import centred
 from jaxdepth.data import units
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import Frame, FrameInfo, ReadOptions, files, hdf5, lists
@@ -92,7 +93,7 @@ class Hypersim:
         rgb, depth = files.read_rgb(shot.image), _read(shot.depth)
         height, width = rgb.shape[:2]
         focal = FOCAL * width / WIDTH
-        camera = focal, focal, (width - 1) / 2, (height - 1) / 2
+        camera = centred(focal, focal, (height, width))
         rgb, camera = files.match_size(rgb, depth, shot.image, shot.depth, camera)
         if self.truths[0] == "filled":
             return Frame(rgb, filled=depth, intrinsics=camera)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+from jaxdepth.camera import Camera
 from jaxdepth.data.nyu import splits
 from jaxdepth.data.sources import (
     Frame,
@@ -169,7 +170,7 @@ def _calibration(pair: Pair) -> Path:
     return pair.image.absolute().parents[3] / CALIBRATION
 
 
-def _camera(pair: Pair) -> files.Camera | None:
+def _camera(pair: Pair) -> Camera | None:
     """fx, fy, cx, cy of a drive's rectified camera; None without its calibration."""
     listing = lists.peek(_calibration(pair))
     name = f"P_rect_{pair.key[1][-2:]}:"
@@ -178,5 +179,5 @@ def _camera(pair: Pair) -> files.Camera | None:
             values = [float(x) for x in row.columns[1:]]
             finite = all(map(math.isfinite, values))
             if len(values) == 12 and finite and min(values[0], values[5]) > 0:
-                return values[0], values[5], values[2], values[6]
+                return Camera(values[0], values[5], values[2], values[6])
     return None

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdepth.data.sources import BrokenFrame, ReadOptions, camera_files, open_source
 from tests.data.sources import layouts_made, made
@@ -316,3 +317,22 @@ def test_the_file_of_one_matterport_camera_counts_rows_from_the_top(tmp_path):
         layouts_made.text(file, "64 48 60 61 33.5 25.5 0.1 -0.3 0 0 0")
     source = open_source(root)
     assert source.frame(0).intrinsics == (60, 61, 33.5, 25.5)
+
+
+def test_exif_gives_the_focal_length_where_no_file_does(tmp_path):
+    root = pairs(tmp_path)
+    for path in root.glob("rgb/*.png"):
+        exif = Image.Exif()
+        exif[0x0112] = 1  # Pillow drops EXIF without a tag of the image itself
+        exif.get_ifd(0x8769)[0xA405] = 27  # mm, of 35 mm film
+        with Image.open(path) as image:
+            image.copy().save(path, exif=exif)
+    source = open_source(root)
+    height, width = source.frame(0).rgb.shape[:2]
+    focal = 27 * np.hypot(height, width) / 43.27
+    expected = (focal, focal, (width - 1) / 2, (height - 1) / 2)
+    assert source.frame(0).intrinsics == pytest.approx(expected)
+    note = "focal lengths of images without a camera file are those of their EXIF data"
+    assert any(note in line for line in source.notes)
+    made.text(root, "K.txt", "50 51 31 23")
+    assert open_source(root).frame(0).intrinsics == (50, 51, 31, 23)
