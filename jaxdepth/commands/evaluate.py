@@ -73,9 +73,6 @@ def run(config: EvaluateConfig) -> int:
         if "interval" in entry:
             summary_lib.show_parts(entry)
             summary_lib.show_interval(entry)
-    for entry in scored.entries[::2]:
-        for note in entry["notes"]:
-            logger.info("note: %s: %s", entry["protocol"], note)
     _write(config, scored)
     return 0
 

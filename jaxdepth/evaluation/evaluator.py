@@ -451,9 +451,11 @@ class Evaluator:
             )
         known = [factor for factor in scores.factors if factor is not None]
         if any(factor != 1 for factor in known):
+            low, high = f"{min(known):.3g}", f"{max(known):.3g}"
+            factors = low if low == high else f"{low} to {high}"
             notes.append(
-                f"predictions multiplied by {min(known):.3g} to {max(known):.3g}, the "
-                "focal lengths of the frames over that of the training data"
+                f"predictions multiplied by {factors}, the focal length of the frame "
+                "over that of the training data"
             )
         numbers = {
             "frames without ground truth": counts["images_without_truth"],

@@ -125,7 +125,7 @@ def test_predictions_are_corrected_for_the_focal_length(caplog):
     assert entry["camera_factor"] == {
         "min": 0.5, "max": pytest.approx(4 / 3), "unknown": 1
     }  # fmt: skip
-    assert "multiplied by 0.5 to 1.33, the focal lengths" in caplog.text
+    assert "multiplied by 0.5 to 1.33, the focal length of" in caplog.text
     expected = Sums()
     for frame, factor in zip(frames, (4 / 3, 1.0, 0.5, 1.0), strict=True):
         variables = {"scale": VARIABLES["scale"] * np.float32(factor)}
