@@ -95,6 +95,7 @@ def test_zeros_and_rows_never_written_are_read(tmp_path):
     [
         ((3, 8192, 8192), None, "needs 192 MiB, but only 0 bytes are stored"),
         ((3, 10000, 10000), (3, 10000, 10000), "chunks of 286 MiB"),
+        ((1449, 3, 640, 48000), (1, 3, 64, 480), "needs 127353 MiB, but only 0 bytes"),
     ],
 )
 def test_claims_without_data_are_rejected(tmp_path, shape, chunks, message):
