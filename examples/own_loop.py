@@ -37,6 +37,6 @@ frames, options = (data.train, data.train_rows), {"depth": data.depth, "seed": 0
 options |= {"batch_size": 8, "start_step": 0, "stop_step": steps}
 with pipeline.batches(*frames, **options) as batches:
     for step, batch in enumerate(batches, 1):
-        metres = data.train.metres(batch["depth_mm"])  # 0 = missing
+        metres = data.train.metres(batch["depth_codes"])  # 0 = missing
         variables, state, value = train_step(variables, state, batch["rgb"], metres)
         print(f"step {step}: loss {value:.4f} m")

@@ -91,6 +91,6 @@ def batch(count: int, *, seed: int = 0, frame=FRAME, empty: tuple[int, ...] = ()
     depth[list(empty)] = 0
     return {
         "rgb": rgb,
-        "depth_mm": depth,
+        "depth_codes": depth,
         "position": np.arange(count, dtype=np.int32),
     }

@@ -12,8 +12,8 @@ from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.evaluate import Scored
 from jaxdepth.config import EvaluateConfig
 from jaxdepth.evaluation import bootstrap
-from jaxdepth.evaluation.evaluator import Scores
 from jaxdepth.evaluation.metrics import METRICS, larger_is_better
+from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, terminal
 from jaxdepth.runtime.errors import UserError

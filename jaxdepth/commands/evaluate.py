@@ -19,7 +19,8 @@ from jaxdepth.data import dataset
 from jaxdepth.data.store import recorded
 from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import bootstrap, metrics, protocols
-from jaxdepth.evaluation.evaluator import Evaluator, Scores
+from jaxdepth.evaluation.evaluator import Evaluator
+from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import jax_setup, output_files, terminal
 from jaxdepth.runtime.errors import UserError
@@ -96,7 +97,7 @@ def score(config: EvaluateConfig) -> Scored:
         image_size=trained.image_size,
         arch_fixed=models.arch_named(trained.model.arch).fixed_size,
         given_truth=truth,
-        trained_fx=_trained_fx(config, predictor),
+        camera=None if config.fx is None else predictor.camera,
         batch_size=config.batch_size,
     )
     logger.info(
@@ -130,19 +131,12 @@ def score(config: EvaluateConfig) -> Scored:
     return Scored(entries, scores, chosen, checksums, notes)
 
 
-def _trained_fx(config: EvaluateConfig, predictor: predictor_lib.Predictor):
-    """The focal length to correct predictions with; None for no correction."""
-    if config.fx is None or predictor.camera is None:
-        return None
-    return predictor.camera.fx
-
-
 def _with_fx(
     frames: Iterator[dict[str, Any]], fx: float | Literal["auto"] | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the frames, with the camera of a focal length if it is a number."""
     for frame in frames:
-        if isinstance(fx, float):
+        if isinstance(fx, int | float):
             frame["camera"] = centred(fx, fx, frame["rgb"].shape[:2])
         yield frame
 

@@ -242,7 +242,7 @@ class TrainedRun:
             image_size=config.image_size,
             arch_fixed=models.arch_named(config.model.arch).fixed_size,
             given_truth=config.data.depth,
-            trained_fx=self.predictor.camera and self.predictor.camera.fx,
+            camera=self.predictor.camera,
         )
 
         def progress(done: int) -> None:

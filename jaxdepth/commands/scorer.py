@@ -29,12 +29,11 @@ class Scorer:
         self.session = session
         self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]
         local = session.placement.local
-        camera = session.data.camera(config.frame_size)
         options: dict[str, Any] = {
             "share": (hosts.index(), hosts.count()),
             "image_size": config.image_size,
             "given_truth": config.data.depth,
-            "trained_fx": camera and camera.fx,
+            "camera": session.data.camera(config.frame_size),
             "batch_size": EVAL_BATCH,
             "devices": local if len(local) > 1 else None,
         }

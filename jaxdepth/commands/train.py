@@ -312,13 +312,17 @@ def _split_flag(data: dataset.Data) -> Any:
     return data.split if data.split in (config_lib.choices("split") or ()) else "auto"
 
 
-def _frame_depth(depth_mm: np.ndarray, config: Config, depth_unit: int) -> np.ndarray:
+def _frame_depth(
+    depth_codes: np.ndarray, config: Config, depth_unit: int
+) -> np.ndarray:
     """Stored depth at the size of the training frame, as the training step makes it."""
-    if depth_mm.shape[1:] == config.frame_size:
-        return depth_mm
-    rgb = np.zeros((*depth_mm.shape, 3), np.uint8)
+    if depth_codes.shape[1:] == config.frame_size:
+        return depth_codes
+    rgb = np.zeros((*depth_codes.shape, 3), np.uint8)
     limits = {"max_depth": config.data.max_depth, "depth_unit": depth_unit}
-    return np.asarray(to_training_frame(rgb, depth_mm, config.frame_size, **limits)[1])
+    return np.asarray(
+        to_training_frame(rgb, depth_codes, config.frame_size, **limits)[1]
+    )
 
 
 def _introduce(config: Config, workdir: WorkDir) -> None:

@@ -43,8 +43,8 @@ def batches(
       backend: "tf", "threads", or "auto": tf.data if TensorFlow can be imported.
 
     Yields:
-      An iterator of batches: `rgb` (b, h, w, 3) uint8; `depth_mm` (b, h, w) uint16,
-      the codes of the store: metres = `depth_mm` / `store.depth_unit`, which is 1000
+      An iterator of batches: `rgb` (b, h, w, 3) uint8; `depth_codes` (b, h, w) uint16,
+      the codes of the store: metres = `depth_codes` / `store.depth_unit`, which is 1000
       (millimetres) unless --max_depth exceeds 65.535 m, 0 = missing; `position` (b,)
       int32, the index of each image in the global batch. With cache="device": `rows`
       (b,) int32, indices into `rows`, and `position`.
@@ -67,8 +67,8 @@ def batches(
     prefetch = _prefetch_by_tf if use_tf else _prefetch_by_threads
     with prefetch(lambda step: gather(indices(step)), steps, threads) as frames:
         yield (
-            {"rgb": rgb, "depth_mm": depth_mm, "position": position}
-            for rgb, depth_mm in frames
+            {"rgb": rgb, "depth_codes": depth_codes, "position": position}
+            for rgb, depth_codes in frames
         )
 
 
@@ -78,8 +78,8 @@ def _gather_from(
     """Return a function that gathers the frames of indices into `rows`."""
     if not in_memory:
         return lambda indices: store.gather(rows[indices], depth=depth)
-    rgb, depth_mm = store.gather(rows, depth=depth)
-    return lambda indices: (rgb[indices], depth_mm[indices])
+    rgb, depth_codes = store.gather(rows, depth=depth)
+    return lambda indices: (rgb[indices], depth_codes[indices])
 
 
 def _has_tensorflow() -> bool:

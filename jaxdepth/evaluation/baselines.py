@@ -25,7 +25,7 @@ class Baselines:
 
 
 def fit(
-    depths_mm: Iterable[UInt16[np.ndarray, "b h w"]],
+    depth_codes: Iterable[UInt16[np.ndarray, "b h w"]],
     *,
     max_depth: float,
     depth_unit: int = 1000,
@@ -33,7 +33,7 @@ def fit(
     """Compute the baselines, in float64 and whole codes.
 
     Args:
-      depths_mm: batches of codes, of one size; 0 and depth beyond `max_depth` are
+      depth_codes: batches of codes, of one size; 0 and depth beyond `max_depth` are
         ignored.
       max_depth: metres.
       depth_unit: codes per metre; 1000: millimetres.
@@ -43,7 +43,7 @@ def fit(
     limit = units.last_code(max_depth, depth_unit)
     counts = np.zeros(limit + 1, np.int64)
     total = measured = np.zeros(())
-    for depth in depths_mm:
+    for depth in depth_codes:
         valid = (depth > 0) & (depth <= limit)
         counts += np.bincount(depth[valid], minlength=limit + 1)
         total = total + np.where(valid, depth, 0).sum(0, dtype=np.float64)

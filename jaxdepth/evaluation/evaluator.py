@@ -16,10 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from jaxdepth.camera import depth_factor
+from jaxdepth.camera import Camera, depth_factor
 from jaxdepth.config import training_frame
-from jaxdepth.evaluation import breakdown, metrics, protocols
+from jaxdepth.evaluation import metrics, protocols
+from jaxdepth.evaluation import scores as scores_lib
 from jaxdepth.evaluation.protocols import Protocol, Size
+from jaxdepth.evaluation.scores import Scores
 from jaxdepth.ops import platform
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
@@ -33,98 +35,6 @@ PredictFn = Callable[[PyTree, jax.Array], jax.Array]
 #  "name": str, "camera": a Camera at (H, W), or None}; "camera" may be missing. Or
 # stacks of them without cameras, (N, H, W, 3), (N, H, W) and N names.
 Frames = Iterable[Mapping[str, Any]]
-
-
-@dataclasses.dataclass
-class Scores:
-    """Scores under one protocol: sums per image.
-
-    Attributes:
-      sums: one row per image.
-      parts: the same for each of `breakdown.PARTS`, by name.
-      names: names of the images, in the order of `sums`.
-      scenes: scene of each image, None if unknown.
-      truths: kinds of ground truth used, "filled" or "raw".
-      sizes: frame sizes.
-      factors: of each image, the factor of `camera.depth_factor` by which predictions
-        were multiplied; None if its focal length or that of the training is unknown.
-    """
-
-    sums: metrics.Sums = dataclasses.field(default_factory=metrics.Sums)
-    parts: dict[str, metrics.Sums] = dataclasses.field(
-        default_factory=lambda: {name: metrics.Sums() for name in breakdown.PARTS}
-    )
-    names: list[str] = dataclasses.field(default_factory=list)
-    scenes: list[str | None] = dataclasses.field(default_factory=list)
-    truths: set[str] = dataclasses.field(default_factory=set)
-    sizes: set[Size] = dataclasses.field(default_factory=set)
-    factors: list[float | None] = dataclasses.field(default_factory=list)
-
-    def merge(self, other: "Scores") -> None:
-        """Append the scores of another part of the set, such as another host's."""
-        if len(other.sums):
-            self.sums.merge(other.sums)
-            for name, sums in self.parts.items():
-                sums.merge(other.parts[name])
-        self.names += other.names
-        self.scenes += other.scenes
-        self.truths |= other.truths
-        self.sizes |= other.sizes
-        self.factors += other.factors
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON value that holds the scores exactly."""
-        return {
-            "sums": self.sums.to_json(),
-            "parts": {name: sums.to_json() for name, sums in self.parts.items()},
-            "names": self.names,
-            "scenes": self.scenes,
-            "truths": sorted(self.truths),
-            "sizes": sorted(self.sizes),
-            "factors": self.factors,
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Scores":
-        """The inverse of `to_json`."""
-        return cls(
-            sums=metrics.Sums.from_json(values["sums"]),
-            parts={k: metrics.Sums.from_json(x) for k, x in values["parts"].items()},
-            names=list(values["names"]),
-            scenes=list(values["scenes"]),
-            truths=set(values["truths"]),
-            sizes={(height, width) for height, width in values["sizes"]},
-            factors=list(values["factors"]),
-        )
-
-    def select(self, order: Sequence[int] | np.ndarray) -> "Scores":
-        """The scores of the images at these indices, in this order."""
-        return dataclasses.replace(
-            self,
-            sums=self.sums.select(order),
-            parts={name: sums.select(order) for name, sums in self.parts.items()},
-            names=[self.names[i] for i in order],
-            scenes=[self.scenes[i] for i in order],
-            factors=[self.factors[i] for i in order],
-        )
-
-    def table(self) -> list[dict[str, Any]]:
-        """One dict per image: `name`, `scene`, `pixels`, metrics, counted pixels."""
-        rows = zip(self.names, self.scenes, self.sums.per_image(), strict=True)
-        return [{"name": name, "scene": scene} | row for name, scene, row in rows]
-
-
-def _merged(shares: Sequence[Mapping[str, Any]]) -> Scores:
-    """The scores of the whole set from shares; share k of n has every n-th image."""
-    merged = Scores()
-    for share in shares:
-        merged.merge(Scores.from_json(share))
-    indices = [
-        k + i * len(shares)
-        for k, share in enumerate(shares)
-        for i in range(len(share["names"]))
-    ]
-    return merged.select(np.argsort(indices))
 
 
 @dataclasses.dataclass
@@ -147,9 +57,9 @@ class Evaluator:
       image_size: (height, width) that the network was trained at.
       arch_fixed: the network accepts inputs of `image_size` only.
       given_truth: kind of ground truth for protocols with truth "given".
-      trained_fx: focal length of the training frames, pixels at their size;
-        predictions for frames of other cameras are corrected by
-        `camera.depth_factor`. None: unknown, no correction.
+      camera: camera of the training frames, at their size; predictions for frames of
+        other focal lengths are corrected by `camera.depth_factor`. None: unknown, no
+        correction.
       batch_size: images per call over all devices; rounded up to a multiple of them.
       devices: devices of this host, over which batches are sharded; default: the
         default device only.
@@ -165,7 +75,7 @@ class Evaluator:
         image_size: Size,
         arch_fixed: bool = False,
         given_truth: str = "filled",
-        trained_fx: float | None = None,
+        camera: Camera | None = None,
         batch_size: int = 8,
         devices: Sequence[Any] | None = None,
         share: tuple[int, int] = (0, 1),
@@ -175,7 +85,7 @@ class Evaluator:
         self.image_size = image_size
         self.arch_fixed = arch_fixed
         self.given_truth = given_truth
-        self.trained_fx = trained_fx
+        self.camera = camera
         self.share = share
         count = len(devices) if devices else 1
         self.batch_size = -(-batch_size // count) * count
@@ -228,7 +138,9 @@ class Evaluator:
             }
         if self.share[1] > 1:
             shares = hosts.gather({name: s.to_json() for name, s in scores.items()})
-            scores = {name: _merged([x[name] for x in shares]) for name in scores}
+            scores = {
+                name: scores_lib.merged([x[name] for x in shares]) for name in scores
+            }
         self._check(scores)
         return scores
 
@@ -318,12 +230,12 @@ class Evaluator:
     def _factor(self, frame: Mapping[str, Any]) -> float | None:
         """The factor for the prediction of a frame; None if a camera is unknown."""
         camera = frame.get("camera")
-        if camera is None or self.trained_fx is None:
+        if camera is None or self.camera is None:
             return None
         return depth_factor(
             camera.fx,
             frame["rgb"].shape[:2],
-            trained_fx=self.trained_fx,
+            trained_fx=self.camera.fx,
             frame=training_frame(self.image_size),
         )
 
@@ -405,7 +317,7 @@ class Evaluator:
             named = protocol.averaging
             for averaging in sorted(metrics.AVERAGINGS, key=lambda a, n=named: a == n):
                 values = scores[protocol.name].sums.compute(averaging)
-                parts = _parts(scores[protocol.name], averaging)
+                parts = scores[protocol.name].by_part(averaging)
                 entries.append(
                     {"protocol": entry["protocol"], "averaging": averaging}
                     | {"data": data, "split": split}
@@ -433,7 +345,7 @@ class Evaluator:
             "counts": counts,
             "flip_average": protocol.flip_average,
             "abs_rel_over": protocol.rel,
-            "camera_factor": _camera_factor(scores),
+            "camera_factor": scores.camera_factor,
             "notes": notes,
         }
 
@@ -467,28 +379,6 @@ class Evaluator:
             "null": counts["nonpositive"],
         }
         return notes + [f"{text}: {n}" for text, n in numbers.items() if n]
-
-
-def _camera_factor(scores: Scores) -> dict[str, Any]:
-    """The `camera_factor` of an entry."""
-    known = [factor for factor in scores.factors if factor is not None]
-    return {
-        "min": min(known, default=None),
-        "max": max(known, default=None),
-        "unknown": len(scores.factors) - len(known),
-    }
-
-
-def _parts(scores: Scores, averaging: metrics.Averaging) -> dict[str, Any]:
-    """The `parts` of an entry."""
-    return {
-        name: {
-            "pixels": sums.counts["pixels"],
-            "images": sums.images,
-            "metrics": sums.compute(averaging),
-        }
-        for name, sums in scores.parts.items()
-    }
 
 
 def map_variables(

@@ -61,7 +61,7 @@ def crop_offsets(frame: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ..
 
 def augment(
     rgb: UInt8[Array, "b h w 3"],
-    depth_mm: UInt16[Array, "b h w"],
+    depth_codes: UInt16[Array, "b h w"],
     keys: Key[Array, "b"],
     *,
     size: tuple[int, int],
@@ -77,7 +77,7 @@ def augment(
     scale and rotation crops whole pixels.
 
     Args:
-      rgb, depth_mm: training frames; depth in codes, 0 = missing.
+      rgb, depth_codes: training frames; depth in codes, 0 = missing.
       keys: one per image; unused without a policy.
       size: (height, width), at most the frame's.
       policy: name in `POLICIES`, or a policy; "none" or None: centre crop.
@@ -89,13 +89,13 @@ def augment(
     if chosen is None:
         top, left = crop_offsets(rgb.shape[1:3], size)
         rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
-        rgb, depth_mm = rgb[:, rows, columns], depth_mm[:, rows, columns]
-        return rgb.astype(jnp.float32), depth_mm.astype(jnp.float32) / depth_unit
+        rgb, depth_codes = rgb[:, rows, columns], depth_codes[:, rows, columns]
+        return rgb.astype(jnp.float32), depth_codes.astype(jnp.float32) / depth_unit
     view = functools.partial(_view, size=size, policy=chosen, depth_unit=depth_unit)
-    return jax.vmap(view)(rgb, depth_mm, keys)
+    return jax.vmap(view)(rgb, depth_codes, keys)
 
 
-def _view(rgb, depth_mm, key, *, size, policy: AugmentPolicy, depth_unit: int):
+def _view(rgb, depth_codes, key, *, size, policy: AugmentPolicy, depth_unit: int):
     """A random view of one image."""
     k_scale, k_angle, k_place, k_flip, k_colour, k_bright = jax.random.split(key, 6)
     s = jax.random.uniform(k_scale, (), minval=policy.scale[0], maxval=policy.scale[1])
@@ -108,11 +108,11 @@ def _view(rgb, depth_mm, key, *, size, policy: AugmentPolicy, depth_unit: int):
             rgb.shape[:2], size, scale=s, angle=angle, place=place, flip=flip
         )
         image = _bilinear(rgb, rows, columns)
-        codes = _nearest(depth_mm, rows, columns).astype(jnp.float32)
+        codes = _nearest(depth_codes, rows, columns).astype(jnp.float32)
         depth = codes / depth_unit / s
     else:
         image = _cut(rgb, size, place, flip).astype(jnp.float32)
-        depth = _cut(depth_mm, size, place, flip).astype(jnp.float32) / depth_unit
+        depth = _cut(depth_codes, size, place, flip).astype(jnp.float32) / depth_unit
     low, high = policy.colour
     colour = jax.random.uniform(k_colour, (3,), minval=low, maxval=high)
     low, high = policy.brightness

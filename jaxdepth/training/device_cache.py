@@ -1,9 +1,9 @@
 """Device cache: all training frames on the accelerators, gathered inside the step.
 
-A table is `rgb` (rows, h*w*3) uint8 and `depth_mm` (rows, h*w) uint16, the codes of the
-store (metres = code / `Store.depth_unit`). Frames are flat, because accelerators pad
-short last axes. Device k of D holds rows k*each to (k+1)*each, each = ceil(rows / D);
-the last part is padded by repeating the last row.
+A table is `rgb` (rows, h*w*3) uint8 and `depth_codes` (rows, h*w) uint16, metres = code
+/ `Store.depth_unit`. Frames are flat, because accelerators pad short last axes. Device
+k of D holds rows k*each to (k+1)*each, each = ceil(rows / D); the last part is padded
+by repeating the last row.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def reader(
         selected = rows[indices]
         height, width = store.size
         rgb = np.empty((each, height * width * 3), np.uint8)
-        depth_mm = np.empty((each, height * width), np.uint16)
+        depth_codes = np.empty((each, height * width), np.uint16)
         for k in range(0, each, CHUNK):
             colours, codes = store.gather(selected[k : k + CHUNK], depth=depth)
             rgb[k : k + CHUNK] = colours.reshape(len(colours), -1)
-            depth_mm[k : k + CHUNK] = codes.reshape(len(codes), -1)
-        return {"rgb": rgb, "depth_mm": depth_mm}
+            depth_codes[k : k + CHUNK] = codes.reshape(len(codes), -1)
+        return {"rgb": rgb, "depth_codes": depth_codes}
 
     return part
 
@@ -58,9 +58,9 @@ def gather(
       frame: (height, width) of the frames.
       axis_name: the axis that devices share, None on one.
 
-    Returns: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16.
+    Returns: `rgb` (b,h,w,3) uint8 and `depth_codes` (b,h,w) uint16.
     """
-    shapes = {"rgb": (*frame, 3), "depth_mm": frame}
+    shapes = {"rgb": (*frame, 3), "depth_codes": frame}
     return {
         name: _take(part, rows, axis_name).reshape(-1, *shapes[name])
         for name, part in table.items()

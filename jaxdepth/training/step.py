@@ -53,7 +53,7 @@ def valid_depth(
 
 def to_training_frame(
     rgb: UInt8[Any, "b h w 3"],
-    depth_mm: UInt16[Any, "b h w"],
+    depth_codes: UInt16[Any, "b h w"],
     size: tuple[int, int],
     *,
     max_depth: float = math.inf,
@@ -65,20 +65,20 @@ def to_training_frame(
     its neighbours. Frames of that size pass through. The dtypes stay.
 
     Args:
-      rgb, depth_mm: stored frames; depth in codes, 0 = missing.
+      rgb, depth_codes: stored frames; depth in codes, 0 = missing.
       size: (height, width) of the training frame.
       max_depth: metres.
       depth_unit: codes per metre; 1000: millimetres.
     """
     if rgb.shape[1:3] == size:
-        return rgb, depth_mm
+        return rgb, depth_codes
     small = resize.resize_area(rgb.astype(jnp.float32), size)
     farthest = min(units.FARTHEST_CODE / depth_unit, max_depth)
     last_code = units.last_code(farthest, depth_unit)
-    known = (depth_mm > 0) & (depth_mm <= last_code)
-    depth, valid = resize.masked_area(depth_mm.astype(jnp.float32), known, size)
+    known = (depth_codes > 0) & (depth_codes <= last_code)
+    depth, valid = resize.masked_area(depth_codes.astype(jnp.float32), known, size)
     depth = jnp.where(valid, jnp.round(depth), 0)
-    return jnp.round(small).astype(rgb.dtype), depth.astype(depth_mm.dtype)
+    return jnp.round(small).astype(rgb.dtype), depth.astype(depth_codes.dtype)
 
 
 def predict(
@@ -118,16 +118,16 @@ def _loss_against(spec: StepSpec, pred, depth):
 
 def _views(spec: StepSpec, batch: Batch, keys: jax.Array, policy: str):
     """Images, 0 to 255, and depth in metres at the network's input size."""
-    rgb, depth_mm = to_training_frame(
+    rgb, depth_codes = to_training_frame(
         batch["rgb"],
-        batch["depth_mm"],
+        batch["depth_codes"],
         spec.config.frame_size,
         max_depth=spec.config.data.max_depth,
         depth_unit=spec.depth_unit,
     )
     return augment.augment(
         rgb,
-        depth_mm,
+        depth_codes,
         keys,
         size=spec.config.image_size,
         policy=policy,
@@ -196,8 +196,8 @@ def validation_sums(
 
     Args:
       variables: parameters and batch statistics.
-      batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
-        store; metres = `depth_mm` / `spec.depth_unit`, 0 = missing.
+      batch: `rgb` (b,h,w,3) uint8 and `depth_codes` (b,h,w) uint16 at the size of the
+        store; metres = `depth_codes` / `spec.depth_unit`, 0 = missing.
 
     Returns: the sum of per-image losses, and the number of images with ground truth.
     """
@@ -215,8 +215,8 @@ def train_step(
     Args:
       spec: static arguments.
       state: state before the step.
-      batch: `rgb` (b,h,w,3) uint8 and `depth_mm` (b,h,w) uint16 at the size of the
-        store, metres = `depth_mm` / `spec.depth_unit`, 0 = missing; `position` (b,)
+      batch: `rgb` (b,h,w,3) uint8 and `depth_codes` (b,h,w) uint16 at the size of the
+        store, metres = `depth_codes` / `spec.depth_unit`, 0 = missing; `position` (b,)
         int32, each image's index in the global batch, which determines its augmentation
         together with seed and step.
 

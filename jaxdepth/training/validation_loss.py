@@ -71,8 +71,8 @@ class ValidationLoss:
         kind = depth if depth in store.depths else store.depths[0]
         batch_totals, batch_images = [], []
         for k in range(0, len(rows), self._batch_size):
-            rgb, depth_mm = store.gather(rows[k : k + self._batch_size], depth=kind)
-            batch = {"rgb": self._padded(rgb), "depth_mm": self._padded(depth_mm)}
+            rgb, depth_codes = store.gather(rows[k : k + self._batch_size], depth=kind)
+            batch = {"rgb": self._padded(rgb), "depth_codes": self._padded(depth_codes)}
             total, images = self._sums(variables, jax.device_put(batch, self._sharded))
             batch_totals.append(float(total))
             batch_images.append(float(images))

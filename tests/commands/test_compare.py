@@ -10,7 +10,7 @@ import pytest
 from jaxdepth.commands import compare as compare_command
 from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.evaluation import metrics, protocols
-from jaxdepth.evaluation.evaluator import Scores
+from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime.errors import UserError
 
 

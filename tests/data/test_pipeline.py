@@ -56,7 +56,7 @@ def collect(opened, start, stop, *, batch_size=4, **more):
 def assert_equal(actual, expected):
     assert len(actual) == len(expected)
     for a, b in zip(actual, expected, strict=True):
-        assert a.keys() == b.keys() == {"rgb", "depth_mm", "position"}
+        assert a.keys() == b.keys() == {"rgb", "depth_codes", "position"}
         for key in a:
             assert a[key].dtype == b[key].dtype
             np.testing.assert_array_equal(a[key], b[key])
@@ -69,10 +69,10 @@ def test_batches_hold_the_rows_of_their_step(opened, backend):
     for step, batch in enumerate(batches):
         rows = ROWS[order.rows_of_step(9, step, 4, len(ROWS))]
         assert batch["rgb"].shape == (4, 4, 6, 3) and batch["rgb"].dtype == np.uint8
-        assert batch["depth_mm"].dtype == np.uint16
+        assert batch["depth_codes"].dtype == np.uint16
         assert batch["position"].dtype == np.int32
         np.testing.assert_array_equal(batch["rgb"][:, 0, 0, 0], rows)
-        np.testing.assert_array_equal(batch["depth_mm"][:, 3, 5], 1000 * (rows + 1))
+        np.testing.assert_array_equal(batch["depth_codes"][:, 3, 5], 1000 * (rows + 1))
         np.testing.assert_array_equal(batch["position"], range(4))
 
 
@@ -81,9 +81,9 @@ def test_with_a_device_cache_batches_hold_indices(opened):
     frames = collect(opened, 3, 9, backend="threads", host=1, hosts=2)
     for a, b in zip(indices, frames, strict=True):
         assert a.keys() == {"rows", "position"} and a["rows"].dtype == np.int32
-        rgb, depth_mm = opened.gather(ROWS[a["rows"]], depth="filled")
+        rgb, depth_codes = opened.gather(ROWS[a["rows"]], depth="filled")
         np.testing.assert_array_equal(rgb, b["rgb"])
-        np.testing.assert_array_equal(depth_mm, b["depth_mm"])
+        np.testing.assert_array_equal(depth_codes, b["depth_codes"])
         np.testing.assert_array_equal(a["position"], b["position"])
 
 
@@ -93,7 +93,7 @@ def test_depth_selects_filled_or_raw(opened, backend):
         collect(opened, 0, 2, backend=backend, depth=kind) for kind in ("filled", "raw")
     )
     for a, b in zip(filled, raw, strict=True):
-        np.testing.assert_array_equal(a["depth_mm"], 2 * b["depth_mm"])
+        np.testing.assert_array_equal(a["depth_codes"], 2 * b["depth_codes"])
 
 
 def test_backends_give_equal_batches(opened):

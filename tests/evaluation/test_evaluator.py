@@ -10,8 +10,9 @@ import pytest
 
 from jaxdepth.camera import centred
 from jaxdepth.evaluation import bootstrap, metrics, protocols
-from jaxdepth.evaluation.evaluator import Evaluator, Scores, map_variables, predict_map
+from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.evaluation.metrics import METRICS, Sums
+from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime.errors import UserError
 
 SIZE = (38, 57)  # training frame 40x60
@@ -116,7 +117,11 @@ def test_predictions_are_corrected_for_the_focal_length(caplog):
     for frame, fx in zip(frames, focals, strict=True):
         frame["camera"] = fx and centred(fx, fx, (60, 90))
     evaluator = Evaluator(
-        toy_network, plain, image_size=SIZE, trained_fx=60.0, batch_size=3
+        toy_network,
+        plain,
+        image_size=SIZE,
+        camera=centred(60.0, 60.0, (40, 60)),
+        batch_size=3,
     )
     with caplog.at_level(logging.WARNING):
         scores = evaluator(VARIABLES, frames)["plain"]

@@ -144,7 +144,7 @@ class Frames(Store):
 
     def gather(self, rows, *, depth):
         assert depth == "filled"
-        return self.all["rgb"][rows], self.all["depth_mm"][rows]
+        return self.all["rgb"][rows], self.all["depth_codes"][rows]
 
 
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
@@ -179,14 +179,14 @@ def test_a_step_on_a_table_is_the_step_on_its_frames(kind):
     spec = tiny.spec(augment="full", bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over(kind)
     frames, rows = Frames(), np.arange(16, dtype=np.int32)[::-1].copy()
-    rgb, depth_mm = frames.gather(rows, depth="filled")
+    rgb, depth_codes = frames.gather(rows, depth="filled")
     position = np.arange(16, dtype=np.int32)
     state = tiny.state(spec)
     expected, _ = walk(
         placement.compile(train_step, spec),
         placement,
         state,
-        [{"rgb": rgb, "depth_mm": depth_mm, "position": position}],
+        [{"rgb": rgb, "depth_codes": depth_codes, "position": position}],
     )
     part = device_cache.reader(frames, np.arange(21), depth="filled", devices=8)
     placed = placement.place_table(part)

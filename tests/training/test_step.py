@@ -57,9 +57,9 @@ def overlaps(n_in: int, n_out: int) -> np.ndarray:
     return weights
 
 
-def targets(depth_mm, shape):
+def targets(depth_codes, shape):
     """Truth at the network's output: the mean over the valid part of each cell."""
-    metres = depth_mm.astype(np.float64) / 1000
+    metres = depth_codes.astype(np.float64) / 1000
     valid = (metres > 0) & (metres <= 10)
     rows, columns = (
         overlaps(metres.shape[1], shape[0]),
@@ -80,7 +80,7 @@ def plain_loss(model, params, batch_stats, batch, train=True):
         train=train,
         mutable=["batch_stats"],
     )
-    truth, valid = targets(batch["depth_mm"][:, 0:19, 1:39], pred.shape[1:])
+    truth, valid = targets(batch["depth_codes"][:, 0:19, 1:39], pred.shape[1:])
     losses = []
     for k in range(len(truth)):
         if valid[k].any():
@@ -120,9 +120,11 @@ def test_validation_takes_the_same_loss_with_running_statistics():
 def test_truth_beyond_max_depth_is_no_truth():
     spec = tiny.spec()
     state, batch = tiny.state(spec), tiny.batch(4)
-    beyond = batch["depth_mm"] > 10_000
+    beyond = batch["depth_codes"] > 10_000
     assert beyond.any()
-    cut = batch | {"depth_mm": np.where(beyond, 0, batch["depth_mm"]).astype(np.uint16)}
+    cut = batch | {
+        "depth_codes": np.where(beyond, 0, batch["depth_codes"]).astype(np.uint16)
+    }
     assert same(gradients(spec, state, batch), gradients(spec, state, cut))
     farther = gradients(tiny.changed(spec, max_depth=30.0), state, batch)
     assert farther[1] > 2 * gradients(spec, state, batch)[1]
@@ -136,12 +138,14 @@ def test_valid_depth_at_its_edges():
 
 def test_frames_of_the_store_are_shrunk_to_the_training_frame():
     batch = tiny.batch(3, frame=(30, 50), empty=(1,))
-    rgb, depth = to_training_frame(batch["rgb"], batch["depth_mm"], (20, 40))
+    rgb, depth = to_training_frame(batch["rgb"], batch["depth_codes"], (20, 40))
     rows, columns = overlaps(30, 20) / 1.5, overlaps(50, 40) / 1.25
     colours = np.einsum("ih,bhwc,jw->bijc", rows, batch["rgb"].astype(float), columns)
     assert rgb.dtype == np.uint8 and np.abs(rgb - colours).max() <= 0.501
-    area = np.einsum("ih,bhw,jw->bij", rows, batch["depth_mm"] > 0, columns)
-    total = np.einsum("ih,bhw,jw->bij", rows, batch["depth_mm"].astype(float), columns)
+    area = np.einsum("ih,bhw,jw->bij", rows, batch["depth_codes"] > 0, columns)
+    total = np.einsum(
+        "ih,bhw,jw->bij", rows, batch["depth_codes"].astype(float), columns
+    )
     expected = total / np.maximum(area, 1e-12)
     assert depth.dtype == np.uint16 and np.abs(depth - expected).max() <= 0.51
     assert not np.asarray(depth)[area == 0].any()
@@ -151,7 +155,7 @@ def test_frames_of_the_store_are_shrunk_to_the_training_frame():
 
 def test_depth_beyond_the_limit_is_removed_before_frames_are_shrunk():
     batch = tiny.batch(2, frame=(30, 50))
-    depth = batch["depth_mm"] // 2 + 500
+    depth = batch["depth_codes"] // 2 + 500
     far = np.where(depth > 4000, 0, depth).astype(np.uint16)
     limited = to_training_frame(batch["rgb"], depth, (20, 40), max_depth=4.0)[1]
     np.testing.assert_array_equal(
@@ -163,9 +167,9 @@ def test_depth_beyond_the_limit_is_removed_before_frames_are_shrunk():
 
 def in_units(batch, unit):
     """The batch with depth in steps of 1/8 m, which both units hold exactly."""
-    eighths = np.minimum(batch["depth_mm"] // 125, 8191)
+    eighths = np.minimum(batch["depth_codes"] // 125, 8191)
     codes = eighths.astype(np.uint32) * (unit // 8)
-    return batch | {"depth_mm": codes.astype(np.uint16)}
+    return batch | {"depth_codes": codes.astype(np.uint16)}
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "full"])
@@ -193,7 +197,9 @@ def test_depth_beyond_65_metres_is_ground_truth():
     spec = dataclasses.replace(tiny.spec(max_depth=80.0), depth_unit=256)
     state, batch = tiny.state(spec), tiny.batch(2)
     at = [
-        gradients(spec, state, batch | {"depth_mm": np.full_like(batch["depth_mm"], k)})
+        gradients(
+            spec, state, batch | {"depth_codes": np.full_like(batch["depth_codes"], k)}
+        )
         for k in (80 * 256, 80 * 256 + 1)
     ]
     assert at[0][1] > 70**2 and at[0][2] == 2  # mean squared error of 80 m

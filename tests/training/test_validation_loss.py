@@ -24,7 +24,7 @@ class Frames(Store):
 
     def gather(self, rows, *, depth):
         assert depth == "raw"
-        return self.batch["rgb"][rows], self.batch["depth_mm"][rows]
+        return self.batch["rgb"][rows], self.batch["depth_codes"][rows]
 
 
 def validation(batch, rows, **options):
@@ -52,13 +52,13 @@ def test_validation_loss_is_the_mean_over_images_with_ground_truth(devices):
 def test_the_unit_is_that_of_the_evaluation_store(monkeypatch):
     spec = tiny.spec(loss="si")
     state, batch = tiny.state(spec), tiny.batch(4)
-    eighths = batch["depth_mm"] // 125
+    eighths = batch["depth_codes"] // 125
     losses = []
     for unit in (1000, 256):
         monkeypatch.setattr(Frames, "depth_unit", unit)
         codes = (eighths * (unit // 8)).astype(np.uint16)
         loss = validation(
-            batch | {"depth_mm": codes}, np.arange(4), devices=jax.devices()[:1]
+            batch | {"depth_codes": codes}, np.arange(4), devices=jax.devices()[:1]
         )
         losses.append(loss(state.variables))
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)

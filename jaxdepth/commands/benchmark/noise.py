@@ -51,12 +51,12 @@ def batches_of(
 
 
 def frames(count: int, size: Size, seed: int = 0) -> dict[str, np.ndarray]:
-    """`rgb` (n,h,w,3) uint8 and `depth_mm` (n,h,w) uint16, of which 10 % are 0."""
+    """`rgb` (n,h,w,3) uint8 and `depth_codes` (n,h,w) uint16, of which 10 % are 0."""
     rng = np.random.default_rng(seed)
     rgb = rng.integers(0, 256, (count, *size, 3), np.uint8)
     depth = rng.integers(700, 10_000, (count, *size), np.uint16)
     depth[rng.random(depth.shape, np.float32) < 0.1] = 0
-    return {"rgb": rgb, "depth_mm": depth}
+    return {"rgb": rgb, "depth_codes": depth}
 
 
 def images(batch_size: int, size: Size, *, count: int = 4) -> np.ndarray:

@@ -80,7 +80,7 @@ def batches(config: Config, count: int) -> Iterator[tuple[Tensor, Tensor]]:
     frames = noise.frames(count, config.frame_size)
     rgb = torch.tensor(frames["rgb"], device=device())
     # PyTorch cannot index uint16.
-    depth = torch.tensor(frames["depth_mm"].astype(np.int32), device=device())
+    depth = torch.tensor(frames["depth_codes"].astype(np.int32), device=device())
     for batch in noise.rows(count, int(config.train.batch_size)):
         rows = torch.from_numpy(batch["rows"]).long().to(device())
         yield rgb[rows], depth[rows]
@@ -112,9 +112,9 @@ class Inputs:
         image = rgb.permute(0, 3, 1, 2).float()
         return ((image - self.mean) / self.std).contiguous(memory_format=self.form)
 
-    def target(self, depth_mm: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, depth_codes: Tensor) -> tuple[Tensor, Tensor]:
         """Target in metres at the output size and its mask, as `masked_area`."""
-        depth = depth_mm.float() / 1000
+        depth = depth_codes.float() / 1000
         valid = (depth > 0) & (depth <= self.max_depth)
         share = valid.float()
         area = self.rows @ share @ self.columns
@@ -170,10 +170,10 @@ class Trainer:
         self.batches = batches(self.config, settings.frames)
         self.optimizer = optimizer_of(self.config, self.model, fused=tuned)
 
-    def loss(self, network: Network, rgb: Tensor, depth_mm: Tensor) -> Tensor:
+    def loss(self, network: Network, rgb: Tensor, depth_codes: Tensor) -> Tensor:
         """Loss of a batch of frames, differentiable."""
         image = self.inputs.image(self.inputs.crop(rgb))
-        target, valid = self.inputs.target(self.inputs.crop(depth_mm))
+        target, valid = self.inputs.target(self.inputs.crop(depth_codes))
         with self.autocast():
             pred = network(image)
         return loss_of(self.config.loss.name, pred, target, valid, self.config)

@@ -117,7 +117,7 @@ def _batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     frame = config.frame_size
     return batch | {
         "rgb": jax.ShapeDtypeStruct((*lead, *frame, 3), jnp.uint8),
-        "depth_mm": jax.ShapeDtypeStruct((*lead, *frame), jnp.uint16),
+        "depth_codes": jax.ShapeDtypeStruct((*lead, *frame), jnp.uint16),
     }
 
 
@@ -128,7 +128,7 @@ def _device_cache(
     height, width = config.frame_size
     return {
         "rgb": jax.ShapeDtypeStruct((rows, height * width * 3), jnp.uint8),
-        "depth_mm": jax.ShapeDtypeStruct((rows, height * width), jnp.uint16),
+        "depth_codes": jax.ShapeDtypeStruct((rows, height * width), jnp.uint16),
     }
 
 
@@ -243,7 +243,7 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
         keys = augment.example_keys(config.train.seed, 0, batch["position"])
         image, depth = augment.augment(
             batch["rgb"],
-            batch["depth_mm"],
+            batch["depth_codes"],
             keys,
             size=config.image_size,
             policy=config.data.augment,

@@ -119,6 +119,40 @@ def from_lists(
     }
 
 
+def from_parts(
+    parts: Sequence[str | None], *, indices: Sequence[int | None] | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """Splits of rows that are named "train", "val" or "test", as `from_lists`.
+
+    `val` evaluates, or `test` where there is no `val`. Rows without a name (None)
+    train. Without rows to evaluate on, only "all" is returned.
+    """
+    rows: dict[str | None, list[int]] = {"train": [], "val": [], "test": []}
+    for row, part in enumerate(parts):
+        rows[part or "train"].append(row)
+    evaluation = rows["val"] or rows["test"]
+    indices = [None] * len(parts) if indices is None else indices
+    every = from_lists(rows["train"], evaluation, indices=indices)
+    return every if evaluation else {"all": every["all"]}
+
+
+def part_notes(parts: Sequence[str | None]) -> list[str]:
+    """Notes on the use of named parts that is not obvious, see `from_parts`."""
+    notes = []
+    if "val" in parts and "test" in parts:
+        notes.append(
+            f"evaluation uses the {parts.count('val')} frames of val; the "
+            f"{parts.count('test')} of test are not used: give them as --eval_data "
+            "for the final evaluation"
+        )
+    if None in parts and any(parts):
+        notes.append(
+            f"{parts.count(None)} frames are in no folder named train, val or test: "
+            "they are used for training"
+        )
+    return notes
+
+
 def test_scene_notes(
     left_out: Sequence[int], scenes: Sequence[str | None]
 ) -> list[str]:

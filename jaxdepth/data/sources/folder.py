@@ -147,14 +147,8 @@ class Folder:
         if None not in self._official:
             official = splits.by_official_frames(self._official, scenes)
             return {**(official or {}), "all": everything}
-        rows: dict[str | None, list[int]] = {"train": [], "val": [], "test": []}
-        for row, frame in enumerate(self.frames):
-            rows.setdefault(frame.part, []).append(row)
-        evaluation = rows["val"] or rows["test"]
-        if not evaluation:
-            return {"all": everything}
-        train = sorted(rows["train"] + rows.get(None, []))
-        return splits.from_lists(train, evaluation, indices=self._official)
+        parts = [frame.part for frame in self.frames]
+        return splits.from_parts(parts, indices=self._official)
 
     def _read(self, allow_outside: bool) -> list[Listed]:
         """Read the frames; add notes on how they were paired."""
@@ -168,7 +162,7 @@ class Folder:
             frames = self._selected(frames, named) if frames else named
         if not found.used:
             frames = self._with_parts(frames)
-        self._note_parts(frames)
+        self.notes += splits.part_notes([frame.part for frame in frames])
         return frames
 
     def _unlisted(self, allow_outside: bool) -> list[Listed]:
@@ -203,8 +197,8 @@ class Folder:
         kept = [frame for frame in parted if frame.part is not None]
         if len(kept) < len(frames):
             self.notes.append(
-                f"{len(frames) - len(kept)} frames of folders that no list names left "
-                "out"
+                f"left out {len(frames) - len(kept)} frames of folders that no list "
+                "names"
             )
         return kept
 
@@ -231,21 +225,6 @@ class Folder:
             pair = frame if frame.depth is not None else by_image[frame.image]
             selected.append(pair._replace(part=frame.part))
         return selected
-
-    def _note_parts(self, frames: Sequence[Listed]) -> None:
-        """Add notes on parts of a split whose use is not obvious."""
-        parts = [frame.part for frame in frames]
-        if "val" in parts and "test" in parts:
-            self.notes.append(
-                f"evaluation uses the {parts.count('val')} frames of val; the "
-                f"{parts.count('test')} of test are not used: give them as --eval_data "
-                "for the final evaluation"
-            )
-        if None in parts and any(parts):
-            self.notes.append(
-                f"{parts.count(None)} frames are in no folder named train, val or "
-                "test: they are used for training"
-            )
 
     def _name(self, frame: Listed) -> str:
         """Path of the image relative to the folder; as listed if it is outside."""

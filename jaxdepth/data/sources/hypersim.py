@@ -105,12 +105,7 @@ class Hypersim:
         return {"path": str(self.path.resolve()), **files.stamp(every)}
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for row, part in enumerate(self._parts):
-            rows[part or "train"].append(row)
-        evaluation, indices = rows["val"] or rows["test"], [None] * len(self.shots)
-        every = splits.from_lists(rows["train"], evaluation, indices=indices)
-        return every if evaluation else {"all": every["all"]}
+        return splits.from_parts(self._parts)
 
     def _paired(self, allow_outside: bool) -> list[Shot]:
         """The frames that have both files. Raises UserError if there are none."""
@@ -133,7 +128,7 @@ class Hypersim:
         ):  # fmt: skip
             if count > len(keys):
                 self.notes.append(
-                    f"{count - len(keys)} {what} without {missing} left out"
+                    f"left out {count - len(keys)} {what} without {missing}"
                 )
         shots = [Shot(images[key], depths[key]) for key in keys]
         if not allow_outside:
@@ -151,11 +146,7 @@ class Hypersim:
             ]
         else:
             parts = self._included(self._split)
-        if "val" in parts and "test" in parts:
-            self.notes.append(
-                f"evaluation uses the {parts.count('val')} frames of val; the "
-                f"{parts.count('test')} of test are not used"
-            )
+        self.notes += splits.part_notes(parts)
         return parts
 
     def _included(self, file: Path) -> list[lists.Part | None]:
@@ -167,7 +158,7 @@ class Hypersim:
         self.notes.append(f"split read from {SPLIT}")
         if left_out := total - len(self.shots):
             self.notes.append(
-                f"{left_out} frames that {SPLIT} does not include left out"
+                f"left out {left_out} frames that {SPLIT} does not include"
             )
         return [parts[shot.key] for shot in self.shots]
 
@@ -207,8 +198,8 @@ def _no_pair(path: Path, images: int, depths: int) -> str:
             f"folders {PREVIEW}, with frame.*{IMAGES[0]}"
         )
     return (
-        f"{path} has {images} images and {depths} depth files of Hypersim, and none of "
-        "one frame: download both of the same scenes and cameras"
+        f"{path} has {images} images and {depths} depth files of Hypersim, but "
+        "none show the same frame: download both for the same scenes and cameras"
     )
 
 

@@ -61,6 +61,8 @@ class Kitti:
         self.scale = options.depth_scale or SCALE
         self.notes: list[str] = []
         self.pairs = self._paired(options.allow_outside)
+        self._parts = [self._part(pair) for pair in self.pairs]
+        self.notes += splits.part_notes(self._parts)
         self.infos = [
             FrameInfo(pair.image.relative_to(path).as_posix(), scene=pair.key[0])
             for pair in self.pairs
@@ -88,14 +90,12 @@ class Kitti:
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        rows: dict[str, list[int]] = {"train": [], "val": [], "test": []}
-        for row, pair in enumerate(self.pairs):
-            above = [*pair.depth.relative_to(self.path).parents][4:5]  # of the drive
-            part = lists.part_of(above[0]) if above else None
-            rows[part or "train"].append(row)
-        evaluation, indices = rows["val"] or rows["test"], [None] * len(self.pairs)
-        every = splits.from_lists(rows["train"], evaluation, indices=indices)
-        return every if evaluation else {"all": every["all"]}
+        return splits.from_parts(self._parts)
+
+    def _part(self, pair: Pair) -> lists.Part | None:
+        """The part of the split that a folder above the drive names."""
+        above = [*pair.depth.relative_to(self.path).parents][4:5]
+        return lists.part_of(above[0]) if above else None
 
     def _paired(self, allow_outside: bool) -> list[Pair]:
         """The frames that have both files. Raises UserError if there are none."""
@@ -116,7 +116,7 @@ class Kitti:
             )
         for what, count in (("images", len(images)), ("depth files", len(depths))):
             if alone := count - len(keys):
-                self.notes.append(f"{alone} {what} without a partner left out")
+                self.notes.append(f"left out {alone} {what} without a partner")
         pairs = [Pair(images[key], depths[key], key) for key in keys]
         if not allow_outside:
             root = lists.Root(self.path)
@@ -132,7 +132,7 @@ class Kitti:
             if (key := (*place, file.stem)) in known:
                 raise UserError(
                     f"{self.path}: {known[key].relative_to(self.path)} and "
-                    f"{file.relative_to(self.path)} would be one frame: keep one of "
+                    f"{file.relative_to(self.path)} are the same frame: keep one of "
                     "them"
                 )
             known[key] = file

@@ -157,12 +157,12 @@ def test_data_rates(tmp_path):
 
 def test_random_frames_have_the_shapes_of_the_device_cache():
     part = noise.table_part(5, (2, 3), devices=2)
-    assert part(0)["rgb"].shape == (3, 18) and part(1)["depth_mm"].shape == (3, 6)
+    assert part(0)["rgb"].shape == (3, 18) and part(1)["depth_codes"].shape == (3, 6)
     assert not np.array_equal(part(0)["rgb"], part(1)["rgb"])
     rows = noise.rows(5, 4)
     first, second = next(rows), next(rows)
     assert first["rows"].max() < 5 and not np.array_equal(first["rows"], second["rows"])
-    depth = noise.frames(2, (40, 50))["depth_mm"]
+    depth = noise.frames(2, (40, 50))["depth_codes"]
     assert 0.05 < (depth == 0).mean() < 0.15
 
 

@@ -99,7 +99,7 @@ def test_peers_have_the_same_loss_and_gradients(arch, loss, tuned):
     if arch == "cnn_fc":
         one.model.get_submodule("network.drop").eval()
     peer_models.load(one.model, variables)
-    depth = torch.tensor(batch["depth_mm"].astype(np.int32))
+    depth = torch.tensor(batch["depth_codes"].astype(np.int32))
     peer_loss = one.loss(one.model, torch.tensor(batch["rgb"]), depth)
     peer_loss.backward()
     np.testing.assert_allclose(peer_loss.item(), value, rtol=1e-4)

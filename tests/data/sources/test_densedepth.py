@@ -99,8 +99,8 @@ def test_a_store_keeps_the_extremes_of_codes(both, tmp_path, mask):
     opened = store_writer.write(
         open_source(both), tmp_path / "s", size=made.SIZE, mask_extremes=mask
     )
-    depth_mm = opened.gather([1], depth="filled")[1][0]
-    np.testing.assert_array_equal(depth_mm, np.round(codes / 25.5 * 1000))
+    depth_codes = opened.gather([1], depth="filled")[1][0]
+    np.testing.assert_array_equal(depth_codes, np.round(codes / 25.5 * 1000))
 
 
 def test_scenes_of_the_test_set_are_left_out_of_training(tmp_path):

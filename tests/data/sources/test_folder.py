@@ -150,8 +150,8 @@ def test_8_bit_depth_needs_a_scale_and_keeps_its_extremes(tmp_path):
     source = open_source(tmp_path, options=ReadOptions(depth_scale=25.5))
     assert source.eight_bit and source.truths == ("raw",)
     opened = store_writer.write(source, tmp_path.with_name("store8"), size=(H, W))
-    depth_mm = opened.gather([0], depth="raw")[1][0]
-    np.testing.assert_array_equal(depth_mm, np.round(values / 25.5 * 1000))
+    depth_codes = opened.gather([0], depth="raw")[1][0]
+    np.testing.assert_array_equal(depth_codes, np.round(values / 25.5 * 1000))
 
 
 def test_different_sizes_are_an_error_naming_both_files(tmp_path):
@@ -326,8 +326,10 @@ def test_extremes_are_masked_in_the_stored_unit(tmp_path):
     depth(tmp_path, "a_depth.png", stored, scale=1)
     source = open_source(tmp_path, options=ReadOptions(depth_scale=5000.0))
     opened = store_writer.write(source, tmp_path / "s", size=(H, W), mask_extremes="on")
-    (depth_mm,) = opened.gather([0], depth=opened.depths[0])[1]
-    np.testing.assert_array_equal(depth_mm[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]])
+    (depth_codes,) = opened.gather([0], depth=opened.depths[0])[1]
+    np.testing.assert_array_equal(
+        depth_codes[:2, :3], [[0, 1000, 1000], [2000, 2000, 0]]
+    )
 
 
 def test_real_synchronised_frames_are_read(shared_data, tmp_path):

@@ -152,8 +152,8 @@ def test_files_without_a_partner_are_counted(data):
     geometry(data, "ai_001_001", "cam_01", 1)
     notes = open_source(data).notes
     assert notes == [
-        "1 images without depth left out",
-        "2 depth files without image left out",
+        "left out 1 images without depth",
+        "left out 2 depth files without image",
     ]
 
 
@@ -167,7 +167,7 @@ def test_missing_downloads_are_named(tmp_path):
     made.refused(tmp_path / "b", "1 depth files of Hypersim and no images", "preview")
     shot(tmp_path / "c").unlink()
     geometry(tmp_path / "c", "ai_001_001", "cam_01", 0)
-    made.refused(tmp_path / "c", "none of one frame")
+    made.refused(tmp_path / "c", "none show the same frame")
 
 
 def test_damaged_depth_is_a_broken_frame(data):

@@ -77,7 +77,7 @@ def test_the_folders_of_the_downloads(tmp_path, options):
     check(source, 720.0)
     assert source.frame(0).intrinsics == (720.0, 710.0, 600.0, 170.0)
     assert source.splits()["own"] == {"train": [0, 1, 2, 3], "eval": [4, 5, 6, 7]}
-    assert "2 images without a partner left out" in source.notes
+    assert "left out 2 images without a partner" in source.notes
     assert (
         source.fingerprint()
         != open_source(tmp_path, options=ReadOptions(depth_scale=250.0)).fingerprint()

@@ -55,7 +55,7 @@ def test_folders_that_are_missing_or_not_listed_are_counted(tmp_path):
         "split read from train.txt, val.txt",
         "2 of 3 folders that train.txt lists do not exist or hold no frame, such as "
         "gone",
-        "1 frames of folders that no list names left out",
+        "left out 1 frames of folders that no list names",
     ]
 
 
@@ -97,7 +97,7 @@ def test_an_ambiguous_name_is_not_guessed(tmp_path):
     made.text(tmp_path, "val.txt", "bath\n")
     source = open_source(tmp_path)
     assert [info.scene for info in source.infos] == ["x/bath"]
-    assert "2 frames of folders that no list names left out" in source.notes
+    assert "left out 2 frames of folders that no list names" in source.notes
 
 
 def test_lists_of_frames_are_preferred(tmp_path):
