@@ -493,7 +493,7 @@ def resolve_steps(config: Config, *, train_images: int) -> Config:
 
 
 # Removed values, and those that replace them: up-convolution forms differ in cost only.
-_REPLACED = {("upconv", "packed"): "auto", ("upconv", "rows"): "auto"}
+_REPLACED = {("upconv", form): "auto" for form in ("packed", "rows", "dilated")}
 
 
 def to_json(config: Config) -> dict[str, Any]:

@@ -230,3 +230,9 @@ def test_json_of_another_version_is_refused():
 def test_every_flag_is_explained():
     for name, flag in flags_of(Config).items():
         assert len(flag.help) > 10, name
+
+
+@pytest.mark.parametrize("form", ["packed", "rows", "dilated"])
+def test_a_removed_form_of_the_up_convolution_is_read_as_auto(form):
+    values = config_lib.to_json(Config()) | {"upconv": form}
+    assert config_lib.from_json(values).model.upconv == "auto"

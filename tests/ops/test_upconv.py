@@ -1,4 +1,5 @@
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -175,11 +176,24 @@ def test_dtype_is_kept_and_size_doubled(form, kind):
 
 
 def test_default_forms():
-    assert [ops.default_form(p) for p in ("tpu", "cpu", "gpu")] == [
-        "dilated",
-        "four",
-        "four",
-    ]
+    forms = {p: ops.default_form(p) for p in ("tpu", "gpu", "cpu", "other")}
+    assert forms == dict.fromkeys(("tpu", "gpu"), "transposed") | dict.fromkeys(
+        ("cpu", "other"), "four"
+    )
+
+
+def test_both_gradients_of_transposed_are_convolutions_of_stride_2():
+    # JAX's own rule gives a kernel gradient whose window is as large as the map.
+    x, kernel = jnp.zeros((2, 8, 9, 3)), jnp.zeros((5, 5, 3, 4))
+
+    def loss(x, kernel):
+        return jnp.sum(ops.upconv(x, kernel, form="transposed"))
+
+    text = str(jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, kernel))
+    strides = re.findall(r"window_strides=\((\d), \d\)", text)
+    dilations = re.findall(r"[lr]hs_dilation=\((\d), \d\)", text)
+    assert sorted(strides) == ["1", "1", "2"]  # value, kernel and input gradient
+    assert sorted(dilations) == ["1", "1", "1", "1", "2", "2"]
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])

@@ -53,7 +53,7 @@ GPU_PARTS = (
     Part("infer", f"infer {_GPU} --batch_size=128 --peer=torch", 80),
     Part("train_host", f"{_BEST} --beside=cache=host", 60),
     Part("upconv", f"{_UPCONV} --peer=torch", 90),
-    Part("train_forms", f"{_BEST} --beside=upconv=dilated,upconv=plain", 150),
+    Part("train_forms", f"{_BEST} --beside=upconv=four,upconv=plain", 150),
     Part("infer_best", f"infer {_GPU} --batch_size=best --search_s=40", 60),
     Part("train_compiled", f"{_BEST} {_COMPILED}", 150),
     Part("train_f32", f"{_F32} --peer=torch", 90),

@@ -78,7 +78,7 @@ class NetworkSettings:
     compile_limit: float = flag(120.0, at_least=0)
     """Time limit of torch.compile for each network, seconds."""
     beside: str = ""
-    """Variants to time in the same turns: flags that differ, as in upconv=dilated.
+    """Variants to time in the same turns: flags that differ, as in upconv=plain.
     Variants are separated by commas, flags of one variant by +, as in
     bn=local+cache=host,augment=full."""
     growth: Literal["none", "batch", "size", "devices"] = "none"

@@ -43,7 +43,7 @@ class UpconvSettings:
     unpool: Literal["zero", "average", "both"] = "both"
     """Unpooling of an up-projection, as for training."""
     forms: str = "all"
-    """Forms of the up-convolution, comma-separated, as in four,dilated."""
+    """Forms of the up-convolution, comma-separated, as in four,transposed."""
     blocks: str = "1,2,3,4"
     """Up-projections, comma-separated."""
     parts: str = "upconv,pointwise,transposed"

@@ -42,7 +42,7 @@ def test_cases_have_the_shapes_of_the_networks():
         ((4, 32, 40, 256), (5, 5, 256, 128)),
         ((4, 64, 80, 128), (5, 5, 128, 64)),
     ]
-    names = ["auto", "plain", "dilated", "four"]
+    names = ["auto", "plain", "four", "transposed"]
     assert list(cases[0].forms) == names
     (transposed,) = upconv.transposed_cases(UpconvSettings(batch_size=4))
     assert (transposed.x, transposed.kernel) == ((4, 29, 38, 256), (3, 3, 256, 1))
@@ -106,11 +106,16 @@ def test_upconv_writes_a_table_for_each_direction(tmp_path, monkeypatch):
     monkeypatch.setattr(
         upconv,
         "first_call",
-        lambda workload: 9.0 if "dilated" in workload.name else first_call(workload),
+        lambda workload: 9.0 if "transposed" in workload.name else first_call(workload),
     )
     file = tmp_path / "u.json"
     words = ["upconv", "--size=32x48", "--thin=64", "--batch_size=2", "--repeats=2"]
-    words += ["--seconds=0", "--unpool=average", "--blocks=4", "--forms=four,dilated"]
+    words += [
+        "--seconds=0",
+        "--unpool=average",
+        "--blocks=4",
+        "--forms=four,transposed",
+    ]
     benchmark.command([*words, "--parts=upconv", f"--json={file}"])
     document = json.loads(file.read_text())
     name = "5x5 up-convolution 4, average unpooling, 8x16x2 -> 1"
