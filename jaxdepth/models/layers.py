@@ -10,8 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from jaxdepth.models.layouts import LAYOUTS, Layout
+from jaxdepth.ops import platform
+from jaxdepth.ops.batch_norm import batch_norm as batch_norm_op
 from jaxdepth.ops.conv import Conv
 
 # A module class, or one with some of its fields bound by functools.partial.
@@ -40,10 +43,58 @@ class DepthNetwork(nn.Module):
     freeze: str = "none"
 
 
+class BatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm`, followed by an optional residual sum and ReLU.
+
+    Training on GPU computes them as one operation, `jaxdepth.ops.batch_norm`: compiled
+    for an H100, a step of `upproj` moves a fifth fewer bytes. On TPU, the compiler
+    fuses the sums of the gradient into the convolutions around them, which one
+    operation prevents: stage 1 takes 8 % more cycles by its estimate (v5e).
+    """
+
+    @nn.compact
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        residual: Float[Array, "b h w c"] | None = None,
+        relu: bool = False,
+    ) -> Float[Array, "b h w c"]:
+        """Normalise x, add the residual, apply the ReLU."""
+        is_one = not self.use_running_average and platform.current() == "gpu"
+        if not is_one or self.is_initializing():
+            y = super().__call__(x)
+            y = y if residual is None else y + residual
+            return nn.relu(y) if relu else y
+        shape = (x.shape[-1],)
+        y, mean, variance = batch_norm_op(
+            x.astype(self.dtype),
+            self.param("scale", self.scale_init, shape, jnp.float32),
+            self.param("bias", self.bias_init, shape, jnp.float32),
+            residual,
+            relu=relu,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name,
+            groups=self.axis_index_groups,
+        )
+        self.update_running(mean, variance)
+        return y
+
+    def update_running(self, mean: Array, variance: Array) -> None:
+        """Move the running statistics, (c,) float32, towards those of the batch."""
+        batch = {"mean": (mean, jnp.zeros), "var": (variance, jnp.ones)}
+        for name, (value, initial) in batch.items():
+            shape = value.shape
+            running = self.variable("batch_stats", name, initial, shape, jnp.float32)
+            if not self.is_initializing():
+                old, kept = running.value, self.momentum
+                running.value = kept * old + (1 - kept) * value
+
+
 def batch_norm(
     *, epsilon: float = 1e-5, dtype: Any = jnp.float32, axis_name: str | None = None
 ) -> functools.partial:
-    """The batch normalisation layer of all networks: `flax.linen.BatchNorm`.
+    """The batch normalisation layer of all networks.
 
     Running statistics decay by 0.9 per step (our choice; PyTorch's default momentum of
     0.1), are float32 and hold the biased variance. Scale starts at one, offset at zero.
@@ -58,7 +109,7 @@ def batch_norm(
       `name`.
     """
     return functools.partial(
-        nn.BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
     )
 
 

@@ -7,14 +7,14 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxdepth.models.layers import Layer, batch_norm
+from jaxdepth.models.layers import BatchNorm, Layer, batch_norm
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import Conv, Kernel
 from jaxdepth.ops.folded_norm import folded_norm
 from jaxdepth.ops.pool import max_pool, same_padding
 
 
-class FoldedNorm(nn.BatchNorm):
+class FoldedNorm(BatchNorm):
     """Batch normalisation of a 1x1 convolution, by `folded_norm`.
 
     It takes the input and the kernel of the convolution. Parameters, statistics and
@@ -28,10 +28,6 @@ class FoldedNorm(nn.BatchNorm):
         shape = (kernel.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
         offset = self.param("bias", self.bias_init, shape, jnp.float32)
-        running = {
-            "mean": self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32),
-            "var": self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32),
-        }
         y, mean, variance = folded_norm(
             x.astype(self.dtype),
             kernel[0, 0],
@@ -40,12 +36,7 @@ class FoldedNorm(nn.BatchNorm):
             epsilon=self.epsilon,
             axis_name=None if self.is_initializing() else self.axis_name,
         )
-        if self.is_initializing():
-            return y
-        for name, batch_value in (("mean", mean), ("var", variance)):
-            running[name].value = (
-                self.momentum * running[name].value + (1 - self.momentum) * batch_value
-            )
+        self.update_running(mean, variance)
         return y
 
 
@@ -57,8 +48,11 @@ def pointwise_norm(
     conv: Layer,
     norm: functools.partial,
     names: tuple[str, str],
+    residual: Float[Array, "b i j d"] | None = None,
 ) -> Float[Array, "b i j d"]:
     """1x1 convolution and batch normalisation, for convolutions that add channels.
+
+    With a residual, the result is the ReLU of the sum.
 
     On TPU, training computes both as one operation, `folded_norm`; otherwise they are
     two modules. Compiler estimates per image for the second block of stage 1, forward
@@ -70,15 +64,17 @@ def pointwise_norm(
       conv: convolution layer.
       norm: `batch_norm` with `use_running_average` bound.
       names: of convolution and normalisation, in the calling module.
+      residual: added before the ReLU; None for neither.
     """
     conv_name, norm_name = names
     train = not norm.keywords["use_running_average"]
     if not train or platform.current() != "tpu":
         y = conv(features, (1, 1), stride, name=conv_name)(x)
-        return norm(name=norm_name)(y)
+        return norm(name=norm_name)(y, residual=residual, relu=residual is not None)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
-    return folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
+    y = folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
+    return y if residual is None else nn.relu(residual + y)
 
 
 class Bottleneck(nn.Module):
@@ -106,20 +102,20 @@ class Bottleneck(nn.Module):
         if self.stride_in == "3x3":
             first, second = second, first
         y = self.conv(self.width, (1, 1), first, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(self.width, (3, 3), second, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.norm(name="bn2")(y, relu=True)
         pointwise = functools.partial(
             pointwise_norm, features=4 * self.width, conv=self.conv
         )
         # The last scale starts at zero, so that a block starts as its shortcut and deep
         # networks train as fast as shallow ones (Goyal et al. 2017, section 5.1).
         zero_scale = functools.partial(self.norm, scale_init=nn.initializers.zeros)
-        y = pointwise(y, stride=1, names=("conv3", "bn3"), norm=zero_scale)
         if self.project:
             names = ("conv_proj", "bn_proj")
             x = pointwise(x, stride=self.stride, names=names, norm=self.norm)
-        return nn.relu(x + y)
+        names = ("conv3", "bn3")
+        return pointwise(y, stride=1, names=names, norm=zero_scale, residual=x)
 
 
 class ResNet(nn.Module):
@@ -182,7 +178,7 @@ class ResNet(nn.Module):
         conv = self.conv(
             self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
-        x = nn.relu(norm(name="bn_init")(conv(image)))
+        x = norm(name="bn_init")(conv(image), relu=True)
         padding = ((1, 1), (1, 1))
         if self.pool_padding == "same":
             padding = same_padding(*x.shape[1:3], size=3)

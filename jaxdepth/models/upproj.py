@@ -80,12 +80,11 @@ class UpProjection(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         main = self.up(self.features, name="up_main")(x)
-        main = nn.relu(self.norm(name="bn_main")(main))
+        main = self.norm(name="bn_main")(main, relu=True)
         main = self.conv(self.features, name="conv")(main)
-        main = self.norm(name="bn")(main)
         side = self.up(self.features, name="up_side")(x)
         side = self.norm(name="bn_side")(side)
-        return nn.relu(main + side)
+        return self.norm(name="bn")(main, residual=side, relu=True)
 
 
 class Decoder(nn.Module):

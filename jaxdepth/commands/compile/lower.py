@@ -78,7 +78,8 @@ def lower_step(
     parts = step_parts(config)
     stacked, cached = config.train.steps_per_call > 1, config.data.cache == "device"
     run = placement.mapped(*parts.step(config), table=cached, stacked=stacked)
-    state = _placed(jax.eval_shape(parts.init), placement, P())
+    state = jax.eval_shape(lambda: placement.store(parts.init()))
+    state = _placed(state, placement, P())
     batches = P(None, sharding.AXIS) if stacked else P(sharding.AXIS)
     arguments = [_placed(_batch(config), placement, batches)]
     if cached:

@@ -1,0 +1,133 @@
+"""Batch normalisation, residual sum and ReLU as one operation with its own gradient."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_AXES = (0, 1, 2)
+Groups = tuple[tuple[int, ...], ...] | None
+
+
+def batch_norm(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, "c"],
+    offset: Float[Array, "c"],
+    residual: Float[Array, "b h w c"] | None = None,
+    *,
+    relu: bool,
+    epsilon: float,
+    axis_name: str | None,
+    groups: Groups = None,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "c"], Float[Array, "c"]]:
+    """Normalise by the statistics of the batch, add the residual, apply the ReLU.
+
+        out = relu((x - mean) / sqrt(variance + epsilon) * scale + offset + residual)
+
+    Value and gradient equal those of the separate operations up to rounding. The
+    gradient takes two passes over the maps, one for its two sums and one for the
+    result, and stores nothing in between: the ReLU's mask is computed again from x, or
+    from the result if there is a residual. XLA's gradient of the separate operations
+    takes three passes and stores the masked gradient.
+
+    Reverse mode only. No gradient passes through the returned statistics.
+
+    Args:
+      x: features, in the dtype of the computation.
+      scale, offset: float32.
+      residual: added before the ReLU; in the dtype of x.
+      relu: whether to apply the ReLU.
+      epsilon: added to the variance.
+      axis_name: the device axis over which the statistics are shared; None for
+        statistics per device.
+      groups: `axis_index_groups` of the collectives; None for all devices.
+
+    Returns: out in the dtype of x; mean and (biased) variance of x, float32.
+    """
+    shared = (relu, epsilon, axis_name, groups)
+    return _batch_norm(x, scale, offset, residual, shared)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _batch_norm(x, scale, offset, residual, shared):
+    return _forward(x, scale, offset, residual, shared)[0]
+
+
+def _forward(x, scale, offset, residual, shared):
+    relu, epsilon, *devices = shared
+    values = x.astype(jnp.float32)
+    entries = x.size // x.shape[-1]
+    sums = _sums(values, values * values)
+    mean, square = _mean_over_devices(*(s / entries for s in sums), *devices)
+    variance = jnp.maximum(0.0, square - mean * mean)
+    inverse = lax.rsqrt(variance + epsilon)
+    out = _affine(x, mean, inverse * scale, offset)
+    if residual is not None:
+        # Rounded first, as the separate operations are.
+        out = out.astype(x.dtype).astype(jnp.float32) + residual
+    if relu:
+        out = jax.nn.relu(out)
+    out = out.astype(x.dtype)
+    mask_of = None
+    if relu and residual is not None:
+        # The next convolution reads the result from memory. Without the barrier, XLA
+        # would also store it in float32, for the next residual sum, and the mask.
+        out = mask_of = lax.optimization_barrier(out)
+    saved = x, scale, offset, mean, inverse, mask_of, residual is not None
+    return (out, mean, variance), saved
+
+
+def _backward(shared, saved, gradients):
+    relu, _, *devices = shared
+    x, scale, offset, mean, inverse, mask_of, has_residual = saved
+    gradient = gradients[0].astype(jnp.float32)
+    if relu:
+        if mask_of is None:
+            mask_of = _affine(x, mean, inverse * scale, offset)
+        gradient = jnp.where(mask_of > 0, gradient, 0.0)
+    normalised = _affine(x, mean, inverse, jnp.zeros_like(mean))
+    entries = x.size // x.shape[-1]
+    offset_grad, scale_grad = _sums(gradient, gradient * normalised)
+    first, second = _mean_over_devices(
+        offset_grad / entries, scale_grad / entries, *devices
+    )
+    stored = gradient
+    if has_residual:
+        stored = lax.optimization_barrier(gradient.astype(x.dtype))
+    x_grad = stored - _spread(first) - normalised * _spread(second)
+    x_grad = (x_grad * _spread(inverse * scale)).astype(x.dtype)
+    residual_grad = stored if has_residual else None
+    return x_grad, scale_grad, offset_grad, residual_grad
+
+
+_batch_norm.defvjp(_forward, _backward)
+
+
+def _sums(first, second):
+    """Sums over all entries, as one reduction: XLA compiles two kernels, not three."""
+
+    def add(a, b):
+        return a[0] + b[0], a[1] + b[1]
+
+    zero = jnp.zeros((), jnp.float32)
+    return lax.reduce((first, second), (zero, zero), add, _AXES)
+
+
+def _affine(x, mean, factor, offset):
+    """(x - mean) * factor + offset per channel, in float32."""
+    return (x - _spread(mean)) * _spread(factor) + _spread(offset)
+
+
+def _spread(channels: Any) -> Any:
+    return channels[None, None, None]
+
+
+def _mean_over_devices(first, second, axis_name, groups):
+    if axis_name is None:
+        return first, second
+    both = jnp.stack([first, second])  # one collective
+    mean = lax.pmean(both, axis_name, axis_index_groups=groups)
+    return mean[0], mean[1]
