@@ -14,6 +14,9 @@ from jaxdepth.ops.folded_norm import folded_norm
 from jaxdepth.ops.pool import max_pool, same_padding
 
 
+FOLD_UP_TO = 256
+
+
 class FoldedNorm(BatchNorm):
     """Batch normalisation of a 1x1 convolution, by `folded_norm`.
 
@@ -23,7 +26,7 @@ class FoldedNorm(BatchNorm):
 
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c d"]
+        self, x: Float[Array, "b h w c"], kernel: Float[Array, "1 1 c d"], residual=None
     ) -> Float[Array, "b h w d"]:
         shape = (kernel.shape[-1],)
         scale = self.param("scale", self.scale_init, shape, jnp.float32)
@@ -35,6 +38,8 @@ class FoldedNorm(BatchNorm):
             offset,
             epsilon=self.epsilon,
             axis_name=None if self.is_initializing() else self.axis_name,
+            residual=residual,
+            fuse=platform.current() == "gpu",
         )
         self.update_running(mean, variance)
         return y
@@ -68,11 +73,13 @@ def pointwise_norm(
     """
     conv_name, norm_name = names
     train = not norm.keywords["use_running_average"]
-    if not train or platform.current() != "tpu":
+    if not train or platform.current() == "cpu" or (platform.current()=="gpu" and x.shape[-1]>FOLD_UP_TO):
         y = conv(features, (1, 1), stride, name=conv_name)(x)
         return norm(name=norm_name)(y, residual=residual, relu=residual is not None)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
+    if platform.current() == "gpu":
+        return folded(name=norm_name)(x[:, ::stride, ::stride], kernel, residual)
     y = folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
     return y if residual is None else nn.relu(residual + y)
 

@@ -20,6 +20,8 @@ def folded_norm(
     *,
     epsilon: float,
     axis_name: str | None,
+    residual=None,
+    fuse: bool = False,
 ) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
     """Batch normalisation of a 1x1 convolution, without storing the convolution.
 
@@ -50,6 +52,9 @@ def folded_norm(
         mean, square = lax.pmean(jnp.stack([mean, square]), axis_name)
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
+    if fuse:
+        out = _conv_add(x, kernel * factor[None], offset - mean * factor, residual)
+        return out, mean, variance
     out = _affine(x, kernel * factor[None], offset - mean * factor)
     return out, mean, variance
 
@@ -69,7 +74,7 @@ def _moments(x):
 
     The custom gradient fixes the dtypes: products in that of x, sums in float32.
     """
-    second = jnp.einsum("bhwc,bhwd->cd", x, x, preferred_element_type=jnp.float32)
+    second = _per_image(x, x)
     return jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32), second
 
 
@@ -77,7 +82,7 @@ def _moments_back(x, gradients):
     first, second = gradients
     symmetric = (second + second.T).astype(x.dtype)
     constant = first.astype(x.dtype)[None, None, None]
-    return (jnp.einsum("bhwd,dc->bhwc", x, symmetric) + constant,)
+    return (_conv1(x, symmetric) + constant,)
 
 
 _moments.defvjp(lambda x: (_moments(x), x), _moments_back)
@@ -110,3 +115,41 @@ def _affine_back(residuals, gradient):
 
 
 _affine.defvjp(lambda x, k, o: (_affine(x, k, o), (x, k)), _affine_back)
+
+
+@jax.custom_vjp
+def _conv_add(x, kernel, offset, residual):
+    return _conv_add_forward(x, kernel, offset, residual)[0]
+
+
+def _conv1(x, k):
+    return lax.conv_general_dilated(x, k[None, None], (1, 1), ((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_add_forward(x, kernel, offset, residual):
+    y = _conv1(x, kernel.astype(x.dtype)) + offset.astype(x.dtype)[None, None, None]
+    if residual is not None:
+        y = jax.nn.relu(y + residual)
+        y = lax.optimization_barrier(y)
+    return y, (x, kernel, None if residual is None else y)
+
+
+def _conv_add_backward(saved, g):
+    x, kernel, out = saved
+    if out is not None:
+        g = jnp.where(out > 0, g, jnp.zeros_like(g))
+    offset_grad = lax.reduce(g.astype(jnp.float32), jnp.float32(0), lax.add, (0, 1, 2))
+    g = lax.optimization_barrier(g)
+    kernel_grad = _per_image(x, g)
+    x_grad = _conv1(g, kernel.astype(x.dtype).T)
+    return x_grad, kernel_grad, offset_grad, None if out is None else g
+
+
+_conv_add.defvjp(_conv_add_forward, _conv_add_backward)
+
+
+def _per_image(x, y):
+    return jnp.einsum("bhwc,bhwf->cf", x, y, preferred_element_type=jnp.float32)
+    b, h, w, _ = x.shape
+    each = jnp.einsum("bnc,bnf->bcf", x.reshape(b, h * w, -1), y.reshape(b, h * w, -1), preferred_element_type=jnp.float32)
+    return each.sum(0)

@@ -2,7 +2,9 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -29,6 +31,8 @@ def max_pool(
     Returns: (b, i, j, c) with i = (h + top + bottom - size) // 2 + 1; j likewise.
     """
     lowest = -jnp.inf
+    if platform.current() == "gpu":
+        return _by_index(x, size, padding)
     if platform.current() != "cpu":
         window, strides = (1, size, size, 1), (1, 2, 2, 1)
         pads = ((0, 0), *padding, (0, 0))
@@ -41,6 +45,47 @@ def max_pool(
         slices = [lax.slice_in_dim(x, k, k + end, 2, axis) for k in range(size)]
         x = functools.reduce(jnp.maximum, slices)
     return x
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _by_index(x, size, padding):
+    return _by_index_forward(x, size, padding)[0]
+
+
+def _by_index_forward(x, size, padding):
+    """The maximum of strided slices, one per entry of the window, and its index."""
+    widths = ((0, 0), *padding, (0, 0))
+    padded = jnp.pad(x, widths, constant_values=-jnp.inf)
+    b, h, w, c = padded.shape
+    best, index = None, None
+    for k, (i, j) in enumerate(np.ndindex(size, size)):
+        end = (b, h - size + 1 + i, w - size + 1 + j, c)
+        entry = lax.slice(padded, (0, i, j, 0), end, (1, 2, 2, 1))
+        if best is None or index is None:
+            best, index = entry, jnp.zeros(entry.shape, jnp.uint8)
+            continue
+        index = jnp.where(entry > best, jnp.uint8(k), index)
+        best = jnp.maximum(best, entry)
+    return best, (index, x.shape)
+
+
+def _by_index_backward(size, padding, saved, gradient):
+    index, shape = saved
+    (top, _), (left, _) = padding
+    total = jnp.zeros((), jnp.float32)
+    for k, (i, j) in enumerate(np.ndindex(size, size)):
+        part = jnp.where(index == k, gradient, jnp.zeros_like(gradient))
+        spread = [(0, 0, 0)]
+        for n, outputs, low in zip(
+            shape[1:3], gradient.shape[1:3], (i - top, j - left), strict=True
+        ):
+            spread.append((low, n - low - (2 * outputs - 1), 1))
+        zero = jnp.zeros((), part.dtype)
+        total += lax.pad(part, zero, (*spread, (0, 0, 0))).astype(jnp.float32)
+    return (total.astype(gradient.dtype),)
+
+
+_by_index.defvjp(_by_index_forward, _by_index_backward)
 
 
 def same_padding(height: int, width: int, size: int) -> Padding:
