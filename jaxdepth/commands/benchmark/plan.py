@@ -11,7 +11,6 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -22,7 +21,18 @@ from jaxdepth.runtime import subprocesses
 from jaxdepth.runtime.errors import UserError
 
 COMMAND = (sys.executable, "-m", "jaxdepth", "benchmark")
-PROBE = "import jax; d = jax.devices()[0]; print(d.platform, d.device_kind, sep='\\t')"
+# Prints platform and device, and why PyTorch cannot be used: "" if it can.
+PROBE = """
+import jax
+device = jax.devices()[0]
+print(device.platform, device.device_kind, sep="\\t", flush=True)
+try:
+    import torch
+    works = device.platform == "cpu" or torch.cuda.is_available()
+    print("" if works else f"PyTorch {torch.__version__} cannot use this device")
+except ImportError as error:
+    print("PyTorch is not installed:", error)
+"""
 PROBE_SECONDS = 120.0  # a first start reads gigabytes of CUDA libraries
 MIN_SECONDS = 20.0  # a part starts if this much time, or half of its own, is left
 GRACE_SECONDS = 10.0  # for a part to write its results after it was interrupted
@@ -33,14 +43,18 @@ class Part(NamedTuple):
     """A benchmark: its name, its command line, and the seconds it should take.
 
     In the command line, `{best}` is the batch size that the part `train` selected,
-    `{scratch}` a temporary folder, and `{limit}` the seconds that the part has. A part
-    with `extra` runs only if --only names it.
+    `{scratch}` a temporary folder, and `{limit}` the seconds that the part has.
+
+    Attributes:
+      extra: runs only if --only names it.
+      peers: has no purpose without PyTorch.
     """
 
     name: str
     command: str
     seconds: float
     extra: bool = False
+    peers: bool = False
 
 
 # Options of XLA, one at a time, the most promising first. Those that the compiler
@@ -86,9 +100,9 @@ GPU_PARTS = (
     Part(
         "train", f"{_UPPROJ} {_SEARCH} --search_s=60 --profile={{scratch}}/trace", 110
     ),
-    Part("train_peers", f"{_BEST} --peer=torch", 50),
+    Part("train_peers", f"{_BEST} --peer=torch", 50, peers=True),
     Part("infer", f"{_INFER} {_SEARCH} --search_s=15 --peer=torch", 60),
-    Part("train_compiled", f"{_BEST} {_COMPILED}", 70),
+    Part("train_compiled", f"{_BEST} {_COMPILED}", 70, peers=True),
     Part(
         "train_variants",
         f"{_BEST} {_pairs(*_FORMS[:1], *OPTIONS[:3], 'cache=host', *OPTIONS[3:])}",
@@ -100,8 +114,14 @@ GPU_PARTS = (
     Part("train_cnn_fc", f"train --arch=cnn_fc {_SMALL}", 18),
     Part("train_forms", f"{_BEST} {_pairs(*_FORMS)}", 180, extra=True),
     Part("train_options", f"{_BEST} {_pairs(*MORE_OPTIONS)}", 400, extra=True),
-    Part("train_f32_peers", f"{_BEST} {_F32} --peer=torch", 120, extra=True),
-    Part("infer_compiled", f"{_INFER} --batch_size=128 {_COMPILED}", 180, extra=True),
+    Part("train_f32_peers", f"{_BEST} {_F32} --peer=torch", 120, True, peers=True),
+    Part(
+        "infer_compiled",
+        f"{_INFER} --batch_size=128 {_COMPILED}",
+        180,
+        True,
+        peers=True,
+    ),
     Part("upconv", f"{_UPCONV} --parts=upconv --peer=torch", 180, extra=True),
 )
 _CPU = "--size=228x304 --precision=f32 --batch_size=4 --devices=1 --peer=torch"
@@ -121,7 +141,7 @@ CPU_PARTS = (
 PARTS = {"gpu": GPU_PARTS, "cpu": CPU_PARTS}
 # Flags of --dry_run. They follow the part's own flags, and the last value counts.
 DRY_FLAGS = {
-    "train": "--size=32x48 --thin=16 --frames=8 --first_batch=1 --max_batch=2 "
+    "train": "--size=48x64 --thin=16 --frames=8 --first_batch=1 --max_batch=2 "
     "--repeats=2 --seconds=0",
     "infer": "--size=32x48 --thin=16 --first_batch=1 --max_batch=2 --repeats=2 "
     "--seconds=0",
@@ -136,7 +156,7 @@ class GpuSettings:
 
     out: str
     """Folder for the results and the log; created if missing."""
-    minutes: float = 8.7
+    minutes: float = 8.75
     """Time limit."""
     only: str = "all"
     """Names of parts, comma-separated; extra: those that all leaves out."""
@@ -178,14 +198,19 @@ def run(settings: GpuSettings, _: Any = None) -> None:
     end, part_end = start + 60 * settings.minutes, start
     parts, folder = settings.parts(), Path(settings.out)
     results, log = _new_files(folder, settings.kind)
-    check_device(settings)
+    no_peer = check_device(settings)
+    if no_peer:
+        print(f"no comparison with PyTorch: {no_peer}")
+        settings = dataclasses.replace(settings, peer="none")
     part_end = time.monotonic()
     documents: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for part in parts:
             part_end = min(part_end + part.seconds, end)
             limit = part_end - time.monotonic()
-            if limit < min(MIN_SECONDS, part.seconds / 2):
+            if part.peers and settings.peer == "none":
+                document = {"stopped": f"not started: {no_peer or '--peer=none'}"}
+            elif limit < min(MIN_SECONDS, part.seconds / 2):
                 document = {"stopped": "not started: the time limit was reached"}
             else:
                 arguments = part_arguments(
@@ -217,10 +242,12 @@ def _new_files(folder: Path, kind: str) -> tuple[Path, Path]:
     return results, log
 
 
-def check_device(settings: GpuSettings) -> None:
-    """Print the device. Raises UserError if `gpu` has no GPU and is no dry run.
+def check_device(settings: GpuSettings) -> str:
+    """Print the device; returns why PyTorch cannot be used, "" if it can.
 
-    A process asks JAX, because the GPU's memory must be free for the parts.
+    A process asks JAX and PyTorch, because the GPU's memory must be free for the parts.
+
+    Raises: UserError if JAX does not start, or if `gpu` has no GPU and is no dry run.
     """
     with tempfile.TemporaryFile("w+") as file:
         completed = subprocesses.run(
@@ -231,17 +258,22 @@ def check_device(settings: GpuSettings) -> None:
         )
         file.seek(0)
         lines = file.read().splitlines() or [""]
-    platform, _, name = lines[-1].partition("\t")
     if completed.stopped:
         raise KeyboardInterrupt
-    if completed.timed_out or completed.code:
+    failed = completed.timed_out or completed.code != 0
+    devices = [k for k, line in enumerate(lines) if "\t" in line]
+    if not devices:
         raise UserError(f"benchmark {settings.kind}: JAX does not start: {lines[-1]}")
+    platform, _, name = lines[devices[0]].partition("\t")
     if settings.kind == "gpu" and platform != "gpu" and not settings.dry_run:
         raise UserError(
             f"benchmark gpu: JAX runs on {platform} ({name}): install jax[cuda12] or "
             "jax[cuda13] on a machine with a GPU, or give --dry_run"
         )
     print(f"device: {name} ({platform})", flush=True)
+    if settings.peer == "none":
+        return ""
+    return f"it does not start beside JAX: {lines[-1]}" if failed else lines[-1]
 
 
 def part_arguments(

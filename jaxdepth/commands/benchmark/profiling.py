@@ -156,11 +156,11 @@ def operations(data: Any) -> Trace:
     """The operations in a `jax.profiler.ProfileData`.
 
     Events name their operation, except kernels in a CUDA graph and copies between host
-    and device, which count under their own names. A trace of a GPU without events of
-    the device has no operations: its driver did not give them.
+    and device, which count under their own names. On a GPU whose driver gave no events
+    there are no operations.
     """
-    devices = [p for p in data.planes if p.name.startswith("/device:")]
-    if not devices:
+    devices = [p for p in data.planes if re.match("/device:[GT]PU", p.name)]
+    if jax.default_backend() == "cpu" and not devices:
         return Trace(_collect(_host_events(data)))
     spans: list[tuple[float, float]] = []
     found: dict[str, Operation] = {}
@@ -169,8 +169,6 @@ def operations(data: Any) -> Trace:
             events = list(line.events)
             _collect(events, found)
             spans += [(e.start_ns, e.start_ns + e.duration_ns) for e in events]
-    if not found and not any("GPU" in plane.name for plane in devices):
-        return Trace(_collect(_host_events(data)))
     return Trace(found, *_busy(spans))
 
 

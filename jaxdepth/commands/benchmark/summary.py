@@ -115,6 +115,8 @@ def _rates(documents: dict[str, Any]) -> list[str]:
             if table["unit"] not in UNITS or table["title"].startswith("search"):
                 continue
             for row in table["rows"]:
+                if len(table["rows"]) > 1 and _is_repeated(row, table, document):
+                    continue
                 values = [number(row[k]) for k in ("median", "min", "max")]
                 what = f"{name}: {row['what']}"
                 if table["title"].endswith("one frame at a time"):
@@ -123,7 +125,7 @@ def _rates(documents: dict[str, Any]) -> list[str]:
         facts = document.get("facts", {})
         shares = facts.get("rates and shares", {})
         known = {k: shares[k] for k in SHARES if shares.get(k) is not None}
-        if known:
+        if len(known) > 1:
             words = ", ".join(f"{k} {number(v)}" for k, v in known.items())
             lines.append(f"{name}: {words}")
         if "search" in facts:
@@ -131,6 +133,13 @@ def _rates(documents: dict[str, Any]) -> list[str]:
             words = ", ".join(f"{b}: {number(v)}" for b, v in found["rates"].items())
             lines.append(f"{name}: best batch {found['best']} (images/s: {words})")
     return lines
+
+
+def _is_repeated(row: Any, table: Any, document: dict[str, Any]) -> bool:
+    """Whether a pair of --turns=pairs repeats the network itself."""
+    first = next(t for t in document["tables"] if t["unit"] == table["unit"])
+    pairs = document.get("settings", {}).get("turns") == "pairs"
+    return pairs and first is not table and row["what"] == first["rows"][0]["what"]
 
 
 def _spread(values: Sequence[Any]) -> str:

@@ -98,7 +98,8 @@ def _jax_options(settings: NetworkSettings) -> Iterator[None]:
         message = f"--options={settings.options}: {one_line(error)}"
         raise RejectedOption(message) from None
     finally:
-        jax.config.update("jax_optimization_level", before)
+        if level is not None:
+            jax.config.update("jax_optimization_level", before)
 
 
 def _is_rejection(error: Exception) -> bool:
