@@ -39,6 +39,7 @@ class FoldedNorm(nn.BatchNorm):
             offset,
             epsilon=self.epsilon,
             axis_name=None if self.is_initializing() else self.axis_name,
+            axis_index_groups=self.axis_index_groups,
         )
         if self.is_initializing():
             return y

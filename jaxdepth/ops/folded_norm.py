@@ -20,6 +20,7 @@ def folded_norm(
     *,
     epsilon: float,
     axis_name: str | None,
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None,
 ) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
     """Batch normalisation of a 1x1 convolution, without storing the convolution.
 
@@ -42,12 +43,16 @@ def folded_norm(
       epsilon: added to the variance.
       axis_name: the device axis over which batch statistics are shared; None for
         statistics per device.
+      axis_index_groups: indices on that axis of the devices that share them; None for
+        all.
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
     mean, square = _output_moments(x, kernel)
     if axis_name is not None:
-        mean, square = lax.pmean(jnp.stack([mean, square]), axis_name)
+        mean, square = lax.pmean(
+            jnp.stack([mean, square]), axis_name, axis_index_groups=axis_index_groups
+        )
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
     out = _affine(x, kernel * factor[None], offset - mean * factor)
