@@ -119,7 +119,7 @@ class CNNFC(DepthNetwork):
 
     def setup(self):
         height, width = self.output_size(self.image_size)
-        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
+        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis, self.bn_groups)
         first, second, *others = self.features
         zero = ((0, 0), (0, 0))
         blocks = (
@@ -244,7 +244,7 @@ class CNN(DepthNetwork):
     pools: int = 2
 
     def setup(self):
-        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis)
+        conv, norm = bind_layers(self.layout, self.dtype, self.bn_axis, self.bn_groups)
         blocks = tuple(functools.partial(ConvBlock, n) for n in self.features)
         pool_after = tuple(range(self.pools))
         self.encoder = ConvEncoder(blocks, pool_after, max_pool_up, conv, norm)

@@ -19,6 +19,7 @@ from jaxdepth.ops.conv import Conv
 
 # A module class, or one with some of its fields bound by functools.partial.
 Layer = Callable[..., Any]
+Groups = tuple[tuple[int, ...], ...]
 
 
 class DepthNetwork(nn.Module):
@@ -31,6 +32,7 @@ class DepthNetwork(nn.Module):
       dtype: of the computation; parameters, statistics and result are float32.
       bn_axis: the device axis over which batch statistics are shared; None for
         statistics per device.
+      bn_groups: indices on that axis of the devices that share them; None for all.
       freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations
         of the encoder or of the network use and keep their running statistics.
     """
@@ -40,6 +42,7 @@ class DepthNetwork(nn.Module):
     init_depth: float = 2.7
     dtype: Any = jnp.float32
     bn_axis: str | None = None
+    bn_groups: Groups | None = None
     freeze: str = "none"
 
 
@@ -75,7 +78,7 @@ class BatchNorm(nn.BatchNorm):
             relu=relu,
             epsilon=self.epsilon,
             axis_name=self.axis_name,
-            groups=self.axis_index_groups,
+            axis_index_groups=self.axis_index_groups,
         )
         self.update_running(mean, variance)
         return y
@@ -92,7 +95,11 @@ class BatchNorm(nn.BatchNorm):
 
 
 def batch_norm(
-    *, epsilon: float = 1e-5, dtype: Any = jnp.float32, axis_name: str | None = None
+    *,
+    epsilon: float = 1e-5,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    axis_index_groups: Groups | None = None,
 ) -> functools.partial:
     """The batch normalisation layer of all networks.
 
@@ -104,24 +111,36 @@ def batch_norm(
       dtype: of the result; statistics are computed in float32.
       axis_name: the device axis over which batch statistics are shared; None for
         statistics per device.
+      axis_index_groups: indices on that axis of the devices that share them; None for
+        all.
 
     Returns: the module class with these fields bound, all but `use_running_average` and
       `name`.
     """
     return functools.partial(
-        BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        BatchNorm,
+        momentum=0.9,
+        epsilon=epsilon,
+        dtype=dtype,
+        axis_name=axis_name,
+        axis_index_groups=axis_index_groups,
     )
 
 
 def bind_layers(
-    layout: Layout, dtype: Any, bn_axis: str | None
+    layout: Layout, dtype: Any, bn_axis: str | None, bn_groups: Groups | None = None
 ) -> tuple[functools.partial, functools.partial]:
     """The convolution and normalisation layers of a network: `Conv`, `batch_norm`.
 
     Args:
       layout: gives the epsilon of the batch normalisation.
       dtype: of the computation.
-      bn_axis: as `axis_name` of `batch_norm`.
+      bn_axis, bn_groups: `axis_name` and `axis_index_groups` of `batch_norm`.
     """
     conv = functools.partial(Conv, dtype=dtype)
-    return conv, batch_norm(epsilon=layout.bn_epsilon, dtype=dtype, axis_name=bn_axis)
+    return conv, batch_norm(
+        epsilon=layout.bn_epsilon,
+        dtype=dtype,
+        axis_name=bn_axis,
+        axis_index_groups=bn_groups,
+    )

@@ -1,6 +1,7 @@
 """Residual networks without pooling and classifier: images to features."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,10 @@ from jaxdepth.ops.folded_norm import folded_norm
 from jaxdepth.ops.pool import max_pool, same_padding
 
 
-FOLD_UP_TO = 256
+# Platform -> widest input, in channels, of the 1x1 convolutions that training computes
+# with their batch normalisation. On GPU, wider ones are of small maps, and folding takes
+# more kernels.
+FOLDED = {"tpu": math.inf, "gpu": 256}
 
 
 class FoldedNorm(BatchNorm):
@@ -39,7 +43,7 @@ class FoldedNorm(BatchNorm):
             epsilon=self.epsilon,
             axis_name=None if self.is_initializing() else self.axis_name,
             residual=residual,
-            fuse=platform.current() == "gpu",
+            axis_index_groups=self.axis_index_groups,
         )
         self.update_running(mean, variance)
         return y
@@ -73,15 +77,13 @@ def pointwise_norm(
     """
     conv_name, norm_name = names
     train = not norm.keywords["use_running_average"]
-    if not train or platform.current() == "cpu" or (platform.current()=="gpu" and x.shape[-1]>FOLD_UP_TO):
+    widest = FOLDED.get(platform.current(), 0)
+    if not train or x.shape[-1] > widest:
         y = conv(features, (1, 1), stride, name=conv_name)(x)
         return norm(name=norm_name)(y, residual=residual, relu=residual is not None)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
-    if platform.current() == "gpu":
-        return folded(name=norm_name)(x[:, ::stride, ::stride], kernel, residual)
-    y = folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
-    return y if residual is None else nn.relu(residual + y)
+    return folded(name=norm_name)(x[:, ::stride, ::stride], kernel, residual)
 
 
 class Bottleneck(nn.Module):

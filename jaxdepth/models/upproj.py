@@ -175,7 +175,7 @@ class UpProj(DepthNetwork):
 
     def setup(self):
         layout = self.layout
-        conv, norm = bind_layers(layout, self.dtype, self.bn_axis)
+        conv, norm = bind_layers(layout, self.dtype, self.bn_axis, self.bn_groups)
         up = functools.partial(
             UpConv,
             unpool=self.unpool,

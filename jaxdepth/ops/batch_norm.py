@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _AXES = (0, 1, 2)
-Groups = tuple[tuple[int, ...], ...] | None
+Groups = tuple[tuple[int, ...], ...]
 
 
 def batch_norm(
@@ -21,7 +21,7 @@ def batch_norm(
     relu: bool,
     epsilon: float,
     axis_name: str | None,
-    groups: Groups = None,
+    axis_index_groups: Groups | None = None,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "c"], Float[Array, "c"]]:
     """Normalise by the statistics of the batch, add the residual, apply the ReLU.
 
@@ -43,11 +43,12 @@ def batch_norm(
       epsilon: added to the variance.
       axis_name: the device axis over which the statistics are shared; None for
         statistics per device.
-      groups: `axis_index_groups` of the collectives; None for all devices.
+      axis_index_groups: indices on that axis of the devices that share them; None for
+        all.
 
     Returns: out in the dtype of x; mean and (biased) variance of x, float32.
     """
-    shared = (relu, epsilon, axis_name, groups)
+    shared = (relu, epsilon, axis_name, axis_index_groups)
     return _batch_norm(x, scale, offset, residual, shared)
 
 

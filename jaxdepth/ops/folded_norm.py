@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxdepth.ops import platform
+from jaxdepth.ops.conv import conv2d
+
 EXACT = lax.Precision.HIGHEST  # bfloat16 products would be inaccurate
 
 
@@ -17,11 +20,11 @@ def folded_norm(
     kernel: Float[Array, "cin cout"],
     scale: Float[Array, "cout"],
     offset: Float[Array, "cout"],
+    residual: Float[Array, "b h w cout"] | None = None,
     *,
     epsilon: float,
     axis_name: str | None,
-    residual=None,
-    fuse: bool = False,
+    axis_index_groups: tuple[tuple[int, ...], ...] | None = None,
 ) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
     """Batch normalisation of a 1x1 convolution, without storing the convolution.
 
@@ -41,21 +44,28 @@ def folded_norm(
     Args:
       x: features, in the dtype of the computation.
       kernel, scale, offset: float32.
+      residual: in the dtype of x. If given, out is relu(out + residual).
       epsilon: added to the variance.
       axis_name: the device axis over which batch statistics are shared; None for
         statistics per device.
+      axis_index_groups: indices on that axis of the devices that share them; None for
+        all.
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
     mean, square = _output_moments(x, kernel)
     if axis_name is not None:
-        mean, square = lax.pmean(jnp.stack([mean, square]), axis_name)
+        mean, square = lax.pmean(
+            jnp.stack([mean, square]), axis_name, axis_index_groups=axis_index_groups
+        )
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
-    if fuse:
-        out = _conv_add(x, kernel * factor[None], offset - mean * factor, residual)
-        return out, mean, variance
-    out = _affine(x, kernel * factor[None], offset - mean * factor)
+    kernel, offset = kernel * factor[None], offset - mean * factor
+    if platform.current() == "gpu":
+        return _affine_sum(x, kernel, offset, residual), mean, variance
+    out = _affine(x, kernel, offset)
+    if residual is not None:
+        out = jax.nn.relu(residual + out)
     return out, mean, variance
 
 
@@ -74,7 +84,7 @@ def _moments(x):
 
     The custom gradient fixes the dtypes: products in that of x, sums in float32.
     """
-    second = _per_image(x, x)
+    second = jnp.einsum("bhwc,bhwd->cd", x, x, preferred_element_type=jnp.float32)
     return jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32), second
 
 
@@ -82,7 +92,7 @@ def _moments_back(x, gradients):
     first, second = gradients
     symmetric = (second + second.T).astype(x.dtype)
     constant = first.astype(x.dtype)[None, None, None]
-    return (_conv1(x, symmetric) + constant,)
+    return (_pointwise(x, symmetric) + constant,)
 
 
 _moments.defvjp(lambda x: (_moments(x), x), _moments_back)
@@ -118,38 +128,42 @@ _affine.defvjp(lambda x, k, o: (_affine(x, k, o), (x, k)), _affine_back)
 
 
 @jax.custom_vjp
-def _conv_add(x, kernel, offset, residual):
-    return _conv_add_forward(x, kernel, offset, residual)[0]
+def _affine_sum(x, kernel, offset, residual):
+    """`_affine`, plus the residual and the ReLU, as one convolution of cuDNN.
+
+    XLA compiles a convolution, the sum with a bias and a map, and a ReLU into one kernel
+    if all are in the dtype of the convolution. Gradients have the dtypes of `_affine`.
+    """
+    return _affine_sum_forward(x, kernel, offset, residual)[0]
 
 
-def _conv1(x, k):
-    return lax.conv_general_dilated(x, k[None, None], (1, 1), ((0, 0), (0, 0)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def _conv_add_forward(x, kernel, offset, residual):
-    y = _conv1(x, kernel.astype(x.dtype)) + offset.astype(x.dtype)[None, None, None]
+def _affine_sum_forward(x, kernel, offset, residual):
+    out = _pointwise(x, kernel) + offset.astype(x.dtype)[None, None, None]
     if residual is not None:
-        y = jax.nn.relu(y + residual)
-        y = lax.optimization_barrier(y)
-    return y, (x, kernel, None if residual is None else y)
+        # The barrier: as in `batch_norm`.
+        out = lax.optimization_barrier(jax.nn.relu(out + residual))
+    return out, (x, kernel, None if residual is None else out)
 
 
-def _conv_add_backward(saved, g):
+def _affine_sum_back(saved, gradient):
     x, kernel, out = saved
     if out is not None:
-        g = jnp.where(out > 0, g, jnp.zeros_like(g))
-    offset_grad = lax.reduce(g.astype(jnp.float32), jnp.float32(0), lax.add, (0, 1, 2))
-    g = lax.optimization_barrier(g)
-    kernel_grad = _per_image(x, g)
-    x_grad = _conv1(g, kernel.astype(x.dtype).T)
-    return x_grad, kernel_grad, offset_grad, None if out is None else g
+        gradient = jnp.where(out > 0, gradient, jnp.zeros_like(gradient))
+    offset_grad = jnp.sum(gradient, axis=(0, 1, 2), dtype=jnp.float32)
+    kernel_grad = jnp.einsum(
+        "bhwc,bhwf->cf", x, gradient, preferred_element_type=jnp.float32
+    )
+    x_grad = _pointwise(gradient, kernel.T)
+    return x_grad, kernel_grad, offset_grad, None if out is None else gradient
 
 
-_conv_add.defvjp(_conv_add_forward, _conv_add_backward)
+def _pointwise(x, kernel):
+    kernel = kernel.astype(x.dtype)
+    if (
+        platform.current() == "gpu"
+    ):  # cuDNN adds to convolutions, cuBLAS to few products
+        return conv2d(x, kernel[None, None])
+    return jnp.einsum("bhwc,cf->bhwf", x, kernel)
 
 
-def _per_image(x, y):
-    return jnp.einsum("bhwc,bhwf->cf", x, y, preferred_element_type=jnp.float32)
-    b, h, w, _ = x.shape
-    each = jnp.einsum("bnc,bnf->bcf", x.reshape(b, h * w, -1), y.reshape(b, h * w, -1), preferred_element_type=jnp.float32)
-    return each.sum(0)
+_affine_sum.defvjp(_affine_sum_forward, _affine_sum_back)

@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxdepth import workdir
 from jaxdepth.commands import cli
+from jaxdepth.commands.benchmark import nvidia
 from jaxdepth.commands.benchmark import report as report_lib
 from jaxdepth.commands.benchmark.report import Report
 from jaxdepth.runtime import flags as flags_lib
@@ -66,20 +67,31 @@ def command(argv: Sequence[str]) -> int:
 def measure(settings: Any, run: Callable[[Any, Report], None]) -> None:
     """Run a benchmark and write its report to the file of --json.
 
-    An incomplete report is written as well if the benchmark raises an error.
+    The report is written after each table. It names the error if there is one.
     """
     path = getattr(settings, "json", None)
     if path is not None:
         output_files.check_new_file(path, flag="json")
-    report, stopped = Report(), None
-    if (warning := report_lib.load_warning()) is not None:
-        report.note(warning)
-    try:
-        run(settings, report)
-    except BaseException as error:
-        stopped = f"{type(error).__name__}: {error}"
-        raise
-    finally:
+    report = Report()
+
+    def write(stopped: str | None = "not complete") -> None:
         if path is not None and (report.tables or not stopped):
             document = report.document(dataclasses.asdict(settings), stopped)
             workdir.write_json(path, document)
+
+    state = nvidia.state()
+    for warning in (report_lib.load_warning(), nvidia.warning(state)):
+        if warning is not None:
+            report.note(warning)
+    if state:
+        report.facts["nvidia-smi before"] = state
+    # The process may be killed, or abort in the driver or in the compiler.
+    report.on_change = write
+    try:
+        run(settings, report)
+        if state:
+            report.facts["nvidia-smi after"] = nvidia.state()
+        write(None)
+    except BaseException as error:
+        write(f"{type(error).__name__}: {error}")
+        raise

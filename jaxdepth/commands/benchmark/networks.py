@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from jaxdepth.commands.benchmark import (
     workloads,
 )
 from jaxdepth.commands.benchmark.report import Report, device_name
-from jaxdepth.commands.benchmark.settings import NetworkSettings
+from jaxdepth.commands.benchmark.settings import NetworkSettings, RejectedOption
 from jaxdepth.commands.benchmark.timing import Samples, Workload
 from jaxdepth.commands.benchmark.workloads import Compiled, Subject, subject
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
 
 TORCH_MISSING = (
     "--peer=torch needs PyTorch, which is not installed: pip install 'jaxdepth[torch]' "
@@ -34,6 +36,7 @@ TORCH_MISSING = (
 
 def run(settings: NetworkSettings, report: Report) -> None:
     """Measure the network, PyTorch's networks and the peaks of the device."""
+    began = time.monotonic()
     prepare(settings)
     if settings.growth != "none":
         growth.run(settings, report)
@@ -45,19 +48,19 @@ def run(settings: NetworkSettings, report: Report) -> None:
     report.note(describe(settings, batch, len(devices)))
     with subject(settings, batch, settings.image_size, devices) as main:
         times, memory = _measure(settings, batch, main, report)
-    # Free the arrays that the workload refers to.
-    main = main._replace(workload=dataclasses.replace(main.workload, call=lambda: None))
+        shares = _rates(settings, main, times, report)
+        report.add("rates and shares", shares | memory)
+        if settings.turns == "pairs":
+            _measure_pairs(settings, batch, main, report, began)
+        # Last, because the profiler depends on the driver and may abort the process.
+        if settings.profile is not None:
+            folder = Path(settings.profile)
+            profiling.show(folder, main.workload, main.compiled, report)
+        parameters = main.parameters
+    del main  # and the arrays that its workload refers to
     gc.collect()
-    title = f"{settings.title} at {settings.size}, batch {batch}"
-    _show_times(title, times, main.workload.images, report)
-    precision = settings.config(batch, settings.image_size).model.precision
-    dtype = jnp.bfloat16 if precision == "bf16" else jnp.float32
-    peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
-    seconds = float(np.median(times[workloads.NAME]))
-    shares = rates(settings, main, seconds, peaks, len(devices))
-    report.add("rates and shares", shares | memory)
     if not settings.trains:
-        _measure_latency(settings, report, main.parameters)
+        _measure_latency(settings, report, parameters)
 
 
 def prepare(settings: NetworkSettings) -> None:
@@ -71,9 +74,6 @@ def prepare(settings: NetworkSettings) -> None:
     if settings.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", settings.compile_cache)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if jax.default_backend() == "gpu":
-        precision = "tensorfloat32" if settings.tf32 == "on" else "highest"
-        jax.config.update("jax_default_matmul_precision", precision)
 
 
 def check_torch() -> None:
@@ -90,6 +90,8 @@ def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
     details = [f"{name} {flat[name]}" for name in settings.config_flags()]
     if jax.default_backend() == "gpu":
         details.append(f"tf32 {settings.tf32}")
+    if settings.options:
+        details.append(f"compiler options {settings.options}")
     return (
         f"{settings.title} at {settings.size}, batch {batch} on {devices} x "
         f"{device_name()}: {', '.join(details)}"
@@ -98,26 +100,112 @@ def describe(settings: NetworkSettings, batch: int, devices: int) -> str:
 
 def _measure(
     settings: NetworkSettings, batch: int, main: Subject, report: Report
-) -> tuple[Samples, dict[str, float]]:
-    """Times of the network, its variants and PyTorch's; the network's peak memory."""
+) -> tuple[list[float], dict[str, float]]:
+    """Show the times of the network, its variants and PyTorch's.
+
+    Returns: the network's seconds per call, and its peak memory.
+    """
     timing.seconds_per_call(main.workload, 1)
     peak, scope = machine.peak_memory()
     tried = ", with all batches tried" if settings.batch_size == "best" else ""
     memory = {f"peak memory of the {scope}{tried} [MiB]": peak / 2**20}
-    size, devices = settings.image_size, settings.chosen_devices()
+    together = settings.turns == "together"
     with contextlib.ExitStack() as stack:
-        others = []
-        for words, variant in settings.variants().items():
-            other = stack.enter_context(subject(variant, batch, size, devices))
-            others.append(as_variant(other.workload, main.workload, words))
-        others += _peers(settings, batch, report, main.parameters)
+        candidates = [main.workload]
+        for words in settings.variants() if together else ():
+            candidates += _variant(settings, words, batch, main, stack, report)
+        candidates += _peers(settings, batch, report, main.parameters)
         times = timing.time_alternating(
-            [main.workload, *others], repeats=settings.repeats, seconds=settings.seconds
+            candidates, repeats=settings.repeats, seconds=settings.seconds
         )
-    if settings.profile is not None:
-        folder = Path(settings.profile)
-        profiling.show(folder, main.workload, main.compiled, report)
-    return times, memory
+        _show_times(_title(settings, batch), times, main.workload.images, report)
+        _check_values(candidates, report)
+    return times[workloads.NAME], memory
+
+
+def _title(settings: NetworkSettings, batch: int) -> str:
+    return f"{settings.title} at {settings.size}, batch {batch}"
+
+
+def _variant(
+    settings: NetworkSettings,
+    words: str,
+    batch: int,
+    main: Subject,
+    stack: contextlib.ExitStack,
+    report: Report,
+) -> list[Workload]:
+    """A variant of --beside, open until the stack closes; [] if it cannot run.
+
+    The report names a variant whose options the compiler rejects, that it cannot
+    compile, or that does not fit into memory.
+    """
+    variant, devices = settings.variants()[words], settings.chosen_devices()
+    try:
+        other = stack.enter_context(
+            subject(variant, batch, settings.image_size, devices)
+        )
+    except (RejectedOption, RuntimeError, MemoryError) as error:
+        _skip(words, one_line(error), report)
+        return []
+    return [as_variant(other.workload, main.workload, words)]
+
+
+def _skip(words: str, reason: str, report: Report) -> None:
+    report.facts.setdefault("skipped", {})[words] = reason
+    report.note(f"{words}: skipped ({reason[:200]})")
+
+
+def _measure_pairs(
+    settings: NetworkSettings,
+    batch: int,
+    main: Subject,
+    report: Report,
+    began: float,
+) -> None:
+    """Time each variant of --beside in turns with the network, one after another.
+
+    Args:
+      began: when the process began, by `time.monotonic`.
+    """
+    longest = 0.0
+    for words in settings.variants():
+        start = time.monotonic()
+        limit = settings.limit_s
+        if limit is not None and start - began + longest > limit:
+            _skip(words, "not started: the time limit was reached", report)
+            continue
+        with contextlib.ExitStack() as stack:
+            candidates = _variant(settings, words, batch, main, stack, report)
+            if candidates:
+                candidates.insert(0, main.workload)
+                times = timing.time_alternating(
+                    candidates, repeats=settings.repeats, seconds=settings.seconds
+                )
+                title = f"{_title(settings, batch)}, {words}"
+                _show_times(title, times, main.workload.images, report)
+                _check_values(candidates, report)
+        gc.collect()
+        longest = max(longest, time.monotonic() - start)
+
+
+def _check_values(candidates: Sequence[Workload], report: Report) -> None:
+    """Record a loss or mean depth of each workload, and note those not finite.
+
+    They show that the workloads compute, and compute alike; a network that diverged
+    may also run at another speed.
+    """
+    values = report.facts.setdefault("values", {})
+    for workload in candidates:
+        result = workload.call()
+        workload.wait(result)
+        if isinstance(result, dict):
+            result = result["loss"]
+        if hasattr(result, "cpu"):  # of PyTorch
+            result = result.cpu()
+        value = values[workload.name] = float(np.mean(np.asarray(result, np.float64)))
+        if not np.isfinite(value):
+            report.note(f"{workload.name}: loss or depth is not finite: {value}")
 
 
 def as_variant(variant: Workload, main: Workload, words: str) -> Workload:
@@ -139,25 +227,44 @@ def as_variant(variant: Workload, main: Workload, words: str) -> Workload:
     return dataclasses.replace(variant, name=name, call=call, images=main.images)
 
 
+def _rates(
+    settings: NetworkSettings, main: Subject, seconds: list[float], report: Report
+) -> dict[str, Any]:
+    """`rates`, with the peaks of the device unless --peaks=off."""
+    config = settings.config(settings.fixed_batch(), settings.image_size)
+    dtype = jnp.bfloat16 if config.model.precision == "bf16" else jnp.float32
+    peaks = None
+    if settings.peaks == "on":
+        peaks = machine.peaks(dtype, report, trial=settings.thin > 1)
+    devices = len(settings.chosen_devices())
+    return rates(settings, main, float(np.median(seconds)), peaks, devices)
+
+
 def rates(
     settings: NetworkSettings,
     main: Subject,
     seconds: float,
-    peaks: machine.Peaks,
+    peaks: machine.Peaks | None,
     devices: int,
 ) -> dict[str, Any]:
     """Images and operations per second, and shares of the device's peaks.
 
     Args:
       seconds: per call.
+      peaks: of one device; without them there are no shares.
     """
     images, compiled = main.workload.images, main.compiled
     forward = macs.per_image(main.model, settings.image_size)
     flops = 2 * forward * (macs.TRAINING if settings.trains else 1) * images / seconds
-    # Simulated devices share one processor, whose peak is measured as one device.
-    real_devices = 1 if jax.default_backend() == "cpu" else devices
-    peak_bytes = peaks.bytes * real_devices * seconds / devices
-    moved = _bytes_per_call(settings, compiled)
+    shares: dict[str, Any] = {}
+    if peaks is not None:
+        # Simulated devices share one processor, whose peak is measured as one device.
+        real_devices = 1 if jax.default_backend() == "cpu" else devices
+        peak_bytes = peaks.bytes * real_devices * seconds / devices
+        moved = _bytes_per_call(settings, compiled)
+        product = flops / (peaks.flops * real_devices)
+        shares["share of the matrix product"] = product
+        shares["share of the copy, by XLA's bytes"] = moved and moved / peak_bytes
     return {
         "parameters": main.parameters,
         "images/s": images / seconds,
@@ -165,10 +272,9 @@ def rates(
         "GMAC an image, forward": forward / 1e9,
         "counted": macs.HOW,
         "TFLOP/s": flops / 1e12,
-        "share of the matrix product": flops / (peaks.flops * real_devices),
+        **shares,
         "XLA's GFLOP a step and device": compiled.flops and compiled.flops / 1e9,
         "XLA's GB a step and device": compiled.bytes and compiled.bytes / 1e9,
-        "share of the copy, by XLA's bytes": moved and moved / peak_bytes,
         "temporary memory [MiB]": compiled.temporary and compiled.temporary / 2**20,
         "arguments [MiB]": compiled.arguments and compiled.arguments / 2**20,
         f"compile{', cached' if settings.compile_cache else ''} [s]": compiled.seconds,
@@ -225,7 +331,9 @@ def _best_batch(settings: NetworkSettings, devices: list[Any], report: Report) -
         return float(np.median(values))
 
     multiple = len(devices) * getattr(settings, "accumulate", 1)
-    start = 1 if jax.default_backend() == "cpu" else 32
+    start = settings.first_batch
+    if start == "auto":
+        start = 1 if jax.default_backend() == "cpu" else 32
     start = -(-start // multiple) * multiple
     result = search.best_batch(
         measure,

@@ -7,6 +7,7 @@ step of jaxdepth also counts frames, sums over devices and computes the gradient
 
 import contextlib
 import functools
+import gc
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,7 +25,7 @@ from jaxdepth.config import Config
 from jaxdepth.losses import MIN_PRED
 from jaxdepth.models import LAYOUTS, output_size
 from jaxdepth.ops.resize import area_matrix
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, one_line
 from jaxdepth.training.augment import crop_offsets
 
 Tensor = torch.Tensor
@@ -44,7 +45,10 @@ def prepare(settings: NetworkSettings, report: Report) -> None:
     name = f"CPU, {torch.get_num_threads()} threads"
     if device().type == "cuda":
         name = torch.cuda.get_device_name()
-        name += f", TF32 {settings.tf32} in PyTorch and JAX"
+        name += (
+            f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, "
+            f"TF32 {settings.tf32} in PyTorch and JAX"
+        )
     report.note(
         f"peers: PyTorch {torch.__version__} on {name}; cudnn.benchmark on, frames on "
         "the device, no augmentation"
@@ -70,6 +74,13 @@ def synchronize(_: Any = None) -> None:
     """Wait until the device has finished."""
     if device().type == "cuda":
         torch.cuda.synchronize()
+
+
+def free_memory() -> None:
+    """Return the memory of deleted tensors to the driver, for JAX and for others."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def batches(config: Config, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -222,10 +233,24 @@ def _autocast(config: Config) -> Callable[[], Any]:
     return lambda: torch.autocast(device().type, dtype=torch.bfloat16)
 
 
+def _first_step(runner: Trainer | Predictor) -> str | None:
+    """Take a step; returns why it failed, else None.
+
+    On a GPU it may also fail because cuDNN or cuBLAS cannot run beside those of JAX.
+    """
+    try:
+        runner.step(runner.model)
+        synchronize()
+    except RuntimeError as error:
+        full = is_out_of_memory(error)
+        return "it does not fit into memory" if full else one_line(error)[:200]
+    return None
+
+
 def workloads(
     settings: NetworkSettings, batch_size: int, report: Report, parameters: int
 ) -> list[Workload]:
-    """The PyTorch variants of a network, without those that do not fit into memory.
+    """The PyTorch variants of a network, without those whose first step fails.
 
     "plain" is the network as public ports write it; "tuned" has transposed
     convolutions, the memory format channels_last and the fused optimizer.
@@ -244,13 +269,10 @@ def workloads(
         count = sum(p.numel() for p in runner.model.parameters())
         if count != parameters:
             raise RuntimeError(f"{name} has {count} parameters, jaxdepth {parameters}")
-        try:
-            runner.step(runner.model)
-            synchronize()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            report.note(f"{name}: skipped, it does not fit into memory")
+        if (failure := _first_step(runner)) is not None:
+            report.note(f"{name}: skipped, {failure}")
+            del runner
+            free_memory()
             continue
         networks = {name: runner.model}
         if settings.torch_compile:

@@ -1,11 +1,13 @@
 """Results of a benchmark: tables on the terminal and JSON."""
 
 import datetime
+import functools
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,11 @@ from jaxdepth.commands.benchmark.timing import Samples
 from jaxdepth.runtime import terminal
 from jaxdepth.runtime.versions import installed
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "libtpu")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton", "libtpu")
+PACKAGES += ("jax-cuda12-plugin", "jax-cuda13-plugin")
+PACKAGES += ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
+# Variables that change what is measured, by their first letters.
+VARIABLES = ("XLA_", "JAX_", "CUDA_", "NVIDIA_", "TORCH", "PYTORCH_", "OMP_")
 
 
 class Report:
@@ -25,11 +31,13 @@ class Report:
     Attributes:
       tables: in order, {title, unit, rows: [{what, median, min, max, values}]}.
       facts: name -> a value or a dict of values.
+      on_change: called after each table and note, to save what was measured so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self.tables: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
+        self.on_change = on_change
 
     def show(self, title: str, samples: Samples, unit: str) -> None:
         """Add a table and print it."""
@@ -57,16 +65,19 @@ class Report:
             for name, values in samples.items()
         ]
         self.tables.append({"title": title, "unit": unit, "rows": rows})
+        self.on_change()
         return rows
 
     def note(self, line: str) -> None:
         """Print a line and add it to the notes."""
         self.facts.setdefault("notes", []).append(line)
         print(line, flush=True)
+        self.on_change()
 
     def add(self, title: str, values: dict[str, Any]) -> None:
         """Add single values under a title and print them."""
         self.facts[title] = values
+        self.on_change()
         lines = [[name, number(value)] for name, value in values.items()]
         terminal.print_table(title, ("what", "value"), lines)
 
@@ -95,8 +106,9 @@ def number(value: Any) -> Any:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
-    """Hardware and package versions."""
+    """Hardware, versions, and environment variables that change what is measured."""
     devices = jax.devices()
     return {
         "hardware": {
@@ -107,7 +119,14 @@ def environment() -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)),
             "memory_gib": memory_bytes() / 2**30,
         },
-        "versions": {"python": platform.python_version()} | installed(PACKAGES),
+        "versions": {"python": platform.python_version()}
+        | installed(PACKAGES)
+        | {"runtime": devices[0].client.platform_version.replace("\n", " ")},
+        "variables": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(VARIABLES)
+        },
     }
 
 

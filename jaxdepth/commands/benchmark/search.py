@@ -48,8 +48,8 @@ def best_batch(
 ) -> Search:
     """Double the batch size while it fits and the rate grows, then try one between.
 
-    The last size tried is half way between the largest that fits and the smallest that
-    does not.
+    If the first size does not fit, it is halved until one does. The last size tried is
+    half way between the largest that fits and the smallest that does not.
 
     Args:
       measure: batch size -> images per second; raises an error for which
@@ -59,7 +59,7 @@ def best_batch(
       limit: the largest size.
       seconds: time limit for starting another size.
 
-    Raises: UserError if `start` does not fit.
+    Raises: UserError if no size fits.
     """
     result, began = Search(), time.monotonic()
 
@@ -79,8 +79,12 @@ def best_batch(
         return not result.late
 
     batch = start
-    if not attempt(batch):
-        raise UserError(f"--batch_size=best: a batch of {start} does not fit")
+    while not attempt(batch):
+        smaller = batch // 2 // multiple * multiple
+        if not smaller:
+            raise UserError(f"--batch_size=best: a batch of {batch} does not fit")
+        batch = smaller
+    limit = min(limit, (result.full or limit + 1) - 1)
     while 2 * batch <= limit and in_time() and _grows(result.rates):
         if not attempt(2 * batch):
             break

@@ -29,6 +29,7 @@ PEER_CHOICES: dict[str, tuple[Any, ...]] = {
     "growth": ("none",),
     "devices": (1, None),
 }
+LEVEL = "optimization_level"  # jax_optimization_level, an option of JAX, not of XLA
 WIDTHS = ("width", "decoder_in", "decoder_features", "features", "hidden")
 
 
@@ -36,6 +37,15 @@ def check_names(flag: str, text: str, choices: tuple[str, ...]) -> None:
     """Raise UserError unless `text` is a comma-separated list of the choices."""
     if not set(text.split(",")) <= set(choices):
         raise UserError(f"--{flag}={text}: expected names of {', '.join(choices)}")
+
+
+class RejectedOption(UserError):
+    """The compiler does not know an option, or not its value."""
+
+
+def is_compiler_option(name: str) -> bool:
+    """Whether a name is one of XLA's options or JAX's optimization level."""
+    return name.startswith("xla_") or name == LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +65,8 @@ class NetworkSettings:
     batch_size: int | Literal["auto", "best"] = flag("auto", at_least=1)
     """Images per step on all devices. auto: 4 on CPU, 32 elsewhere; best: the size with
     the most images per second, searched by doubling until memory is full."""
+    first_batch: int | Literal["auto"] = flag("auto", at_least=1)
+    """First size that --batch_size=best tries. auto: 1 on CPU, 32 elsewhere."""
     max_batch: int = flag(1024, at_least=1)
     """Largest size that --batch_size=best tries."""
     search_s: float = flag(240.0, at_least=0)
@@ -63,6 +75,9 @@ class NetworkSettings:
     """Arithmetic: f32 or bf16; auto: bf16 on accelerators, f32 on CPU."""
     tf32: Literal["on", "off"] = "on"
     """Use TF32 for float32 products on GPUs, in JAX and in PyTorch."""
+    options: str = ""
+    """Options of XLA's compiler, separated by +, as in
+    xla_gpu_enable_triton_gemm=false; optimization_level=O1 is JAX's own."""
     devices: int | None = flag(None, at_least=1)
     """Number of devices; default: all. CPU devices are simulated as needed."""
     repeats: int = flag(5, at_least=1)
@@ -81,6 +96,13 @@ class NetworkSettings:
     """Variants to time in the same turns: flags that differ, as in upconv=plain.
     Variants are separated by commas, flags of one variant by +, as in
     bn=local+cache=host,augment=full."""
+    turns: Literal["together", "pairs"] = "together"
+    """together: time all variants of --beside in the same turns. pairs: one variant
+    after another, each in turns with the network."""
+    limit_s: float | None = flag(None, at_least=0)
+    """With pairs, start no variant that would end later than this, seconds."""
+    peaks: Literal["on", "off"] = "on"
+    """Measure the peaks of the device."""
     growth: Literal["none", "batch", "size", "devices"] = "none"
     """Measure how the time grows with the batch size, image size or devices."""
     points: str = "auto"
@@ -90,7 +112,7 @@ class NetworkSettings:
     compile_cache: str | None = None
     """Folder of JAX's compilation cache; compile times then measure reading it."""
     profile: str | None = None
-    """Folder for a profiler trace; the ten most expensive operations are printed."""
+    """Folder for a profiler trace; the most expensive operations are printed."""
     json: str | None = None
     """New file for all results as JSON."""
 
@@ -103,6 +125,7 @@ class NetworkSettings:
         check_names("peers", self.peers, ("plain", "tuned"))
         if self.peer == "torch":
             self._check_peer()
+        self.compiler_options()
         self.variants()
         if self.growth != "none" and (self.profile is not None or self.beside):
             raise UserError(
@@ -167,16 +190,36 @@ class NetworkSettings:
 
     def _variant(self, word: str) -> Any:
         names, flags = self.config_flags()[1:], flags_lib.flags_of(type(self))
+        names.append("tf32")
         values: dict[str, Any] = {}
+        options = [self.options] if self.options else []
         for change in word.split("+"):
             name, _, value = change.partition("=")
-            if name not in names:
+            if is_compiler_option(name):
+                options.append(change)
+            elif name in names:
+                values[name] = flags[name].convert(value)
+            else:
                 raise UserError(
                     f"--beside={self.beside}: {name}: expected one of "
-                    f"{', '.join(names)}"
+                    f"{', '.join(names)}, optimization_level, or an option xla_..."
                 )
-            values[name] = flags[name].convert(value)
-        return dataclasses.replace(self, **values, beside="")
+        values |= {"options": "+".join(options), "beside": ""}
+        return dataclasses.replace(self, **values)
+
+    def compiler_options(self) -> dict[str, str | bool]:
+        """The options of --options. Raises UserError if they are malformed."""
+        options: dict[str, str | bool] = {}
+        for word in self.options.split("+") if self.options else ():
+            name, equals, value = word.partition("=")
+            if not (equals and is_compiler_option(name)):
+                raise UserError(
+                    f"--options={self.options}: {word}: expected optimization_level=O1 "
+                    "or xla_NAME=VALUE"
+                )
+            # XLA refuses words as the value of a boolean option.
+            options[name] = {"true": True, "false": False}.get(value, value)
+        return options
 
     def fixed_batch(self) -> int:
         """The batch size without a search."""

@@ -19,10 +19,17 @@ from jax.sharding import PartitionSpec as P
 
 from jaxdepth import models
 from jaxdepth.commands.benchmark import machine, noise
-from jaxdepth.commands.benchmark.settings import NetworkSettings, Size, TrainSettings
+from jaxdepth.commands.benchmark.settings import (
+    LEVEL,
+    NetworkSettings,
+    RejectedOption,
+    Size,
+    TrainSettings,
+)
 from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.commands.compile import lower
 from jaxdepth.config import Config
+from jaxdepth.runtime.errors import one_line
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
@@ -69,12 +76,47 @@ def subject(
     return contextlib.nullcontext(predictor(settings, batch_size, image_size, devices))
 
 
+@contextlib.contextmanager
+def _jax_options(settings: NetworkSettings) -> Iterator[None]:
+    """Trace and compile with the arithmetic of --tf32 and the level of --options.
+
+    Raises: RejectedOption if the compiler or JAX rejects an option of --options.
+    """
+    level = settings.compiler_options().get(LEVEL)
+    before = jax.config.jax_optimization_level  # pyright: ignore[reportAttributeAccessIssue]
+    precision = None
+    if jax.default_backend() == "gpu" and settings.precision == "f32":
+        precision = "tensorfloat32" if settings.tf32 == "on" else "highest"
+    try:
+        if level is not None:
+            jax.config.update("jax_optimization_level", level)
+        with jax.default_matmul_precision(precision):
+            yield
+    except (jax.errors.JaxRuntimeError, TypeError, ValueError) as error:
+        if not _is_rejection(error):
+            raise
+        message = f"--options={settings.options}: {one_line(error)}"
+        raise RejectedOption(message) from None
+    finally:
+        if level is not None:
+            jax.config.update("jax_optimization_level", before)
+
+
+def _is_rejection(error: Exception) -> bool:
+    """Whether the compiler rejects an option, or JAX an optimization level."""
+    words = ("No such compile option", "While setting option", "new enum value must be")
+    return any(word in str(error) for word in words)
+
+
 def _compile(
-    jitted: Any, *args: Any, options: dict[str, Any]
+    jitted: Any, *args: Any, settings: NetworkSettings, options: dict[str, Any]
 ) -> tuple[Callable, Compiled]:
     """Compile a function of `jax.jit` or `jax.pmap` for these arguments."""
+    own = settings.compiler_options()
+    options = options | {k: v for k, v in own.items() if k != LEVEL}
     start = time.perf_counter()
-    program = jitted.lower(*args).compile(options)
+    with _jax_options(settings):
+        program = jitted.lower(*args).compile(options)
     seconds, cost, memory = time.perf_counter() - start, {}, None
     with contextlib.suppress(Exception):  # backends raise different errors
         cost = program.cost_analysis() or {}
@@ -123,7 +165,9 @@ def trainer(
             step = jax.jit(step, donate_argnums=0)
         arguments = (holder["state"], next_batch(), *tables)
         options = placement.compiler_options()
-        program, compiled = _compile(step, *arguments, options=options)
+        program, compiled = _compile(
+            step, *arguments, settings=settings, options=options
+        )
         del arguments
         check_memory(compiled)
 
@@ -187,7 +231,9 @@ def _forward(
         return step_lib.predict(model, variables, image, layout=config.model.layout)
 
     options = placement.compiler_options()
-    program, compiled = _compile(jax.jit(forward), variables, rgb, options=options)
+    program, compiled = _compile(
+        jax.jit(forward), variables, rgb, settings=settings, options=options
+    )
     parameters = sum(x.size for x in jax.tree.leaves(variables["params"]))
     run = functools.partial(program, variables)
     fields = {"compiled": compiled, "model": model, "parameters": parameters}

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,19 @@ def test_the_search_raises_other_errors():
         searched(measure)
 
 
+def test_the_search_halves_a_first_size_that_does_not_fit():
+    measure, tried = full_at(12)
+    result = searched(measure, start=32)
+    assert tried == [32, 16, 8, 12] and (result.best, result.full) == (8, 12)
+    # 16 was tried on the way down, and is not tried again.
+    measure, tried = full_at(20)
+    assert searched(measure, start=64, multiple=4).best == 16
+    assert tried == [64, 32, 16, 24]
+    measure, tried = full_at(4)
+    with pytest.raises(UserError, match="a batch of 4 does not fit"):
+        searched(measure, start=8, multiple=4)
+
+
 def test_out_of_memory_errors_are_recognised():
     assert machine.is_out_of_memory(MemoryError())
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
@@ -282,6 +296,70 @@ def test_variants_are_timed_in_the_same_turns(tmp_path):
     assert ratios[0]["values"] == pytest.approx([a / b for a, b in pairs])
 
 
+def test_variants_in_pairs_are_complete_one_after_another(tmp_path, monkeypatch):
+    file, clock = tmp_path / "v.json", iter(range(0, 1000, 10))
+    words = ["--arch=cnn", *TINY, "--batch_size=2", "--repeats=2", "--frames=8"]
+    rejected, kept = "xla_gpu_nonsense=1", "xla_cpu_enable_fast_math=true"
+    beside = f"augment=full,{rejected},optimization_level=O1+tf32=off,{kept}"
+    words += [f"--beside={beside}", "--turns=pairs", "--peaks=off", f"--json={file}"]
+    benchmark.command(["train", *words])
+    document = json.loads(file.read_text())
+    names = [
+        (t["unit"], [row["what"] for row in t["rows"]]) for t in document["tables"]
+    ]
+    assert names[:2] == [("ms", ["jaxdepth"]), ("images/s", ["jaxdepth"])]
+    assert names[2] == ("ms", ["jaxdepth", "jaxdepth, augment=full"])
+    assert names[5] == ("ms", ["jaxdepth", "jaxdepth, optimization_level=O1+tf32=off"])
+    skipped = document["facts"]["skipped"]
+    assert "No such compile option" in skipped[rejected]
+    assert "share of the matrix product" not in document["facts"]["rates and shares"]
+    # Each loss is recorded, and equal numbers of steps are not taken.
+    values = document["facts"]["values"]
+    assert {"jaxdepth", "jaxdepth, augment=full"} <= values.keys()
+    assert all(np.isfinite(value) for value in values.values())
+    # A variant takes 10 s on this clock, so that only the first ends within 25 s.
+    fake = types.SimpleNamespace(monotonic=lambda: float(next(clock)))
+    monkeypatch.setattr(networks, "time", fake)
+    settings = train_settings(beside="bn=local,augment=full", turns="pairs")
+    settings = dataclasses.replace(settings, limit_s=25.0, repeats=1, seconds=0.0)
+    results = report.Report()
+    with workloads.subject(settings, 2, (24, 32), jax.devices()[:1]) as main:
+        networks._measure_pairs(settings, 2, main, results, began=0.0)
+    assert list(results.facts["skipped"]) == ["augment=full"]
+    assert len(results.tables) == 3
+
+
+def test_compiler_options_apply_to_one_program(monkeypatch):
+    seen = []
+
+    class Lowered:
+        def compile(self, options):
+            level = jax.config.jax_optimization_level
+            seen.append((options, level, jax.config.jax_default_matmul_precision))
+            return self
+
+        as_text = None
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jitted = type("Jitted", (), {"lower": lambda self, *_: Lowered()})()
+    options = "xla_a=true+xla_b=2+optimization_level=O1"
+    settings = train_settings(options=options, precision="f32", tf32="off")
+    workloads._compile(jitted, settings=settings, options={"xla_c": "3"})
+    expected = {"xla_c": "3", "xla_a": True, "xla_b": "2"}
+    assert seen == [(expected, "O1", "highest")]
+    assert jax.config.jax_optimization_level == "UNKNOWN"
+    plain = train_settings(precision="bf16")
+    workloads._compile(jitted, settings=plain, options={})
+    assert seen[1] == ({}, "UNKNOWN", None)
+
+
+def test_a_diverged_loss_is_noted():
+    results = report.Report()
+    diverged = timing.Workload("it", lambda: {"loss": np.float32(np.nan)}, id)
+    networks._check_values([diverged], results)
+    assert "it: loss or depth is not finite" in results.facts["notes"][0]
+
+
 def test_variants_with_fewer_steps_per_call_repeat_it():
     single, log = counting()
     double = timing.Workload("two", int, int, images=4)
@@ -307,6 +385,19 @@ def test_an_incomplete_report_is_written(tmp_path):
     document = json.loads(file.read_text())
     assert document["tables"][0]["rows"][0]["median"] == 1.0
     assert document["stopped"].startswith("KeyboardInterrupt")
+
+
+def test_a_killed_benchmark_leaves_its_tables(tmp_path):
+    file, kept = tmp_path / "x.json", []
+
+    def run(settings, report):
+        report.show("a table", {"a": [1.0]}, "ms")
+        kept.append(json.loads(file.read_text()))
+
+    benchmark.measure(train_settings(json=str(file)), run)
+    assert kept[0]["tables"][0]["title"] == "a table"
+    assert kept[0]["stopped"] == "not complete"
+    assert "stopped" not in json.loads(file.read_text())
 
 
 def test_infer_measures_single_frames(tmp_path):
@@ -381,13 +472,13 @@ def test_profile_lists_the_most_expensive_operations(tmp_path, capsys):
     profile = json.loads(file.read_text())["facts"]["profile"]
     rows = profile["costliest"]
     assert profiling.TOP < len(rows) <= profiling.KEPT
-    # Ten rows follow the title and the column names.
+    # Twenty rows follow the title and the column names.
     printed = capsys.readouterr().out
-    table = printed[printed.index("the ten most expensive") :].splitlines()
-    assert [line.split()[0] for line in table[2:12]] == [
-        row["operation"] for row in rows[:10]
+    table = printed[printed.index("the 20 most expensive") :].splitlines()
+    assert [line.split()[0] for line in table[2:22]] == [
+        row["operation"] for row in rows[:20]
     ]
-    assert table[12].startswith("trace: ")
+    assert table[22].startswith("trace: ")
     shares = [row["share"] for row in rows]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1
     assert rows[0]["ms"] == pytest.approx(profile["ms in all"] * shares[0])
@@ -403,24 +494,6 @@ def test_a_failing_profiler_is_reported(tmp_path, monkeypatch):
     results = report.Report()
     profiling.show(tmp_path, counting()[0], workloads.Compiled(0.0), results)
     assert results.facts["notes"] == ["no profile: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"]
-
-
-def test_operations_get_module_names():
-    text = """
-%inside (p: f32[2]) -> f32[2] {
-  ROOT %n = f32[2] negate(%p), metadata={op_name="jit(f)/jvp(Net)/up/bn/neg"}
-}
-
-ENTRY %main (a: f32[2]) -> f32[2] {
-  %fusion.3 = f32[2] fusion(%a), calls=%inside
-  %forward = f32[2] dot(%a), metadata={op_name="jit(f)/Net/up/conv/dot_general"}
-  %plain = f32[2] add(%a, %b)
-  ROOT %add.1 = f32[2] add(%a), metadata={op_name="jit(f)/transpose(jvp(N))/up/conv"}
-}
-"""
-    names = profiling.modules(text)
-    assert names["fusion.3"] == "up/bn" and names["plain"] == "-"
-    assert names["add.1"] == "up (gradient)" and names["forward"] == "up/conv"
 
 
 def test_load_of_other_processes_gives_a_warning(monkeypatch):
@@ -457,6 +530,15 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
         (["train", "--beside=upconv=five"], "--upconv=five: expected one of"),
         (["train", "--beside=size=3x4"], "size: expected one of upconv"),
+        (["train", "--options=fast"], "--options=fast: fast: expected optimization_l"),
+        (
+            ["train", "--arch=cnn", *TINY, "--options=xla_no=1"],
+            "--options=xla_no=1: .*No such compile option",
+        ),
+        (
+            ["train", "--arch=cnn", *TINY, "--options=optimization_level=O9"],
+            "--options=optimization_level=O9: .*must be in",
+        ),
         (["train", "--beside=accumulate=x"], "--accumulate=x: expected a whole number"),
         (
             ["train", "--peer=torch", "--layout=fcrn"],

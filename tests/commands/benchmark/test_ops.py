@@ -1,8 +1,6 @@
-"""Benchmarks of operators and of the data path, and the lists of benchmarks."""
+"""Benchmarks of operators and of the data path."""
 
 import json
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +8,8 @@ import numpy as np
 import pytest
 
 from jaxdepth.commands.benchmark import command as benchmark
-from jaxdepth.commands.benchmark import noise, plan, timing, upconv
-from jaxdepth.commands.benchmark.plan import CpuSettings, GpuSettings, Part
+from jaxdepth.commands.benchmark import noise, timing, upconv
 from jaxdepth.commands.benchmark.upconv import UpconvSettings
-from jaxdepth.runtime import flags as flags_lib
-from jaxdepth.runtime.errors import UserError
 
 TINY = UpconvSettings(size="32x48", thin=64, batch_size=2, repeats=1, seconds=0)
 
@@ -169,99 +164,3 @@ def test_random_frames_have_the_shapes_of_the_device_cache():
     assert first["rows"].max() < 5 and not np.array_equal(first["rows"], second["rows"])
     depth = noise.frames(2, (40, 50))["depth_codes"]
     assert 0.05 < (depth == 0).mean() < 0.15
-
-
-@pytest.mark.parametrize("kind", [GpuSettings, CpuSettings])
-@pytest.mark.parametrize("dry_run", [False, True])
-@pytest.mark.parametrize("peer", ["none", "torch"])
-def test_every_part_has_valid_arguments(kind, dry_run, peer, tmp_path):
-    settings = kind(out="x", dry_run=dry_run, peer=peer)
-    for part in settings.parts():
-        documents = {"train": {"facts": {"search": {"best": 96}}}}
-        words = plan.part_arguments(part, settings, documents, tmp_path)
-        cls, _ = benchmark.load(words[0])
-        parsed = flags_lib.parse(cls, words[1:], prog="x")
-        assert parsed.peer == ("none" if peer == "none" else parsed.peer)
-        assert (parsed.thin > 1) == dry_run
-        if "{best}" in part.command and not dry_run:
-            assert parsed.batch_size == 96
-    # The first parts fit into the time limit.
-    if kind is GpuSettings:
-        first = settings.parts()[:5]
-        assert sum(part.seconds for part in first) < 60 * settings.minutes < 540
-
-
-FAKE = """
-import json, sys, time
-words = dict(w.lstrip("-").partition("=")[::2] for w in sys.argv[2:])
-table = {"title": "t", "unit": "images/s", "rows": [
-    {"what": "jaxdepth", "median": 12.5, "min": 12.0, "max": 13.0}]}
-if sys.argv[1] == "infer":
-    print("error: no such thing")
-    sys.exit(2)
-try:
-    if sys.argv[1] == "upconv":
-        time.sleep(60)
-finally:
-    facts = {"search": {"best": 48}}
-    with open(words["json"], "w") as file:
-        json.dump({"tables": [table], "facts": facts, "words": sys.argv}, file)
-"""
-
-
-def test_results_are_written_after_each_part(tmp_path, monkeypatch, capsys):
-    script = tmp_path / "benchmark.py"
-    script.write_text(textwrap.dedent(FAKE))
-    monkeypatch.setattr(plan, "COMMAND", (sys.executable, str(script)))
-    monkeypatch.setitem(plan.PARTS, "gpu", PARTS)
-    out = tmp_path / "out"
-    # In 8 seconds the first three end, the fourth is stopped, the last never starts.
-    settings = GpuSettings(out=str(out), minutes=8 / 60)
-    plan.run(settings)
-    parts = json.loads((out / "gpu.json").read_text())["parts"]
-    assert "stopped" not in parts["train"]
-    assert "--batch_size=48" in parts["train_peers"]["words"]
-    assert parts["infer"] == {"stopped": "exit code 2: error: no such thing"}
-    # It was interrupted and wrote its results.
-    assert parts["upconv"]["stopped"].startswith("stopped after")
-    assert parts["upconv"]["tables"]
-    assert parts["late"] == {"stopped": "not started: the time limit was reached"}
-    printed = capsys.readouterr().out
-    assert "train: jaxdepth" in printed and "12.5" in printed
-    assert "incomplete: infer, upconv, late" in printed
-    with pytest.raises(UserError, match="exists: name another folder"):
-        plan.run(settings)
-
-
-def test_parts_may_use_the_time_that_earlier_parts_left(tmp_path, monkeypatch):
-    now, limits = [100.0], []
-    durations = {"train": 1.0, "train_peers": 5.0, "infer": 2.0, "upconv": 4.0}
-
-    def run(words, limit, *_, **__):
-        limits.append(limit)
-        now[0] += list(durations.values())[len(limits) - 1]
-        return {}
-
-    monkeypatch.setattr(plan.time, "monotonic", lambda: now[0])
-    monkeypatch.setitem(plan.PARTS, "gpu", PARTS)
-    monkeypatch.setattr(plan, "run_part", run)
-    plan.run(GpuSettings(out=str(tmp_path), minutes=13 / 60))
-    # 3; 2 and 2 left; 2, of which 1 is used; 4, of which 1 is used; 1 is left, which is
-    # too little for a part of 60.
-    assert limits == pytest.approx([3.0, 4.0, 1.0, 3.0])
-    late = json.loads((tmp_path / "gpu.json").read_text())["parts"]["late"]
-    assert late == {"stopped": "not started: the time limit was reached"}
-
-
-PARTS = (
-    Part("train", "train --batch_size=best", 3.0),
-    Part("train_peers", "train --batch_size={best}", 2.0),
-    Part("infer", "infer", 2.0),
-    Part("upconv", "upconv", 4.0),
-    Part("late", "train", 60.0),
-)
-
-
-def test_only_selects_parts():
-    names = [part.name for part in GpuSettings(out="x", only="upconv,train").parts()]
-    assert names == ["train", "upconv"]
