@@ -14,7 +14,13 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers
+from jaxdepth.models.layers import (
+    BatchNorm,
+    DepthNetwork,
+    Layer,
+    bind_layers,
+    conv_norm,
+)
 from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.upproj import ConvHead
 from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
@@ -39,14 +45,14 @@ class ConvBlock(nn.Module):
     stride: int = 1
     padding: Padding | None = None
     conv: Layer = Conv
-    norm: Layer = nn.BatchNorm
+    norm: Layer = BatchNorm
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        x = self.conv(
+        conv = self.conv(
             self.features, self.kernel_size, self.stride, self.padding, name="conv"
-        )(x)
-        return nn.relu(self.norm(name="bn")(x))
+        )
+        return nn.relu(conv_norm(conv, self.norm(name="bn"), x))
 
 
 def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:

@@ -10,8 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float
 
 from jaxdepth.models.layouts import LAYOUTS, Layout
+from jaxdepth.ops import platform
 from jaxdepth.ops.conv import Conv
 
 # A module class, or one with some of its fields bound by functools.partial.
@@ -40,10 +43,40 @@ class DepthNetwork(nn.Module):
     freeze: str = "none"
 
 
+class BatchNorm(nn.BatchNorm):
+    """`flax.linen.BatchNorm` that a convolution can apply: see `conv_norm`."""
+
+    def affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """(scale, offset) per channel of the normalisation by running statistics."""
+
+        def value(collection: str, name: str) -> Array:
+            return jnp.asarray(self.get_variable(collection, name))
+
+        inverse = lax.rsqrt(value("batch_stats", "var") + self.epsilon)
+        scale = value("params", "scale") * inverse
+        return scale, value("params", "bias") - value("batch_stats", "mean") * scale
+
+
+def conv_norm(
+    conv: nn.Module, norm: BatchNorm, x: Float[Array, "b h w c"]
+) -> Float[Array, "b i j d"]:
+    """norm(conv(x)) for a convolution layer, whose `__call__` takes (x, affine).
+
+    In inference on CPU, the normalisation is applied to the kernel where it is smaller
+    than the map. oneDNN then adds the offset and computes a ReLU and a sum that follow,
+    all in one pass.
+    """
+    folds = norm.use_running_average and platform.current() == "cpu"
+    if norm.is_initializing() or not folds:
+        return norm(conv(x))
+    kernel = jnp.asarray(conv.get_variable("params", "kernel"))
+    return conv(x, norm.affine()) if kernel.size < x.size else norm(conv(x))
+
+
 def batch_norm(
     *, epsilon: float = 1e-5, dtype: Any = jnp.float32, axis_name: str | None = None
 ) -> functools.partial:
-    """The batch normalisation layer of all networks: `flax.linen.BatchNorm`.
+    """The batch normalisation layer of all networks.
 
     Running statistics decay by 0.9 per step (our choice; PyTorch's default momentum of
     0.1), are float32 and hold the biased variance. Scale starts at one, offset at zero.
@@ -58,7 +91,7 @@ def batch_norm(
       `name`.
     """
     return functools.partial(
-        nn.BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
+        BatchNorm, momentum=0.9, epsilon=epsilon, dtype=dtype, axis_name=axis_name
     )
 
 

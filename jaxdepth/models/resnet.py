@@ -7,7 +7,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxdepth.models.layers import Layer, batch_norm
+from jaxdepth.models.layers import Layer, batch_norm, conv_norm
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import Conv, Kernel
 from jaxdepth.ops.folded_norm import folded_norm
@@ -74,8 +74,8 @@ def pointwise_norm(
     conv_name, norm_name = names
     train = not norm.keywords["use_running_average"]
     if not train or platform.current() != "tpu":
-        y = conv(features, (1, 1), stride, name=conv_name)(x)
-        return norm(name=norm_name)(y)
+        pointwise = conv(features, (1, 1), stride, name=conv_name)
+        return conv_norm(pointwise, norm(name=norm_name), x)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
     return folded(name=norm_name)(x[:, ::stride, ::stride], kernel)
@@ -105,10 +105,10 @@ class Bottleneck(nn.Module):
         first, second = self.stride, 1
         if self.stride_in == "3x3":
             first, second = second, first
-        y = self.conv(self.width, (1, 1), first, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
-        y = self.conv(self.width, (3, 3), second, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        conv = self.conv(self.width, (1, 1), first, name="conv1")
+        y = nn.relu(conv_norm(conv, self.norm(name="bn1"), x))
+        conv = self.conv(self.width, (3, 3), second, name="conv2")
+        y = nn.relu(conv_norm(conv, self.norm(name="bn2"), y))
         pointwise = functools.partial(
             pointwise_norm, features=4 * self.width, conv=self.conv
         )
@@ -182,7 +182,7 @@ class ResNet(nn.Module):
         conv = self.conv(
             self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
-        x = nn.relu(norm(name="bn_init")(conv(image)))
+        x = nn.relu(conv_norm(conv, norm(name="bn_init"), image))
         padding = ((1, 1), (1, 1))
         if self.pool_padding == "same":
             padding = same_padding(*x.shape[1:3], size=3)
