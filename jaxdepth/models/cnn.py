@@ -14,7 +14,13 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import BatchNorm, DepthNetwork, Layer, bind_layers
+from jaxdepth.models.layers import (
+    BatchNorm,
+    DepthNetwork,
+    Layer,
+    bind_layers,
+    conv_norm,
+)
 from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.upproj import ConvHead
 from jaxdepth.ops.conv import Conv, Padding, transposed_conv2x
@@ -43,10 +49,10 @@ class ConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        x = self.conv(
+        conv = self.conv(
             self.features, self.kernel_size, self.stride, self.padding, name="conv"
-        )(x)
-        return self.norm(name="bn")(x, relu=True)
+        )
+        return conv_norm(conv, self.norm(name="bn"), x, relu=True)
 
 
 def max_pool_up(x: Float[Array, "b h w c"]) -> Float[Array, "b i j c"]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.models.layouts import LAYOUTS, Layout
@@ -92,6 +93,43 @@ class BatchNorm(nn.BatchNorm):
             if not self.is_initializing():
                 old, kept = running.value, self.momentum
                 running.value = kept * old + (1 - kept) * value
+
+    def affine(self) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """(scale, offset) per channel of the normalisation by running statistics."""
+
+        def value(collection: str, name: str) -> Array:
+            return jnp.asarray(self.get_variable(collection, name))
+
+        inverse = lax.rsqrt(value("batch_stats", "var") + self.epsilon)
+        scale = value("params", "scale") * inverse
+        return scale, value("params", "bias") - value("batch_stats", "mean") * scale
+
+
+def conv_norm(
+    conv: nn.Module,
+    norm: BatchNorm,
+    x: Float[Array, "b h w c"],
+    *,
+    residual: Float[Array, "b i j d"] | None = None,
+    relu: bool = False,
+) -> Float[Array, "b i j d"]:
+    """norm(conv(x)) for a convolution layer, whose `__call__` takes (x, affine).
+
+    In inference on CPU, the normalisation is applied to the kernel where it is smaller
+    than the map. oneDNN then adds the offset and computes a ReLU and a sum that follow,
+    all in one pass.
+
+    Args:
+      residual, relu: as in `BatchNorm`.
+    """
+    folds = norm.use_running_average and platform.current() == "cpu"
+    if folds and not norm.is_initializing():
+        kernel = jnp.asarray(conv.get_variable("params", "kernel"))
+        if kernel.size < x.size:
+            y = conv(x, norm.affine())
+            y = y if residual is None else y + residual
+            return nn.relu(y) if relu else y
+    return norm(conv(x), residual=residual, relu=relu)
 
 
 def batch_norm(

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from jaxdepth.models.layers import BatchNorm, Layer, batch_norm
+from jaxdepth.models.layers import BatchNorm, Layer, batch_norm, conv_norm
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import Conv, Kernel
 from jaxdepth.ops.folded_norm import folded_norm
@@ -79,8 +79,11 @@ def pointwise_norm(
     train = not norm.keywords["use_running_average"]
     widest = FOLDED.get(platform.current(), 0)
     if not train or x.shape[-1] > widest:
-        y = conv(features, (1, 1), stride, name=conv_name)(x)
-        return norm(name=norm_name)(y, residual=residual, relu=residual is not None)
+        conv, norm = (
+            conv(features, (1, 1), stride, name=conv_name),
+            norm(name=norm_name),
+        )
+        return conv_norm(conv, norm, x, residual=residual, relu=residual is not None)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
     return folded(name=norm_name)(x[:, ::stride, ::stride], kernel, residual)
@@ -110,10 +113,10 @@ class Bottleneck(nn.Module):
         first, second = self.stride, 1
         if self.stride_in == "3x3":
             first, second = second, first
-        y = self.conv(self.width, (1, 1), first, name="conv1")(x)
-        y = self.norm(name="bn1")(y, relu=True)
-        y = self.conv(self.width, (3, 3), second, name="conv2")(y)
-        y = self.norm(name="bn2")(y, relu=True)
+        conv = self.conv(self.width, (1, 1), first, name="conv1")
+        y = conv_norm(conv, self.norm(name="bn1"), x, relu=True)
+        conv = self.conv(self.width, (3, 3), second, name="conv2")
+        y = conv_norm(conv, self.norm(name="bn2"), y, relu=True)
         pointwise = functools.partial(
             pointwise_norm, features=4 * self.width, conv=self.conv
         )
@@ -187,7 +190,7 @@ class ResNet(nn.Module):
         conv = self.conv(
             self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
-        x = norm(name="bn_init")(conv(image), relu=True)
+        x = conv_norm(conv, norm(name="bn_init"), image, relu=True)
         padding = ((1, 1), (1, 1))
         if self.pool_padding == "same":
             padding = same_padding(*x.shape[1:3], size=3)

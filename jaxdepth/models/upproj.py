@@ -10,10 +10,10 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers
+from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers, conv_norm
 from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.resnet import ResNet
-from jaxdepth.ops.conv import Conv, he_normal_fan_out
+from jaxdepth.ops.conv import Affine, Conv, apply_affine, he_normal_fan_out
 from jaxdepth.ops.upconv import add_phase_bias, upconv
 
 
@@ -35,11 +35,18 @@ class UpConv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], affine: Affine | None = None
+    ) -> Float[Array, "b h2 w2 d"]:
         shape = (5, 5, x.shape[-1], self.features)
         # The fan out counts 25 taps although outputs read only a quarter of them: the
         # batch normalisation that follows removes the scale.
         kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
+        bias = None
+        if self.use_bias:
+            zeros = nn.initializers.zeros
+            bias = self.param("bias", zeros, (2, 2, self.features), jnp.float32)
+        kernel, bias = apply_affine(affine, kernel, bias)
         y = upconv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -47,11 +54,11 @@ class UpConv(nn.Module):
             padding_side=self.padding_side,
             form=self.form,
         )
-        if self.use_bias:
-            zeros = nn.initializers.zeros
-            bias = self.param("bias", zeros, (2, 2, self.features), jnp.float32)
-            y = add_phase_bias(y, bias)
-        return y
+        if bias is None:
+            return y
+        if bias.ndim == 1:
+            return y + bias.astype(self.dtype)[None, None, None]
+        return add_phase_bias(y, bias)
 
 
 class UpProjection(nn.Module):
@@ -79,12 +86,13 @@ class UpProjection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-        main = self.up(self.features, name="up_main")(x)
-        main = self.norm(name="bn_main")(main, relu=True)
-        main = self.conv(self.features, name="conv")(main)
-        side = self.up(self.features, name="up_side")(x)
-        side = self.norm(name="bn_side")(side)
-        return self.norm(name="bn")(main, residual=side, relu=True)
+        up_main = self.up(self.features, name="up_main")
+        main = conv_norm(up_main, self.norm(name="bn_main"), x, relu=True)
+        up_side = self.up(self.features, name="up_side")
+        side = conv_norm(up_side, self.norm(name="bn_side"), x)
+        conv = self.conv(self.features, name="conv")
+        norm = self.norm(name="bn")
+        return conv_norm(conv, norm, main, residual=side, relu=True)
 
 
 class Decoder(nn.Module):
@@ -111,8 +119,8 @@ class Decoder(nn.Module):
         self, x: Float[Array, "b h w c"], *, train: bool = False
     ) -> Float[Array, "b i j d"]:
         norm = functools.partial(self.norm, use_running_average=not train)
-        x = self.conv(self.in_features, (1, 1), name="conv_in")(x)
-        x = norm(name="bn_in")(x)
+        conv_in = self.conv(self.in_features, (1, 1), name="conv_in")
+        x = conv_norm(conv_in, norm(name="bn_in"), x)
         for block, features in enumerate(self.features, start=1):
             up = UpProjection(features, self.conv, norm, self.up, name=f"up{block}")
             x = up(x)

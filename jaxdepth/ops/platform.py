@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
@@ -17,12 +18,16 @@ logger = logging.getLogger(__name__)
 # memory allows larger windows in the 64-channel stages: 8 % fewer cycles per step by
 # the compiler's estimate. This is the default on v6e.
 #
-# CPU: convolutions and matrix products by Eigen, sums by YNNPACK. Products by YNNPACK
-# would slow inference by 8 %; convolutions by YNNPACK would double the time of the
-# kernel gradient of 3x3; Eigen takes twice as long for sums (float32, AVX-512, jaxlib
-# 0.10.2).
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
-    "cpu": {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"},
+# CPU: convolutions and matrix products by oneDNN where jaxlib contains it (0.12 does,
+# 0.10.2 does not), otherwise by Eigen; sums by YNNPACK. Products by YNNPACK would slow
+# inference by 8 %; convolutions by YNNPACK would double the time of the kernel gradient
+# of 3x3; Eigen takes twice as long for sums (float32, AVX-512, jaxlib 0.10.2). oneDNN
+# is not used while YNNPACK computes convolutions.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
+        "xla_cpu_experimental_onednn_custom_call": True,
+    },
     "TPU v5 lite": {"xla_tpu_scoped_vmem_limit_kib": "32768"},
 }
 
@@ -63,7 +68,20 @@ def compiler_options(device: Any = None) -> dict[str, Any]:
 
 
 @functools.cache
-def _accepts(device: Any, name: str, value: str) -> bool:
+def has_onednn() -> bool:
+    """Whether `COMPILER_OPTIONS` let oneDNN compute on this machine's CPU.
+
+    jaxlib 0.10.2 accepts the option without an effect, so a product is compiled.
+    """
+    device = jax.local_devices(backend="cpu")[0]
+    shape, sharding = (512, 512), SingleDeviceSharding(device)
+    matrix = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
+    product = jax.jit(jnp.matmul, compiler_options=compiler_options(device))
+    return "__onednn$matmul" in str(product.lower(matrix, matrix).compile().as_text())
+
+
+@functools.cache
+def _accepts(device: Any, name: str, value: Any) -> bool:
     """Whether a device's compiler accepts an option, tested by compiling a sum."""
     one = jax.ShapeDtypeStruct((), np.float32, sharding=SingleDeviceSharding(device))
     try:
