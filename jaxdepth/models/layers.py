@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
@@ -59,7 +60,7 @@ class BatchNorm(nn.BatchNorm):
     @nn.compact
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array | np.ndarray, "b h w c"],
         *,
         residual: Float[Array, "b h w c"] | None = None,
         relu: bool = False,

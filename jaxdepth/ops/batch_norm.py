@@ -59,7 +59,7 @@ def _batch_norm(x, scale, offset, residual, shared):
 
 def _forward(x, scale, offset, residual, shared):
     relu, epsilon, *devices = shared
-    values = x.astype(jnp.float32)
+    values = x.astype(_sum_dtype(x))
     entries = x.size // x.shape[-1]
     sums = _sums(values, values * values)
     mean, square = _mean_over_devices(*(s / entries for s in sums), *devices)
@@ -68,7 +68,7 @@ def _forward(x, scale, offset, residual, shared):
     out = _affine(x, mean, inverse * scale, offset)
     if residual is not None:
         # Rounded first, as the separate operations are.
-        out = out.astype(x.dtype).astype(jnp.float32) + residual
+        out = out.astype(x.dtype).astype(out.dtype) + residual
     if relu:
         out = jax.nn.relu(out)
     out = out.astype(x.dtype)
@@ -84,7 +84,7 @@ def _forward(x, scale, offset, residual, shared):
 def _backward(shared, saved, gradients):
     relu, _, *devices = shared
     x, scale, offset, mean, inverse, mask_of, has_residual = saved
-    gradient = gradients[0].astype(jnp.float32)
+    gradient = gradients[0].astype(_sum_dtype(x))
     if relu:
         if mask_of is None:
             mask_of = _affine(x, mean, inverse * scale, offset)
@@ -113,12 +113,16 @@ def _sums(first, second):
     def add(a, b):
         return a[0] + b[0], a[1] + b[1]
 
-    zero = jnp.zeros((), jnp.float32)
+    zero = jnp.zeros((), first.dtype)
     return lax.reduce((first, second), (zero, zero), add, _AXES)
 
 
+def _sum_dtype(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _affine(x, mean, factor, offset):
-    """(x - mean) * factor + offset per channel, in float32."""
+    """(x - mean) * factor + offset per channel, in the dtype of the statistics."""
     return (x - _spread(mean)) * _spread(factor) + _spread(offset)
 
 

@@ -131,8 +131,8 @@ _affine.defvjp(lambda x, k, o: (_affine(x, k, o), (x, k)), _affine_back)
 def _affine_sum(x, kernel, offset, residual):
     """`_affine`, plus the residual and the ReLU, as one convolution of cuDNN.
 
-    XLA compiles a convolution, the sum with a bias and a map, and a ReLU into one kernel
-    if all are in the dtype of the convolution. Gradients have the dtypes of `_affine`.
+    XLA compiles a convolution, the sum with a bias and a map, and a ReLU into one
+    kernel if all have the dtype of the convolution. Gradients have those of `_affine`.
     """
     return _affine_sum_forward(x, kernel, offset, residual)[0]
 

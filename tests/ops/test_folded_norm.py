@@ -9,10 +9,17 @@ import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth.ops import platform
 from jaxdepth.ops.folded_norm import folded_norm
 
 EPSILON = 1e-3
-folded = functools.partial(folded_norm, epsilon=EPSILON, axis_name=None)
+
+
+@pytest.fixture(params=["tpu", "gpu"])
+def folded(request):
+    """`folded_norm` in the form of a platform."""
+    with platform.compiling_for(request.param):
+        yield functools.partial(folded_norm, epsilon=EPSILON, axis_name=None)
 
 
 def arguments(dtype=jnp.float32, batch: int = 4):
@@ -25,14 +32,17 @@ def arguments(dtype=jnp.float32, batch: int = 4):
     return jnp.asarray(x, dtype), *small
 
 
-def separate(x, kernel, scale, offset):
+def separate(x, kernel, scale, offset, residual=None):
     y = jnp.einsum("bhwc,cf->bhwf", x, kernel, precision="highest")
     mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
     normal = (y - mean[None, None, None]) / jnp.sqrt(variance + EPSILON)
-    return normal * scale + offset, mean, variance
+    out = normal * scale + offset
+    if residual is not None:
+        out = jax.nn.relu(out + residual)
+    return out, mean, variance
 
 
-def test_values_and_statistics_in_float64():
+def test_values_and_statistics_in_float64(folded):
     x, kernel, scale, offset = (np.asarray(v, np.float64) for v in arguments())
     y = x @ kernel
     mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
@@ -43,27 +53,33 @@ def test_values_and_statistics_in_float64():
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("has_residual", [False, True])
 @pytest.mark.parametrize("zero_scale", [False, True])
-def test_gradients_equal_those_of_the_separate_operations(zero_scale):
+def test_gradients_equal_those_of_the_separate_operations(
+    zero_scale, has_residual, folded
+):
     x, kernel, scale, offset = arguments()
     if zero_scale:  # the initial value of a residual block's last scale
         scale = 0.0 * scale
+    values = [x, kernel, scale, offset]
+    if has_residual:
+        values.append(jnp.cos(jnp.arange(4 * 5 * 3 * 24.0)).reshape(4, 5, 3, 24))
 
     def loss(operator, *values):
         y, mean, variance = operator(*values)
         weights = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.sum(weights * y * y) + jnp.sum(mean * variance)
 
-    every = (1, 2, 3, 4)
+    every = tuple(range(1, len(values) + 1))
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.grad(loss, every)(separate, x, kernel, scale, offset)
-    got = jax.grad(loss, every)(folded, x, kernel, scale, offset)
+        expected = jax.grad(loss, every)(separate, *values)
+    got = jax.grad(loss, every)(folded, *values)
     for a, b in zip(got, expected, strict=True):
         largest = np.abs(b).max() + 1e-6
         np.testing.assert_allclose(a, b, atol=5e-5 * largest)
 
 
-def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32():
+def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32(folded):
     x, kernel, scale, offset = arguments(jnp.bfloat16)
     y, mean, variance = folded(x, kernel, scale, offset)
     assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, *[jnp.float32] * 2)
@@ -81,7 +97,7 @@ def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32():
     assert (x_grad.dtype, kernel_grad.dtype) == (jnp.bfloat16, jnp.float32)
 
 
-def test_devices_on_a_shared_axis_equal_one_batch():
+def test_devices_on_a_shared_axis_equal_one_batch(folded):
     x, *rest = arguments()
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",))
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdepth.ops import platform
 from jaxdepth.ops import pool as ops
 
 NONE, ONE, END = (0, 0), (1, 1), (0, 1)
@@ -19,7 +20,7 @@ def literal_pool(x, size, padding):
     return y
 
 
-@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("backend", ["cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("size, padding", CASES)
 def test_equals_the_literal_loop(size, padding, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -28,17 +29,35 @@ def test_equals_the_literal_loop(size, padding, backend, monkeypatch):
     np.testing.assert_array_equal(got, literal_pool(x, size, padding))
 
 
-def test_slices_and_windows_have_the_same_gradient(monkeypatch):
+@pytest.mark.parametrize("size, padding", CASES)
+def test_slices_windows_and_indices_have_the_same_gradient(size, padding):
     x = jnp.array(np.random.default_rng(1).normal(size=(2, 8, 7, 3)), jnp.float32)
 
-    def gradient():
-        return jax.grad(
-            lambda x: jnp.sum(jnp.sin(ops.max_pool(x, 3, padding=(ONE, ONE))))
-        )(x)
+    def gradient(backend):
+        def loss(x):
+            return jnp.sum(jnp.sin(ops.max_pool(x, size, padding=padding)))
 
-    by_slices = gradient()
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    np.testing.assert_allclose(by_slices, gradient(), atol=1e-6)
+        with platform.compiling_for(backend):
+            return jax.grad(loss)(x)
+
+    by_windows = gradient("tpu")
+    np.testing.assert_allclose(gradient("cpu"), by_windows, atol=1e-6)
+    np.testing.assert_allclose(gradient("gpu"), by_windows, atol=1e-6)
+
+
+def test_on_gpu_the_first_of_equal_entries_has_the_gradient():
+    # Integers, so that most windows have ties; XLA's windows pass it to the first, too.
+    x = jnp.array(np.random.default_rng(2).integers(0, 3, (2, 9, 8, 3)), jnp.float32)
+
+    def gradient(backend):
+        def loss(x):
+            y = ops.max_pool(x, 3, padding=(ONE, ONE))
+            return jnp.sum(y * jnp.arange(y.size, dtype=jnp.float32).reshape(y.shape))
+
+        with platform.compiling_for(backend):
+            return jax.grad(loss)(x)
+
+    np.testing.assert_array_equal(gradient("gpu"), gradient("tpu"))
 
 
 def test_padding_is_never_the_maximum():
