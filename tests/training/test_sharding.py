@@ -196,6 +196,25 @@ def test_a_step_on_a_table_is_the_step_on_its_frames(kind):
     assert relative(got[0][1], expected[0][1]) < 5e-5
 
 
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_kernels_in_the_order_of_a_gpu_give_the_same_step(alone, kind, monkeypatch):
+    options, state, seen = alone
+    monkeypatch.setattr(Placement, "reorders_kernels", True)
+    placement = Placement.over(kind)
+    placed = placement.place_state(state)
+    shapes = {
+        (np.shape(given), np.shape(stored)[1 if kind == "pmap" else 0 :])
+        for given, stored in zip(*map(jax.tree.leaves, (state, placed)), strict=True)
+    }
+    kernels = [(a, b) for a, b in shapes if len(a) == 4]
+    assert kernels and all(b == (a[3], *a[:3]) for a, b in kernels)
+    assert all(a == b for a, b in shapes if len(a) != 4)
+    spec = tiny.spec(**options, bn_axis=AXIS, axis_name=AXIS)
+    step = placement.compile(train_step, spec)
+    (got,), _ = walk(step, placement, state, batches()[:1])
+    assert relative(got, seen[0]) < 5e-5
+
+
 @pytest.fixture(scope="module")
 def local():
     """One step with batch statistics per device."""
