@@ -51,10 +51,9 @@ class DepthNetwork(nn.Module):
 class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm`, followed by an optional residual sum and ReLU.
 
-    Training on GPU computes them as one operation, `jaxdepth.ops.batch_norm`: compiled
-    for an H100, a step of `upproj` moves a fifth fewer bytes. On TPU, the compiler
-    fuses the sums of the gradient into the convolutions around them, which one
-    operation prevents: stage 1 takes 8 % more cycles by its estimate (v5e).
+    Training on GPU computes them as one operation, `jaxdepth.ops.batch_norm`. On TPU,
+    the compiler fuses the sums of the gradient into the convolutions around them, which
+    one operation prevents: stage 1 takes 8 % more cycles by its estimate (v5e).
     """
 
     @nn.compact

@@ -17,11 +17,18 @@ def max_pool(
 ) -> Float[Array, "b i j c"]:
     """Maximum over windows of size x size, with stride 2.
 
-    On CPU it compares strided slices, first along one axis, then along the other.
-    Values are equal to those of XLA's window reduction and the gradient is 4 to 6 times
-    faster (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32). Tied entries share the
-    gradient of slices, while XLA passes it to the first. After a ReLU, practically all
-    ties are at 0, where the gradient is 0.
+    Values are equal to those of XLA's window reduction on every platform.
+
+    On CPU it compares strided slices, first along one axis, then along the other. The
+    gradient is 4 to 6 times faster (measured: 3x3 of 114x152x64 and 2x2 of 228x304x32).
+    Tied entries share the gradient of slices, while XLA passes it to the first. After a
+    ReLU, practically all ties are at 0, where the gradient is 0.
+
+    On GPU it compares slices of both axes and keeps the index of the maximum, one byte
+    an output. XLA fuses value and gradient with the batch normalisation before it, so
+    that neither the normalised map nor its gradient is stored: the stem of a ResNet-50,
+    compiled for an H100, moves 20 instead of 40 MB an image. On TPU, the same would
+    triple its bytes (26 to 83 MB on v5e).
 
     Args:
       x: feature map.
@@ -53,7 +60,7 @@ def _by_index(x, size, padding):
 
 
 def _by_index_forward(x, size, padding):
-    """The maximum of strided slices, one per entry of the window, and its index."""
+    """The maximum over the slices of all entries of a window, and its index."""
     widths = ((0, 0), *padding, (0, 0))
     padded = jnp.pad(x, widths, constant_values=-jnp.inf)
     b, h, w, c = padded.shape
@@ -70,6 +77,7 @@ def _by_index_forward(x, size, padding):
 
 
 def _by_index_backward(size, padding, saved, gradient):
+    # Each entry sums the gradients of the outputs whose maximum it is.
     index, shape = saved
     (top, _), (left, _) = padding
     total = jnp.zeros((), jnp.float32)

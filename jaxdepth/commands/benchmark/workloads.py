@@ -221,7 +221,7 @@ def _forward(
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), image)
     placement = Placement.over("jit", devices)
     placement.check_batch(batch_size, 1)
-    variables = placement.place_state(variables)
+    variables = jax.device_put(variables, NamedSharding(placement.mesh, P()))
     sharding = NamedSharding(placement.mesh, P(AXIS))
     shape = (batch_size, *image_size, 3)
     rgb = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding)
