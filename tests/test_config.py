@@ -230,3 +230,12 @@ def test_json_of_another_version_is_refused():
 def test_every_flag_is_explained():
     for name, flag in flags_of(Config).items():
         assert len(flag.help) > 10, name
+
+
+def test_batch_statistics_of_groups():
+    sizes = {"global": None, "local": 1, "group:1": 1, "group:16": 16}
+    for bn, size in sizes.items():
+        assert config_lib.devices_per_statistics(Config.of(bn=bn).model.bn) == size
+    for bn in ("group", "group:", "group:0", "group:-2", "group:2.5", "Local", ""):
+        with pytest.raises(UserError, match=f"--bn={bn}: expected global, local or gr"):
+            Config.of(bn=bn)
