@@ -80,7 +80,7 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
     if not traced.seconds:
         report.note(f"no profile: {file} contains no operations")
         return
-    profile = summary(traced, hlo.parse(compiled.text() if compiled.text else ""))
+    profile = summary(traced, hlo.parse(compiled.hlo()))
     report.facts["profile"] = {"trace": str(file)} | profile
     terminal.print_table(
         f"the {TOP} most expensive of {len(traced.operations)} operations, ms a call; "

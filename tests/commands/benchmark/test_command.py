@@ -338,7 +338,10 @@ def test_compiler_options_apply_to_one_program(monkeypatch):
             seen.append((options, level, jax.config.jax_default_matmul_precision))
             return self
 
-        as_text = None
+        def as_text(self):
+            return ""
+
+        __call__ = as_text
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jitted = type("Jitted", (), {"lower": lambda self, *_: Lowered()})()
