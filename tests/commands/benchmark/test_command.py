@@ -217,6 +217,7 @@ def test_macs_of_small_networks_counted_by_hand():
     [
         {"cache": "host", "steps_per_call": 2, "devices": 2},
         {"parallel": "pmap", "devices": 2, "accumulate": 2},
+        {"bn": "group:2", "devices": 4},
         {"arch": "cnn_fc", "size": "40x48", "augment": "full", "optimizer": "sgd"},
     ],
 )
@@ -533,6 +534,11 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
         (["train", "--beside=upconv=five"], "--upconv=five: expected one of"),
         (["train", "--beside=size=3x4"], "size: expected one of upconv"),
+        (["train", "--beside=bn=groups:2"], "--bn=groups:2: expected global, local"),
+        (
+            ["train", "--arch=cnn", *TINY[:2], "--devices=4", "--bn=group:3"],
+            "--bn=group:3: 4 devices are not divisible into groups of 3",
+        ),
         (["train", "--options=fast"], "--options=fast: fast: expected optimization_l"),
         (
             ["train", "--arch=cnn", *TINY, "--options=xla_no=1"],
