@@ -79,14 +79,14 @@ MORE_OPTIONS = (
 _OTHER_FORMS = [f for f in FORMS if f not in (default_form("gpu"), "plain")]
 _FORMS = [f"upconv={form}" for form in (*_OTHER_FORMS, "plain")]
 _GPU = "--size=228x304 --precision=bf16 --repeats=5 --seconds=0.5"
-_UPPROJ = f"train --arch=upproj {_GPU} --frames=1024"
+_UPPROJ = f"train --arch=upproj {_GPU} --frames=512"
 # At most 256, so that PyTorch fits beside JAX, which keeps the memory that it used.
 _SEARCH = "--batch_size=best --first_batch=128 --max_batch=256"
 _BEST = f"{_UPPROJ} --batch_size={{best}} --peaks=off"
 _PAIRS = "--turns=pairs --limit_s={limit} --beside="
 _COMPILED = "--peer=torch --peers=tuned --torch_compile --compile_limit=60"
 _F32 = "--precision=f32 --batch_size=64 --tf32=on"
-_SMALL = f"{_GPU} --batch_size=128 --frames=1024 --peer=torch --peaks=off"
+_SMALL = f"{_GPU} --batch_size=128 --frames=512 --peer=torch --peaks=off"
 _UPCONV = "upconv --precision=bf16 --batch_size=64 --unpool=zero --repeats=3"
 _INFER = f"infer --arch=upproj {_GPU} --repeats=3 --seconds=0.3"
 
