@@ -147,10 +147,12 @@ def _compile(
     start = time.perf_counter()
     with _jax_options(settings):
         program = jitted.lower(*args).compile(options)
-    seconds, cost, memory = time.perf_counter() - start, {}, None
+    seconds = time.perf_counter() - start
+    cost: dict[str, Any] = {}
+    memory = None
     with contextlib.suppress(Exception):  # backends raise different errors
-        cost = program.cost_analysis() or {}
-        cost = cost[0] if isinstance(cost, list) else cost
+        found: Any = program.cost_analysis() or {}
+        cost = found[0] if isinstance(found, list) else found
     with contextlib.suppress(Exception):
         memory = program.memory_analysis()
     return program, Compiled(

@@ -330,13 +330,17 @@ def test_variants_in_pairs_are_complete_one_after_another(tmp_path, monkeypatch)
     assert len(results.tables) == 3
 
 
+def jax_settings():
+    names = ("jax_optimization_level", "jax_default_matmul_precision")
+    return tuple(getattr(jax.config, name) for name in names)
+
+
 def test_compiler_options_apply_to_one_program(monkeypatch):
     seen = []
 
     class Lowered:
         def compile(self, options):
-            level = jax.config.jax_optimization_level
-            seen.append((options, level, jax.config.jax_default_matmul_precision))
+            seen.append((options, *jax_settings()))
             return self
 
         def as_text(self):
@@ -351,7 +355,7 @@ def test_compiler_options_apply_to_one_program(monkeypatch):
     workloads._compile(jitted, settings=settings, options={"xla_c": "3"})
     expected = {"xla_c": "3", "xla_a": True, "xla_b": "2"}
     assert seen == [(expected, "O1", "highest")]
-    assert jax.config.jax_optimization_level == "UNKNOWN"
+    assert jax_settings()[0] == "UNKNOWN"
     plain = train_settings(precision="bf16")
     workloads._compile(jitted, settings=plain, options={})
     assert seen[1] == ({}, "UNKNOWN", None)
