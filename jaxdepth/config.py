@@ -41,8 +41,9 @@ class ModelConfig:
     """Dropout rate before the last layer; auto: 0.5 for cnn_fc, 0 for the others."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
     """Arithmetic of the network; auto: bf16 on accelerators, f32 on CPU."""
-    bn: Literal["global", "local"] = "global"
-    """Batch statistics over the global batch, or per device."""
+    bn: str = "global"
+    """Batch statistics over the global batch (global), per device (local), or over
+    groups of N devices (group:N)."""
     freeze: Literal["none", "encoder", "bn_stats"] = "none"
     """Keep the encoder fixed, or all batch statistics."""
     init: Literal["random", "imagenet", "nyu"] = "random"
@@ -373,6 +374,23 @@ def parse_size(text: str) -> Size:
     return int(match[1]), int(match[2])
 
 
+def devices_per_statistics(bn: str) -> int | None:
+    """Number of devices that share batch statistics; None: all devices.
+
+    1 for "local", N for "group:N". Raises UserError for other values than these and
+    "global".
+    """
+    if bn in ("global", "local"):
+        return None if bn == "global" else 1
+    match = re.fullmatch(r"group:([1-9]\d{0,5})", bn)
+    if not match:
+        raise UserError(
+            f"--bn={bn}: expected global, local or group:N with a number of devices, "
+            "as in group:4"
+        )
+    return int(match[1])
+
+
 def check_max_depth(metres: float) -> None:
     """Raise UserError for a --max_depth that a store can't hold."""
     if metres > MAX_DEPTH:
@@ -399,6 +417,7 @@ def _validate_pairs(config: Config) -> None:
     model, data, train = config.model, config.data, config.train
     if model.size != "auto":
         parse_size(model.size)
+    devices_per_statistics(model.bn)
     if config.output.workdir == "":
         raise UserError("--workdir= is empty: name a folder, or leave the flag out")
     check_max_depth(data.max_depth)

@@ -219,6 +219,15 @@ def test_json_and_back():
     assert config_lib.from_json(config_lib.loads(text, where="here")) == config
 
 
+def test_batch_statistics_of_groups():
+    sizes = {"global": None, "local": 1, "group:1": 1, "group:16": 16}
+    for bn, size in sizes.items():
+        assert config_lib.devices_per_statistics(Config.of(bn=bn).model.bn) == size
+    for bn in ("group", "group:", "group:0", "group:-2", "group:2.5", "Local", ""):
+        with pytest.raises(UserError, match=f"--bn={bn}: expected global, local or gr"):
+            Config.of(bn=bn)
+
+
 def test_json_of_another_version_is_refused():
     with pytest.raises(UserError, match=r"unknown flags \('speed'\)"):
         config_lib.from_json(config_lib.to_json(Config()) | {"speed": 1})

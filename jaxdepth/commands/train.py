@@ -117,6 +117,7 @@ def _prepare(
     config = config_lib.resolve(config, platform=jax.default_backend())
     hosts.check_equal_on_hosts("flags", _common_flags(config))
     placement = sharding.Placement.over(config.train.parallel)
+    placement.statistics(config.model.bn)  # raises UserError
     config = _resolve_batch(config, placement, round_up=any_batch)
     path = config.model.weights
     with hosts.raise_on_all_hosts():
@@ -359,10 +360,12 @@ def _introduce(config: Config, workdir: WorkDir) -> None:
 def _initialize(session: Session, weights: files.Weights | None) -> None:
     """Create the network and the state from which training starts or resumes."""
     config = session.config
+    axis, groups = session.placement.statistics(config.model.bn)
     model = models.create(
         config.model,
         init_depth=session.baselines.constant,
-        bn_axis=sharding.AXIS,
+        bn_axis=axis,
+        bn_groups=groups,
     )
     state = init_state(
         model,

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jaxdepth.config import ModelConfig
 from jaxdepth.models.cnn import CNN, CNNFC
+from jaxdepth.models.layers import Groups
 from jaxdepth.models.layouts import LAYOUTS, Layout, layout_named, normalize
 from jaxdepth.models.upproj import UpProj
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
@@ -116,15 +117,19 @@ def arch_named(name: str) -> Arch:
 
 
 def create(
-    model: ModelConfig, *, init_depth: float = 2.7, bn_axis: str | None = None
+    model: ModelConfig,
+    *,
+    init_depth: float = 2.7,
+    bn_axis: str | None = None,
+    bn_groups: Groups | None = None,
 ) -> nn.Module:
     """The network that a resolved configuration describes.
 
     Args:
       model: section of the configuration.
       init_depth: depth in metres that it predicts before training.
-      bn_axis: device axis for global batch statistics, None for one device. It has no
-        effect with `--bn=local`.
+      bn_axis, bn_groups: device axis and groups of devices for batch statistics, from
+        `training.sharding.Placement.statistics`; None for statistics per device.
     """
     assert model.dropout != "auto"
     return create_model(
@@ -136,7 +141,8 @@ def create(
         dtype=jnp.bfloat16 if model.precision == "bf16" else jnp.float32,
         image_size=model.image_size,
         init_depth=init_depth,
-        bn_axis=bn_axis if model.bn == "global" else None,
+        bn_axis=bn_axis,
+        bn_groups=bn_groups,
         freeze=model.freeze,
     )
 
@@ -152,6 +158,7 @@ def create_model(
     image_size: tuple[int, int] = (228, 304),
     init_depth: float = 2.7,
     bn_axis: str | None = None,
+    bn_groups: Groups | None = None,
     freeze: str = "none",
     **widths: Any,
 ) -> nn.Module:
@@ -179,6 +186,8 @@ def create_model(
       init_depth: depth in metres that an untrained network predicts: the mean of the
         training depth. 2.7 is close to NYU's.
       bn_axis: device axis over which batch statistics are averaged.
+      bn_groups: indices on that axis of the devices that share batch statistics, one
+        tuple for each group; None: all devices.
       freeze: "none"; "encoder" or "bn_stats": in training, the batch normalisations of
         the encoder or of the network use and keep their running statistics. Freezing
         the parameters is up to the optimizer.
@@ -206,6 +215,7 @@ def create_model(
         "image_size": image_size,
         "init_depth": init_depth,
         "bn_axis": bn_axis,
+        "bn_groups": bn_groups,
         "freeze": freeze,
     }
     if dropout is not None:

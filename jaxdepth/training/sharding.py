@@ -15,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxdepth.config import devices_per_statistics
+from jaxdepth.models.layers import Groups
 from jaxdepth.ops import platform
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
@@ -59,6 +61,32 @@ class Placement:
                 f"--batch_size={batch_size} is not divisible by {len(self.devices)} "
                 f"devices x --accumulate={accumulate}: use a multiple of {parts}"
             )
+
+    def statistics(self, bn: str) -> tuple[str | None, Groups | None]:
+        """The axis and the groups of devices over which batch statistics are shared.
+
+        A group is N consecutive devices, so that it lies on one host where N divides
+        the devices of a host. On one device all values of --bn are equal.
+
+        Args:
+          bn: value of --bn.
+
+        Returns: (None, None) for statistics per device, (axis, None) for those of the
+          global batch.
+        Raises: UserError if N does not divide the number of devices.
+        """
+        devices = len(self.devices)
+        size = devices_per_statistics(bn) or devices
+        if size == 1 or devices == 1:
+            return (None, None) if bn != "global" else (AXIS, None)
+        if devices % size:
+            raise UserError(
+                f"--bn={bn}: {devices} devices are not divisible into groups of "
+                f"{size}: use a divisor of {devices}"
+            )
+        starts = range(0, devices, size)
+        groups = tuple(tuple(range(k, k + size)) for k in starts)
+        return AXIS, None if len(groups) == 1 else groups
 
     def compile(
         self,

@@ -255,6 +255,115 @@ def test_local_statistics_are_not_the_global_ones(local):
     assert relative(got, grads) > 1e-2
 
 
+def in_groups(batch, group, *, accumulate):
+    """Each group's part of a batch on eight devices, microbatch after microbatch."""
+
+    def split(x):  # (groups, devices, microbatches, images)
+        parts = x.reshape(8 // group, group, accumulate, -1, *x.shape[1:])
+        return parts.swapaxes(1, 2).reshape(8 // group, -1, *x.shape[1:])
+
+    parts = {name: split(x) for name, x in batch.items()}
+    return [{k: v[n] for k, v in parts.items()} for n in range(8 // group)]
+
+
+def literal_groups(spec, state, batch, group):
+    """(loss, gradient, statistics): each group is a global batch on one device."""
+    accumulate = spec.config.train.accumulate
+    alone = jax.jit(functools.partial(step_lib.gradients, spec))
+    parts = in_groups(batch, group, accumulate=accumulate)
+    grads, losses, images, stats = zip(
+        *(host(alone(state, part)) for part in parts), strict=True
+    )
+    share = np.array(images, np.float64) / sum(images)
+
+    def mean(weights, trees):
+        return jax.tree.map(
+            lambda *xs: sum(w * x for w, x in zip(weights, xs, strict=True)), *trees
+        )
+
+    equal = [1 / len(parts)] * len(parts)
+    return sum(share * losses), mean(share, grads), mean(equal, stats)
+
+
+GROUPED = [
+    (kind, group, accumulate)
+    for kind in ("jit", "pmap")
+    for group, accumulate in ((1, 1), (2, 1), (4, 1), (8, 1), (4, 2))
+]
+
+
+def grouped_step(kind, bn, state, batch, **options):
+    """Loss, gradient and statistics of a step on eight devices."""
+    placement = Placement.over(kind)
+    axis, groups = placement.statistics(bn)
+    spec = tiny.spec(bn_axis=axis, bn_groups=groups, axis_name=AXIS, **options)
+    step = placement.compile(train_step, spec)
+    ((logs, grads, stats),), _ = walk(step, placement, state, [batch])
+    return logs["loss"], grads, stats
+
+
+@pytest.mark.parametrize(("kind", "group", "accumulate"), GROUPED)
+def test_each_group_of_devices_is_a_global_batch(kind, group, accumulate):
+    options = {"accumulate": accumulate}
+    spec = tiny.spec(**options)
+    state, batch = tiny.state(spec), tiny.batch(BATCH * accumulate, empty=EMPTY)
+    loss, *expected = literal_groups(spec, state, batch, group)
+    got_loss, *got = grouped_step(kind, f"group:{group}", state, batch, **options)
+    np.testing.assert_allclose(got_loss, loss, rtol=5e-5)
+    for actual, trees in zip(got, expected, strict=True):
+        assert relative(actual, trees) < 5e-5
+    # The next larger groups give other gradients.
+    _, others, _ = literal_groups(spec, state, batch, 2 * group if group < 8 else 1)
+    assert relative(got[0], others) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize(("bn", "same"), [("group:1", "local"), ("group:8", "global")])
+def test_extreme_groups_are_local_and_global(kind, bn, same):
+    spec = tiny.spec()
+    state, batch = tiny.state(spec), tiny.batch(BATCH, empty=EMPTY)
+    got, expected = (grouped_step(kind, name, state, batch) for name in (bn, same))
+    for actual, value in zip(got, expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, actual, value)
+
+
+def test_folded_normalisations_have_groups():
+    # On TPU, a widening 1x1 convolution and its normalisation are one operation.
+    options = {"arch": "upproj", "loss": "mse"}
+    spec = tiny.spec(**options)
+    state, batch = tiny.state(spec), tiny.batch(BATCH, empty=EMPTY)
+    # The last scale of a block starts at zero, which would hide its statistics.
+    state = dataclasses.replace(
+        state, params=jax.tree.map(lambda x: x + np.float32(0.1), state.params)
+    )
+    loss, *expected = literal_groups(spec, state, batch, 4)
+    with platform.compiling_for("tpu"):
+        got_loss, *got = grouped_step("jit", "group:4", state, batch, **options)
+    np.testing.assert_allclose(got_loss, loss, rtol=5e-5)
+    for actual, trees in zip(got, expected, strict=True):
+        assert relative(actual, trees) < 1e-3
+    _, others, _ = literal_groups(spec, state, batch, 8)
+    assert relative(got[0], others) > 1e-2
+
+
+def test_groups_are_consecutive_devices():
+    placement = Placement.over("jit")
+    pairs = ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert placement.statistics("group:2") == (AXIS, pairs)
+    assert placement.statistics("group:4") == (AXIS, ((0, 1, 2, 3), (4, 5, 6, 7)))
+    for bn in ("group:8", "global"):
+        assert placement.statistics(bn) == (AXIS, None)
+    for bn in ("group:1", "local"):
+        assert placement.statistics(bn) == (None, None)
+    alone = Placement.over("jit", jax.devices()[:1])
+    for bn in ("group:4", "local"):
+        assert alone.statistics(bn) == (None, None)
+    with pytest.raises(UserError, match=r"--bn=group:3: 8 devices .* use a divisor of"):
+        placement.statistics("group:3")
+    with pytest.raises(UserError, match="--bn=group:16: 8 devices are not divisible"):
+        placement.statistics("group:16")
+
+
 def test_one_device_through_a_mesh():
     spec = tiny.spec(dropout=0.3, bn_axis=AXIS, axis_name=AXIS)
     placement = Placement.over("jit", jax.devices()[:1])

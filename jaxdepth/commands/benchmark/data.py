@@ -112,7 +112,7 @@ def waiting(settings: DataSettings, store: Store, report: Report) -> None:
     devices = jax.devices()
     divides = settings.batch_size % len(devices) == 0
     placement = Placement.over("jit", devices if divides else devices[:1])
-    parts = lower.step_parts(config)
+    parts = lower.step_parts(config, placement)
     spec = dataclasses.replace(parts.spec, depth_unit=store.depth_unit)
     step = placement.compile(train_step, spec)
     holder = {"state": placement.place_state(parts.init())}

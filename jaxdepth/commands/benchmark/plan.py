@@ -79,15 +79,16 @@ MORE_OPTIONS = (
 _OTHER_FORMS = [f for f in FORMS if f not in (default_form("gpu"), "plain")]
 _FORMS = [f"upconv={form}" for form in (*_OTHER_FORMS, "plain")]
 _GPU = "--size=228x304 --precision=bf16 --repeats=5 --seconds=0.5"
-_UPPROJ = f"train --arch=upproj {_GPU} --frames=1024"
-_SEARCH = "--batch_size=best --first_batch=128 --max_batch=512"
+_UPPROJ = f"train --arch=upproj {_GPU} --frames=512"
+# At most 256, so that PyTorch fits beside JAX, which keeps the memory that it used.
+_SEARCH = "--batch_size=best --first_batch=128 --max_batch=256"
 _BEST = f"{_UPPROJ} --batch_size={{best}} --peaks=off"
 _PAIRS = "--turns=pairs --limit_s={limit} --beside="
 _COMPILED = "--peer=torch --peers=tuned --torch_compile --compile_limit=60"
 _F32 = "--precision=f32 --batch_size=64 --tf32=on"
-_SMALL = f"{_GPU} --batch_size=128 --frames=1024 --peer=torch --peaks=off"
+_SMALL = f"{_GPU} --batch_size=128 --frames=512 --peer=torch --peaks=off"
 _UPCONV = "upconv --precision=bf16 --batch_size=64 --unpool=zero --repeats=3"
-_INFER = f"infer --arch=upproj {_GPU}"
+_INFER = f"infer --arch=upproj {_GPU} --repeats=3 --seconds=0.3"
 
 
 def _pairs(*words: str) -> str:
@@ -98,17 +99,17 @@ def _pairs(*words: str) -> str:
 # compile for a GPU; later parts read the first one from the compilation cache.
 GPU_PARTS = (
     Part(
-        "train", f"{_UPPROJ} {_SEARCH} --search_s=60 --profile={{scratch}}/trace", 110
+        "train", f"{_UPPROJ} {_SEARCH} --search_s=35 --profile={{scratch}}/trace", 130
     ),
     Part("train_peers", f"{_BEST} --peer=torch", 50, peers=True),
-    Part("infer", f"{_INFER} {_SEARCH} --search_s=15 --peer=torch", 60),
-    Part("train_compiled", f"{_BEST} {_COMPILED}", 70, peers=True),
+    Part("infer", f"{_INFER} {_SEARCH} --search_s=15 --peer=torch", 70),
+    Part("train_compiled", f"{_BEST} {_COMPILED}", 65, peers=True),
     Part(
         "train_variants",
         f"{_BEST} {_pairs(*_FORMS[:1], *OPTIONS[:3], 'cache=host', *OPTIONS[3:])}",
-        110,
+        90,
     ),
-    Part("train_f32", f"{_BEST} {_F32} {_pairs('tf32=off')}", 65),
+    Part("train_f32", f"{_BEST} {_F32} {_pairs('tf32=off')}", 60),
     Part("train_cnn", f"train --arch=cnn {_SMALL}", 18),
     Part("train_cnn_trans", f"train --arch=cnn_trans {_SMALL}", 18),
     Part("train_cnn_fc", f"train --arch=cnn_fc {_SMALL}", 18),

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
     if not traced.seconds:
         report.note(f"no profile: {file} contains no operations")
         return
-    profile = summary(traced, hlo.parse(compiled.text() if compiled.text else ""))
+    profile = summary(traced, hlo.parse(compiled.hlo()))
     report.facts["profile"] = {"trace": str(file)} | profile
     terminal.print_table(
         f"the {TOP} most expensive of {len(traced.operations)} operations, ms a call; "
@@ -97,7 +97,8 @@ def show(folder: Path, workload: Workload, compiled: Compiled, report: Report) -
 def summary(traced: Trace, module: hlo.Module) -> dict[str, Any]:
     """The profile of a call, with the parts of the network from its HLO module."""
     instructions = _instructions(module)
-    rows, kinds, blocks = [], Counter(), Counter()
+    rows = []
+    kinds, blocks = defaultdict[str, float](float), defaultdict[str, float](float)
     for name, operation in traced.operations.items():
         instruction = instructions.get(name) or instructions.get(_symbol(name))
         part, block = "-", "other"
@@ -116,10 +117,14 @@ def summary(traced: Trace, module: hlo.Module) -> dict[str, Any]:
     if traced.span:
         profile["share of the time with a kernel running"] = traced.busy / traced.span
     return profile | {
-        "ms by kind": dict(kinds.most_common()),
-        "ms by block": dict(blocks.most_common()),
+        "ms by kind": _descending(kinds),
+        "ms by block": _descending(blocks),
         "costliest": rows[:KEPT],
     }
+
+
+def _descending(values: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
 def trace(folder: Path, workload: Workload) -> Path:

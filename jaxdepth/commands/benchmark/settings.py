@@ -243,7 +243,7 @@ class TrainSettings(NetworkSettings):
     parallel: str = "jit"
     """Placement of the step, as for training: jit or pmap."""
     bn: str = "global"
-    """Batch statistics of the global batch or of each device: global or local."""
+    """Batch statistics, as for training: global, local or group:N."""
     accumulate: int = 1
     """Number of microbatches per step."""
     steps_per_call: int = 1

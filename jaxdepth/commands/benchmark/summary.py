@@ -11,6 +11,7 @@ WIDTH = 96  # characters of the first column
 UNITS = ("images/s", "frames/s", "ratio")
 SHARES = ("TFLOP/s", "share of the matrix product")
 SHARES += ("share of the copy, by XLA's bytes",)
+SHARES += ("share of the copy, by the kernels' operands",)
 GOAL_PEER = 1.2  # times as fast as the faster PyTorch network
 
 

@@ -27,13 +27,16 @@ from jaxdepth.commands.benchmark.settings import (
     TrainSettings,
 )
 from jaxdepth.commands.benchmark.timing import Workload
-from jaxdepth.commands.compile import lower
+from jaxdepth.commands.compile import hlo, lower
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import one_line
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
 NAME = "jaxdepth"
+# Opcodes that start no kernel, or whose called computations count instead.
+NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+NO_KERNEL += ("while", "conditional", "call", "async-start", "async-done")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +56,33 @@ class Compiled:
     temporary: int | None = None
     arguments: int | None = None
     text: Callable[[], str] | None = None
+
+    def hlo(self) -> str:
+        """The optimised HLO; "" if the backend does not give it."""
+        with contextlib.suppress(Exception):  # backends raise different errors
+            return (self.text and self.text()) or ""
+        return ""
+
+    def kernel_bytes(self) -> int:
+        """Bytes that the kernels of a call read and write; 0 if unknown.
+
+        These are operands and results of the HLO's instructions, without the memory
+        that convolutions of cuDNN use as workspace.
+        """
+        module = hlo.parse(self.hlo())
+        named = {i.name: i for part in module.computations.values() for i in part}
+        moved = 0
+        for instruction, times in module.executed():
+            custom = instruction.opcode == "custom-call"
+            if instruction.opcode in NO_KERNEL:
+                continue
+            sources = [named[name] for name in instruction.operands if name in named]
+            read = [array for source in sources for array in source.arrays]
+            written = [
+                a for a in instruction.arrays if not (custom and a.dtype == "u8")
+            ]
+            moved += times * sum(array.bytes for array in [*read, *written])
+        return moved
 
 
 class Subject(NamedTuple):
@@ -117,9 +147,12 @@ def _compile(
     start = time.perf_counter()
     with _jax_options(settings):
         program = jitted.lower(*args).compile(options)
-    seconds, cost, memory = time.perf_counter() - start, {}, None
+    seconds = time.perf_counter() - start
+    cost: dict[str, Any] = {}
+    memory = None
     with contextlib.suppress(Exception):  # backends raise different errors
-        cost = program.cost_analysis() or {}
+        found: Any = program.cost_analysis() or {}
+        cost = found[0] if isinstance(found, list) else found
     with contextlib.suppress(Exception):
         memory = program.memory_analysis()
     return program, Compiled(
@@ -150,7 +183,7 @@ def trainer(
     config = settings.config(batch_size, image_size)
     placement = Placement.over(config.train.parallel, devices)
     placement.check_batch(batch_size, config.train.accumulate)
-    parts = lower.step_parts(config, settings.widths)
+    parts = lower.step_parts(config, placement, settings.widths)
     state = parts.init()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     # In a dict, so that the state is freed when the subject is closed.

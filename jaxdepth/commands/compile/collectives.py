@@ -38,8 +38,9 @@ class CollectivesConfig:
     """Architecture."""
     parallel: Literal["jit", "pmap", "both"] = "both"
     """Placement of the step."""
-    bn: Literal["global", "local", "both"] = "both"
-    """Batch statistics of the global batch, or of each device."""
+    bn: str = "both"
+    """Batch statistics, as for training: global, local or group:N; both: the first
+    two."""
     accumulate: int = 1
     """Number of microbatches per step."""
     devices: int = 8

@@ -45,14 +45,20 @@ class StepParts(NamedTuple):
         return train_step, self.spec
 
 
-def step_parts(config: Config, fields: dict[str, Any] | None = None) -> StepParts:
+def step_parts(
+    config: Config,
+    placement: sharding.Placement,
+    fields: dict[str, Any] | None = None,
+) -> StepParts:
     """The parts of the training step of a resolved configuration.
 
     Args:
+      placement: its devices may share batch statistics.
       fields: fields of the network to replace.
     """
-    axis = sharding.AXIS if config.model.bn == "global" else None
-    model = models.create(config.model, bn_axis=axis).clone(**(fields or {}))
+    axis, groups = placement.statistics(config.model.bn)
+    model = models.create(config.model, bn_axis=axis, bn_groups=groups)
+    model = model.clone(**(fields or {}))
 
     def init():
         return init_state(
@@ -75,7 +81,7 @@ def lower_step(
     Args:
       frames: number of frames on the devices under --cache=device.
     """
-    parts = step_parts(config)
+    parts = step_parts(config, placement)
     stacked, cached = config.train.steps_per_call > 1, config.data.cache == "device"
     run = placement.mapped(*parts.step(config), table=cached, stacked=stacked)
     state = jax.eval_shape(lambda: placement.store(parts.init()))
@@ -217,8 +223,8 @@ def lower_block(
         )
         for part in parts
     ]
-    axis = sharding.AXIS if config.model.bn == "global" else None
-    sharded = [dataclasses.replace(p, module=_on_axis(p.module, axis)) for p in parts]
+    shared = placement.statistics(config.model.bn)
+    sharded = [dataclasses.replace(p, module=_on_axis(p.module, shared)) for p in parts]
     of_image = parts[0].x.shape[-1] == 3
     run = jax.shard_map(
         functools.partial(_forward_and_gradients, sharded, of_image),
@@ -257,12 +263,18 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
     return jax.jit(run).lower(_placed(_batch(plain), placement, split))
 
 
-def _on_axis(module: nn.Module, axis: str | None) -> nn.Module:
+def _on_axis(module: nn.Module, shared: tuple[str | None, Any]) -> nn.Module:
+    """The module with batch statistics over an axis and its groups."""
+    fields = (("bn_axis", "bn_groups"), ("axis_name", "axis_index_groups"))
     changes: dict[str, Any] = {
-        field: axis for field in ("bn_axis", "axis_name") if hasattr(module, field)
+        name: value
+        for names in fields
+        for name, value in zip(names, shared, strict=True)
+        if hasattr(module, name)
     }
     if hasattr(module, "norm"):  # a block, with its normalisation layer
-        changes["norm"] = functools.partial(module.norm, axis_name=axis)
+        of_norm = dict(zip(fields[1], shared, strict=True))
+        changes["norm"] = functools.partial(module.norm, **of_norm)
     return module.clone(**changes)
 
 

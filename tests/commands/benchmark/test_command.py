@@ -217,6 +217,7 @@ def test_macs_of_small_networks_counted_by_hand():
     [
         {"cache": "host", "steps_per_call": 2, "devices": 2},
         {"parallel": "pmap", "devices": 2, "accumulate": 2},
+        {"bn": "group:2", "devices": 4},
         {"arch": "cnn_fc", "size": "40x48", "augment": "full", "optimizer": "sgd"},
     ],
 )
@@ -329,16 +330,23 @@ def test_variants_in_pairs_are_complete_one_after_another(tmp_path, monkeypatch)
     assert len(results.tables) == 3
 
 
+def jax_settings():
+    names = ("jax_optimization_level", "jax_default_matmul_precision")
+    return tuple(getattr(jax.config, name) for name in names)
+
+
 def test_compiler_options_apply_to_one_program(monkeypatch):
     seen = []
 
     class Lowered:
         def compile(self, options):
-            level = jax.config.jax_optimization_level
-            seen.append((options, level, jax.config.jax_default_matmul_precision))
+            seen.append((options, *jax_settings()))
             return self
 
-        as_text = None
+        def as_text(self):
+            return ""
+
+        __call__ = as_text
 
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     jitted = type("Jitted", (), {"lower": lambda self, *_: Lowered()})()
@@ -347,7 +355,7 @@ def test_compiler_options_apply_to_one_program(monkeypatch):
     workloads._compile(jitted, settings=settings, options={"xla_c": "3"})
     expected = {"xla_c": "3", "xla_a": True, "xla_b": "2"}
     assert seen == [(expected, "O1", "highest")]
-    assert jax.config.jax_optimization_level == "UNKNOWN"
+    assert jax_settings()[0] == "UNKNOWN"
     plain = train_settings(precision="bf16")
     workloads._compile(jitted, settings=plain, options={})
     assert seen[1] == ({}, "UNKNOWN", None)
@@ -530,6 +538,11 @@ def test_load_of_other_processes_gives_a_warning(monkeypatch):
         (["train", "--growth=batch", "--batch_size=2"], "set --points instead"),
         (["train", "--beside=upconv=five"], "--upconv=five: expected one of"),
         (["train", "--beside=size=3x4"], "size: expected one of upconv"),
+        (["train", "--beside=bn=groups:2"], "--bn=groups:2: expected global, local"),
+        (
+            ["train", "--arch=cnn", *TINY[:2], "--devices=4", "--bn=group:3"],
+            "--bn=group:3: 4 devices are not divisible into groups of 3",
+        ),
         (["train", "--options=fast"], "--options=fast: fast: expected optimization_l"),
         (
             ["train", "--arch=cnn", *TINY, "--options=xla_no=1"],

@@ -170,3 +170,26 @@ def test_a_tpu_has_one_line_of_operations(tmp_path):
 )
 def test_kinds_of_operations(name, kind):
     assert profiling.kind_of(name) == kind
+
+
+def test_bytes_of_kernels_are_operands_and_results():
+    text = """
+%body (t: (f32[4])) -> (f32[4]) {
+  %t = (f32[4]) parameter(0)
+  %g = f32[4] get-tuple-element(%t), index=0
+  ROOT %fusion.1 = f32[4] fusion(%g, %g), kind=kLoop, calls=%f
+}
+
+ENTRY %main (a: bf16[8]) -> f32[4] {
+  %a = bf16[8] parameter(0)
+  %conv = (bf16[16], u8[1000]) custom-call(%a), custom_call_target="__cudnn$conv"
+  %g.2 = bf16[16] get-tuple-element(%conv), index=0
+  %call = (f32[4]) call(%g.2), to_apply=%body
+  ROOT %copy = bf16[16] copy(%g.2)
+}
+"""
+    compiled = workloads.Compiled(0.0, text=lambda: text)
+    # 16 + 32 of the convolution, 3 x 16 of the fusion, 2 x 32 of the copy.
+    assert compiled.kernel_bytes() == 48 + 48 + 64
+    assert workloads.Compiled(0.0).kernel_bytes() == 0
+    assert workloads.Compiled(0.0, text=lambda: str(1 / 0)).hlo() == ""
