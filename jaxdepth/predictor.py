@@ -137,9 +137,13 @@ class Predictor:
         return next(iter(self.predict_many([image], fx=fx)))
 
     def predict_frame(self, frame: Mapping[str, Any]) -> Float[np.ndarray, "h w"]:
-        """Predict the depth of a frame of `Store.full_frames`, for its camera."""
+        """Predict the depth of a frame of `Store.full_frames`, as evaluation does.
+
+        For the frame's camera, and without extending the input.
+        """
         camera = frame["camera"]
-        return self.predict(frame["rgb"], fx=None if camera is None else camera.fx)
+        fx = None if camera is None else camera.fx
+        return next(self._predictions([frame["rgb"]], fx=fx, extend=False))
 
     def predict_many(
         self,
@@ -161,19 +165,33 @@ class Predictor:
 
         Returns: an iterator over (H, W) float32 arrays, metres, at the photos' sizes.
         """
+        return self._predictions(images, fx=fx, batch_size=batch_size)
+
+    def _predictions(
+        self,
+        images: Iterable[Any],
+        *,
+        fx: float | Literal["auto"] | None,
+        batch_size: int = 8,
+        extend: bool = True,
+    ) -> Iterator[np.ndarray]:
+        """`predict_many`, without extending the inputs if `extend` is False."""
         waiting: list[_Waiting] = []
         for image in images:
             rgb, reduced, own_fx = images_lib.as_photo(image)
             small, size = self._shrink(rgb), (rgb.shape[0], rgb.shape[1])
             focal = own_fx if fx == "auto" else fx
             factor = self.depth_factor(size, None if focal is None else focal / reduced)
-            extended = _extend(small, self.extended_size(small.shape[:2]))
+            input_size = small.shape[0], small.shape[1]
+            extended = small
+            if extend:
+                extended = _extend(small, self.extended_size(input_size))
             if waiting and (
                 waiting[0].rgb.shape != extended.shape or len(waiting) == batch_size
             ):
                 yield from self._batch(waiting, batch_size)
                 waiting = []
-            output_size = self._output_size(small.shape[:2])
+            output_size = self._output_size(input_size)
             waiting.append(_Waiting(size, extended, output_size, factor))
         if waiting:
             yield from self._batch(waiting, batch_size)

@@ -34,10 +34,13 @@ def share_compiled_programs() -> None:
         os.environ["JAXDEPTH_TEST_COMPILED"] = folder
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        # With a limit, JAX locks the folder when it reads and writes.
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**36)
     jax.config.update(
         "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_compilation_cache_max_size", 2**36)
 
 
 share_compiled_programs()

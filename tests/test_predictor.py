@@ -119,6 +119,12 @@ def test_photos_of_many_sizes_need_few_programs():
     assert {count for count, _, _ in programs} <= {1, 8}
 
 
+def test_a_frame_is_predicted_as_in_evaluation():
+    network = Red()
+    network.predict_frame({"rgb": photos((70, 81))[0], "camera": None})
+    assert network.shapes == [(1, 69, 80)]  # not extended
+
+
 def test_the_extension_is_cut_off():
     for photo in photos((61, 150), (90, 60), (200, 213), (60, 80)):
         network = Red()

@@ -403,12 +403,13 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
 def _compile_ahead(session: Session, fresh_state: Callable[[], TrainState]) -> None:
     """Start to compile the step in a thread, while the run prepares its first call.
 
-    No-op for a run that is resumed, because it may be complete, and a process ends no
-    earlier than its threads.
+    No-op for a run that resumes, because that may fail or have no step left, and a
+    process ends no earlier than its threads.
     """
     config, placement, store = session.config, session.placement, session.data.train
-    table, single = config.data.cache == "device", not hosts.is_multi_host()
-    if table or session.workdir.used() or not (single and placement.kind == "jit"):
+    resumes = session.workdir.used() or config.output.resume not in ("auto", "never")
+    single = placement.kind == "jit" and not hosts.is_multi_host()
+    if resumes or not single or config.data.cache == "device":
         return
     state = jax.eval_shape(fresh_state)
     if config.train.ema:
@@ -528,6 +529,9 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
             host=hosts.index(),
             hosts=hosts.count(),
             cache=config.data.cache,
+            # A CPU takes far fewer images per second than threads can read, and
+            # TensorFlow takes seconds to import.
+            backend="threads" if jax.default_backend() == "cpu" else "auto",
         ) as batches,
     ):
         evaluate = functools.partial(_evaluate, session, scorer, writer)

@@ -447,12 +447,14 @@ def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, 
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # would be damaged for other tests
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-        cwd=Path(__file__).parents[2],
+        env=environment,
+        cwd=ROOT,
     )
     assert done.returncode == cli.MACHINE
     assert words in done.stderr and "last good checkpoint: none" in done.stderr

@@ -297,14 +297,17 @@ def test_a_step_that_compiled_ahead_compiles_once(caplog):
     placement = Placement.over("jit")
     state, batch = tiny.state(spec), tiny.batch(8)
     ahead, at_call = (placement.compile(train_step, spec) for _ in range(2))
-    with jax.log_compiles():
+    placed = placement.place_state(state), placement.place_batch(batch)
+    jax.config.update("jax_log_compiles", True)  # `jax.log_compiles` is of one thread
+    try:
         ahead.compile_ahead(*placement.shapes(state, batch))
         ahead._ahead.join()
         assert "Finished XLA compilation of jit(train_step)" in caplog.text
-        placed = placement.place_state(state), placement.place_batch(batch)
         caplog.clear()
         result = ahead(*placed)
         assert "jit(train_step)" not in caplog.text
+    finally:
+        jax.config.update("jax_log_compiles", False)
     placed = placement.place_state(state), placement.place_batch(batch)
     jax.tree.map(np.testing.assert_array_equal, result, at_call(*placed))
 
