@@ -301,6 +301,7 @@ def test_a_step_that_compiled_ahead_compiles_once(caplog):
     jax.config.update("jax_log_compiles", True)  # `jax.log_compiles` is of one thread
     try:
         ahead.compile_ahead(*placement.shapes(state, batch))
+        assert ahead._ahead is not None
         ahead._ahead.join()
         assert "Finished XLA compilation of jit(train_step)" in caplog.text
         caplog.clear()
