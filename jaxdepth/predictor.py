@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
+from jaxdepth.runtime import jax_setup
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.checkpoint import Checkpoints
@@ -23,6 +24,9 @@ from jaxdepth.training.state import PyTree
 
 # Photos of a more extreme aspect are squeezed to this one, which bounds the input size.
 MAX_ASPECT = 8
+# Inputs are extended to a multiple of this, so that photos of many sizes share a few
+# compiled programs.
+INPUT_MULTIPLE = 32
 
 
 class Predictor:
@@ -50,6 +54,7 @@ class Predictor:
         self.camera = camera
         self.step = step
         model = models.create(config.model)
+        self._output_size = model.output_size
         self.variables = jax.device_put(variables)
 
         def forward(variables, rgb):
@@ -58,6 +63,7 @@ class Predictor:
         # The variables are an argument because constants would be compiled in.
         self.forward = forward
         self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
+        self._full_batches: set[tuple[int, ...]] = set()  # shapes that were compiled
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Depth in metres at the output size, for inputs in colours 0 to 255."""
@@ -73,6 +79,18 @@ class Predictor:
             return self.config.image_size
         height, width = protocols.whole_frame_size(photo, self.config.image_size)
         return min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
+
+    def extended_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) that an input of (height, width) is extended to.
+
+        The next multiples of 32. The size of the training frame, which evaluation
+        uses, is not extended, and neither is a fixed input size.
+        """
+        fixed = models.arch_named(self.config.model.arch).fixed_size
+        if fixed or size == self.config.frame_size:
+            return size
+        height, width = (-(-side // INPUT_MULTIPLE) * INPUT_MULTIPLE for side in size)
+        return height, width
 
     def depth_factor(self, photo: tuple[int, int], fx: float | None) -> float:
         """The factor that corrects predicted metres for a photo's focal length.
@@ -119,9 +137,13 @@ class Predictor:
         return next(iter(self.predict_many([image], fx=fx)))
 
     def predict_frame(self, frame: Mapping[str, Any]) -> Float[np.ndarray, "h w"]:
-        """Predict the depth of a frame of `Store.full_frames`, for its camera."""
+        """Predict the depth of a frame of `Store.full_frames`, as evaluation does.
+
+        For the frame's camera, and without extending the input.
+        """
         camera = frame["camera"]
-        return self.predict(frame["rgb"], fx=None if camera is None else camera.fx)
+        fx = None if camera is None else camera.fx
+        return next(self._predictions([frame["rgb"]], fx=fx, extend=False))
 
     def predict_many(
         self,
@@ -132,7 +154,9 @@ class Predictor:
     ) -> Iterator[Float[np.ndarray, "h w"]]:
         """Predict the depth of many photos, in their order.
 
-        Consecutive photos of one size share a batch.
+        Consecutive photos of similar sizes share a batch. Inputs are extended at the
+        right and at the bottom to `extended_size` by repeating the edge, and the
+        output is cut.
 
         Args:
           images: as in `predict`, or as an `images.Photo`; read as needed.
@@ -141,18 +165,34 @@ class Predictor:
 
         Returns: an iterator over (H, W) float32 arrays, metres, at the photos' sizes.
         """
-        waiting: list[tuple[tuple[int, int], np.ndarray, float]] = []
+        return self._predictions(images, fx=fx, batch_size=batch_size)
+
+    def _predictions(
+        self,
+        images: Iterable[Any],
+        *,
+        fx: float | Literal["auto"] | None,
+        batch_size: int = 8,
+        extend: bool = True,
+    ) -> Iterator[np.ndarray]:
+        """`predict_many`, without extending the inputs if `extend` is False."""
+        waiting: list[_Waiting] = []
         for image in images:
             rgb, reduced, own_fx = images_lib.as_photo(image)
             small, size = self._shrink(rgb), (rgb.shape[0], rgb.shape[1])
             focal = own_fx if fx == "auto" else fx
             factor = self.depth_factor(size, None if focal is None else focal / reduced)
+            input_size = small.shape[0], small.shape[1]
+            extended = small
+            if extend:
+                extended = _extend(small, self.extended_size(input_size))
             if waiting and (
-                waiting[0][1].shape != small.shape or len(waiting) == batch_size
+                waiting[0].rgb.shape != extended.shape or len(waiting) == batch_size
             ):
                 yield from self._batch(waiting, batch_size)
                 waiting = []
-            waiting.append((size, small, factor))
+            output_size = self._output_size(input_size)
+            waiting.append(_Waiting(size, extended, output_size, factor))
         if waiting:
             yield from self._batch(waiting, batch_size)
 
@@ -160,20 +200,61 @@ class Predictor:
         size = self.input_size((rgb.shape[0], rgb.shape[1]))
         return np.asarray(protocols.resize_input(rgb[None].astype(np.float32), size)[0])
 
-    def _batch(self, waiting: Sequence, batch_size: int) -> Iterator[np.ndarray]:
-        inputs = np.stack([small for _, small, _ in waiting])
-        # Pad the last batch so that it needs no compilation of its own; a single photo
-        # is not padded, because that would cost a full batch.
-        if 1 < len(inputs) < batch_size:
-            fill = np.zeros((batch_size - len(inputs), *inputs.shape[1:]), np.float32)
-            inputs = np.concatenate([inputs, fill])
-        depth = np.asarray(self.network(inputs), np.float32)
-        for (size, _, factor), one in zip(waiting, depth, strict=False):
-            full = resize.resize_bilinear(one[None] * np.float32(factor), size)[0]
+    def _batch(
+        self, waiting: Sequence["_Waiting"], batch_size: int
+    ) -> Iterator[np.ndarray]:
+        inputs = np.stack([one.rgb for one in waiting])
+        for one, depth in zip(waiting, self._outputs(inputs, batch_size), strict=False):
+            height, width = one.output_size
+            cut = depth[None, :height, :width] * np.float32(one.factor)
+            full = resize.resize_bilinear(cut, one.size)[0]
             yield np.asarray(full, np.float32)
 
+    def _outputs(self, inputs: np.ndarray, batch_size: int) -> np.ndarray:
+        """The outputs for a batch, by programs for 1 and for `batch_size` inputs.
 
-def load(name: str | Path, *, step: str | int = "best") -> Predictor:
+        A batch that is not full needs no program of its own: it is padded, or taken one
+        by one if that is less work and the program for full batches is not compiled.
+        """
+        count, shape = len(inputs), (batch_size, *inputs.shape[1:])
+        if 2 * count <= batch_size and shape not in self._full_batches:
+            single = [np.asarray(self.network(x[None]), np.float32) for x in inputs]
+            return np.concatenate(single)
+        if 1 < count < batch_size:
+            inputs = np.pad(inputs, [(0, batch_size - count), (0, 0), (0, 0), (0, 0)])
+        if count > 1:
+            self._full_batches.add(shape)
+        return np.asarray(self.network(inputs), np.float32)
+
+
+class _Waiting(NamedTuple):
+    """A photo that waits for its batch.
+
+    Attributes:
+      size: (height, width) of the photo.
+      rgb: the network's input, extended.
+      output_size: (height, width) of the output for the input before it was extended.
+      factor: of `Predictor.depth_factor`.
+    """
+
+    size: tuple[int, int]
+    rgb: np.ndarray
+    output_size: tuple[int, int]
+    factor: float
+
+
+def _extend(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Extend (h, w, 3) at the right and at the bottom by repeating the edge."""
+    bottom, right = (new - old for new, old in zip(size, rgb.shape[:2], strict=True))
+    return np.pad(rgb, [(0, bottom), (0, right), (0, 0)], mode="edge")
+
+
+def load(
+    name: str | Path,
+    *,
+    step: str | int = "best",
+    cache_dir: str | Path | None = "~/.cache/jaxdepth",
+) -> Predictor:
     """Load the trained network of a run.
 
         depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")
@@ -183,10 +264,16 @@ def load(name: str | Path, *, step: str | int = "best") -> Predictor:
       step: "best", "last" or a number. "best" has the lowest RMSE; after training with
         --split=report or --split=official it is the last one, because choosing by a
         test set would be cheating.
+      cache_dir: folder for compiled programs, which later processes reuse: enables
+        JAX's persistent compilation cache for the whole process
+        (`jax_setup.enable_compilation_cache`), unless a cache is set already, such as
+        by JAX_COMPILATION_CACHE_DIR. None: no JAX setting is changed.
 
     Returns: a `Predictor`.
     Raises: UserError if there is no complete checkpoint of that step.
     """
+    if cache_dir is not None and not jax_setup.has_compilation_cache():
+        jax_setup.enable_compilation_cache(str(cache_dir))
     folder = workdir.WorkDir.open(name)
     if not folder.local.is_dir():
         raise UserError(f"{name}: there is no such work directory")

@@ -1,6 +1,9 @@
 """Shared fixtures, and the strict settings that every test runs under."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 # Before JAX starts: eight simulated devices, CPU only.
@@ -17,6 +20,30 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def share_compiled_programs() -> None:
+    """Compile each program once in a session.
+
+    For all its workers and the processes that tests start; programs that compile in
+    less than 0.1 s excepted. The first process makes the folder and removes it.
+    """
+    if "JAXDEPTH_TEST_COMPILED" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="jaxdepth-compiled-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["JAXDEPTH_TEST_COMPILED"] = folder
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+        # With a limit, JAX locks the folder when it reads and writes.
+        os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(2**36)
+    jax.config.update(
+        "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_compilation_cache_max_size", 2**36)
+
+
+share_compiled_programs()
 
 # The first call of a jitted function compiles, which no deadline survives.
 hypothesis.settings.register_profile(

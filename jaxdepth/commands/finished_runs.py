@@ -208,7 +208,7 @@ class TrainedRun:
     Args:
       run: a run with a configuration and a checkpoint.
       step: step of the checkpoint, as in `jaxdepth.load`.
-      cache_dir: folder of the prepared data; default: the run's.
+      cache_dir: folder of prepared data and compiled programs; default: the run's.
       progress: called with a label, the number done and the total.
 
     Raises: UserError if configuration, checkpoint or data are missing.
@@ -226,7 +226,9 @@ class TrainedRun:
         if cache_dir is not None:
             config = config.replace(cache_dir=cache_dir)
         self.config, self._progress = config, progress
-        self.predictor = predictor_lib.load(run.workdir.name, step=step)
+        self.predictor = predictor_lib.load(
+            run.workdir.name, step=step, cache_dir=config.data.cache_dir
+        )
         self.data = dataset.open_data(config, progress=progress)
 
     def __len__(self) -> int:

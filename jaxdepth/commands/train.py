@@ -9,7 +9,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -65,6 +65,7 @@ class Session:
       results: contents of results.json; evaluations are added to it.
       model: the network.
       state: state that training starts from, one copy on the host.
+      step: the training step if it compiles ahead, else None.
       checkpoints: writes checkpoints; set by `claim`.
       damaged: steps whose checkpoints can't be read.
     """
@@ -78,6 +79,7 @@ class Session:
     results: dict[str, Any]
     model: Any = None
     state: TrainState | None = None
+    step: sharding.CompiledStep | None = None
     checkpoints: Checkpoints | None = None
     damaged: list[int] = dataclasses.field(default_factory=list)
 
@@ -367,12 +369,17 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
         bn_axis=axis,
         bn_groups=groups,
     )
-    state = init_state(
+    session.model = model
+    fresh_state = functools.partial(
+        init_state,
         model,
         lambda params: optimizer_lib.create(config, params),
         image_size=config.image_size,
         seed=config.train.seed,
     )
+    if weights is None:
+        _compile_ahead(session, fresh_state)
+    state = fresh_state()
     if weights is not None:
         state = initialize.start_from(
             state,
@@ -381,6 +388,7 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
             layout=config.model.layout,
             where=str(config.model.weights),
         )
+        _compile_ahead(session, fresh_state)
     if config.train.ema:
         state = state.start_ema()
     damaged: list[int] = []
@@ -392,7 +400,41 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
     session.results["evaluations"] = [
         e for e in session.results["evaluations"] if e["step"] <= step
     ]
-    session.model, session.state, session.damaged = model, state, damaged
+    session.state, session.damaged = state, damaged
+
+
+def _compile_ahead(session: Session, fresh_state: Callable[[], TrainState]) -> None:
+    """Start to compile the step in a thread, while the run prepares its first call.
+
+    No-op for a run that resumes, because that may fail or have no step left, and a
+    process ends no earlier than its threads.
+    """
+    config, placement, store = session.config, session.placement, session.data.train
+    resumes = session.workdir.used() or config.output.resume not in ("auto", "never")
+    single = placement.kind == "jit" and not hosts.is_multi_host()
+    if resumes or not single or config.data.cache == "device":
+        return
+    state = jax.eval_shape(fresh_state)
+    if config.train.ema:
+        state = jax.eval_shape(TrainState.start_ema, state)
+    stacked = config.train.steps_per_call > 1
+    count = int(config.train.batch_size)
+    leading = (config.train.steps_per_call, count) if stacked else (count,)
+    batch = {
+        "rgb": jax.ShapeDtypeStruct((*leading, *store.size, 3), np.uint8),
+        "depth_codes": jax.ShapeDtypeStruct((*leading, *store.size), np.uint16),
+        "position": jax.ShapeDtypeStruct(leading, np.int32),
+    }
+    spec = _spec(session, state.params)
+    session.step = placement.compile(train_step, spec, stacked=stacked)
+    session.step.compile_ahead(*placement.shapes(state, batch, stacked=stacked))
+
+
+def _spec(session: Session, params: Any) -> StepSpec:
+    """The static arguments of the training step; `params` may be shapes."""
+    optimizer = optimizer_lib.create(session.config, params)
+    unit = session.data.train.depth_unit
+    return StepSpec(session.model, optimizer, session.config, sharding.AXIS, unit)
 
 
 def _starting_state(
@@ -490,6 +532,9 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
             host=hosts.index(),
             hosts=hosts.count(),
             cache=config.data.cache,
+            # A CPU takes far fewer images per second than threads can read, and
+            # TensorFlow takes seconds to import.
+            backend="threads" if jax.default_backend() == "cpu" else "auto",
         ) as batches,
     ):
         evaluate = functools.partial(_evaluate, session, scorer, writer)
@@ -535,11 +580,10 @@ def _evaluate(
 
 def _step_fn(session: Session, state: TrainState) -> Any:
     """The compiled step, on batches from the host or from the device cache."""
+    if session.step is not None:
+        return session.step
     config, placement, data = session.config, session.placement, session.data
-    optimizer = optimizer_lib.create(config, state.params)
-    unit = data.train.depth_unit
-    spec = StepSpec(session.model, optimizer, config, sharding.AXIS, unit)
-    stacked = config.train.steps_per_call > 1
+    spec, stacked = _spec(session, state.params), config.train.steps_per_call > 1
     if config.data.cache != "device":
         return placement.compile(train_step, spec, stacked=stacked)
     part = device_cache.reader(

@@ -124,5 +124,9 @@ def _resize(weights, x, size: Size):
 def _apply(matrix: np.ndarray, x, axis: int):
     if isinstance(x, np.ndarray):
         return np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
+    if axis == x.ndim - 1:
+        # A plain matrix product. In the other form, the product's result is transposed,
+        # which XLA's CPU backend computes eight times slower.
+        return jnp.matmul(x, matrix.T, precision=jax.lax.Precision.HIGHEST)
     y = jnp.tensordot(matrix, x, (1, axis), precision=jax.lax.Precision.HIGHEST)
     return jnp.moveaxis(y, 0, axis)

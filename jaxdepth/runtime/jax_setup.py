@@ -15,6 +15,15 @@ COMPILATION_CACHE = "compiled"  # subfolder of the cache folder
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
 
+def has_compilation_cache() -> bool:
+    """Whether JAX's persistent compilation cache has a folder, whoever set it."""
+    return _cache_folder() is not None
+
+
+def _cache_folder() -> str | None:
+    return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def enable_compilation_cache(cache_dir: str) -> None:
     """Enable JAX's persistent compilation cache in a subfolder of `cache_dir`.
 
@@ -23,7 +32,7 @@ def enable_compilation_cache(cache_dir: str) -> None:
     should have write access to it. On multi-host runs only host 0 writes.
     """
     folder = str(Path(cache_dir).expanduser() / COMPILATION_CACHE)
-    configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    configured = _cache_folder()
     if configured is not None and Path(configured).name != COMPILATION_CACHE:
         return
     # JAX reads the setting only once, at the first compilation.

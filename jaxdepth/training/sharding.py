@@ -6,6 +6,8 @@ replicated; batches are sharded over devices, and each host provides its own par
 
 import dataclasses
 import functools
+import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -21,6 +23,7 @@ from jaxdepth.ops import platform
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
 
+logger = logging.getLogger(__name__)
 AXIS = "data"
 PyTree = Any
 Device: TypeAlias = Any  # jax.Device is not a type to type checkers
@@ -94,7 +97,7 @@ class Placement:
         *static: Any,
         table: PyTree | None = None,
         stacked: bool = False,
-    ) -> Callable:
+    ) -> "CompiledStep":
         """Compile `step(*static, state, batch)` as (state, batch) -> (state, logs).
 
         Arguments and results are placed. The state's buffers are donated. Logs are
@@ -113,7 +116,7 @@ class Placement:
             run = jax.jit(
                 run, donate_argnums=0, compiler_options=self.compiler_options()
             )
-        return lambda state, batch: run(state, batch, *table_args)
+        return CompiledStep(run, table_args)
 
     def mapped(
         self, step: Callable, *static: Any, table: bool = False, stacked: bool = False
@@ -209,6 +212,26 @@ class Placement:
             for k, v in batch.items()
         }
 
+    def shapes(
+        self, state: PyTree, batch: PyTree, *, stacked: bool = False
+    ) -> tuple[PyTree, PyTree]:
+        """Shapes of a placed state and batch, for `CompiledStep.compile_ahead`.
+
+        Args:
+          state, batch: shapes of one copy of the state and of the global batch.
+          stacked: the first axis of the batch counts the steps of one call.
+        """
+        kinds = P(), P(None, AXIS) if stacked else P(AXIS)
+
+        def placed(tree: PyTree, kind: P) -> PyTree:
+            sharding = NamedSharding(self.mesh, kind)
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                tree,
+            )
+
+        return placed(state, kinds[0]), placed(batch, kinds[1])
+
     def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
         """Shard a table over all devices: device k holds `part(k)`.
 
@@ -247,6 +270,41 @@ class Placement:
         elif hosts.is_multi_host():
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
         return self.load(tree)
+
+
+class CompiledStep:
+    """A step that is compiled at its first call, or ahead of it in a thread.
+
+    Args:
+      run: (state, batch, *table) -> (state, logs), from `jax.jit` or `jax.pmap`.
+      table: further arguments.
+    """
+
+    def __init__(self, run: Any, table: tuple[PyTree, ...] = ()):
+        self._run, self._table = run, table
+        self._ahead: threading.Thread | None = None
+
+    def compile_ahead(self, state: PyTree, batch: PyTree) -> None:
+        """Start to compile for arguments of these shapes, of `Placement.shapes`.
+
+        The first call waits. It compiles if its arguments have other shapes, and raises
+        the error if compilation fails.
+        """
+
+        def compile_for_shapes() -> None:
+            try:
+                self._run.lower(state, batch, *self._table).compile()
+            except Exception as error:
+                logger.debug("the step did not compile ahead: %r", error)
+
+        self._ahead = threading.Thread(target=compile_for_shapes)
+        self._ahead.start()
+
+    def __call__(self, state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree]:
+        if self._ahead is not None:
+            self._ahead.join()
+            self._ahead = None
+        return self._run(state, batch, *self._table)
 
 
 def _many(step: Callable, state: PyTree, batches: PyTree, *table: PyTree):

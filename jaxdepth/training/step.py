@@ -302,11 +302,18 @@ def init_state(
     image = jnp.zeros((1, *image_size, 3), jnp.float32)
     # The hardware generator compiles twice as fast as the default one.
     rng = jax.random.key(seed, impl="rbg")
-    variables = jax.jit(model.init)(rng, image)
-    params = variables["params"]
+
+    # One program: outside of it, the optimizer's state compiles one per shape.
+    @jax.jit
+    def init(rng: jax.Array) -> tuple[PyTree, PyTree]:
+        variables = model.init(rng, image)
+        params = variables["params"]
+        return variables, optimizer_for(params).init(params)
+
+    variables, opt_state = init(rng)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=variables["params"],
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer_for(params).init(params),
+        opt_state=opt_state,
     )

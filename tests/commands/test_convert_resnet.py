@@ -16,7 +16,7 @@ import safetensors
 import jaxdepth
 from jaxdepth.commands import cli, convert_resnet, run, trained_network
 from jaxdepth.models import LAYOUTS
-from jaxdepth.runtime import regular
+from jaxdepth.runtime import hosts, regular
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.weights import files, resnet
 from tests.weights import torch_files, torch_resnet
@@ -184,7 +184,9 @@ def assert_pytorch_predicts_the_same(workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_starts_from_converted_weights(converted, tmp_path):
+def test_training_starts_from_converted_weights(converted, tmp_path, monkeypatch):
+    # On one device: eight copies of the state of 64 M parameters take a minute.
+    monkeypatch.setattr(hosts, "ordered_devices", lambda: jax.devices()[:1])
     flags = [
         "--arch=upproj",
         "--size=32x32",

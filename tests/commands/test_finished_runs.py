@@ -153,7 +153,8 @@ def test_scores_and_examples_are_of_the_evaluation_frames(trained):
         measured = example.target > 0
         assert not measured[:4].any() and measured[4:].all()
         assert int(example.target[measured].min()) == index + 1  # metres
-        np.testing.assert_array_equal(example.pred, predictor.predict(example.rgb))
+        frame = {"rgb": example.rgb, "camera": None}
+        np.testing.assert_array_equal(example.pred, predictor.predict_frame(frame))
         # Protocol plain scores all measured pixels of the frame.
         error = (example.pred - example.target)[measured].astype(float)
         rmse = scored.images[index]["rmse"]

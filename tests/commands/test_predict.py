@@ -21,6 +21,8 @@ class Constant(predictor_lib.Predictor):
 
     def __init__(self, fx=None):
         self.config = Config.of(size="19x38")
+        self._output_size = lambda size: size
+        self._full_batches = set()
         self.camera = fx and camera_lib.centred(fx, fx, (20, 40))
 
     def network(self, rgb):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -23,6 +24,7 @@ from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import sharding
 from jaxdepth.training.checkpoint import Checkpoints
 
+ROOT = Path(__file__).parents[2]
 TINY = ["--size=48x64", "--rooms=12", "--batch_size=8", "--augment=none"]
 
 
@@ -320,6 +322,43 @@ def test_predict_any_photo(trained, tmp_path, capsys):
     np.testing.assert_allclose(predicted, np.load(out / "a.npy"), rtol=1e-4)
 
 
+LOADS = """
+import collections, json, sys
+import jax, numpy as np
+import jaxdepth
+folder, cache = sys.argv[1:]
+seen = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: seen.update([name]))
+jaxdepth.load(folder, cache_dir=None)
+assert jax.config.jax_compilation_cache_dir is None  # by the import, too
+jaxdepth.load(folder, cache_dir=cache).predict(np.zeros((60, 80, 3), np.uint8))
+names = ("cache_hits", "cache_misses")
+print(json.dumps([seen[f"/jax/compilation_cache/{k}"] for k in names]))
+"""
+
+
+def test_a_second_process_predicts_with_the_compiled_programs(trained, tmp_path):
+    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR")
+
+    def count():
+        done = subprocess.run(
+            [sys.executable, "-c", LOADS, str(trained), str(tmp_path)],
+            capture_output=True, text=True, env=environment, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout.splitlines()[-1])
+
+    (hits, misses), (hits_again, misses_again) = count(), count()
+    assert misses > 0 and misses_again == 0 and hits_again == hits + misses
+
+
+def test_load_keeps_a_cache_that_is_set_already(trained, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jaxdepth.load(trained, cache_dir=tmp_path / "other")
+    assert jax.config.jax_compilation_cache_dir == before is not None
+    assert not (tmp_path / "other").exists()
+
+
 def test_predict_refuses_and_skips(trained, tmp_path, capsys):
     good = tmp_path / "a.png"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(good)
@@ -408,12 +447,14 @@ def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, 
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # would be damaged for other tests
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],
         capture_output=True,
         text=True,
-        env={**os.environ, "XLA_FLAGS": ""},
-        cwd=Path(__file__).parents[2],
+        env=environment,
+        cwd=ROOT,
     )
     assert done.returncode == cli.MACHINE
     assert words in done.stderr and "last good checkpoint: none" in done.stderr

@@ -36,7 +36,9 @@ def free_port() -> str:
 def environment(devices: int) -> dict[str, str]:
     count = f"--xla_force_host_platform_device_count={devices}"
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": path}
+    values = {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": path}
+    values.pop("JAX_COMPILATION_CACHE_DIR", None)  # --cache_dir decides
+    return values
 
 
 def start_two(make_argv, *, devices: int = 4) -> list[subprocess.Popen]:

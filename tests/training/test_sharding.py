@@ -418,3 +418,39 @@ def test_the_step_is_compiled_with_the_options_of_its_devices(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
         run(np.zeros(8, np.float32), np.zeros(8, np.float32))
     assert Placement.over("pmap").compiler_options() == {}
+
+
+def test_a_step_that_compiled_ahead_compiles_once(caplog):
+    spec = tiny.spec()
+    placement = Placement.over("jit")
+    state, batch = tiny.state(spec), tiny.batch(8)
+    ahead, at_call = (placement.compile(train_step, spec) for _ in range(2))
+    placed = placement.place_state(state), placement.place_batch(batch)
+    jax.config.update("jax_log_compiles", True)  # `jax.log_compiles` is of one thread
+    try:
+        ahead.compile_ahead(*placement.shapes(state, batch))
+        assert ahead._ahead is not None
+        ahead._ahead.join()
+        assert "Finished XLA compilation of jit(train_step)" in caplog.text
+        caplog.clear()
+        result = ahead(*placed)
+        assert "jit(train_step)" not in caplog.text
+    finally:
+        jax.config.update("jax_log_compiles", False)
+    placed = placement.place_state(state), placement.place_batch(batch)
+    jax.tree.map(np.testing.assert_array_equal, result, at_call(*placed))
+
+
+def test_a_step_that_does_not_compile_ahead_raises_at_its_call():
+    def broken(state, batch):
+        raise ValueError("broken")
+
+    placement = Placement.over("jit")
+    step, one = placement.compile(broken), np.zeros(8, np.float32)
+    step.compile_ahead(*placement.shapes(one, one))
+    with pytest.raises(ValueError, match="broken"):
+        step(one, one)
+    # Other shapes than those that were expected.
+    step = placement.compile(lambda state, batch: (state, batch))
+    step.compile_ahead(*placement.shapes(one, one))
+    assert step(np.ones(3, np.float32), one)[0].shape == (3,)

@@ -324,20 +324,20 @@ def command(argv: Sequence[str]) -> int:
     names = [f.name for f in dataclasses.fields(TablesConfig) if f.name in values]
     words = [f"--{name}={values.pop(name)}" for name in names]
     config = flags_lib.parse(TablesConfig, words, prog=PROG)
-    cache = values.get("cache_dir") or "~/.cache/jaxdepth"
 
     def start(flags: Sequence[str]) -> subprocesses.Completed:
         words = [sys.executable, "-m", "jaxdepth", "run", *flags]
-        return subprocesses.run(words, environment=environment(cache))
+        return subprocesses.run(words, environment=environment())
 
     command_line = shlex.join([*PROG.split(), *argv])
     return run(config, values, command=command_line, start=start)
 
 
-def environment(cache_dir: str) -> dict[str, str]:
-    """Environment of the runs: this package on the path, a shared compilation cache."""
+def environment() -> dict[str, str]:
+    """Environment of the runs: this package on the path.
+
+    Their --cache_dir is the same, so they share its compiled programs.
+    """
     root = str(Path(__file__).resolve().parents[3])
-    compiled = str(Path(cache_dir).expanduser() / "xla")
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    defaults = {"JAX_COMPILATION_CACHE_DIR": compiled}
-    return defaults | dict(os.environ) | {"PYTHONPATH": path}
+    return dict(os.environ) | {"PYTHONPATH": path}

@@ -874,10 +874,10 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return np.stack([c * right + s * down, -s * right + c * down, ahead], axis=1)
 
 
-def _local(vectors: np.ndarray, c: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Rotate (..., 3) vectors into objects turned about z by cosine c and sine s."""
-    x, y, z = np.moveaxis(vectors, -1, 0)
-    return np.stack(np.broadcast_arrays(c * x + s * y, c * y - s * x, z), -1)
+def _local(vectors: np.ndarray, c: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rotate (3, ...) vectors into objects turned about z by cosine c and sine s."""
+    x, y, z = vectors
+    return c * x + s * y, c * y - s * x, z
 
 
 def _cast_rays(
@@ -896,11 +896,15 @@ def _cast_rays(
     depth, face = walls.min(1), walls.argmin(1)
     surface = -1 - 2 * face - (rays[np.arange(len(rays)), face] > 0)
     c, s = parts[:, 6], parts[:, 7]
-    start = _local(position - parts[:, :3], c, s)
-    along = _local(rays[:, None], c, s)
-    inverse = 1.0 / np.where(np.abs(along) < 1e-6, 1e-6, along)
-    middle, reach = -start * inverse, parts[:, 3:6] * np.abs(inverse)
-    near, far = (middle - reach).max(-1), (middle + reach).min(-1)
+    start = _local((position - parts[:, :3]).T, c, s)
+    along = _local(rays.T[:, :, None], c, s)
+    near, far = -np.inf, np.inf
+    # Axis by axis: NumPy is slow at reducing an axis of length 3.
+    for q, w, half in zip(start, along, parts[:, 3:6].T, strict=True):
+        inverse = 1.0 / np.where(np.abs(w) < 1e-6, 1e-6, w)
+        middle, reach = -q * inverse, half * np.abs(inverse)
+        near = np.maximum(near, middle - reach)
+        far = np.minimum(far, middle + reach)
     # Inside a box the depth is 0.
     near = np.where((near < far) & (far > 0), np.maximum(near, 0.0), np.inf)
     first = near.argmin(1)
