@@ -27,18 +27,14 @@ TINY_MAP = 16
 # the head of three networks, this saves 3 to 5 % of the training step.
 FEW_PRODUCTS = 32
 
-# The constants below choose among gradients on CPUs where oneDNN computes convolutions
+# The constants below choose the kernel gradient where oneDNN computes convolutions
 # (`platform.has_onednn`). Times in ms at batch 4, float32, two cores with AVX-512; in
 # this order: convolution by oneDNN, by Eigen, one product per tap (oneDNN).
 #
 # Kernel gradient: per tap for at most this many outputs per input channel, or a stride.
 # 15x19, 256 channels: 6.6, 4.0, 3.7; 16x20, 512: 28.8, 19.2, 15.5; 32x40, 256: 27.9,
-# 20.6, 28.3; 128x160, 64: 59.5, 40.1, 79.7; stride 2, to 29x38, 128: 7.6, 8.9, 5.4.
+# 20.6, 28.3; 128x160, 64: 38.8, 28.5, 33.8; stride 2, to 29x38, 128: 7.6, 8.9, 5.4.
 TAPS_KERNEL_GRADIENT = 8
-
-# Input gradient: per tap for at most this many outputs per output channel. oneDNN reads
-# a transposed kernel, which a product does not need.
-TAPS_INPUT_GRADIENT = 1
 
 # Kernel gradient of more than nine taps by oneDNN's convolution for at most this many
 # input channels. 7x7 of stride 2, 3 to 64 channels: 7.6, 12.8, -; but 3x3 of stride 1,
@@ -65,6 +61,9 @@ def conv2d(
       2 to 5 times faster than that of XLA's convolution (measured).
     - outputs of at most `TINY_MAP` entries per image, from patches and kernel.
     - kernels of at most `FEW_PRODUCTS` taps times output channels, from map and taps.
+
+    Where oneDNN computes convolutions (`platform.has_onednn`), each kernel gradient has
+    its cheapest form: by oneDNN, by Eigen, or as one matrix product per tap.
 
     Args:
       x: feature map.
@@ -126,10 +125,8 @@ def _cheap_backward(stride, padding, precision, residuals, gradient):
     def convolve(x, kernel):
         return _convolve(x, kernel, stride, padding, precision)
 
-    if stride == 1 and entries <= TAPS_INPUT_GRADIENT * features:
-        x_grad = sum_over_taps(gradient, kernel, padding, precision, of_gradient=True)
-    else:
-        (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    # JAX's rule transposes the reversed kernel, so that XLA sees a plain convolution.
+    (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
     if channels <= FEW_CHANNELS and math.prod(size) > 9:
         kernel_grad = jax.vjp(lambda k: convolve(x, k), kernel)[1](gradient)[0]
     elif stride > 1 or entries <= TAPS_KERNEL_GRADIENT * channels:
@@ -142,29 +139,16 @@ def _cheap_backward(stride, padding, precision, residuals, gradient):
 _cheap_gradients.defvjp(_cheap_forward, _cheap_backward)
 
 
-def sum_over_taps(x, kernel, padding, precision, *, of_gradient=False):
-    """The convolution of stride 1 as a sum of one matrix product per tap.
-
-    Args:
-      x, kernel, padding, precision: as in `conv2d`.
-      of_gradient: x is the gradient of the output; compute that of the input.
-    """
+def sum_over_taps(x, kernel, padding, precision):
+    """`conv2d` of stride 1 as a sum of one matrix product per tap."""
     height, width = kernel.shape[:2]
-    contract, tap_of = ((3,), (0,)), lambda a, b: kernel[a, b]
-    if of_gradient:
-        contract = (3,), (1,)
-        tap_of = lambda a, b: kernel[height - 1 - a, width - 1 - b]  # noqa: E731
-        (top, bottom), (left, right) = padding
-        reach, side = height - 1, width - 1
-        padding = (reach - top, reach - bottom), (side - left, side - right)
-    pads = [(low, high, 0) for low, high in ((0, 0), *padding, (0, 0))]
-    x = lax.pad(x, jnp.zeros((), x.dtype), pads)  # may be negative: cut
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
 
     def product(a, b):
         entries = x[:, a : a + rows, b : b + columns]
-        dimensions = (contract, ((), ()))
-        return lax.dot_general(entries, tap_of(a, b), dimensions, precision=precision)
+        contract = (((3,), (0,)), ((), ()))
+        return lax.dot_general(entries, kernel[a, b], contract, precision=precision)
 
     taps = (product(a, b) for a in range(height) for b in range(width))
     return functools.reduce(jnp.add, taps)
