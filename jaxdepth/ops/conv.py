@@ -1,6 +1,7 @@
 """Convolutions in NHWC and HWIO, with the padding of PyTorch and Caffe."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,21 +27,18 @@ TINY_MAP = 16
 # the head of three networks, this saves 3 to 5 % of the training step.
 FEW_PRODUCTS = 32
 
-# The constants below choose among gradients on CPUs where oneDNN computes convolutions
+# The constants below choose the kernel gradient where oneDNN computes convolutions
 # (`platform.has_onednn`). Times in ms at batch 4, float32, two cores with AVX-512; in
 # this order: convolution by oneDNN, by Eigen, one product per tap (oneDNN).
 #
 # Kernel gradient: per tap for at most this many outputs per input channel, or a stride.
 # 15x19, 256 channels: 6.6, 4.0, 3.7; 16x20, 512: 28.8, 19.2, 15.5; 32x40, 256: 27.9,
-# 20.6, 28.3; 128x160, 64: 59.5, 40.1, 79.7; stride 2, to 29x38, 128: 7.6, 8.9, 5.4.
+# 20.6, 28.3; 128x160, 64: 38.8, 28.5, 33.8; stride 2, to 29x38, 128: 7.6, 8.9, 5.4.
 TAPS_KERNEL_GRADIENT = 8
 
-# Input gradient: per tap for at most this many outputs per output channel. oneDNN reads
-# a transposed kernel, which a product does not need.
-TAPS_INPUT_GRADIENT = 1
-
-# Kernel gradient by oneDNN's convolution for at most this many input channels. 7x7 of
-# stride 2, 3 to 64 channels: 7.6, 12.8, -.
+# Kernel gradient of more than nine taps by oneDNN's convolution for at most this many
+# input channels. 7x7 of stride 2, 3 to 64 channels: 7.6, 12.8, -; but 3x3 of stride 1,
+# 3 to 32 channels at 228x304: 12.5, 5.7, 9.4.
 FEW_CHANNELS = 8
 
 # He et al. 2015, variant for the backward pass: variance 2 / (k * k * features).
@@ -63,6 +61,9 @@ def conv2d(
       2 to 5 times faster than that of XLA's convolution (measured).
     - outputs of at most `TINY_MAP` entries per image, from patches and kernel.
     - kernels of at most `FEW_PRODUCTS` taps times output channels, from map and taps.
+
+    Where oneDNN computes convolutions (`platform.has_onednn`), each kernel gradient has
+    its cheapest form: by oneDNN, by Eigen, or as one matrix product per tap.
 
     Args:
       x: feature map.
@@ -124,11 +125,9 @@ def _cheap_backward(stride, padding, precision, residuals, gradient):
     def convolve(x, kernel):
         return _convolve(x, kernel, stride, padding, precision)
 
-    if stride == 1 and entries <= TAPS_INPUT_GRADIENT * features:
-        x_grad = _input_gradient_by_taps(kernel, gradient, padding, precision)
-    else:
-        (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
-    if channels <= FEW_CHANNELS:
+    # JAX's rule transposes the reversed kernel, so that XLA sees a plain convolution.
+    (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    if channels <= FEW_CHANNELS and math.prod(size) > 9:
         kernel_grad = jax.vjp(lambda k: convolve(x, k), kernel)[1](gradient)[0]
     elif stride > 1 or entries <= TAPS_KERNEL_GRADIENT * channels:
         kernel_grad = _kernel_gradient_by_taps(x, gradient, tuple(size), **options)
@@ -140,28 +139,19 @@ def _cheap_backward(stride, padding, precision, residuals, gradient):
 _cheap_gradients.defvjp(_cheap_forward, _cheap_backward)
 
 
-def _input_gradient_by_taps(kernel, gradient, padding, precision):
-    """The sum over taps of one product each, for stride 1."""
+def sum_over_taps(x, kernel, padding, precision):
+    """`conv2d` of stride 1 as a sum of one matrix product per tap."""
     height, width = kernel.shape[:2]
-    (top, bottom), (left, right) = padding
-    rows = gradient.shape[1] + height - 1 - top - bottom
-    columns = gradient.shape[2] + width - 1 - left - right
-    # Entry i is read by output i + top - a for tap a.
-    low = (height - 1 - top, width - 1 - left)
-    high = (height - 1 - bottom, width - 1 - right)
-    widths = ((0, 0), *zip(low, high, strict=True), (0, 0))
-    cuts = [(before, after, 0) for before, after in widths]  # negative: removed
-    gradient = lax.pad(gradient, jnp.zeros((), gradient.dtype), cuts)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
 
     def product(a, b):
-        top, left = height - 1 - a, width - 1 - b
-        outputs = gradient[:, top : top + rows, left : left + columns]
-        contract = (((3,), (1,)), ((), ()))
-        return lax.dot_general(outputs, kernel[a, b], contract, precision=precision)
+        entries = x[:, a : a + rows, b : b + columns]
+        contract = (((3,), (0,)), ((), ()))
+        return lax.dot_general(entries, kernel[a, b], contract, precision=precision)
 
-    return functools.reduce(
-        jnp.add, (product(a, b) for a in range(height) for b in range(width))
-    )
+    taps = (product(a, b) for a in range(height) for b in range(width))
+    return functools.reduce(jnp.add, taps)
 
 
 def _kernel_gradient_by_taps(x, gradient, size, *, stride, padding, precision):
@@ -182,23 +172,21 @@ def _kernel_gradient_by_taps(x, gradient, size, *, stride, padding, precision):
     return jnp.stack(taps).reshape(height, width, x.shape[3], features)
 
 
-def kernel_gradient(
-    x: Float[Array, "b h w cin"],
-    gradient: Float[Array, "b i j cout"],
-    *,
-    stride: int,
-    padding: Padding,
-    precision: lax.PrecisionLike,
-    by_eigen: bool,
-) -> Float[Array, "kh kw cin cout"]:
+def kernel_gradient(x, gradient, *, stride, padding, precision, by_eigen):
     """The kernel gradient of a convolution, as one convolution.
 
     XLA replaces no convolution by oneDNN's whose second operand is reversed. To compute
     with Eigen, the output channels are reversed and the result again, which XLA does
     together with the transpositions of a kernel gradient.
 
-    Returns: the gradient of all taps that the padded map allows: kh = h + top + bottom -
-      stride (i - 1); kw likewise.
+    Args:
+      x: (b, h, w, cin).
+      gradient: of the output, (b, i, j, cout).
+      stride, padding, precision: of the convolution.
+      by_eigen: whether to keep it from oneDNN.
+
+    Returns: the gradient of all taps that the padded map allows, kh = h + top + bottom
+      - stride (i - 1); kw likewise.
     """
     outputs = gradient.transpose(1, 2, 0, 3)
     result = lax.conv_general_dilated(

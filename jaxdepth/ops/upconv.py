@@ -21,6 +21,7 @@ from jaxdepth.ops.conv import (
     Padding,
     conv2d,
     kernel_gradient,
+    sum_over_taps,
 )
 from jaxdepth.runtime.errors import UserError
 
@@ -265,11 +266,11 @@ def _common_taps(kernel, phases, axis):
     return _take(_pad_cells(kernel, axis, 0, 1), order, axis), low, high
 
 
-def _four(x, kernel, phases, precision):
+def _four(x, kernel, phases, precision, convolve=conv2d):
     def output_phase(row: _Phase, column: _Phase):
         taps = _take(_take(kernel, row.taps, 0), column.taps, 1)
         padding: Padding = ((row.low, row.high), (column.low, column.high))
-        return conv2d(x, taps, padding=padding, precision=precision)
+        return convolve(x, taps, padding=padding, precision=precision)
 
     even, odd = (
         _interleave(*(output_phase(row, column) for column in phases), axis=2)
@@ -281,18 +282,20 @@ def _four(x, kernel, phases, precision):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _four_cheap_gradients(x, kernel, phases, precision):
     """`_four`, with each gradient computed in the form that is cheapest on CPU."""
-    return _four(x, kernel, phases, precision)
+    by_taps = _has_large_kernel(x) and platform.has_onednn()
+    convolve = sum_over_taps if by_taps else conv2d
+    return _four(x, kernel, phases, precision, convolve)
 
 
 def _four_cheap_forward(x, kernel, phases, precision):
-    return _four(x, kernel, phases, precision), (x, kernel)
+    return _four_cheap_gradients(x, kernel, phases, precision), (x, kernel)
 
 
 def _four_cheap_backward(phases, precision, residuals, gradient):
     x, kernel = residuals
     entries, channels = x.size // x.shape[-1], x.shape[-1]
     onednn = platform.has_onednn()
-    if onednn and TINY_MAP * len(x) < entries <= channels:
+    if onednn and _has_large_kernel(x):
         x_grad = _input_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
         # The input gradient of `transposed` is one convolution of stride 2. On tiny
@@ -359,12 +362,7 @@ def _kernel_gradient_by_taps(x, kernel, phases, precision, gradient):
 
 
 def _input_gradient_by_taps(x, kernel, phases, precision, gradient):
-    """The sum of one matrix product per tap: of the outputs that it writes and the tap.
-
-    A convolution by oneDNN transposes the kernel first, which takes longer than the
-    products where the kernel is larger than the map. In ms for 8x10, 1024 to 512
-    channels, batch 4: 72 as a convolution by oneDNN, 50 by Eigen, 41 by taps.
-    """
+    """The sum of one matrix product per tap, of the outputs that it writes and it."""
     contract = (((1,), (1,)), ((), ()))
     taps = kernel.reshape(-1, *kernel.shape[2:])
     products = (
@@ -374,6 +372,18 @@ def _input_gradient_by_taps(x, kernel, phases, precision, gradient):
         )
     )
     return functools.reduce(jnp.add, products).reshape(x.shape)
+
+
+def _has_large_kernel(x) -> bool:
+    """Whether products per tap are faster than oneDNN's convolutions of the phases.
+
+    A convolution by oneDNN reorders the kernel first. In ms for 8x10, 1024 to 512
+    channels, batch 4 (by oneDNN, by Eigen, per tap): output 53, 37, 36; input gradient
+    72, 50, 41. For 16x20, 512 to 256: 18, 25, 34 and 24, 25, 46.
+    """
+    batch, height, width, channels = x.shape
+    entries = batch * height * width
+    return height * width > TINY_MAP and entries <= channels
 
 
 def _outputs_of_taps(x, phases, gradient):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdepth.ops import conv as ops
+from jaxdepth.ops import platform
 
 
 def literal_conv(x, kernel, stride, padding):
@@ -178,3 +179,106 @@ def test_small_maps_as_matrix_products_equal_the_convolution(size, stride):
             np.testing.assert_allclose(got, expected, atol=1e-12)
             for a, b in zip(vjp(got), expected_vjp(expected), strict=True):
                 np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+# With the forms of `_cheap_gradients`: (shape of x, kernel size, features, stride,
+# padding, form of the kernel gradient).
+FORMS = [
+    ((1, 12, 13, 9), 3, 10, 1, ((1, 1), (1, 1)), "eigen"),
+    ((2, 7, 9, 9), 3, 10, 1, ((0, 1), (2, 0)), "eigen"),
+    ((2, 5, 6, 40), 3, 70, 1, ((1, 1), (1, 1)), "taps"),
+    ((1, 5, 6, 40), 2, 70, 1, ((3, 0), (2, 3)), "taps"),
+    ((2, 7, 8, 9), 3, 10, 2, ((1, 1), (1, 1)), "taps"),
+    ((1, 9, 8, 3), 3, 5, 1, ((1, 1), (1, 1)), "eigen"),
+    ((1, 9, 8, 3), 7, 5, 2, ((3, 3), (3, 3)), "convolution"),
+]
+
+
+@pytest.mark.parametrize("shape, size, features, stride, padding, form", FORMS)
+def test_gradients_chosen_for_onednn_equal_those_of_the_convolution(
+    shape, size, features, stride, padding, form, monkeypatch
+):
+    used = {"_kernel_gradient_by_taps": 0, "kernel_gradient": 0}
+
+    def counted(name, function, *args, **kwargs):
+        used[name] += 1
+        return function(*args, **kwargs)
+
+    for name in used:
+        function = functools.partial(counted, name, getattr(ops, name))
+        monkeypatch.setattr(ops, name, function)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=shape))
+        kernel = jnp.asarray(rng.normal(size=(size, size, shape[3], features)))
+
+        def value_and_vjp(convolve):
+            return jax.vjp(
+                lambda x, k: convolve(x, k, stride, padding, None), x, kernel
+            )
+
+        expected, expected_vjp = value_and_vjp(ops._convolve)
+        got, vjp = value_and_vjp(ops._cheap_gradients)
+        np.testing.assert_array_equal(got, expected)
+        gradient = jnp.asarray(rng.normal(size=got.shape))
+        for a, b in zip(vjp(gradient), expected_vjp(gradient), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-11)
+    assert used == {
+        "_kernel_gradient_by_taps": form == "taps",
+        "kernel_gradient": form == "eigen",
+    }
+
+
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (3, 4))])
+def test_sum_over_taps_equals_the_literal_loop(padding):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2, 5, 6, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 2, 3, 4)).astype(np.float32)
+    got = ops.sum_over_taps(jnp.array(x), jnp.array(kernel), padding, None)
+    np.testing.assert_allclose(got, literal_conv(x, kernel, 1, padding), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "dtype, onednn, chosen",
+    [
+        (jnp.float32, True, True),
+        (jnp.float32, False, False),
+        (jnp.bfloat16, True, False),
+    ],
+)
+def test_gradients_are_chosen_for_float32_with_onednn(
+    dtype, onednn, chosen, monkeypatch
+):
+    monkeypatch.setattr(platform, "has_onednn", lambda: onednn)
+    x, kernel = jnp.zeros((1, 9, 9, 4), dtype), jnp.zeros((3, 3, 4, 8), dtype)
+    jaxpr = jax.make_jaxpr(lambda x, kernel: ops.conv2d(x, kernel))(x, kernel)
+    assert ("custom_vjp_call" in str(jaxpr)) == chosen
+
+
+def test_onednn_computes_output_and_input_gradient_and_eigen_the_kernel_gradient():
+    if not platform.has_onednn():
+        pytest.skip("this jaxlib has no oneDNN")
+    x, kernel = jnp.ones((2, 24, 25, 16)), jnp.ones((3, 3, 16, 16))
+
+    def calls(function):
+        """Convolutions of the compiled function, by oneDNN and by Eigen."""
+        jitted = jax.jit(function, compiler_options=platform.compiler_options())
+        text = str(jitted.lower(x, kernel).compile().as_text())
+        onednn = text.count('custom_call_target="__onednn$convolution"')
+        return onednn, text.count(" convolution(")
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(ops.conv2d(x, kernel)))
+
+    assert calls(ops.conv2d) == (1, 0)
+    assert calls(jax.grad(loss, 0)) == (2, 0)
+    assert calls(jax.grad(loss, 1)) == (1, 1)
+
+
+def test_layer_applies_scale_and_offset_of_a_normalisation():
+    layer = ops.Conv(2, (1, 1), use_bias=True)
+    params = {"kernel": jnp.ones((1, 1, 3, 2)), "bias": jnp.array([1.0, -2.0])}
+    affine = jnp.array([2.0, 3.0]), jnp.array([0.5, 0.25])
+    y = jnp.asarray(layer.apply({"params": params}, jnp.ones((1, 2, 2, 3)), affine))
+    expected = np.broadcast_to([2 * (3 + 1) + 0.5, 3 * (3 - 2) + 0.25], (1, 2, 2, 2))
+    np.testing.assert_allclose(y, expected)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdepth.ops import platform
 from jaxdepth.ops import upconv as ops
 from jaxdepth.runtime.errors import UserError
 
@@ -210,11 +211,19 @@ def test_auto_is_the_default_form_of_the_backend(backend, monkeypatch):
 
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 @pytest.mark.parametrize("kind", ops.UNPOOLS)
-@pytest.mark.parametrize("cin", [11, 25])  # kernel gradient by phases and by taps
-def test_auto_on_cpu_equals_plain_in_value_and_gradients(cin, kind, padding_side):
+@pytest.mark.parametrize("onednn", [False, True])
+# Kernel gradient by phases (oneDNN: as a convolution of stride 2) and by taps; with
+# oneDNN, also output and input gradient by taps. Tiny and larger maps.
+@pytest.mark.parametrize(
+    "size, cin", [((3, 2), 11), ((3, 2), 25), ((5, 4), 2), ((5, 4), 55)]
+)
+def test_auto_on_cpu_equals_plain_in_value_and_gradients(
+    size, cin, onednn, kind, padding_side, monkeypatch
+):
+    monkeypatch.setattr(platform, "has_onednn", lambda: onednn)
     rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 3, 2, cin)), rng.normal(size=(5, 5, cin, 4))
-    g = rng.normal(size=(2, 6, 4, 4))
+    x, kernel = rng.normal(size=(2, *size, cin)), rng.normal(size=(5, 5, cin, 4))
+    g = rng.normal(size=(2, 2 * size[0], 2 * size[1], 4))
     with jax.enable_x64(True):
         x, kernel = jnp.asarray(x), jnp.asarray(kernel)
         plain, auto = (
@@ -237,7 +246,11 @@ def test_auto_computes_the_gradient_of_large_kernels_by_taps(monkeypatch):
         gradient = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
         return str(jax.make_jaxpr(gradient)(kernel)).count(" dot_general[")
 
+    monkeypatch.setattr(platform, "has_onednn", lambda: False)
     assert [products(cin) for cin in (69, 70)] == [0, 25]
+    monkeypatch.setattr(platform, "has_onednn", lambda: True)
+    # Of the kernel gradient; from 70 on also of the output and the input gradient.
+    assert [products(cin) for cin in (8, 9, 69, 70)] == [0, 25, 25, 75]
 
 
 @pytest.mark.parametrize(
