@@ -532,9 +532,6 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
             host=hosts.index(),
             hosts=hosts.count(),
             cache=config.data.cache,
-            # A CPU takes far fewer images per second than threads can read, and
-            # TensorFlow takes seconds to import.
-            backend="threads" if jax.default_backend() == "cpu" else "auto",
         ) as batches,
     ):
         evaluate = functools.partial(_evaluate, session, scorer, writer)

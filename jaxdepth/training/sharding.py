@@ -230,7 +230,8 @@ class Placement:
                 tree,
             )
 
-        return placed(state, kinds[0]), placed(batch, kinds[1])
+        stored = jax.eval_shape(self.store, state)
+        return placed(stored, kinds[0]), placed(batch, kinds[1])
 
     def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
         """Shard a table over all devices: device k holds `part(k)`.
