@@ -1,0 +1,295 @@
+"""Costs of a compiled module: kernels by kind, memory traffic, cycles, by module.
+
+A kernel is an instruction that runs on the device: on TPU a fusion or another scheduled
+operation, on a GPU at least one launch. A call of cuDNN counts as one.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from jaxdepth.commands.compile.flops import flops
+from jaxdepth.commands.compile.hlo import COLLECTIVES, Instruction, Module
+
+MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
+
+# Opcodes that run nothing, or whose work other instructions account for.
+NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while")
+NO_KERNEL += ("conditional", "call", "async-start", "async-update", "after-all")
+NO_KERNEL += ("partition-id", "replica-id", "opt-barrier", "add-dependency", "domain")
+# Calls of libraries and hand-written kernels, by the start of their target. Other
+# custom calls of a TPU module only reserve memory.
+CALLS = {
+    "__cudnn$convBackwardInput": "cuDNN input gradient",
+    "__cudnn$convBackwardFilter": "cuDNN filter gradient",
+    "__cudnn$conv": "cuDNN forward",
+    "__cudnn$": "cuDNN, other",
+    "__cublas$": "cuBLAS",
+    "__gpu$xla.gpu.triton": "Triton",
+    "triton": "Triton",
+    "mosaic_gpu": "Pallas",
+    "tpu_custom_call": "Pallas",
+    "cu": "other",
+    "__cu": "other",
+    "__gpu$": "other",
+    "xla.gpu": "other",
+}
+# Fusions that only move data, by the operation that they contain; the first counts.
+MOVES = {
+    "transpose": "transposes",
+    "concatenate": "concatenations",
+    "pad": "pads",
+    "slice": "copies",
+    "dynamic-slice": "copies",
+    "dynamic-update-slice": "copies",
+    "reverse": "copies",
+    "copy": "copies",
+    "broadcast": "memory set",
+    "iota": "memory set",
+}
+_NO_ARITHMETIC = {*MOVES, "parameter", "constant", "bitcast", "reshape", "tuple"}
+_NO_ARITHMETIC |= {"get-tuple-element", "convert", "bitcast-convert"}
+# Fusions named after an operation with a kernel of its own; the first counts.
+HEROES = {
+    "select-and-scatter": "scatter",
+    "scatter": "scatter",
+    "sort": "sort",
+    "reduce": "reductions",
+    "reduce-window": "reductions",
+}
+PARTIAL_READS = ("slice", "dynamic-slice", "gather")
+
+
+def kind_of(module: Module, instruction: Instruction) -> str | None:
+    """The kind of a kernel, such as "cuBLAS" or "reductions"; None if it runs nothing.
+
+    A fusion is a reduction if it contains one, a copy, transpose, pad or concatenation
+    if it only moves data, and "element-wise" otherwise.
+    """
+    opcode = instruction.opcode.removesuffix("-start")
+    if instruction.opcode in NO_KERNEL or opcode.endswith("-done"):
+        return None
+    if opcode == "custom-call":
+        target = instruction.target
+        return next((kind for k, kind in CALLS.items() if target.startswith(k)), None)
+    if opcode in COLLECTIVES:
+        return "collectives"
+    if opcode == "fusion":
+        return _kind_of_fusion(module, instruction)
+    if opcode == "copy":
+        return "transposes" if _changes_order(module, instruction) else "copies"
+    return {**MOVES, **HEROES, "convolution": "convolution"}.get(opcode, opcode)
+
+
+def _kind_of_fusion(module: Module, instruction: Instruction) -> str:
+    if '"__cudnn$fusion"' in instruction.attributes:
+        return "cuDNN forward"
+    if '"__triton' in instruction.attributes:
+        return "Triton"
+    inner = list(module.called(instruction))
+    opcodes = {i.opcode for i in inner}
+    if "convolution" in opcodes:
+        return "convolution"
+    for opcode, kind in HEROES.items():
+        if opcode in opcodes:
+            return kind
+    # Scalars compute indices.
+    if any(i.opcode not in _NO_ARITHMETIC and _has_elements(i) for i in inner):
+        return "element-wise"
+    moves = (kind for opcode, kind in MOVES.items() if opcode in opcodes)
+    return next(moves, "element-wise")
+
+
+def _has_elements(instruction: Instruction) -> bool:
+    return any(array.shape for array in instruction.arrays)
+
+
+def _changes_order(module: Module, instruction: Instruction) -> bool:
+    """Whether a copy's operand has another order of axes."""
+    operands = [a for n in instruction.operands for a in module.shapes.get(n, ())]
+    orders = {a.order for a in (*operands[:1], *instruction.arrays) if a.order}
+    return len(orders) > 1
+
+
+def traffic(module: Module) -> dict[str, int]:
+    """Memory traffic of each kernel, bytes per execution.
+
+    Operands and results count with padding, except those in a TPU core's vector memory
+    and the workspaces of libraries. Reads that hit a GPU's cache count. Where a fusion
+    reads a slice of an operand, or writes a slice into one, the slice counts. For one
+    block on TPU this gave 0.99 of the compiler's own figure.
+    """
+    moved = {}
+    for instruction, _ in module.executed():
+        if kind_of(module, instruction) is not None:
+            moved[instruction.name] = _traffic(module, instruction)
+    return moved
+
+
+def _traffic(module: Module, instruction: Instruction) -> int:
+    shapes = module.shapes
+    results = list(shapes[instruction.name])
+    if instruction.opcode == "copy-start":  # (destination, source, context)
+        results = results[:1]
+    elif instruction.opcode == "slice-start":  # ((source), destination, ...)
+        return 2 * results[1].traffic
+    elif instruction.opcode == "custom-call" and len(results) > 1:
+        results = [a for a in results if a.dtype not in ("u8", "s8")]  # workspace
+    if instruction.opcode == "fusion" and (slices := _slices(module, instruction)):
+        read, written = slices
+        operands = enumerate(instruction.operands)
+        size = sum(
+            read[k] if k in read else sum(a.traffic for a in shapes.get(name, ()))
+            for k, name in operands
+        )
+        return size + sum(a.traffic for a in results) + written
+    operands = [a for name in instruction.operands for a in shapes.get(name, ())]
+    return sum(a.traffic for a in [*results, *operands])
+
+
+def _slices(
+    module: Module, instruction: Instruction
+) -> tuple[dict[int, int], int] | None:
+    """Parts of operands that a fusion reads or updates in place.
+
+    Returns: operand -> bytes that it reads, and a correction of the bytes that it
+    writes. None if there are none.
+    """
+    inner = list(module.called(instruction))
+    if not any(i.opcode in (*PARTIAL_READS, "dynamic-update-slice") for i in inner):
+        return None
+    users: dict[str, list[Instruction]] = collections.defaultdict(list)
+    for i in inner:
+        for name in i.operands:
+            users[name].append(i)
+    shapes, read, written = module.shapes, {}, 0
+    for parameter in inner:
+        if parameter.opcode != "parameter":
+            continue
+        uses = list(_uses(parameter.name, users))
+        if not uses:
+            continue
+        if all(u.opcode in PARTIAL_READS and u.operands[0] == n for u, n in uses):
+            sliced = sum(a.traffic for u, _ in uses for a in shapes[u.name])
+            whole = sum(a.traffic for a in shapes[parameter.name])
+            read[parameter.value] = min(sliced, whole)
+        elif all(
+            u.opcode == "dynamic-update-slice" and u.operands[0] == n for u, n in uses
+        ):
+            read[parameter.value] = 0
+            for update, _ in uses:
+                written += sum(a.traffic for a in shapes[update.operands[1]])
+                written -= sum(a.traffic for a in shapes[update.name])
+    return read, written
+
+
+def _uses(
+    name: str, users: Mapping[str, list[Instruction]]
+) -> Iterator[tuple[Instruction, str]]:
+    """Instructions that use a value, through bitcasts, and the name that they use."""
+    for user in users[name]:
+        if user.opcode == "bitcast":
+            yield from _uses(user.name, users)
+        else:
+            yield user, name
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Costs of one call, by group, by kind and by kernel.
+
+    Attributes:
+      cost: sum over all kernels.
+      traffic: bytes from and to memory, see `traffic`.
+      flops: of products, by precision, see `flops`.
+      kernels: number of them.
+      groups: block -> costs "forward" and "gradient", bytes "traffic", "kernels"; in
+        descending order of costs.
+      kinds: kind -> "kernels" and bytes "traffic"; in descending order of bytes.
+      costliest: kernels in descending order of costs.
+      unestimated: kernels without cost that move many bytes, in descending order of
+        bytes; without collectives and copies.
+    """
+
+    cost: float
+    traffic: int
+    flops: dict[str, float]
+    kernels: int
+    groups: dict[str, dict[str, float]]
+    kinds: dict[str, dict[str, int]]
+    costliest: list[dict[str, Any]]
+    unestimated: list[dict[str, Any]]
+
+
+def work(
+    module: Module,
+    *,
+    cost: Callable[[int, Mapping[str, float]], float] | None = None,
+    count: int = 20,
+) -> Work:
+    """Sum the costs of a module.
+
+    Args:
+      cost: of a kernel, from its bytes and FLOPs by precision; None for the cycles that
+        a TPU compiler wrote.
+      count: length of the lists of kernels.
+    """
+    rows = [row for row in _rows(module, cost) if row["cost"] or row["traffic"]]
+    groups: dict[str, dict[str, float]] = {}
+    kinds: dict[str, dict[str, int]] = {}
+    total: collections.Counter[str] = collections.Counter()
+    for row in rows:
+        nothing = {"forward": 0, "gradient": 0, "traffic": 0, "kernels": 0}
+        group = groups.setdefault(row.pop("group"), nothing)
+        group[row["pass"]] += row["cost"]
+        for sums in (
+            group,
+            kinds.setdefault(row["kind"], {"kernels": 0, "traffic": 0}),
+        ):
+            sums["traffic"] += row["traffic"]
+            sums["kernels"] += row["times"]
+        total.update(row["flops"])
+    estimated = [row for row in rows if row["cost"]]
+    unestimated = [row for row in rows if _lacks_estimate(row)]
+    by_cost = sorted(groups.items(), key=lambda g: -g[1]["forward"] - g[1]["gradient"])
+    return Work(
+        cost=sum(row["cost"] for row in estimated),
+        traffic=sum(row["traffic"] for row in rows),
+        flops=dict(total),
+        kernels=sum(row["times"] for row in rows),
+        groups=dict(by_cost),
+        kinds=dict(sorted(kinds.items(), key=lambda kind: -kind[1]["traffic"])),
+        costliest=sorted(estimated, key=lambda row: -row["cost"])[:count],
+        unestimated=sorted(unestimated, key=lambda row: -row["traffic"])[:count],
+    )
+
+
+def _rows(module: Module, cost: Callable | None) -> Iterator[dict[str, Any]]:
+    """One row for each kernel, with its costs in all its executions."""
+    for instruction, times in module.executed():
+        kind = kind_of(module, instruction)
+        if kind is None:
+            continue
+        place, size = module.place(instruction), _traffic(module, instruction)
+        products = flops(module, instruction, module.shapes)
+        op_name = instruction.op_name
+        yield {
+            "cost": times * (cost(size, products) if cost else instruction.cycles),
+            "traffic": times * size,
+            "flops": {key: times * value for key, value in products.items()},
+            "times": times,
+            "kind": kind,
+            "module": place.module or place.group,
+            "group": place.group,
+            "pass": "gradient" if place.gradient else "forward",
+            "primitive": op_name.rpartition("/")[2],
+            "name": instruction.name,
+            "opcode": instruction.opcode,
+            "shape": instruction.shape,
+        }
+
+
+def _lacks_estimate(row: Mapping[str, Any]) -> bool:
+    transfer = row["opcode"].startswith((*COLLECTIVES, "copy-start", "slice-start"))
+    return not row["cost"] and row["traffic"] >= MIN_UNESTIMATED and not transfer
