@@ -26,7 +26,7 @@ from jaxdepth import config as config_lib
 from jaxdepth import workdir
 from jaxdepth.commands import cli
 from jaxdepth.commands.compile import chips as chips_lib
-from jaxdepth.commands.compile import costs, hlo, lower
+from jaxdepth.commands.compile import costs, hlo, lower, problems
 from jaxdepth.commands.compile.report import show, summary
 from jaxdepth.config import Config
 from jaxdepth.ops import platform
@@ -254,6 +254,14 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         cost=work.cost / images,
         kernels=work.kernels / images,
     )
+    found: list[dict[str, Any]] = []
+    if chip.platform == "gpu":
+        found = problems.problems(
+            parsed,
+            images=per_device // config.train.accumulate,
+            bf16=config.model.precision == "bf16",
+            launch=int(chips_lib.LAUNCH * chip.bandwidth),
+        )
     exchanges = hlo.collectives(parsed)
     per_step = [{k: e[k] / calls for k in ("count", "bytes")} for e in exchanges]
     # Relative to the fastest possible step, so the efficiency is a lower bound.
@@ -280,6 +288,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         "groups": work.groups,
         "costliest": work.costliest,
         "unestimated": work.unestimated,
+        "problems": found,
         "exchanges": exchanges,
         "scaling": chips_lib.scaling(chip, per_step, seconds=fastest, chips=chips),
         "compile_seconds": seconds,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxdepth.commands.compile.flops import flops
-from jaxdepth.commands.compile.hlo import COLLECTIVES, Instruction, Module
+from jaxdepth.commands.compile.hlo import COLLECTIVES, Instruction, Module, Place
 
 MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
 
@@ -123,11 +123,12 @@ def traffic(module: Module) -> dict[str, int]:
     moved = {}
     for instruction, _ in module.executed():
         if kind_of(module, instruction) is not None:
-            moved[instruction.name] = _traffic(module, instruction)
+            moved[instruction.name] = traffic_of(module, instruction)
     return moved
 
 
-def _traffic(module: Module, instruction: Instruction) -> int:
+def traffic_of(module: Module, instruction: Instruction) -> int:
+    """Memory traffic of one execution of a kernel, see `traffic`."""
     shapes = module.shapes
     results = list(shapes[instruction.name])
     if instruction.opcode == "copy-start":  # (destination, source, context)
@@ -159,24 +160,18 @@ def _slices(
     inner = list(module.called(instruction))
     if not any(i.opcode in (*PARTIAL_READS, "dynamic-update-slice") for i in inner):
         return None
-    users: dict[str, list[Instruction]] = collections.defaultdict(list)
-    for i in inner:
-        for name in i.operands:
-            users[name].append(i)
     shapes, read, written = module.shapes, {}, 0
     for parameter in inner:
-        if parameter.opcode != "parameter":
+        uses = list(module.consumers(parameter.name))
+        if parameter.opcode != "parameter" or not uses:
             continue
-        uses = list(_uses(parameter.name, users))
-        if not uses:
+        if any(user.operands[0] != name for user, name in uses):
             continue
-        if all(u.opcode in PARTIAL_READS and u.operands[0] == n for u, n in uses):
-            sliced = sum(a.traffic for u, _ in uses for a in shapes[u.name])
+        if all(user.opcode in PARTIAL_READS for user, _ in uses):
+            sliced = sum(a.traffic for user, _ in uses for a in shapes[user.name])
             whole = sum(a.traffic for a in shapes[parameter.name])
             read[parameter.value] = min(sliced, whole)
-        elif all(
-            u.opcode == "dynamic-update-slice" and u.operands[0] == n for u, n in uses
-        ):
+        elif all(user.opcode == "dynamic-update-slice" for user, _ in uses):
             read[parameter.value] = 0
             for update, _ in uses:
                 written += sum(a.traffic for a in shapes[update.operands[1]])
@@ -184,15 +179,19 @@ def _slices(
     return read, written
 
 
-def _uses(
-    name: str, users: Mapping[str, list[Instruction]]
-) -> Iterator[tuple[Instruction, str]]:
-    """Instructions that use a value, through bitcasts, and the name that they use."""
-    for user in users[name]:
-        if user.opcode == "bitcast":
-            yield from _uses(user.name, users)
-        else:
-            yield user, name
+def place_of(module: Module, instruction: Instruction) -> Place:
+    """The place of a kernel; without scopes, that of its consumer or its producer."""
+    place = module.place(instruction)
+    if place.module or "/" in instruction.op_name:
+        return place
+    near = [user for user, _ in module.consumers(instruction.name)]
+    near += [
+        source
+        for name in instruction.operands
+        if (source := module.by_name.get(module.source(name)))
+    ]
+    places = (module.place(i) for i in near if kind_of(module, i) is not None)
+    return next((p for p in places if p.module), place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +270,7 @@ def _rows(module: Module, cost: Callable | None) -> Iterator[dict[str, Any]]:
         kind = kind_of(module, instruction)
         if kind is None:
             continue
-        place, size = module.place(instruction), _traffic(module, instruction)
+        place, size = place_of(module, instruction), traffic_of(module, instruction)
         products = flops(module, instruction, module.shapes)
         op_name = instruction.op_name
         yield {

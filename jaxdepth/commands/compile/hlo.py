@@ -33,6 +33,7 @@ _FIELD = re.compile(r"(\w+)=(\d+)")
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 COLLECTIVES += ("collective-permute",)
+VIEWS = ("get-tuple-element", "bitcast")
 # Group of an instruction outside all modules, by a part of its source path or by the
 # name of its function. The innermost stack frame that matches counts.
 SOURCES = {
@@ -186,8 +187,39 @@ class Module:
     @functools.cached_property
     def shapes(self) -> dict[str, list[Array]]:
         """The arrays of the result of each instruction."""
-        every = (i for part in self.computations.values() for i in part)
-        return {instruction.name: instruction.arrays for instruction in every}
+        return {name: i.arrays for name, i in self.by_name.items()}
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """All instructions; their names are unique in a module."""
+        return {i.name: i for part in self.computations.values() for i in part}
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """The instructions that have a given one as an operand."""
+        users: dict[str, list[Instruction]] = collections.defaultdict(list)
+        for instruction in self.by_name.values():
+            for name in instruction.operands:
+                users[name].append(instruction)
+        return dict(users)
+
+    def source(self, name: str) -> str:
+        """The instruction that computes a value: through tuples and bitcasts."""
+        at = self.by_name.get(name)
+        while at is not None and at.opcode in VIEWS and at.operands:
+            inner = self.by_name.get(at.operands[0])
+            if at.opcode == "get-tuple-element" and inner and inner.opcode == "tuple":
+                inner = self.by_name.get(inner.operands[at.index])
+            name, at = (inner.name if inner else at.operands[0]), inner
+        return name
+
+    def consumers(self, name: str) -> Iterator[tuple[Instruction, str]]:
+        """Instructions that use a value, through bitcasts, and the name they use."""
+        for user in self.users.get(name, ()):
+            if user.opcode in VIEWS:
+                yield from self.consumers(user.name)
+            else:
+                yield user, name
 
     def called(self, instruction: Instruction) -> Iterator[Instruction]:
         """The instructions of the computations that an instruction calls."""

@@ -43,6 +43,7 @@ def show(report: dict[str, Any]) -> None:
     _show_costliest(report)
     _show_collectives(report)
     _show_rates(report)
+    _show_problems(report)
 
 
 def _show_kinds(report: dict[str, Any]) -> None:
@@ -150,3 +151,12 @@ def _peaks(report: dict[str, Any], chip: chips_lib.Chip) -> str:
         f"{chip.peaks[precision] / 1e12:.0f} TFLOP/s"
         for precision, count in parts
     )
+
+
+def _show_problems(report: dict[str, Any]) -> None:
+    for entry in report["problems"]:
+        traffic = entry["traffic"] / report["images_per_call"] / 1e6
+        logger.warning(
+            f"warning: {entry['problem']}: {entry['kernels']} kernels, "
+            f"{traffic:.1f} MB an image, most in {', '.join(entry['where'])}"
+        )
