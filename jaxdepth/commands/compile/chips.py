@@ -54,6 +54,11 @@ class Chip:
     clock: float = 0.0
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def scaling(self) -> Sequence[int]:
+        """Numbers of devices of the estimate of weak scaling."""
+        return (1, 2, 4, 8) if self.platform == "gpu" else (1, 4, 16, 64, 256)
+
     def seconds(self, size: float, flops: Mapping[str, float]) -> float:
         """The longer of moving `size` bytes, and of FLOPs by precision at the peaks."""
         products = sum(count / self.peaks[kind] for kind, count in flops.items())

@@ -1,12 +1,14 @@
-"""Compile the training step for a TPU that is not attached, and report its costs.
+"""Compile the training step for a GPU or TPU that is not attached: report its costs.
 
-    jaxdepth compile-for --topology=v5e:1x1 --layout=fcrn
-    jaxdepth compile-for --topology=v5e:8x8 --batch_size=8192 --json=v5e-8x8.json
-    jaxdepth compile-for --topology=v6e:1x1 --batch_size=best
-    jaxdepth compile-for --topology=v5e:1x1 --block=up4
+    jaxdepth compile-for --target=h100 --batch_size=64
+    jaxdepth compile-for --target=h200 --batch_size=best
+    jaxdepth compile-for --target=v5e:8x8 --batch_size=8192 --json=v5e-8x8.json
+    jaxdepth compile-for --target=h100 --block=up4
 
 Takes the flags of training. Compiling a step takes minutes, a block seconds. All
-figures are estimates of the compiler. Needs libtpu (the extra `tpu`).
+figures are counted in the compiled program or estimated by the compiler; nothing runs.
+Needs JAX's CUDA plugin (the extra `compile-gpu`) or libtpu (`tpu`), no driver and no
+device.
 """
 
 import dataclasses
@@ -39,30 +41,25 @@ from jaxdepth.training import sharding
 
 logger = logging.getLogger("jaxdepth.tools")
 PROG = "jaxdepth compile-for"
-SCALING = (1, 4, 16, 64, 256)  # chips of the estimate of weak scaling
 PER_CHIP = 128  # images per chip: fills the 128 lanes of a tile
 GRAIN = 64  # step of the search for the largest batch size
 MAX_RECOMPUTATION = 1.02  # ratio of FLOPs per image; above it the compiler recomputes
 # Without these, libtpu queries the network for the type of its machine.
 ENVIRONMENT = {
-    "tpu": {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_STDERR_LOG_LEVEL": "3",
-        "TPU_MIN_LOG_LEVEL": "3",
-    },
-    # The plugin's check of its libraries calls the driver.
-    "gpu": {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "CUDA_VISIBLE_DEVICES": "-1"},
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
 }
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-# Autotuning needs the device.
+# Without autotuning, which needs the device, XLA does not select cuDNN's algorithms.
 OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "gpu": {"xla_gpu_autotune_level": 0}}
 
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig(Config):
-    """Compile the training step for a TPU that is not attached, and report its costs.
+    """Compile the training step for a GPU or TPU that is not attached: report its costs.
 
     Also takes the flags of training; those of data, work directory and logging have no
     effect.
@@ -107,14 +104,14 @@ def describe(chips: chips_lib.Slice) -> Sequence[sharding.Device]:
     Raises: UserError without the compiler, MachineError if another process uses it.
     """
     gpu = chips.chip.platform == "gpu"
-    check_gpu_plugin() if gpu else check_libtpu()
-    for name, value in ENVIRONMENT[chips.chip.platform].items():
-        os.environ.setdefault(name, value)
+    if gpu:
+        check_gpu_plugin()
+    else:
+        prepare_libtpu()
+    name, platform = ("", "cuda") if gpu else (chips.name, "tpu")
     try:
         return topologies.get_topology_desc(
-            "" if gpu else chips.name,
-            platform="cuda" if gpu else "tpu",
-            **chips.options(),
+            name, platform=platform, **chips.options()
         ).devices
     except jax.errors.JaxRuntimeError as error:
         compiler = "the CUDA plugin" if gpu else f"libtpu {version('libtpu')}"
@@ -126,13 +123,15 @@ def describe(chips: chips_lib.Slice) -> Sequence[sharding.Device]:
         ) from None
 
 
-def check_libtpu() -> None:
-    """Raise UserError without libtpu."""
+def prepare_libtpu() -> None:
+    """Set the environment of libtpu. Raises UserError if it is not installed."""
     library = os.environ.get("TPU_LIBRARY_PATH")
     if not library and not importlib.util.find_spec("libtpu"):
         raise UserError(
             "libtpu, the TPU's compiler, is not installed: pip install -e '.[tpu]'"
         )
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def check_gpu_plugin() -> None:
@@ -265,7 +264,10 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     exchanges = hlo.collectives(parsed)
     per_step = [{k: e[k] / calls for k in ("count", "bytes")} for e in exchanges]
     # Relative to the fastest possible step, so the efficiency is a lower bound.
-    fastest, chips = per_device / rates["roofline"], SCALING if target.chips > 1 else ()
+    fastest, chips = (
+        per_device / rates["roofline"],
+        chip.scaling if target.chips > 1 else (),
+    )
     return {
         "target": target.slice.name,
         "devices": target.chips,
