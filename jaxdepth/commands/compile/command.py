@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "gpu": {"xla_gpu_autotune_level
 
 @dataclasses.dataclass(frozen=True)
 class CompileConfig(Config):
-    """Compile the training step for a GPU or TPU that is not attached: report its costs.
+    """Compile the training step for a GPU or TPU that is not attached; report costs.
 
     Also takes the flags of training; those of data, work directory and logging have no
     effect.
