@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxdepth.commands.compile.flops import flops
-from jaxdepth.commands.compile.hlo import COLLECTIVES, Instruction, Module, Place
+from jaxdepth.commands.compile.hlo import COLLECTIVES, Array, Instruction, Module, Place
 
 MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
 
 # Opcodes that run nothing, or whose work other instructions account for.
 NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "while")
-NO_KERNEL += ("conditional", "call", "async-start", "async-update", "after-all")
+NO_KERNEL += ("conditional", "call", "async", "after-all")
 NO_KERNEL += ("partition-id", "replica-id", "opt-barrier", "add-dependency", "domain")
 # Calls of libraries and hand-written kernels, by the start of their target. Other
 # custom calls of a TPU module only reserve memory.
@@ -52,11 +52,15 @@ _NO_ARITHMETIC = {*MOVES, "parameter", "constant", "bitcast", "reshape", "tuple"
 _NO_ARITHMETIC |= {"get-tuple-element", "convert", "bitcast-convert"}
 # Fusions named after an operation with a kernel of its own; the first counts.
 HEROES = {
+    "convolution": "products",
+    "dot": "products",
     "select-and-scatter": "scatter",
     "scatter": "scatter",
     "sort": "sort",
     "reduce": "reductions",
     "reduce-window": "reductions",
+    "gather": "other",
+    "rng-bit-generator": "other",
 }
 PARTIAL_READS = ("slice", "dynamic-slice", "gather")
 
@@ -67,8 +71,8 @@ def kind_of(module: Module, instruction: Instruction) -> str | None:
     A fusion is a reduction if it contains one, a copy, transpose, pad or concatenation
     if it only moves data, and "element-wise" otherwise.
     """
-    opcode = instruction.opcode.removesuffix("-start")
-    if instruction.opcode in NO_KERNEL or opcode.endswith("-done"):
+    opcode = instruction.base
+    if opcode in NO_KERNEL or opcode.endswith(("-done", "-update")):
         return None
     if opcode == "custom-call":
         target = instruction.target
@@ -79,7 +83,7 @@ def kind_of(module: Module, instruction: Instruction) -> str | None:
         return _kind_of_fusion(module, instruction)
     if opcode == "copy":
         return "transposes" if _changes_order(module, instruction) else "copies"
-    return {**MOVES, **HEROES, "convolution": "convolution"}.get(opcode, opcode)
+    return {**MOVES, **HEROES}.get(opcode, "element-wise")
 
 
 def _kind_of_fusion(module: Module, instruction: Instruction) -> str:
@@ -89,8 +93,6 @@ def _kind_of_fusion(module: Module, instruction: Instruction) -> str:
         return "Triton"
     inner = list(module.called(instruction))
     opcodes = {i.opcode for i in inner}
-    if "convolution" in opcodes:
-        return "convolution"
     for opcode, kind in HEROES.items():
         if opcode in opcodes:
             return kind
@@ -130,37 +132,42 @@ def traffic(module: Module) -> dict[str, int]:
 def traffic_of(module: Module, instruction: Instruction) -> int:
     """Memory traffic of one execution of a kernel, see `traffic`."""
     shapes = module.shapes
-    results = list(shapes[instruction.name])
-    if instruction.opcode == "copy-start":  # (destination, source, context)
-        results = results[:1]
-    elif instruction.opcode == "slice-start":  # ((source), destination, ...)
-        return 2 * results[1].traffic
-    elif instruction.opcode == "custom-call" and len(results) > 1:
-        results = [a for a in results if a.dtype not in ("u8", "s8")]  # workspace
-    if instruction.opcode == "fusion" and (slices := _slices(module, instruction)):
-        read, written = slices
-        operands = enumerate(instruction.operands)
-        size = sum(
-            read[k] if k in read else sum(a.traffic for a in shapes.get(name, ()))
-            for k, name in operands
-        )
-        return size + sum(a.traffic for a in results) + written
-    operands = [a for name in instruction.operands for a in shapes.get(name, ())]
-    return sum(a.traffic for a in [*results, *operands])
+    if instruction.opcode == "slice-start":  # on TPU: ((source), destination, ...)
+        return 2 * shapes[instruction.name][1].traffic
+    results = results_of(module, instruction)
+    read, written = _slices(module, instruction)
+    for k, name in enumerate(instruction.operands):
+        written += read.get(k, sum(a.traffic for a in shapes.get(name, ())))
+    return written + sum(a.traffic for a in results)
 
 
-def _slices(
-    module: Module, instruction: Instruction
-) -> tuple[dict[int, int], int] | None:
+def results_of(module: Module, instruction: Instruction) -> list[Array]:
+    """The arrays that a kernel writes, without what its tuple repeats or reserves."""
+    arrays, opcode = list(module.shapes[instruction.name]), instruction.opcode
+    if opcode == "copy-start":  # (destination, source, context)
+        return arrays[:1]
+    if opcode.endswith("-start"):
+        # ((operands), results, context) or, from these collectives, (operands, results)
+        pairs = ("all-gather-start", "collective-permute-start")
+        if instruction.shape.startswith("((") or opcode in pairs:
+            operands = (a for n in instruction.operands for a in module.shapes[n])
+            arrays = arrays[len(list(operands)) :]
+        if len(arrays) > 1 and arrays[-1] == Array("u32", ()):
+            arrays = arrays[:-1]
+    if opcode == "custom-call" and len(arrays) > 1:
+        arrays = [a for a in arrays if a.dtype not in ("u8", "s8")]  # workspace
+    return arrays
+
+
+def _slices(module: Module, instruction: Instruction) -> tuple[dict[int, int], int]:
     """Parts of operands that a fusion reads or updates in place.
 
     Returns: operand -> bytes that it reads, and a correction of the bytes that it
-    writes. None if there are none.
+    writes.
     """
-    inner = list(module.called(instruction))
-    if not any(i.opcode in (*PARTIAL_READS, "dynamic-update-slice") for i in inner):
-        return None
-    shapes, read, written = module.shapes, {}, 0
+    inner = module.called(instruction) if instruction.base == "fusion" else ()
+    shapes, written = module.shapes, 0
+    read: dict[int, int] = {}
     for parameter in inner:
         uses = list(module.consumers(parameter.name))
         if parameter.opcode != "parameter" or not uses:

@@ -30,7 +30,7 @@ def flops(module: Module, instruction: Instruction, shapes: Shapes) -> dict[str,
     Args:
       shapes: arrays of every instruction, see `Module.shapes`.
     """
-    if instruction.opcode == "fusion":
+    if instruction.base == "fusion":
         total: dict[str, float] = {}
         for inner in module.called(instruction):
             for precision, count in flops(module, inner, shapes).items():

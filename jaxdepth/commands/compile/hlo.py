@@ -136,6 +136,11 @@ class Instruction:
     attributes: str
 
     @property
+    def base(self) -> str:
+        """The opcode, without the ending of an asynchronous start."""
+        return self.opcode.removesuffix("-start")
+
+    @property
     def arrays(self) -> list[Array]:
         """The arrays of the result."""
         return arrays_of(self.shape)
@@ -236,7 +241,7 @@ class Module:
     def _executed(self, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
         for instruction in self.computations.get(name, ()):
             yield instruction, times
-            if instruction.opcode in ("while", "call", "conditional", "async-start"):
+            if instruction.base in ("while", "call", "conditional", "async"):
                 iterations = self._iterations(instruction)
                 for called in instruction.calls:
                     yield from self._executed(called, times * iterations)

@@ -111,7 +111,7 @@ def _padded(
         )
     }
     for kernel in kernels:
-        if kernel.kind.startswith("cuDNN") or kernel.kind == "convolution":
+        if kernel.kind.startswith("cuDNN") or kernel.kind == "products":
             for name in kernel.instruction.operands:
                 producer = pads.pop(module.source(name), None)
                 if producer is not None:
@@ -130,7 +130,7 @@ def _pads(instruction: Instruction, between: bool) -> bool:
 
 def _operations(module: Module, instruction: Instruction) -> Iterator[Instruction]:
     yield instruction
-    if instruction.opcode == "fusion":
+    if instruction.base == "fusion":
         yield from module.called(instruction)
 
 

@@ -34,7 +34,7 @@ def resolved(*flags: str) -> compile_command.CompileConfig:
 
 
 def test_flags_of_training_and_a_recipe():
-    config = compile_command.parse(["--recipe=table4_nyu", "--topology=v6e:2x2"])
+    config = compile_command.parse(["--recipe=table4_nyu", "--target=v6e:2x2"])
     # Without weights, which do not change the compiled step.
     assert (config.model.layout, config.optimizer.decay, config.model.init) == (
         "fcrn",
@@ -62,8 +62,8 @@ def test_default_batch_is_128_images_per_chip(size):
     [
         ("--batch_size=0", "batch_size=0: must be at least 1"),
         ("--batch_size=most", "a whole number or auto"),
-        ("--topology=v9:1x1", "--topology=v9:1x1: expected CHIP:SHAPE"),
-        ("--topology=v5e:5x5", "the shapes of v5e: 1x1"),
+        ("--target=v9:1x1", "--target=v9:1x1: expected CHIP or CHIP:SHAPE"),
+        ("--target=v5e:5x5", "the shapes of v5e: 1x1"),
         ("--recipe=table5", "one of"),
         ("--blok=up4", "did you mean --block"),
         ("--layout=fcrn --arch=cnn", "is a layout of upproj"),
@@ -256,10 +256,10 @@ def test_a_block_is_compiled_and_reported(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
     numbers, text = tmp_path / "block.json", tmp_path / "block.hlo"
-    flags = ["--topology=v5e:2x2", "--arch=cnn", "--block=block2", "--size=24x32"]
+    flags = ["--target=v5e:2x2", "--arch=cnn", "--block=block2", "--size=24x32"]
     flags += ["--batch_size=32", f"--json={numbers}", f"--hlo={text}"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "tpu_compile.py"), *flags],
+        [sys.executable, str(ROOT / "tools" / "compile_for.py"), *flags],
         capture_output=True,
         text=True,
         env=os.environ | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
