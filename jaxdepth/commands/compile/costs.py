@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxdepth.commands.compile.flops import flops
-from jaxdepth.commands.compile.hlo import COLLECTIVES, Array, Instruction, Module, Place
+from jaxdepth.commands.compile.hlo import COLLECTIVES, Instruction, Module, Place
 
 MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
 
@@ -134,29 +134,11 @@ def traffic_of(module: Module, instruction: Instruction) -> int:
     shapes = module.shapes
     if instruction.opcode == "slice-start":  # on TPU: ((source), destination, ...)
         return 2 * shapes[instruction.name][1].traffic
-    results = results_of(module, instruction)
+    results = module.results(instruction)
     read, written = _slices(module, instruction)
     for k, name in enumerate(instruction.operands):
         written += read.get(k, sum(a.traffic for a in shapes.get(name, ())))
     return written + sum(a.traffic for a in results)
-
-
-def results_of(module: Module, instruction: Instruction) -> list[Array]:
-    """The arrays that a kernel writes, without what its tuple repeats or reserves."""
-    arrays, opcode = list(module.shapes[instruction.name]), instruction.opcode
-    if opcode == "copy-start":  # (destination, source, context)
-        return arrays[:1]
-    if opcode.endswith("-start"):
-        # ((operands), results, context) or, from these collectives, (operands, results)
-        pairs = ("all-gather-start", "collective-permute-start")
-        if instruction.shape.startswith("((") or opcode in pairs:
-            operands = (a for n in instruction.operands for a in module.shapes[n])
-            arrays = arrays[len(list(operands)) :]
-        if len(arrays) > 1 and arrays[-1] == Array("u32", ()):
-            arrays = arrays[:-1]
-    if opcode == "custom-call" and len(arrays) > 1:
-        arrays = [a for a in arrays if a.dtype not in ("u8", "s8")]  # workspace
-    return arrays
 
 
 def _slices(module: Module, instruction: Instruction) -> tuple[dict[int, int], int]:
@@ -246,7 +228,8 @@ def work(
     kinds: dict[str, dict[str, int]] = {}
     total: collections.Counter[str] = collections.Counter()
     for row in rows:
-        nothing = {"forward": 0, "gradient": 0, "traffic": 0, "kernels": 0}
+        nothing: dict[str, float] = dict.fromkeys(("forward", "gradient"), 0.0)
+        nothing |= {"traffic": 0, "kernels": 0}
         group = groups.setdefault(row.pop("group"), nothing)
         group[row["pass"]] += row["cost"]
         for sums in (

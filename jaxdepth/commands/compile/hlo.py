@@ -208,6 +208,23 @@ class Module:
                 users[name].append(instruction)
         return dict(users)
 
+    def results(self, instruction: Instruction) -> list[Array]:
+        """The arrays that an instruction writes, without operands and workspaces."""
+        arrays, opcode = list(self.shapes[instruction.name]), instruction.opcode
+        if opcode == "copy-start":  # (destination, source, context)
+            return arrays[:1]
+        if opcode.endswith("-start"):
+            # ((operands), results, context), or (operands, results) of these
+            pairs = ("all-gather-start", "collective-permute-start")
+            if instruction.shape.startswith("((") or opcode in pairs:
+                read = (a for n in instruction.operands for a in self.shapes[n])
+                arrays = arrays[len(list(read)) :]
+            if len(arrays) > 1 and arrays[-1] == Array("u32", ()):
+                arrays = arrays[:-1]
+        if opcode == "custom-call" and len(arrays) > 1:
+            arrays = [a for a in arrays if a.dtype not in ("u8", "s8")]  # workspace
+        return arrays
+
     def source(self, name: str) -> str:
         """The instruction that computes a value: through tuples and bitcasts."""
         at = self.by_name.get(name)
@@ -426,7 +443,7 @@ def collectives(module: Module) -> list[dict[str, Any]]:
         if kind not in COLLECTIVES:
             continue
         by_purpose: collections.Counter[str] = collections.Counter()
-        for k, array in enumerate(instruction.arrays):
+        for k, array in enumerate(module.results(instruction)):
             part = parts.get((instruction.name, k), instruction)
             by_purpose[_purpose(module.place(part), array.shape)] += array.bytes
         for purpose, size in by_purpose.items():

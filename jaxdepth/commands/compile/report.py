@@ -48,7 +48,7 @@ def show(report: dict[str, Any]) -> None:
 
 def _show_kinds(report: dict[str, Any]) -> None:
     images = report["images_per_call"]
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (name, kind["kernels"], kind["traffic"] / images / 1e6)
         for name, kind in report["kinds"].items()
     ]
@@ -157,6 +157,6 @@ def _show_problems(report: dict[str, Any]) -> None:
     for entry in report["problems"]:
         traffic = entry["traffic"] / report["images_per_call"] / 1e6
         logger.warning(
-            f"warning: {entry['problem']}: {entry['kernels']} kernels, "
-            f"{traffic:.1f} MB an image, most in {', '.join(entry['where'])}"
+            f"warning: {entry['problem']}; kernels: {entry['kernels']}, MB an image: "
+            f"{traffic:.1f}, most in {', '.join(entry['where'])}"
         )

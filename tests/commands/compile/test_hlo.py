@@ -107,6 +107,27 @@ def test_loops_calls_and_asynchronous_computations_run_their_bodies():
     assert times == [3 * 4, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "shape, opcode",
+    [
+        ("f32[8]{0}", "all-reduce"),
+        ("f32[8]{0}", "all-reduce-start"),
+        ("((f32[8]{0}), f32[8]{0})", "all-reduce-start"),
+        ("((f32[8]{0}), f32[8]{0}, u32[])", "all-reduce-start"),
+        ("(f32[8]{0}, f32[8]{0})", "all-gather-start"),
+    ],
+)
+def test_operands_in_the_tuple_of_a_collective_do_not_count(shape, opcode):
+    text = f"""
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %r = {shape} {opcode}(%x), to_apply=%add
+}}
+"""
+    (entry,) = hlo.collectives(hlo.parse(text))
+    assert (entry["count"], entry["bytes"]) == (1, 8 * 4)
+
+
 def test_the_source_and_the_consumers_of_a_value():
     looped = hlo.parse(LOOP)
     assert looped.source("v") == "a"
