@@ -232,15 +232,16 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
         output_files.write_text(config.hlo, text)
     per_device = int(config.train.batch_size) // target.chips
     calls = config.train.steps_per_call if config.block is None else 1
+    # Images of a microbatch.
+    at_a_time = per_device // (config.train.accumulate if config.block is None else 1)
     unit, cost = chip.cost
     parsed, images = hlo.parse(text), per_device * calls
     work = costs.work(parsed, cost=cost)
     flops, size = work.flops, work.traffic / images
     if analysis := module.cost_analysis():  # not on GPU
         # It counts the body of a loop once: a microbatch of one step.
-        counted = per_device // (config.train.accumulate if config.block is None else 1)
-        flops = {"bf16": analysis["flops"] * images / counted}
-        size = analysis["bytes accessed"] / counted
+        flops = {"bf16": analysis["flops"] * images / at_a_time}
+        size = analysis["bytes accessed"] / at_a_time
     used = memory(module.memory_analysis(), chip)
     if used["used"] > used["available"]:
         gib = (f"{used[key] / 2**30:.2f}G" for key in ("used", "available"))
@@ -257,7 +258,7 @@ def measure(config: CompileConfig, target: Target) -> dict[str, Any]:
     if chip.platform == "gpu":
         found = problems.problems(
             parsed,
-            images=per_device // config.train.accumulate,
+            images=at_a_time,
             bf16=config.model.precision == "bf16",
             launch=int(chips_lib.LAUNCH * chip.bandwidth),
         )

@@ -290,11 +290,11 @@ def test_a_batch_that_does_not_fit_is_an_error(monkeypatch):
 class Compiled:
     """A compiled module of a GPU, as JAX describes it."""
 
-    def __init__(self, temporaries: float):
-        self.temporaries = temporaries
+    def __init__(self, name: str, temporaries: float):
+        self.name, self.temporaries = name, temporaries
 
     def as_text(self) -> str:
-        path = Path(__file__).parent / "h100-block2-jax0.12.hlo.gz"
+        path = Path(__file__).parent / f"h100-{self.name}-jax0.12.hlo.gz"
         return gzip.decompress(path.read_bytes()).decode()
 
     def cost_analysis(self) -> None:
@@ -310,10 +310,13 @@ class Compiled:
         )
 
 
-def gpu_report(monkeypatch, *, temporaries: float = GIB) -> dict[str, Any]:
-    module = Compiled(temporaries), {"xla_gpu_autotune_level": 0}, 1.0
+def gpu_report(
+    monkeypatch, *flags: str, name: str = "block2", temporaries: float = GIB
+) -> dict[str, Any]:
+    module = Compiled(name, temporaries), {"xla_gpu_autotune_level": 0}, 1.0
     monkeypatch.setattr(compile_command, "compiled", lambda *_: module)
-    flags = ["--target=h100", "--arch=cnn", "--block=block2", "--batch_size=64"]
+    flags = flags or ("--block=block2", "--batch_size=64")
+    flags = ("--target=h100", *flags)
     h100 = compile_command.Target(chips_lib.Slice.named("h100"), TARGET.devices)
     return compile_command.measure(
         compile_command.resolve(compile_command.parse(flags), 1, 128), h100
@@ -335,8 +338,22 @@ def test_the_report_of_a_gpu(monkeypatch, caplog):
     ]
     with caplog.at_level("INFO", logger="jaxdepth.tools"):
         show(report)
-    assert "warning: dust; kernels: 2, MB an image: 2.0, most in a, b" in caplog.messages
+    assert (
+        "warning: dust; kernels: 2, MB an image: 2.0, most in a, b" in caplog.messages
+    )
     assert "16 kernels, 2.0 of 59.3 GiB, compiled in 1 s" in caplog.text
+
+
+def test_the_report_of_microbatches(monkeypatch):
+    # Three steps of four microbatches; the maps of the warnings have 64 images.
+    flags = ("--batch_size=256", "--accumulate=4", "--steps_per_call=3")
+    report = gpu_report(monkeypatch, *flags, name="up4-dilated")
+    assert report["images_per_call"] == 3 * 256
+    assert report["problems"][0]["problem"].startswith("zeros written between")
+    block = (*flags[1:], "--batch_size=64", "--block=up4")
+    report = gpu_report(monkeypatch, *block, name="up4-dilated")
+    assert report["images_per_call"] == 64
+    assert report["problems"][0]["problem"].startswith("zeros written between")
 
 
 def test_the_record_states_its_assumptions(monkeypatch):

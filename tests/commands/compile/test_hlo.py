@@ -132,6 +132,7 @@ def test_the_source_and_the_consumers_of_a_value():
     looped = hlo.parse(LOOP)
     assert looped.source("v") == "a"
     assert [user.name for user, _ in looped.consumers("v")] == ["k", "t"]
+    assert [user.name for user, _ in looped.consumers("a")] == ["k", "t"]
     assert looped.by_name["k"].base == "kernel"
 
 

@@ -101,11 +101,14 @@ def test_a_pad_before_a_convolution(size, padding, problem):
     assert found(module_of(padded + copied, fused)) == {}
 
 
-@pytest.mark.parametrize("window, wide", [("31x39", True), ("7x7", False)])
-def test_a_wide_window(window, wide):
+@pytest.mark.parametrize(
+    "window, size, wide",
+    [("31x39", "35,43", True), ("7x7", "35,43", False), ("5x5", "8,10", False)],
+)
+def test_a_wide_window(window, size, wide):
     call = "%c = (bf16[64,34,42,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %w), "
     call += f"window={{size={window}}}, {CALL}"
-    x = ENTRY.replace("64,64,80,128", "64,35,43,128")
+    x = ENTRY.replace("64,80,128]", f"{size},128]")
     assert (WIDE in found(module_of(x + call))) == wide
 
 
@@ -120,7 +123,8 @@ def test_a_wide_window(window, wide):
         ("bf16[64,80,64,128]{3,2,1,0} fusion(%x), kind=kLoop, calls=%swaps", None),
         ("f32[64,64,80,128]{3,2,1,0} fusion(%x), kind=kLoop, calls=%adds", FLOAT32),
         ("bf16[64,64,80,128]{3,2,1,0} fusion(%x), kind=kLoop, calls=%adds", None),
-        # A kernel's gradient, and a depth map.
+        # Gradients of kernels in the orders of JAX and cuDNN, and a depth map.
+        ("f32[64,3,3,2048]{3,2,1,0} fusion(%x), kind=kLoop, calls=%adds", None),
         ("f32[3,3,2048,1024]{3,2,1,0} fusion(%x), kind=kLoop, calls=%adds", None),
         ("f32[64,128,160,1]{3,2,1,0} fusion(%x), kind=kLoop, calls=%adds", None),
         (
@@ -165,3 +169,12 @@ def test_many_tiny_copies(count, warned):
     assert (TINY in entries) == warned
     # So short are all of them.
     assert entries.get(SHORT, {}).get("kernels", 0) == (count if warned else 0)
+
+
+@pytest.mark.parametrize("long", [31, 32])
+def test_short_kernels_are_a_problem_if_they_are_most(long):
+    lines = ["%w = f32[64]{0} parameter(0)", "%x = f32[2000000]{0} parameter(1)"]
+    lines += [f"%s.{k} = f32[64]{{0}} negate(%w)" for k in range(32)]
+    lines += [f"%l.{k} = f32[2000000]{{0}} negate(%x)" for k in range(long)]
+    entries = found(module_of("\n".join(lines)))
+    assert list(entries) == ([SHORT] if long == 31 else [])
