@@ -34,7 +34,8 @@ COMMANDS = {
         "benchmark.command", "measure training, inference, data and operators"
     ),
     "compile-for": Command(
-        "compile.command", "compile the training step for a TPU that is not attached"
+        "compile.command",
+        "compile the training step for a GPU or TPU that is not attached",
     ),
     "collectives": Command(
         "compile.collectives", "count the collectives of a training step"

@@ -1,4 +1,4 @@
-"""Parser of optimised HLO modules: cycles, memory traffic, collectives, by module.
+"""Parser of optimised HLO modules: instructions, modules, collectives.
 
 The TPU compiler annotates each instruction with an estimate of its cycles, JAX with the
 scopes and source lines that it came from. This module reads text and does not need JAX.
@@ -6,6 +6,7 @@ scopes and source lines that it came from. This module reads text and does not n
 
 import collections
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,14 +24,16 @@ _CALLED = re.compile(
     r"true_computation|false_computation)=(\{[^}]*\}|%[\w.\-]+)"
 )
 _OP_NAME = re.compile(r'\bop_name="((?:[^"\\]|\\.)*)"')
+_TARGET = re.compile(r'\bcustom_call_target="([^"]*)"')
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _FRAME = re.compile(r"\bstack_frame_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _INDEX = re.compile(r"\bindex=(\d+)")
 _FIELD = re.compile(r"(\w+)=(\d+)")
 
-MIN_UNESTIMATED = 1_000_000  # bytes; smaller instructions without estimate are left out
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
 COLLECTIVES += ("collective-permute",)
+VIEWS = ("get-tuple-element", "bitcast")
 # Group of an instruction outside all modules, by a part of its source path or by the
 # name of its function. The innermost stack frame that matches counts.
 SOURCES = {
@@ -45,10 +48,6 @@ SOURCES = {
     "gradients": "gradient sums",
     "train_step": "optimizer",
 }
-
-# Opcodes that move nothing, or whose traffic another instruction accounts for.
-NO_TRAFFIC = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
-NO_TRAFFIC += ("while", "conditional", "call", "custom-call")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +117,9 @@ class Instruction:
       frame: number of the stack frame, 0 if not written.
       cycles: the compiler's estimate, 0 if there is none.
       index: element of a tuple that it returns, else -1.
-      value: value of an integer constant, else -1.
+      value: value of an integer constant or number of a parameter, else -1.
+      target: of a custom call, else "".
+      attributes: text after the operands.
     """
 
     name: str
@@ -131,6 +132,13 @@ class Instruction:
     cycles: int
     index: int
     value: int
+    target: str
+    attributes: str
+
+    @property
+    def base(self) -> str:
+        """The opcode, without the ending of an asynchronous start."""
+        return self.opcode.removesuffix("-start")
 
     @property
     def arrays(self) -> list[Array]:
@@ -181,6 +189,65 @@ class Module:
     computations: Mapping[str, Sequence[Instruction]]
     frames: Mapping[int, Sequence[tuple[str, str]]]
 
+    @functools.cached_property
+    def shapes(self) -> dict[str, list[Array]]:
+        """The arrays of the result of each instruction."""
+        return {name: i.arrays for name, i in self.by_name.items()}
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """All instructions; their names are unique in a module."""
+        return {i.name: i for part in self.computations.values() for i in part}
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """The instructions that have a given one as an operand."""
+        users: dict[str, list[Instruction]] = collections.defaultdict(list)
+        for instruction in self.by_name.values():
+            for name in instruction.operands:
+                users[name].append(instruction)
+        return dict(users)
+
+    def results(self, instruction: Instruction) -> list[Array]:
+        """The arrays that an instruction writes, without operands and workspaces."""
+        arrays, opcode = list(self.shapes[instruction.name]), instruction.opcode
+        if opcode == "copy-start":  # (destination, source, context)
+            return arrays[:1]
+        if opcode.endswith("-start"):
+            # ((operands), results, context), or (operands, results) of these
+            pairs = ("all-gather-start", "collective-permute-start")
+            if instruction.shape.startswith("((") or opcode in pairs:
+                read = (a for n in instruction.operands for a in self.shapes[n])
+                arrays = arrays[len(list(read)) :]
+            if len(arrays) > 1 and arrays[-1] == Array("u32", ()):
+                arrays = arrays[:-1]
+        if opcode == "custom-call" and len(arrays) > 1:
+            arrays = [a for a in arrays if a.dtype not in ("u8", "s8")]  # workspace
+        return arrays
+
+    def source(self, name: str) -> str:
+        """The instruction that computes a value: through tuples and bitcasts."""
+        at = self.by_name.get(name)
+        while at is not None and at.opcode in VIEWS and at.operands:
+            inner = self.by_name.get(at.operands[0])
+            if at.opcode == "get-tuple-element" and inner and inner.opcode == "tuple":
+                inner = self.by_name.get(inner.operands[at.index])
+            name, at = (inner.name if inner else at.operands[0]), inner
+        return name
+
+    def consumers(self, name: str) -> Iterator[tuple[Instruction, str]]:
+        """Instructions that use a value, through bitcasts, and the name they use."""
+        for user in self.users.get(name, ()):
+            if user.opcode in VIEWS:
+                yield from self.consumers(user.name)
+            else:
+                yield user, name
+
+    def called(self, instruction: Instruction) -> Iterator[Instruction]:
+        """The instructions of the computations that an instruction calls."""
+        for name in instruction.calls:
+            yield from self.computations.get(name, ())
+
     def executed(self) -> Iterator[tuple[Instruction, int]]:
         """Each scheduled instruction, and how often it runs in one call.
 
@@ -191,22 +258,24 @@ class Module:
     def _executed(self, name: str, times: int) -> Iterator[tuple[Instruction, int]]:
         for instruction in self.computations.get(name, ()):
             yield instruction, times
-            if instruction.opcode in ("while", "call", "conditional", "async-start"):
+            if instruction.base in ("while", "call", "conditional", "async"):
                 iterations = self._iterations(instruction)
                 for called in instruction.calls:
                     yield from self._executed(called, times * iterations)
 
     def _iterations(self, instruction: Instruction) -> int:
-        """Iterations of a loop that counts up from 0: the bound in its condition."""
+        """Iterations of a loop: as written, or the bound in its condition from 0."""
         if instruction.opcode != "while":
             return 1
+        if written := _TRIP_COUNT.search(instruction.attributes):
+            return int(written[1])
         constants = [
             inner.value
             for called in instruction.calls
             if (body := self.computations.get(called, ()))
             and body[-1].shape.startswith("pred[]")  # the condition returns a bool
             for inner in body
-            if inner.value >= 0
+            if inner.opcode == "constant" and inner.value >= 0
         ]
         return constants[0] if len(constants) == 1 else 1
 
@@ -228,8 +297,7 @@ class Module:
         """The most common scopes in the computations that an instruction calls."""
         names = collections.Counter(
             (inner.op_name, inner.frame)
-            for called in instruction.calls
-            for inner in self.computations.get(called, ())
+            for inner in self.called(instruction)
             if inner.op_name
         )
         return names.most_common(1)[0][0] if names else ("", 0)
@@ -267,7 +335,9 @@ def _instruction(name: str, text: str) -> Instruction:
         frame=_number(_FRAME, attributes, default=0),
         cycles=_number(_CYCLES, attributes, default=0),
         index=_number(_INDEX, attributes, default=-1),
-        value=int(operands) if opcode == "constant" and operands.isdigit() else -1,
+        value=int(operands) if operands.isdigit() else -1,
+        target=target[1] if (target := _TARGET.search(attributes)) else "",
+        attributes=attributes,
     )
 
 
@@ -354,103 +424,6 @@ def _is_scope_of_jax(word: str) -> bool:
     return "(" in word or "." in word or word in scopes or word[:1].isupper()
 
 
-def traffic(module: Module) -> dict[str, int]:
-    """Memory traffic of each scheduled instruction, bytes per execution.
-
-    Operands and results count with padding, except those in the core's vector memory.
-    For one block this gave 0.99 of the compiler's own figure.
-    """
-    shapes = {
-        i.name: i.arrays
-        for instructions in module.computations.values()
-        for i in instructions
-    }
-    moved = {}
-    for instruction, _ in module.executed():
-        opcode, results = instruction.opcode, shapes[instruction.name]
-        read = [a for name in instruction.operands for a in shapes.get(name, [])]
-        if opcode in NO_TRAFFIC or opcode.endswith("-done"):
-            continue
-        if opcode == "copy-start":  # (destination, source, context)
-            results = results[:1]
-        elif opcode == "slice-start":  # ((source), destination, ...)
-            results = read = results[1:2]
-        moved[instruction.name] = sum(a.traffic for a in [*results, *read])
-    return moved
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """Cycles and memory traffic of one call, by group and by instruction.
-
-    Attributes:
-      cycles: estimate for all instructions.
-      traffic: bytes from and to memory, see `traffic`.
-      groups: block -> cycles "forward" and "gradient", bytes "traffic"; in descending
-        order of cycles.
-      costliest: instructions in descending order of cycles.
-      unestimated: instructions without estimate that move many bytes, in descending
-        order of bytes; without collectives and copies.
-    """
-
-    cycles: int
-    traffic: int
-    groups: dict[str, dict[str, int]]
-    costliest: list[dict[str, Any]]
-    unestimated: list[dict[str, Any]]
-
-
-def work(module: Module, *, count: int = 10) -> Work:
-    """Sum the estimates of a module.
-
-    Args:
-      count: length of the lists of instructions.
-    """
-    moved = traffic(module)
-    nothing = {"forward": 0, "gradient": 0, "traffic": 0}
-    groups: dict[str, dict[str, int]] = {}
-    estimated, unestimated = [], []
-    for instruction, times in module.executed():
-        bytes_moved = times * moved.get(instruction.name, 0)
-        if not instruction.cycles and not bytes_moved:
-            continue
-        place = module.place(instruction)
-        cycles = times * instruction.cycles
-        group = groups.setdefault(place.group, dict(nothing))
-        direction = "gradient" if place.gradient else "forward"
-        group[direction] += cycles
-        group["traffic"] += bytes_moved
-        row = {
-            "cycles": cycles,
-            "traffic": bytes_moved,
-            "times": times,
-            "module": place.module or place.group,
-            "pass": direction,
-            "primitive": _words(instruction.op_name)[-1] if instruction.op_name else "",
-            "name": instruction.name,
-            "opcode": instruction.opcode,
-            "shape": instruction.shape,
-        }
-        opcode = instruction.opcode
-        transfer = opcode.startswith((*COLLECTIVES, "copy-start", "slice-start"))
-        if cycles:
-            estimated.append(row)
-        elif bytes_moved >= MIN_UNESTIMATED and not transfer:
-            unestimated.append(row)
-    ordered = sorted(groups.items(), key=lambda entry: -_cycles(entry[1]))
-    return Work(
-        cycles=sum(row["cycles"] for row in estimated),
-        traffic=sum(group["traffic"] for group in groups.values()),
-        groups=dict(ordered),
-        costliest=sorted(estimated, key=lambda row: -row["cycles"])[:count],
-        unestimated=sorted(unestimated, key=lambda row: -row["traffic"])[:count],
-    )
-
-
-def _cycles(group: Mapping[str, int]) -> int:
-    return group["forward"] + group["gradient"]
-
-
 def collectives(module: Module) -> list[dict[str, Any]]:
     """The collectives of one call: kind, purpose, count, and bytes per chip.
 
@@ -470,7 +443,7 @@ def collectives(module: Module) -> list[dict[str, Any]]:
         if kind not in COLLECTIVES:
             continue
         by_purpose: collections.Counter[str] = collections.Counter()
-        for k, array in enumerate(instruction.arrays):
+        for k, array in enumerate(module.results(instruction)):
             part = parts.get((instruction.name, k), instruction)
             by_purpose[_purpose(module.place(part), array.shape)] += array.bytes
         for purpose, size in by_purpose.items():

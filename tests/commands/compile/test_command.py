@@ -1,6 +1,7 @@
-"""Compiling the training step for a TPU that is not attached."""
+"""Compiling the training step for a GPU or TPU that is not attached."""
 
 import dataclasses
+import gzip
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from jaxdepth.commands import cli
 from jaxdepth.commands.compile import chips as chips_lib
 from jaxdepth.commands.compile import command as compile_command
 from jaxdepth.commands.compile import lower
+from jaxdepth.commands.compile.report import show
 from jaxdepth.ops import platform
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import sharding
@@ -34,7 +36,7 @@ def resolved(*flags: str) -> compile_command.CompileConfig:
 
 
 def test_flags_of_training_and_a_recipe():
-    config = compile_command.parse(["--recipe=table4_nyu", "--topology=v6e:2x2"])
+    config = compile_command.parse(["--recipe=table4_nyu", "--target=v6e:2x2"])
     # Without weights, which do not change the compiled step.
     assert (config.model.layout, config.optimizer.decay, config.model.init) == (
         "fcrn",
@@ -50,7 +52,7 @@ def test_flags_of_training_and_a_recipe():
 
 
 @pytest.mark.parametrize("size", ["auto", "best"])
-def test_default_batch_is_128_images_per_chip(size):
+def test_default_batch_is_128_images_per_device(size):
     config = compile_command.parse([f"--batch_size={size}"])
     assert (
         compile_command.resolve(config, chips=4, per_chip=128).train.batch_size == 512
@@ -62,8 +64,9 @@ def test_default_batch_is_128_images_per_chip(size):
     [
         ("--batch_size=0", "batch_size=0: must be at least 1"),
         ("--batch_size=most", "a whole number or auto"),
-        ("--topology=v9:1x1", "--topology=v9:1x1: expected CHIP:SHAPE"),
-        ("--topology=v5e:5x5", "the shapes of v5e: 1x1"),
+        ("--target=v9:1x1", "--target=v9:1x1: expected CHIP or CHIP:SHAPE"),
+        ("--target=v5e:5x5", "the shapes of v5e: 1x1"),
+        ("--target=h100:3", "the shapes of h100: 1, 2, 4, 8"),
         ("--recipe=table5", "one of"),
         ("--blok=up4", "did you mean --block"),
         ("--layout=fcrn --arch=cnn", "is a layout of upproj"),
@@ -81,6 +84,36 @@ def test_missing_libtpu_is_an_error(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
         compile_command.describe(TARGET.slice)
+
+
+def test_missing_plugin_of_the_gpu_is_an_error(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install -e '\.\[compile-gpu\]'"):
+        compile_command.describe(chips_lib.Slice.named("h100"))
+
+
+def test_descriptions_of_gpus(monkeypatch):
+    asked = {}
+
+    def describe(name, **options: Any):
+        asked.update(options, name=name)
+        return SimpleNamespace(devices=["gpu"] * 8)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compile_command.topologies, "get_topology_desc", describe)
+    devices = compile_command.describe(chips_lib.Slice.named("h200:8"))
+    assert len(devices) == 8 and asked["platform"] == "cuda"
+    assert asked["topology"] == "1x1x8" and asked["name"] == ""
+    assert 'device_description_str: "NVIDIA H200"' in asked["target_config"]
+    assert "memory_bandwidth: 4800000000000\n" in asked["target_config"]
+
+
+def test_the_platform_of_a_gpu():
+    config = compile_command.parse(["--target=h100:8", "--arch=cnn"])
+    config = compile_command.resolve(config, 8, 128)
+    assert (config.model.precision, config.train.batch_size) == ("bf16", 1024)
+    options = compile_command.OPTIONS["gpu"]
+    assert options == {"xla_gpu_autotune_level": 0}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +205,7 @@ def test_augmentation_is_a_block():
 def test_options_of_the_compiler():
     assert compile_command.parse_options(None) == {}
     assert compile_command.parse_options("--a=1,b=x") == {"a": "1", "b": "x"}
+    assert compile_command.parse_options("a=true,b=false") == {"a": True, "b": False}
     with pytest.raises(UserError, match="NAME=VALUE"):
         compile_command.parse_options("a")
 
@@ -181,11 +215,13 @@ def report_of(per_chip: int, *, used: float, flops: float = 1e9) -> dict[str, An
     temporaries = used - 1 * GIB
     memory = {"temporaries": temporaries, "used": used, "available": 16.0 * GIB}
     return {
-        "topology": "v5e:1x1",
-        "images_per_chip": per_chip,
+        "target": "v5e:1x1",
+        "images_per_device": per_chip,
         "flops_per_image": flops,
         "bytes_per_image": 1e6,
-        "cycles_per_image": 1e6,
+        "cost_unit": "cycles",
+        "cost_per_image": 1e6,
+        "kernels": 100,
         "compile_seconds": 1.0,
         "memory": memory,
     }
@@ -206,7 +242,7 @@ def searched(
 
     config = compile_command.parse(["--batch_size=best"])
     best, tried = compile_command.search(config, TARGET, measure)
-    return best["images_per_chip"], [entry["images_per_chip"] for entry in tried]
+    return best["images_per_device"], [entry["images_per_device"] for entry in tried]
 
 
 @pytest.mark.parametrize(
@@ -251,30 +287,142 @@ def test_a_batch_that_does_not_fit_is_an_error(monkeypatch):
         compile_command.compiled(config, four)
 
 
+class Compiled:
+    """A compiled module of a GPU, as JAX describes it."""
+
+    def __init__(self, name: str, temporaries: float):
+        self.name, self.temporaries = name, temporaries
+
+    def as_text(self) -> str:
+        path = Path(__file__).parent / f"h100-{self.name}-jax0.12.hlo.gz"
+        return gzip.decompress(path.read_bytes()).decode()
+
+    def cost_analysis(self) -> None:
+        return None
+
+    def memory_analysis(self) -> Any:
+        return SimpleNamespace(
+            argument_size_in_bytes=GIB,
+            temp_size_in_bytes=self.temporaries,
+            output_size_in_bytes=GIB,
+            alias_size_in_bytes=GIB,
+            generated_code_size_in_bytes=0,
+        )
+
+
+def gpu_report(
+    monkeypatch, *flags: str, name: str = "block2", temporaries: float = GIB
+) -> dict[str, Any]:
+    module = Compiled(name, temporaries), {"xla_gpu_autotune_level": 0}, 1.0
+    monkeypatch.setattr(compile_command, "compiled", lambda *_: module)
+    flags = flags or ("--block=block2", "--batch_size=64")
+    flags = ("--target=h100", *flags)
+    h100 = compile_command.Target(chips_lib.Slice.named("h100"), TARGET.devices)
+    return compile_command.measure(
+        compile_command.resolve(compile_command.parse(flags), 1, 128), h100
+    )
+
+
+def test_the_report_of_a_gpu(monkeypatch, caplog):
+    report = gpu_report(monkeypatch)
+    flops = 3 * 2 * 32 * 64 * (3 * 114 - 2) * (3 * 152 - 2)
+    assert report["flops_by_precision"] == {"bf16": flops}
+    assert report["bytes_per_image"] == report["traffic_per_image"] > 0
+    assert report["memory"]["used"] == 2 * GIB
+    assert report["images_per_s"]["compute"] == pytest.approx(989.4e12 / flops)
+    assert report["images_per_s"]["launch"] == pytest.approx(64 / (16 * 3e-6))
+    assert report["kinds"]["cuDNN forward"]["kernels"] == 1
+    assert report["problems"] == []
+    report["problems"] = [
+        {"problem": "dust", "kernels": 2, "traffic": 128e6, "where": ["a", "b"]}
+    ]
+    with caplog.at_level("INFO", logger="jaxdepth.tools"):
+        show(report)
+    assert (
+        "warning: dust; kernels: 2, MB an image: 2.0, most in a, b" in caplog.messages
+    )
+    assert "16 kernels, 2.0 of 59.3 GiB, compiled in 1 s" in caplog.text
+
+
+def test_the_report_of_microbatches(monkeypatch):
+    # Three steps of four microbatches; the maps of the warnings have 64 images.
+    flags = ("--batch_size=256", "--accumulate=4", "--steps_per_call=3")
+    report = gpu_report(monkeypatch, *flags, name="up4-dilated")
+    assert report["images_per_call"] == 3 * 256
+    assert report["problems"][0]["problem"].startswith("zeros written between")
+    block = (*flags[1:], "--batch_size=64", "--block=up4")
+    report = gpu_report(monkeypatch, *block, name="up4-dilated")
+    assert report["images_per_call"] == 64
+    assert report["problems"][0]["problem"].startswith("zeros written between")
+
+
+def test_the_record_states_its_assumptions(monkeypatch):
+    report = gpu_report(monkeypatch)
+    config = compile_command.parse(["--target=h100"])
+    record = compile_command.record(config, report, [report], ["--target=h100"])
+    assumed = json.loads(json.dumps(record))["assumed"]
+    assert assumed["peaks"] == {"bf16": 989.4e12, "tf32": 494.7e12, "f32": 66.9e12}
+    assert assumed["launch_seconds"] == 3e-6 and assumed["bandwidth"] == 3.35e12
+    assert record["command"] == "jaxdepth compile-for --target=h100"
+
+
+def test_a_step_that_does_not_fit_into_a_gpu_is_an_error(monkeypatch):
+    # XLA compiles it: 79.1 GiB of the device times JAX's share of three quarters.
+    with pytest.raises(
+        compile_command.TooLarge, match=r"\(61\.00G of 59\.32G memory\)"
+    ):
+        gpu_report(monkeypatch, temporaries=60 * GIB)
+
+
+@pytest.mark.slow
+def test_a_block_is_compiled_for_gpus_and_reported(tmp_path):
+    if not any(map(importlib.util.find_spec, compile_command.GPU_PLUGINS)):
+        pytest.skip("JAX's CUDA plugin is not installed")
+    numbers = tmp_path / "block.json"
+    flags = ["--target=h100:8", "--arch=cnn", "--block=block2", "--size=24x32"]
+    flags += ["--batch_size=64", f"--json={numbers}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "compile_for.py"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == cli.OK, done.stderr
+    report = json.loads(numbers.read_text())
+    products = 3 * 2 * 32 * 64 * (3 * 12 - 2) * (3 * 16 - 2)
+    assert report["flops_by_precision"] == {"bf16": products}
+    assert report["devices"] == 8 and report["kinds"]["cuDNN forward"]["kernels"] == 1
+    purposes = {e["purpose"]: e["bytes"] for e in report["exchanges"]}
+    # XLA:GPU joins the gradients of the statistics to those of the parameters.
+    statistics, gradients = 2 * 64 * 4, (9 * 32 * 64 + 2 * 64) * 4
+    assert sum(purposes.values()) == 2 * statistics + gradients
+    assert purposes["batch statistics"] == statistics
+
+
 @pytest.mark.slow
 def test_a_block_is_compiled_and_reported(tmp_path):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed")
     numbers, text = tmp_path / "block.json", tmp_path / "block.hlo"
-    flags = ["--topology=v5e:2x2", "--arch=cnn", "--block=block2", "--size=24x32"]
+    flags = ["--target=v5e:2x2", "--arch=cnn", "--block=block2", "--size=24x32"]
     flags += ["--batch_size=32", f"--json={numbers}", f"--hlo={text}"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "tpu_compile.py"), *flags],
+        [sys.executable, str(ROOT / "tools" / "compile_for.py"), *flags],
         capture_output=True,
         text=True,
         env=os.environ | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"},
         timeout=600,
     )
     assert done.returncode == cli.OK, done.stderr
-    assert "block2 for v5e:2x2 (chips: 4, hosts: 1), 32 images in all" in done.stdout
+    assert "block2 for v5e:2x2 (devices: 4, hosts: 1), 32 images in all" in done.stdout
     assert "encoder/block2/conv" in done.stdout
     report = json.loads(numbers.read_text())
     # Forward and two gradients of a 3x3 convolution from 32 to 64 channels. Batch
     # normalisation adds some, outputs at the edge have fewer taps.
     products = 3 * 2 * 9 * 32 * 64 * 12 * 16
     assert 0.8 * products < report["flops_per_image"] < 1.2 * products
-    assert report["cycles_per_image"] > 0
-    assert report["images_per_chip"] == 8 and report["versions"]["libtpu"]
+    assert report["cost_per_image"] > 0 and report["cost_unit"] == "cycles"
+    assert report["images_per_device"] == 8 and report["versions"]["libtpu"]
     purposes = {e["purpose"]: e["bytes"] for e in report["exchanges"]}
     # Mean and mean square of 64 channels, and their gradients.
     assert purposes["batch statistics"] == 2 * 64 * 4

@@ -15,51 +15,6 @@ def module(name: str) -> hlo.Module:
     return hlo.parse((FOLDER / name).read_text())
 
 
-@pytest.fixture(scope="module")
-def work():
-    return hlo.work(module("step.hlo"), count=2)
-
-
-def test_cycles_are_summed_over_iterations(work):
-    assert work.cycles == 1000 + 30 + 20 + 10 + 4 * 100
-
-
-def test_cycles_by_group(work):
-    cycles = {k: (g["forward"], g["gradient"]) for k, g in work.groups.items()}
-    assert cycles == {
-        "stage1": (1000, 0),
-        "up4": (0, 400),
-        "head": (30, 0),  # from the fused instructions, because it has no op_name
-        "loss": (20, 0),  # from its source file
-        "optimizer": (10, 0),
-        "augment": (0, 0),
-        "other": (0, 0),
-    }
-    assert list(work.groups)[:2] == ["stage1", "up4"]
-
-
-def test_costliest_instructions(work):
-    first, second = work.costliest
-    assert first["module"] == "encoder/stage1_block2/conv1"
-    assert (first["pass"], first["primitive"]) == ("forward", "conv_general_dilated")
-    assert (second["cycles"], second["times"]) == (400, 4)
-    assert (second["module"], second["pass"]) == ("decoder/up4/conv", "gradient")
-
-
-def test_instructions_without_estimate(work):
-    (gather,) = work.unestimated
-    assert (gather["module"], gather["primitive"]) == ("augment", "gather")
-    assert gather["traffic"] == 4 * (512 * 1024 + 128)
-
-
-def test_traffic_is_padded_to_tiles_and_excludes_vector_memory():
-    moved = hlo.traffic(module("step.hlo"))
-    # bf16 (2, 4, 64) in tiles of (8, 128) twice, and 64 floats in a tile of 128 once;
-    # the other 64 floats are in vector memory.
-    assert moved["f.1"] == 2 * (2 * 8 * 128 * 2) + 128 * 4
-    assert "w" not in moved and "a" not in moved
-
-
 @pytest.mark.parametrize(
     "shape, padded",
     [
@@ -122,7 +77,63 @@ def test_a_module_without_metadata():
         "ENTRY %main (a: f32[2]) -> f32[2] {\n  ROOT %a = f32[2]{0} parameter(0)\n}\n"
     )
     bare = hlo.parse(text)
-    assert hlo.work(bare).cycles == 0 and hlo.collectives(bare) == []
+    assert next(iter(bare.executed()))[1] == 1 and hlo.collectives(bare) == []
+
+
+LOOP = """
+%body (a: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = (s32[], f32[8]{0}) parameter(0)
+  %v = f32[8]{0} get-tuple-element(%a), index=1
+  %k = f32[8]{0} kernel-start(%v), calls=%fused
+  ROOT %t = (s32[], f32[8]{0}) tuple(%v, %k)
+}
+
+%outer (b: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %b = (s32[], f32[8]{0}) parameter(0)
+  ROOT %inner = (s32[], f32[8]{0}) while(%b), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+}
+
+ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  %w = (s32[], f32[8]{0}) while(%x), condition=%cond, body=%outer, backend_config={"known_trip_count":{"n":"3"}}
+  %buffer = (s32[], f32[8]{0}) call(%w), to_apply=%body
+  ROOT %later = ((f32[8]{0}), f32[8]{0}, u32[]) async-start(%buffer), calls=%body
+}
+"""  # noqa: E501
+
+
+def test_loops_calls_and_asynchronous_computations_run_their_bodies():
+    times = [n for i, n in hlo.parse(LOOP).executed() if i.name == "k"]
+    assert times == [3 * 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "shape, opcode",
+    [
+        ("f32[8]{0}", "all-reduce"),
+        ("f32[8]{0}", "all-reduce-start"),
+        ("((f32[8]{0}), f32[8]{0})", "all-reduce-start"),
+        ("((f32[8]{0}), f32[8]{0}, u32[])", "all-reduce-start"),
+        ("(f32[8]{0}, f32[8]{0})", "all-gather-start"),
+    ],
+)
+def test_operands_in_the_tuple_of_a_collective_do_not_count(shape, opcode):
+    text = f"""
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %r = {shape} {opcode}(%x), to_apply=%add
+}}
+"""
+    (entry,) = hlo.collectives(hlo.parse(text))
+    assert (entry["count"], entry["bytes"]) == (1, 8 * 4)
+
+
+def test_the_source_and_the_consumers_of_a_value():
+    looped = hlo.parse(LOOP)
+    assert looped.source("v") == "a"
+    assert [user.name for user, _ in looped.consumers("v")] == ["k", "t"]
+    assert [user.name for user, _ in looped.consumers("a")] == ["k", "t"]
+    assert looped.by_name["k"].base == "kernel"
 
 
 def test_sources_name_existing_modules():

@@ -1,4 +1,4 @@
-"""Compile a training step for a TPU: see `jaxdepth compile-for --help`."""
+"""Compile a training step for a GPU or TPU: see `jaxdepth compile-for --help`."""
 
 import sys
 from pathlib import Path
