@@ -255,7 +255,24 @@ def test_gradients_are_chosen_for_float32_with_onednn(
     assert ("custom_vjp_call" in str(jaxpr)) == chosen
 
 
-def test_onednn_computes_output_and_input_gradient_and_eigen_the_kernel_gradient():
+@pytest.fixture
+def uncached():
+    """Programs with oneDNN cannot be serialised."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_onednn_is_used_on_request_only(monkeypatch):
+    monkeypatch.delenv("JAXDEPTH_ONEDNN", raising=False)
+    assert not platform.has_onednn()
+    assert platform.ONEDNN.keys().isdisjoint(platform.compiler_options())
+
+
+def test_onednn_computes_output_and_input_gradient_and_eigen_the_kernel_gradient(
+    uncached, monkeypatch
+):
+    monkeypatch.setenv("JAXDEPTH_ONEDNN", "1")
     if not platform.has_onednn():
         pytest.skip("this jaxlib has no oneDNN")
     x, kernel = jnp.ones((2, 24, 25, 16)), jnp.ones((3, 3, 16, 16))
