@@ -53,8 +53,13 @@ ENVIRONMENT = {
     "TPU_MIN_LOG_LEVEL": "3",
 }
 GPU_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-# Without autotuning, which needs the device, XLA does not select cuDNN's algorithms.
-OPTIONS: dict[str, dict[str, Any]] = {"tpu": {}, "gpu": {"xla_gpu_autotune_level": 0}}
+# Autotuning needs the device: it selects cuDNN's algorithms, and cuBLAS or Triton for
+# each matrix product. Without it, XLA takes Triton and splits long sums into parts that
+# it pads, which no measurement would choose.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "tpu": {},
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,7 +113,7 @@ def test_the_platform_of_a_gpu():
     config = compile_command.resolve(config, 8, 128)
     assert (config.model.precision, config.train.batch_size) == ("bf16", 1024)
     options = compile_command.OPTIONS["gpu"]
-    assert options == {"xla_gpu_autotune_level": 0}
+    assert options == {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
 
 @pytest.mark.parametrize(
