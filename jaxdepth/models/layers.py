@@ -72,7 +72,7 @@ class BatchNorm(nn.BatchNorm):
             return nn.relu(y) if relu else y
         shape = (x.shape[-1],)
         y, mean, variance = batch_norm_op(
-            x.astype(self.dtype),
+            jnp.asarray(x, self.dtype),
             self.param("scale", self.scale_init, shape, jnp.float32),
             self.param("bias", self.bias_init, shape, jnp.float32),
             residual,

@@ -83,11 +83,8 @@ def pointwise_norm(
     # On GPU, float32 products are inexact (TF32), and the variance is a difference.
     is_exact = platform.current() != "gpu" or norm.keywords["dtype"] == jnp.bfloat16
     if not train or x.shape[-1] > widest or not is_exact:
-        conv, norm = (
-            conv(features, (1, 1), stride, name=conv_name),
-            norm(name=norm_name),
-        )
-        return conv_norm(conv, norm, x, residual=residual, relu=residual is not None)
+        layers = conv(features, (1, 1), stride, name=conv_name), norm(name=norm_name)
+        return conv_norm(*layers, x, residual=residual, relu=residual is not None)
     kernel = Kernel((1, 1, x.shape[-1], features), name=conv_name)()
     folded = functools.partial(FoldedNorm, **norm.keywords)
     return folded(name=norm_name)(x[:, ::stride, ::stride], kernel, residual)

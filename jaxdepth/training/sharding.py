@@ -319,7 +319,7 @@ def _move_kernel_axis(state: PyTree, source: int, target: int) -> PyTree:
     def move(x: Any) -> Any:
         if np.ndim(x) != 4:
             return x
-        xp = jnp if isinstance(x, jax.Array) else np
+        xp: Any = jnp if isinstance(x, jax.Array) else np
         return xp.moveaxis(x, source, target)
 
     return jax.tree.map(move, state)

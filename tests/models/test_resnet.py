@@ -127,7 +127,7 @@ def case(dtype=jnp.float32):
         return a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
 
     params = jax.tree.map(perturbed, variables["params"])
-    return model, variables | {"params": params}, image
+    return model, {**variables, "params": params}, image
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])

@@ -42,15 +42,14 @@ def test_values_and_gradients_equal_the_definition(has_residual, relu):
     every = (0, 1, 2, 3) if has_residual else (0, 1, 2)
 
     def loss(operator, *values):
-        values = values if has_residual else (*values[:3], None)
-        return jnp.sum(weights * operator(*values, relu)[0] ** 2)
+        residual = values[3] if has_residual else None
+        return jnp.sum(weights * operator(*values[:3], residual, relu)[0] ** 2)
 
     with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
         values = [jnp.asarray(v) for v in values]
         used = values if has_residual else [*values[:3], None]
-        for got, expected in zip(
-            given(*used, relu), separate(*used, relu), strict=True
-        ):
+        results = given(*used, relu=relu), separate(*used, relu=relu)
+        for got, expected in zip(*results, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
         results = [
             jax.grad(functools.partial(loss, operator), every)(*values)
@@ -71,7 +70,7 @@ def test_bfloat16_keeps_statistics_and_their_gradients_in_float32():
     np.testing.assert_allclose(variance, exact[2], rtol=1e-4)
     np.testing.assert_allclose(out.astype(np.float32), exact[0], atol=0.06)
     grads = jax.grad(
-        lambda *values: jnp.sum(given(*values, True)[0].astype(jnp.float32) ** 2),
+        lambda *values: jnp.sum(given(*values, relu=True)[0].astype(jnp.float32) ** 2),
         (0, 1, 2, 3),
     )(low, scale, offset, low_residual)
     dtypes = [grad.dtype for grad in grads]
