@@ -83,8 +83,11 @@ def test_predictions_equal_those_with_separate_normalisations(
     variables = randomised(model.init(jax.random.key(0), image), rng)
     folded = jnp.asarray(model.apply(variables, image))
     for module in (cnn, resnet, upproj):
-        separate = lambda conv, norm, x: norm(conv(x))  # noqa: E731
-        monkeypatch.setattr(module, "conv_norm", separate)
+        monkeypatch.setattr(
+            module,
+            "conv_norm",
+            lambda conv, norm, x, **options: norm(conv(x), **options),
+        )
     expected = jnp.asarray(model.apply(variables, image))
     assert not np.array_equal(folded, expected)
     np.testing.assert_allclose(folded, expected, rtol=1e-5)
