@@ -40,6 +40,7 @@ from jaxdepth.training.metrics_writer import MetricsWriter
 from jaxdepth.training.state import TrainState
 from jaxdepth.training.step import (
     StepSpec,
+    batch_shapes,
     init_state,
     to_training_frame,
     train_step,
@@ -418,16 +419,12 @@ def _compile_ahead(session: Session, fresh_state: Callable[[], TrainState]) -> N
     if config.train.ema:
         state = jax.eval_shape(TrainState.start_ema, state)
     stacked = config.train.steps_per_call > 1
-    count = int(config.train.batch_size)
-    leading = (config.train.steps_per_call, count) if stacked else (count,)
-    batch = {
-        "rgb": jax.ShapeDtypeStruct((*leading, *store.size, 3), np.uint8),
-        "depth_codes": jax.ShapeDtypeStruct((*leading, *store.size), np.uint16),
-        "position": jax.ShapeDtypeStruct(leading, np.int32),
-    }
-    spec = _spec(session, state.params)
-    session.step = placement.compile(train_step, spec, stacked=stacked)
-    session.step.compile_ahead(*placement.shapes(state, batch, stacked=stacked))
+    batch = batch_shapes(config, store.size)
+    session.step = placement.compile(
+        train_step, _spec(session, state.params), stacked=stacked
+    )
+    placed = placement.shapes(batch, sharding.batch_spec(stacked))
+    session.step.compile_ahead(placement.state_shapes(state), placed)
 
 
 def _spec(session: Session, params: Any) -> StepSpec:

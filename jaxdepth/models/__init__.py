@@ -10,9 +10,9 @@ from flax import linen as nn
 
 from jaxdepth.config import ModelConfig
 from jaxdepth.models.cnn import CNN, CNNFC
-from jaxdepth.models.layers import Groups
 from jaxdepth.models.layouts import LAYOUTS, Layout, layout_named, normalize
 from jaxdepth.models.upproj import UpProj
+from jaxdepth.ops.batch_norm import Groups
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry

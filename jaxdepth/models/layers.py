@@ -15,13 +15,12 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.models.layouts import LAYOUTS, Layout
+from jaxdepth.ops import batch_norm as ops
 from jaxdepth.ops import platform
-from jaxdepth.ops.batch_norm import batch_norm as batch_norm_op
 from jaxdepth.ops.conv import Conv
 
 # A module class, or one with some of its fields bound by functools.partial.
 Layer = Callable[..., Any]
-Groups = tuple[tuple[int, ...], ...]
 
 
 class DepthNetwork(nn.Module):
@@ -44,7 +43,7 @@ class DepthNetwork(nn.Module):
     init_depth: float = 2.7
     dtype: Any = jnp.float32
     bn_axis: str | None = None
-    bn_groups: Groups | None = None
+    bn_groups: ops.Groups | None = None
     freeze: str = "none"
 
 
@@ -71,7 +70,7 @@ class BatchNorm(nn.BatchNorm):
             y = y if residual is None else y + residual
             return nn.relu(y) if relu else y
         shape = (x.shape[-1],)
-        y, mean, variance = batch_norm_op(
+        y, mean, variance = ops.batch_norm(
             jnp.asarray(x, self.dtype),
             self.param("scale", self.scale_init, shape, jnp.float32),
             self.param("bias", self.bias_init, shape, jnp.float32),
@@ -115,9 +114,8 @@ def conv_norm(
 ) -> Float[Array, "b i j d"]:
     """norm(conv(x)) for a convolution layer, whose `__call__` takes (x, affine).
 
-    In inference on CPU, the normalisation is applied to the kernel where it is smaller
-    than the map. oneDNN then adds the offset and computes a ReLU and a sum that follow,
-    all in one pass.
+    In inference on CPU, the normalisation is applied to kernels that are smaller than
+    the map, which saves a pass over the map.
 
     Args:
       residual, relu: as in `BatchNorm`.
@@ -137,7 +135,7 @@ def batch_norm(
     epsilon: float = 1e-5,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
-    axis_index_groups: Groups | None = None,
+    axis_index_groups: ops.Groups | None = None,
 ) -> functools.partial:
     """The batch normalisation layer of all networks.
 
@@ -166,7 +164,7 @@ def batch_norm(
 
 
 def bind_layers(
-    layout: Layout, dtype: Any, bn_axis: str | None, bn_groups: Groups | None = None
+    layout: Layout, dtype: Any, bn_axis: str | None, bn_groups: ops.Groups | None = None
 ) -> tuple[functools.partial, functools.partial]:
     """The convolution and normalisation layers of a network: `Conv`, `batch_norm`.
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 _AXES = (0, 1, 2)
+# For each group of devices that share statistics, their indices on the device axis.
 Groups = tuple[tuple[int, ...], ...]
 
 
@@ -29,9 +30,9 @@ def batch_norm(
 
     Value and gradient equal those of the separate operations up to rounding. The
     gradient takes two passes over the maps, one for its two sums and one for the
-    result, and stores nothing in between: the ReLU's mask is computed again from x, or
-    from the result if there is a residual. XLA's gradient of the separate operations
-    takes three passes and stores the masked gradient.
+    result. The ReLU's mask is computed again from x; with a residual, it comes from the
+    result, and the masked gradient is stored, because it is the residual's gradient.
+    XLA's gradient of the separate operations takes three passes.
 
     Reverse mode only. No gradient passes through the returned statistics.
 
@@ -62,7 +63,7 @@ def _forward(x, scale, offset, residual, shared):
     values = x.astype(_sum_dtype(x))
     entries = x.size // x.shape[-1]
     sums = _sums(values, values * values)
-    mean, square = _mean_over_devices(*(s / entries for s in sums), *devices)
+    mean, square = mean_over_devices(*(s / entries for s in sums), *devices)
     variance = jnp.maximum(0.0, square - mean * mean)
     inverse = lax.rsqrt(variance + epsilon)
     out = _affine(x, mean, inverse * scale, offset)
@@ -92,11 +93,12 @@ def _backward(shared, saved, gradients):
     normalised = _affine(x, mean, inverse, jnp.zeros_like(mean))
     entries = x.size // x.shape[-1]
     offset_grad, scale_grad = _sums(gradient, gradient * normalised)
-    first, second = _mean_over_devices(
+    first, second = mean_over_devices(
         offset_grad / entries, scale_grad / entries, *devices
     )
     stored = gradient
     if has_residual:
+        # The barrier: so that the second pass reads this instead of computing it again.
         stored = lax.optimization_barrier(gradient.astype(x.dtype))
     x_grad = stored - _spread(first) - normalised * _spread(second)
     x_grad = (x_grad * _spread(inverse * scale)).astype(x.dtype)
@@ -130,9 +132,19 @@ def _spread(channels: Any) -> Any:
     return channels[None, None, None]
 
 
-def _mean_over_devices(first, second, axis_name, groups):
+def mean_over_devices(
+    first: Float[Array, "c"],
+    second: Float[Array, "c"],
+    axis_name: str | None,
+    axis_index_groups: Groups | None,
+) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+    """The means of two vectors over devices, in one collective.
+
+    Args:
+      axis_name, axis_index_groups: as in `batch_norm`.
+    """
     if axis_name is None:
         return first, second
-    both = jnp.stack([first, second])  # one collective
-    mean = lax.pmean(both, axis_name, axis_index_groups=groups)
+    both = jnp.stack([first, second])
+    mean = lax.pmean(both, axis_name, axis_index_groups=axis_index_groups)
     return mean[0], mean[1]

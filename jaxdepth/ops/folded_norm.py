@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
+from jaxdepth.ops.batch_norm import Groups, mean_over_devices
 from jaxdepth.ops.conv import conv2d
 
 EXACT = lax.Precision.HIGHEST  # bfloat16 products would be inaccurate
@@ -24,7 +25,7 @@ def folded_norm(
     *,
     epsilon: float,
     axis_name: str | None,
-    axis_index_groups: tuple[tuple[int, ...], ...] | None = None,
+    axis_index_groups: Groups | None = None,
 ) -> tuple[Float[Array, "b h w cout"], Float[Array, "cout"], Float[Array, "cout"]]:
     """Batch normalisation of a 1x1 convolution, without storing the convolution.
 
@@ -45,19 +46,12 @@ def folded_norm(
       x: features, in the dtype of the computation.
       kernel, scale, offset: float32.
       residual: in the dtype of x. If given, out is relu(out + residual).
-      epsilon: added to the variance.
-      axis_name: the device axis over which batch statistics are shared; None for
-        statistics per device.
-      axis_index_groups: indices on that axis of the devices that share them; None for
-        all.
+      epsilon, axis_name, axis_index_groups: as in `batch_norm`.
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
-    mean, square = _output_moments(x, kernel)
-    if axis_name is not None:
-        mean, square = lax.pmean(
-            jnp.stack([mean, square]), axis_name, axis_index_groups=axis_index_groups
-        )
+    moments = _output_moments(x, kernel)
+    mean, square = mean_over_devices(*moments, axis_name, axis_index_groups)
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
     kernel, offset = kernel * factor[None], offset - mean * factor
@@ -159,9 +153,7 @@ def _affine_sum_back(saved, gradient):
 
 def _pointwise(x, kernel):
     kernel = kernel.astype(x.dtype)
-    if (
-        platform.current() == "gpu"
-    ):  # cuDNN adds to convolutions, cuBLAS to few products
+    if platform.current() == "gpu":  # XLA fuses sums into convolutions of cuDNN
         return conv2d(x, kernel[None, None])
     return jnp.einsum("bhwc,cf->bhwf", x, kernel)
 

@@ -64,13 +64,17 @@ def _by_index_forward(x, size, padding):
     widths = ((0, 0), *padding, (0, 0))
     padded = jnp.pad(x, widths, constant_values=-jnp.inf)
     b, h, w, c = padded.shape
-    best, index = None, None
-    for k, (i, j) in enumerate(np.ndindex(size, size)):
-        end = (b, h - size + 1 + i, w - size + 1 + j, c)
-        entry = lax.slice(padded, (0, i, j, 0), end, (1, 2, 2, 1))
-        if best is None or index is None:
-            best, index = entry, jnp.zeros(entry.shape, jnp.uint8)
-            continue
+    entries = [
+        lax.slice(
+            padded,
+            (0, i, j, 0),
+            (b, h - size + 1 + i, w - size + 1 + j, c),
+            (1, 2, 2, 1),
+        )
+        for i, j in np.ndindex(size, size)
+    ]
+    best, index = entries[0], jnp.zeros(entries[0].shape, jnp.uint8)
+    for k, entry in enumerate(entries[1:], start=1):
         index = jnp.where(entry > best, jnp.uint8(k), index)
         best = jnp.maximum(best, entry)
     return best, (index, x.shape)

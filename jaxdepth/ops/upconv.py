@@ -33,8 +33,8 @@ PADDING_SIDES = ("bottom_right", "top_left")
 def default_form(platform: str) -> str:
     """The cheapest form on a platform ("tpu", "cpu" or "gpu").
 
-    `transposed` on GPU: compiled for an H100, forward pass and gradients of the last
-    block move 7.9 MB an image in 4 kernels, instead of 35.8 MB in 22 (`four`), because
+    `transposed` on GPU: compiled for an H100, the gradients of the last up-convolution
+    move 7.9 MB an image in 4 kernels, instead of 35.8 MB in 22 (`four`), because
     nothing is interleaved. `transposed` on TPU too, where the compiler skips the zeros
     and interleaving costs more than it saves (estimates of the compiler, v5e). `four`
     on CPU, whose convolutions do not skip the zeros, and on other platforms.

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdepth.config import devices_per_statistics
-from jaxdepth.models.layers import Groups
 from jaxdepth.ops import platform
+from jaxdepth.ops.batch_norm import Groups
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
 
@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 AXIS = "data"
 PyTree = Any
 Device: TypeAlias = Any  # jax.Device is not a type to type checkers
+
+
+def batch_spec(stacked: bool) -> P:
+    """The sharded axis of a batch; `stacked`: axis 0 counts the steps of one call."""
+    return P(None, AXIS) if stacked else P(AXIS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +134,13 @@ class Placement:
             return jax.pmap(
                 bound, axis_name=AXIS, donate_argnums=0, devices=self.devices
             )
-        batches = P(None, AXIS) if stacked else P(AXIS)
         # Inside shard_map the step sees one device's part, as under pmap. Its own
         # psums make the results equal everywhere, which check_vma cannot see through
         # collectives in the differentiated batch normalisation.
         return jax.shard_map(
             bound,
             mesh=self.mesh,
-            in_specs=(P(), batches, *((P(AXIS),) if table else ())),
+            in_specs=(P(), batch_spec(stacked), *((P(AXIS),) if table else ())),
             out_specs=(P(), P()),
             check_vma=False,
         )
@@ -206,32 +210,35 @@ class Placement:
 
             parts = {k: split(v) for k, v in batch.items()}
             return _split_over(parts, self.local)
-        sharding = NamedSharding(self.mesh, P(None, AXIS) if stacked else P(AXIS))
+        sharding = NamedSharding(self.mesh, batch_spec(stacked))
         return {
             k: jax.make_array_from_process_local_data(sharding, v)
             for k, v in batch.items()
         }
 
-    def shapes(
-        self, state: PyTree, batch: PyTree, *, stacked: bool = False
-    ) -> tuple[PyTree, PyTree]:
-        """Shapes of a placed state and batch, for `CompiledStep.compile_ahead`.
+    def state_shapes(self, state: PyTree) -> PyTree:
+        """Shapes of what `place_state` returns for a state of these shapes."""
+        return self.shapes(jax.eval_shape(self.store, state), P())
+
+    def shapes(self, tree: PyTree, spec: P) -> PyTree:
+        """Shapes with the sharding that this placement gives such arrays.
 
         Args:
-          state, batch: shapes of one copy of the state and of the global batch.
-          stacked: the first axis of the batch counts the steps of one call.
+          tree: shapes of one copy, or of the whole of what is sharded.
+          spec: the axes that are sharded: `batch_spec` for a batch.
         """
-        kinds = P(), P(None, AXIS) if stacked else P(AXIS)
+        devices = len(self.devices)
 
-        def placed(tree: PyTree, kind: P) -> PyTree:
-            sharding = NamedSharding(self.mesh, kind)
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                tree,
-            )
+        def place(x: Any) -> jax.ShapeDtypeStruct:
+            shape, axes = list(x.shape), spec
+            if self.kind == "pmap":  # axis 0 counts devices
+                if spec:
+                    shape[len(spec) - 1] //= devices
+                shape, axes = [devices, *shape], P(AXIS)
+            sharded = NamedSharding(self.mesh, axes)
+            return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharded)
 
-        stored = jax.eval_shape(self.store, state)
-        return placed(stored, kinds[0]), placed(batch, kinds[1])
+        return jax.tree.map(place, tree)
 
     def place_table(self, part: Callable[[int], dict[str, np.ndarray]]) -> PyTree:
         """Shard a table over all devices: device k holds `part(k)`.
@@ -286,7 +293,9 @@ class CompiledStep:
         self._ahead: threading.Thread | None = None
 
     def compile_ahead(self, state: PyTree, batch: PyTree) -> None:
-        """Start to compile for arguments of these shapes, of `Placement.shapes`.
+        """Start to compile for arguments of these shapes.
+
+        They are from `Placement.state_shapes` and `Placement.shapes`.
 
         The first call waits. It compiles if its arguments have other shapes, and raises
         the error if compilation fails.

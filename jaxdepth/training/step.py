@@ -44,6 +44,24 @@ class StepSpec:
     depth_unit: int = 1000
 
 
+def batch_shapes(
+    config: Config, frame: tuple[int, int]
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch of `train_step`; with --steps_per_call, axis 0 counts steps.
+
+    Args:
+      frame: (height, width) of the stored frames.
+    """
+    leading = (int(config.train.batch_size),)
+    if config.train.steps_per_call > 1:
+        leading = (config.train.steps_per_call, *leading)
+    return {
+        "rgb": jax.ShapeDtypeStruct((*leading, *frame, 3), jnp.uint8),
+        "depth_codes": jax.ShapeDtypeStruct((*leading, *frame), jnp.uint16),
+        "position": jax.ShapeDtypeStruct(leading, jnp.int32),
+    }
+
+
 def valid_depth(
     depth: Float[Array, "b h w"], *, max_depth: float
 ) -> Bool[Array, "b h w"]:
@@ -211,8 +229,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     """The Euclidean norm of all entries, float32.
 
     Partial sums are joined before the last reduction. On GPU, a reduction of each leaf
-    by itself takes two kernels, and most of the 325 leaves of `upproj` are vectors of a
-    few hundred entries.
+    by itself takes two kernels, and `upproj` has 200 leaves.
     """
     squares = [jnp.square(x.astype(jnp.float32)) for x in jax.tree.leaves(tree)]
     parts = [jnp.sum(x, range(x.ndim - 1)) if x.ndim else x[None] for x in squares]

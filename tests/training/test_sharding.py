@@ -13,7 +13,7 @@ from jaxdepth.ops import platform
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import device_cache
 from jaxdepth.training import step as step_lib
-from jaxdepth.training.sharding import AXIS, Placement
+from jaxdepth.training.sharding import AXIS, Placement, batch_spec
 from jaxdepth.training.step import train_step, train_step_on_table
 
 BATCH = 16
@@ -428,7 +428,9 @@ def test_a_step_that_compiled_ahead_compiles_once(caplog):
     placed = placement.place_state(state), placement.place_batch(batch)
     jax.config.update("jax_log_compiles", True)  # `jax.log_compiles` is of one thread
     try:
-        ahead.compile_ahead(*placement.shapes(state, batch))
+        ahead.compile_ahead(
+            placement.state_shapes(state), placement.shapes(batch, batch_spec(False))
+        )
         assert ahead._ahead is not None
         ahead._ahead.join()
         assert "Finished XLA compilation of jit(train_step)" in caplog.text
@@ -447,10 +449,14 @@ def test_a_step_that_does_not_compile_ahead_raises_at_its_call():
 
     placement = Placement.over("jit")
     step, one = placement.compile(broken), np.zeros(8, np.float32)
-    step.compile_ahead(*placement.shapes(one, one))
+    step.compile_ahead(
+        placement.state_shapes(one), placement.shapes(one, batch_spec(False))
+    )
     with pytest.raises(ValueError, match="broken"):
         step(one, one)
     # Other shapes than those that were expected.
     step = placement.compile(lambda state, batch: (state, batch))
-    step.compile_ahead(*placement.shapes(one, one))
+    step.compile_ahead(
+        placement.state_shapes(one), placement.shapes(one, batch_spec(False))
+    )
     assert step(np.ones(3, np.float32), one)[0].shape == (3,)

@@ -27,16 +27,13 @@ from jaxdepth.commands.benchmark.settings import (
     TrainSettings,
 )
 from jaxdepth.commands.benchmark.timing import Workload
-from jaxdepth.commands.compile import hlo, lower
+from jaxdepth.commands.compile import costs, hlo, lower
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import one_line
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
 NAME = "jaxdepth"
-# Opcodes that start no kernel, or whose called computations count instead.
-NO_KERNEL = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
-NO_KERNEL += ("while", "conditional", "call", "async-start", "async-done")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +66,7 @@ class Compiled:
         These are operands and results of the HLO's instructions, without the memory
         that convolutions of cuDNN use as workspace.
         """
-        module = hlo.parse(self.hlo())
-        named = {i.name: i for part in module.computations.values() for i in part}
-        moved = 0
-        for instruction, times in module.executed():
-            custom = instruction.opcode == "custom-call"
-            if instruction.opcode in NO_KERNEL:
-                continue
-            sources = [named[name] for name in instruction.operands if name in named]
-            read = [array for source in sources for array in source.arrays]
-            written = [
-                a for a in instruction.arrays if not (custom and a.dtype == "u8")
-            ]
-            moved += times * sum(array.bytes for array in [*read, *written])
-        return moved
+        return costs.work(hlo.parse(self.hlo())).traffic
 
 
 class Subject(NamedTuple):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxdepth import models
@@ -22,7 +21,13 @@ from jaxdepth.models import normalize
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import augment, sharding
 from jaxdepth.training import optimizer as optimizer_lib
-from jaxdepth.training.step import StepSpec, init_state, train_step, train_step_on_table
+from jaxdepth.training.step import (
+    StepSpec,
+    batch_shapes,
+    init_state,
+    train_step,
+    train_step_on_table,
+)
 
 
 class StepParts(NamedTuple):
@@ -84,48 +89,19 @@ def lower_step(
     parts = step_parts(config, placement)
     stacked, cached = config.train.steps_per_call > 1, config.data.cache == "device"
     run = placement.mapped(*parts.step(config), table=cached, stacked=stacked)
-    state = jax.eval_shape(lambda: placement.store(parts.init()))
-    state = _placed(state, placement, P())
-    batches = P(None, sharding.AXIS) if stacked else P(sharding.AXIS)
-    arguments = [_placed(_batch(config), placement, batches)]
+    state = placement.state_shapes(jax.eval_shape(parts.init))
+    batch = batch_shapes(config, config.frame_size)
+    if cached:
+        batch = {"position": batch["position"], "rows": batch["position"]}
+    arguments = [placement.shapes(batch, sharding.batch_spec(stacked))]
     if cached:
         table = _device_cache(config, frames, len(placement.devices))
-        arguments.append(_placed(table, placement, P(sharding.AXIS)))
+        arguments.append(placement.shapes(table, P(sharding.AXIS)))
 
     def call(*arguments):  # jit would use the options that pmap stored on `run`
         return run(*arguments)
 
     return jax.jit(call, donate_argnums=0).lower(state, *arguments)
-
-
-def _placed(tree: Any, placement: sharding.Placement, spec: P) -> Any:
-    """Shapes with the sharding that the placement gives such arrays."""
-    devices = len(placement.devices)
-
-    def place(x) -> jax.ShapeDtypeStruct:
-        shape, axes = list(x.shape), spec
-        if placement.kind == "pmap":  # axis 0 counts devices
-            if spec:
-                shape[len(spec) - 1] //= devices
-            shape, axes = [devices, *shape], P(sharding.AXIS)
-        sharded = NamedSharding(placement.mesh, axes)
-        return jax.ShapeDtypeStruct(tuple(shape), x.dtype, sharding=sharded)
-
-    return jax.tree.map(place, tree)
-
-
-def _batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    lead = (int(config.train.batch_size),)
-    if config.train.steps_per_call > 1:
-        lead = (config.train.steps_per_call, *lead)
-    batch = {"position": jax.ShapeDtypeStruct(lead, jnp.int32)}
-    if config.data.cache == "device":
-        return batch | {"rows": jax.ShapeDtypeStruct(lead, jnp.int32)}
-    frame = config.frame_size
-    return batch | {
-        "rgb": jax.ShapeDtypeStruct((*lead, *frame, 3), jnp.uint8),
-        "depth_codes": jax.ShapeDtypeStruct((*lead, *frame), jnp.uint16),
-    }
 
 
 def _device_cache(
@@ -236,9 +212,9 @@ def lower_block(
     y = jax.eval_shape(lambda v, x: _forward(parts, v, x)[0], variables, parts[0].x)
     split = P(sharding.AXIS)
     arguments = (
-        _placed(variables, placement, P()),
-        _placed(parts[0].x, placement, split),
-        _placed(y, placement, split),
+        placement.shapes(variables, P()),
+        placement.shapes(parts[0].x, split),
+        placement.shapes(y, split),
     )
     return jax.jit(run).lower(*arguments)
 
@@ -259,8 +235,8 @@ def _lower_augment(config: Config, placement: sharding.Placement) -> jax.stages.
 
     split = P(sharding.AXIS)
     run = jax.shard_map(run, mesh=placement.mesh, in_specs=split, out_specs=split)
-    plain = config.replace(steps_per_call=1, cache="none")
-    return jax.jit(run).lower(_placed(_batch(plain), placement, split))
+    batch = batch_shapes(config.replace(steps_per_call=1), config.frame_size)
+    return jax.jit(run).lower(placement.shapes(batch, split))
 
 
 def _on_axis(module: nn.Module, shared: tuple[str | None, Any]) -> nn.Module:
