@@ -27,19 +27,16 @@ TINY_MAP = 16
 # the head of three networks, this saves 3 to 5 % of the training step.
 FEW_PRODUCTS = 32
 
-# The constants below choose the kernel gradient where oneDNN computes convolutions
-# (`platform.has_onednn`). Times in ms at batch 4, float32, two cores with AVX-512; in
-# this order: convolution by oneDNN, by Eigen, one product per tap (oneDNN).
-#
-# Kernel gradient: per tap for at most this many outputs per input channel, or a stride.
-# 15x19, 256 channels: 6.6, 4.0, 3.7; 16x20, 512: 28.8, 19.2, 15.5; 32x40, 256: 27.9,
-# 20.6, 28.3; 128x160, 64: 38.8, 28.5, 33.8; stride 2, to 29x38, 128: 7.6, 8.9, 5.4.
-TAPS_KERNEL_GRADIENT = 8
-
-# Kernel gradient of more than nine taps by oneDNN's convolution for at most this many
-# input channels. 7x7 of stride 2, 3 to 64 channels: 7.6, 12.8, -; but 3x3 of stride 1,
-# 3 to 32 channels at 228x304: 12.5, 5.7, 9.4.
+# On CPU, kernel gradients of more than nine taps and at most this many input channels
+# are left to YNNPACK. Stem of ResNet, batch 4, in ms (YNNPACK, Eigen, per tap): 9, 13,
+# 14; but 3x3, 3 to 32 channels at 228x304: 5.7 by Eigen, 9.4 per tap.
 FEW_CHANNELS = 8
+
+# On CPU, kernel gradients of 1x1 are summed over products per image if the batch has at
+# least this many entries per channel. Two cores compute a product of few channels and
+# many entries at half their rate. 57x76, batch 4, in ms (one product / per image): 64
+# to 256 channels 4.2 / 2.2, 256 to 64 5.2 / 3.5; 29x38, 512 to 256: 4.6 / 4.4.
+MANY_ENTRIES = 8
 
 # He et al. 2015, variant for the backward pass: variance 2 / (k * k * features).
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -62,8 +59,7 @@ def conv2d(
     - outputs of at most `TINY_MAP` entries per image, from patches and kernel.
     - kernels of at most `FEW_PRODUCTS` taps times output channels, from map and taps.
 
-    Where oneDNN computes convolutions (`platform.has_onednn`), each kernel gradient has
-    its cheapest form: by oneDNN, by Eigen, or as one matrix product per tap.
+    There, gradients have the forms that are fastest with YNNPACK and Eigen.
 
     Args:
       x: feature map.
@@ -90,7 +86,7 @@ def conv2d(
             return _by_patches(x, kernel, stride, padding, (rows, columns), precision)
         if stride == 1 and height * width * kernel.shape[3] <= FEW_PRODUCTS:
             return _by_taps(x, kernel, padding, precision)
-        if jnp.finfo(x.dtype).bits >= 32 and platform.has_onednn():
+        if jnp.finfo(x.dtype).bits >= 32:
             return _cheap_gradients(x, kernel, stride, padding, precision)
     return _convolve(x, kernel, stride, padding, precision)
 
@@ -108,7 +104,7 @@ def _convolve(x, kernel, stride, padding, precision):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _cheap_gradients(x, kernel, stride, padding, precision):
-    """The convolution, with gradients in the forms that are cheapest with oneDNN."""
+    """The convolution, with gradients in the forms that are cheapest on CPU."""
     return _convolve(x, kernel, stride, padding, precision)
 
 
@@ -118,21 +114,28 @@ def _cheap_forward(x, kernel, stride, padding, precision):
 
 def _cheap_backward(stride, padding, precision, residuals, gradient):
     x, kernel = residuals
-    *size, channels, features = kernel.shape
-    options = {"stride": stride, "padding": padding, "precision": precision}
-    entries = gradient.size // features
+    *size, channels, _ = kernel.shape
+    options = {"padding": padding, "precision": precision}
 
     def convolve(x, kernel):
         return _convolve(x, kernel, stride, padding, precision)
 
-    # JAX's rule transposes the reversed kernel, so that XLA sees a plain convolution.
-    (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
+    pads = [
+        (k - 1 - low, k - 1 - high)
+        for k, (low, high) in zip(size, padding, strict=True)
+    ]
+    if stride == 1 and min(min(pad) for pad in pads) >= 0:
+        x_grad = _convolve(gradient, flipped(kernel), 1, pads, precision)
+    else:
+        (x_grad,) = jax.vjp(lambda x: convolve(x, kernel), x)[1](gradient)
     if channels <= FEW_CHANNELS and math.prod(size) > 9:
         kernel_grad = jax.vjp(lambda k: convolve(x, k), kernel)[1](gradient)[0]
-    elif stride > 1 or entries <= TAPS_KERNEL_GRADIENT * channels:
-        kernel_grad = _kernel_gradient_by_taps(x, gradient, tuple(size), **options)
+    elif stride > 1:
+        kernel_grad = _kernel_gradient_by_taps(
+            x, gradient, tuple(size), stride=stride, **options
+        )
     else:
-        kernel_grad = kernel_gradient(x, gradient, by_eigen=True, **options)
+        kernel_grad = kernel_gradient(x, gradient, **options)
     return x_grad, kernel_grad
 
 
@@ -172,33 +175,52 @@ def _kernel_gradient_by_taps(x, gradient, size, *, stride, padding, precision):
     return jnp.stack(taps).reshape(height, width, x.shape[3], features)
 
 
-def kernel_gradient(x, gradient, *, stride, padding, precision, by_eigen):
-    """The kernel gradient of a convolution, as one convolution.
+def flipped(kernel: Float[Array, "kh kw cin cout"]) -> Float[Array, "kh kw cout cin"]:
+    """The kernel of the input gradient: taps in reverse, channels exchanged.
 
-    XLA replaces no convolution by oneDNN's whose second operand is reversed. To compute
-    with Eigen, the output channels are reversed and the result again, which XLA does
-    together with the transpositions of a kernel gradient.
+    On CPU, where XLA transposes at a tenth of the memory bandwidth, blocks of 16 output
+    channels (a cache line) are gathered first: 5.6 instead of 18.3 ms for 5x5, 1024 to
+    512 channels.
+    """
+    kernel = lax.rev(kernel, (0, 1))
+    height, width, channels, features = kernel.shape
+    if platform.current() != "cpu" or features % 16:
+        return kernel.swapaxes(2, 3)
+    blocks = kernel.reshape(height, width, channels, features // 16, 16)
+    # The barrier: XLA would make one transposition of the two.
+    blocks = lax.optimization_barrier(blocks.swapaxes(2, 3))
+    return blocks.swapaxes(3, 4).reshape(height, width, features, channels)
+
+
+def kernel_gradient(x, gradient, *, padding, precision):
+    """The kernel gradient of a convolution of stride 1, by Eigen where possible.
+
+    It is a convolution of the map with a window of the size of the output. YNNPACK
+    takes up to twice as long as Eigen and computes no window that is larger than the
+    map, so zeros are added to one axis of the window. XLA would exchange map and window
+    if the window had more entries, so the map's other axis includes its padding.
 
     Args:
       x: (b, h, w, cin).
       gradient: of the output, (b, i, j, cout).
-      stride, padding, precision: of the convolution.
-      by_eigen: whether to keep it from oneDNN.
-
-    Returns: the gradient of all taps that the padded map allows, kh = h + top + bottom
-      - stride (i - 1); kw likewise.
+      padding, precision: of the convolution.
     """
-    outputs = gradient.transpose(1, 2, 0, 3)
+    (top, bottom), (left, right) = padding
+    _, height, width, _ = x.shape
+    _, rows, columns, _ = gradient.shape
+    more = max(1, height - rows + 1)
+    if (rows + more) * columns <= height * (width + left + right):
+        x = jnp.pad(x, ((0, 0), (0, 0), (left, right), (0, 0)))
+        gradient = jnp.pad(gradient, ((0, 0), (0, more), (0, 0), (0, 0)))
+        padding = ((top, bottom + more), (0, 0))
     result = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
-        lax.rev(outputs, (3,)) if by_eigen else outputs,
+        gradient.transpose(1, 2, 0, 3),
         (1, 1),
         padding,
-        rhs_dilation=(stride, stride),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
-    result = lax.rev(result, (3,)) if by_eigen else result
     return result.transpose(1, 2, 0, 3)
 
 
@@ -216,14 +238,16 @@ def _pointwise_backward(precision, residuals, gradient):
     # JAX's rule computes the kernel gradient with output channels first. XLA then
     # transposes the gradient of the map, at an eighth of the memory bandwidth.
     x, kernel = residuals
-    entries = x.reshape(-1, x.shape[-1])
-    outputs = gradient.reshape(-1, gradient.shape[-1])
-
-    def product(a, b, axes):
-        return lax.dot_general(a, b, (axes, ((), ())), precision=precision)
-
-    input_grad = product(outputs, kernel, ((1,), (1,))).reshape(x.shape)
-    return input_grad, product(entries, outputs, ((0,), (0,)))
+    contract = (((3,), (1,)), ((), ()))
+    x_grad = lax.dot_general(gradient, kernel, contract, precision=precision)
+    parts = (
+        x.shape[0] if math.prod(x.shape[:3]) >= MANY_ENTRIES * max(kernel.shape) else 1
+    )
+    entries = x.reshape(parts, -1, x.shape[3])
+    outputs = gradient.reshape(parts, -1, gradient.shape[3])
+    contract = (((1,), (1,)), ((0,), (0,)))
+    products = lax.dot_general(entries, outputs, contract, precision=precision)
+    return x_grad, jnp.sum(products, 0)
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)

@@ -16,11 +16,10 @@ from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
 from jaxdepth.ops.conv import (
-    TAPS_KERNEL_GRADIENT,
     TINY_MAP,
     Padding,
     conv2d,
-    kernel_gradient,
+    flipped,
     sum_over_taps,
 )
 from jaxdepth.runtime.errors import UserError
@@ -205,8 +204,7 @@ def _transposed(x, kernel, phases, precision):
     for axis in (0, 1):
         kernel, _, high = _common_taps(kernel, phases, axis)
         highs.append(high)
-    flipped = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
-    return _transposed_stride2(x, flipped, tuple(highs), precision)
+    return _transposed_stride2(x, flipped(kernel), tuple(highs), precision)
 
 
 # Differentiated by JAX, the kernel gradient would be a convolution with a window as
@@ -282,8 +280,7 @@ def _four(x, kernel, phases, precision, convolve=conv2d):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _four_cheap_gradients(x, kernel, phases, precision):
     """`_four`, with each gradient computed in the form that is cheapest on CPU."""
-    by_taps = _has_large_kernel(x) and platform.has_onednn()
-    convolve = sum_over_taps if by_taps else conv2d
+    convolve = sum_over_taps if _has_large_kernel(x) else conv2d
     return _four(x, kernel, phases, precision, convolve)
 
 
@@ -294,8 +291,7 @@ def _four_cheap_forward(x, kernel, phases, precision):
 def _four_cheap_backward(phases, precision, residuals, gradient):
     x, kernel = residuals
     entries, channels = x.size // x.shape[-1], x.shape[-1]
-    onednn = platform.has_onednn()
-    if onednn and _has_large_kernel(x):
+    if _has_large_kernel(x):
         x_grad = _input_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
         # The input gradient of `transposed` is one convolution of stride 2. On tiny
@@ -303,16 +299,9 @@ def _four_cheap_backward(phases, precision, residuals, gradient):
         form = _four if entries <= TINY_MAP * len(x) else _transposed
         _, pull_x = jax.vjp(lambda x: form(x, kernel, phases, precision), x)
         (x_grad,) = pull_x(gradient)
-    if entries <= (TAPS_KERNEL_GRADIENT if onednn else 1) * channels:
-        kernel_grad = _kernel_gradient_by_taps(x, kernel, phases, precision, gradient)
-    elif onednn:
-        kernel_grad = _kernel_gradient_by_stride(x, kernel, phases, precision, gradient)
-    else:
-        _, pull_kernel = jax.vjp(
-            lambda kernel: _four(x, kernel, phases, precision), kernel
-        )
-        (kernel_grad,) = pull_kernel(gradient)
-    return x_grad, kernel_grad
+    by_taps = entries <= channels
+    gradient_of = _kernel_gradient_by_taps if by_taps else _kernel_gradient_by_stride
+    return x_grad, gradient_of(x, kernel, phases, precision, gradient)
 
 
 _four_cheap_gradients.defvjp(_four_cheap_forward, _four_cheap_backward)
@@ -375,11 +364,11 @@ def _input_gradient_by_taps(x, kernel, phases, precision, gradient):
 
 
 def _has_large_kernel(x) -> bool:
-    """Whether products per tap are faster than oneDNN's convolutions of the phases.
+    """Whether products per tap are faster than convolutions of the phases.
 
-    A convolution by oneDNN reorders the kernel first. In ms for 8x10, 1024 to 512
-    channels, batch 4 (by oneDNN, by Eigen, per tap): output 53, 37, 36; input gradient
-    72, 50, 41. For 16x20, 512 to 256: 18, 25, 34 and 24, 25, 46.
+    In ms for 8x10, 1024 to 512 channels, batch 4 (phases by YNNPACK, by Eigen, per
+    tap): output 35, 26, 23; input gradient 35, 28, 22. For 16x20, 512 to 256: 21, 23,
+    23 and 22, 24, 24.
     """
     batch, height, width, channels = x.shape
     entries = batch * height * width
@@ -403,21 +392,25 @@ def _outputs_of_taps(x, phases, gradient):
 def _kernel_gradient_by_stride(x, kernel, phases, precision, gradient):
     """The kernel gradient of the convolution of stride 2 that maps outputs to entries.
 
-    In ms at batch 4 for 32x40, 256 to 128 channels: 37 by Eigen, 46 by oneDNN, 39 in
-    four phases; for 64x80, 128 to 64: 38, 28, 43.
+    Zeros between the rows of the outputs, which no window reads, keep it from YNNPACK,
+    which would take 40 to 70 % longer than Eigen. In ms at batch 4 (in four phases,
+    this): 16x20, 512 to 256 channels: 29, 24; 64x80, 128 to 64: 37, 31.
     """
     pads = []
     for axis in (0, 1):
         _, low, high = _common_taps(kernel, phases, axis)
         pads.append((high, low - 1))
-    by_offset = kernel_gradient(
-        gradient,
-        x,
-        stride=2,
-        padding=(pads[0], pads[1]),
+    (top, bottom), columns = pads
+    by_offset = lax.conv_general_dilated(
+        gradient.transpose(3, 1, 2, 0),
+        x.transpose(1, 2, 0, 3),
+        (2, 1),
+        ((2 * top, 2 * bottom), columns),
+        lhs_dilation=(2, 1),
+        rhs_dilation=(4, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
-        by_eigen=x.size <= 64 * x.shape[-1] ** 2,
-    )
+    ).transpose(1, 2, 0, 3)
 
     def common(kernel):
         for axis in (0, 1):
