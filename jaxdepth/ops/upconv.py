@@ -20,7 +20,7 @@ from jaxdepth.ops.conv import (
     Padding,
     conv2d,
     flipped,
-    sum_over_taps,
+    has_large_kernel,
 )
 from jaxdepth.runtime.errors import UserError
 
@@ -264,11 +264,11 @@ def _common_taps(kernel, phases, axis):
     return _take(_pad_cells(kernel, axis, 0, 1), order, axis), low, high
 
 
-def _four(x, kernel, phases, precision, convolve=conv2d):
+def _four(x, kernel, phases, precision):
     def output_phase(row: _Phase, column: _Phase):
         taps = _take(_take(kernel, row.taps, 0), column.taps, 1)
         padding: Padding = ((row.low, row.high), (column.low, column.high))
-        return convolve(x, taps, padding=padding, precision=precision)
+        return conv2d(x, taps, padding=padding, precision=precision)
 
     even, odd = (
         _interleave(*(output_phase(row, column) for column in phases), axis=2)
@@ -280,8 +280,7 @@ def _four(x, kernel, phases, precision, convolve=conv2d):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _four_cheap_gradients(x, kernel, phases, precision):
     """`_four`, with each gradient computed in the form that is cheapest on CPU."""
-    convolve = sum_over_taps if _has_large_kernel(x) else conv2d
-    return _four(x, kernel, phases, precision, convolve)
+    return _four(x, kernel, phases, precision)
 
 
 def _four_cheap_forward(x, kernel, phases, precision):
@@ -291,7 +290,7 @@ def _four_cheap_forward(x, kernel, phases, precision):
 def _four_cheap_backward(phases, precision, residuals, gradient):
     x, kernel = residuals
     entries, channels = x.size // x.shape[-1], x.shape[-1]
-    if _has_large_kernel(x):
+    if has_large_kernel(x):
         x_grad = _input_gradient_by_taps(x, kernel, phases, precision, gradient)
     else:
         # The input gradient of `transposed` is one convolution of stride 2. On tiny
@@ -363,18 +362,6 @@ def _input_gradient_by_taps(x, kernel, phases, precision, gradient):
     return functools.reduce(jnp.add, products).reshape(x.shape)
 
 
-def _has_large_kernel(x) -> bool:
-    """Whether products per tap are faster than convolutions of the phases.
-
-    In ms for 8x10, 1024 to 512 channels, batch 4 (phases by YNNPACK, by Eigen, per
-    tap): output 35, 26, 23; input gradient 35, 28, 22. For 16x20, 512 to 256: 21, 23,
-    23 and 22, 24, 24.
-    """
-    batch, height, width, channels = x.shape
-    entries = batch * height * width
-    return height * width > TINY_MAP and entries <= channels
-
-
 def _outputs_of_taps(x, phases, gradient):
     """Per tap, the outputs that it adds the entries of x to, (entries, channels)."""
     _, h, w, _ = x.shape
@@ -411,14 +398,14 @@ def _kernel_gradient_by_stride(x, kernel, phases, precision, gradient):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     ).transpose(1, 2, 0, 3)
-
-    def common(kernel):
-        for axis in (0, 1):
-            kernel, _, _ = _common_taps(kernel, phases, axis)
-        return lax.rev(kernel, (0, 1)).transpose(0, 1, 3, 2)
-
-    (kernel_grad,) = jax.linear_transpose(common, kernel)(by_offset)
-    return kernel_grad
+    # Each offset from an entry to an output is one tap.
+    by_offset = flipped(by_offset)
+    for axis in (0, 1):
+        offsets = _tap_offsets(phases)
+        low = -min(offsets.values())
+        order = [low + offset for _, offset in sorted(offsets.items())]
+        by_offset = _take(by_offset, order, axis)
+    return by_offset
 
 
 def _tap_offsets(phases) -> dict[int, int]:

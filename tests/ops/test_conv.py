@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 
 from jaxdepth.ops import conv as ops
 from jaxdepth.ops import platform
@@ -182,20 +183,23 @@ def test_small_maps_as_matrix_products_equal_the_convolution(size, stride):
 
 
 # With the forms of `_cheap_gradients`: (shape of x, kernel size, features, stride,
-# padding, form of the kernel gradient).
+# padding, form of the kernel gradient). "window": as a convolution with a window of the
+# size of the output; if that is larger than the map, without zeros added to it.
 FORMS = [
-    ((1, 12, 13, 9), 3, 10, 1, ((1, 1), (1, 1)), "eigen"),
-    ((2, 7, 9, 9), 3, 10, 1, ((0, 1), (2, 0)), "eigen"),
-    ((2, 5, 6, 40), 3, 70, 1, ((1, 1), (1, 1)), "taps"),
-    ((1, 5, 6, 40), 2, 70, 1, ((3, 0), (2, 3)), "taps"),
+    ((1, 12, 13, 9), 3, 16, 1, ((1, 1), (1, 1)), "window"),
+    ((2, 7, 9, 9), 3, 10, 1, ((0, 1), (2, 0)), "window"),
+    ((2, 9, 8, 3), 5, 5, 1, ((0, 0), (0, 0)), "window"),
+    ((2, 5, 6, 4), 3, 32, 1, ((2, 2), (1, 1)), "window"),
+    ((1, 5, 16, 4), 2, 7, 1, ((1, 0), (0, 1)), "window"),
+    ((1, 5, 6, 40), 2, 70, 1, ((3, 0), (2, 3)), "window"),
     ((2, 7, 8, 9), 3, 10, 2, ((1, 1), (1, 1)), "taps"),
-    ((1, 9, 8, 3), 3, 5, 1, ((1, 1), (1, 1)), "eigen"),
+    ((1, 9, 8, 3), 3, 5, 1, ((1, 1), (1, 1)), "window"),
     ((1, 9, 8, 3), 7, 5, 2, ((3, 3), (3, 3)), "convolution"),
 ]
 
 
 @pytest.mark.parametrize("shape, size, features, stride, padding, form", FORMS)
-def test_gradients_chosen_for_onednn_equal_those_of_the_convolution(
+def test_gradients_chosen_on_cpu_equal_those_of_the_convolution(
     shape, size, features, stride, padding, form, monkeypatch
 ):
     used = {"_kernel_gradient_by_taps": 0, "kernel_gradient": 0}
@@ -219,14 +223,40 @@ def test_gradients_chosen_for_onednn_equal_those_of_the_convolution(
 
         expected, expected_vjp = value_and_vjp(ops._convolve)
         got, vjp = value_and_vjp(ops._cheap_gradients)
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_allclose(got, expected, atol=1e-11)
         gradient = jnp.asarray(rng.normal(size=got.shape))
         for a, b in zip(vjp(gradient), expected_vjp(gradient), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-11)
     assert used == {
         "_kernel_gradient_by_taps": form == "taps",
-        "kernel_gradient": form == "eigen",
+        "kernel_gradient": form == "window",
     }
+
+
+@pytest.mark.parametrize("features", [5, 32])
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_flipped_reverses_taps_and_exchanges_channels(features, backend):
+    kernel = np.random.default_rng(0).normal(size=(3, 2, 7, features))
+    with platform.compiling_for(backend):
+        got = ops.flipped(jnp.asarray(kernel, jnp.float32))
+    expected = kernel[::-1, ::-1].swapaxes(2, 3).astype(np.float32)
+    np.testing.assert_array_equal(got, expected)
+
+
+# Fewer entries per channel than MANY_ENTRIES, and more.
+@pytest.mark.parametrize("size, parts", [((4, 5), 1), ((9, 10), 2)])
+def test_pointwise_kernel_gradient_is_summed_over_images_of_large_maps(size, parts):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, *size, 6)), rng.normal(size=(1, 1, 6, 20))
+    gradient = rng.normal(size=(2, *size, 20))
+    with jax.enable_x64(True):
+        _, vjp = jax.vjp(ops.conv2d, jnp.asarray(x), jnp.asarray(kernel))
+        x_grad, kernel_grad = vjp(jnp.asarray(gradient))
+        shapes = str(jax.make_jaxpr(vjp)(jnp.asarray(gradient)))
+    np.testing.assert_allclose(x_grad, gradient @ kernel[0, 0].T, atol=1e-12)
+    expected = np.einsum("bijc,bijd->cd", x, gradient)
+    np.testing.assert_allclose(kernel_grad[0, 0], expected, atol=1e-12)
+    assert f"f64[{parts},6,20]" in shapes
 
 
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 2), (3, 4))])
@@ -238,58 +268,48 @@ def test_sum_over_taps_equals_the_literal_loop(padding):
     np.testing.assert_allclose(got, literal_conv(x, kernel, 1, padding), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "dtype, onednn, chosen",
-    [
-        (jnp.float32, True, True),
-        (jnp.float32, False, False),
-        (jnp.bfloat16, True, False),
-    ],
-)
-def test_gradients_are_chosen_for_float32_with_onednn(
-    dtype, onednn, chosen, monkeypatch
-):
-    monkeypatch.setattr(platform, "has_onednn", lambda: onednn)
+@pytest.mark.parametrize("dtype, chosen", [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_gradients_are_chosen_for_float32(dtype, chosen):
     x, kernel = jnp.zeros((1, 9, 9, 4), dtype), jnp.zeros((3, 3, 4, 8), dtype)
     jaxpr = jax.make_jaxpr(lambda x, kernel: ops.conv2d(x, kernel))(x, kernel)
     assert ("custom_vjp_call" in str(jaxpr)) == chosen
 
 
-@pytest.fixture
-def uncached():
-    """Programs with oneDNN cannot be serialised."""
-    jax.config.update("jax_enable_compilation_cache", False)
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
+def compiled(function, *arguments):
+    """The function as compiled for this CPU with our options."""
+    jitted = jax.jit(function, compiler_options=platform.compiler_options())
+    return jitted.lower(*arguments).compile()
 
 
-def test_onednn_is_used_on_request_only(monkeypatch):
-    monkeypatch.delenv("JAXDEPTH_ONEDNN", raising=False)
-    assert not platform.has_onednn()
-    assert platform.ONEDNN.keys().isdisjoint(platform.compiler_options())
+def convolutions(program):
+    """Convolutions of a program by YNNPACK and by Eigen."""
+    text = str(program.as_text())
+    by_eigen = text[text.index("\nENTRY ") :].count(" convolution(")
+    return text.count(" convolution(") - by_eigen, by_eigen
 
 
-def test_onednn_computes_output_and_input_gradient_and_eigen_the_kernel_gradient(
-    uncached, monkeypatch
+# Same size, no padding.
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 0), (0, 0))])
+def test_ynnpack_computes_output_and_input_gradient_and_eigen_the_kernel_gradient(
+    padding,
 ):
-    monkeypatch.setenv("JAXDEPTH_ONEDNN", "1")
-    if not platform.has_onednn():
-        pytest.skip("this jaxlib has no oneDNN")
-    x, kernel = jnp.ones((2, 24, 25, 16)), jnp.ones((3, 3, 16, 16))
-
-    def calls(function):
-        """Convolutions of the compiled function, by oneDNN and by Eigen."""
-        jitted = jax.jit(function, compiler_options=platform.compiler_options())
-        text = str(jitted.lower(x, kernel).compile().as_text())
-        onednn = text.count('custom_call_target="__onednn$convolution"')
-        return onednn, text.count(" convolution(")
+    x, kernel = jnp.ones((2, 24, 25, 32)), jnp.ones((3, 3, 32, 32))
 
     def loss(x, kernel):
-        return jnp.sum(jnp.sin(ops.conv2d(x, kernel)))
+        return jnp.sum(jnp.sin(ops.conv2d(x, kernel, padding=padding)))
 
-    assert calls(ops.conv2d) == (1, 0)
-    assert calls(jax.grad(loss, 0)) == (2, 0)
-    assert calls(jax.grad(loss, 1)) == (1, 1)
+    assert convolutions(compiled(ops.conv2d, x, kernel)) == (1, 0)
+    # XLA's YNNPACK has no output that is larger than the map.
+    expected = (2, 0) if padding[0][0] else (1, 1)
+    assert convolutions(compiled(jax.grad(loss, 0), x, kernel)) == expected
+    assert convolutions(compiled(jax.grad(loss, 1), x, kernel)) == (1, 1)
+
+
+def test_programs_for_cpu_can_be_serialised():
+    x, kernel = jnp.ones((1, 24, 25, 32)), jnp.ones((3, 3, 32, 32))
+    program = compiled(jax.grad(lambda x, k: jnp.sum(ops.conv2d(x, k)), 1), x, kernel)
+    payload, _, _ = serialize_executable.serialize(program)
+    assert payload
 
 
 def test_layer_applies_scale_and_offset_of_a_normalisation():

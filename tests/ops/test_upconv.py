@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.ops import platform
 from jaxdepth.ops import upconv as ops
 from jaxdepth.runtime.errors import UserError
 
@@ -211,16 +210,12 @@ def test_auto_is_the_default_form_of_the_backend(backend, monkeypatch):
 
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 @pytest.mark.parametrize("kind", ops.UNPOOLS)
-@pytest.mark.parametrize("onednn", [False, True])
-# Kernel gradient by phases (oneDNN: as a convolution of stride 2) and by taps; with
-# oneDNN, also output and input gradient by taps. Tiny and larger maps.
+# Kernel gradient as a convolution of stride 2 and by taps; larger maps with more
+# channels than entries also have output and input gradient by taps.
 @pytest.mark.parametrize(
     "size, cin", [((3, 2), 11), ((3, 2), 25), ((5, 4), 2), ((5, 4), 55)]
 )
-def test_auto_on_cpu_equals_plain_in_value_and_gradients(
-    size, cin, onednn, kind, padding_side, monkeypatch
-):
-    monkeypatch.setattr(platform, "has_onednn", lambda: onednn)
+def test_auto_on_cpu_equals_plain_in_value_and_gradients(size, cin, kind, padding_side):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, *size, cin)), rng.normal(size=(5, 5, cin, 4))
     g = rng.normal(size=(2, 2 * size[0], 2 * size[1], 4))
@@ -240,17 +235,14 @@ def test_auto_on_cpu_equals_plain_in_value_and_gradients(
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-12)
 
 
-def test_auto_computes_the_gradient_of_large_kernels_by_taps(monkeypatch):
+def test_auto_computes_large_kernels_by_taps():
     def products(cin):
         x, kernel = jnp.zeros((2, 5, 7, cin)), jnp.zeros((5, 5, cin, 9))
         gradient = jax.grad(lambda kernel: jnp.sum(ops.upconv(x, kernel)))
         return str(jax.make_jaxpr(gradient)(kernel)).count(" dot_general[")
 
-    monkeypatch.setattr(platform, "has_onednn", lambda: False)
-    assert [products(cin) for cin in (69, 70)] == [0, 25]
-    monkeypatch.setattr(platform, "has_onednn", lambda: True)
-    # Of the kernel gradient; from 70 on also of the output and the input gradient.
-    assert [products(cin) for cin in (8, 9, 69, 70)] == [0, 25, 25, 75]
+    # Of the kernel gradient, the output and the input gradient.
+    assert [products(cin) for cin in (69, 70)] == [0, 75]
 
 
 @pytest.mark.parametrize(
