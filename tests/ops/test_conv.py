@@ -188,13 +188,13 @@ def test_small_maps_as_matrix_products_equal_the_convolution(size, stride):
 FORMS = [
     ((1, 12, 13, 9), 3, 16, 1, ((1, 1), (1, 1)), "window"),
     ((2, 7, 9, 9), 3, 10, 1, ((0, 1), (2, 0)), "window"),
-    ((2, 9, 8, 3), 5, 5, 1, ((0, 0), (0, 0)), "window"),
+    ((2, 9, 8, 9), 5, 5, 1, ((0, 0), (0, 0)), "window"),
     ((2, 5, 6, 4), 3, 32, 1, ((2, 2), (1, 1)), "window"),
     ((1, 5, 16, 4), 2, 7, 1, ((1, 0), (0, 1)), "window"),
     ((1, 5, 6, 40), 2, 70, 1, ((3, 0), (2, 3)), "window"),
     ((2, 7, 8, 9), 3, 10, 2, ((1, 1), (1, 1)), "taps"),
     ((1, 9, 8, 3), 3, 5, 1, ((1, 1), (1, 1)), "window"),
-    ((1, 9, 8, 3), 7, 5, 2, ((3, 3), (3, 3)), "convolution"),
+    ((1, 9, 8, 3), 7, 5, 2, ((3, 3), (3, 3)), "rows"),
 ]
 
 
@@ -202,7 +202,11 @@ FORMS = [
 def test_gradients_chosen_on_cpu_equal_those_of_the_convolution(
     shape, size, features, stride, padding, form, monkeypatch
 ):
-    used = {"_kernel_gradient_by_taps": 0, "kernel_gradient": 0}
+    used = {
+        "_kernel_gradient_by_taps": 0,
+        "_kernel_gradient_by_rows": 0,
+        "kernel_gradient": 0,
+    }
 
     def counted(name, function, *args, **kwargs):
         used[name] += 1
@@ -229,6 +233,7 @@ def test_gradients_chosen_on_cpu_equal_those_of_the_convolution(
             np.testing.assert_allclose(a, b, atol=1e-11)
     assert used == {
         "_kernel_gradient_by_taps": form == "taps",
+        "_kernel_gradient_by_rows": form == "rows",
         "kernel_gradient": form == "window",
     }
 
