@@ -51,10 +51,10 @@ def test_options_are_tested_by_compiling():
     assert platform._accepts(device, name, "LIBRARY_FUSION_TYPE_REDUCE")
 
 
-def test_cpu_convolutions_and_products_do_not_use_ynnpack():
+def test_cpu_convolutions_and_products_use_ynnpack():
     options = platform.compiler_options()
-    x, kernel = jnp.ones((2, 9, 9, 8)), jnp.ones((3, 3, 8, 8))
+    x, kernel = jnp.ones((2, 9, 9, 32)), jnp.ones((3, 3, 32, 32))
     convolved = jax.jit(conv.conv2d, compiler_options=options).lower(x, kernel)
     product = jax.jit(jnp.dot, compiler_options=options).lower(x[0, 0], kernel[0, 0])
     for lowered in (convolved, product):
-        assert "ynn_fusion" not in str(lowered.compile().as_text())
+        assert "ynn_fusion" in str(lowered.compile().as_text())
