@@ -149,8 +149,7 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(clip_norm)
     if frozen:
         # Frozen parameters are excluded from the norm.
-        trained = jax.tree.map(lambda label: label == "rest", _labels(params))
-        clip = optax.masked(clip, trained)
+        clip = optax.masked(clip, _trained)
     return optax.chain(clip, rule)
 
 
@@ -159,6 +158,10 @@ def _labels(params: PyTree) -> PyTree:
         name: jax.tree.map(lambda _, n=name: n if n == "encoder" else "rest", x)
         for name, x in params.items()
     }
+
+
+def _trained(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda label: label == "rest", _labels(params))
 
 
 def _kernels(params: PyTree) -> PyTree:
