@@ -173,13 +173,17 @@ def gradients(
     Losses, image counts and gradients are summed over microbatches and devices and
     divided once, so that uneven numbers of images with ground truth do not matter.
 
-    Returns: (gradient, loss, images that count, batch_stats).
+    Returns: (gradient, loss, images that count, batch_stats); the gradient is arranged
+      as the parameters are.
     """
+    named = dataclasses.replace(state, params=device_state.by_name(state.params))
     if spec.config.train.accumulate == 1:
-        sums = _microbatch(spec, state.params, state.step, state.batch_stats, batch)
+        sums = _microbatch(spec, named.params, state.step, state.batch_stats, batch)
     else:
-        sums = _accumulated(spec, state, batch)
+        sums = _accumulated(spec, named, batch)
     grads, total, images, batch_stats = sums
+    # First, so that sums and products below have few arrays.
+    grads = device_state.arranged_like(state.params, grads)
     if spec.axis_name is not None:
         grads, total, images = jax.lax.psum((grads, total, images), spec.axis_name)
         # Global statistics are equal on all devices already; per-device running
@@ -260,9 +264,7 @@ def train_step(
     Returns: the new state, and `loss`, `grad_norm`, `images` (with ground truth) and
     `skipped` (1 if loss or gradient was not finite).
     """
-    named = dataclasses.replace(state, params=device_state.by_name(state.params))
-    grads, loss, images, batch_stats = gradients(spec, named, batch)
-    grads = device_state.arranged_like(state.params, grads)
+    grads, loss, images, batch_stats = gradients(spec, state, batch)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     grad_norm = global_norm(grads)
