@@ -87,9 +87,13 @@ def _backward(shared, saved, gradients):
     x, scale, offset, mean, inverse, mask_of, has_residual = saved
     gradient = gradients[0].astype(_sum_dtype(x))
     if relu:
-        if mask_of is None:
-            mask_of = _affine(x, mean, inverse * scale, offset)
-        gradient = jnp.where(mask_of > 0, gradient, 0.0)
+        if has_residual:
+            # The result is not negative. Compiled for GPU, a comparison would be a
+            # kernel of its own, which stores the mask.
+            gradient = gradient * jnp.sign(mask_of).astype(gradient.dtype)
+        else:
+            out = _affine(x, mean, inverse * scale, offset)
+            gradient = jnp.where(out > 0, gradient, 0.0)
     normalised = _affine(x, mean, inverse, jnp.zeros_like(mean))
     entries = x.size // x.shape[-1]
     offset_grad, scale_grad = _sums(gradient, gradient * normalised)
