@@ -71,7 +71,7 @@ def changed(spec: StepSpec, **flags: Any) -> StepSpec:
 
 def state(spec: StepSpec, *, seed: int = 0):
     """A fresh state, as NumPy arrays: none of it can be donated by accident."""
-    fresh = init_state(spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed)
+    fresh = init_state(spec.model, spec.optimizer, image_size=SIZE, seed=seed)
     return jax.tree.map(np.asarray, fresh)
 
 

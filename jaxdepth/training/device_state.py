@@ -77,9 +77,7 @@ def is_arranged(params: PyTree) -> bool:
     )
 
 
-def _convert(
-    state: TrainState, convert: Callable[[str, PyTree], PyTree]
-) -> TrainState:
+def _convert(state: TrainState, convert: Callable[[str, PyTree], PyTree]) -> TrainState:
     """Convert all modules of the parameters and of trees like them."""
 
     def has_modules(tree: Any) -> bool:
@@ -104,7 +102,9 @@ def _convert(
 def _names(module: PyTree) -> Names:
     leaves = traverse_util.flatten_dict(module)
     return tuple(
-        (path, np.shape(leaves[path])) for path in sorted(leaves) if not _is_kernel(path)
+        (path, np.shape(leaves[path]))
+        for path in sorted(leaves)
+        if not _is_kernel(path)
     )
 
 

@@ -236,7 +236,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
     by itself takes two kernels, and `upproj` has 60 kernels of convolutions.
     """
 
-    def partial_sums(x: jax.Array) -> jax.Array:
+    def partial_sums(x: Any) -> jax.Array:
         square = jnp.square(x.astype(jnp.float32))
         # Along the axis that is last in memory on a GPU, which is one pass, and the
         # first here, which is the fastest on CPU.
@@ -317,13 +317,17 @@ def train_step_on_table(
 
 
 def init_state(
-    model: nn.Module, optimizer_for: Any, *, image_size: tuple[int, int], seed: int
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: tuple[int, int],
+    seed: int,
 ) -> TrainState:
     """Initialize the training state.
 
     Args:
       model: the network.
-      optimizer_for: params -> GradientTransformation.
+      optimizer: its optimizer.
       image_size: (height, width) of the network's input.
       seed: seed of the parameters.
     """
@@ -336,7 +340,7 @@ def init_state(
     def init(rng: jax.Array) -> tuple[PyTree, PyTree]:
         variables = model.init(rng, image)
         params = variables["params"]
-        return variables, optimizer_for(params).init(params)
+        return variables, optimizer.init(params)
 
     variables, opt_state = init(rng)
     return TrainState(

@@ -346,14 +346,11 @@ def test_an_average_changes_nothing_of_the_training():
 
 @pytest.mark.parametrize("freeze", ["encoder", "bn_stats"])
 def test_what_is_frozen_stays(freeze):
-    optimizer = functools.partial(
-        make_optimizer, optimizer="adam", rate=0.1, weight_decay=0.1, freeze=freeze
+    optimizer = make_optimizer(
+        optimizer="adam", rate=0.1, weight_decay=0.1, freeze=freeze
     )
-    spec = tiny.spec("upproj", freeze=freeze)
-    state = init_state(
-        spec.model, lambda p: optimizer(params=p), image_size=tiny.SIZE, seed=0
-    )
-    spec = dataclasses.replace(spec, optimizer=optimizer(params=state.params))
+    spec = tiny.spec("upproj", freeze=freeze, optimizer=optimizer)
+    state = init_state(spec.model, optimizer, image_size=tiny.SIZE, seed=0)
     new, _ = take_step(spec, state, tiny.batch(4))
 
     def moved(name):
@@ -406,7 +403,7 @@ def test_statistics_move_by_a_tenth():
 
 def test_a_fresh_state_predicts_the_depth_it_was_given():
     model = tiny.model("upproj", init_depth=1.8)
-    state = init_state(model, lambda _: optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
+    state = init_state(model, optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
     rgb = tiny.batch(2)["rgb"].astype(np.float32)
     depth = step_lib.predict(
         model, state.variables, jnp.asarray(rgb), layout="torchvision"
