@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from jaxdepth.commands import cli, run
 from jaxdepth.runtime import host_process, hosts
@@ -34,9 +35,8 @@ def free_port() -> str:
 
 
 def environment(devices: int) -> dict[str, str]:
-    count = f"--xla_force_host_platform_device_count={devices}"
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    values = {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": path}
+    values = tiny.environment(devices=devices) | {"PYTHONPATH": path}
     values.pop("JAX_COMPILATION_CACHE_DIR", None)  # --cache_dir decides
     return values
 

@@ -1,12 +1,12 @@
 """The persistent compilation cache, and memory that a process retains."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 from jaxdepth.runtime import jax_setup
 
@@ -26,7 +26,7 @@ print(json.dumps([code, *(seen[f"/jax/compilation_cache/{k}"] for k in names)]))
 
 def count(*argv: str) -> tuple[int, int]:
     """Run a command in a process of its own; return (cache hits, cache misses)."""
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = tiny.environment() | {"PYTHONPATH": str(ROOT)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, *argv],
@@ -62,7 +62,7 @@ import jax, jax.numpy as jnp
 if sys.argv[1] == "retain":
     from jaxdepth.runtime import jax_setup
     jax_setup.retain_host_memory()
-f = jax.jit(lambda x: jnp.sort(x + 1)[::-1].sum())
+f = jax.jit(lambda x: jnp.sin(x @ jnp.ones((4, 8))).max())
 x = jnp.ones((1 << 21, 4))
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
