@@ -1,7 +1,6 @@
 """Complete runs at a small size: their outputs, and the errors of wrong flags."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
