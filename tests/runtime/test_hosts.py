@@ -21,7 +21,7 @@ from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training.checkpoint import Checkpoints, describe_last
 
 ROOT = Path(__file__).parents[2]
-SAME = ["--arch=cnn", "--loss=mse", "--size=32x48", "--rooms=12", "--augment=full"]
+SAME = ["--arch=cnn", "--loss=mse", "--size=19x25", "--rooms=12", "--augment=full"]
 SAME += ["--optimizer=sgd", "--lr=0.01", "--log_every=1"]
 JIT = [*SAME, "--batch_size=8", "--eval_every=2"]
 PMAP = [*SAME, "--batch_size=16", "--parallel=pmap", "--accumulate=2"]
