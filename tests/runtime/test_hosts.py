@@ -25,7 +25,7 @@ SAME = ["--arch=cnn", "--loss=mse", "--size=19x25", "--rooms=12", "--augment=ful
 SAME += ["--optimizer=sgd", "--lr=0.01", "--log_every=1"]
 JIT = [*SAME, "--batch_size=8", "--eval_every=2"]
 PMAP = [*SAME, "--batch_size=16", "--parallel=pmap", "--accumulate=2"]
-PMAP += ["--steps_per_call=2", "--cache=device", "--steps=4", "--eval_every=0"]
+PMAP += ["--steps_per_call=2", "--cache=device", "--steps=2", "--eval_every=0"]
 
 
 def free_port() -> str:
