@@ -18,7 +18,6 @@ from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
 from jaxdepth.runtime import garbage, jax_setup
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training import step as step_lib
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
 
@@ -58,7 +57,7 @@ class Predictor:
         self.variables = jax.device_put(variables)
 
         def forward(variables, rgb):
-            return step_lib.predict(model, variables, rgb, layout=config.model.layout)
+            return models.predict(model, variables, rgb, layout=config.model.layout)
 
         # The variables are an argument because constants would be compiled in.
         self.forward = forward
