@@ -18,6 +18,7 @@ from jaxdepth import losses
 from jaxdepth.config import Config
 from jaxdepth.data import units
 from jaxdepth.models import normalize
+from jaxdepth.models import predict as predict
 from jaxdepth.ops import resize
 from jaxdepth.training import augment, device_cache, device_state
 from jaxdepth.training.state import PyTree, TrainState, update_ema
@@ -97,13 +98,6 @@ def to_training_frame(
     depth, valid = resize.masked_area(depth_codes.astype(jnp.float32), known, size)
     depth = jnp.where(valid, jnp.round(depth), 0)
     return jnp.round(small).astype(rgb.dtype), depth.astype(depth_codes.dtype)
-
-
-def predict(
-    model: nn.Module, variables: PyTree, rgb: Float[Array, "b h w 3"], *, layout: str
-) -> Float[Array, "b i j"]:
-    """Predict depth in metres, at the network's output size, from colours 0 to 255."""
-    return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
 
 
 def _loss_sums(spec: StepSpec, params, batch_stats, image, depth, keys):

@@ -121,8 +121,9 @@ def case(dtype=jnp.float32):
     conv, norm = functools.partial(Conv, dtype=dtype), batch_norm(dtype=dtype)
     model = ResNet(stage_sizes=(2, 1), width=8, conv=conv, norm=norm)
     image = jax.random.normal(jax.random.key(0), (4, 40, 56, 3))
-    variables = model.init(jax.random.key(1), image)
+    variables = jax.jit(model.init)(jax.random.key(1), image)
 
+    @jax.jit
     def perturbed(a):  # zero scales would hide the branches
         return a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
 
