@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
@@ -229,6 +230,12 @@ def _transposed_stride2_backward(highs, precision, residuals, gradient):
     x, kernel = residuals
     convolve = functools.partial(_stride2, gradient, highs=highs, precision=precision)
     (kernel_grad,) = jax.linear_transpose(convolve, kernel)(x)
+    if platform.current() == "tpu":
+        # The order of the stored kernel, whose channels `_transposed` exchanges.
+        # Without it, the compiler takes the order of the exchanged kernel for the whole
+        # update and copies parameters and moments to it and back: 9.0 instead of 5.1 MB
+        # an image for the first up-convolution with Adam (v5e, 128 images).
+        kernel_grad = with_layout_constraint(kernel_grad, Layout((0, 1, 3, 2)))
     return _stride2(gradient, kernel, highs, precision), kernel_grad
 
 
