@@ -29,11 +29,11 @@ from jaxdepth.runtime.errors import UserError
 FORMS = ("plain", "four", "transposed")
 UNPOOLS = ("zero", "average")
 
-# On TPU, kernel gradients whose output channels fill the lanes of its tiles are computed
-# in the order of the stored kernel. In the other order, the compiler copies parameters
-# and moments to it for the update and back: 9.0 instead of 5.1 MB an image and 75 instead
-# of 59 kcycles for the first up-convolution with Adam (v5e, 128 images). The last one,
-# with 64 output channels, would take 32 instead of 22 kcycles for its kernel gradient.
+# On TPU, kernel gradients whose output channels fill the lanes of its tiles are
+# computed in the order of the stored kernel. In the other order, the compiler copies
+# parameters and moments to it for the update and back: 9.0 instead of 5.1 MB an image
+# and 75 instead of 59 kcycles for the first up-convolution with Adam (v5e, 128 images).
+# The last one, with 64 output channels, would take 32 instead of 22 kcycles.
 LANES = 128
 PADDING_SIDES = ("bottom_right", "top_left")
 
