@@ -202,6 +202,33 @@ def test_both_gradients_of_transposed_are_convolutions_of_stride_2():
     assert sorted(dilations) == ["1", "1", "1", "1", "2", "2"]
 
 
+# Only channels that fill the lanes.
+@pytest.mark.parametrize("features, expected_order", [(128, True), (64, False)])
+def test_on_tpu_the_kernel_gradient_has_the_order_of_the_stored_kernel(
+    features, expected_order
+):
+    rng = np.random.default_rng(0)
+    shapes = (2, 4, 5, 3), (5, 5, 3, features)
+
+    def gradients(form, backend):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(ops.upconv(x, kernel, form=form)))
+
+        with platform.compiling_for(backend):
+            compiled = jax.jit(jax.grad(loss, (0, 1)))
+            text = compiled.lower(*arrays).as_text()
+            return compiled(*arrays), "LayoutConstraint" in text
+
+    with jax.enable_x64():
+        arrays = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+        expected, _ = gradients("plain", "cpu")
+        got, is_ordered = gradients("transposed", "tpu")
+        _, is_ordered_on_gpu = gradients("transposed", "gpu")
+    assert is_ordered == expected_order and not is_ordered_on_gpu
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+
+
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_auto_is_the_default_form_of_the_backend(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
