@@ -52,8 +52,8 @@ def folded_norm(
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
-    moments = _output_moments(x, kernel)
-    mean, square = mean_over_devices(*moments, axis_name, axis_index_groups)
+    mean, square = _output_moments(x, kernel)
+    mean, square = mean_over_devices(mean, square, axis_name, axis_index_groups)
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
     kernel, offset = kernel * factor[None], offset - mean * factor

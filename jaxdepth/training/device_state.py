@@ -100,7 +100,7 @@ def _convert(state: TrainState, convert: Callable[[str, PyTree], PyTree]) -> Tra
 
 
 def _names(module: PyTree) -> Names:
-    leaves = traverse_util.flatten_dict(module)
+    leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(module))
     return tuple(
         (path, np.shape(leaves[path]))
         for path in sorted(leaves)

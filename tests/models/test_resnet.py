@@ -1,5 +1,6 @@
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,8 @@ def test_pooling_before_normalising_equals_pooling_after_it():
     for i, j in np.ndindex(y.shape[1:3]):
         window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
         np.testing.assert_allclose(y[:, i, j], window.max((1, 2)), atol=1e-6)
-    old, new = variables["batch_stats"]["bn_init"], changed["batch_stats"]["bn_init"]
+    old: Any = variables["batch_stats"]["bn_init"]
+    new: Any = changed["batch_stats"]["bn_init"]
     np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-5)
     np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * variance, rtol=1e-5)
 

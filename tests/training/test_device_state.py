@@ -64,7 +64,9 @@ def test_all_parameters_but_kernels_of_a_module_are_one_array():
     state = random_state(spec_of("adam"), ema=True)
     arranged = device_state.arrange(state)
     moments = arranged.opt_state[1]
-    trees = arranged.params, moments.mu, moments.nu, arranged.average["params"]
+    average = arranged.average
+    assert average is not None
+    trees = arranged.params, moments.mu, moments.nu, average["params"]
     for tree in trees:
         for name, module in tree.items():
             rest = [
