@@ -14,6 +14,8 @@ lists the commands.
 import importlib
 import typing
 
+from jaxdepth.runtime import garbage
+
 if typing.TYPE_CHECKING:
     from jaxdepth import losses
     from jaxdepth.config import Config
@@ -63,9 +65,10 @@ _SUBMODULES = ("losses", "metrics", "protocols")
 def __getattr__(name: str) -> typing.Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'jaxdepth' has no attribute '{name}'")
-    if name in _SUBMODULES:
-        return importlib.import_module(f"{_MODULES[name]}.{name}")
-    return getattr(importlib.import_module(_MODULES[name]), name)
+    with garbage.paused():
+        if name in _SUBMODULES:
+            return importlib.import_module(f"{_MODULES[name]}.{name}")
+        return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

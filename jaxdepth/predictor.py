@@ -16,9 +16,8 @@ from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
-from jaxdepth.runtime import jax_setup
+from jaxdepth.runtime import garbage, jax_setup
 from jaxdepth.runtime.errors import UserError
-from jaxdepth.training import step as step_lib
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
 
@@ -58,7 +57,7 @@ class Predictor:
         self.variables = jax.device_put(variables)
 
         def forward(variables, rgb):
-            return step_lib.predict(model, variables, rgb, layout=config.model.layout)
+            return models.predict(model, variables, rgb, layout=config.model.layout)
 
         # The variables are an argument because constants would be compiled in.
         self.forward = forward
@@ -67,7 +66,8 @@ class Predictor:
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Depth in metres at the output size, for inputs in colours 0 to 255."""
-        return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
+        with garbage.paused():  # in the first call of a size, JAX traces
+            return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a photo of (height, width).
@@ -249,6 +249,7 @@ def _extend(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.pad(rgb, [(0, bottom), (0, right), (0, 0)], mode="edge")
 
 
+@garbage.paused()
 def load(
     name: str | Path,
     *,
@@ -283,12 +284,15 @@ def load(
     split = saved.get("data", {}).get("eval_split", config.data.split)
     chosen = choose_step(checkpoints, split, step)
     model = models.create(config.model)
-    image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
-    target = jax.eval_shape(model.init, jax.random.key(0), image)
-    target = {"batch_stats": {}, **target}
+
+    def expected() -> PyTree:
+        image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+        return {"batch_stats": {}, **shapes}
+
     return Predictor(
         config,
-        checkpoints.restore_model(target, step=chosen),
+        checkpoints.restore_model(expected, step=chosen),
         camera=_training_camera(saved, where=f"{name}/{workdir.CONFIG}"),
         step=chosen,
     )

@@ -47,7 +47,7 @@ def test_evaluation_offers_what_training_does(flag):
 
 @pytest.mark.parametrize("name", config_lib.choices("optimizer") or ())
 def test_every_optimizer_exists(name):
-    make_optimizer(params={"a": 0.0}, optimizer=name)
+    make_optimizer(optimizer=name)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +21,7 @@ TINY = [
 
 def execute(folder: Path, *words: str) -> str:
     """Run Python in an empty folder; its output."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    del environment["XLA_FLAGS"]  # one device
+    environment = tiny.environment() | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment,
         capture_output=True, text=True,

@@ -1,6 +1,7 @@
 """Networks, batches and states that compile in seconds, for several test modules."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -25,6 +26,12 @@ WIDTHS: dict[str, dict[str, Any]] = {
     "cnn": {"features": (4, 6), "pools": 2},
     "cnn_fc": {"features": (4, 4), "hidden": 8},
 }
+
+
+def environment(*, devices: int = 1) -> dict[str, str]:
+    """The environment of a process with that many simulated devices."""
+    count = f" --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"] + count}
 
 
 def model(arch: str = "cnn", **options: Any):
@@ -71,7 +78,7 @@ def changed(spec: StepSpec, **flags: Any) -> StepSpec:
 
 def state(spec: StepSpec, *, seed: int = 0):
     """A fresh state, as NumPy arrays: none of it can be donated by accident."""
-    fresh = init_state(spec.model, lambda _: spec.optimizer, image_size=SIZE, seed=seed)
+    fresh = init_state(spec.model, spec.optimizer, image_size=SIZE, seed=seed)
     return jax.tree.map(np.asarray, fresh)
 
 

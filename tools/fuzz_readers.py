@@ -289,7 +289,7 @@ def read_checkpoints(folder: Path) -> dict[str, Any]:
     """Read what `jaxdepth.load` and a resumed run read."""
     with contextlib.closing(Checkpoints(str(folder), read_only=True)) as opened:
         step = choose_step(opened, "own", "best")
-        model = opened.restore_model(_state(0).network, step=step)
+        model = opened.restore_model(lambda: _state(0).network, step=step)
         state = opened.restore_state(_state(0))
         assert state is not None
         return {"model": model, "state": vars(state)}

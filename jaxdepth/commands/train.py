@@ -374,7 +374,7 @@ def _initialize(session: Session, weights: files.Weights | None) -> None:
     fresh_state = functools.partial(
         init_state,
         model,
-        lambda params: optimizer_lib.create(config, params),
+        optimizer_lib.create(config),
         image_size=config.image_size,
         seed=config.train.seed,
     )
@@ -420,16 +420,14 @@ def _compile_ahead(session: Session, fresh_state: Callable[[], TrainState]) -> N
         state = jax.eval_shape(TrainState.start_ema, state)
     stacked = config.train.steps_per_call > 1
     batch = batch_shapes(config, store.size)
-    session.step = placement.compile(
-        train_step, _spec(session, state.params), stacked=stacked
-    )
+    session.step = placement.compile(train_step, _spec(session), stacked=stacked)
     placed = placement.shapes(batch, sharding.batch_spec(stacked))
     session.step.compile_ahead(placement.state_shapes(state), placed)
 
 
-def _spec(session: Session, params: Any) -> StepSpec:
-    """The static arguments of the training step; `params` may be shapes."""
-    optimizer = optimizer_lib.create(session.config, params)
+def _spec(session: Session) -> StepSpec:
+    """The static arguments of the training step."""
+    optimizer = optimizer_lib.create(session.config)
     unit = session.data.train.depth_unit
     return StepSpec(session.model, optimizer, session.config, sharding.AXIS, unit)
 
@@ -536,7 +534,7 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
             config,
             state,
             batches,
-            step_fn=_step_fn(session, state),
+            step_fn=_step_fn(session),
             placement=session.placement,
             checkpoints=checkpoints,
             writer=writer,
@@ -572,12 +570,12 @@ def _evaluate(
     return first["metrics"]["rmse"]
 
 
-def _step_fn(session: Session, state: TrainState) -> Any:
+def _step_fn(session: Session) -> Any:
     """The compiled step, on batches from the host or from the device cache."""
     if session.step is not None:
         return session.step
     config, placement, data = session.config, session.placement, session.data
-    spec, stacked = _spec(session, state.params), config.train.steps_per_call > 1
+    spec, stacked = _spec(session), config.train.steps_per_call > 1
     if config.data.cache != "device":
         return placement.compile(train_step, spec, stacked=stacked)
     part = device_cache.reader(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 from jaxdepth.config import ModelConfig
 from jaxdepth.models.cnn import CNN, CNNFC
@@ -16,6 +17,7 @@ from jaxdepth.ops.batch_norm import Groups
 from jaxdepth.ops.upconv import FORMS, UNPOOLS
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry
+from jaxdepth.runtime.trees import PyTree
 
 __all__ = [
     "ARCHS",
@@ -27,6 +29,7 @@ __all__ = [
     "create_model",
     "normalize",
     "output_size",
+    "predict",
     "register_arch",
 ]
 
@@ -232,6 +235,13 @@ def output_size(arch: str, image_size: tuple[int, int]) -> tuple[int, int]:
     228x304: upproj 128x160, cnn and cnn_trans 57x76, cnn_fc 55x74 (built for it).
     """
     return arch_named(arch).module().output_size(image_size)  # pyright: ignore
+
+
+def predict(
+    model: nn.Module, variables: PyTree, rgb: Float[Array, "b h w 3"], *, layout: str
+) -> Float[Array, "b i j"]:
+    """Predict depth in metres, at the network's output size, from colours 0 to 255."""
+    return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
 
 
 def _check_one_of(flag: str, name: str, names: tuple[str, ...]) -> None:

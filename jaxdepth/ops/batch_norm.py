@@ -87,21 +87,24 @@ def _backward(shared, saved, gradients):
     x, scale, offset, mean, inverse, mask_of, has_residual = saved
     gradient = gradients[0].astype(_sum_dtype(x))
     if relu:
-        if mask_of is None:
-            mask_of = _affine(x, mean, inverse * scale, offset)
-        gradient = jnp.where(mask_of > 0, gradient, 0.0)
+        if has_residual:
+            # The result is not negative. Compiled for GPU, a comparison would be a
+            # kernel of its own, which stores the mask.
+            gradient = gradient * jnp.sign(mask_of).astype(gradient.dtype)
+        else:
+            out = _affine(x, mean, inverse * scale, offset)
+            gradient = jnp.where(out > 0, gradient, 0.0)
     normalised = _affine(x, mean, inverse, jnp.zeros_like(mean))
     entries = x.size // x.shape[-1]
     offset_grad, scale_grad = _sums(gradient, gradient * normalised)
-    first, second = mean_over_devices(
-        offset_grad / entries, scale_grad / entries, *devices
-    )
+    first, second = mean_over_devices(offset_grad, scale_grad, *devices)
     stored = gradient
     if has_residual:
         # The barrier: so that the second pass reads this instead of computing it again.
         stored = lax.optimization_barrier(gradient.astype(x.dtype))
-    x_grad = stored - _spread(first) - normalised * _spread(second)
-    x_grad = (x_grad * _spread(inverse * scale)).astype(x.dtype)
+    # Dividing here and not the vectors saves a kernel on GPU.
+    mean_of_both = (_spread(first) + normalised * _spread(second)) * (1 / entries)
+    x_grad = ((stored - mean_of_both) * _spread(inverse * scale)).astype(x.dtype)
     residual_grad = stored if has_residual else None
     return x_grad, scale_grad, offset_grad, residual_grad
 

@@ -4,6 +4,8 @@ The function has no parameters: the caller passes kernel, scale and offset and k
 running statistics.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -50,8 +52,8 @@ def folded_norm(
 
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
-    moments = _output_moments(x, kernel)
-    mean, square = mean_over_devices(*moments, axis_name, axis_index_groups)
+    mean, square = _output_moments(x, kernel)
+    mean, square = mean_over_devices(mean, square, axis_name, axis_index_groups)
     variance = jnp.maximum(0.0, square - mean * mean)
     factor = scale * lax.rsqrt(variance + epsilon)
     kernel, offset = kernel * factor[None], offset - mean * factor
@@ -63,33 +65,38 @@ def folded_norm(
     return out, mean, variance
 
 
-def _output_moments(x, kernel):
-    """Means of y = x kernel and of y^2 over the entries on this device."""
-    entries = x.shape[0] * x.shape[1] * x.shape[2]
-    first, second = _moments(x)
-    mean = jnp.einsum("c,cf->f", first / entries, kernel, precision=EXACT)
-    mixed = jnp.einsum("cd,df->cf", second / entries, kernel, precision=EXACT)
-    return mean, jnp.sum(kernel * mixed, axis=0)
-
-
 @jax.custom_vjp
-def _moments(x):
-    """Sum of x and sum of its outer product with itself, in float32.
+def _output_moments(x, kernel):
+    """Means of y = x kernel and of y^2 over the entries on this device, float32.
 
-    The custom gradient fixes the dtypes: products in that of x, sums in float32.
+    The custom gradient fixes the dtypes: products with maps in that of x, sums in
+    float32. It uses that the second moment is symmetric.
     """
+    return _output_moments_forward(x, kernel)[0]
+
+
+def _output_moments_forward(x, kernel):
+    entries = math.prod(x.shape[:3])
+    first = jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32) / entries
     second = jnp.einsum("bhwc,bhwd->cd", x, x, preferred_element_type=jnp.float32)
-    return jnp.sum(x, axis=(0, 1, 2), dtype=jnp.float32), second
+    mixed = jnp.einsum("cd,df->cf", second, kernel, precision=EXACT) / entries
+    mean = jnp.einsum("c,cf->f", first, kernel, precision=EXACT)
+    return (mean, jnp.sum(kernel * mixed, axis=0)), (x, kernel, first, mixed)
 
 
-def _moments_back(x, gradients):
-    first, second = gradients
-    symmetric = (second + second.T).astype(x.dtype)
-    constant = first.astype(x.dtype)[None, None, None]
-    return (_pointwise(x, symmetric) + constant,)
+def _output_moments_back(saved, gradients):
+    x, kernel, first, mixed = saved
+    mean_grad, square_grad = gradients
+    entries = math.prod(x.shape[:3])
+    kernel_grad = first[:, None] * mean_grad[None] + 2 * mixed * square_grad[None]
+    first_grad = jnp.einsum("cf,f->c", kernel, mean_grad, precision=EXACT) / entries
+    scaled = kernel * (2 / entries * square_grad)[None]
+    second_grad = jnp.einsum("cf,df->cd", scaled, kernel, precision=EXACT)
+    constant = first_grad.astype(x.dtype)[None, None, None]
+    return _pointwise(x, second_grad.astype(x.dtype)) + constant, kernel_grad
 
 
-_moments.defvjp(lambda x: (_moments(x), x), _moments_back)
+_output_moments.defvjp(_output_moments_forward, _output_moments_back)
 
 
 @jax.custom_vjp

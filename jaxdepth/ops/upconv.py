@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
@@ -26,6 +27,13 @@ from jaxdepth.runtime.errors import UserError
 
 FORMS = ("plain", "four", "transposed")
 UNPOOLS = ("zero", "average")
+
+# On TPU, kernel gradients whose output channels fill the lanes of its tiles are
+# computed in the order of the stored kernel. In the other order, the compiler copies
+# parameters and moments to it for the update and back: 9.0 instead of 5.1 MB an image
+# and 75 instead of 59 kcycles for the first up-convolution with Adam (v5e, 128 images).
+# The last one, with 64 output channels, would take 32 instead of 22 kcycles.
+LANES = 128
 PADDING_SIDES = ("bottom_right", "top_left")
 
 
@@ -227,6 +235,8 @@ def _transposed_stride2_backward(highs, precision, residuals, gradient):
     x, kernel = residuals
     convolve = functools.partial(_stride2, gradient, highs=highs, precision=precision)
     (kernel_grad,) = jax.linear_transpose(convolve, kernel)(x)
+    if platform.current() == "tpu" and kernel.shape[2] % LANES == 0:
+        kernel_grad = with_layout_constraint(kernel_grad, Layout((0, 1, 3, 2)))
     return _stride2(gradient, kernel, highs, precision), kernel_grad
 
 

@@ -10,6 +10,7 @@ import math
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -164,7 +165,7 @@ class Checkpoints:
         for step in reversed(steps):
             model, optimizer = target.variables, _optimizer_item(target)
             try:
-                self._check_shapes(step, model)
+                self._check_shapes(self._saved_shapes(step), model)
                 items = self._restore(step, {"model": model, "optimizer": optimizer})
             except DamagedCheckpoint as error:
                 logger.warning("checkpoint of step %d is damaged: %s", step, error)
@@ -186,14 +187,25 @@ class Checkpoints:
             )
         return None
 
-    def restore_model(self, target: PyTree, *, step: int) -> PyTree:
-        """Restore `{"params", "batch_stats"}` of one step, shaped as `target`.
+    def restore_model(self, expected: Callable[[], PyTree], *, step: int) -> PyTree:
+        """Restore `{"params", "batch_stats"}` of one step.
+
+        Args:
+          expected: returns the shapes that the network has, as a tree of arrays or of
+            `jax.ShapeDtypeStruct`. It is called while the arrays are read.
+          step: a step of `steps`.
 
         Raises UserError if the checkpoint is damaged, or has another network.
         """
         try:
-            self._check_shapes(step, target)
-            return self._restore(step, {"model": target})["model"]
+            saved = self._saved_shapes(step)
+            with futures.ThreadPoolExecutor(1) as pool:
+                reading = pool.submit(self._restore, step, {"model": saved})
+                target = expected()
+                self._check_shapes(saved, target)
+                leaves = jax.tree.leaves(reading.result()["model"])
+            # Empty subtrees are not saved.
+            return jax.tree.unflatten(jax.tree.structure(target), leaves)
         except DamagedCheckpoint as error:
             others = [s for s in self.steps() if s != step]
             hint = f"; --step= one of {others} may be undamaged" if others else ""
@@ -224,16 +236,24 @@ class Checkpoints:
                 raise DamagedCheckpoint(f"checksum of {wrong} differs")
         return {item: restored[item] for item in items}
 
-    def _check_shapes(self, step: int, target: PyTree) -> None:
-        """Raise UserError if the checkpoint has another network."""
+    def _saved_shapes(self, step: int) -> PyTree:
+        """The arrays of the item "model", as a tree of `jax.ShapeDtypeStruct`."""
         try:
             # The manager returns no shapes before the first restore of an item.
             handler = ocp.PyTreeCheckpointHandler()
-            saved = _shapes(handler.metadata(self.folder / str(step) / "model"))
+            tree = handler.metadata(self.folder / str(step) / "model").tree
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+                tree,
+                is_leaf=lambda leaf: hasattr(leaf, "shape"),
+            )
         except Exception as error:
             raise DamagedCheckpoint(_first_line(error)) from error
-        expected = _shapes(target)
-        if not saved or saved == expected:
+
+    def _check_shapes(self, saved_tree: PyTree, target: PyTree) -> None:
+        """Raise UserError if the checkpoint has another network."""
+        saved, expected = _shapes(saved_tree), _shapes(target)
+        if saved == expected:
             return
         names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
         first = names[0]
@@ -357,12 +377,7 @@ def _optimizer_item(state: TrainState) -> dict[str, PyTree]:
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    tree = getattr(tree, "tree", tree)
-    if tree is None:
-        return {}
-    leaves = jax.tree_util.tree_leaves_with_path(
-        tree, is_leaf=lambda x: hasattr(x, "shape")
-    )
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in leaves}
 
 

@@ -89,11 +89,10 @@ def schedule_of(config: Config) -> optax.Schedule:
     )
 
 
-def create(config: Config, params: PyTree) -> optax.GradientTransformation:
+def create(config: Config) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration."""
     options = config.optimizer
     return make_optimizer(
-        params=params,
         optimizer=options.name,
         rate=schedule_of(config),
         weight_decay=options.weight_decay,
@@ -106,7 +105,6 @@ def create(config: Config, params: PyTree) -> optax.GradientTransformation:
 
 def make_optimizer(
     *,
-    params: PyTree,
     optimizer: str = "adam",
     rate: optax.Schedule | float = 1e-3,
     weight_decay: float = 0.0,
@@ -120,8 +118,9 @@ def make_optimizer(
     adam: Adam with L2 added to the gradient; adamw: decoupled weight decay, scaled by
     the learning rate; sgd: momentum 0.9, L2 added to the gradient.
 
+    The encoder is the module `encoder` of the parameters.
+
     Args:
-      params: parameters to optimise; `params["encoder"]` is the encoder.
       optimizer: name in `OPTIMIZERS`.
       rate: learning rate, or its schedule.
       decay: parameters with weight decay: "all", as in PyTorch, or "kernels".
@@ -149,8 +148,7 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(clip_norm)
     if frozen:
         # Frozen parameters are excluded from the norm.
-        trained = jax.tree.map(lambda label: label == "rest", _labels(params))
-        clip = optax.masked(clip, trained)
+        clip = optax.masked(clip, _trained)
     return optax.chain(clip, rule)
 
 
@@ -159,6 +157,10 @@ def _labels(params: PyTree) -> PyTree:
         name: jax.tree.map(lambda _, n=name: n if n == "encoder" else "rest", x)
         for name, x in params.items()
     }
+
+
+def _trained(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda label: label == "rest", _labels(params))
 
 
 def _kernels(params: PyTree) -> PyTree:

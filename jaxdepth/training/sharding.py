@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -22,6 +21,8 @@ from jaxdepth.ops import platform
 from jaxdepth.ops.batch_norm import Groups
 from jaxdepth.runtime import hosts
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import device_state
+from jaxdepth.training.state import TrainState
 
 logger = logging.getLogger(__name__)
 AXIS = "data"
@@ -127,7 +128,7 @@ class Placement:
         self, step: Callable, *static: Any, table: bool = False, stacked: bool = False
     ) -> Callable:
         """The function to compile: (state, batch, *table) -> (state, logs)."""
-        bound = self._on_stored_state(functools.partial(step, *static))
+        bound = functools.partial(step, *static)
         if stacked:
             bound = functools.partial(_many, bound)
         if self.kind == "pmap":
@@ -145,38 +146,18 @@ class Placement:
             check_vma=False,
         )
 
-    def _on_stored_state(self, step: Callable) -> Callable:
-        def run(state: PyTree, *arguments: PyTree):
-            state, logs = step(self.load(state), *arguments)
-            return self.store(state), logs
-
-        return run if self.reorders_kernels else step
-
     @property
-    def reorders_kernels(self) -> bool:
-        """Whether the devices store kernels in the order of cuDNN.
-
-        Otherwise a step transposes each kernel to this order and its gradient back, and
-        copies parameters and moments because the update cannot work in place: 24 MB an
-        image of `upproj` at batch 64.
-        """
+    def arranges(self) -> bool:
+        """Whether the devices hold the training state as `device_state` arranges it."""
         return self.devices[0].platform not in ("cpu", "tpu")
-
-    def store(self, state: PyTree) -> PyTree:
-        """The state in the order in which the devices store it."""
-        return _move_kernel_axis(state, -1, 0) if self.reorders_kernels else state
-
-    def load(self, state: PyTree) -> PyTree:
-        """The inverse of `store`."""
-        return _move_kernel_axis(state, 0, -1) if self.reorders_kernels else state
 
     def compiler_options(self) -> dict[str, Any]:
         """Compiler options for these devices; empty under pmap, which takes none."""
         return {} if self.kind == "pmap" else platform.compiler_options(self.local[0])
 
     def place_state(self, state: PyTree) -> PyTree:
-        """Copy a host's state to every device, in the order of `store`."""
-        state = self.store(state)
+        """Copy a host's state to every device."""
+        state = self._arranged(state)
         if self.kind == "pmap":
             n = len(self.local)
             stacked = jax.tree.map(lambda x: np.broadcast_to(x, (n, *x.shape)), state)
@@ -218,7 +199,7 @@ class Placement:
 
     def state_shapes(self, state: PyTree) -> PyTree:
         """Shapes of what `place_state` returns for a state of these shapes."""
-        return self.shapes(jax.eval_shape(self.store, state), P())
+        return self.shapes(jax.eval_shape(self._arranged, state), P())
 
     def shapes(self, tree: PyTree, spec: P) -> PyTree:
         """Shapes with the sharding that this placement gives such arrays.
@@ -277,7 +258,11 @@ class Placement:
             )
         elif hosts.is_multi_host():
             tree = jax.tree.map(lambda x: x.addressable_data(0), tree)
-        return self.load(tree)
+        is_arranged = self.arranges and isinstance(tree, TrainState)
+        return device_state.restore(tree) if is_arranged else tree
+
+    def _arranged(self, state: PyTree) -> PyTree:
+        return device_state.arrange(state) if self.arranges else state
 
 
 class CompiledStep:
@@ -320,18 +305,6 @@ class CompiledStep:
 def _many(step: Callable, state: PyTree, batches: PyTree, *table: PyTree):
     """Steps one after another on the device; the last state and the logs of all."""
     return jax.lax.scan(lambda s, batch: step(s, batch, *table), state, batches)
-
-
-def _move_kernel_axis(state: PyTree, source: int, target: int) -> PyTree:
-    """Move an axis of all kernels of convolutions, the only leaves with four axes."""
-
-    def move(x: Any) -> Any:
-        if np.ndim(x) != 4:
-            return x
-        xp: Any = jnp if isinstance(x, jax.Array) else np
-        return xp.moveaxis(x, source, target)
-
-    return jax.tree.map(move, state)
 
 
 def _split_over(tree: PyTree, devices: list[Device]) -> PyTree:

@@ -1,7 +1,6 @@
 """Complete runs at a small size: their outputs, and the errors of wrong flags."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 import jaxdepth
@@ -338,7 +338,7 @@ print(json.dumps([seen[f"/jax/compilation_cache/{k}"] for k in names]))
 
 
 def test_a_second_process_predicts_with_the_compiled_programs(trained, tmp_path):
-    environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    environment = tiny.environment() | {"PYTHONPATH": str(ROOT)}
     environment.pop("JAX_COMPILATION_CACHE_DIR")
 
     def count():
@@ -450,7 +450,7 @@ def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, 
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = tiny.environment()
     del environment["JAX_COMPILATION_CACHE_DIR"]  # would be damaged for other tests
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],
@@ -470,7 +470,7 @@ def test_sigterm_saves_and_prints_the_command_to_resume(cache, tmp_path):
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={folder}", f"--cache_dir={cache}", "--steps=100000"]
     command += ["--log_every=1", "--eval_every=0", "--save_every=0"]
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = tiny.environment()
     root = Path(__file__).parents[2]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root

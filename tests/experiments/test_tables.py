@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 
 from jaxdepth.commands import cli
 from jaxdepth.commands.paper import tables
@@ -10,7 +11,7 @@ from jaxdepth.commands.paper import tables
 
 @pytest.mark.slow
 def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", tiny.environment()["XLA_FLAGS"])
     flags = ["--table=2", "--scale=smoke", f"--workdir={tmp_path / 't'}"]
     flags += [f"--cache_dir={tmp_path / 'c'}", "--size=19x38", "--steps=2"]
     assert tables.command(flags) == cli.OK

@@ -1,4 +1,6 @@
 import functools
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +123,9 @@ def case(dtype=jnp.float32):
     conv, norm = functools.partial(Conv, dtype=dtype), batch_norm(dtype=dtype)
     model = ResNet(stage_sizes=(2, 1), width=8, conv=conv, norm=norm)
     image = jax.random.normal(jax.random.key(0), (4, 40, 56, 3))
-    variables = model.init(jax.random.key(1), image)
+    variables = jax.jit(model.init)(jax.random.key(1), image)
 
+    @jax.jit
     def perturbed(a):  # zero scales would hide the branches
         return a + 0.3 * jax.random.normal(jax.random.key(a.size), a.shape)
 
@@ -158,3 +161,95 @@ def test_joined_layers_are_as_exact_as_separate_ones_in_bfloat16(backend):
     # 0.009 and 0.011 at the output of ResNet(width=32), 0.14 and 0.15 in the gradients.
     assert errors(joined)[0] < 1.5 * errors(separate)[0]
     assert np.median(errors(joined)) < 1.5 * np.median(errors(separate))
+
+
+def stem_case(pool_padding="torch", norm=batch_norm):
+    """A stem in float64 with scales of both signs and 0."""
+    model = ResNet(
+        stage_sizes=(),
+        width=6,
+        stem_bias=True,
+        pool_padding=pool_padding,
+        conv=functools.partial(Conv, dtype=jnp.float64),
+        norm=norm(dtype=jnp.float64),
+    )
+    rng = np.random.default_rng(3)
+    image = jnp.asarray(rng.normal(size=(4, 18, 23, 3)))
+    variables = reference.variables(model, np.asarray(image))
+    scale = jnp.asarray([1.3, -0.7, 0.4, -1.1, 0.0, 0.9], jnp.float32)
+    variables["params"]["bn_init"]["scale"] = scale
+    return model, variables, image
+
+
+def train_stem(model, variables, image):
+    return model.apply(variables, image, train=True, mutable=["batch_stats"])
+
+
+def test_pooling_before_normalising_equals_pooling_after_it():
+    with jax.enable_x64():
+        model, variables, image = stem_case()
+        with platform.compiling_for("tpu"):
+            y, changed = train_stem(model, variables, image)
+        conv = Conv(6, (7, 7), 2, use_bias=True, dtype=jnp.float64)
+        params = variables["params"]
+        x = np.asarray(conv.apply({"params": params["conv_init"]}, image))
+    mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+    scale, offset = (np.float64(params["bn_init"][k]) for k in ("scale", "bias"))
+    normal = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * scale + offset, 0)
+    padded = np.pad(normal, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for i, j in np.ndindex(y.shape[1:3]):
+        window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+        np.testing.assert_allclose(y[:, i, j], window.max((1, 2)), atol=1e-6)
+    old: Any = variables["batch_stats"]["bn_init"]
+    new: Any = changed["batch_stats"]["bn_init"]
+    np.testing.assert_allclose(new["mean"], 0.9 * old["mean"] + 0.1 * mean, rtol=1e-5)
+    np.testing.assert_allclose(new["var"], 0.9 * old["var"] + 0.1 * variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pool_padding", ["torch", "same"])
+def test_pooling_before_normalising_has_the_same_gradients(pool_padding):
+    with jax.enable_x64():
+        model, variables, image = stem_case(pool_padding)
+
+        def gradients(backend):
+            def loss(params, image):
+                y, _ = train_stem(model, {**variables, "params": params}, image)
+                return jnp.sum(jnp.sin(3 * y))
+
+            with platform.compiling_for(backend):
+                return jax.grad(loss, (0, 1))(variables["params"], image)
+
+        # In float64 but for the parameters, which are float32.
+        pairs = zip(*map(jax.tree.leaves, map(gradients, ("tpu", "cpu"))), strict=True)
+        for got, expected in pairs:
+            np.testing.assert_allclose(
+                got, expected, atol=1e-6 * np.abs(expected).max() + 1e-12
+            )
+
+
+def test_pooling_before_normalising_shares_statistics_over_devices():
+    with jax.enable_x64(), platform.compiling_for("tpu"):
+        shared = functools.partial(batch_norm, axis_name="data")
+        model, variables, image = stem_case(norm=shared)
+        halves = image.reshape(2, 2, *image.shape[1:])
+        y, changed = jax.vmap(
+            functools.partial(train_stem, model, variables), axis_name="data"
+        )(halves)
+        model, variables, image = stem_case()
+        expected, of_all = train_stem(model, variables, image)
+    np.testing.assert_allclose(y.reshape(expected.shape), expected, atol=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, (changed, of_all)), strict=True):
+        np.testing.assert_allclose(a[0], b, rtol=1e-5)
+
+
+def test_on_tpu_only_the_pooled_map_is_normalised():
+    with jax.enable_x64():
+        model, variables, image = stem_case()
+        step = jax.jit(functools.partial(train_stem, model))
+        full = re.compile(r"stablehlo\.maximum .*tensor<4x9x12x6xf64>")
+        with platform.compiling_for("tpu"):
+            assert not full.search(step.lower(variables, image).as_text())
+        with platform.compiling_for(
+            "gpu"
+        ):  # the other form has it, or the test is void
+            assert full.search(step.lower(variables, image).as_text())

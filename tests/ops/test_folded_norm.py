@@ -48,7 +48,7 @@ def test_values_and_statistics_in_float64(folded):
     mean, variance = y.mean((0, 1, 2)), y.var((0, 1, 2))
     normalised = (y - mean) / np.sqrt(variance + EPSILON) * scale + offset
     for got, expected in zip(
-        folded(*arguments()), (normalised, mean, variance), strict=True
+        jax.jit(folded)(*arguments()), (normalised, mean, variance), strict=True
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=2e-5)
 
@@ -71,9 +71,10 @@ def test_gradients_equal_those_of_the_separate_operations(
         return jnp.sum(weights * y * y) + jnp.sum(mean * variance)
 
     every = tuple(range(1, len(values) + 1))
+    gradients = jax.jit(jax.grad(loss, every), static_argnums=0)
     with jax.numpy_rank_promotion("allow"):
-        expected = jax.grad(loss, every)(separate, *values)
-    got = jax.grad(loss, every)(folded, *values)
+        expected = gradients(separate, *values)
+    got = gradients(folded, *values)
     for a, b in zip(got, expected, strict=True):
         largest = np.abs(b).max() + 1e-6
         np.testing.assert_allclose(a, b, atol=5e-5 * largest)
@@ -81,10 +82,10 @@ def test_gradients_equal_those_of_the_separate_operations(
 
 def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32(folded):
     x, kernel, scale, offset = arguments(jnp.bfloat16)
-    y, mean, variance = folded(x, kernel, scale, offset)
+    y, mean, variance = jax.jit(folded)(x, kernel, scale, offset)
     assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, *[jnp.float32] * 2)
     with jax.numpy_rank_promotion("allow"):
-        exact = separate(x.astype(jnp.float32), kernel, scale, offset)
+        exact = jax.jit(separate)(x.astype(jnp.float32), kernel, scale, offset)
     # Statistics of the given bfloat16 input are computed in float32.
     np.testing.assert_allclose(mean, exact[1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, exact[2], rtol=1e-4)
@@ -93,7 +94,7 @@ def test_bfloat16_keeps_statistics_and_kernel_gradients_in_float32(folded):
     def loss(x, kernel):
         return jnp.sum(folded(x, kernel, scale, offset)[0].astype(jnp.float32) ** 2)
 
-    x_grad, kernel_grad = jax.grad(loss, (0, 1))(x, kernel)
+    x_grad, kernel_grad = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
     assert (x_grad.dtype, kernel_grad.dtype) == (jnp.bfloat16, jnp.float32)
 
 
@@ -111,5 +112,7 @@ def test_devices_on_a_shared_axis_equal_one_batch(folded):
     def sharded(x, rest):
         return folded_norm(x, *rest, epsilon=EPSILON, axis_name="data")
 
-    for got, expected in zip(jax.jit(sharded)(x, rest), folded(x, *rest), strict=True):
+    for got, expected in zip(
+        jax.jit(sharded)(x, rest), jax.jit(folded)(x, *rest), strict=True
+    ):
         np.testing.assert_allclose(got, expected, rtol=5e-5, atol=5e-5)

@@ -33,7 +33,7 @@ def test_functions_are_traced_again_for_another_platform():
 @pytest.mark.parametrize(
     "kind, accepted, expected",
     [
-        ("TPU v5 lite", True, {"xla_tpu_scoped_vmem_limit_kib": "32768"}),
+        ("TPU v5 lite", True, platform.COMPILER_OPTIONS["TPU v5 lite"]),
         ("TPU v5 lite", False, {}),
         ("TPU v4", True, {}),
         ("an unknown device", True, {}),

@@ -73,6 +73,22 @@ def case(size, kind, padding_side):
     return x, kernel, g, y, x_grad.reshape(x.shape), kernel_grad
 
 
+def value_and_gradients(form, kind, padding_side):
+    """(input, kernel, cotangent) -> output and both gradients, of one form."""
+
+    def function(x, kernel, g):
+        y, back = jax.vjp(
+            functools.partial(
+                ops.upconv, unpool=kind, padding_side=padding_side, form=form
+            ),
+            x,
+            kernel,
+        )
+        return y, *back(g)
+
+    return function
+
+
 @pytest.mark.parametrize("padding_side", ops.PADDING_SIDES)
 @pytest.mark.parametrize("kind", ops.UNPOOLS)
 @pytest.mark.parametrize("size", SIZES)
@@ -80,18 +96,7 @@ def test_forms_equal_the_literal_loop_in_value_and_gradients(size, kind, padding
     x, kernel, g, *expected = case(size, kind, padding_side)
     with jax.enable_x64(True):
         for form in ops.FORMS:
-
-            def value_and_gradients(x, kernel, g, form=form):
-                y, back = jax.vjp(
-                    lambda x, kernel: ops.upconv(
-                        x, kernel, unpool=kind, padding_side=padding_side, form=form
-                    ),
-                    x,
-                    kernel,
-                )
-                return y, *back(g)
-
-            got = jax.jit(value_and_gradients)(x, kernel, g)
+            got = jax.jit(value_and_gradients(form, kind, padding_side))(x, kernel, g)
             for name, one, other in zip(["y", "x", "k"], got, expected, strict=True):
                 message = f"{form} {name}"
                 np.testing.assert_allclose(one, other, atol=1e-12, err_msg=message)
@@ -196,6 +201,33 @@ def test_both_gradients_of_transposed_are_convolutions_of_stride_2():
     assert sorted(dilations) == ["1", "1", "1", "1", "2", "2"]
 
 
+# Only channels that fill the lanes.
+@pytest.mark.parametrize("features, expected_order", [(128, True), (64, False)])
+def test_on_tpu_the_kernel_gradient_has_the_order_of_the_stored_kernel(
+    features, expected_order
+):
+    rng = np.random.default_rng(0)
+    shapes = (2, 4, 5, 3), (5, 5, 3, features)
+
+    def gradients(form, backend):
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(ops.upconv(x, kernel, form=form)))
+
+        with platform.compiling_for(backend):
+            compiled = jax.jit(jax.grad(loss, (0, 1)))
+            text = compiled.lower(*arrays).as_text()
+            return compiled(*arrays), "LayoutConstraint" in text
+
+    with jax.enable_x64():
+        arrays = [jnp.asarray(rng.normal(size=shape)) for shape in shapes]
+        expected, _ = gradients("plain", "cpu")
+        got, is_ordered = gradients("transposed", "tpu")
+        _, is_ordered_on_gpu = gradients("transposed", "gpu")
+    assert is_ordered == expected_order and not is_ordered_on_gpu
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+
+
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_auto_is_the_default_form_of_the_backend(backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -220,18 +252,11 @@ def test_auto_on_cpu_equals_plain_in_value_and_gradients(size, cin, kind, paddin
     x, kernel = rng.normal(size=(2, *size, cin)), rng.normal(size=(5, 5, cin, 4))
     g = rng.normal(size=(2, 2 * size[0], 2 * size[1], 4))
     with jax.enable_x64(True):
-        x, kernel = jnp.asarray(x), jnp.asarray(kernel)
         plain, auto = (
-            jax.vjp(
-                functools.partial(
-                    ops.upconv, unpool=kind, padding_side=padding_side, form=form
-                ),
-                x,
-                kernel,
-            )
+            jax.jit(value_and_gradients(form, kind, padding_side))(x, kernel, g)
             for form in ("plain", "auto")
         )
-        for a, b in zip((plain[0], *plain[1](g)), (auto[0], *auto[1](g)), strict=True):
+        for a, b in zip(plain, auto, strict=True):
             np.testing.assert_allclose(b, a, rtol=0, atol=1e-12)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from jaxdepth.commands import cli, run
 from jaxdepth.runtime import host_process, hosts
@@ -20,11 +21,11 @@ from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training.checkpoint import Checkpoints, describe_last
 
 ROOT = Path(__file__).parents[2]
-SAME = ["--arch=cnn", "--loss=mse", "--size=32x48", "--rooms=12", "--augment=full"]
+SAME = ["--arch=cnn", "--loss=mse", "--size=19x25", "--rooms=12", "--augment=full"]
 SAME += ["--optimizer=sgd", "--lr=0.01", "--log_every=1"]
 JIT = [*SAME, "--batch_size=8", "--eval_every=2"]
 PMAP = [*SAME, "--batch_size=16", "--parallel=pmap", "--accumulate=2"]
-PMAP += ["--steps_per_call=2", "--cache=device", "--steps=4", "--eval_every=0"]
+PMAP += ["--steps_per_call=2", "--cache=device", "--steps=2", "--eval_every=0"]
 
 
 def free_port() -> str:
@@ -34,9 +35,8 @@ def free_port() -> str:
 
 
 def environment(devices: int) -> dict[str, str]:
-    count = f"--xla_force_host_platform_device_count={devices}"
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    values = {**os.environ, "XLA_FLAGS": count, "PYTHONPATH": path}
+    values = tiny.environment(devices=devices) | {"PYTHONPATH": path}
     values.pop("JAX_COMPILATION_CACHE_DIR", None)  # --cache_dir decides
     return values
 

@@ -57,7 +57,7 @@ def test_with_an_ema_the_averaged_and_the_trained_network_are_saved(tmp_path, fr
     restored = opened.restore_state(fresh.start_ema())
     assert restored is not None
     assert_is(dataclasses.replace(restored, average=None), 3)
-    model = opened.restore_model(fresh.network, step=3)
+    model = opened.restore_model(lambda: fresh.network, step=3)
     for tree in (restored.average, restored.variables, model):
         assert jax.tree.structure(tree) == jax.tree.structure(fresh.network)
         assert all(np.all(np.asarray(x) == 7) for x in jax.tree.leaves(tree))
@@ -69,7 +69,7 @@ def test_the_best_and_the_last_two_are_preserved(tmp_path, fresh):
     assert opened.steps() == [2, 4, 5]
     assert opened.best_step() == 2
     model = {"params": fresh.params, "batch_stats": fresh.batch_stats}
-    restored = opened.restore_model(model, step=2)
+    restored = opened.restore_model(lambda: model, step=2)
     assert all(np.all(np.asarray(x) == 2) for x in jax.tree.leaves(restored))
 
 

@@ -83,9 +83,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", RULES)
 def test_rules_equal_torch(name):
-    rule = make_optimizer(
-        params=params(), optimizer=name, rate=0.01, weight_decay=0.1, decay="all"
-    )
+    rule = make_optimizer(optimizer=name, rate=0.01, weight_decay=0.1, decay="all")
     expected = by_torch(lambda o, p: RULES[name](o, p, weight_decay=0.1))
     close(run(params(), rule)[0], expected)
 
@@ -93,9 +91,7 @@ def test_rules_equal_torch(name):
 @pytest.mark.parametrize("name", RULES)
 def test_decay_of_kernels_alone_equals_two_groups(name):
     # The (2,2,C) bias of an up-convolution is a bias in spite of its three axes.
-    rule = make_optimizer(
-        params=params(), optimizer=name, rate=0.01, weight_decay=0.1, decay="kernels"
-    )
+    rule = make_optimizer(optimizer=name, rate=0.01, weight_decay=0.1, decay="kernels")
 
     def groups(held):
         kernels = [p for n, p in held.items() if "kernel" in n]
@@ -111,7 +107,7 @@ def test_decay_of_kernels_alone_equals_two_groups(name):
 
 def test_clipping_comes_before_the_decay():
     rule = make_optimizer(
-        params=params(), optimizer="sgd", rate=0.01, weight_decay=0.1, decay="all",
+        optimizer="sgd", rate=0.01, weight_decay=0.1, decay="all",
         clip_norm=0.5,
     )  # fmt: skip
     expected = by_torch(lambda o, p: RULES["sgd"](o, p, weight_decay=0.1), clip=0.5)
@@ -119,7 +115,7 @@ def test_clipping_comes_before_the_decay():
 
 
 def test_a_small_gradient_is_not_clipped():
-    options = {"params": params(), "optimizer": "sgd", "rate": 0.01}
+    options = {"optimizer": "sgd", "rate": 0.01}
     clipped = make_optimizer(**options, clip_norm=1e6)
     close(
         run(params(), clipped)[0],
@@ -129,7 +125,7 @@ def test_a_small_gradient_is_not_clipped():
 
 def test_the_rate_follows_the_schedule():
     rule = make_optimizer(
-        params=params(), optimizer="sgd", rate=learning_rate(
+        optimizer="sgd", rate=learning_rate(
             lr=0.01, schedule="cosine", steps=STEPS, warmup_steps=2
         ),
     )  # fmt: skip
@@ -191,16 +187,16 @@ def test_unknown_names_are_refused():
     with pytest.raises(KeyError, match="schedule 'linear'"):
         learning_rate(lr=1.0, schedule="linear", steps=1)
     with pytest.raises(KeyError, match="optimizer 'lion'"):
-        make_optimizer(params=params(), optimizer="lion")
+        make_optimizer(optimizer="lion")
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_moments(name):
     options = {"optimizer": name, "rate": 0.01, "weight_decay": 0.1, "decay": "all"}
-    rule = make_optimizer(params=params(), freeze="encoder", **options)
+    rule = make_optimizer(freeze="encoder", **options)
     moved, state = run(params(), rule)
     before, after = names(params()), names(moved)
-    free = names(run(params(), make_optimizer(params=params(), **options))[0])
+    free = names(run(params(), make_optimizer(**options))[0])
     for path, value in before.items():
         if "encoder" in path:
             assert after[path].tobytes() == value.tobytes()
@@ -212,9 +208,7 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_has_no_moments(name):
 
 
 def test_what_is_frozen_does_not_count_in_the_norm():
-    rule = make_optimizer(
-        params=params(), optimizer="sgd", rate=1.0, clip_norm=0.5, freeze="encoder"
-    )
+    rule = make_optimizer(optimizer="sgd", rate=1.0, clip_norm=0.5, freeze="encoder")
     gradient = gradients(0)
     gradient["encoder"] = jax.tree.map(lambda x: 1e6 * x, gradient["encoder"])
     updates, _ = rule.update(gradient, rule.init(params()), params())
@@ -223,7 +217,6 @@ def test_what_is_frozen_does_not_count_in_the_norm():
 
 def test_the_encoder_moves_at_its_own_rate():
     options = {
-        "params": params(),
         "optimizer": "sgd",
         "rate": 0.01,
         "weight_decay": 0.1,
@@ -241,7 +234,7 @@ def test_the_encoder_moves_at_its_own_rate():
 
 def test_a_factor_clips_the_gradient_as_a_whole():
     rule = make_optimizer(
-        params=params(), optimizer="sgd", rate=1.0, clip_norm=0.5, encoder_lr_factor=2.0
+        optimizer="sgd", rate=1.0, clip_norm=0.5, encoder_lr_factor=2.0
     )
     updates, _ = rule.update(gradients(0), rule.init(params()), params())
     norm = np.sqrt(sum(np.sum(g**2) for g in names(gradients(0)).values()))

@@ -92,9 +92,10 @@ def plain_loss(model, params, batch_stats, batch, train=True):
 def test_gradients_are_those_of_the_loss_written_out():
     spec = tiny.spec()
     state, batch = tiny.state(spec), tiny.batch(4, empty=(2,))
-    expected, grads = jax.value_and_grad(plain_loss, argnums=1)(
-        spec.model, state.params, state.batch_stats, batch
+    loss = functools.partial(
+        plain_loss, spec.model, batch_stats=state.batch_stats, batch=batch
     )
+    expected, grads = jax.jit(jax.value_and_grad(loss))(state.params)
     got, loss, images, _ = gradients(spec, state, batch)
     assert images == 3
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -105,10 +106,12 @@ def test_validation_takes_the_same_loss_with_running_statistics():
     spec = tiny.spec(augment="full")
     state, batch = tiny.state(spec), tiny.batch(4, empty=(2,))
     state = jax.tree.map(jnp.asarray, state)
-    expected = plain_loss(
-        spec.model, state.params, state.batch_stats, batch, train=False
+    expected, training = (
+        jax.jit(functools.partial(plain_loss, spec.model, batch=batch, train=train))(
+            state.params, state.batch_stats
+        )
+        for train in (False, True)
     )
-    training = plain_loss(spec.model, state.params, state.batch_stats, batch)
     total, images = jax.jit(functools.partial(validation_sums, spec))(
         state.variables, batch
     )
@@ -346,14 +349,11 @@ def test_an_average_changes_nothing_of_the_training():
 
 @pytest.mark.parametrize("freeze", ["encoder", "bn_stats"])
 def test_what_is_frozen_stays(freeze):
-    optimizer = functools.partial(
-        make_optimizer, optimizer="adam", rate=0.1, weight_decay=0.1, freeze=freeze
+    optimizer = make_optimizer(
+        optimizer="adam", rate=0.1, weight_decay=0.1, freeze=freeze
     )
-    spec = tiny.spec("upproj", freeze=freeze)
-    state = init_state(
-        spec.model, lambda p: optimizer(params=p), image_size=tiny.SIZE, seed=0
-    )
-    spec = dataclasses.replace(spec, optimizer=optimizer(params=state.params))
+    spec = tiny.spec("upproj", freeze=freeze, optimizer=optimizer)
+    state = init_state(spec.model, optimizer, image_size=tiny.SIZE, seed=0)
     new, _ = take_step(spec, state, tiny.batch(4))
 
     def moved(name):
@@ -406,11 +406,10 @@ def test_statistics_move_by_a_tenth():
 
 def test_a_fresh_state_predicts_the_depth_it_was_given():
     model = tiny.model("upproj", init_depth=1.8)
-    state = init_state(model, lambda _: optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
+    state = init_state(model, optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
     rgb = tiny.batch(2)["rgb"].astype(np.float32)
-    depth = step_lib.predict(
-        model, state.variables, jnp.asarray(rgb), layout="torchvision"
-    )
+    predict = functools.partial(step_lib.predict, model, layout="torchvision")
+    depth = jax.jit(predict)(state.variables, rgb)
     assert depth.dtype == jnp.float32
     np.testing.assert_allclose(depth, 1.8, atol=0.1)
     assert state.step == 0

@@ -1,8 +1,10 @@
 """Published figures of TPU chips and GPUs, and bounds of a step that follow from them.
 
 TPUs: Google's Cloud TPU documentation (pages "TPU v4", "TPU v5e", "TPU v5p", "TPU
-v6e"). GPUs: NVIDIA's data sheets of H100 SXM and H200 SXM, peaks of dense products.
-Nothing here was measured.
+v6e"), compared on 2026-11-28: one version of the v5e page gives the bandwidth as 800
+GiB/s, the others as 819 GB/s, and the v6e page names 2 matrix units. GPUs: NVIDIA's
+data sheets of H100 SXM and H200 SXM, peaks of dense products. Nothing here was
+measured.
 """
 
 import dataclasses

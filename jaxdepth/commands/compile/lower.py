@@ -65,15 +65,13 @@ def step_parts(
     model = models.create(config.model, bn_axis=axis, bn_groups=groups)
     model = model.clone(**(fields or {}))
 
+    optimizer = optimizer_lib.create(config)
+
     def init():
         return init_state(
-            model,
-            lambda params: optimizer_lib.create(config, params),
-            image_size=config.image_size,
-            seed=config.train.seed,
+            model, optimizer, image_size=config.image_size, seed=config.train.seed
         )
 
-    optimizer = optimizer_lib.create(config, jax.eval_shape(init).params)
     spec = StepSpec(model, optimizer, config, sharding.AXIS)
     return StepParts(model, spec, init)
 

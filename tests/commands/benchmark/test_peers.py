@@ -129,7 +129,7 @@ def test_peers_take_the_same_optimizer_steps(optimizer):
     rng = np.random.default_rng(0)
     start = {"kernel": rng.normal(size=(3, 4)).astype(np.float32)}
     grads = [{"kernel": rng.normal(size=(3, 4)).astype(np.float32)} for _ in range(3)]
-    rule = optimizer_lib.create(config, start)
+    rule = optimizer_lib.create(config)
     state: Any = rule.init(start)
     params: Any = start
     layer = torch.nn.Linear(3, 4, bias=False)
