@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdepth.ops import platform
 from jaxdepth.ops import upconv as ops
 from jaxdepth.runtime.errors import UserError
 
