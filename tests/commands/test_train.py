@@ -338,7 +338,7 @@ print(json.dumps([seen[f"/jax/compilation_cache/{k}"] for k in names]))
 
 
 def test_a_second_process_predicts_with_the_compiled_programs(trained, tmp_path):
-    environment = tiny.environment() | {"PYTHONPATH": str(ROOT)}
+    environment = tiny.environment()
     environment.pop("JAX_COMPILATION_CACHE_DIR")
 
     def count():
@@ -450,7 +450,7 @@ def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, 
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
-    environment = tiny.environment()
+    environment = tiny.environment(tensorflow=False)
     del environment["JAX_COMPILATION_CACHE_DIR"]  # would be damaged for other tests
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],

@@ -27,7 +27,7 @@ print(json.dumps([code, *(seen[f"/jax/compilation_cache/{k}"] for k in names)]))
 
 def count(*argv: str) -> tuple[int, int]:
     """Run a command in a process of its own; return (cache hits, cache misses)."""
-    environment = tiny.environment() | {"PYTHONPATH": str(ROOT)}
+    environment = tiny.environment(tensorflow=False)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-c", COUNTING, *argv],
