@@ -429,6 +429,16 @@ def test_wrong_flags_are_reported_in_one_line_and_write_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_wrong_run_to_resume_is_refused_before_data_are_prepared(trained, tmp_path):
+    for flags, words in (
+        (["--resume=/nowhere"], "no such|not the work directory"),
+        (["--arch=cnn_trans", f"--resume={trained}"], "has --arch=cnn, this run has"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tmp_path / "run", tmp_path / "cache", "--steps=9", *flags)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
     copy = tmp_path / "other"
     copy.mkdir()
