@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # TensorFlow then starts without Keras
 # Without LLVM's optimisations, programs compile in half the time; convolutions in loops
 # are slow, however. Set JAXDEPTH_TEST_OPTIMIZED=1 to test them as users compile them.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -21,7 +21,7 @@ TINY = [
 
 def execute(folder: Path, *words: str) -> str:
     """Run Python in an empty folder; its output."""
-    environment = tiny.environment() | {"PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    environment = tiny.environment() | {"HOME": str(folder)}
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment,
         capture_output=True, text=True,

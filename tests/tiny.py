@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,10 +29,20 @@ WIDTHS: dict[str, dict[str, Any]] = {
 }
 
 
-def environment(*, devices: int = 1) -> dict[str, str]:
-    """The environment of a process with that many simulated devices."""
+def environment(*, devices: int = 1, tensorflow: bool = True) -> dict[str, str]:
+    """The environment of a process with that many simulated devices.
+
+    It imports jaxdepth from this repository. Without `tensorflow`, which takes longer
+    to start than all the rest, threads read the data.
+    """
     count = f" --xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "XLA_FLAGS": os.environ["XLA_FLAGS"] + count}
+    tests = Path(__file__).parent
+    path = [] if tensorflow else [str(tests / "without_tensorflow")]
+    return {
+        **os.environ,
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + count,
+        "PYTHONPATH": os.pathsep.join([*path, str(tests.parent), str(tests)]),
+    }
 
 
 def model(arch: str = "cnn", **options: Any):

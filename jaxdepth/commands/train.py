@@ -169,6 +169,8 @@ def open_session(
     with hosts.raise_on_all_hosts():
         if workdir.local.is_dir():
             locks.enter_context(workdir.locked())
+        if _names_other_run(config) and hosts.is_first_host() and not workdir.used():
+            _run_to_resume(config)  # before data are packed and programs compiled
         session = _open_data(config, workdir, placement, command=command)
     hosts.check_equal_on_hosts("data", _common_data(session))
     _initialize(session, weights)
@@ -411,7 +413,7 @@ def _compile_ahead(session: Session, fresh_state: Callable[[], TrainState]) -> N
     process ends no earlier than its threads.
     """
     config, placement, store = session.config, session.placement, session.data.train
-    resumes = session.workdir.used() or config.output.resume not in ("auto", "never")
+    resumes = session.workdir.used() or _names_other_run(config)
     single = placement.kind == "jit" and not hosts.is_multi_host()
     if resumes or not single or config.data.cache == "device":
         return
@@ -432,6 +434,18 @@ def _spec(session: Session) -> StepSpec:
     return StepSpec(session.model, optimizer, session.config, sharding.AXIS, unit)
 
 
+def _names_other_run(config: Config) -> bool:
+    return config.output.resume not in ("auto", "never")
+
+
+def _run_to_resume(config: Config) -> WorkDir:
+    """The work directory that --resume names; UserError if its network differs."""
+    other = WorkDir.open(config.output.resume)
+    before = config_lib.from_json(other.read_config()["config"])
+    workdir_lib.refuse_other_network(before, config, where=config.output.resume)
+    return other
+
+
 def _starting_state(
     session: Session, fresh: TrainState
 ) -> tuple[TrainState, list[int]]:
@@ -450,10 +464,8 @@ def _starting_state(
             )
         state = resumed(own, fresh, steps=steps, where=workdir.name)
         damaged = own.damaged
-    if int(state.step) == 0 and config.output.resume not in ("auto", "never"):
-        other = WorkDir.open(config.output.resume)
-        before = config_lib.from_json(other.read_config()["config"])
-        workdir_lib.refuse_other_network(before, config, where=config.output.resume)
+    if int(state.step) == 0 and _names_other_run(config):
+        other = _run_to_resume(config)
         state = resumed(
             Checkpoints(other.checkpoints, read_only=True),
             fresh,

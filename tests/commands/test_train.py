@@ -338,7 +338,7 @@ print(json.dumps([seen[f"/jax/compilation_cache/{k}"] for k in names]))
 
 
 def test_a_second_process_predicts_with_the_compiled_programs(trained, tmp_path):
-    environment = tiny.environment() | {"PYTHONPATH": str(ROOT)}
+    environment = tiny.environment()
     environment.pop("JAX_COMPILATION_CACHE_DIR")
 
     def count():
@@ -429,6 +429,16 @@ def test_wrong_flags_are_reported_in_one_line_and_write_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_wrong_run_to_resume_is_refused_before_data_are_prepared(trained, tmp_path):
+    for flags, words in (
+        (["--resume=/nowhere"], "no such|not the work directory"),
+        (["--arch=cnn_trans", f"--resume={trained}"], "has --arch=cnn, this run has"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train(tmp_path / "run", tmp_path / "cache", "--steps=9", *flags)
+    assert not list(tmp_path.rglob("*"))
+
+
 def test_a_checkpoint_of_another_arch_is_refused(trained, cache, tmp_path):
     copy = tmp_path / "other"
     copy.mkdir()
@@ -450,7 +460,7 @@ def test_full_storage_is_reported_in_one_line(trained, cache, tmp_path, blocks, 
     command = [sys.executable, "-m", "experiments.run", "--arch=cnn", *TINY]
     command += [f"--workdir={tmp_path / 'run'}", f"--cache_dir={cache}", "--steps=6"]
     command += ["--save_every=2", "--eval_every=3"]
-    environment = tiny.environment()
+    environment = tiny.environment(tensorflow=False)
     del environment["JAX_COMPILATION_CACHE_DIR"]  # would be damaged for other tests
     done = subprocess.run(
         ["bash", "-c", f'ulimit -f {blocks}; exec "$@"', "bash", *command],

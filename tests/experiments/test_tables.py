@@ -11,7 +11,8 @@ from jaxdepth.commands.paper import tables
 
 @pytest.mark.slow
 def test_a_table_by_one_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XLA_FLAGS", tiny.environment()["XLA_FLAGS"])
+    for name in ("XLA_FLAGS", "PYTHONPATH"):
+        monkeypatch.setenv(name, tiny.environment(tensorflow=False)[name])
     flags = ["--table=2", "--scale=smoke", f"--workdir={tmp_path / 't'}"]
     flags += [f"--cache_dir={tmp_path / 'c'}", "--size=19x38", "--steps=2"]
     assert tables.command(flags) == cli.OK
