@@ -229,7 +229,7 @@ class TrainedRun:
         self.predictor = predictor_lib.load(
             run.workdir.name, step=step, cache_dir=config.data.cache_dir
         )
-        self.data = dataset.open_data(config, progress=progress)
+        self.data = dataset.open_data(config, training=False, progress=progress)
 
     def __len__(self) -> int:
         """Number of evaluation frames."""

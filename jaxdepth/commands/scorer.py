@@ -7,7 +7,6 @@ import jax
 from jaxdepth import models
 from jaxdepth.evaluation.evaluator import Evaluator, map_variables, predict_map
 from jaxdepth.runtime import hosts
-from jaxdepth.training import step as step_lib
 from jaxdepth.training import validation_loss
 from jaxdepth.training.state import TrainState
 
@@ -24,7 +23,7 @@ class Scorer:
         config, model = session.config, session.model
 
         def predict(variables: Any, rgb: jax.Array) -> jax.Array:
-            return step_lib.predict(model, variables, rgb, layout=config.model.layout)
+            return models.predict(model, variables, rgb, layout=config.model.layout)
 
         self.session = session
         self._rows = session.data.eval_rows[hosts.index() :: hosts.count()]

@@ -1,6 +1,7 @@
 """Open data sets from the data flags: frames to train on and to evaluate on."""
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import recorded
 from jaxdepth.data.store.reader import Store, is_store
 from jaxdepth.data.store.remote import is_remote
-from jaxdepth.data.store.writer import Packing, prepare
+from jaxdepth.data.store.writer import Job, Packing, prepare
 from jaxdepth.runtime.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -151,25 +152,40 @@ def open_other(config: Config, path: str, *, progress: Callable | None = None) -
     return _prepared(config, path, keep_full="all", progress=progress)
 
 
-def open_rooms(config: Config, *, progress: Callable | None = None) -> Store:
-    """Open rendered rooms: --rooms=N to train on, max(32, N/10) to evaluate on."""
+def open_rooms(
+    config: Config, *, training: bool = True, progress: Callable | None = None
+) -> Store:
+    """Open rendered rooms: --rooms=N to train on, max(32, N/10) to evaluate on.
+
+    Args:
+      training: False to render rooms to evaluate on only; a store that has all of them
+        is used if there is one.
+    """
     count = int(config.data.rooms)
-    source = rooms_source.Rooms(
+    rooms = functools.partial(
+        rooms_source.Rooms,
         seed=config.train.seed,
         train=count,
         evaluation=max(32, count // 10),
         size=config.frame_size,
     )
-    return prepare(
-        source,
-        _packing(config, "off"),
-        cache_dir=Path(config.data.cache_dir).expanduser(),
-        progress=progress,
-    )
+    packing, source = _packing(config, "off"), rooms()
+    cache = Path(config.data.cache_dir).expanduser()
+    if not training:
+        job = Job(source, packing)
+        if job.finished(job.folder(cache)) is None:
+            source = rooms(training=False)
+    return prepare(source, packing, cache_dir=cache, progress=progress)
 
 
-def open_data(config: Config, *, progress: Callable | None = None) -> Data:
+def open_data(
+    config: Config, *, training: bool = True, progress: Callable | None = None
+) -> Data:
     """Open the data sets that the data flags name; prepare stores where needed.
+
+    Args:
+      training: False if the caller reads evaluation frames only: rooms to train on are
+        not rendered, and `train_rows` may be empty.
 
     Raises UserError if data can't be read, a split does not exist, the training or
     evaluation set is empty, or a frame is in both.
@@ -181,7 +197,7 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
                 f"--{name}={value}: rooms are rendered, not read from files; leave it "
                 "out, or give --data=PATH"
             )
-        train = open_rooms(config, progress=progress)
+        train = open_rooms(config, training=training, progress=progress)
     else:
         train = open_store(config, config.data.path, progress=progress)
         _check_size(config, train)
@@ -201,10 +217,10 @@ def open_data(config: Config, *, progress: Callable | None = None) -> Data:
         raise UserError(
             f"--split={split} leaves no frame to evaluate on: give --eval_data=PATH"
         )
-    if len(train_rows) == 0:
+    if training and len(train_rows) == 0:
         raise UserError(f"--split={split} leaves no frame to train on in {train.name}")
     _check_apart(train, train_rows, evaluation, eval_rows)
-    if config.data.train_images is not None:
+    if training and config.data.train_images is not None:
         wanted, available = config.data.train_images, len(train_rows)
         if wanted > available:
             raise UserError(

@@ -69,19 +69,30 @@ class BatchNorm(nn.BatchNorm):
             y = super().__call__(x)
             y = y if residual is None else y + residual
             return nn.relu(y) if relu else y
-        shape = (x.shape[-1],)
         y, mean, variance = ops.batch_norm(
             jnp.asarray(x, self.dtype),
-            self.param("scale", self.scale_init, shape, jnp.float32),
-            self.param("bias", self.bias_init, shape, jnp.float32),
+            *self.scale_and_offset(x.shape[-1]),
             residual,
             relu=relu,
             epsilon=self.epsilon,
-            axis_name=self.axis_name,
-            axis_index_groups=self.axis_index_groups,
+            **self.over_devices(),
         )
         self.update_running(mean, variance)
         return y
+
+    def scale_and_offset(
+        self, channels: int
+    ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+        """The parameters, float32."""
+        return (
+            self.param("scale", self.scale_init, (channels,), jnp.float32),
+            self.param("bias", self.bias_init, (channels,), jnp.float32),
+        )
+
+    def over_devices(self) -> dict[str, Any]:
+        """The devices that share statistics, as arguments of operations."""
+        axis = None if self.is_initializing() else self.axis_name
+        return {"axis_name": axis, "axis_index_groups": self.axis_index_groups}
 
     def update_running(self, mean: Array, variance: Array) -> None:
         """Move the running statistics, (c,) float32, towards those of the batch."""

@@ -63,10 +63,9 @@ def _forward(x, scale, offset, residual, shared):
     values = x.astype(_sum_dtype(x))
     entries = x.size // x.shape[-1]
     sums = _sums(values, values * values)
-    mean, square = mean_over_devices(*(s / entries for s in sums), *devices)
-    variance = jnp.maximum(0.0, square - mean * mean)
+    mean, variance = statistics(*(s / entries for s in sums), *devices)
     inverse = lax.rsqrt(variance + epsilon)
-    out = _affine(x, mean, inverse * scale, offset)
+    out = normalise(x, mean, inverse * scale, offset)
     if residual is not None:
         # Rounded first, as the separate operations are.
         out = out.astype(x.dtype).astype(out.dtype) + residual
@@ -92,12 +91,12 @@ def _backward(shared, saved, gradients):
             # kernel of its own, which stores the mask.
             gradient = gradient * jnp.sign(mask_of).astype(gradient.dtype)
         else:
-            out = _affine(x, mean, inverse * scale, offset)
+            out = normalise(x, mean, inverse * scale, offset)
             gradient = jnp.where(out > 0, gradient, 0.0)
-    normalised = _affine(x, mean, inverse, jnp.zeros_like(mean))
+    normalised = normalise(x, mean, inverse, jnp.zeros_like(mean))
     entries = x.size // x.shape[-1]
     offset_grad, scale_grad = _sums(gradient, gradient * normalised)
-    first, second = mean_over_devices(offset_grad, scale_grad, *devices)
+    first, second = _mean_over_devices(offset_grad, scale_grad, *devices)
     stored = gradient
     if has_residual:
         # The barrier: so that the second pass reads this instead of computing it again.
@@ -126,25 +125,41 @@ def _sum_dtype(x):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _affine(x, mean, factor, offset):
-    """(x - mean) * factor + offset per channel, in the dtype of the statistics."""
-    return (x - _spread(mean)) * _spread(factor) + _spread(offset)
-
-
 def _spread(channels: Any) -> Any:
     return channels[None, None, None]
 
 
-def mean_over_devices(
-    first: Float[Array, "c"],
-    second: Float[Array, "c"],
+def normalise(
+    x: Float[Array, "b h w c"],
+    mean: Float[Array, "c"],
+    factor: Float[Array, "c"],
+    offset: Float[Array, "c"],
+) -> Float[Array, "b h w c"]:
+    """(x - mean) * factor + offset per channel, in the dtype of the statistics."""
+    return (x - _spread(mean)) * _spread(factor) + _spread(offset)
+
+
+def statistics(
+    mean: Float[Array, "c"],
+    square: Float[Array, "c"],
     axis_name: str | None,
-    axis_index_groups: Groups | None,
+    axis_index_groups: Groups | None = None,
 ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-    """The means of two vectors over devices, in one collective.
+    """Mean and (biased) variance of the devices' batch, from each device's moments.
 
     Args:
+      mean, square: means of x and of x^2 over the entries on this device, float32.
       axis_name, axis_index_groups: as in `batch_norm`.
+    """
+    mean, square = _mean_over_devices(mean, square, axis_name, axis_index_groups)
+    return mean, jnp.maximum(0.0, square - mean * mean)
+
+
+def _mean_over_devices(first, second, axis_name, axis_index_groups):
+    """Two vectors, averaged over devices in one collective.
+
+    All devices have as many entries, so that means become those of the whole batch, and
+    sums divided by the entries on one device do, too.
     """
     if axis_name is None:
         return first, second

@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxdepth.ops import platform
-from jaxdepth.ops.batch_norm import Groups, mean_over_devices
+from jaxdepth.ops.batch_norm import Groups, statistics
 from jaxdepth.ops.conv import conv2d
 
 EXACT = lax.Precision.HIGHEST  # bfloat16 products would be inaccurate
@@ -53,8 +53,7 @@ def folded_norm(
     Returns: out in the dtype of x; mean and (biased) variance of y, float32.
     """
     mean, square = _output_moments(x, kernel)
-    mean, square = mean_over_devices(mean, square, axis_name, axis_index_groups)
-    variance = jnp.maximum(0.0, square - mean * mean)
+    mean, variance = statistics(mean, square, axis_name, axis_index_groups)
     factor = scale * lax.rsqrt(variance + epsilon)
     kernel, offset = kernel * factor[None], offset - mean * factor
     if platform.current() == "gpu":

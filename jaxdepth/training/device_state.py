@@ -8,12 +8,12 @@ kernel of the GPU and not by one each.
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import traverse_util
 
 from jaxdepth.training.state import PyTree, TrainState
@@ -32,34 +32,80 @@ class Arranged:
     """Parameters of a module, or arrays of their shapes, as a GPU holds them.
 
     Attributes:
-      kernels: nested dict of the kernels; those of convolutions as (cout, h, w, cin),
-        those of up-convolutions as (cin, h, w, cout), reversed in h and w.
-      vectors: (n,), all other parameters one after another.
+      arrays: nested dict of the kernels, and of parameters that are not float32.
+        Kernels of 2-D convolutions are (cout, h, w, cin), those of up-convolutions
+        (cin, h, w, cout), reversed in h and w.
+      vectors: (n,), all other parameters one after another; None if there is none.
       names: what `vectors` consists of.
     """
 
-    kernels: PyTree
+    arrays: PyTree
     vectors: Any
     names: Names = dataclasses.field(metadata={"static": True})
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ByName:
+    """State of an optimizer that `arrange` leaves as it is: see `updating_by_name`."""
+
+    state: PyTree
+
+
+def updating_by_name(
+    rule: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """The same optimizer, which receives parameters and gradients by name.
+
+    For optimizers that do not update each entry by itself: a norm of each parameter, as
+    in LAMB, or sums over rows of a kernel, as in Adafactor, would have another meaning
+    for joined vectors.
+    """
+
+    def update(updates, state, params=None):
+        new, inner = rule.update(by_name(updates), state.state, by_name(params))
+        return arranged_like(updates, new), ByName(inner)
+
+    return optax.GradientTransformation(lambda p: ByName(rule.init(p)), update)
+
+
 def arrange(state: TrainState) -> TrainState:
-    """Arrange parameters, moments and the EMA of the parameters for a GPU."""
-    names = {k: _names(module) for k, module in state.params.items()}
-    return _convert(state, lambda k, module: _arranged(module, names[k]))
+    """Arrange parameters, moments and the EMA of the parameters for a GPU.
+
+    Parameters that belong to no module stay as they are.
+    """
+    params = state.params
+    names = {k: _names(x) for k, x in params.items() if isinstance(x, dict)}
+    paths = _flatten(params).keys()
+
+    def is_like_params(tree: Any) -> bool:
+        return isinstance(tree, dict) and _flatten(tree).keys() == paths
+
+    def arranged(tree: Any) -> Any:
+        if not is_like_params(tree):
+            return tree
+        return {k: _arranged(x, names[k]) if k in names else x for k, x in tree.items()}
+
+    average = state.average
+    if average is not None:
+        average = average | {"params": arranged(average["params"])}
+    opt_state = jax.tree.map(
+        arranged,
+        state.opt_state,
+        is_leaf=lambda x: isinstance(x, ByName) or is_like_params(x),
+    )
+    return dataclasses.replace(
+        state, params=arranged(params), opt_state=opt_state, average=average
+    )
 
 
-def restore(state: TrainState) -> TrainState:
-    """The inverse of `arrange`."""
-    return _convert(state, lambda _, module: _by_name(module))
-
-
-def by_name(params: PyTree) -> PyTree:
-    """Parameters by name, from arranged ones; others stay as they are."""
-    return {
-        k: _by_name(module) if isinstance(module, Arranged) else module
-        for k, module in params.items()
-    }
+def by_name(tree: PyTree) -> PyTree:
+    """A tree, such as a training state, with arranged parameters by name."""
+    return jax.tree.map(
+        lambda x: _by_name(x) if isinstance(x, Arranged) else x,
+        tree,
+        is_leaf=lambda x: isinstance(x, Arranged),
+    )
 
 
 def arranged_like(params: PyTree, tree: PyTree) -> PyTree:
@@ -77,57 +123,34 @@ def is_arranged(params: PyTree) -> bool:
     )
 
 
-def _convert(state: TrainState, convert: Callable[[str, PyTree], PyTree]) -> TrainState:
-    """Convert all modules of the parameters and of trees like them."""
-
-    def has_modules(tree: Any) -> bool:
-        return isinstance(tree, dict) and tree.keys() == state.params.keys()
-
-    def of_tree(tree: Any) -> Any:
-        if not has_modules(tree):
-            return tree
-        return {k: convert(k, module) for k, module in tree.items()}
-
-    average = state.average
-    if average is not None:
-        average = average | {"params": of_tree(average["params"])}
-    return dataclasses.replace(
-        state,
-        params=of_tree(state.params),
-        opt_state=jax.tree.map(of_tree, state.opt_state, is_leaf=has_modules),
-        average=average,
-    )
+def _flatten(tree: PyTree) -> dict[tuple[str, ...], Any]:
+    return traverse_util.flatten_dict(tree, keep_empty_nodes=True)  # pyright: ignore
 
 
 def _names(module: PyTree) -> Names:
-    leaves: dict[Any, Any] = dict(traverse_util.flatten_dict(module))
     return tuple(
-        (path, np.shape(leaves[path]))
-        for path in sorted(leaves)
-        if not _is_kernel(path)
+        (path, x.shape)
+        for path, x in sorted(_flatten(module).items())
+        if not _is_kernel(path) and getattr(x, "dtype", None) == np.float32
     )
 
 
 def _arranged(module: PyTree, names: Names) -> Arranged:
-    leaves = traverse_util.flatten_dict(module)
-    kernels = {
-        path: _move(path, x, to_gpu=True)
-        for path, x in leaves.items()
-        if _is_kernel(path)
-    }
-    parts: list[Any] = [leaves[path] for path, _ in names]
+    leaves = _flatten(module)
+    parts: list[Any] = [leaves.pop(path) for path, _ in names]
+    arrays = {path: _move(path, x, to_gpu=True) for path, x in leaves.items()}
     if all(_is_array(x) for x in parts):
         xp = _namespace(parts)
         vectors = xp.concatenate([xp.reshape(x, -1) for x in parts]) if parts else None
     else:  # a module that the optimizer leaves out has optax.MaskedNode() everywhere
         vectors = parts[0]
-    return Arranged(traverse_util.unflatten_dict(kernels), vectors, names)
+    return Arranged(traverse_util.unflatten_dict(arrays), vectors, names)
 
 
 def _by_name(module: Arranged) -> PyTree:
     leaves = {
         path: _move(path, x, to_gpu=False)
-        for path, x in traverse_util.flatten_dict(module.kernels).items()
+        for path, x in _flatten(module.arrays).items()
     }
     start = 0
     for path, shape in module.names:
@@ -153,8 +176,8 @@ def _namespace(arrays: list[Any]) -> Any:
 
 
 def _move(path: tuple[str, ...], kernel: Any, *, to_gpu: bool) -> Any:
-    """Between (h, w, cin, cout) and the arrangement of a GPU."""
-    if not _is_array(kernel) or kernel.ndim != 4:
+    """Between (h, w, cin, cout) and the arrangement of a GPU; other arrays stay."""
+    if not _is_kernel(path) or not _is_array(kernel) or kernel.ndim != 4:
         return kernel
     xp = _namespace([kernel])
     if _UPCONVOLUTIONS.isdisjoint(path):

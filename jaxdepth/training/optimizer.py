@@ -10,6 +10,7 @@ import optax
 
 from jaxdepth.config import Config
 from jaxdepth.runtime.registry import Registry
+from jaxdepth.training.device_state import updating_by_name
 
 PyTree = Any
 
@@ -51,6 +52,8 @@ OPTIMIZERS.register(
 OPTIMIZERS.register(
     "sgd", lambda l2, descend: optax.chain(l2, optax.trace(decay=0.9), descend)
 )
+# Those that update each entry by itself, so that a GPU may join parameters.
+PER_ENTRY = {"adam", "adamw", "sgd"}
 
 
 def learning_rate(
@@ -137,7 +140,8 @@ def make_optimizer(
 
     def rule_for(factor: float) -> optax.GradientTransformation:
         descend = optax.scale_by_learning_rate(lambda step: factor * schedule(step))
-        return OPTIMIZERS[optimizer](l2, descend)
+        rule = OPTIMIZERS[optimizer](l2, descend)
+        return rule if optimizer in PER_ENTRY else updating_by_name(rule)
 
     frozen, rule = freeze == "encoder", rule_for(1.0)
     if frozen or encoder_lr_factor != 1.0:

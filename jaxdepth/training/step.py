@@ -17,8 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, UInt16
 from jaxdepth import losses
 from jaxdepth.config import Config
 from jaxdepth.data import units
-from jaxdepth.models import normalize
-from jaxdepth.models import predict as predict
+from jaxdepth.models import normalize, predict
 from jaxdepth.ops import resize
 from jaxdepth.training import augment, device_cache, device_state
 from jaxdepth.training.state import PyTree, TrainState, update_ema
@@ -232,8 +231,8 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
     def partial_sums(x: Any) -> jax.Array:
         square = jnp.square(x.astype(jnp.float32))
-        # Along the axis that is last in memory on a GPU, which is one pass, and the
-        # first here, which is the fastest on CPU.
+        # Partial sums keep one axis: on GPU the first, so that summed entries are
+        # contiguous and one kernel sums them; elsewhere the last, the fastest on CPU.
         axes = range(1, x.ndim) if device_state.is_arranged(tree) else range(x.ndim - 1)
         return jnp.sum(square, axes) if x.ndim > 1 else square.reshape(-1)
 

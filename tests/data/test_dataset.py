@@ -117,3 +117,22 @@ def test_a_store_of_other_extremes_is_noted(tmp_path):
     for asked, noted in (("off", False), ("on", True)):
         notes = dataset.open_data(config(path, tmp_path, mask_extremes=asked)).notes
         assert any("--mask_extremes=on does not change" in n for n in notes) == noted
+
+
+def test_rooms_to_train_on_are_not_rendered_to_evaluate(tmp_path):
+    """Evaluation frames are the same, from a store of their own or of all rooms."""
+    flags = config("rooms", tmp_path / "a", rooms=3, train_images=2)
+    alone = dataset.open_data(flags, training=False)
+    assert len(alone.evaluation) == len(alone.eval_rows) == 32
+    whole = dataset.open_data(config("rooms", tmp_path / "b", rooms=3))
+    assert len(whole.evaluation) == 35
+    for got, expected in zip(alone.frames(), whole.frames(), strict=True):
+        assert got["name"] == expected["name"]
+        assert got["camera"] == expected["camera"]
+        np.testing.assert_array_equal(got["rgb"], expected["rgb"])
+        np.testing.assert_array_equal(got["depth"]["raw"], expected["depth"]["raw"])
+    assert (alone.name, alone.eval_split) == (whole.name, whole.eval_split)
+    again = dataset.open_data(config("rooms", tmp_path / "b", rooms=3), training=False)
+    assert len(again.evaluation) == 35
+    # Training needs the others: a store without them is not used for it.
+    assert len(dataset.open_data(flags).train_rows) == 2

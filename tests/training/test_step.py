@@ -10,6 +10,7 @@ import optax
 import pytest
 import tiny
 
+from jaxdepth import models
 from jaxdepth.training import augment
 from jaxdepth.training import step as step_lib
 from jaxdepth.training.optimizer import make_optimizer
@@ -408,7 +409,7 @@ def test_a_fresh_state_predicts_the_depth_it_was_given():
     model = tiny.model("upproj", init_depth=1.8)
     state = init_state(model, optax.sgd(0.1), image_size=tiny.SIZE, seed=4)
     rgb = tiny.batch(2)["rgb"].astype(np.float32)
-    predict = functools.partial(step_lib.predict, model, layout="torchvision")
+    predict = functools.partial(models.predict, model, layout="torchvision")
     depth = jax.jit(predict)(state.variables, rgb)
     assert depth.dtype == jnp.float32
     np.testing.assert_allclose(depth, 1.8, atol=0.1)

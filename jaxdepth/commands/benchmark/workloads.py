@@ -30,7 +30,6 @@ from jaxdepth.commands.benchmark.timing import Workload
 from jaxdepth.commands.compile import costs, hlo, lower
 from jaxdepth.config import Config
 from jaxdepth.runtime.errors import one_line
-from jaxdepth.training import step as step_lib
 from jaxdepth.training.sharding import AXIS, Placement
 
 NAME = "jaxdepth"
@@ -245,7 +244,7 @@ def _forward(
 
     def forward(variables, rgb):
         image = rgb.astype(jnp.float32)
-        return step_lib.predict(model, variables, image, layout=config.model.layout)
+        return models.predict(model, variables, image, layout=config.model.layout)
 
     options = placement.compiler_options()
     program, compiled = _compile(

@@ -14,6 +14,10 @@ class Rooms:
 
     Depth is raw: it has holes like a sensor's. Frames are rendered in batches, so
     reading them in ascending order is fastest.
+
+    Args:
+      training: False to leave out the training frames. The evaluation frames are the
+        same.
     """
 
     format = "rooms"
@@ -21,24 +25,32 @@ class Rooms:
     eight_bit = False
 
     def __init__(
-        self, *, seed: int, train: int, evaluation: int, size: tuple[int, int]
+        self,
+        *,
+        seed: int,
+        train: int,
+        evaluation: int,
+        size: tuple[int, int],
+        training: bool = True,
     ):
         self.name = "rooms"
         self.notes: list[str] = []
         self._seed, self._size = seed, size
         self._train, self._evaluation = train, evaluation
+        self._first = 0 if training else train
         self._ahead: collections.deque[tuple[np.ndarray, np.ndarray]] = (
             collections.deque()
         )
         self._next = -1
         self._batches: Any = iter(())
-        self.infos = [FrameInfo(f"room {k:05d}") for k in range(train + evaluation)]
+        rooms = range(self._first, train + evaluation)
+        self.infos = [FrameInfo(f"room {k:05d}") for k in rooms]
 
     def frame(self, row: int) -> Frame:
         if row != self._next:
-            count = self._train + self._evaluation - row
+            room, count = self._first + row, len(self.infos) - row
             self._batches = iter(
-                renderer.generate(self._seed, count, self._size, start=row)
+                renderer.generate(self._seed, count, self._size, start=room)
             )
             self._ahead.clear()
             self._next = row
@@ -56,13 +68,10 @@ class Rooms:
             "evaluation": self._evaluation,
             "size": list(self._size),
             "renderer": renderer.RENDERER_VERSION,
+            **({"first": self._first} if self._first else {}),
         }
 
     def splits(self) -> dict[str, dict[str, list[int]]]:
-        last = self._train + self._evaluation
-        return {
-            "own": {
-                "train": list(range(self._train)),
-                "eval": list(range(self._train, last)),
-            }
-        }
+        rows = list(range(len(self.infos)))
+        train = self._train - self._first
+        return {"own": {"train": rows[:train], "eval": rows[train:]}}

@@ -112,8 +112,7 @@ def prepare(
             return Store.open(data)
         data = open_source(data, data_format=data_format, options=options)
     job = Job(data, packing, options)
-    name = f"{data.format}-{packing.size[0]}x{packing.size[1]}-{job.key}"
-    out = Path(cache_dir).expanduser() / name
+    out = job.folder(cache_dir)
     # Replace a damaged store; nothing else can have that name.
     job.write(out, workers=workers, progress=progress, replace=True)
     return Store.open(out)
@@ -155,6 +154,11 @@ class Job:
             and (mask == "on" or (mask == "auto" and kind == "raw"))
         )
         self.full_rows = self._full_rows()
+
+    def folder(self, cache_dir: Path) -> Path:
+        """The folder of this store in a cache folder."""
+        (height, width), name = self.packing.size, self.source.format
+        return Path(cache_dir).expanduser() / f"{name}-{height}x{width}-{self.key}"
 
     def _key(self) -> str:
         key = {

@@ -60,7 +60,7 @@ def test_peers_predict_the_same_depth(arch):
     shape = (2, *settings.image_size, 3)
     rgb = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
     image = jnp.asarray(rgb, jnp.float32)
-    predict = jax.jit(lambda v, x: step_lib.predict(model, v, x, layout="torchvision"))
+    predict = jax.jit(lambda v, x: models.predict(model, v, x, layout="torchvision"))
     depth = predict(variables, image)
     for tuned in (False, True):
         one = peer_runs.Predictor(settings, 2, tuned)
