@@ -161,11 +161,11 @@ class Decoder(nn.Module):
         """The result of the last block; `deferred` as in `UpProjection`."""
         norm = functools.partial(self.norm, use_running_average=not train)
         conv_in = self.conv(self.in_features, (1, 1), name="conv_in")
-        x = conv_norm(conv_in, norm(name="bn_in"), x)
+        y: Any = conv_norm(conv_in, norm(name="bn_in"), x)
         for block, features in enumerate(self.features, start=1):
             up = UpProjection(features, self.conv, norm, self.up, name=f"up{block}")
-            x = up(x, deferred=deferred and block == len(self.features))
-        return x
+            y = up(y, deferred=deferred and block == len(self.features))
+        return y
 
 
 class ConvHead(nn.Module):
@@ -278,8 +278,8 @@ class UpProj(DepthNetwork):
             stored = self.decoder(x, train=True, deferred=True)
             raw = nn.remat(lambda self, maps: self.head(maps.output()))(self, stored)
         else:
-            x = self.decoder(x, train=batch)
-            raw = self.head(drop(x, keys, rate=self.dropout, train=train))
+            y: Any = self.decoder(x, train=batch)
+            raw = self.head(drop(y, keys, rate=self.dropout, train=train))
         return depth_from_raw(raw, self.layout.head)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
