@@ -62,11 +62,14 @@ def updating_by_name(
     for joined vectors.
     """
 
-    def update(updates, state, params=None):
+    def init(params: PyTree) -> Any:
+        return ByName(rule.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> Any:
         new, inner = rule.update(by_name(updates), state.state, by_name(params))
         return arranged_like(updates, new), ByName(inner)
 
-    return optax.GradientTransformation(lambda p: ByName(rule.init(p)), update)
+    return optax.GradientTransformation(init, update)
 
 
 def arrange(state: TrainState) -> TrainState:
