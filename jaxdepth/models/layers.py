@@ -89,21 +89,6 @@ class BatchNorm(nn.BatchNorm):
             self.param("bias", self.bias_init, (channels,), jnp.float32),
         )
 
-    def batch_statistics(
-        self, x: Float[Array, "b h w c"]
-    ) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-        """Mean and variance over the devices that share statistics, float32.
-
-        In two reductions. As one, as in `jaxdepth.ops.batch_norm`, they would take the
-        stem from 23 to 332 MB an image (v5e), because the compiler fuses neither.
-        """
-        values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        return ops.statistics(
-            jnp.mean(values, (0, 1, 2)),
-            jnp.mean(values * values, (0, 1, 2)),
-            **self.over_devices(),
-        )
-
     def over_devices(self) -> dict[str, Any]:
         """The devices that share statistics, as arguments of operations."""
         axis = None if self.is_initializing() else self.axis_name
@@ -128,23 +113,6 @@ class BatchNorm(nn.BatchNorm):
         inverse = lax.rsqrt(value("batch_stats", "var") + self.epsilon)
         scale = value("params", "scale") * inverse
         return scale, value("params", "bias") - value("batch_stats", "mean") * scale
-
-
-class DeferredNorm(BatchNorm):
-    """The coefficients of a batch normalisation in training, which the caller applies.
-
-    Parameters and statistics are those of `BatchNorm`.
-    """
-
-    @nn.compact
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "b h w c"]
-    ) -> ops.Coefficients:
-        """Arguments of `ops.batch_norm.normalise`: mean, factor and offset, float32."""
-        scale, offset = self.scale_and_offset(x.shape[-1])
-        mean, variance = self.batch_statistics(x)
-        self.update_running(mean, variance)
-        return mean, scale * lax.rsqrt(variance + self.epsilon), offset
 
 
 def conv_norm(

@@ -1,7 +1,7 @@
 """`upproj`: a residual network followed by up-projection blocks."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from jaxdepth.models.dropout import drop
-from jaxdepth.models.layers import (
-    DeferredNorm,
-    DepthNetwork,
-    Layer,
-    bind_layers,
-    conv_norm,
-)
+from jaxdepth.models.layers import DepthNetwork, Layer, bind_layers, conv_norm
 from jaxdepth.models.layouts import depth_from_raw, raw_from_depth
 from jaxdepth.models.resnet import ResNet
-from jaxdepth.ops import platform
-from jaxdepth.ops.batch_norm import Coefficients, normalise
 from jaxdepth.ops.conv import Affine, Conv, apply_affine, he_normal_fan_out
 from jaxdepth.ops.upconv import add_phase_bias, upconv
 
@@ -69,26 +61,6 @@ class UpConv(nn.Module):
         return add_phase_bias(y, bias)
 
 
-class StoredMaps(NamedTuple):
-    """The maps from which `output` computes the result of an up-projection block.
-
-    Attributes:
-      main, side: results of the last convolution of both branches.
-      of_main, of_side: coefficients of their batch normalisations.
-    """
-
-    main: Array
-    side: Array
-    of_main: Coefficients
-    of_side: Coefficients
-
-    def output(self) -> Float[Array, "b h2 w2 d"]:
-        """The result of the block."""
-        main = normalise(self.main, *self.of_main).astype(self.main.dtype)
-        side = normalise(self.side, *self.of_side).astype(self.side.dtype)
-        return nn.relu(main + side)
-
-
 class UpProjection(nn.Module):
     """Up-projection block: doubles the size.
 
@@ -109,24 +81,16 @@ class UpProjection(nn.Module):
 
     features: int
     conv: Layer
-    norm: functools.partial
+    norm: Layer
     up: Layer
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, deferred: bool = False
-    ) -> Float[Array, "b h2 w2 d"] | StoredMaps:
-        """The result, or with `deferred`, in training only, what it follows from."""
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         up_main = self.up(self.features, name="up_main")
         main = conv_norm(up_main, self.norm(name="bn_main"), x, relu=True)
         up_side = self.up(self.features, name="up_side")
-        conv = self.conv(self.features, name="conv")
-        if deferred:
-            norm = functools.partial(DeferredNorm, **self.norm.keywords)
-            stored, side = conv(main), up_side(x)
-            of_main, of_side = norm(name="bn")(stored), norm(name="bn_side")(side)
-            return StoredMaps(stored, side, of_main, of_side)
         side = conv_norm(up_side, self.norm(name="bn_side"), x)
+        conv = self.conv(self.features, name="conv")
         norm = self.norm(name="bn")
         return conv_norm(conv, norm, main, residual=side, relu=True)
 
@@ -152,20 +116,15 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        *,
-        train: bool = False,
-        deferred: bool = False,
-    ) -> Float[Array, "b i j d"] | StoredMaps:
-        """The result of the last block; `deferred` as in `UpProjection`."""
+        self, x: Float[Array, "b h w c"], *, train: bool = False
+    ) -> Float[Array, "b i j d"]:
         norm = functools.partial(self.norm, use_running_average=not train)
         conv_in = self.conv(self.in_features, (1, 1), name="conv_in")
-        y: Any = conv_norm(conv_in, norm(name="bn_in"), x)
+        x = conv_norm(conv_in, norm(name="bn_in"), x)
         for block, features in enumerate(self.features, start=1):
             up = UpProjection(features, self.conv, norm, self.up, name=f"up{block}")
-            y = up(y, deferred=deferred and block == len(self.features))
-        return y
+            x = up(x)
+        return x
 
 
 class ConvHead(nn.Module):
@@ -269,18 +228,9 @@ class UpProj(DepthNetwork):
         x = self.encoder(image, train=train and self.freeze == "none")
         if self.freeze == "encoder":  # no backward pass
             x = lax.stop_gradient(x)
-        batch = train and self.freeze != "bn_stats"
-        drops = self.dropout > 0 or not self.decoder_features
-        if batch and not drops and platform.current() == "tpu":
-            # The head and its gradient compute their input again, instead of storing
-            # and reading it: 1.646 instead of 1.667 Mcycles an image for the whole step
-            # (v5e, 128 images).
-            stored = self.decoder(x, train=True, deferred=True)
-            raw = nn.remat(lambda self, maps: self.head(maps.output()))(self, stored)
-        else:
-            y: Any = self.decoder(x, train=batch)
-            raw = self.head(drop(y, keys, rate=self.dropout, train=train))
-        return depth_from_raw(raw, self.layout.head)
+        x = self.decoder(x, train=train and self.freeze != "bn_stats")
+        x = drop(x, keys, rate=self.dropout, train=train)
+        return depth_from_raw(self.head(x), self.layout.head)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the depth for an image of `image_size`."""

@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 _AXES = (0, 1, 2)
 # For each group of devices that share statistics, their indices on the device axis.
 Groups = tuple[tuple[int, ...], ...]
-# Mean, factor and offset of `normalise`.
-Coefficients = tuple[Float[Array, "c"], Float[Array, "c"], Float[Array, "c"]]
 
 
 def batch_norm(

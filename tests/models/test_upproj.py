@@ -3,8 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.models import create_model, upproj
-from jaxdepth.ops import platform
+from jaxdepth.models import create_model
 from jaxdepth.ops.upconv import FORMS
 
 from . import reference
@@ -135,66 +134,3 @@ def test_dropout_is_off_by_default():
 
     assert create_model("upproj").dropout == 0
     assert not np.allclose(training_output(), training_output(dropout=0.5))
-
-
-def training_step(model, variables, image):
-    """Output, new statistics, and gradients of parameters and image; the program."""
-
-    def loss(params, image):
-        full = {**variables, "params": params}
-        y, changed = model.apply(full, image, train=True, mutable=["batch_stats"])
-        return jnp.sum(jnp.sin(3 * y)), (y, changed)
-
-    gradients = jax.grad(loss, (0, 1), has_aux=True)
-    text = str(jax.make_jaxpr(gradients)(variables["params"], image))
-    return gradients(variables["params"], image), "remat" in text
-
-
-@pytest.mark.parametrize("layout", ["torchvision", "fcrn"])
-def test_a_recomputed_input_of_the_head_gives_the_same_step(layout, monkeypatch):
-    with jax.enable_x64():
-        model = create_model(layout=layout, dtype=jnp.float64, **SMALL)
-        variables = reference.variables(model, IMAGE)
-        image = jnp.asarray(IMAGE, jnp.float64)
-        with platform.compiling_for("tpu"):
-            got, recomputes = training_step(model, variables, image)
-            assert recomputes
-            # The other operations in the same form, but the input is stored.
-            monkeypatch.setattr(upproj, "platform", _Stored)
-            expected, recomputes = training_step(model, variables, image)
-            assert not recomputes
-    # Parameters and statistics are float32, and so are their gradients.
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7 * np.abs(b).max() + 1e-12)
-
-
-class _Stored:
-    """`platform` on which the head does not compute its input again."""
-
-    @staticmethod
-    def current():
-        return "cpu"
-
-
-@pytest.mark.parametrize(
-    "backend, options",
-    [
-        ("gpu", {}),
-        ("cpu", {}),
-        ("tpu", {"dropout": 0.5}),
-        ("tpu", {"freeze": "bn_stats"}),
-    ],
-)
-def test_the_input_of_the_head_is_stored_otherwise(backend, options):
-    model = create_model(**SMALL, **options)
-    variables = reference.variables(model, IMAGE)
-    keys = jax.random.split(jax.random.key(0), len(IMAGE))
-
-    def loss(params):
-        full = {**variables, "params": params}
-        y, _ = model.apply(full, IMAGE, True, keys, mutable=["batch_stats"])
-        return jnp.sum(y)
-
-    with platform.compiling_for(backend):
-        assert "remat" not in str(jax.make_jaxpr(jax.grad(loss))(variables["params"]))

@@ -139,9 +139,7 @@ def parts_of(config: Config) -> list[Part]:
         # A module that takes a kernel besides its input cannot be called alone.
         if context.method_name == "__call__" and len(args) == 1:
             shape = jax.ShapeDtypeStruct(args[0].shape, args[0].dtype)
-            # A block alone returns its map.
-            options = {k: v for k, v in kwargs.items() if k != "deferred"}
-            parts.append(Part(module.path, module.clone(), shape, options))
+            parts.append(Part(module.path, module.clone(), shape, kwargs))
         return call(*args, **kwargs)
 
     model = models.create(config.model, bn_axis=None)
