@@ -402,13 +402,9 @@ def test_a_peer_that_never_connects_is_one_line(cache, monkeypatch):
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_lost_peer_is_one_line_with_the_last_good_checkpoint(
-    cache, tmp_path, monkeypatch, victim
-):
-    monkeypatch.setenv(hosts.TIMEOUT, "20")
-    port, folder = free_port(), tmp_path / "run"
+def lose_a_host(folder: Path, cache: Path, victim: int) -> list[subprocess.Popen]:
+    """Train on two hosts in `folder`; kill one of them after a checkpoint."""
+    port = free_port()
     flags = ["--steps=100000", "--eval_every=0", "--save_every=5", "--augment=none"]
     pair = start_two(
         lambda host: command(host, port, cache, *flags, f"--workdir={folder}"),
@@ -419,8 +415,28 @@ def test_a_lost_peer_is_one_line_with_the_last_good_checkpoint(
     while not (folder / "checkpoints" / "5").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     pair[victim].kill()
-    done = finish(pair)
-    code, _, errors = done[1 - victim]
-    assert code == cli.MACHINE, done
+    return pair
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory, cache):
+    """What `finish` returns of two runs, by the host that each of them loses."""
+    folder = tmp_path_factory.mktemp("lost")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(hosts.TIMEOUT, "20")
+        # The second run fills the time in which host 0 of the first one waits.
+        first = lose_a_host(folder / "1", cache, 1)
+        try:
+            second = finish(lose_a_host(folder / "0", cache, 0))
+        finally:
+            done = finish(first)
+    return {0: second, 1: done}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_lost_peer_is_one_line_with_the_last_good_checkpoint(lost, victim):
+    code, _, errors = lost[victim][1 - victim]
+    assert code == cli.MACHINE, lost[victim]
     assert "lost peer" in errors and "last good checkpoint: step" in errors
     assert len(errors.splitlines()) == 1
