@@ -145,7 +145,7 @@ def statistics(
     axis_name: str | None,
     axis_index_groups: Groups | None = None,
 ) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
-    """Mean and (biased) variance of the devices' batch, from each device's moments.
+    """Mean and (biased) variance over all devices, from the moments on each device.
 
     Args:
       mean, square: means of x and of x^2 over the entries on this device, float32.
@@ -158,8 +158,8 @@ def statistics(
 def _mean_over_devices(first, second, axis_name, axis_index_groups):
     """Two vectors, averaged over devices in one collective.
 
-    All devices have as many entries, so that means become those of the whole batch, and
-    sums divided by the entries on one device do, too.
+    Devices have equal numbers of entries, so the average of their means is the mean of
+    the whole batch. Sums, once divided by the entries per device, are such means.
     """
     if axis_name is None:
         return first, second

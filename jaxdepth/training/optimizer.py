@@ -52,7 +52,8 @@ OPTIMIZERS.register(
 OPTIMIZERS.register(
     "sgd", lambda l2, descend: optax.chain(l2, optax.trace(decay=0.9), descend)
 )
-# Those that update each entry by itself, so that a GPU may join parameters.
+# Optimizers that update each entry independently of the others. On GPU, they receive
+# the parameters joined into fewer arrays (`device_state`).
 PER_ENTRY = {"adam", "adamw", "sgd"}
 
 

@@ -313,11 +313,12 @@ def test_ynnpack_computes_output_and_input_gradient_and_eigen_the_kernel_gradien
     def loss(x, kernel):
         return jnp.sum(jnp.sin(ops.conv2d(x, kernel, padding=padding)))
 
-    assert convolutions(compiled(ops.conv2d, x, kernel)) == (1, 0)
     # XLA's YNNPACK has no output that is larger than the map.
-    expected = (2, 0) if padding[0][0] else (1, 1)
-    assert convolutions(compiled(jax.grad(loss, 0), x, kernel)) == expected
-    assert convolutions(compiled(jax.grad(loss, 1), x, kernel)) == (1, 1)
+    expected = [(1, 0), (2, 0) if padding[0][0] else (1, 1), (1, 1)]
+    if not platform.YNNPACK_CONVOLVES:
+        expected = [(0, 1), (0, 2), (0, 2)]
+    programs = ops.conv2d, jax.grad(loss, 0), jax.grad(loss, 1)
+    assert [convolutions(compiled(f, x, kernel)) for f in programs] == expected
 
 
 def test_programs_for_cpu_can_be_serialised():

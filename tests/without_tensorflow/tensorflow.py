@@ -1,3 +1,3 @@
-"""First on a process' path, it is as if TensorFlow were not installed."""
+"""With this folder first on PYTHONPATH, `import tensorflow` fails."""
 
 raise ImportError("processes of tests start without TensorFlow")
