@@ -37,6 +37,11 @@ class ModelConfig:
     """Values that unpooling inserts between two entries: zeros or their average."""
     upconv: str = flag("auto", choices="auto|jaxdepth.ops.upconv:FORMS")
     """Algorithm of the up-convolution; all give the same values. auto: by platform."""
+    width: int = flag(64, at_least=1)
+    """Channels of the first stage of the ResNet. All widths of upproj are in proportion
+    to it: half of it takes a quarter of the weights."""
+    stage_sizes: str = "3,4,6,3"
+    """Blocks in each stage of the ResNet; 3,4,6,3 is ResNet-50."""
     dropout: float | Auto = flag("auto", at_least=0, below=1)
     """Dropout rate before the last layer; auto: 0.5 for cnn_fc, 0 for the others."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
@@ -56,6 +61,23 @@ class ModelConfig:
     def image_size(self) -> Size:
         """(height, width) of the network's input. `size` must be resolved."""
         return parse_size(self.size)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks in each stage. Raises UserError if `stage_sizes` is not a list."""
+        match = re.fullmatch(r"[1-9]\d?(,[1-9]\d?)*", self.stage_sizes)
+        if not match:
+            raise UserError(
+                f"--stage_sizes={self.stage_sizes}: expected the number of blocks of "
+                "each stage, as in 3,4,6,3"
+            )
+        return tuple(map(int, self.stage_sizes.split(",")))
+
+    @property
+    def is_resnet50(self) -> bool:
+        """Whether the ResNet has the stages and widths of ResNet-50."""
+        default = type(self)()
+        return (self.width, self.blocks) == (default.width, default.blocks)
 
 
 @dataclasses.dataclass(frozen=True)

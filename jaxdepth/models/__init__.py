@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -31,9 +33,12 @@ __all__ = [
     "output_size",
     "predict",
     "register_arch",
+    "scaled_widths",
 ]
 
 FREEZE = ("none", "encoder", "bn_stats")
+# Fields of the networks that are numbers of channels.
+WIDTHS = ("width", "decoder_in", "decoder_features", "features", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,18 @@ class Arch:
                 "give --arch=upproj or --init=random"
             )
         self.check_options(model.arch, layout=model.layout, unpool=model.unpool)
+        if model.is_resnet50:
+            return
+        if "stage_sizes" not in self.fields:
+            raise UserError(
+                f"--width and --stage_sizes: {model.arch} has no ResNet; give "
+                "--arch=upproj"
+            )
+        if model.init != "random":
+            raise UserError(
+                f"--init={model.init}: the weights are those of ResNet-50; leave "
+                "--width and --stage_sizes out"
+            )
 
     def check_options(self, arch: str, *, layout: str | Layout, unpool: str) -> None:
         """Raise UserError for a layout or an unpooling that it does not support."""
@@ -135,6 +152,11 @@ def create(
         `training.sharding.Placement.statistics`; None for statistics per device.
     """
     assert model.dropout != "auto"
+    widths: dict[str, Any] = {}
+    if not model.is_resnet50:
+        factor = Fraction(model.width, ModelConfig().width)
+        widths = scaled_widths(arch_named(model.arch).module(), factor)
+        widths["stage_sizes"] = model.blocks
     return create_model(
         model.arch,
         layout=model.layout,
@@ -147,6 +169,7 @@ def create(
         bn_axis=bn_axis,
         bn_groups=bn_groups,
         freeze=model.freeze,
+        **widths,
     )
 
 
@@ -227,6 +250,15 @@ def create_model(
         options["dropout"] = dropout
     declared = {k: v for k, v in options.items() if k in entry.fields}
     return entry.module(**declared, **widths)
+
+
+def scaled_widths(model: nn.Module, factor: Fraction) -> dict[str, Any]:
+    """The fields of a network that are numbers of channels, times `factor`.
+
+    Rounded down, and at least 1.
+    """
+    widths = {name: getattr(model, name) for name in WIDTHS if hasattr(model, name)}
+    return jax.tree.map(lambda width: max(1, int(width * factor)), widths)
 
 
 def output_size(arch: str, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdepth.models import ARCHS, create_model, output_size
+from jaxdepth.config import Config, ModelConfig
+from jaxdepth.models import ARCHS, create, create_model, output_size
+from jaxdepth.models.upproj import UpProj
 from jaxdepth.runtime.errors import UserError
 
 SIZE = (41, 50)
@@ -175,3 +177,29 @@ def test_wrong_arguments_are_reported(arguments, message):
 def test_output_size_of_an_unknown_arch_is_an_error():
     with pytest.raises(UserError, match="one of cnn_fc"):
         output_size("vgg", (228, 304))
+
+
+def test_width_and_stage_sizes_of_a_configuration():
+    config = ModelConfig(size="57x76", dropout=0.0, width=16, stage_sizes="2,1,1")
+    model = create(config)
+    assert isinstance(model, UpProj)
+    assert (model.width, model.stage_sizes) == (16, (2, 1, 1))
+    assert (model.decoder_in, model.decoder_features) == (256, (128, 64, 32, 16))
+    default = create(ModelConfig(size="57x76", dropout=0.0))
+    assert default == create_model("upproj", dropout=0.0, image_size=(57, 76))
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"stage_sizes": "3,4,"}, "stage_sizes=3,4,: expected the number of blocks"),
+        ({"width": 32, "arch": "cnn"}, "cnn has no ResNet"),
+        (
+            {"width": 32, "init": "imagenet", "weights": "resnet.safetensors"},
+            "init=imagenet: the weights are those of ResNet-50",
+        ),
+    ],
+)
+def test_wrong_widths(flags, message):
+    with pytest.raises(UserError, match=message):
+        Config.of(**flags)

@@ -1,13 +1,14 @@
 """Flags of the benchmarks, and the `Config` that they stand for."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
 import jax
 
 from jaxdepth import config as config_lib
 from jaxdepth.config import Config
-from jaxdepth.models import create_model
+from jaxdepth.models import create_model, scaled_widths
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
@@ -30,7 +31,6 @@ PEER_CHOICES: dict[str, tuple[Any, ...]] = {
     "devices": (1, None),
 }
 LEVEL = "optimization_level"  # jax_optimization_level, an option of JAX, not of XLA
-WIDTHS = ("width", "decoder_in", "decoder_features", "features", "hidden")
 
 
 def check_names(flag: str, text: str, choices: tuple[str, ...]) -> None:
@@ -158,8 +158,7 @@ class NetworkSettings:
     def widths(self) -> dict[str, Any]:
         """Fields of the networks, JAX and PyTorch, divided by --thin."""
         model = create_model(self.arch, image_size=self.image_size)
-        widths = {name: getattr(model, name) for name in WIDTHS if hasattr(model, name)}
-        fields = jax.tree.map(lambda width: max(1, width // self.thin), widths)
+        fields = scaled_widths(model, Fraction(1, self.thin))
         if hasattr(model, "stage_sizes"):
             fields["stage_sizes"] = model.stage_sizes if self.thin == 1 else (1,) * 4
         return fields
