@@ -332,7 +332,8 @@ class EvaluateConfig:
     """Score a trained network on a data set, under one protocol or all."""
 
     checkpoint: str
-    """Work directory of the run."""
+    """Work directory of a run, a packed network (jaxdepth pack), or the name of one
+    that is included."""
     step: str = "best"
     """best, last or the number of a step."""
     data: str | None = None

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from jaxdepth import config as config_lib
 from jaxdepth import images as images_lib
-from jaxdepth import models, workdir
+from jaxdepth import models, packed, workdir
 from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
@@ -256,46 +256,59 @@ def load(
     step: str | int = "best",
     cache_dir: str | Path | None = "~/.cache/jaxdepth",
 ) -> Predictor:
-    """Load the trained network of a run.
+    """Load a trained network.
 
         depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")
 
     Args:
-      name: work directory of the run.
+      name: work directory of a run, a packed file (`jaxdepth pack`), or the name of a
+        network of this package (`jaxdepth.packed.SHIPPED`).
       step: "best", "last" or a number. "best" has the lowest RMSE; after training with
         --split=report or --split=official it is the last one, because choosing by a
-        test set would be cheating.
+        test set would be cheating. A packed file holds one step.
       cache_dir: folder for compiled programs, which later processes reuse: enables
         JAX's persistent compilation cache for the whole process
         (`jax_setup.enable_compilation_cache`), unless a cache is set already, such as
         by JAX_COMPILATION_CACHE_DIR. None: no JAX setting is changed.
 
     Returns: a `Predictor`.
-    Raises: UserError if there is no complete checkpoint of that step.
+    Raises: UserError if there is no such network, if it is damaged, or if there is no
+      complete checkpoint of that step.
     """
     if cache_dir is not None and not jax_setup.has_compilation_cache():
         jax_setup.enable_compilation_cache(str(cache_dir))
+    if (file := packed.find(name)) is not None:
+        return _load_packed(file, step=step, name=name)
     folder = workdir.WorkDir.open(name)
     if not folder.local.is_dir():
-        raise UserError(f"{name}: there is no such work directory")
+        raise UserError(f"{name}: there is no such work directory{_known(name)}")
     saved = folder.read_config()
     config = config_lib.from_json(saved["config"])
     checkpoints = Checkpoints(folder.checkpoints, read_only=True)
     split = saved.get("data", {}).get("eval_split", config.data.split)
     chosen = choose_step(checkpoints, split, step)
-    model = models.create(config.model)
-
-    def expected() -> PyTree:
-        image = jax.ShapeDtypeStruct((1, *config.image_size, 3), jnp.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-        return {"batch_stats": {}, **shapes}
-
     return Predictor(
         config,
-        checkpoints.restore_model(expected, step=chosen),
+        checkpoints.restore_model(lambda: packed.expected_shapes(config), step=chosen),
         camera=_training_camera(saved, where=f"{name}/{workdir.CONFIG}"),
         step=chosen,
     )
+
+
+def _load_packed(file: Path, *, step: str | int, name: str | Path) -> Predictor:
+    network = packed.read(file)
+    packed.check_step(network, step, name=name)
+    camera = _training_camera({"data": network.data}, where=str(file))
+    return Predictor(
+        network.config, network.variables, camera=camera, step=network.step
+    )
+
+
+def _known(name: str | Path) -> str:
+    """The names of networks in this package, if `name` could be meant as one."""
+    if "/" in str(name) or not packed.SHIPPED:
+        return ""
+    return f", and no network of that name (there is {', '.join(packed.SHIPPED)})"
 
 
 def _training_camera(saved: dict[str, Any], *, where: str) -> Camera | None:

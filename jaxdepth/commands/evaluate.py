@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdepth import models
+from jaxdepth import models, packed
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.camera import centred
 from jaxdepth.commands import summary as summary_lib
@@ -81,6 +81,11 @@ def run(config: EvaluateConfig) -> int:
 def score(config: EvaluateConfig) -> Scored:
     """Load a network and a data set, and score the network on it."""
     jax_setup.enable_compilation_cache(config.cache_dir)
+    if config.data is None and packed.find(config.checkpoint) is not None:
+        raise UserError(
+            f"--checkpoint={config.checkpoint} is a packed network, without data: give "
+            "--data=PATH"
+        )
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)

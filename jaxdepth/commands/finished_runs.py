@@ -138,12 +138,12 @@ def read(folder: str, *, name: str | None = None) -> Run:
             f"{folder}/{RESULTS} is damaged: its evaluations are not a list"
         )
     for entry in entries:
-        _check_evaluation(entry, f"{folder}/{RESULTS}")
+        check_evaluation(entry, f"{folder}/{RESULTS}")
     records = metrics_writer.read_metrics(workdir.local)
     return Run(name or folder, workdir, saved, results, records)
 
 
-def _check_evaluation(entry: Any, where: str) -> None:
+def check_evaluation(entry: Any, where: str) -> None:
     """Raise UserError if an evaluation lacks a key, or a value has another type."""
     values = entry if isinstance(entry, dict) else {}
     wrong = sorted(k for k, kind in _TYPES.items() if not kind(values.get(k)))

@@ -20,6 +20,7 @@ COMMANDS = {
     "run": Command("run", "train a network, evaluate it and save it"),
     "evaluate": Command("evaluate", "score a trained network on a data set"),
     "predict": Command("predict", "predict depth in metres for photos"),
+    "pack": Command("pack", "write a trained network to one file"),
     "compare": Command("compare", "test whether one run is better than another"),
     "report": Command("report.command", "write an HTML report of runs"),
     "tables": Command("paper.tables", "reproduce the paper's tables"),

@@ -41,8 +41,9 @@ class PredictConfig:
 
     images: tuple[str, ...] = flag(positional=True)
     """Photos, or folders of photos."""
-    checkpoint: str = flag()
-    """Work directory of the run."""
+    checkpoint: str = "nyu-small"
+    """Work directory of a run, a packed network (jaxdepth pack), or the name of one
+    that is included."""
     step: str = "best"
     """best, last or the number of a step."""
     out: str = "predictions"

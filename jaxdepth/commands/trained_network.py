@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxdepth import packed
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import flatten
@@ -38,7 +39,8 @@ def read(source: str, *, step: str = "best") -> Network:
 
     Raises: UserError if there is no network, or if its --arch is not upproj.
     """
-    if "://" not in source and not files.expanded(source).is_dir():
+    file = packed.find(source)
+    if file is not None and not packed.is_packed(file):
         weights = files.read(source)
         return Network(weights.arrays, weights.layout, "zero", weights.origin)
     network = predictor_lib.load(source, step=step)

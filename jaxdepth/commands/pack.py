@@ -1,0 +1,129 @@
+"""`jaxdepth pack`: write a trained network to one file."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxdepth import config as config_lib
+from jaxdepth import packed
+from jaxdepth import predictor as predictor_lib
+from jaxdepth.commands import finished_runs
+from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import regular
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.flags import flag
+from jaxdepth.weights import files
+
+logger = logging.getLogger(__name__)
+PROG = "jaxdepth pack"
+# Terms of weights, by the name of the data that they were trained on.
+TERMS = (
+    "These weights were trained on the data set {data}; its terms apply to them, in "
+    "addition to those of the software."
+)
+NYU_TERMS = (
+    "These weights were trained on NYU Depth V2 (N. Silberman, D. Hoiem, P. Kohli, R. "
+    "Fergus: Indoor Segmentation and Support Inference from RGBD Images, ECCV 2012). "
+    "Its authors state no licence; it is used for research, with this citation. The "
+    "Apache-2.0 licence of the software alone does not cover the weights."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PackConfig:
+    """Write a trained network to one safetensors file, to share and to predict with.
+
+    The file holds parameters, configuration, camera, scores and terms, and no data,
+    paths or optimizer state. jaxdepth predict, evaluate and compare accept it as
+    --checkpoint, jaxdepth.load as a path.
+    """
+
+    files: tuple[str, ...] = flag(positional=True)
+    """WORKDIR OUT: the work directory of the run, and a new file that ends in
+    .safetensors."""
+    step: str = "best"
+    """best, last or the number of a step."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of the convolution kernels; the rest is float32."""
+    scores: str | None = None
+    """JSON file of jaxdepth evaluate --out, whose scores to include; default: those of
+    the run at that step."""
+    licence: str | None = None
+    """Terms of the weights, in a sentence; default: a note on the training data."""
+
+    def __post_init__(self):
+        flags_lib.validate(self)
+
+
+def run(config: PackConfig) -> int:
+    """Write the file. Returns the exit code."""
+    if len(config.files) != 2:
+        raise UserError(f"give WORKDIR OUT, see {PROG} --help")
+    source, out = config.files
+    path = files.output(out, packed.SUFFIX)
+    if packed.find(source) is not None:
+        raise UserError(f"{source} is a file: give the work directory of a run")
+    trained = finished_runs.read(source)
+    predictor = predictor_lib.load(source, step=config.step)
+    step = predictor.step
+    evaluations = [e for e in trained.evaluations if e["step"] == step]
+    if config.scores is not None:
+        evaluations = _scores(config.scores, step)
+    data = trained.saved.get("data", {})
+    network = packed.PackedNetwork(
+        variables=predictor.variables,
+        config=predictor.config,
+        step=step,
+        data=data,
+        evaluations=evaluations,
+        command=_command(predictor.config),
+        versions=trained.saved.get("versions", {}),
+        licence=config.licence or _terms(data),
+    )
+    packed.write(path, network, dtype=config.dtype)
+    size = Path(path).stat().st_size
+    logger.info(
+        "%s: %s of %s, step %s, %.2f MB", path, predictor.config.model.arch, source,
+        step, size / 1e6,
+    )  # fmt: skip
+    return 0
+
+
+def _command(config: config_lib.Config) -> str:
+    """The command that trains such a network, without the paths of this machine."""
+    default = config_lib.Config.of().flat()
+    flags = packed.portable(config)
+    given = [f"--{k}={v}" for k, v in flags.items() if v != default[k]]
+    return " ".join(["jaxdepth run", *given])
+
+
+def _scores(name: str, step: int | None) -> list[dict[str, Any]]:
+    """The scores in a file of `jaxdepth evaluate --out`."""
+    try:
+        regular.check(name)
+        text = Path(name).expanduser().read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--scores={name} can't be read: {error}") from None
+    entries = config_lib.loads(text, where=name).get("evaluations")
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"--scores={name}: it holds no evaluations")
+    for entry in entries:
+        finished_runs.check_evaluation(entry, name)
+        if entry["step"] != step:
+            raise UserError(
+                f"--scores={name}: scores of step {entry['step']}, but step {step} is "
+                "packed; give --step, or score that step"
+            )
+    return entries
+
+
+def _terms(data: dict[str, Any]) -> str:
+    name = str(data.get("name", "unknown"))
+    return NYU_TERMS if name.startswith("nyu") else TERMS.format(data=name)
+
+
+def command(argv: Sequence[str]) -> int:
+    """Run the command with these flags. Returns the exit code."""
+    return run(flags_lib.parse(PackConfig, argv, prog=PROG))
