@@ -332,8 +332,7 @@ class EvaluateConfig:
     """Score a trained network on a data set, under one protocol or all."""
 
     checkpoint: str
-    """Work directory of a run, a packed network (jaxdepth pack), or the name of one
-    that is included."""
+    """Work directory of a run, or a packed network (jaxdepth pack)."""
     step: str = "best"
     """best, last or the number of a step."""
     data: str | None = None

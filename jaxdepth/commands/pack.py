@@ -120,8 +120,9 @@ def _scores(name: str, step: int | None) -> list[dict[str, Any]]:
 
 
 def _terms(data: dict[str, Any]) -> str:
-    name = str(data.get("name", "unknown"))
-    return NYU_TERMS if name.startswith("nyu") else TERMS.format(data=name)
+    if data.get("train_nyu"):
+        return NYU_TERMS
+    return TERMS.format(data=data.get("train_name", "unknown"))
 
 
 def command(argv: Sequence[str]) -> int:

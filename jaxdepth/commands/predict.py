@@ -41,9 +41,8 @@ class PredictConfig:
 
     images: tuple[str, ...] = flag(positional=True)
     """Photos, or folders of photos."""
-    checkpoint: str = "nyu-small"
-    """Work directory of a run, a packed network (jaxdepth pack), or the name of one
-    that is included."""
+    checkpoint: str = flag()
+    """Work directory of a run, or a packed network (jaxdepth pack)."""
     step: str = "best"
     """best, last or the number of a step."""
     out: str = "predictions"

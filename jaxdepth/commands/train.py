@@ -300,6 +300,8 @@ def _write_config(session: Session) -> None:
         "training_mean": session.baselines.constant,
         "data": {
             "name": data.name,
+            "train_name": data.train.name,
+            "train_nyu": "official" in data.train.splits,
             "split": data.split,
             "eval_split": data.eval_split,
             "train_images": len(data.train_rows),

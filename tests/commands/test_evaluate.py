@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth.commands import cli, evaluate, run
+from jaxdepth import packed
+from jaxdepth.commands import cli, evaluate, pack, run
 from jaxdepth.commands import compare as compare_command
 from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.config import EvaluateConfig
@@ -213,3 +214,52 @@ def test_unknown_focal_lengths_are_said(root, caplog):
     scores(root, f"--data={root / 'other'}", "--depth_scale=5000", "--fx=none")
     scores(root, f"--data={root / 'train'}", "--split=all")
     assert note not in caplog.text
+
+
+def test_a_packed_network_has_the_scores_of_its_run(root):
+    """`jaxdepth pack`, then `evaluate` and `predict` with the file."""
+    scored = scores(root, "--step=2", "--max_depth=3")
+    reference = root / "scores.json"
+    flags = [f"--checkpoint={root / 'run'}", "--step=2", f"--out={reference}"]
+    assert evaluate.command([*flags, f"--cache_dir={root / 'cache'}"]) == cli.OK
+    file = root / "packed.safetensors"
+    words = [str(root / "run"), str(file), "--step=2", "--dtype=float32"]
+    assert pack.command([*words, f"--scores={reference}"]) == cli.OK
+    network = packed.read(file)
+    assert network.step == 2 and network.data["train_name"] == "train"
+    assert network.evaluations == json.loads(reference.read_text())["evaluations"]
+    assert "data set train" in network.licence
+    assert str(root) not in network.command and "--arch=cnn" in network.command
+    again = root / "again.json"
+    flags = [
+        f"--checkpoint={file}", f"--data={root / 'other'}", "--split=all",
+        "--depth_scale=5000", f"--cache_dir={root / 'cache'}", f"--out={again}",
+    ]  # fmt: skip
+    assert evaluate.command(flags) == cli.OK
+    entry = json.loads(again.read_text())["evaluations"][-1]
+    assert entry["metrics"] == pytest.approx(scored["metrics"], rel=1e-6)
+
+
+def test_wrong_use_of_packing(root, tmp_path):
+    out = str(tmp_path / "n.safetensors")
+    reference = tmp_path / "scores.json"
+    flags = [f"--checkpoint={root / 'run'}", "--step=2", f"--out={reference}"]
+    assert evaluate.command([*flags, f"--cache_dir={root / 'cache'}"]) == cli.OK
+    values = json.loads(reference.read_text())
+    values["evaluations"][0]["step"] = 1
+    reference.write_text(json.dumps(values))
+    run_folder = str(root / "run")
+    for words, message in (
+        ([run_folder], "give WORKDIR OUT"),
+        ([run_folder, str(tmp_path / "n.npz")], r"ends in \.safetensors"),
+        ([run_folder, out, f"--scores={reference}"], "scores of step 1, but step 2"),
+        ([run_folder, out, f"--scores={tmp_path}"], "can't be read"),
+        ([str(root / "train"), out], "is not the work directory of a run"),
+        ([out, str(tmp_path / "m.safetensors")], "give the work directory of a run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pack.command(words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.json"]
+    assert pack.command([run_folder, out]) == cli.OK
+    with pytest.raises(UserError, match="is a packed network, without data"):
+        evaluate.command([f"--checkpoint={out}"])

@@ -165,6 +165,7 @@ _SMOKE: dict[str, Any] = {
     "batch_size": 8,
     "steps": 4,
     "augment": "none",
+    "cache": "device",  # so that TensorFlow is not started
     "eval_every": 2,
     "save_every": 4,
 }
