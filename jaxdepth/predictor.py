@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 
 from jaxdepth import config as config_lib
 from jaxdepth import images as images_lib
-from jaxdepth import models, packed, workdir
+from jaxdepth import models, workdir
 from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
 from jaxdepth.evaluation import protocols
@@ -20,6 +20,7 @@ from jaxdepth.runtime import garbage, jax_setup
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
+from jaxdepth.weights import packed
 
 # Photos of a more extreme aspect are squeezed to this one, which bounds the input size.
 MAX_ASPECT = 8
@@ -262,7 +263,7 @@ def load(
 
     Args:
       name: work directory of a run, a packed file (`jaxdepth pack`), or the name of a
-        network of this package (`jaxdepth.packed.SHIPPED`).
+        network of this package (`jaxdepth.weights.packed.SHIPPED`).
       step: "best", "last" or a number. "best" has the lowest RMSE; after training with
         --split=report or --split=official it is the last one, because choosing by a
         test set would be cheating. A packed file holds one step.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxdepth import models, packed
+from jaxdepth import models
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.camera import centred
 from jaxdepth.commands import summary as summary_lib
@@ -24,6 +24,7 @@ from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import jax_setup, output_files, terminal
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.weights import packed
 from jaxdepth.workdir import write_json
 
 logger = logging.getLogger(__name__)

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth import config as config_lib
-from jaxdepth import packed
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.commands import finished_runs
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
-from jaxdepth.weights import files
+from jaxdepth.weights import files, packed
 
 logger = logging.getLogger(__name__)
 PROG = "jaxdepth pack"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxdepth import packed
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.state import flatten
-from jaxdepth.weights import files
+from jaxdepth.weights import files, packed
 
 
 @dataclasses.dataclass(frozen=True)

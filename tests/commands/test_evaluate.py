@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdepth import packed
 from jaxdepth.commands import cli, evaluate, pack, run
 from jaxdepth.commands import compare as compare_command
 from jaxdepth.commands import evaluate as evaluate_command
 from jaxdepth.config import EvaluateConfig
 from jaxdepth.evaluation import metrics
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.weights import packed
 
 
 def pairs(folder, count, *, seed, scale=1000):

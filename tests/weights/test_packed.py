@@ -9,13 +9,12 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jaxdepth import packed
 from jaxdepth import predictor as predictor_lib
 from jaxdepth.config import Config
 from jaxdepth.models import create
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.trees import flatten
-from jaxdepth.weights import files
+from jaxdepth.weights import files, packed
 
 CONFIG = Config.of(
     size="19x38", width=2, stage_sizes="1,1", dropout=0.0, precision="f32",
@@ -95,7 +94,7 @@ def test_predictions_of_a_packed_network(network, tmp_path):
 def test_a_file_holds_one_step(file):
     for step in ("best", "last", "7", 7):
         assert predictor_lib.load(file, step=step, cache_dir=None).step == 7
-    with pytest.raises(UserError, match="--step=8: .* holds step 7 only"):
+    with pytest.raises(UserError, match=r"--step=8: .* holds step 7 only"):
         predictor_lib.load(file, step=8, cache_dir=None)
 
 

@@ -43,7 +43,7 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 # last part of these is kept, and the others take their default.
 _FILES = ("data", "eval_data", "weights", "plugin")
 _PLACES = ("workdir", "cache_dir", "resume")
-_FOLDER = Path(__file__).parent / "networks"
+_FOLDER = Path(__file__).parents[1] / "networks"
 SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob(f"*{SUFFIX}")))
 
 
