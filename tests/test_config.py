@@ -208,6 +208,11 @@ def test_rows_of_the_paper_that_are_one_run_are_one_recipe():
     assert RECIPES["table1_upproj"] is RECIPES["table4_imagenet"]
 
 
+def test_rows_of_networks_train_with_the_losses_of_the_paper():
+    rows = {name: RECIPES[f"table1_{name}"].flags["loss"] for name in ("cnn_fc", "cnn")}
+    assert rows == {"cnn_fc": "mse", "cnn": "si"}
+
+
 def test_unknown_recipes_are_answered_with_the_nearest():
     with pytest.raises(UserError, match="did you mean table1_cnn"):
         recipes.recipe_named("table1_cn")
