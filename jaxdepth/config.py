@@ -64,7 +64,8 @@ class LossConfig:
 
     name: str = flag("si", name="loss", choices="jaxdepth.losses:LOSSES")
     """Training loss: mean squared, scale-invariant, berHu; scale-invariant with
-    gradient matching or with berHu."""
+    gradient matching or with berHu; mean absolute, also with gradient matching; that of
+    Hu et al. (log errors of depth and gradient, normals)."""
     si_lambda: float = flag(0.5, at_least=0, at_most=1)
     """Weight of the squared mean in the scale-invariant loss."""
     berhu_scope: Literal["image", "batch"] = "image"

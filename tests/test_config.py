@@ -100,7 +100,7 @@ def test_what_makes_no_sense_is_refused(flags, words):
     ("flag", "value", "words"),
     [
         ("arch", "upprj", r"did you mean upproj\?"),
-        ("loss", "l1", "one of mse, si, berhu"),
+        ("loss", "ssim", "one of mse, si, berhu"),
     ],
 )
 def test_unknown_choices_are_refused(flag, value, words):
