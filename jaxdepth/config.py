@@ -160,7 +160,7 @@ class OptimizerConfig:
     """Batch size that --lr applies to: the learning rate scales with --batch_size.
     Default: no scaling."""
     schedule: str = flag("constant", choices="jaxdepth.training.optimizer:SCHEDULES")
-    """Learning rate schedule."""
+    """Learning rate schedule; poly: from --lr to 0 with the power 0.9, as DeepLab."""
     warmup_steps: int = flag(0, at_least=0)
     """Steps of linear warm-up."""
     warmup_epochs: float | None = flag(None, at_least=0)

@@ -35,6 +35,11 @@ SCHEDULES.register("step", _piecewise({1 / 2: 0.1, 3 / 4: 0.1}))
 # After Laina et al. 2016: 1/2 of `lr` after a third, 1/10 after two thirds.
 SCHEDULES.register("thirds", _piecewise({1 / 3: 0.5, 2 / 3: 0.2}))
 SCHEDULES.register("cosine", optax.schedules.cosine_decay_schedule)
+# Chen et al. 2017 (DeepLab), section 4.1: the "poly" policy, power 0.9.
+SCHEDULES.register(
+    "poly",
+    lambda lr, steps: optax.schedules.polynomial_schedule(lr, 0.0, 0.9, steps),
+)
 
 Rule = Callable[
     [optax.GradientTransformation, optax.GradientTransformation],
@@ -66,7 +71,8 @@ def learning_rate(
       lr: highest learning rate.
       schedule: name in `SCHEDULES`. constant: `lr`; step: a tenth of it after half of
         the steps, a hundredth after three quarters; thirds: half of it after a third,
-        a tenth after two thirds (Laina et al. 2016); cosine: from `lr` to 0.
+        a tenth after two thirds (Laina et al. 2016); cosine: from `lr` to 0; poly:
+        `lr` * (1 - step / steps)^0.9 (Chen et al. 2017, DeepLab).
       steps: steps of training, warm-up included.
       warmup_steps: steps of linear warm-up: step k has (k + 1) / warmup_steps of `lr`.
 

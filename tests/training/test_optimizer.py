@@ -176,7 +176,14 @@ def test_cosine():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine"])
+def test_poly():
+    expected = [2 * (1 - step / 5) ** 0.9 for step in range(6)]
+    np.testing.assert_allclose(
+        rates(6, schedule="poly", steps=5), expected, rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine", "poly"])
 def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
     actual = rates(12, schedule=schedule, steps=12, warmup_steps=4)
     np.testing.assert_allclose(actual[:4], [0.5, 1.0, 1.5, 2.0])
