@@ -138,7 +138,8 @@ class DataConfig(StoreConfig):
     """Train on the first N images in the order of the seed."""
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
     """Data augmentation. full: scale 1 to 1.5, rotation, crop, flip and colour; mild:
-    scale about 1; flip: crop, flip and colour."""
+    scale about 1; flip: crop, flip and colour; scales: scale 1, 1.2 or 1.5, crop and
+    flip; jitter: mild with stronger colour; cutout: mild with a hidden rectangle."""
     cache: Literal["none", "host", "device"] = "none"
     """Cache training frames in host memory, or sharded over the devices, which then
     need no input from the host. The batches are the same."""
@@ -173,6 +174,9 @@ class OptimizerConfig:
     """Largest global norm of the gradient."""
     encoder_lr_factor: float = flag(1.0, at_least=0)
     """Factor on the learning rate of the encoder."""
+    stage_lr_decay: float = flag(1.0, above=0, at_most=1)
+    """Factor on the learning rate of each encoder stage for each stage after it: the
+    last stage has 1, the stem the smallest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,7 +437,13 @@ def _validate_pairs(config: Config) -> None:
         )
     if model.weights and model.init == "random":
         raise UserError("--weights without --init: give --init=imagenet or --init=nyu")
-    arch_named(model.arch).check(model)
+    arch = arch_named(model.arch)
+    arch.check(model)
+    if config.optimizer.stage_lr_decay != 1 and "stage_sizes" not in arch.fields:
+        raise UserError(
+            f"--stage_lr_decay={config.optimizer.stage_lr_decay:g}: {model.arch} has "
+            "no encoder stages; give --arch=upproj, or leave the flag out"
+        )
     if data.split == "all" and data.path == "rooms":
         raise UserError("--split=all: rooms have their own split; leave --split out")
 

@@ -89,6 +89,9 @@ def test_other_sizes_are_refused(text):
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
         ({"arch": "cnn", "unpool": "average"}, "no unpooling"),
         ({"split": "all"}, "leave --split out"),
+        ({"arch": "cnn", "stage_lr_decay": 0.8}, "=0.8: cnn has no encoder stages"),
+        ({"stage_lr_decay": 0.0}, "must be above 0"),
+        ({"stage_lr_decay": 1.1}, "must be at most 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, words):
