@@ -22,7 +22,6 @@ OPTIMIZERS = {
     "sgd, all decayed": {"optimizer": "sgd", "weight_decay": 0.1, "decay": "all"},
     "clipped": {"optimizer": "adamw", "clip_norm": 0.1},
     "slow encoder": {"optimizer": "adam", "encoder_lr_factor": 0.1},
-    "slow stem": {"optimizer": "sgd", "weight_decay": 0.1, "stage_lr_decay": 0.1},
     "slow encoder and stem": {
         "optimizer": "adamw",
         "encoder_lr_factor": 0.5,
@@ -237,9 +236,8 @@ def test_dtypes_shapes_and_empty_modules_are_kept():
     "flags",
     [
         {},
-        {"encoder_lr_factor": 0.1},
+        {"encoder_lr_factor": 0.1, "stage_lr_decay": 0.5},
         {"clip_norm": 0.1},
-        {"encoder_lr_factor": 0.5, "stage_lr_decay": 0.1},
     ],
 )
 def test_an_optimizer_that_is_not_per_entry_receives_parameters_by_name(name, flags):
