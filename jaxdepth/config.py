@@ -86,7 +86,8 @@ class LossConfig:
 
     name: str = flag("si", name="loss", choices="jaxdepth.losses:LOSSES")
     """Training loss: mean squared, scale-invariant, berHu; scale-invariant with
-    gradient matching or with berHu."""
+    gradient matching or with berHu; mean absolute, also with gradient matching; that of
+    Hu et al. (log errors of depth and gradient, normals)."""
     si_lambda: float = flag(0.5, at_least=0, at_most=1)
     """Weight of the squared mean in the scale-invariant loss."""
     berhu_scope: Literal["image", "batch"] = "image"
@@ -159,7 +160,8 @@ class DataConfig(StoreConfig):
     """Train on the first N images in the order of the seed."""
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
     """Data augmentation. full: scale 1 to 1.5, rotation, crop, flip and colour; mild:
-    scale about 1; flip: crop, flip and colour."""
+    scale about 1; flip: crop, flip and colour; scales: scale 1, 1.2 or 1.5, crop and
+    flip; jitter: mild with stronger colour; cutout: mild with a hidden rectangle."""
     cache: Literal["none", "host", "device"] = "none"
     """Cache training frames in host memory, or sharded over the devices, which then
     need no input from the host. The batches are the same."""
@@ -181,7 +183,7 @@ class OptimizerConfig:
     """Batch size that --lr applies to: the learning rate scales with --batch_size.
     Default: no scaling."""
     schedule: str = flag("constant", choices="jaxdepth.training.optimizer:SCHEDULES")
-    """Learning rate schedule."""
+    """Learning rate schedule; poly: from --lr to 0 with the power 0.9, as DeepLab."""
     warmup_steps: int = flag(0, at_least=0)
     """Steps of linear warm-up."""
     warmup_epochs: float | None = flag(None, at_least=0)
@@ -194,6 +196,9 @@ class OptimizerConfig:
     """Largest global norm of the gradient."""
     encoder_lr_factor: float = flag(1.0, at_least=0)
     """Factor on the learning rate of the encoder."""
+    stage_lr_decay: float = flag(1.0, above=0, at_most=1)
+    """Factor on the learning rate of each encoder stage for each stage after it: the
+    last stage has 1, the stem the smallest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -454,7 +459,13 @@ def _validate_pairs(config: Config) -> None:
         )
     if model.weights and model.init == "random":
         raise UserError("--weights without --init: give --init=imagenet or --init=nyu")
-    arch_named(model.arch).check(model)
+    arch = arch_named(model.arch)
+    arch.check(model)
+    if config.optimizer.stage_lr_decay != 1 and "stage_sizes" not in arch.fields:
+        raise UserError(
+            f"--stage_lr_decay={config.optimizer.stage_lr_decay:g}: {model.arch} has "
+            "no encoder stages; give --arch=upproj, or leave the flag out"
+        )
     if data.split == "all" and data.path == "rooms":
         raise UserError("--split=all: rooms have their own split; leave --split out")
 

@@ -20,6 +20,8 @@ BerhuScope = Literal["image", "batch"]
 
 # Metres; keeps the logarithm of a dead ReLU's zeros, and its gradient, finite.
 MIN_PRED = 1e-3
+# Metres; alpha of Hu et al. 2019, section 3.2.
+HU_ALPHA = 0.5
 
 
 def mse(
@@ -135,6 +137,81 @@ def si_berhu(
     return _mean_loss("si_berhu", pred, target, valid, si_lambda=si_lambda, **options)
 
 
+def l1(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, ""]:
+    """Mean absolute error.
+
+        mean(|pred - target|)
+
+    The gradient is 0 where the error is 0.
+
+    Args:
+      pred: predicted depth, metres, any floating dtype.
+      target: measured depth, metres; may be anything where `valid` is False.
+      valid: True at pixels to count. An image without one adds nothing.
+
+    Returns: float32 scalar, metres: the mean over images with a valid pixel; 0 if none.
+    """
+    return _mean_loss("l1", pred, target, valid)
+
+
+def l1_grad(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, ""]:
+    """Mean absolute error with gradient matching in metres: `l1` + 0.5 gradient.
+
+        gradient = sum over every 1st, 2nd, 4th and 8th pixel of
+            (sum |e[i+1, j] - e[i, j]| + sum |e[i, j+1] - e[i, j]|) / n,
+
+    with e = pred - target, over pairs of valid neighbours; n is the number of valid
+    pixels at that stride. Arguments and result are those of `l1`.
+
+    Source: Ranftl et al. 2020 (MiDaS), equation 11, and the weight 0.5 of equation 12.
+      There, e is the error of disparity after scale and shift are fitted; here it is
+      the error of depth as predicted.
+    """
+    return _mean_loss("l1_grad", pred, target, valid)
+
+
+def hu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    *,
+    valid: Bool[Array, "b h w"],
+) -> Float[Array, ""]:
+    """Logarithmic errors of depth and its gradient, and error of surface normals.
+
+        mean(F(e)) + mean(F(S_x e) + F(S_y e)) + mean(1 - cos(n(pred), n(target))),
+        e = pred - target,   F(x) = ln(|x| + 0.5),   n(d) = (-S_x d, -S_y d, 1)
+
+    S_x and S_y are Sobel filters with weights 1, 2, 1 and without a divisor, in metres;
+    cos is the cosine of the angle between two vectors. The first mean is over valid
+    pixels, the others are over 3x3 windows in which all pixels are valid, without
+    padding. In an image without such a window, the last two terms are 0.
+
+    F penalises small errors of near and of far points, which L1 leaves to the large
+    errors of far ones. It is negative below 0.5: without any error the loss is
+    3 ln 0.5 = -2.08. The gradient is 0 where an error is 0.
+
+    Args:
+      pred: predicted depth, metres, any floating dtype.
+      target: measured depth, metres; may be anything where `valid` is False.
+      valid: True at pixels to count. An image without one adds nothing.
+
+    Returns: float32 scalar: the mean over images with a valid pixel; 0 if none.
+    Source: Hu et al. 2019, section 3.2, with alpha = 0.5 and lambda = mu = 1. The
+      gradient is that of the signed error, as in the authors' code.
+    """
+    return _mean_loss("hu", pred, target, valid)
+
+
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
     """Options that a loss may use.
@@ -163,9 +240,9 @@ LOSSES: Registry[PerImageLoss] = Registry("loss")
 def register_loss(name: str) -> Callable[[PerImageLoss], PerImageLoss]:
     """Register a per-image loss under a name, as a choice of `--loss`.
 
-        @register_loss("l1")
-        def l1(pred, target, valid, options):
-            return masked_mean(jnp.abs(pred - target), valid)
+        @register_loss("relative")
+        def relative(pred, target, valid, options):
+            return masked_mean(jnp.abs(pred - target) / target, valid)
 
     Raises: ValueError for a name that is registered already.
     """
@@ -236,14 +313,12 @@ def _si(
 
 
 def _gradient(
-    pred: Float[Array, "b h w"],
-    target: Float[Array, "b h w"],
-    valid: Bool[Array, "b h w"],
+    diff: Float[Array, "b h w"], valid: Bool[Array, "b h w"]
 ) -> Float[Array, "b"]:
-    log_diff = _log_diff(pred, target)
-    total = jnp.zeros(len(pred))
+    """Sum the absolute differences of neighbours in `diff` at four strides."""
+    total = jnp.zeros(len(diff))
     for stride in (1, 2, 4, 8):
-        d, v = log_diff[:, ::stride, ::stride], valid[:, ::stride, ::stride]
+        d, v = diff[:, ::stride, ::stride], valid[:, ::stride, ::stride]
         down = _absolute(d[:, 1:] - d[:, :-1]) * (v[:, 1:] & v[:, :-1])
         across = _absolute(d[:, :, 1:] - d[:, :, :-1]) * (v[:, :, 1:] & v[:, :, :-1])
         change = jnp.sum(down, axis=(1, 2)) + jnp.sum(across, axis=(1, 2))
@@ -288,7 +363,8 @@ def _si_grad(
     valid: Bool[Array, "b h w"],
     options: LossOptions,
 ) -> Float[Array, "b"]:
-    return _si(pred, target, valid, options) + 0.5 * _gradient(pred, target, valid)
+    gradient = _gradient(_log_diff(pred, target), valid)
+    return _si(pred, target, valid, options) + 0.5 * gradient
 
 
 @register_loss("si_berhu")
@@ -300,6 +376,74 @@ def _si_berhu(
 ) -> Float[Array, "b"]:
     si_term = _si(pred, target, valid, options)
     return si_term + 0.5 * _berhu(pred, target, valid, options)
+
+
+@register_loss("l1")
+def _l1(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    return masked_mean(_absolute(pred - target), valid)
+
+
+@register_loss("l1_grad")
+def _l1_grad(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    gradient = _gradient(pred - target, valid)
+    return _l1(pred, target, valid, options) + 0.5 * gradient
+
+
+@register_loss("hu")
+def _hu(
+    pred: Float[Array, "b h w"],
+    target: Float[Array, "b h w"],
+    valid: Bool[Array, "b h w"],
+    options: LossOptions,
+) -> Float[Array, "b"]:
+    def log_error(x):
+        return jnp.log(_absolute(x) + HU_ALPHA)
+
+    error = pred - target
+    down, across = _sobel(error)
+    # 1 - cos = |n - m|^2 / 2 for unit vectors, without the cancellation.
+    change = _normals(pred) - _normals(target)
+    normal = 0.5 * jnp.sum(jnp.square(change), axis=0)
+    windows = _all_valid(valid)
+    gradient = log_error(down) + log_error(across)
+    return masked_mean(log_error(error), valid) + masked_mean(
+        gradient + normal, windows
+    )
+
+
+def _sobel(
+    x: Float[Array, "b h w"],
+) -> tuple[Float[Array, "b i j"], Float[Array, "b i j"]]:
+    """Apply the Sobel filters along rows and along columns, to whole 3x3 windows."""
+    across = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]
+    down = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]
+    return down[:, 2:] - down[:, :-2], across[:, :, 2:] - across[:, :, :-2]
+
+
+def _normals(depth: Float[Array, "b h w"]) -> Float[Array, "3 b i j"]:
+    """Compute unit normals (-S_x d, -S_y d, 1) of the 3x3 windows."""
+    down, across = _sobel(depth)
+    normal = jnp.stack([-across, -down, jnp.ones_like(down)])
+    # The direction does not depend on the divisor, and its square does not overflow.
+    largest = jnp.max(jnp.abs(normal), axis=0, keepdims=True)
+    normal = normal / lax.stop_gradient(largest)
+    return normal / jnp.linalg.norm(normal, axis=0, keepdims=True)
+
+
+def _all_valid(valid: Bool[Array, "b h w"]) -> Bool[Array, "b i j"]:
+    """Whether all nine pixels of each 3x3 window are valid."""
+    rows = valid[:, :-2] & valid[:, 1:-1] & valid[:, 2:]
+    return rows[:, :, :-2] & rows[:, :, 1:-1] & rows[:, :, 2:]
 
 
 def masked_mean(

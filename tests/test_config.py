@@ -89,6 +89,9 @@ def test_other_sizes_are_refused(text):
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
         ({"arch": "cnn", "unpool": "average"}, "no unpooling"),
         ({"split": "all"}, "leave --split out"),
+        ({"arch": "cnn", "stage_lr_decay": 0.8}, "=0.8: cnn has no encoder stages"),
+        ({"stage_lr_decay": 0.0}, "must be above 0"),
+        ({"stage_lr_decay": 1.1}, "must be at most 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(flags, words):
@@ -100,7 +103,7 @@ def test_what_makes_no_sense_is_refused(flags, words):
     ("flag", "value", "words"),
     [
         ("arch", "upprj", r"did you mean upproj\?"),
-        ("loss", "l1", "one of mse, si, berhu"),
+        ("loss", "ssim", "one of mse, si, berhu"),
     ],
 )
 def test_unknown_choices_are_refused(flag, value, words):
@@ -206,6 +209,11 @@ def test_recipes_are_valid_and_say_what_they_are(name):
 def test_rows_of_the_paper_that_are_one_run_are_one_recipe():
     assert RECIPES["table1_cnn"] is RECIPES["table2_si"]
     assert RECIPES["table1_upproj"] is RECIPES["table4_imagenet"]
+
+
+def test_rows_of_networks_train_with_the_losses_of_the_paper():
+    rows = {name: RECIPES[f"table1_{name}"].flags["loss"] for name in ("cnn_fc", "cnn")}
+    assert rows == {"cnn_fc": "mse", "cnn": "si"}
 
 
 def test_unknown_recipes_are_answered_with_the_nearest():

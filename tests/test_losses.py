@@ -19,9 +19,10 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
 
     Gradients are the closed forms; c of berHu is a constant in them.
     """
-    if name in ("si_grad", "si_berhu"):
-        first = reference("si", pred, target, valid, si_lambda)
-        more = reference(name[3:], pred, target, valid, scope=scope)
+    if name in ("si_grad", "si_berhu", "l1_grad"):
+        parts = {"si_grad": "log grad", "si_berhu": "berhu", "l1_grad": "grad"}
+        first = reference(name[:2], pred, target, valid, si_lambda)
+        more = reference(parts[name], pred, target, valid, scope=scope)
         return first[0] + 0.5 * more[0], first[1] + 0.5 * more[1]
     pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
     used = [b for b in range(len(pred)) if valid[b].any()]
@@ -37,10 +38,17 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
             d = np.log(q) - np.log(t)
             value = np.mean(d**2) - si_lambda * np.mean(d) ** 2
             g = (2 * d - 2 * si_lambda * d.mean()) / n / q * (p > 1e-3)
-        elif name == "grad":
-            value, g = gradient_of_one(pred[b], target[b], valid[b])
+        elif name == "l1":
+            value, g = abs(p - t).mean(), np.sign(p - t) / n
+        elif name in ("grad", "log grad"):
+            log = name == "log grad"
+            value, g = gradient_of_one(pred[b], target[b], valid[b], log)
+            g = g[valid[b]]
+        elif name == "hu":
+            value, g = hu_of_one(pred[b], target[b], valid[b])
             g = g[valid[b]]
         else:
+            assert name == "berhu"
             e = abs(p - t)
             c = 0.2 * (shared if scope == "batch" else e.max())
             small = (e <= c) | (c == 0)
@@ -53,12 +61,14 @@ def reference(name, pred, target, valid, si_lambda=0.5, scope="image"):
     return total / count, grad / count
 
 
-def gradient_of_one(pred, target, valid):
-    """Gradient matching of one image, neighbour by neighbour."""
+def gradient_of_one(pred, target, valid, log):
+    """Gradient matching of one image, neighbour by neighbour, in metres or log."""
     height, width = pred.shape
     value, grad = 0.0, np.zeros(pred.shape)
 
     def d(i, j):
+        if not log:
+            return pred[i, j] - target[i, j]
         return np.log(max(pred[i, j], 1e-3)) - np.log(target[i, j])
 
     for apart in (1, 2, 4, 8):
@@ -73,8 +83,44 @@ def gradient_of_one(pred, target, valid):
                     step = d(*other) - d(i, j)
                     value += abs(step) / n
                     for place, sign in ((other, 1), ((i, j), -1)):
-                        slope = (pred[place] > 1e-3) / max(pred[place], 1e-3)
+                        slope = 1.0
+                        if log:
+                            slope = (pred[place] > 1e-3) / max(pred[place], 1e-3)
                         grad[place] += sign * np.sign(step) * slope / n
+    return value, grad
+
+
+SOBEL = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float64)
+
+
+def hu_of_one(pred, target, valid):
+    """Loss of Hu et al. 2019 of one image, window by window, and its gradient."""
+    height, width = pred.shape
+    count = valid.sum()
+    error = np.where(valid, pred - target, 0)
+    value = np.log(abs(error) + 0.5)[valid].sum() / count
+    grad = np.sign(error) / (abs(error) + 0.5) / count
+    windows = [
+        (slice(i, i + 3), slice(j, j + 3))
+        for i in range(height - 2)
+        for j in range(width - 2)
+        if valid[i : i + 3, j : j + 3].all()
+    ]
+    for window in windows:
+        slopes, total = [], 0.0
+        for kernel in (SOBEL, SOBEL.T):
+            change = (kernel * (pred - target)[window]).sum()
+            total += np.log(abs(change) + 0.5)
+            slope = np.sign(change) / (abs(change) + 0.5)
+            grad[window] += slope * kernel / len(windows)
+            slopes.append([(kernel * x[window]).sum() for x in (pred, target)])
+        n, m = (np.array([-x, -y, 1.0]) for x, y in zip(*slopes, strict=True))
+        lengths = np.linalg.norm(n) * np.linalg.norm(m)
+        cosine = n @ m / lengths
+        value += (total + 1 - cosine) / len(windows)
+        slope = -(m / lengths - cosine * n / (n @ n))  # of 1 - cosine, by n
+        for kernel, along in ((SOBEL, slope[0]), (SOBEL.T, slope[1])):
+            grad[window] += -along * kernel / len(windows)
     return value, grad
 
 
@@ -83,6 +129,7 @@ def random_batch(seed, shape=SHAPE):
     pred = rng.uniform(0.05, 9, shape).astype(np.float32)
     target = rng.uniform(0.5, 10, shape).astype(np.float32)
     valid = rng.random(shape) < rng.uniform(0.05, 1)
+    valid[0, :, :3] |= rng.random() < 0.5  # often a whole 3x3 window
     return pred, target, valid
 
 
@@ -125,6 +172,21 @@ def _si_berhu(pred, target, valid):
     return jax.value_and_grad(loss)(pred)
 
 
+@jax.jit
+def _l1(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.l1(p, target, valid=valid))(pred)
+
+
+@jax.jit
+def _l1_grad(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.l1_grad(p, target, valid=valid))(pred)
+
+
+@jax.jit
+def _hu(pred, target, valid):
+    return jax.value_and_grad(lambda p: losses.hu(p, target, valid=valid))(pred)
+
+
 # name, scope, and the compiled loss with its gradient
 CASES = [
     ("mse", "image", _mse),
@@ -133,6 +195,9 @@ CASES = [
     ("berhu", "batch", _berhu_batch),
     ("si_grad", "image", _si_grad),
     ("si_berhu", "batch", _si_berhu),
+    ("l1", "image", _l1),
+    ("l1_grad", "image", _l1_grad),
+    ("hu", "image", _hu),
 ]
 each_loss = pytest.mark.parametrize(
     ("name", "scope", "loss"),
@@ -151,10 +216,11 @@ def test_value_and_gradient_are_the_formulas(name, scope, loss, seed):
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mse", "si", "si_grad"])
+@pytest.mark.parametrize("name", ["mse", "si", "si_grad", "l1", "l1_grad", "hu"])
 def test_closed_form_gradient_is_the_finite_difference(name):
     # Ties the reference itself to the value. (berHu's c moves under differences.)
     pred, target, valid = random_batch(1)
+    valid[2] = True  # an image with whole windows
     _, grad = reference(name, pred, target, valid)
     wide = pred.astype(np.float64)
     for place in [(0, 0, 0), (1, 2, 3), (2, 3, 4)]:
@@ -295,3 +361,19 @@ def test_unknown_names_are_refused():
     pred, target, valid = (jnp.asarray(x) for x in random_batch(0))
     with pytest.raises(KeyError, match="huber"):
         losses.loss_sums("huber", pred, target, valid=valid)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1), (2, 2, 5), (2, 5, 2)])
+def test_images_without_a_window_have_no_gradient_terms(shape):
+    pred, target, _ = random_batch(2, shape)
+    value, grad = _hu(pred, target, np.ones(shape, bool))
+    error = (pred - target).astype(np.float64)
+    np.testing.assert_allclose(value, np.log(abs(error) + 0.5).mean(), rtol=1e-5)
+    expected = np.sign(error) / (abs(error) + 0.5) / error.size
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
+
+
+def test_hu_of_steep_predictions_is_finite():
+    pred, target, _ = random_batch(4)
+    value, grad = _hu(pred * 1e30, target, np.ones(SHAPE, bool))
+    assert np.isfinite(value) and np.isfinite(grad).all()

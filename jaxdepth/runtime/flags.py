@@ -250,7 +250,8 @@ def parse(
     """Create an instance of dataclass `cls` from command-line words.
 
     Flags are written --name=value or --name value; dashes in names count as
-    underscores. `--plugin=FILE.py` is imported first; `--help` prints the help.
+    underscores. Boolean flags are --name, --no_name, --name=true or --name=false.
+    `--plugin=FILE.py` is imported first; `--help` prints the help.
 
     Raises: UserError for the first mistake; SystemExit after `--help`.
     """
@@ -263,7 +264,8 @@ def parse(
         raise SystemExit(0)
     check(cls, argv)
     parser = _parser(cls, flags, prog=prog)
-    texts = vars(parser.parse_intermixed_args(_normalized(argv)))
+    words = _booleans(_normalized(argv), flags)
+    texts = vars(parser.parse_intermixed_args(words))
     values: dict[str, Any] = {}
     for name, text in texts.items():
         if text is None or name not in flags:  # --help and --plugin: handled above
@@ -387,6 +389,21 @@ def _normalized(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def _booleans(words: Sequence[str], flags: Mapping[str, Flag]) -> list[str]:
+    """Replace --name=true by --name and --name=false by --no_name, as argparse needs.
+
+    Raises: UserError for any other value of a boolean flag.
+    """
+    replaced = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        flag = flags.get(key.removeprefix("--")) if key.startswith("--") else None
+        if equals and flag is not None and flag.hint is bool:
+            word = f"--{flag.name}" if flag.convert(value) else f"--no_{flag.name}"
+        replaced.append(word)
+    return replaced
+
+
 def check(cls: type, argv: Sequence[str]) -> None:
     """Raise UserError for the first unknown flag, or value that is not allowed."""
     load_plugins(argv)
@@ -406,6 +423,8 @@ def check(cls: type, argv: Sequence[str]) -> None:
             hint = nearest(key, flags).replace("mean ", "mean --")
             raise UserError(f"unknown flag --{key}{hint} (--help lists them all)")
         if flags[key].hint is bool:
+            if equals:
+                flags[key].convert(value)
             continue
         following = words[k + 1] if k + 1 < len(words) else ""
         if not equals and not following:

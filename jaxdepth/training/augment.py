@@ -19,31 +19,60 @@ class AugmentPolicy:
 
     Attributes:
       scale: range of the factor that enlarges the image and divides its depth.
+      scales: values of that factor, equally likely; replace `scale` if there are any.
       rotation: largest angle in degrees, in both directions.
       colour: range of the factor of each channel.
       brightness: range of the factor of all channels.
+      contrast: range of the factor of the difference from the view's mean grey.
+      saturation: range of the factor of the difference from each pixel's grey.
+      cutout: range of the height and width, as shares of the view, of a rectangle that
+        takes the view's mean colour and keeps its depth; (0, 0): none.
       flip: probability of mirroring.
     """
 
     scale: tuple[float, float] = (1.0, 1.5)
+    scales: tuple[float, ...] = ()
     rotation: float = 5.0
     colour: tuple[float, float] = (0.8, 1.2)
     brightness: tuple[float, float] = (0.8, 1.2)
+    contrast: tuple[float, float] = (1.0, 1.0)
+    saturation: tuple[float, float] = (1.0, 1.0)
+    cutout: tuple[float, float] = (0.0, 0.0)
     flip: float = 0.5
 
     @property
     def resamples(self) -> bool:
         """Whether views need interpolation between the frame's pixels."""
-        return self.scale != (1.0, 1.0) or self.rotation != 0.0
+        return bool(self.scales) or self.scale != (1.0, 1.0) or self.rotation != 0.0
 
 
+_MILD = AugmentPolicy(scale=(0.9, 1.12), rotation=2.5)
+_JITTER = (0.6, 1.4)
 POLICIES: dict[str, AugmentPolicy | None] = {
     "none": None,
     "flip": AugmentPolicy(scale=(1.0, 1.0), rotation=0.0),
     # Scales on both sides of 1: scales above 1 alone bias depth towards the camera.
-    "mild": AugmentPolicy(scale=(0.9, 1.12), rotation=2.5),
+    "mild": _MILD,
     "full": AugmentPolicy(),
+    # The published code of Vandenhende et al. 2020 (MTI-Net) for NYU, which also scales
+    # about the centre of the image: here the place of the view is random.
+    "scales": AugmentPolicy(
+        scales=(1.0, 1.2, 1.5), rotation=0.0, colour=(1.0, 1.0), brightness=(1.0, 1.0)
+    ),
+    # The published code of Hu et al. 2019: torchvision's ColorJitter(0.4, 0.4, 0.4).
+    "jitter": dataclasses.replace(
+        _MILD, brightness=_JITTER, contrast=_JITTER, saturation=_JITTER
+    ),
+    # DeVries and Taylor 2017: the centre lies anywhere in the view, so that a part of
+    # the rectangle may be outside, and labels stay. Their rectangle is a square of one
+    # size and has the mean colour of the data set; the range is this project's choice.
+    "cutout": dataclasses.replace(_MILD, cutout=(0.1, 0.5)),
 }
+
+# Weights of red, green and blue in grey: ITU-R BT.601, as in torchvision.
+_GREY = (0.299, 0.587, 0.114)
+# Keys after the six of every policy, so that these draws do not change the others.
+_CONTRAST, _SATURATION, _CUTOUT = 6, 7, 8
 
 
 def example_keys(
@@ -70,11 +99,11 @@ def augment(
 ) -> tuple[Float[Array, "b i j 3"], Float[Array, "b i j"]]:
     """Crops of `size`: the centre crop, or a random view.
 
-    With a policy: scale, rotation about the centre of the view, random crop, flip and
-    colour factors. Colours are interpolated bilinearly, with replicated edges; depth is
-    taken from the nearest pixel, so that it is never mixed across a hole or an edge,
-    and is missing beyond the frame. Depth is divided by the scale. A policy without
-    scale and rotation crops whole pixels.
+    With a policy: scale, rotation about the centre of the view, random crop, flip,
+    colour factors and cutout. Colours are interpolated bilinearly, with replicated
+    edges; depth is taken from the nearest pixel, so that it is never mixed across a
+    hole or an edge, and is missing beyond the frame. Depth is divided by the scale. A
+    policy without scale and rotation crops whole pixels.
 
     Args:
       rgb, depth_codes: training frames; depth in codes, 0 = missing.
@@ -98,7 +127,7 @@ def augment(
 def _view(rgb, depth_codes, key, *, size, policy: AugmentPolicy, depth_unit: int):
     """A random view of one image."""
     k_scale, k_angle, k_place, k_flip, k_colour, k_bright = jax.random.split(key, 6)
-    s = jax.random.uniform(k_scale, (), minval=policy.scale[0], maxval=policy.scale[1])
+    s = _scale(k_scale, policy)
     limit = jnp.deg2rad(policy.rotation)
     angle = jax.random.uniform(k_angle, (), minval=-limit, maxval=limit)
     place = jax.random.uniform(k_place, (2,), minval=-1.0, maxval=1.0)
@@ -117,7 +146,53 @@ def _view(rgb, depth_codes, key, *, size, policy: AugmentPolicy, depth_unit: int
     colour = jax.random.uniform(k_colour, (3,), minval=low, maxval=high)
     low, high = policy.brightness
     bright = jax.random.uniform(k_bright, (), minval=low, maxval=high)
-    return jnp.clip(image * (colour * bright)[None, None], 0.0, 255.0), depth
+    image = image * (colour * bright)[None, None]
+    # Each of these factors commutes with the others, so their order is no choice.
+    if policy.contrast != (1.0, 1.0):
+        mean = jnp.mean(_grey(image))
+        factor = _factor(key, _CONTRAST, policy.contrast)
+        image = mean + factor * (image - mean)
+    if policy.saturation != (1.0, 1.0):
+        grey = _grey(image)
+        image = grey + _factor(key, _SATURATION, policy.saturation) * (image - grey)
+    image = jnp.clip(image, 0.0, 255.0)
+    if policy.cutout != (0.0, 0.0):
+        image = _cut_out(image, jax.random.fold_in(key, _CUTOUT), policy.cutout)
+    return image, depth
+
+
+def _scale(key, policy: AugmentPolicy):
+    """The factor that enlarges the image."""
+    if policy.scales:
+        return jax.random.choice(key, jnp.array(policy.scales, jnp.float32))
+    low, high = policy.scale
+    return jax.random.uniform(key, (), minval=low, maxval=high)
+
+
+def _factor(key, index: int, limits: tuple[float, float]):
+    """A random factor from a key of its own."""
+    low, high = limits
+    return jax.random.uniform(jax.random.fold_in(key, index), minval=low, maxval=high)
+
+
+def _grey(image):
+    """The grey of each pixel, (h, w, 1)."""
+    weights = jnp.array(_GREY, jnp.float32)[None, None]
+    return jnp.sum(image * weights, -1, keepdims=True)  # a TPU would round a product
+
+
+def _cut_out(image, key, sides: tuple[float, float]):
+    """Give a random rectangle the mean colour."""
+    k_centre, k_side = jax.random.split(key)
+    size = jnp.array(image.shape[:2], jnp.float32)
+    centre = jax.random.uniform(k_centre, (2,)) * size
+    half = jax.random.uniform(k_side, (2,), minval=sides[0], maxval=sides[1]) * size / 2
+    rows, columns = (
+        jnp.abs(jnp.arange(n) + 0.5 - centre[axis]) <= half[axis]
+        for axis, n in enumerate(image.shape[:2])
+    )
+    inside = (rows[:, None] & columns[None])[..., None]
+    return jnp.where(inside, jnp.mean(image, (0, 1), keepdims=True), image)
 
 
 def sample_grid(

@@ -8,6 +8,7 @@ kernel of the GPU and not by one each.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -117,6 +118,45 @@ def arranged_like(params: PyTree, tree: PyTree) -> PyTree:
         k: _arranged(tree[k], like.names) if isinstance(like, Arranged) else tree[k]
         for k, like in params.items()
     }
+
+
+def children(module: PyTree) -> set[str]:
+    """Names of the parts of a module, whose parameters are by name or arranged."""
+    if isinstance(module, Arranged):
+        return {*module.arrays, *(path[0] for path, _ in module.names)}
+    return set(module) if isinstance(module, dict) else set()
+
+
+def scale_by_path(
+    tree: PyTree, factor: Callable[[tuple[str, ...]], float], path: tuple[str, ...] = ()
+) -> PyTree:
+    """Multiply each array of a tree by a factor that depends on its parameter.
+
+    Args:
+      tree: arrays of the shapes of parameters, by name or arranged. Anything else in
+        it, such as `optax.MaskedNode`, stays.
+      factor: of a parameter's path, such as ("encoder", "conv_init", "kernel").
+      path: path of `tree` itself.
+    """
+
+    def scaled(path: tuple[str, ...], x: Any) -> Any:
+        if isinstance(x, Arranged):
+            arrays = scale_by_path(x.arrays, factor, path)
+            return Arranged(arrays, scaled_vectors(path, x), x.names)
+        by = factor(path) if _is_array(x) else 1.0
+        return x if by == 1.0 else x * by
+
+    def scaled_vectors(path: tuple[str, ...], x: Arranged) -> Any:
+        factors = [factor((*path, *name)) for name, _ in x.names]
+        if not _is_array(x.vectors) or set(factors) == {1.0}:
+            return x.vectors
+        sizes = [math.prod(shape) for _, shape in x.names]
+        return x.vectors * np.repeat(np.array(factors, np.float32), sizes)
+
+    leaves = _flatten(tree).items()
+    return traverse_util.unflatten_dict(
+        {name: scaled((*path, *name), x) for name, x in leaves}
+    )
 
 
 def is_arranged(params: PyTree) -> bool:

@@ -1,6 +1,7 @@
 """Learning rate schedules and optimizers, by name, and the parameters they update."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxdepth.config import Config
+from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.registry import Registry
-from jaxdepth.training.device_state import updating_by_name
+from jaxdepth.training.device_state import children, scale_by_path, updating_by_name
 
 PyTree = Any
 
@@ -35,6 +37,11 @@ SCHEDULES.register("step", _piecewise({1 / 2: 0.1, 3 / 4: 0.1}))
 # After Laina et al. 2016: 1/2 of `lr` after a third, 1/10 after two thirds.
 SCHEDULES.register("thirds", _piecewise({1 / 3: 0.5, 2 / 3: 0.2}))
 SCHEDULES.register("cosine", optax.schedules.cosine_decay_schedule)
+# Chen et al. 2017 (DeepLab), section 4.1: the "poly" policy, power 0.9.
+SCHEDULES.register(
+    "poly",
+    lambda lr, steps: optax.schedules.polynomial_schedule(lr, 0.0, 0.9, steps),
+)
 
 Rule = Callable[
     [optax.GradientTransformation, optax.GradientTransformation],
@@ -56,6 +63,9 @@ OPTIMIZERS.register(
 # the parameters joined into fewer arrays (`device_state`).
 PER_ENTRY = {"adam", "adamw", "sgd"}
 
+# Names of the residual blocks in an encoder: `models.resnet.ResNet`.
+_STAGE = re.compile(r"stage(\d+)_")
+
 
 def learning_rate(
     *, lr: float, schedule: str, steps: int, warmup_steps: int = 0
@@ -66,7 +76,8 @@ def learning_rate(
       lr: highest learning rate.
       schedule: name in `SCHEDULES`. constant: `lr`; step: a tenth of it after half of
         the steps, a hundredth after three quarters; thirds: half of it after a third,
-        a tenth after two thirds (Laina et al. 2016); cosine: from `lr` to 0.
+        a tenth after two thirds (Laina et al. 2016); cosine: from `lr` to 0; poly:
+        `lr` * (1 - step / steps)^0.9 (Chen et al. 2017, DeepLab).
       steps: steps of training, warm-up included.
       warmup_steps: steps of linear warm-up: step k has (k + 1) / warmup_steps of `lr`.
 
@@ -104,6 +115,7 @@ def create(config: Config) -> optax.GradientTransformation:
         clip_norm=options.clip_norm,
         freeze=config.model.freeze,
         encoder_lr_factor=options.encoder_lr_factor,
+        stage_lr_decay=options.stage_lr_decay,
     )
 
 
@@ -116,6 +128,7 @@ def make_optimizer(
     clip_norm: float | None = None,
     freeze: str = "none",
     encoder_lr_factor: float = 1.0,
+    stage_lr_decay: float = 1.0,
 ) -> optax.GradientTransformation:
     """The optimizer, in PyTorch's order: clip the gradient, add L2, step.
 
@@ -132,6 +145,13 @@ def make_optimizer(
       freeze: "encoder" keeps the encoder's parameters fixed, without moments; other
         values, such as "bn_stats", have no effect on the parameters.
       encoder_lr_factor: factor of the encoder's learning rate.
+      stage_lr_decay: further factor of each stage's learning rate for each stage that
+        follows it: of N stages, the last has 1, the one before it `stage_lr_decay`, and
+        the stem `stage_lr_decay`^N.
+
+    Raises: UserError from `init`, with a decay, for an encoder without stages.
+    Source of the decay: Howard and Ruder 2018 (ULMFiT), section 3.1, and Bao et al.
+      2022 (BEiT), whose factors are per layer.
     """
     schedule = rate if callable(rate) else optax.schedules.constant_schedule(rate)
 
@@ -141,6 +161,8 @@ def make_optimizer(
 
     def rule_for(factor: float) -> optax.GradientTransformation:
         descend = optax.scale_by_learning_rate(lambda step: factor * schedule(step))
+        if stage_lr_decay != 1.0:
+            descend = _by_stage(descend, stage_lr_decay)
         rule = OPTIMIZERS[optimizer](l2, descend)
         return rule if optimizer in PER_ENTRY else updating_by_name(rule)
 
@@ -155,6 +177,41 @@ def make_optimizer(
         # Frozen parameters are excluded from the norm.
         clip = optax.masked(clip, _trained)
     return optax.chain(clip, rule)
+
+
+def _by_stage(
+    descend: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """Multiply the updates of each encoder stage by its factor; the state is equal."""
+
+    def init(params: PyTree) -> Any:
+        _last_stage(params)  # raises for an encoder without stages
+        return descend.init(params)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> Any:
+        updates, state = descend.update(updates, state, params)
+        last = _last_stage(updates)
+
+        def factor(path: tuple[str, ...]) -> float:
+            if path[0] != "encoder":
+                return 1.0
+            stage = _STAGE.match(path[1])
+            return decay ** (last - int(stage[1]) if stage else last)
+
+        return scale_by_path(updates, factor), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _last_stage(params: PyTree) -> int:
+    matches = map(_STAGE.match, children(params.get("encoder", {})))
+    stages = [int(match[1]) for match in matches if match]
+    if not stages:
+        raise UserError(
+            "--stage_lr_decay: the network has no encoder with stages, parameters "
+            "named stage1_..., stage2_...; leave the flag out"
+        )
+    return max(stages)
 
 
 def _labels(params: PyTree) -> PyTree:

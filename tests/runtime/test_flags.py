@@ -59,6 +59,24 @@ def test_defaults_none_and_negated_booleans():
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "dry"),
+    [
+        (["--dry"], True),
+        (["--dry=true"], True),
+        (["--dry=True"], True),
+        (["--dry=false"], False),
+        (["--no_dry"], False),
+        (["--dry=true", "--dry=false"], False),
+        (["--dry=false", "--dry"], True),
+    ],
+)
+def test_booleans_are_words_or_values(words, dry):
+    assert parse("f", *words).dry is dry
+    # A word after the flag is not its value.
+    assert parse(*words, "f", "false") == Outer(("f", "false"), dry=dry)
+
+
 def test_dashes_count_as_underscores():
     assert parse("f", "--no-dry").dry is False
 
@@ -78,6 +96,9 @@ def test_numbers_are_read_as_written(rate, count):
         (["f", "--kind=c"], "--kind=c: expected one of a, bc"),
         (["f", "--inner=z"], "--inner=z: expected one of x, y"),
         (["f", "--rate"], "--rate: give a value, as in --rate=VALUE"),
+        (["f", "--dry=yes"], "--dry=yes: expected true or false"),
+        (["f", "--dry="], "--dry=: expected true or false"),
+        (["f", "--no_dry=true"], "unknown flag --no_dry; did you mean --dry?"),
         ([], "FILES: missing (Files to read.); see tool --help"),
         (["f", "--plugin=none.py"], "--plugin=none.py: there is no such file"),
     ],

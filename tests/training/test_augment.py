@@ -190,6 +190,130 @@ def test_mild_views_are_as_often_nearer_as_farther():
     assert (metres > 0).mean() > 0.97
 
 
+def test_discrete_scales_divide_depth_and_show_less():
+    count, frame, size = 300, (48, 64), (40, 56)
+    # Depth by column, so that the columns that a view shows are known.
+    columns = np.broadcast_to(1000 + np.arange(64, dtype=np.uint16), (count, *frame))
+    rgb = jnp.full((count, *frame, 3), 100, jnp.uint8)
+    images, metres = view(
+        rgb, jnp.asarray(columns), keys(count), size=size, policy="scales"
+    )
+    np.testing.assert_array_equal(images, 100.0)  # colours are left as they are
+    seen = []
+    for metre in metres:
+        # Without rotation, all rows are equal, and nothing is beyond the frame.
+        assert (metre == metre[:1]).all() and (metre > 0).all()
+        row = metre[0]
+        fits = []
+        for scale in (1.0, 1.2, 1.5):
+            column = row * scale * 1000 - 1000
+            whole = np.abs(column - np.round(column)).max() < 0.01
+            shown = abs(np.ptp(column) - 55 / scale) <= 1
+            fits += [scale] if whole and shown else []
+        assert len(fits) == 1
+        seen.append((fits[0], row[0] < row[-1]))
+    for scale in (1.0, 1.2, 1.5):
+        assert 70 < sum(s == scale for s, _ in seen) < 130
+    assert 120 < sum(direct for _, direct in seen) < 180
+
+
+GREY = np.array([0.299, 0.587, 0.114])
+
+
+def policy_named(name) -> aug.AugmentPolicy:
+    policy = aug.POLICIES[name]
+    assert policy is not None
+    return policy
+
+
+def colours_of(policy, count=200, **options):
+    """Views of one random image without geometry, and the image's centre crop."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(60, 160, (1, *SIZE, 3)).astype(np.uint8)
+    still = dataclasses.replace(policy, scale=(1.0, 1.0), rotation=0.0, flip=0.0)
+    still = dataclasses.replace(still, **options)
+    rgb = jnp.asarray(image.repeat(count, 0))
+    depth = jnp.full(rgb.shape[:3], 2500, jnp.uint16)
+    images, metres = view(rgb, depth, keys(count), policy=still)
+    np.testing.assert_allclose(metres, 2.5)  # of colour alone
+    return images.astype(np.float64), image[0].astype(np.float64)
+
+
+def test_jitter_is_brightness_contrast_and_saturation():
+    policy = policy_named("jitter")
+    # Ranges in which no colour is clipped.
+    narrow = {"brightness": (0.7, 1.1), "contrast": (0.8, 1.2)}
+    images, image = colours_of(
+        policy, 400, colour=(1.0, 1.0), saturation=(0.8, 1.2), **narrow
+    )
+    grey = image @ GREY
+    factors = []
+    for seen in images:
+        # Brightness from the mean of grey, contrast and saturation by least squares.
+        bright = (seen @ GREY).mean() / grey.mean()
+        centred = grey - grey.mean()
+        contrast = (centred * (seen @ GREY)).sum() / (centred**2).sum() / bright
+        colour = image - grey[..., None]
+        saturation = (colour * (seen - (seen @ GREY)[..., None])).sum()
+        saturation /= (colour**2).sum() * bright * contrast
+        expected = bright * image
+        expected = bright * grey.mean() + contrast * (expected - bright * grey.mean())
+        its_grey = expected @ GREY
+        expected = its_grey[..., None] + saturation * (expected - its_grey[..., None])
+        np.testing.assert_allclose(seen, expected, atol=1e-2)
+        factors.append((bright, contrast, saturation))
+    factors = np.array(factors)
+    ranges = ((0.7, 1.1), (0.8, 1.2), (0.8, 1.2))
+    for (low, high), values in zip(ranges, factors.T, strict=True):
+        assert low - 1e-3 < values.min() < low + 0.05
+        assert high - 0.05 < values.max() < high + 1e-3
+    # The three are drawn independently.
+    correlation = np.corrcoef(factors.T) - np.eye(3)
+    assert np.abs(correlation).max() < 0.25
+
+
+def test_jitter_has_the_published_ranges_and_clips():
+    policy = policy_named("jitter")
+    for limits in (policy.brightness, policy.contrast, policy.saturation):
+        assert limits == (0.6, 1.4)
+    images, _ = colours_of(policy)
+    assert images.min() >= 0 and images.max() == 255
+
+
+def test_cutout_hides_a_rectangle_and_keeps_its_depth():
+    plain = {"colour": (1.0, 1.0), "brightness": (1.0, 1.0)}
+    images, image = colours_of(policy_named("cutout"), 300, **plain)
+    mean = image.mean((0, 1))
+    heights, widths, clipped = [], [], 0
+    for seen in images:
+        hidden = (np.abs(seen - mean) < 1e-2).all(-1)
+        np.testing.assert_array_equal(seen[~hidden], image[~hidden])
+        if not hidden.any():
+            continue
+        rows, columns = (np.flatnonzero(hidden.any(axis)) for axis in (1, 0))
+        assert hidden.sum() == len(rows) * len(columns)  # one rectangle
+        assert np.ptp(rows) + 1 == len(rows) and np.ptp(columns) + 1 == len(columns)
+        edge = rows[0] == 0 or rows[-1] == SIZE[0] - 1
+        edge |= columns[0] == 0 or columns[-1] == SIZE[1] - 1
+        clipped += edge
+        if not edge:
+            heights.append(len(rows))
+            widths.append(len(columns))
+    # Sides of 0.1 to 0.5 of the view; the centre may be near its edge.
+    for sides, full in ((heights, SIZE[0]), (widths, SIZE[1])):
+        assert 0.1 * full - 1 <= min(sides) and max(sides) <= 0.5 * full + 1
+        assert np.std(sides) > 0.05 * full
+    assert 30 < clipped < 270
+
+
+def test_jitter_and_cutout_have_the_geometry_of_mild():
+    rgb, depth = frames(20)
+    _, mild = view(rgb, depth, keys(20), policy="mild")
+    for policy in ("jitter", "cutout"):
+        _, metres = view(rgb, depth, keys(20), policy=policy)
+        np.testing.assert_array_equal(metres, mild)
+
+
 def test_half_of_the_images_are_mirrored():
     ramp = jnp.arange(FRAME[1], dtype=jnp.uint8)[None, None, :, None]
     rgb = jnp.broadcast_to(ramp, (100, *FRAME, 3))
@@ -219,22 +343,24 @@ def test_views_stay_mostly_inside_the_frame():
     assert missing.mean() < 0.02 and missing.max() < 0.15
 
 
-def test_a_view_does_not_depend_on_the_batch_around_it():
+@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout"])
+def test_a_view_does_not_depend_on_the_batch_around_it(policy):
     rgb, depth = frames(100)
     k = keys(100)
-    images, metres = view(rgb, depth, k, policy="full")
+    images, metres = view(rgb, depth, k, policy=policy)
     for i in (0, 3, 99):
-        alone = view(rgb[i : i + 1], depth[i : i + 1], k[i : i + 1], policy="full")
+        alone = view(rgb[i : i + 1], depth[i : i + 1], k[i : i + 1], policy=policy)
         np.testing.assert_allclose(alone[0][0], images[i], atol=1e-3)
         np.testing.assert_array_equal(alone[1][0], metres[i])
 
 
-def test_the_same_keys_give_the_same_view_and_others_another():
+@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout"])
+def test_the_same_keys_give_the_same_view_and_others_another(policy):
     rgb, depth = frames(100)
-    first, again = (view(rgb, depth, keys(100), policy="full") for _ in range(2))
+    first, again = (view(rgb, depth, keys(100), policy=policy) for _ in range(2))
     np.testing.assert_array_equal(first[0], again[0])
     np.testing.assert_array_equal(first[1], again[1])
-    later = view(rgb, depth, keys(100, step=1), policy="full")
+    later = view(rgb, depth, keys(100, step=1), policy=policy)
     assert np.abs(later[0] - first[0]).mean() > 1
 
 

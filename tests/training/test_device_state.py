@@ -22,6 +22,12 @@ OPTIMIZERS = {
     "sgd, all decayed": {"optimizer": "sgd", "weight_decay": 0.1, "decay": "all"},
     "clipped": {"optimizer": "adamw", "clip_norm": 0.1},
     "slow encoder": {"optimizer": "adam", "encoder_lr_factor": 0.1},
+    "slow encoder and stem": {
+        "optimizer": "adamw",
+        "encoder_lr_factor": 0.5,
+        "stage_lr_decay": 0.1,
+        "clip_norm": 0.1,
+    },
     "frozen encoder": {"optimizer": "adam", "freeze": "encoder", "clip_norm": 0.1},
 }
 
@@ -149,7 +155,9 @@ def test_steps_on_an_arranged_state_are_the_same(optimizer, flags):
     assert_equal(device_state.by_name(got), expected, rtol=1e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", [k for k, v in OPTIMIZERS.items() if "stage_lr_decay" not in v]
+)
 def test_a_network_may_have_parameters_of_its_own_at_the_top_level(optimizer):
     spec = dataclasses.replace(spec_of(optimizer), model=OwnParameters())
     state = tiny.state(spec)
@@ -178,6 +186,26 @@ def test_modules_may_have_the_names_of_groups_of_parameters(modules):
     assert_equal(device_state.by_name(arranged), state, rtol=0)
 
 
+def test_factors_of_parameters_are_those_of_their_paths():
+    params = tiny.state(spec_of()).params
+    state = TrainState(0, params, {}, optax.EmptyState())
+
+    def factor(path):
+        return 3.0 if path[-1] == "scale" else 1.0 / len("/".join(path))
+
+    expected = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * np.float32(factor(tuple(p.key for p in path))), params
+    )
+    got = device_state.scale_by_path(params, factor)
+    assert_equal(got, expected, rtol=1e-6)
+    arranged = device_state.scale_by_path(device_state.arrange(state).params, factor)
+    assert device_state.is_arranged(arranged)
+    assert_equal(device_state.by_name(arranged), expected, rtol=1e-6)
+    for module in ("encoder", "decoder"):
+        names = device_state.children(device_state.arrange(state).params[module])
+        assert names == device_state.children(params[module]) == set(params[module])
+
+
 def test_dtypes_shapes_and_empty_modules_are_kept():
     rng = np.random.default_rng(0)
     params = {
@@ -204,7 +232,14 @@ def test_dtypes_shapes_and_empty_modules_are_kept():
 
 
 @pytest.mark.parametrize("name", PER_PARAMETER)
-@pytest.mark.parametrize("flags", [{}, {"encoder_lr_factor": 0.1}, {"clip_norm": 0.1}])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"encoder_lr_factor": 0.1, "stage_lr_decay": 0.5},
+        {"clip_norm": 0.1},
+    ],
+)
 def test_an_optimizer_that_is_not_per_entry_receives_parameters_by_name(name, flags):
     RULES.register(name, PER_PARAMETER[name])
     try:

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdepth.training.optimizer import learning_rate, make_optimizer
+from jaxdepth.runtime.errors import UserError
+from jaxdepth.training.optimizer import OPTIMIZERS, learning_rate, make_optimizer
 
 STEPS = 10
 
@@ -29,7 +30,7 @@ def gradients(step: int):
     return jax.tree.map(lambda x: 0.3 * x, params(100 + step))
 
 
-def run(tree, rule, steps=STEPS):
+def run(tree, rule, steps=STEPS, gradients=gradients):
     state = rule.init(tree)
     for step in range(steps):
         updates, state = rule.update(gradients(step), state, tree)
@@ -43,7 +44,28 @@ def names(tree):
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
 
 
-def by_torch(make, *, groups=None, clip=None, rate=None):
+def staged(seed=0):
+    """Parameters of a network with an encoder of a stem and three stages."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    blocks = ("stage1_block1", "stage1_block2", "stage2_block1", "stage3_block1")
+    return {
+        "encoder": {
+            "conv_init": {"kernel": draw(3, 3, 2, 2)},
+            "bn_init": {"scale": draw(2), "bias": draw(2)},
+            **{b: {"conv1": {"kernel": draw(1, 1, 2, 2)}} for b in blocks},
+        },
+        "decoder": {"conv_in": {"kernel": draw(1, 1, 2, 2), "bias": draw(2)}},
+        "head": {"bias": draw(1)},
+    }
+
+
+def by_torch(
+    make, *, groups=None, clip=None, rate=None, params=params, gradients=gradients
+):
     """Ten steps of a PyTorch optimizer on the same parameters and gradients."""
     torch = pytest.importorskip("torch", reason="needs the extra torch")
     parameters = {
@@ -176,7 +198,14 @@ def test_cosine():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine"])
+def test_poly():
+    expected = [2 * (1 - step / 5) ** 0.9 for step in range(6)]
+    np.testing.assert_allclose(
+        rates(6, schedule="poly", steps=5), expected, rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "thirds", "cosine", "poly"])
 def test_warmup_rises_in_equal_parts_and_then_the_rest_begins(schedule):
     actual = rates(12, schedule=schedule, steps=12, warmup_steps=4)
     np.testing.assert_allclose(actual[:4], [0.5, 1.0, 1.5, 2.0])
@@ -243,3 +272,103 @@ def test_a_factor_clips_the_gradient_as_a_whole():
         for name, g in names(gradients(0)).items()
     }
     close(updates, expected)
+
+
+def staged_gradients(step: int):
+    return jax.tree.map(lambda x: 0.3 * x, staged(100 + step))
+
+
+# Of a decay of 0.5 and three stages.
+FACTORS = {"_init": 0.125, "stage1": 0.25, "stage2": 0.5, "stage3": 1.0}
+
+
+def factor_of(name, encoder=1.0):
+    if "encoder" not in name:
+        return 1.0
+    return encoder * next(f for part, f in FACTORS.items() if part in name)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("encoder", [1.0, 0.3])
+def test_stages_have_their_own_rates_as_groups_of_torch(name, encoder):
+    rule = make_optimizer(
+        optimizer=name,
+        rate=0.01,
+        weight_decay=0.1,
+        decay="all",
+        clip_norm=0.5,
+        encoder_lr_factor=encoder,
+        stage_lr_decay=0.5,
+    )
+
+    def groups(held):
+        return [
+            {"params": [p], "lr": 0.01 * factor_of(n, encoder)} for n, p in held.items()
+        ]
+
+    expected = by_torch(
+        lambda o, p: RULES[name](o, p, weight_decay=0.1),
+        groups=groups,
+        clip=0.5,
+        params=staged,
+        gradients=staged_gradients,
+    )
+    close(run(staged(), rule, gradients=staged_gradients)[0], expected)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("freeze", ["none", "encoder"])
+def test_a_decay_per_stage_keeps_the_optimizer_state(name, freeze):
+    options = {"optimizer": name, "freeze": freeze, "clip_norm": 0.5}
+    plain, decayed = (
+        make_optimizer(**options, stage_lr_decay=d).init(staged()) for d in (1.0, 0.5)
+    )
+    assert jax.tree.structure(decayed) == jax.tree.structure(plain)
+    assert jax.tree.map(jnp.shape, decayed) == jax.tree.map(jnp.shape, plain)
+
+
+def test_a_frozen_encoder_stays_with_a_decay_per_stage():
+    options = {"optimizer": "sgd", "rate": 0.01, "freeze": "encoder"}
+    trees = [
+        run(
+            staged(),
+            make_optimizer(**options, stage_lr_decay=d),
+            gradients=staged_gradients,
+        )[0]
+        for d in (0.5, 1.0)
+    ]
+    close(trees[0], names(trees[1]))
+    before, after = names(staged()), names(trees[0])
+    for name in before:
+        moved = (after[name] != before[name]).any()
+        assert moved == ("encoder" not in name)
+
+
+def test_a_rate_inside_of_an_optimizer_is_decayed_there():
+    # As in LARS, momentum follows the learning rate.
+    OPTIMIZERS.register(
+        "inner",
+        lambda l2, descend: optax.chain(l2, descend, optax.trace(decay=0.9)),
+    )
+    try:
+        got = run(
+            staged(),
+            make_optimizer(optimizer="inner", rate=0.01, stage_lr_decay=0.5),
+            gradients=staged_gradients,
+        )[0]
+    finally:
+        OPTIMIZERS.unregister("inner")
+    expected = by_torch(
+        RULES["sgd"],
+        groups=lambda held: [
+            {"params": [p], "lr": 0.01 * factor_of(n)} for n, p in held.items()
+        ],
+        params=staged,
+        gradients=staged_gradients,
+    )
+    close(got, expected)
+
+
+def test_a_decay_needs_stages():
+    with pytest.raises(UserError, match="--stage_lr_decay: the network has no enc"):
+        make_optimizer(stage_lr_decay=0.5).init(params())

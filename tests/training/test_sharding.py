@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 
@@ -13,6 +14,7 @@ from jaxdepth.ops import platform
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import device_cache, device_state
 from jaxdepth.training import step as step_lib
+from jaxdepth.training.optimizer import make_optimizer
 from jaxdepth.training.sharding import AXIS, Placement, batch_spec
 from jaxdepth.training.step import train_step, train_step_on_table
 
@@ -208,6 +210,38 @@ def test_a_state_arranged_for_a_gpu_gives_the_same_step(alone, kind, monkeypatch
     (got,), last = walk(step, placement, state, batches()[:1])
     assert relative(got, seen[0]) < 5e-5
     assert jax.tree.structure(last) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+@pytest.mark.parametrize("arranged", [False, True])
+def test_stages_have_their_own_rates_on_eight_devices(kind, arranged, monkeypatch):
+    monkeypatch.setattr(Placement, "arranges", arranged)
+    rule = make_optimizer(optimizer="sgd", rate=0.1, stage_lr_decay=0.25)
+    spec = tiny.spec(
+        "upproj",
+        optimizer=optax.chain(tiny.keep_gradient(), rule),
+        bn_axis=AXIS,
+        axis_name=AXIS,
+    )
+    # Gradients of residual branches are not 0.
+    state = jax.tree.map(
+        lambda x: x + np.float32(0.1) if x.dtype == np.float32 else x, tiny.state(spec)
+    )
+    placement = Placement.over(kind)
+    step = placement.compile(train_step, spec)
+    _, last = walk(step, placement, state, batches()[:1])
+    gradient = host(last.opt_state[0])
+    assert np.abs(gradient["encoder"]["conv_init"]["kernel"]).max() > 1e-6
+
+    def expected(path, before, g):
+        names = [key.key for key in path]
+        # The encoder has one stage.
+        stem = names[0] == "encoder" and names[1] in ("conv_init", "bn_init")
+        # The momentum starts at 0.1, as all other arrays.
+        return before - 0.1 * (0.25 if stem else 1.0) * (g + 0.9 * np.float32(0.1))
+
+    wanted = jax.tree_util.tree_map_with_path(expected, state.params, gradient)
+    assert relative(last.params, wanted) < 1e-6
 
 
 @pytest.fixture(scope="module")

@@ -177,13 +177,15 @@ def _open_folder(name: str) -> tuple[WorkDir, dict[str, Any]]:
 def flag_values(argv: Sequence[str]) -> dict[str, str]:
     """Flags as name -> value. Raises UserError for those that the rows decide."""
     values: dict[str, str] = {}
+    known = flags_lib.flags_of(Config)
     name = None
     for word in argv:
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             name = key.replace("-", "_")
-            values[name] = value
-            name = None if equals else name
+            boolean = name in known and known[name].hint is bool
+            values[name] = "true" if boolean and not equals else value
+            name = None if equals or boolean else name
         elif name is not None:
             values[name], name = word, None
         else:

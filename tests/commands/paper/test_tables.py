@@ -367,6 +367,11 @@ def test_flags_are_split_into_those_of_tables_and_those_of_runs(monkeypatch):
 
     monkeypatch.setattr(tables, "run", run)
     words = ["--table", "1", "--lr", "0.1", "--scale=smoke", "--data=x", "--seeds=2"]
+    assert tables.flag_values(["--allow_outside", "--lr=1"]) == {
+        "allow_outside": "true",
+        "lr": "1",
+    }
+    assert tables.flag_values(["--allow-outside=false"]) == {"allow_outside": "false"}
     assert tables.command(words) == cli.OK
     config = tables.TablesConfig(table="1", scale="smoke", seeds=2)
     command = "jaxdepth tables --table 1 --lr 0.1 --scale=smoke --data=x --seeds=2"
