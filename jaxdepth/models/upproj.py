@@ -156,8 +156,13 @@ class UpProj(DepthNetwork):
     ResNet-50 without pooling and classifier, a 1x1 convolution to 1024 channels,
     up-projections to 512, 256, 128 and 64, each doubling the size, and a 3x3
     convolution to one channel: 228x304 -> 8x10 -> 128x160. An input of (h, w) gives
-    (16 ceil(h/32), 16 ceil(w/32)). Layout `fcrn` is the published network and has
-    63,572,737 parameters.
+    (16 ceil(h/32), 16 ceil(w/32)).
+
+    With a smaller output stride s of the encoder, the decoder's first widths are left
+    out: for s = 16, a 1x1 convolution to 512 channels and up-projections to 256, 128
+    and 64. The output is (s/2 ceil(h/s), s/2 ceil(w/s)).
+
+    Layout `fcrn` is the published network and has 63,572,737 parameters.
 
     The paper fixes all of these. Our choices: dropout of 0 by default (the published
     network was trained with 0.5), He initialisation, and, outside layout `fcrn`, the
@@ -166,9 +171,9 @@ class UpProj(DepthNetwork):
     Attributes:
       unpool: "zero" or "average".
       upconv: form of the up-convolution, "auto" or one of `ops.upconv.FORMS`.
-      stage_sizes, width: of the `ResNet`.
+      stage_sizes, width, output_stride: of the `ResNet`.
       decoder_in, decoder_features: channels after the 1x1 convolution and after each
-        up-projection.
+        up-projection, for an encoder without dilation.
       others: as in `DepthNetwork`.
 
     Source: Laina et al. 2016, table 1 and figure 1.
@@ -180,6 +185,7 @@ class UpProj(DepthNetwork):
     width: int = 64
     decoder_in: int = 1024
     decoder_features: tuple[int, ...] = (512, 256, 128, 64)
+    output_stride: int = 32
 
     def setup(self):
         layout = self.layout
@@ -195,15 +201,17 @@ class UpProj(DepthNetwork):
         self.encoder = ResNet(
             stage_sizes=self.stage_sizes,
             width=self.width,
+            output_stride=self.output_stride,
             stride_in=layout.stride_in,
             stem_bias=layout.stem_bias,
             pool_padding=layout.pool_padding,
             conv=conv,
             norm=norm,
         )
+        in_features, *features = self._decoder_widths()
         self.decoder = Decoder(
-            self.decoder_in,
-            self.decoder_features,
+            in_features,
+            tuple(features),
             conv=functools.partial(conv, use_bias=layout.up_bias),
             norm=norm,
             up=up,
@@ -234,7 +242,17 @@ class UpProj(DepthNetwork):
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the depth for an image of `image_size`."""
-        encoder = ResNet(stage_sizes=self.stage_sizes, parent=None)
-        height, width = encoder.output_size(image_size)
-        grow = 2 ** len(self.decoder_features)
+        height, width = self._sized_encoder().output_size(image_size)
+        grow = 2 ** (len(self._decoder_widths()) - 1)
         return grow * height, grow * width
+
+    def _decoder_widths(self) -> tuple[int, ...]:
+        """Channels after the 1x1 convolution and after each up-projection."""
+        widths = (self.decoder_in, *self.decoder_features)
+        return widths[self._sized_encoder().dilated_stages :]
+
+    def _sized_encoder(self) -> ResNet:
+        """A `ResNet` with the stages and strides of the encoder."""
+        return ResNet(
+            stage_sizes=self.stage_sizes, output_stride=self.output_stride, parent=None
+        )

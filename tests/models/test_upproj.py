@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,3 +136,46 @@ def test_dropout_is_off_by_default():
 
     assert create_model("upproj").dropout == 0
     assert not np.allclose(training_output(), training_output(dropout=0.5))
+
+
+TINY = {"stage_sizes": (1, 1, 1, 1), "width": 2, "decoder_in": 12}
+FEATURES = (10, 8, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "output_stride, shrink, grow, widths",
+    [
+        (32, 32, 16, (12, 10, 8, 6, 4)),
+        (16, 16, 8, (10, 8, 6, 4)),
+        (8, 8, 4, (8, 6, 4)),
+    ],
+)
+@pytest.mark.parametrize("size", [(228, 304), (57, 76), (41, 50), (33, 31), (1, 2)])
+def test_output_stride_leaves_out_the_first_widths_of_the_decoder(
+    size, output_stride, shrink, grow, widths
+):
+    model = create_model(
+        "upproj", output_stride=output_stride, decoder_features=FEATURES, **TINY
+    )
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    depth, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    expected = tuple(grow * math.ceil(n / shrink) for n in size)
+    assert depth.shape[1:] == model.output_size(size) == expected
+    decoder = variables["params"]["decoder"]
+    ups = [f"up{k}" for k in range(1, len(widths))]
+    assert set(decoder) == {"conv_in", "bn_in", *ups}
+    last = decoder["conv_in"]["kernel"].shape[3]
+    assert last == widths[0]
+    for name, before, after in zip(ups, widths, widths[1:], strict=False):
+        assert decoder[name]["up_main"]["kernel"].shape == (5, 5, before, after)
+
+
+@pytest.mark.parametrize("layout", ["torchvision", "fcrn"])
+def test_the_encoder_of_every_output_stride_has_the_same_parameters(layout):
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+
+    def encoder(output_stride):
+        model = create_model("upproj", layout=layout, output_stride=output_stride)
+        return jax.eval_shape(model.init, jax.random.key(0), image)["params"]["encoder"]
+
+    assert encoder(32) == encoder(16) == encoder(8)
