@@ -45,6 +45,9 @@ class ModelConfig:
     output_stride: int = flag(32, at_least=8, at_most=32)
     """Stride of the ResNet of upproj: 32, 16 or 8. Below 32, its last stages have
     dilation instead of a stride, and the decoder has fewer up-projections."""
+    skips: bool = False
+    """Skip connections: add features of upproj's encoder to the maps of the decoder of
+    the same size."""
     dropout: float | Auto = flag("auto", at_least=0, below=1)
     """Dropout rate before the last layer; auto: 0.5 for cnn_fc, 0 for the others."""
     precision: Literal["auto", "f32", "bf16"] = "auto"

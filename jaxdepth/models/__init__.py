@@ -88,11 +88,13 @@ class Arch:
             layout=model.layout,
             unpool=model.unpool,
             output_stride=model.output_stride,
+            skips=model.skips,
         )
-        if model.init == "nyu" and model.output_stride != 32:
+        if model.init == "nyu" and (model.output_stride != 32 or model.skips):
             raise UserError(
-                "--init=nyu: the weights are those of a network of output stride 32; "
-                "leave --output_stride out, or give --init=imagenet"
+                "--init=nyu: the weights are those of a network of output stride 32 "
+                "without skip connections; leave --output_stride and --skips out, or "
+                "give --init=imagenet"
             )
         if model.is_resnet50:
             return
@@ -108,7 +110,13 @@ class Arch:
             )
 
     def check_options(
-        self, arch: str, *, layout: str | Layout, unpool: str, output_stride: int
+        self,
+        arch: str,
+        *,
+        layout: str | Layout,
+        unpool: str,
+        output_stride: int,
+        skips: bool,
     ) -> None:
         """Raise UserError for values that it does not support."""
         layout_named(layout)  # raises for an unknown name
@@ -124,6 +132,8 @@ class Arch:
                 f"--output_stride={output_stride}: {arch} has no ResNet; give "
                 "--arch=upproj"
             )
+        if skips and "skips" not in self.fields:
+            raise UserError(f"--skips: {arch} has no decoder; give --arch=upproj")
 
 
 ARCHS: Registry[Arch] = Registry("arch")
@@ -182,6 +192,7 @@ def create(
         unpool=model.unpool,
         upconv=model.upconv,
         output_stride=model.output_stride,
+        skips=model.skips,
         dropout=model.dropout,
         dtype=jnp.bfloat16 if model.precision == "bf16" else jnp.float32,
         image_size=model.image_size,
@@ -200,6 +211,7 @@ def create_model(
     unpool: str = "zero",
     upconv: str = "auto",
     output_stride: int = 32,
+    skips: bool = False,
     dropout: float | None = None,
     dtype: Any = jnp.float32,
     image_size: tuple[int, int] = (228, 304),
@@ -229,6 +241,7 @@ def create_model(
       upconv: algorithm of the up-convolution; ignored by networks without one.
       output_stride: largest stride of upproj's encoder, 32, 16 or 8: the last stages
         have dilation instead, and the decoder has fewer up-projections.
+      skips: skip connections from upproj's encoder to its decoder.
       dropout: dropout rate before the last layer; None: 0.5 in cnn_fc, 0 in others.
       dtype: dtype of the computation. Results are float32 always.
       image_size: (height, width) that cnn_fc is built for; the others take any size.
@@ -249,7 +262,9 @@ def create_model(
     _check_one_of("unpool", unpool, UNPOOLS)
     _check_one_of("upconv", upconv, ("auto", *FORMS))
     _check_one_of("freeze", freeze, FREEZE)
-    entry.check_options(arch, layout=layout, unpool=unpool, output_stride=output_stride)
+    entry.check_options(
+        arch, layout=layout, unpool=unpool, output_stride=output_stride, skips=skips
+    )
     if min(image_size) < entry.min_size:
         height, width = image_size
         raise UserError(
@@ -261,6 +276,7 @@ def create_model(
         "unpool": unpool,
         "upconv": upconv,
         "output_stride": output_stride,
+        "skips": skips,
         "dtype": dtype,
         "image_size": image_size,
         "init_depth": init_depth,

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +200,7 @@ class ResNet(nn.Module):
       stride_in: "3x3" (v1.5, torchvision) or "1x1" (v1, He et al.).
       stem_bias: whether the first convolution has a bias.
       pool_padding: "torch" (1 on every side) or "same" (TensorFlow's).
+      every_size: whether to return the last map of every size, see `__call__`.
       conv: convolution layer; `Conv` with fields bound, such as the dtype.
       norm: normalisation layer, from `batch_norm`.
 
@@ -212,17 +214,26 @@ class ResNet(nn.Module):
     stride_in: str = "3x3"
     stem_bias: bool = False
     pool_padding: str = "torch"
+    every_size: bool = False
     conv: Layer = Conv
     norm: functools.partial = batch_norm()
 
     @nn.compact
     def __call__(
         self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
-    ) -> Float[Array, "b i j c"]:
+    ) -> Any:
+        """The features, (b, i, j, c).
+
+        With `every_size`, a tuple of the last map of every size: that of the stem
+        before pooling, at half the size of the image (rounded up), and those of the
+        stages; a stage with dilation replaces the stage before it.
+        """
         norm = functools.partial(self.norm, use_running_average=not train)
-        x = self._stem(jnp.asarray(image), norm)
+        x, *maps = self._stem(jnp.asarray(image), norm)
         for stage, blocks in enumerate(self.stage_sizes):
             stride, *dilations = self._strides(stage)
+            if stride > 1:
+                maps.append(x)
             for block in range(blocks):
                 x = Bottleneck(
                     self.width * 2**stage,
@@ -234,9 +245,10 @@ class ResNet(nn.Module):
                     norm=norm,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x)
-        return x
+        return (*maps, x) if self.every_size else x
 
     def _stem(self, image, norm: Layer):
+        """The pooled map; with `every_size`, also the one before pooling."""
         conv = self.conv(
             self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
@@ -248,10 +260,11 @@ class ResNet(nn.Module):
                 padding = same_padding(*x.shape[1:3], size=3)
             return max_pool(x, 3, padding=padding)
 
-        if train and platform.current() == "tpu":
+        if train and platform.current() == "tpu" and not self.every_size:
             pooled = functools.partial(PooledNorm, **norm.keywords)
-            return pooled(name="bn_init")(conv, image, pool)
-        return pool(conv_norm(conv, norm(name="bn_init"), image, relu=True))
+            return (pooled(name="bn_init")(conv, image, pool),)
+        x = conv_norm(conv, norm(name="bn_init"), image, relu=True)
+        return (pool(x), x) if self.every_size else (pool(x),)
 
     def _strides(self, stage: int) -> tuple[int, int, int]:
         """Stride of a stage (from 0), dilation of its first block and of the others."""
