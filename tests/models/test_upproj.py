@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxdepth.ops.upconv import FORMS
 
 from . import reference
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "stage_sizes": (1, 1),
     "width": 4,
     "decoder_in": 6,
@@ -140,7 +141,7 @@ def test_dropout_is_off_by_default():
     assert not np.allclose(training_output(), training_output(dropout=0.5))
 
 
-TINY = {"stage_sizes": (1, 1, 1, 1), "width": 2, "decoder_in": 12}
+TINY: dict[str, Any] = {"stage_sizes": (1, 1, 1, 1), "width": 2, "decoder_in": 12}
 FEATURES = (10, 8, 6, 4)
 
 
@@ -210,7 +211,7 @@ def test_with_skips_every_map_has_the_size_of_the_encoders(size, output_stride):
 
 def test_an_up_projection_larger_than_all_maps_of_the_encoder_has_no_skip():
     # Stride 4, then three up-projections: to strides 2, 1 and 1/2.
-    fields = {"stage_sizes": (1,), "width": 2, "decoder_in": 4}
+    fields: dict[str, Any] = {"stage_sizes": (1,), "width": 2, "decoder_in": 4}
     model = create_model("upproj", skips=True, decoder_features=(3, 3, 3), **fields)
     image = jax.ShapeDtypeStruct((1, 9, 14, 3), jnp.float32)
     depth, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
@@ -225,10 +226,15 @@ def test_skips_add_the_normalised_convolution_of_the_encoders_map(layout, unpool
     """The network equals its modules, called one by one, with sums in NumPy."""
     size = (57, 76) if layout == "torchvision" else (36, 44)
     image = np.random.default_rng(3).normal(size=(2, *size, 3)).astype(np.float32)
-    fields = {"layout": layout, "unpool": unpool, "skips": True, **SMALL}
+    fields: dict[str, Any] = {
+        "layout": layout,
+        "unpool": unpool,
+        "skips": True,
+        **SMALL,
+    }
     model = create_model("upproj", **fields)
     variables = reference.variables(model, image)
-    outputs = {}
+    outputs: dict[str, Any] = {}
 
     def record(call, args, kwargs, context):
         result = call(*args, **kwargs)
@@ -237,7 +243,7 @@ def test_skips_add_the_normalised_convolution_of_the_encoders_map(layout, unpool
         return result
 
     with nn.intercept_methods(record):
-        depth = model.apply(variables, image)
+        depth: Any = model.apply(variables, image)
     epsilon = {"torchvision": 1e-5, "fcrn": 1e-4}[layout]
     # Strides of `SMALL`: 2 (stem), 4 and 8.
     half, quarter, _ = map(np.float64, outputs["encoder"])
@@ -270,7 +276,8 @@ def test_skips_are_aligned_with_the_image():
         moved = image.copy()
         moved[:, 80 + shift : 85 + shift, 88 + shift : 92 + shift] = 1
         images.append(moved)
-    before, after = (jax.jit(model.apply)(variables, one)[0] for one in images)
+    run: Any = jax.jit(model.apply)
+    before, after = (run(variables, one)[0] for one in images)
     # All but the margin, which the edges of the image have an effect on.
     center = before[30:-34, 30:-34]
     np.testing.assert_allclose(after[34:-30, 34:-30], center, atol=1e-4)
@@ -316,7 +323,7 @@ def test_training_with_skips_in_the_forms_of_accelerators_equals_that_on_cpu(dty
 
 def test_the_default_network_is_that_of_the_paper():
     """Names, shapes and initial values, from the version before the options."""
-    fields = SMALL | {"stage_sizes": (1, 1, 1, 1)}
+    fields: dict[str, Any] = SMALL | {"stage_sizes": (1, 1, 1, 1)}
     model = create_model("upproj", **fields)
     assert model == create_model("upproj", output_stride=32, skips=False, **fields)
     variables = jax.jit(model.init)(jax.random.key(0), IMAGE)
