@@ -42,6 +42,12 @@ class ModelConfig:
     to it: half of it takes a quarter of the weights."""
     stage_sizes: str = "3,4,6,3"
     """Blocks in each stage of the ResNet; 3,4,6,3 is ResNet-50."""
+    output_stride: int = flag(32, at_least=8, at_most=32)
+    """Stride of the ResNet of upproj: 32, 16 or 8. Below 32, its last stages have
+    dilation instead of a stride, and the decoder has fewer up-projections."""
+    skips: bool = False
+    """Skip connections: add features of upproj's encoder to the maps of the decoder of
+    the same size."""
     dropout: float | Auto = flag("auto", at_least=0, below=1)
     """Dropout rate before the last layer; auto: 0.5 for cnn_fc, 0 for the others."""
     precision: Literal["auto", "f32", "bf16"] = "auto"

@@ -18,7 +18,7 @@ from jaxdepth.data.sources import ReadOptions, takes
 from jaxdepth.data.sources import rooms as rooms_source
 from jaxdepth.data.split import HELD_OUT
 from jaxdepth.data.store import recorded
-from jaxdepth.data.store.reader import Store, is_store
+from jaxdepth.data.store.reader import FullSizeStore, Store, is_store
 from jaxdepth.data.store.remote import is_remote
 from jaxdepth.data.store.writer import Job, Packing, prepare
 from jaxdepth.runtime.errors import UserError
@@ -200,7 +200,7 @@ def open_data(
         train = open_rooms(config, training=training, progress=progress)
     else:
         train = open_store(config, config.data.path, progress=progress)
-        _check_size(config, train)
+        train = _at_training_size(config, train)
         packing = train.manifest.get("options", {}).get("packing", {})
         _check_max_depth(config, train, packing.get("max_depth", math.inf))
     split = own_split(config, train)
@@ -291,7 +291,7 @@ def _check_apart(
 
     Stores with different frame sizes are not compared: their digests differ.
     """
-    if train.size != evaluation.size:
+    if train.manifest["size"] != evaluation.manifest["size"]:
         return
     frames = train.manifest["frames"]
     trained = {frames[row].get("digest"): frames[row]["name"] for row in train_rows}
@@ -309,10 +309,13 @@ def _check_apart(
         )
 
 
-def _check_size(config: Config, train: Store) -> None:
-    """Raise UserError if stored frames are too small or have another aspect ratio.
+def _at_training_size(config: Config, train: Store) -> Store:
+    """The store, or its full-size copies if its training frames are too small.
 
     Larger frames are shrunk in the step.
+
+    Raises: UserError if they are too small, too, or are not all kept, or if stored
+      frames have another aspect ratio.
     """
     (height, width), (rows, columns) = train.size, config.frame_size
     ways = (
@@ -320,6 +323,10 @@ def _check_size(config: Config, train: Store) -> None:
         f"again with --size={rows}x{columns}"
     )
     if height < rows or width < columns:
+        if FullSizeStore.covers(train, config.frame_size):
+            return FullSizeStore(train, config.frame_size)
+        if not all(map(train.has_full, range(len(train)))):
+            ways += ", or with --keep_full=all (jaxdepth prepare-data)"
         raise UserError(
             f"{train.name} holds frames of {height}x{width}, smaller than the "
             f"{rows}x{columns} that --size={config.model.size} is cropped from: {ways}"
@@ -329,6 +336,7 @@ def _check_size(config: Config, train: Store) -> None:
             f"{train.name} holds frames of {height}x{width}, whose aspect ratio is not "
             f"that of --size={config.model.size}: {ways}"
         )
+    return train
 
 
 def own_split(config: Config, train: Store) -> str:

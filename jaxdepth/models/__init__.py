@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -36,6 +36,7 @@ __all__ = [
     "scaled_widths",
 ]
 
+OUTPUT_STRIDES = (32, 16, 8)
 FREEZE = ("none", "encoder", "bn_stats")
 # Fields of the networks that are numbers of channels.
 WIDTHS = ("width", "decoder_in", "decoder_features", "features", "hidden")
@@ -82,7 +83,19 @@ class Arch:
                 f"--init={model.init}: {model.arch} has no ResNet-50 to initialise; "
                 "give --arch=upproj or --init=random"
             )
-        self.check_options(model.arch, layout=model.layout, unpool=model.unpool)
+        self.check_options(
+            model.arch,
+            layout=model.layout,
+            unpool=model.unpool,
+            output_stride=model.output_stride,
+            skips=model.skips,
+        )
+        if model.init == "nyu" and (model.output_stride != 32 or model.skips):
+            raise UserError(
+                "--init=nyu: the weights are those of a network of output stride 32 "
+                "without skip connections; leave --output_stride and --skips out, or "
+                "give --init=imagenet"
+            )
         if model.is_resnet50:
             return
         if "stage_sizes" not in self.fields:
@@ -96,15 +109,31 @@ class Arch:
                 "--width and --stage_sizes out"
             )
 
-    def check_options(self, arch: str, *, layout: str | Layout, unpool: str) -> None:
-        """Raise UserError for a layout or an unpooling that it does not support."""
+    def check_options(
+        self,
+        arch: str,
+        *,
+        layout: str | Layout,
+        unpool: str,
+        output_stride: int,
+        skips: bool,
+    ) -> None:
+        """Raise UserError for values that it does not support."""
         layout_named(layout)  # raises for an unknown name
+        _check_one_of("output_stride", output_stride, OUTPUT_STRIDES)
         if isinstance(layout, str) and layout not in self.layouts:
             raise UserError(f"--layout={layout} is a layout of upproj, not of {arch}")
         if unpool != "zero" and "unpool" not in self.fields:
             raise UserError(
                 f"--unpool={unpool}: {arch} has no unpooling; give --arch=upproj"
             )
+        if output_stride != 32 and "output_stride" not in self.fields:
+            raise UserError(
+                f"--output_stride={output_stride}: {arch} has no ResNet; give "
+                "--arch=upproj"
+            )
+        if skips and "skips" not in self.fields:
+            raise UserError(f"--skips: {arch} has no decoder; give --arch=upproj")
 
 
 ARCHS: Registry[Arch] = Registry("arch")
@@ -162,6 +191,8 @@ def create(
         layout=model.layout,
         unpool=model.unpool,
         upconv=model.upconv,
+        output_stride=model.output_stride,
+        skips=model.skips,
         dropout=model.dropout,
         dtype=jnp.bfloat16 if model.precision == "bf16" else jnp.float32,
         image_size=model.image_size,
@@ -179,6 +210,8 @@ def create_model(
     layout: str | Layout = "torchvision",
     unpool: str = "zero",
     upconv: str = "auto",
+    output_stride: int = 32,
+    skips: bool = False,
     dropout: float | None = None,
     dtype: Any = jnp.float32,
     image_size: tuple[int, int] = (228, 304),
@@ -206,6 +239,9 @@ def create_model(
       layout: name in `LAYOUTS`; all but "torchvision" are layouts of upproj only.
       unpool: "zero" or "average"; only upproj unpools.
       upconv: algorithm of the up-convolution; ignored by networks without one.
+      output_stride: largest stride of upproj's encoder, 32, 16 or 8: the last stages
+        have dilation instead, and the decoder has fewer up-projections.
+      skips: skip connections from upproj's encoder to its decoder.
       dropout: dropout rate before the last layer; None: 0.5 in cnn_fc, 0 in others.
       dtype: dtype of the computation. Results are float32 always.
       image_size: (height, width) that cnn_fc is built for; the others take any size.
@@ -226,7 +262,9 @@ def create_model(
     _check_one_of("unpool", unpool, UNPOOLS)
     _check_one_of("upconv", upconv, ("auto", *FORMS))
     _check_one_of("freeze", freeze, FREEZE)
-    entry.check_options(arch, layout=layout, unpool=unpool)
+    entry.check_options(
+        arch, layout=layout, unpool=unpool, output_stride=output_stride, skips=skips
+    )
     if min(image_size) < entry.min_size:
         height, width = image_size
         raise UserError(
@@ -237,6 +275,8 @@ def create_model(
         "layout": layout_named(layout),
         "unpool": unpool,
         "upconv": upconv,
+        "output_stride": output_stride,
+        "skips": skips,
         "dtype": dtype,
         "image_size": image_size,
         "init_depth": init_depth,
@@ -276,6 +316,8 @@ def predict(
     return model.apply(variables, normalize(rgb, layout))  # pyright: ignore[reportReturnType]
 
 
-def _check_one_of(flag: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise UserError(f"--{flag}={name}: expected one of {', '.join(names)}")
+def _check_one_of(flag: str, value: str | int, values: Sequence[str | int]) -> None:
+    if value not in values:
+        raise UserError(
+            f"--{flag}={value}: expected one of {', '.join(map(str, values))}"
+        )

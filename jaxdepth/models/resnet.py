@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +132,7 @@ class Bottleneck(nn.Module):
     Attributes:
       width: channels of the inner convolutions; the block outputs four times as many.
       stride: of the block.
+      dilation: of the 3x3 convolution.
       stride_in: the convolution with the stride, "3x3" or "1x1" (the first one).
       project: True for a 1x1 convolution as shortcut, False for the identity.
       conv: convolution layer.
@@ -139,6 +141,7 @@ class Bottleneck(nn.Module):
 
     width: int
     stride: int
+    dilation: int
     stride_in: str
     project: bool
     conv: Layer
@@ -151,7 +154,9 @@ class Bottleneck(nn.Module):
             first, second = second, first
         conv = self.conv(self.width, (1, 1), first, name="conv1")
         y = conv_norm(conv, self.norm(name="bn1"), x, relu=True)
-        conv = self.conv(self.width, (3, 3), second, name="conv2")
+        conv = self.conv(
+            self.width, (3, 3), second, dilation=self.dilation, name="conv2"
+        )
         y = conv_norm(conv, self.norm(name="bn2"), y, relu=True)
         pointwise = functools.partial(
             pointwise_norm, features=4 * self.width, conv=self.conv
@@ -179,6 +184,11 @@ class ResNet(nn.Module):
     `stage{i}_block{j}` (from 1) with `conv1`, `bn1`, `conv2`, `bn2`, `conv3`, `bn3`
     and, in the first block of a stage, `conv_proj`, `bn_proj`.
 
+    With an output stride below that of the last stage, the last stages keep the size
+    of the map: they have stride 1, and dilation instead, which keeps the receptive
+    field. The first block of such a stage has the dilation of the stage before, as in
+    torchvision. Parameters are the same.
+
     Convolutions start from He's normal distribution over the fan out, and the last
     scale of each block starts at zero. With all scales at one, `upproj` was no better
     than the mean depth map after a hundred steps.
@@ -186,43 +196,59 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: blocks per stage; (3, 4, 6, 3) is ResNet-50.
       width: of the first stage; its blocks output four times as many channels.
+      output_stride: largest stride of the features; a power of two, at least 4.
       stride_in: "3x3" (v1.5, torchvision) or "1x1" (v1, He et al.).
       stem_bias: whether the first convolution has a bias.
       pool_padding: "torch" (1 on every side) or "same" (TensorFlow's).
+      every_size: whether to return the last map of every size, see `__call__`.
       conv: convolution layer; `Conv` with fields bound, such as the dtype.
       norm: normalisation layer, from `batch_norm`.
 
-    Source: He et al. 2015, table 1.
+    Source: He et al. 2015, table 1; dilation: Chen et al. 2017 (Rethinking Atrous
+    Convolution), section 3.1.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
     width: int = 64
+    output_stride: int = 32
     stride_in: str = "3x3"
     stem_bias: bool = False
     pool_padding: str = "torch"
+    every_size: bool = False
     conv: Layer = Conv
     norm: functools.partial = batch_norm()
 
     @nn.compact
     def __call__(
         self, image: Float[Array | np.ndarray, "b h w 3"], *, train: bool = False
-    ) -> Float[Array, "b i j c"]:
+    ) -> Any:
+        """The features, (b, i, j, c).
+
+        With `every_size`, a tuple of the last map of every size: that of the stem
+        before pooling, at half the size of the image (rounded up), and those of the
+        stages; a stage with dilation replaces the stage before it.
+        """
         norm = functools.partial(self.norm, use_running_average=not train)
-        x = self._stem(jnp.asarray(image), norm)
+        x, *maps = self._stem(jnp.asarray(image), norm)
         for stage, blocks in enumerate(self.stage_sizes):
+            stride, *dilations = self._strides(stage)
+            if stride > 1:
+                maps.append(x)
             for block in range(blocks):
                 x = Bottleneck(
                     self.width * 2**stage,
-                    stride=2 if stage > 0 and block == 0 else 1,
+                    stride=stride if block == 0 else 1,
+                    dilation=dilations[min(block, 1)],
                     stride_in=self.stride_in,
                     project=block == 0,
                     conv=self.conv,
                     norm=norm,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x)
-        return x
+        return (*maps, x) if self.every_size else x
 
     def _stem(self, image, norm: Layer):
+        """The pooled map; with `every_size`, also the one before pooling."""
         conv = self.conv(
             self.width, (7, 7), 2, use_bias=self.stem_bias, name="conv_init"
         )
@@ -234,13 +260,33 @@ class ResNet(nn.Module):
                 padding = same_padding(*x.shape[1:3], size=3)
             return max_pool(x, 3, padding=padding)
 
-        if train and platform.current() == "tpu":
+        if train and platform.current() == "tpu" and not self.every_size:
             pooled = functools.partial(PooledNorm, **norm.keywords)
-            return pooled(name="bn_init")(conv, image, pool)
-        return pool(conv_norm(conv, norm(name="bn_init"), image, relu=True))
+            return (pooled(name="bn_init")(conv, image, pool),)
+        x = conv_norm(conv, norm(name="bn_init"), image, relu=True)
+        return (pool(x), x) if self.every_size else (pool(x),)
+
+    def _strides(self, stage: int) -> tuple[int, int, int]:
+        """Stride of a stage (from 0), dilation of its first block and of the others."""
+        if stage == 0:
+            return 1, 1, 1
+        # Pixels between two entries, without dilation, over the output stride.
+        before, after = (
+            max(1, 2**k // self.output_stride) for k in (stage + 1, stage + 2)
+        )
+        return (2 if after == 1 else 1), before, after
+
+    @property
+    def dilated_stages(self) -> int:
+        """Number of the stages that have dilation instead of a stride."""
+        return sum(self._strides(i)[2] > 1 for i in range(len(self.stage_sizes)))
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image between two entries of the features."""
+        return min(self.output_stride, 2 ** (len(self.stage_sizes) + 1))
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the features for an image of `image_size`."""
-        shrink = 2 ** (len(self.stage_sizes) + 1)
         height, width = image_size
-        return -(-height // shrink), -(-width // shrink)
+        return -(-height // self.stride), -(-width // self.stride)

@@ -1,6 +1,8 @@
 """`upproj`: a residual network followed by up-projection blocks."""
 
 import functools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -95,12 +97,43 @@ class UpProjection(nn.Module):
         return conv_norm(conv, norm, main, residual=side, relu=True)
 
 
+class Skip(nn.Module):
+    """Skip connection: adds features of the encoder to a map of the decoder.
+
+        up[:, :i, :j] + bn(conv1x1(features))
+
+    Both maps start at the upper left corner of the image, so cutting the larger one
+    keeps their entries aligned.
+
+    Names: `conv`, `bn`.
+
+    Attributes:
+      conv, norm: convolution and normalisation layers.
+
+    Source: Lin et al. 2017 (feature pyramid networks), section 3 and figure 3.
+    """
+
+    conv: Layer
+    norm: Layer
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "b i j c"], up: Float[Array, "b h w d"]
+    ) -> Float[Array, "b i j d"]:
+        """The sum; i <= h and j <= w."""
+        _, height, width, _ = features.shape
+        conv = self.conv(up.shape[-1], (1, 1), name="conv")
+        up = up[:, :height, :width]
+        return conv_norm(conv, self.norm(name="bn"), features, residual=up)
+
+
 class Decoder(nn.Module):
     """1x1 convolution and batch normalisation, then up-projection blocks.
 
     As in the published network, no ReLU follows the 1x1 convolution.
 
-    Names: `conv_in`, `bn_in`, `up1`, `up2`, ...
+    Names: `conv_in`, `bn_in`, `up1`, `up2`, ..., and `skip1`, ... for the sums after
+    `up1`, ....
 
     Attributes:
       in_features: channels after the 1x1 convolution.
@@ -116,14 +149,28 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], *, train: bool = False
+        self,
+        x: Float[Array, "b h w c"],
+        skips: Sequence[Float[Array, "b _h _w _c"]] = (),
+        *,
+        train: bool = False,
     ) -> Float[Array, "b i j d"]:
+        """The decoded map.
+
+        Args:
+          x: last map of the encoder.
+          skips: maps to add after the first up-projections, each of at most twice the
+            size of the one before.
+          train: whether to use batch statistics.
+        """
         norm = functools.partial(self.norm, use_running_average=not train)
         conv_in = self.conv(self.in_features, (1, 1), name="conv_in")
         x = conv_norm(conv_in, norm(name="bn_in"), x)
         for block, features in enumerate(self.features, start=1):
             up = UpProjection(features, self.conv, norm, self.up, name=f"up{block}")
             x = up(x)
+            if block <= len(skips):
+                x = Skip(self.conv, norm, name=f"skip{block}")(skips[block - 1], x)
         return x
 
 
@@ -156,8 +203,17 @@ class UpProj(DepthNetwork):
     ResNet-50 without pooling and classifier, a 1x1 convolution to 1024 channels,
     up-projections to 512, 256, 128 and 64, each doubling the size, and a 3x3
     convolution to one channel: 228x304 -> 8x10 -> 128x160. An input of (h, w) gives
-    (16 ceil(h/32), 16 ceil(w/32)). Layout `fcrn` is the published network and has
-    63,572,737 parameters.
+    (16 ceil(h/32), 16 ceil(w/32)).
+
+    With a smaller output stride s of the encoder, the decoder's first widths are left
+    out: for s = 16, a 1x1 convolution to 512 channels and up-projections to 256, 128
+    and 64. The output is (s/2 ceil(h/s), s/2 ceil(w/s)).
+
+    With skip connections, the last map of the encoder of every size is added to the
+    up-projection of that size, which is cut to it. The last one is the stem's before
+    pooling, and the output is (ceil(h/2), ceil(w/2)).
+
+    Layout `fcrn` is the published network and has 63,572,737 parameters.
 
     The paper fixes all of these. Our choices: dropout of 0 by default (the published
     network was trained with 0.5), He initialisation, and, outside layout `fcrn`, the
@@ -166,9 +222,10 @@ class UpProj(DepthNetwork):
     Attributes:
       unpool: "zero" or "average".
       upconv: form of the up-convolution, "auto" or one of `ops.upconv.FORMS`.
-      stage_sizes, width: of the `ResNet`.
+      stage_sizes, width, output_stride: of the `ResNet`.
       decoder_in, decoder_features: channels after the 1x1 convolution and after each
-        up-projection.
+        up-projection, for an encoder without dilation.
+      skips: whether there are skip connections.
       others: as in `DepthNetwork`.
 
     Source: Laina et al. 2016, table 1 and figure 1.
@@ -180,6 +237,8 @@ class UpProj(DepthNetwork):
     width: int = 64
     decoder_in: int = 1024
     decoder_features: tuple[int, ...] = (512, 256, 128, 64)
+    output_stride: int = 32
+    skips: bool = False
 
     def setup(self):
         layout = self.layout
@@ -195,15 +254,18 @@ class UpProj(DepthNetwork):
         self.encoder = ResNet(
             stage_sizes=self.stage_sizes,
             width=self.width,
+            output_stride=self.output_stride,
             stride_in=layout.stride_in,
             stem_bias=layout.stem_bias,
             pool_padding=layout.pool_padding,
+            every_size=self.skips,
             conv=conv,
             norm=norm,
         )
+        in_features, *features = self._decoder_widths()
         self.decoder = Decoder(
-            self.decoder_in,
-            self.decoder_features,
+            in_features,
+            tuple(features),
             conv=functools.partial(conv, use_bias=layout.up_bias),
             norm=norm,
             up=up,
@@ -225,16 +287,37 @@ class UpProj(DepthNetwork):
             (`mutable=["batch_stats"]`).
           keys: one typed PRNG key per image; needed for dropout only.
         """
-        x = self.encoder(image, train=train and self.freeze == "none")
+        features = self.encoder(image, train=train and self.freeze == "none")
         if self.freeze == "encoder":  # no backward pass
-            x = lax.stop_gradient(x)
-        x = self.decoder(x, train=train and self.freeze != "bn_stats")
+            features = lax.stop_gradient(features)
+        *larger, x = features if self.skips else (features,)
+        learns = train and self.freeze != "bn_stats"
+        x = self.decoder(x, larger[::-1], train=learns)
         x = drop(x, keys, rate=self.dropout, train=train)
         return depth_from_raw(self.head(x), self.layout.head)
 
     def output_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the depth for an image of `image_size`."""
-        encoder = ResNet(stage_sizes=self.stage_sizes, parent=None)
-        height, width = encoder.output_size(image_size)
-        grow = 2 ** len(self.decoder_features)
-        return grow * height, grow * width
+        height, width = image_size
+        return self._output_length(height), self._output_length(width)
+
+    def _output_length(self, pixels: int) -> int:
+        """Entries of the output along an axis of that many pixels."""
+        stride = self._sized_encoder().stride
+        length = math.ceil(pixels / stride)
+        for _ in self._decoder_widths()[1:]:
+            stride, length = stride // 2, 2 * length
+            if self.skips and stride >= 2:  # cut to the encoder's map
+                length = math.ceil(pixels / stride)
+        return length
+
+    def _decoder_widths(self) -> tuple[int, ...]:
+        """Channels after the 1x1 convolution and after each up-projection."""
+        widths = (self.decoder_in, *self.decoder_features)
+        return widths[self._sized_encoder().dilated_stages :]
+
+    def _sized_encoder(self) -> ResNet:
+        """A `ResNet` with the stages and strides of the encoder."""
+        return ResNet(
+            stage_sizes=self.stage_sizes, output_stride=self.output_stride, parent=None
+        )

@@ -48,17 +48,19 @@ def conv2d(
     kernel: Float[Array, "kh kw cin cout"],
     *,
     stride: int = 1,
+    dilation: int = 1,
     padding: Padding | None = None,
     precision: lax.PrecisionLike = None,
 ) -> Float[Array, "b i j cout"]:
     """2D convolution (cross-correlation, as usual in neural networks).
 
-    On CPU, three cases are computed as matrix products, with equal results:
+    On CPU, four cases are computed as matrix products, with equal results:
 
     - 1x1 kernels, over the channels of every `stride`-th entry. The kernel gradient is
       2 to 5 times faster than that of XLA's convolution (measured).
     - outputs of at most `TINY_MAP` entries per image, from patches and kernel.
     - kernels of at most `FEW_PRODUCTS` taps times output channels, from map and taps.
+    - float32 with dilation and stride 1, as one product per tap.
 
     There, gradients have the forms that are fastest with YNNPACK and Eigen.
 
@@ -66,17 +68,21 @@ def conv2d(
       x: feature map.
       kernel: height, width, input channels, output channels.
       stride: of both axes.
-      padding: zeros ((top, bottom), (left, right)). None for (k - 1) // 2 on every
-        side and any stride, as in PyTorch and Caffe. With stride 2, TensorFlow's SAME
-        differs: it pads even sizes at the end only.
+      dilation: distance of neighbouring taps on the map, in both axes.
+      padding: zeros ((top, bottom), (left, right)). None for dilation * (k - 1) // 2 on
+        every side and any stride, as in PyTorch and Caffe. With stride 2, TensorFlow's
+        SAME differs: it pads even sizes at the end only.
       precision: of the products, as in `jax.lax.conv_general_dilated`.
 
-    Returns: (b, i, j, cout) with i = (h + top + bottom - kh) // stride + 1; j likewise.
+    Returns: (b, i, j, cout) with i = (h + top + bottom - r) // stride + 1, where r =
+      dilation * (kh - 1) + 1; j likewise.
     """
     height, width = kernel.shape[:2]
     if padding is None:
-        row, column = (height - 1) // 2, (width - 1) // 2
+        row, column = dilation * (height - 1) // 2, dilation * (width - 1) // 2
         padding = ((row, row), (column, column))
+    if dilation > 1:
+        return _dilated(x, kernel, stride, dilation, padding, precision)
     if platform.current() == "cpu":
         if (height, width) == (1, 1) and padding == ((0, 0), (0, 0)):
             return _pointwise(x[:, ::stride, ::stride], kernel[0, 0], precision)
@@ -92,15 +98,59 @@ def conv2d(
     return _convolve(x, kernel, stride, padding, precision)
 
 
-def _convolve(x, kernel, stride, padding, precision):
+def _convolve(x, kernel, stride, padding, precision, *, dilation=1):
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         padding,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision=precision,
     )
+
+
+def _dilated(x, kernel, stride, dilation, padding, precision):
+    """The convolution with dilation above 1.
+
+    On CPU, forward and gradients of 3x3 by products per tap take 0.4 to 0.9 times as
+    long as by XLA's convolution. In ms, batch 8 (convolution / products): 8x10, 512
+    channels, dilation 2: 785 / 488; dilation 4: 489 / 300; 15x19, 512 channels,
+    dilation 4: 3587 / 1074.
+    """
+    pads = zip(kernel.shape[:2], padding, strict=True)
+    is_within = all(max(pad) <= dilation * (size - 1) for size, pad in pads)
+    is_wide = jnp.finfo(x.dtype).bits >= 32
+    if platform.current() == "cpu" and stride == 1 and is_within and is_wide:
+        return _by_dilated_taps(x, kernel, dilation, padding, precision)
+    return _convolve(x, kernel, stride, padding, precision, dilation=dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _by_dilated_taps(x, kernel, dilation, padding, precision):
+    return sum_over_taps(x, kernel, padding, precision, dilation=dilation)
+
+
+def _dilated_forward(x, kernel, dilation, padding, precision):
+    return _by_dilated_taps(x, kernel, dilation, padding, precision), (x, kernel)
+
+
+def _dilated_backward(dilation, padding, precision, residuals, gradient):
+    x, kernel = residuals
+    size = kernel.shape[:2]
+    pads = [
+        (dilation * (k - 1) - low, dilation * (k - 1) - high)
+        for k, (low, high) in zip(size, padding, strict=True)
+    ]
+    options: dict[str, Any] = {"precision": precision, "dilation": dilation}
+    x_grad = sum_over_taps(gradient, kernel, pads, flip=True, **options)
+    kernel_grad = _kernel_gradient_by_taps(
+        x, gradient, size, stride=1, padding=padding, **options
+    )
+    return x_grad, kernel_grad
+
+
+_by_dilated_taps.defvjp(_dilated_forward, _dilated_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -159,18 +209,21 @@ def has_large_kernel(x: Any) -> bool:
     return height * width > TINY_MAP and batch * height * width <= channels
 
 
-def sum_over_taps(x, kernel, padding, precision, *, flip=False):
+def sum_over_taps(x, kernel, padding, precision, *, dilation=1, flip=False):
     """`conv2d` of stride 1 as a sum of one matrix product per tap.
 
     Args:
+      dilation: as in `conv2d`.
       flip: convolve with `flipped(kernel)`, without writing it.
     """
     height, width = kernel.shape[:2]
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = x.shape[1] - height + 1, x.shape[2] - width + 1
+    rows = x.shape[1] - dilation * (height - 1)
+    columns = x.shape[2] - dilation * (width - 1)
 
     def product(a, b):
-        entries = x[:, a : a + rows, b : b + columns]
+        top, left = dilation * a, dilation * b
+        entries = x[:, top : top + rows, left : left + columns]
         tap = kernel[height - 1 - a, width - 1 - b] if flip else kernel[a, b]
         contract = (((3,), (1 if flip else 0,)), ((), ()))
         return lax.dot_general(entries, tap, contract, precision=precision)
@@ -179,7 +232,9 @@ def sum_over_taps(x, kernel, padding, precision, *, flip=False):
     return functools.reduce(jnp.add, taps)
 
 
-def _kernel_gradient_by_taps(x, gradient, size, *, stride, padding, precision):
+def _kernel_gradient_by_taps(
+    x, gradient, size, *, stride, padding, precision, dilation=1
+):
     """One product per tap, of the entries that it reads and the outputs."""
     height, width = size
     _, rows, columns, features = gradient.shape
@@ -188,7 +243,8 @@ def _kernel_gradient_by_taps(x, gradient, size, *, stride, padding, precision):
     outputs = gradient.reshape(-1, features)
 
     def product(a, b):
-        entries = x[:, a : a + down : stride, b : b + right : stride]
+        top, left = dilation * a, dilation * b
+        entries = x[:, top : top + down : stride, left : left + right : stride]
         entries = entries.reshape(-1, x.shape[3])
         contract = (((0,), (0,)), ((), ()))
         return lax.dot_general(entries, outputs, contract, precision=precision)
@@ -394,6 +450,7 @@ class Conv(nn.Module):
       use_bias: whether to add a bias per channel.
       dtype: of the computation and the result.
       kernel_init: initializer; He normal over the fan out by default.
+      dilation: as in `conv2d`.
     """
 
     features: int
@@ -403,6 +460,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     dtype: Any = jnp.float32
     kernel_init: Callable[..., Any] = he_normal_fan_out
+    dilation: int = 1
 
     @nn.compact
     def __call__(
@@ -426,6 +484,7 @@ class Conv(nn.Module):
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             stride=self.stride,
+            dilation=self.dilation,
             padding=self.padding,
         )
         if bias is not None:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from jaxdepth.config import Config
-from jaxdepth.data import dataset
+from jaxdepth.data import dataset, pipeline
 from jaxdepth.data.doctor import measurements
 from jaxdepth.data.sources import ReadOptions
 from jaxdepth.data.store.writer import Job, Packing
 from jaxdepth.runtime.errors import UserError
+from jaxdepth.training import device_cache
 from tests.data.memory import Memory, frame, one_line
 from tests.data.sources import made
 
@@ -136,3 +137,44 @@ def test_rooms_to_train_on_are_not_rendered_to_evaluate(tmp_path):
     assert len(again.evaluation) == 35
     # Training needs the others: a store without them is not used for it.
     assert len(dataset.open_data(flags).train_rows) == 2
+
+
+def test_a_larger_size_trains_from_the_full_size_copies(tmp_path):
+    small = store_at(tmp_path / "s", size=(30, 40), keep_full="all")
+    large = store_at(tmp_path / "l", keep_full="all")
+    opened, expected = (dataset.open_data(config(p, tmp_path)) for p in (small, large))
+    assert opened.train.size == expected.train.size == SIZE
+    rows = opened.train_rows
+    np.testing.assert_array_equal(rows, expected.train_rows)
+    options = {"depth": "filled", "seed": 1, "batch_size": 2}
+    for cache in ("none", "host"):
+        batches = []
+        for data in (opened, expected):
+            with pipeline.batches(
+                data.train, rows, **options, start_step=0, stop_step=6, cache=cache
+            ) as some:
+                batches.append(list(some))
+        for got, wanted in zip(*batches, strict=True):
+            for name in ("rgb", "depth_codes", "position"):
+                np.testing.assert_array_equal(got[name], wanted[name])
+    parts = [
+        device_cache.reader(data.train, rows, depth="filled", devices=2)(1)
+        for data in (opened, expected)
+    ]
+    for name in ("rgb", "depth_codes"):
+        np.testing.assert_array_equal(parts[0][name], parts[1][name])
+    # At a smaller size, the training frames are used.
+    flags = config(small, tmp_path).replace(size="28x38")
+    assert dataset.open_data(flags).train.size == (30, 40)
+
+
+def test_a_larger_size_without_full_size_copies_is_an_error(tmp_path):
+    path = store_at(tmp_path / "s", size=(30, 40), keep_full="none")
+    with pytest.raises(UserError, match="smaller than the 60x80") as error:
+        dataset.open_data(config(path, tmp_path))
+    assert "--size=28x38" in one_line(error)
+    assert "--keep_full=all (jaxdepth prepare-data)" in one_line(error)
+    path = store_at(tmp_path / "all", size=(30, 40), keep_full="all")
+    with pytest.raises(UserError, match="smaller than the 120x160") as error:
+        dataset.open_data(config(path, tmp_path).replace(size="114x152"))
+    assert "keep_full" not in one_line(error)

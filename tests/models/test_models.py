@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -167,6 +168,9 @@ def test_devices_with_shared_statistics_equal_one_batch():
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"arch": "cnn", "layout": "fcrn"}, "layout of upproj"),
         ({"arch": "cnn", "unpool": "average"}, "no unpooling"),
+        ({"output_stride": 12}, "output_stride=12: expected one of 32, 16, 8"),
+        ({"arch": "cnn", "output_stride": 8}, "output_stride=8: cnn has no ResNet"),
+        ({"arch": "cnn_fc", "skips": True}, "skips: cnn_fc has no decoder"),
     ],
 )
 def test_wrong_arguments_are_reported(arguments, message):
@@ -185,6 +189,9 @@ def test_width_and_stage_sizes_of_a_configuration():
     assert isinstance(model, UpProj)
     assert (model.width, model.stage_sizes) == (16, (2, 1, 1))
     assert (model.decoder_in, model.decoder_features) == (256, (128, 64, 32, 16))
+    other = create(dataclasses.replace(config, output_stride=8, skips=True))
+    assert isinstance(other, UpProj)
+    assert (other.output_stride, other.skips) == (8, True)
     default = create(ModelConfig(size="57x76", dropout=0.0))
     assert default == create_model("upproj", dropout=0.0, image_size=(57, 76))
 
@@ -198,8 +205,30 @@ def test_width_and_stage_sizes_of_a_configuration():
             {"width": 32, "init": "imagenet", "weights": "resnet.safetensors"},
             "init=imagenet: the weights are those of ResNet-50",
         ),
+        ({"skips": True, "arch": "cnn"}, "skips: cnn has no decoder"),
+        ({"output_stride": 4}, "output_stride=4"),
+        ({"output_stride": 24}, "output_stride=24: expected one of 32, 16, 8"),
+        ({"output_stride": 16, "arch": "cnn_fc"}, "cnn_fc has no ResNet"),
+        (
+            {
+                "output_stride": 16,
+                "layout": "fcrn",
+                "init": "nyu",
+                "weights": "fcrn.safetensors",
+            },
+            "init=nyu: .*output stride 32",
+        ),
+        (
+            {
+                "skips": True,
+                "layout": "fcrn",
+                "init": "nyu",
+                "weights": "fcrn.safetensors",
+            },
+            "init=nyu: .*without skip connections",
+        ),
     ],
 )
-def test_wrong_widths(flags, message):
+def test_wrong_flags_of_the_network(flags, message):
     with pytest.raises(UserError, match=message):
         Config.of(**flags)

@@ -84,12 +84,102 @@ def test_equals_the_same_network_in_pytorch(stride_in, pool_padding):
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("output_stride", [32, 16, 8])
 @pytest.mark.parametrize("size", [(32, 32), (33, 31), (1, 2), (97, 130), (229, 303)])
-def test_output_size_at_odd_sizes(size):
-    model = ResNet(stage_sizes=(1, 1, 1, 1), width=1)
+def test_output_size_at_odd_sizes(size, output_stride):
+    model = ResNet(stage_sizes=(1, 1, 1, 1), width=1, output_stride=output_stride)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     features, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
     assert features.shape[1:3] == model.output_size(size)
+
+
+# Stride and dilation of the 3x3 convolutions of stages with two blocks, as torchvision
+# has them with replace_stride_with_dilation=[False, False, True] and
+# [False, True, True].
+DILATED = {
+    16: [[(1, 1), (1, 1)], [(2, 1), (1, 1)], [(2, 1), (1, 1)], [(1, 1), (1, 2)]],
+    8: [[(1, 1), (1, 1)], [(2, 1), (1, 1)], [(1, 1), (1, 2)], [(1, 2), (1, 4)]],
+}
+
+
+def literal_conv(x, params, stride=1, dilation=1):
+    """The convolution of (h, w, c), output by output, in float64."""
+    kernel = np.asarray(params["kernel"], np.float64)
+    size = kernel.shape[0]
+    pad = dilation * (size - 1) // 2
+    x = np.pad(x, ((pad, pad), (pad, pad), (0, 0)))
+    reach = dilation * (size - 1) + 1
+    shape = [(n - reach) // stride + 1 for n in x.shape[:2]]
+    y = np.empty((*shape, kernel.shape[3]))
+    for i, j in np.ndindex(*shape):
+        rows = stride * i + dilation * np.arange(size)
+        columns = stride * j + dilation * np.arange(size)
+        y[i, j] = np.einsum("abc,abcd->d", x[np.ix_(rows, columns)], kernel)
+    return y
+
+
+def literal_norm(x, params, stats):
+    scale, offset = (np.asarray(params[k], np.float64) for k in ("scale", "bias"))
+    mean, variance = (np.asarray(stats[k], np.float64) for k in ("mean", "var"))
+    return (x - mean) / np.sqrt(variance + 1e-5) * scale + offset
+
+
+def literal_resnet(image, params, stats, stages, *, stride_in):
+    """All stages of a `ResNet` for one image; stride and dilation of each block."""
+
+    def layer(x, p, s, number, *args):
+        x = literal_conv(x, p[f"conv{number}"], *args)
+        return literal_norm(x, p[f"bn{number}"], s[f"bn{number}"])
+
+    x = layer(image, params, stats, "_init", 2)
+    x = np.pad(np.maximum(x, 0), ((1, 1), (1, 1), (0, 0)))  # zeros: after a ReLU
+    shape = [(n - 3) // 2 + 1 for n in x.shape[:2]]
+    pooled = np.empty((*shape, x.shape[2]))
+    for i, j in np.ndindex(*shape):
+        pooled[i, j] = x[2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1))
+    x = pooled
+    for i, blocks in enumerate(stages, start=1):
+        for j, (stride, dilation) in enumerate(blocks, start=1):
+            p, s = params[f"stage{i}_block{j}"], stats[f"stage{i}_block{j}"]
+            first, second = (1, stride) if stride_in == "3x3" else (stride, 1)
+            y = np.maximum(layer(x, p, s, 1, first), 0)
+            y = np.maximum(layer(y, p, s, 2, second, dilation), 0)
+            y = layer(y, p, s, 3)
+            x = layer(x, p, s, "_proj", stride) if j == 1 else x
+            x = np.maximum(x + y, 0)
+    return x
+
+
+@pytest.mark.parametrize(
+    "output_stride, stride_in", [(16, "3x3"), (8, "3x3"), (8, "1x1")]
+)
+def test_dilated_stages_equal_the_literal_network_with_torchvisions_dilation(
+    output_stride, stride_in
+):
+    model = ResNet(
+        stage_sizes=(2, 2, 2, 2),
+        width=2,
+        stride_in=stride_in,
+        output_stride=output_stride,
+    )
+    image = np.random.default_rng(1).normal(size=(1, 57, 76, 3)).astype(np.float32)
+    variables = reference.variables(model, image)
+    got = jax.jit(model.apply)(variables, image)
+    params, stats = variables["params"], variables["batch_stats"]
+    stages = DILATED[output_stride]
+    expected = literal_resnet(image[0], params, stats, stages, stride_in=stride_in)
+    assert got.shape[1:3] == model.output_size((57, 76))
+    np.testing.assert_allclose(got[0], expected, atol=1e-5 * expected.max())
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+def test_dilation_leaves_the_parameters_as_they_are(output_stride):
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    plain, dilated = (
+        jax.eval_shape(ResNet(output_stride=s).init, jax.random.key(0), image)
+        for s in (32, output_stride)
+    )
+    assert plain == dilated
 
 
 def test_blocks_are_initialized_as_their_shortcut():

@@ -51,6 +51,61 @@ def test_conv2d_equals_the_literal_loop(
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+DILATED = [
+    # kernel size, stride, dilation, padding argument, resulting padding
+    ((3, 3), 1, 2, None, ((2, 2), (2, 2))),
+    ((3, 3), 1, 4, None, ((4, 4), (4, 4))),  # reaches beyond the map
+    ((3, 3), 2, 2, None, ((2, 2), (2, 2))),
+    ((2, 3), 1, 2, ((0, 1), (3, 4)), ((0, 1), (3, 4))),
+    ((3, 3), 1, 2, ((5, 0), (1, 1)), ((5, 0), (1, 1))),  # more than its reach
+]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize("size, stride, dilation, argument, padding", DILATED)
+def test_dilated_convolution_and_gradients_equal_those_of_the_literal_loop(
+    size, stride, dilation, argument, padding, backend
+):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2, 7, 8, 3)).astype(np.float32)
+    kernel = rng.normal(size=(*size, 3, 4)).astype(np.float32)
+    # The same taps, with zeros between them.
+    spread = np.zeros((*(dilation * (k - 1) + 1 for k in size), 3, 4))
+    spread[::dilation, ::dilation] = kernel
+    expected = literal_conv(x, spread, stride, padding)
+    weights = rng.normal(size=expected.shape)
+
+    def outputs(x, kernel):
+        y = ops.conv2d(x, kernel, stride=stride, dilation=dilation, padding=argument)
+        return jnp.sum(y * weights), y
+
+    with platform.compiling_for(backend):
+        gradients, y = jax.jit(jax.grad(outputs, (0, 1), has_aux=True))(x, kernel)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+    # The convolution is linear in each: a gradient is the loss of one entry alone.
+    for index in [(0, 0, 0, 1), (1, 3, 4, 2), (1, 6, 7, 0)]:
+        one = np.zeros_like(x)
+        one[index] = 1
+        loss = (literal_conv(one, spread, stride, padding) * weights).sum()
+        np.testing.assert_allclose(gradients[0][index], loss, atol=1e-4)
+    for index in np.ndindex(*size):
+        one = np.zeros_like(spread)
+        tap = tuple(dilation * k for k in index)
+        one[(*tap, 1, 2)] = 1
+        loss = (literal_conv(x, one, stride, padding) * weights).sum()
+        np.testing.assert_allclose(gradients[1][(*index, 1, 2)], loss, atol=1e-4)
+
+
+def test_dilated_convolution_in_bfloat16():
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.normal(size=(2, 7, 8, 3)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 4)), jnp.bfloat16)
+    y = jax.jit(functools.partial(ops.conv2d, dilation=2))(x, kernel)
+    exact = ops.conv2d(x.astype(jnp.float32), kernel.astype(jnp.float32), dilation=2)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.01 * 27)
+
+
 @pytest.mark.parametrize("padding", [None, ((2, 0), (0, 1))])
 def test_one_output_channel_is_computed_by_taps_with_equal_results(
     padding, monkeypatch

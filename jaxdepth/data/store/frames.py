@@ -111,10 +111,8 @@ class Packer:
             )
             unmasked += masked is None
             full[kind] = full[kind] if masked is None else masked
-        valid = {kind: resample.within(full[kind], last) for kind in depths}
-        small = {"rgb": frame.rgb, **valid}
         return Packed(
-            small={kind: resample.to_size(x, self.size) for kind, x in small.items()},
+            small=resample.training_frame(full, self.size, last_code=last),
             full=full if row in self.full_rows else None,
             camera=resample.camera_at(frame, self.size),
             size=(frame.rgb.shape[0], frame.rgb.shape[1]),

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 
 from jaxdepth.camera import Camera
+from jaxdepth.data import units
 from jaxdepth.data.store import manifest as manifest_lib
 from jaxdepth.data.store import resample
 from jaxdepth.runtime import regular
@@ -91,10 +92,7 @@ class Store:
 
         Raises UserError if the store has no such depth, or a shard is damaged.
         """
-        if depth not in self.depths:
-            raise UserError(
-                f"{self.path} has no {depth} depth, but {' and '.join(self.depths)}"
-            )
+        self._check_depth(depth)
         rows = np.asarray(rows)
         rgb = np.empty((len(rows), *self.size, 3), np.uint8)
         codes = np.empty((len(rows), *self.size), np.uint16)
@@ -107,6 +105,12 @@ class Store:
             rgb[selected] = self._map(f"{stem}.rgb.npy")[within]
             codes[selected] = self._map(f"{stem}.{depth}.npy")[within]
         return rgb, codes
+
+    def _check_depth(self, kind: str) -> None:
+        if kind not in self.depths:
+            raise UserError(
+                f"{self.path} has no {kind} depth, but {' and '.join(self.depths)}"
+            )
 
     def metres(self, codes: UInt16[np.ndarray, "*n"]) -> Float32[np.ndarray, "*n"]:
         """Convert depth codes of this store to metres, 0 = missing."""
@@ -224,6 +228,62 @@ class Store:
             file = self.path / name
             if not file.is_file() or file.stat().st_size != entry["bytes"]:
                 raise UserError(f"{file} is missing or cut short: prepare it again")
+
+
+class FullSizeStore(Store):
+    """A store whose training frames are resampled from its full-size copies.
+
+    For networks whose training frame is larger than the stored one. Frames and cameras
+    equal those of a store that was prepared at this size.
+
+    Attributes:
+      size: (height, width) of the training frames, as given.
+      others: as in `Store`.
+    """
+
+    def __init__(self, store: Store, size: tuple[int, int]):
+        super().__init__(store.path, store.manifest)
+        self.size = size
+        packing = self.manifest.get("options", {}).get("packing", {})
+        max_depth = packing.get("max_depth", units.FARTHEST_CODE / self.depth_unit)
+        self._last_code = units.last_code(max_depth, self.depth_unit)
+
+    @staticmethod
+    def covers(store: Store, size: tuple[int, int]) -> bool:
+        """Whether all full-size copies are there, none smaller than `size`."""
+        rows = range(len(store))
+        return all(map(store.has_full, rows)) and all(
+            height >= size[0] and width >= size[1]
+            for height, width in store.full_sizes(rows)
+        )
+
+    def gather(
+        self, rows: Sequence[int] | np.ndarray, *, depth: str
+    ) -> tuple[UInt8[np.ndarray, "n h w 3"], UInt16[np.ndarray, "n h w"]]:
+        """As `Store.gather`, at the size of this object."""
+        self._check_depth(depth)
+        rows = np.asarray(rows)
+        rgb = np.empty((len(rows), *self.size, 3), np.uint8)
+        codes = np.empty((len(rows), *self.size), np.uint16)
+        for k, row in enumerate(rows.tolist()):
+            stem, index = self._full_indices[row]
+            frame = {
+                kind: np.asarray(self._map(f"{stem}.{kind}.npy")[index])
+                for kind in ("rgb", depth)
+            }
+            small = resample.training_frame(frame, self.size, last_code=self._last_code)
+            rgb[k], codes[k] = small["rgb"], small[depth]
+        return rgb, codes
+
+    def camera(self, row: int) -> Camera | None:
+        """The camera of a frame at the size of this object; None if it is unknown."""
+        stored = super().camera(row)
+        if stored is None:
+            return None
+        stem, _ = self._full_indices[row]
+        shape = self._map(f"{stem}.rgb.npy").shape[1:3]
+        full = resample.frame_camera(stored, tuple(self.manifest["size"]), shape)
+        return resample.camera_from(full, shape, self.size)
 
 
 def is_store(path: str | Path) -> bool:

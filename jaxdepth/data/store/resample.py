@@ -1,6 +1,6 @@
 """Resamples frames for a store: depth codes, training size, cameras."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt16
@@ -54,6 +54,20 @@ def without_extremes(
     extremes = stored[valid].min(), stored[valid].max()
     masked[valid & np.isin(stored, extremes)] = 0
     return masked if masked[valid].any() else None
+
+
+def training_frame(
+    frame: Mapping[str, np.ndarray], size: tuple[int, int], *, last_code: int
+) -> dict[str, np.ndarray]:
+    """Resample a frame of a store to the training size by `to_size`.
+
+    Args:
+      frame: "rgb" and the codes of each kind of depth, at full size.
+      size: (height, width).
+      last_code: depth beyond this code is missing.
+    """
+    valid = {k: x if k == "rgb" else within(x, last_code) for k, x in frame.items()}
+    return {kind: to_size(array, size) for kind, array in valid.items()}
 
 
 def to_size(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -118,9 +132,16 @@ def camera_at(frame: Frame, size: tuple[int, int]) -> Camera | None:
     if frame.intrinsics is None:
         return None
     shape = frame.rgb.shape[0], frame.rgb.shape[1]
+    return camera_from(Camera(*frame.intrinsics), shape, size)
+
+
+def camera_from(
+    camera: Camera, shape: tuple[int, int], size: tuple[int, int]
+) -> Camera:
+    """`camera_at` for the camera of a frame of (height, width) `shape`."""
     top, left, _, _ = _box(shape, size)
     scale = covering_scale(shape, size)
-    return Camera(*frame.intrinsics).shifted(top, left).scaled(scale, scale)
+    return camera.shifted(top, left).scaled(scale, scale)
 
 
 def frame_camera(

@@ -14,7 +14,7 @@ from jaxdepth.data.sources import Frame
 from jaxdepth.data.store import resample
 from jaxdepth.data.store import writer as store_writer
 from jaxdepth.data.store.manifest import sealed
-from jaxdepth.data.store.reader import Store, is_store
+from jaxdepth.data.store.reader import FullSizeStore, Store, is_store
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from tests.data.memory import depths, frame, one_line, written
@@ -459,3 +459,46 @@ def test_full_size_frames_in_memory_are_bounded(tmp_path, monkeypatch):
     assert len(list((tmp_path / "s").glob("full-*.rgb.npy"))) == 3
     for row, full in enumerate(opened.full_frames(range(7))):
         np.testing.assert_array_equal(full["rgb"], frames[row].rgb)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (18, 24), (21, 29)])
+def test_full_size_copies_give_the_training_frames_of_a_larger_store(tmp_path, size):
+    shots = [
+        dataclasses.replace(
+            frame(k, kinds=("filled", "raw")), intrinsics=(50.0 + k, 60.0, 19.0, 11.0)
+        )
+        for k in range(5)
+    ]
+    # Depth reaches 9 m: what is beyond 5 m is kept at full size only.
+    options = {"kinds": ("filled", "raw"), "max_depth": 5.0, "keep_full": "all"}
+    small = written(tmp_path, shots, **options)
+    larger = written(tmp_path, shots, **options, size=size, out="larger")
+    assert FullSizeStore.covers(small, size)
+    opened, rows = FullSizeStore(small, size), [4, 0, 2, 2]
+    for kind in ("filled", "raw"):
+        for got, expected in zip(
+            opened.gather(rows, depth=kind),
+            larger.gather(rows, depth=kind),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(got, expected)
+            assert got.dtype == expected.dtype
+    for row in range(5):
+        assert opened.camera(row) == pytest.approx(larger.camera(row))
+    for got, expected in zip(
+        opened.full_frames([3]), larger.full_frames([3]), strict=True
+    ):
+        np.testing.assert_array_equal(got["depth"]["raw"], expected["depth"]["raw"])
+        assert got["camera"] == pytest.approx(expected["camera"])
+    with pytest.raises(UserError, match="has no ray depth, but filled and raw"):
+        opened.gather([0], depth="ray")
+
+
+def test_full_size_copies_must_be_complete_and_large_enough(tmp_path):
+    shots = [frame(k) for k in range(3)]
+    complete = written(tmp_path, shots, keep_full="all")
+    assert FullSizeStore.covers(complete, (24, 32))
+    assert not FullSizeStore.covers(complete, (25, 32))
+    assert not FullSizeStore.covers(complete, (24, 33))
+    missing = written(tmp_path, shots, keep_full="none", out="m")
+    assert not FullSizeStore.covers(missing, (18, 24))
