@@ -63,8 +63,9 @@ class PrepareConfig(StoreConfig):
     fill: Literal["none", "colorization", "cross_bf"] = "none"
     """Method to fill holes in projected raw depth."""
     keep_full: Literal["auto", "all", "none"] = "auto"
-    """Frames to keep at full size, too, for evaluation; auto: those that a split
-    evaluates on, or without such a split all of up to 1000."""
+    """Frames to keep at full size, too, for evaluation and for training at a larger
+    --size; auto: those that a split evaluates on, or without such a split all of up to
+    1000."""
     workers: int | Auto = flag("auto", at_least=0)
     """Number of worker processes; auto: one per CPU if that is faster than none;
     0: none."""

@@ -193,6 +193,25 @@ def test_blocks_return_gradients_of_parameters_and_input():
     assert block1.out_info[1] == ()  # no gradient of the image
 
 
+@pytest.mark.parametrize("block", ["stem", "encoder", "stage4", "up2"])
+def test_blocks_of_a_network_with_skips(block):
+    network = ["--arch=upproj", "--width=4", "--stage_sizes=1,1,1,1"]
+    network += ["--skips", "--output_stride=8"]
+    config = resolved(*network, "--size=57x76", "--batch_size=4")
+    placement = sharding.Placement.over("jit", jax.devices()[:2])
+    with platform.compiling_for("tpu"):
+        lowered = lower.lower_block(config, placement, block=block)
+    (_, statistics), input_gradient = lowered.out_info
+    assert len(statistics) == 1
+    shapes = {
+        "stem": (),  # no gradient of the image
+        "encoder": (),
+        "stage4": (4, 8, 10, 64),
+        "up2": (4, 15, 19, 8),
+    }
+    assert getattr(input_gradient, "shape", ()) == shapes[block]
+
+
 def test_augmentation_is_a_block():
     placement = sharding.Placement.over("jit", jax.devices()[:2])
     lowered = lower.lower_block(resolved(*SMALL), placement, block="augment")
