@@ -254,10 +254,12 @@ def test_skips_add_the_normalised_convolution_of_the_encoders_map(layout, unpool
             jax.tree.map(np.float64, variables[c]["decoder"][f"skip{k}"])
             for c in ("params", "batch_stats")
         )
-        y = features @ p["conv"]["kernel"][0, 0] + p["conv"].get("bias", 0)
+        y: Any = features @ p["conv"]["kernel"][0, 0] + p["conv"].get("bias", 0)
         y = (y - stats["bn"]["mean"]) / np.sqrt(stats["bn"]["var"] + epsilon)
         y = y * p["bn"]["scale"] + p["bn"]["bias"]
-        up = np.float64(outputs[f"decoder/up{k}"])[:, : y.shape[1], : y.shape[2]]
+        up: Any = np.asarray(outputs[f"decoder/up{k}"], np.float64)[
+            :, : y.shape[1], : y.shape[2]
+        ]
         np.testing.assert_allclose(outputs[f"decoder/skip{k}"], up + y, atol=1e-4)
     # The sum is what the next layer reads.
     assert depth.shape == (2, *half.shape[1:3])
