@@ -254,7 +254,7 @@ def test_skips_add_the_normalised_convolution_of_the_encoders_map(layout, unpool
             jax.tree.map(np.float64, variables[c]["decoder"][f"skip{k}"])
             for c in ("params", "batch_stats")
         )
-        y = features @ p["conv"]["kernel"][0, 0] + p["conv"].get("bias", 0)
+        y: Any = features @ p["conv"]["kernel"][0, 0] + p["conv"].get("bias", 0)
         y = (y - stats["bn"]["mean"]) / np.sqrt(stats["bn"]["var"] + epsilon)
         y = y * p["bn"]["scale"] + p["bn"]["bias"]
         up = np.asarray(outputs[f"decoder/up{k}"], np.float64)
