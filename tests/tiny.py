@@ -69,6 +69,7 @@ def spec(arch: str = "cnn", **options: Any) -> StepSpec:
     """
     fields = {field.name for field in dataclasses.fields(StepSpec)}
     flags = set(flags_of(Config)) - {"optimizer", "freeze", "dropout"}
+    flags -= {"width", "stage_sizes", "output_stride", "skips"}
     of_step = {k: v for k, v in options.items() if k in fields}
     of_config = {k: v for k, v in options.items() if k in flags - fields}
     of_model = {k: v for k, v in options.items() if k not in fields | flags}

@@ -24,6 +24,7 @@ BATCH = 16
 EMPTY = (0, 1, 2, 3, 11)
 CASES = {
     "upproj": {"arch": "upproj", "loss": "si"},
+    "upproj with skips": {"arch": "upproj", "loss": "l1", "skips": True},
     "cnn": {
         "arch": "cnn",
         "loss": "berhu",
