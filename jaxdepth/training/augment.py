@@ -246,9 +246,6 @@ def _bilinear(rgb, rows, columns):
     height, width, _ = rgb.shape
     rows = jnp.clip(rows, 0.0, height - 1.0)
     columns = jnp.clip(columns, 0.0, width - 1.0)
-    # Computed once: where the compiler repeats a coordinate with other rounding, its
-    # whole and its fractional part may belong to different pixels.
-    rows, columns = jax.lax.optimization_barrier((rows, columns))
     r0 = jnp.minimum(rows.astype(jnp.int32), height - 1)
     c0 = jnp.minimum(columns.astype(jnp.int32), width - 1)
     r1, c1 = jnp.minimum(r0 + 1, height - 1), jnp.minimum(c0 + 1, width - 1)

@@ -129,7 +129,9 @@ def test_views_are_the_same_from_packed_words():
     images, metres = view(rgb, depth, keys(60), size=size, policy="full")
     with platform.compiling_for("tpu"):
         packed = view(rgb, depth, keys(60), size=size, policy="full")
-    np.testing.assert_allclose(packed[0], images, atol=0.02)
+    # On some CPUs, the two programs round a coordinate at a pixel's edge differently.
+    differ = np.abs(np.asarray(packed[0]) - np.asarray(images)) > 0.02
+    assert np.mean(differ) < 1e-5
     np.testing.assert_array_equal(packed[1], metres)
 
 
