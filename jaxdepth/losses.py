@@ -196,9 +196,9 @@ def hu(
     pixels, the others are over 3x3 windows in which all pixels are valid, without
     padding. In an image without such a window, the last two terms are 0.
 
-    F penalises small errors of near and of far points, which L1 leaves to the large
-    errors of far ones. It is negative below 0.5: without any error the loss is
-    3 ln 0.5 = -2.08. The gradient is 0 where an error is 0.
+    The gradient of F is largest for small errors, so that the large errors of distant
+    points do not dominate, as they do in L1. F is negative below 0.5: without any error
+    the loss is 3 ln 0.5 = -2.08. The gradient is 0 where an error is 0.
 
     Args:
       pred: predicted depth, metres, any floating dtype.

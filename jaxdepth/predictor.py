@@ -263,7 +263,8 @@ def load(
 
     Args:
       name: work directory of a run, a packed file (`jaxdepth pack`), or the name of a
-        network of this package (`jaxdepth.weights.packed.SHIPPED`).
+        network that this package includes (`jaxdepth.weights.packed.SHIPPED`; none so
+        far).
       step: "best", "last" or a number. "best" has the lowest RMSE; after training with
         --split=report or --split=official it is the last one, because choosing by a
         test set would be cheating. A packed file holds one step.

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxdepth import config as config_lib
@@ -82,10 +81,9 @@ def run(config: PackConfig) -> int:
         licence=config.licence or _terms(data),
     )
     packed.write(path, network, dtype=config.dtype)
-    size = Path(path).stat().st_size
     logger.info(
         "%s: %s of %s, step %s, %.2f MB", path, predictor.config.model.arch, source,
-        step, size / 1e6,
+        step, path.stat().st_size / 1e6,
     )  # fmt: skip
     return 0
 
@@ -100,9 +98,10 @@ def _command(config: config_lib.Config) -> str:
 
 def _scores(name: str, step: int | None) -> list[dict[str, Any]]:
     """The scores in a file of `jaxdepth evaluate --out`."""
+    path = files.expanded(name)
     try:
-        regular.check(name)
-        text = Path(name).expanduser().read_text()
+        regular.check(path)
+        text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--scores={name} can't be read: {error}") from None
     entries = config_lib.loads(text, where=name).get("evaluations")

@@ -48,6 +48,11 @@ def read(source: str, *, step: str = "best") -> Network:
         raise UserError(
             f"{source} is of --arch={config.model.arch}: only upproj can be exported"
         )
+    if config.model.skips or config.model.output_stride != 32:
+        raise UserError(
+            f"{source} was trained with --skips or --output_stride: files of PyTorch "
+            "and FCRN can't describe it"
+        )
     arrays = {path: np.asarray(x) for path, x in flatten(network.variables).items()}
     origin = f"jaxdepth, {Path(source).name}, step {network.step}"
     return Network(arrays, config.model.layout, config.model.unpool, origin)

@@ -41,8 +41,8 @@ SUFFIX = ".safetensors"
 DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 # Flags that name files or folders of the machine that trained the network: only the
 # last part of these is kept, and the others take their default.
-_FILES = ("data", "eval_data", "weights", "plugin")
-_PLACES = ("workdir", "cache_dir", "resume")
+_FILES = ("data", "eval_data", "weights", "plugin", "resume")
+_PLACES = ("workdir", "cache_dir")
 _FOLDER = Path(__file__).parents[1] / "networks"
 SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob(f"*{SUFFIX}")))
 
@@ -147,7 +147,7 @@ def read(path: str | Path) -> PackedNetwork:
             hint = ": it holds converted weights, from which jaxdepth run trains"
         raise UserError(f"{path} is not a packed network of jaxdepth{hint}")
     values = _metadata(metadata, path)
-    config = config_lib.from_json(values["config"])
+    config = _config(values["config"], path)
     layout = layout_named(config.model.layout)
     normalisation = [list(layout.rgb_mean), list(layout.rgb_std)]
     if [values["rgb_mean"], values["rgb_std"]] != normalisation:
@@ -161,9 +161,8 @@ def read(path: str | Path) -> PackedNetwork:
         raise UserError(f"{path}: {error}: it is damaged") from None
     _check_arrays(arrays, config, path)
     variables = {"batch_stats": {}, **traverse_util.unflatten_dict(arrays, sep="/")}
-    fields = [field.name for field in dataclasses.fields(PackedNetwork)]
-    given = {name: values[name] for name in fields[2:]}
-    return PackedNetwork(variables, config, **given)
+    others = ("step", "data", "evaluations", "command", "versions", "licence")
+    return PackedNetwork(variables, config, **{name: values[name] for name in others})
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -193,6 +192,18 @@ def _metadata(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
         if not isinstance(values[name], kind):
             raise UserError(f"{path}: its metadata are damaged: {name}")
     return values
+
+
+def _config(flags: dict[str, Any], path: Path) -> Config:
+    """The configuration. Raises UserError if it is damaged or not resolved."""
+    try:
+        config = config_lib.from_json(flags)
+    except UserError as error:
+        raise UserError(f"{path}: its configuration is damaged: {error}") from None
+    model = config.model
+    if "auto" in (model.size, model.dropout, model.precision):
+        raise UserError(f"{path}: its configuration is damaged: it is not resolved")
+    return config
 
 
 def expected_shapes(config: Config) -> PyTree:

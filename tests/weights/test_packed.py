@@ -1,5 +1,6 @@
 """Packed networks: round trip, damage, names; and `jaxdepth pack`."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxdepth import predictor as predictor_lib
+from jaxdepth.commands import trained_network
 from jaxdepth.config import Config
 from jaxdepth.models import create
 from jaxdepth.runtime.errors import UserError
@@ -19,7 +21,7 @@ from jaxdepth.weights import files, packed
 CONFIG = Config.of(
     size="19x38", width=2, stage_sizes="1,1", dropout=0.0, precision="f32",
     data="/home/someone/data/rooms.store", workdir="/home/someone/runs/1",
-    cache_dir="/home/someone/.cache", init="random", seed=3,
+    cache_dir="/home/someone/.cache", resume="/home/someone/rooms", seed=3,
 )  # fmt: skip
 CAMERA = {"size": [20, 40], "fx": 30.0, "fy": 31.0, "cx": 19.5, "cy": 9.5}
 ENTRY = {
@@ -76,6 +78,7 @@ def test_a_file_names_no_folder_of_the_machine(network, file):
     with safetensors.safe_open(file, framework="numpy") as opened:
         text = json.dumps(opened.metadata())
     assert "someone" not in text
+    assert packed.read(file).config.output.resume == "rooms"
     assert packed.read(file).config.data.path == "rooms.store"
 
 
@@ -120,8 +123,6 @@ def test_an_existing_file_is_not_overwritten(network, file):
 
 
 def test_values_that_are_not_finite_are_not_packed(network, tmp_path):
-    import dataclasses
-
     broken = jax.tree.map(np.copy, network.variables)
     broken["params"]["head"]["bias"][:] = np.nan
     path = tmp_path / "n.safetensors"
@@ -151,7 +152,11 @@ BIAS = "params/head/bias"
         ({"metadata": {"format": files.FORMAT}}, "it holds converted weights"),
         ({"metadata": {"config": "{"}}, "config is missing or not JSON"),
         ({"metadata": {"config": "[]"}}, "metadata are damaged: config"),
-        ({"metadata": {"config": '{"arch": "unknown"}'}}, "unknown"),
+        (
+            {"metadata": {"config": '{"arch": "unknown"}'}},
+            r"safetensors: its configuration is damaged: --arch=unknown",
+        ),
+        ({"metadata": {"config": "{}"}}, "damaged: it is not resolved"),
         ({"metadata": {"step": '"seven"'}}, "metadata are damaged: step"),
         ({"metadata": {"rgb_mean": "[0, 0, 0]"}}, "input normalisation is not that"),
         ({"drop": ("licence",)}, "licence is missing"),
@@ -176,3 +181,20 @@ def test_truncated_and_absent_files(file):
     file.unlink()
     with pytest.raises(UserError, match="no such file"):
         predictor_lib.load(file, cache_dir=None)
+
+
+@pytest.mark.parametrize("flags", [{"skips": True}, {"output_stride": 16}])
+def test_only_plain_networks_are_converted(network, file, tmp_path, flags):
+    assert (
+        trained_network.read(str(file)).arrays.keys()
+        == flatten(network.variables).keys()
+    )
+    config = CONFIG.replace(stage_sizes="1,1,1,1", **flags)
+    variables = jax.tree.map(
+        lambda x: np.ones(x.shape, np.float32), packed.expected_shapes(config)
+    )
+    other = dataclasses.replace(network, config=config, variables=variables)
+    path = tmp_path / "other.safetensors"
+    packed.write(path, other)
+    with pytest.raises(UserError, match="was trained with --skips or --output_stride"):
+        trained_network.read(str(path))
