@@ -24,7 +24,7 @@ from jaxdepth.data.rooms.scene import COLUMNS, Scene
 from jaxdepth.runtime.errors import UserError
 
 # Part of a store's key: increase it with every change of the rendered frames.
-RENDERER_VERSION = 2
+RENDERER_VERSION = 3
 
 # NYU Depth V2's colour camera at 480x640: fx, fy, cx, cy in pixels.
 NYU_INTRINSICS = (518.86, 519.47, 325.58, 253.74)
@@ -566,7 +566,7 @@ def _shade(scene: Scene, surface: _Surface, albedo: Vec, view: Vec) -> Vec:
 def _photograph(
     scene: Scene, light: Float[Array, "3 h w"], size: tuple[int, int], sensor: bool
 ) -> UInt8[Array, "h w 3"]:
-    """Apply vignetting, exposure, white balance, noise and gamma 2.2."""
+    """Apply vignetting, exposure, contrast, colour, noise and gamma 2.2."""
     height, width = size
     photo = jnp.asarray(scene.photo)
     v, u = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -575,7 +575,11 @@ def _photograph(
     grey = jnp.mean(light, axis=0)
     # Automatic exposure by the mean logarithm, which is robust to lamps in view.
     mean = jnp.exp(jnp.mean(jnp.log(grey + 1e-3)))
-    light = light * (photo[0] / mean) * photo[1:4, None, None]
+    light = (light / mean) * photo[1:4, None, None]
+    grey = jnp.mean(light, axis=0)
+    light = jnp.maximum(grey + photo[9] * (light - grey), 0.0)
+    # Contrast is a power of the grey level relative to the mean; it keeps the hue.
+    light = photo[0] * light * (grey + 1e-3) ** (photo[8] - 1.0)
     if sensor:
         index = jnp.asarray(np.arange(3 * height * width).reshape(3, height, width))
         noise = _gaussian(jnp.asarray(scene.salt), index.astype(jnp.int32))
