@@ -1015,16 +1015,17 @@ def _photo(dice: Dice) -> np.ndarray:
     mean, the spread and the saturation of their colours (docs/data.md).
     """
     warmth, tint = dice.normal(0.0, 0.12), dice.normal(0.0, 0.04)
-    gains = [math.exp(warmth + tint), 1.0, math.exp(tint - warmth)]
-    brightness = 0.13 * math.exp(dice.normal(0.0, 0.5))
-    vignetting, read_noise = dice.between(0.0, 0.25), dice.between(0.002, 0.006)
-    shot_noise, ambient = dice.between(0.004, 0.014), dice.between(0.25, 0.6)
-    contrast, saturation = dice.between(1.2, 2.6), dice.between(0.6, 2.0)
-    return np.array(
-        [brightness, *gains, vignetting, read_noise, shot_noise, ambient]
-        + [contrast, saturation],
-        np.float32,
-    )
+    settings = [
+        0.13 * math.exp(dice.normal(0.0, 0.5)),
+        *(math.exp(warmth + tint), 1.0, math.exp(tint - warmth)),
+        dice.between(0.0, 0.25),
+        dice.between(0.002, 0.006),
+        dice.between(0.004, 0.014),
+        dice.between(0.25, 0.6),
+        dice.between(1.2, 2.6),
+        dice.between(0.6, 2.0),
+    ]
+    return np.array(settings, np.float32)
 
 
 def describe(seed: int, index: int) -> Scene:
