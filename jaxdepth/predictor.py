@@ -259,12 +259,11 @@ def load(
 ) -> Predictor:
     """Load a trained network.
 
-        depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")
+        depth = jaxdepth.load("nyu-small").predict("photo.jpg")
 
     Args:
       name: work directory of a run, a packed file (`jaxdepth pack`), or the name of a
-        network that this package includes (`jaxdepth.weights.packed.SHIPPED`; none so
-        far).
+        network that this package includes: "nyu-small".
       step: "best", "last" or a number. "best" has the lowest RMSE; after training with
         --split=report or --split=official it is the last one, because choosing by a
         test set would be cheating. A packed file holds one step.

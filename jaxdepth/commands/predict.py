@@ -22,6 +22,7 @@ from jaxdepth.runtime import atomic, jax_setup
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError, printable
 from jaxdepth.runtime.flags import flag
+from jaxdepth.weights import packed
 
 logger = logging.getLogger(__name__)
 SUFFIXES = (".npy", ".png", "_color.png")
@@ -41,8 +42,9 @@ class PredictConfig:
 
     images: tuple[str, ...] = flag(positional=True)
     """Photos, or folders of photos."""
-    checkpoint: str = flag()
-    """Work directory of a run, or a packed network (jaxdepth pack)."""
+    checkpoint: str = packed.DEFAULT
+    """Work directory of a run, a packed network (jaxdepth pack), or the name of a
+    network that this package includes."""
     step: str = "best"
     """best, last or the number of a step."""
     out: str = "predictions"
@@ -84,6 +86,8 @@ def run(config: PredictConfig) -> int:
         logger.info("note: %s", note)
     jax_setup.enable_compilation_cache(config.cache_dir)
     predictor = predictor_lib.load(config.checkpoint, step=config.step)
+    if (card := packed.card(config.checkpoint)) is not None:
+        logger.info("%s: accuracy, limits and terms are in %s", config.checkpoint, card)
     if config.ply and config.fx is None and predictor.camera is None:
         raise UserError(
             "--ply needs --fx=PIXELS, the focal length of the photos: that of the "

@@ -13,7 +13,8 @@ kernels in bfloat16 or float32, everything else in float32. The metadata are JSO
     versions     of packages
     licence      terms of the weights
 
-`SHIPPED` are the networks in this package, which are loaded by name.
+`SHIPPED` are the networks in this package, which are loaded by name. Each has a model
+card beside it, NAME.md.
 """
 
 import dataclasses
@@ -44,6 +45,7 @@ DTYPES = {"bfloat16": jnp.bfloat16, "float32": jnp.float32}
 _FILES = ("data", "eval_data", "weights", "plugin", "resume")
 _PLACES = ("workdir", "cache_dir")
 _FOLDER = Path(__file__).parents[1] / "networks"
+DEFAULT = "nyu-small"  # of jaxdepth predict
 SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob(f"*{SUFFIX}")))
 
 
@@ -83,6 +85,11 @@ def find(name: str | Path) -> Path | None:
         return None
     path = files.expanded(name)
     return path if path.suffix == SUFFIX or path.is_file() else None
+
+
+def card(name: str | Path) -> Path | None:
+    """The model card of a network in this package; None for another network."""
+    return _FOLDER / f"{name}.md" if str(name) in SHIPPED else None
 
 
 def is_packed(path: str | Path) -> bool:

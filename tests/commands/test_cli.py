@@ -13,6 +13,7 @@ from jaxdepth.config import Config
 from jaxdepth.recipes import RECIPES
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime.errors import MachineError, UserError
+from jaxdepth.weights import packed
 
 
 def read(*argv: str, **options) -> Config:
@@ -104,8 +105,8 @@ def test_photos_are_positional_arguments():
         PredictConfig, ["--checkpoint=run", "a.jpg", "b"], prog="p"
     )
     assert tuple(config.images) == ("a.jpg", "b")
-    with pytest.raises(UserError, match="checkpoint"):
-        flags_lib.parse(PredictConfig, ["a.jpg"], prog="p")
+    default = flags_lib.parse(PredictConfig, ["a.jpg"], prog="p")
+    assert default.checkpoint == packed.DEFAULT
 
 
 @pytest.mark.parametrize(

@@ -576,7 +576,7 @@ def _photograph(
     # Automatic exposure by the mean logarithm, which is robust to lamps in view.
     mean = jnp.exp(jnp.mean(jnp.log(grey + 1e-3)))
     light = (light / mean) * photo[1:4, None, None]
-    grey = jnp.mean(light, axis=0)
+    grey = jnp.mean(light, axis=0, keepdims=True)
     light = jnp.maximum(grey + photo[9] * (light - grey), 0.0)
     # Contrast is a power of the grey level relative to the mean; it keeps the hue.
     light = photo[0] * light * (grey + 1e-3) ** (photo[8] - 1.0)

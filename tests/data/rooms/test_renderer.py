@@ -58,6 +58,35 @@ def test_depth_is_distributed_as_in_photos_of_rooms(some):
     assert 0.02 < missing < 0.25
 
 
+def photographed(**settings):
+    """One frame without noise; its scene's camera settings are replaced."""
+    scene = scene_lib.describe(0, 4)
+    photo = scene.photo.copy()
+    photo[4] = 0.0  # vignetting
+    for column, value in settings.items():
+        photo[{"level": 0, "contrast": 8, "saturation": 9}[column]] = value
+    rgb, _ = renderer.render_scene(scene._replace(photo=photo), SIZE, sensor=False)
+    return np.asarray(rgb, float)
+
+
+def test_brightness_contrast_and_saturation_of_photos():
+    dark = photographed(level=0.05, contrast=1.0, saturation=1.0)
+    bright = photographed(level=0.1, contrast=1.0, saturation=1.0)
+    ordinary = (bright > 20) & (bright < 200)  # neither rounded nor compressed
+    # Twice the light is 2^(1 / 2.2) times the level.
+    ratio = bright[ordinary] / dark[ordinary]
+    assert np.median(ratio) == pytest.approx(2 ** (1 / 2.2), rel=0.01)
+    # The logarithms of grey levels spread by the contrast.
+    grey = photographed(level=0.05, contrast=1.0, saturation=0.0)
+    assert np.ptp(grey, axis=-1).max() == 0
+    strong = photographed(level=0.05, contrast=2.0, saturation=0.0)
+    seen = ((grey > 20) & (grey < 150) & (strong > 20) & (strong < 150))[..., 0]
+    slope, _ = np.polyfit(
+        np.log(grey[..., 0][seen]), np.log(strong[..., 0][seen]), deg=1
+    )
+    assert slope == pytest.approx(2.0, rel=0.03)
+
+
 def walls_alone(scene):
     """The scene without furniture."""
     table = scene.surfaces.copy()
