@@ -167,7 +167,8 @@ class DataConfig(StoreConfig):
     augment: str = flag("full", choices="jaxdepth.training.augment:POLICIES")
     """Data augmentation. full: scale 1 to 1.5, rotation, crop, flip and colour; mild:
     scale about 1; flip: crop, flip and colour; scales: scale 1, 1.2 or 1.5, crop and
-    flip; jitter: mild with stronger colour; cutout: mild with a hidden rectangle."""
+    flip; jitter: mild with stronger colour; cutout: mild with a hidden rectangle;
+    strong: all of them, for few images without pretrained weights."""
     cache: Literal["none", "host", "device"] = "none"
     """Cache training frames in host memory, or sharded over the devices, which then
     need no input from the host. The batches are the same."""

@@ -67,6 +67,15 @@ POLICIES: dict[str, AugmentPolicy | None] = {
     # the rectangle may be outside, and labels stay. Their rectangle is a square of one
     # size and has the mean colour of the data set; the range is this project's choice.
     "cutout": dataclasses.replace(_MILD, cutout=(0.1, 0.5)),
+    # All of these together, for training without pretrained weights on a few hundred
+    # images, which is limited by overfitting.
+    "strong": AugmentPolicy(
+        scale=(0.85, 1.4),
+        brightness=_JITTER,
+        contrast=_JITTER,
+        saturation=_JITTER,
+        cutout=(0.1, 0.5),
+    ),
 }
 
 # Weights of red, green and blue in grey: ITU-R BT.601, as in torchvision.

@@ -345,7 +345,7 @@ def test_views_stay_mostly_inside_the_frame():
     assert missing.mean() < 0.02 and missing.max() < 0.15
 
 
-@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout"])
+@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout", "strong"])
 def test_a_view_does_not_depend_on_the_batch_around_it(policy):
     rgb, depth = frames(100)
     k = keys(100)
@@ -356,7 +356,7 @@ def test_a_view_does_not_depend_on_the_batch_around_it(policy):
         np.testing.assert_array_equal(alone[1][0], metres[i])
 
 
-@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout"])
+@pytest.mark.parametrize("policy", ["full", "scales", "jitter", "cutout", "strong"])
 def test_the_same_keys_give_the_same_view_and_others_another(policy):
     rgb, depth = frames(100)
     first, again = (view(rgb, depth, keys(100), policy=policy) for _ in range(2))
