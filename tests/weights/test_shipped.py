@@ -39,14 +39,16 @@ def test_the_card_states_the_scores_in_the_file(name):
     network = packed.read(path)
     assert network.command in text.replace(" \\\n    ", " ")
     assert f"{path.stat().st_size / 1e6:.1f} MB" in text
-    rows = re.findall(r"^\| `(\w+)` \| `([\w@]+)`, (\w+) \| (.*) \|$", text, re.MULTILINE)
+    row = re.compile(r"^\| `(\w+)` \| `([\w@]+)`, per (\w+) \| (.*) \|$", re.MULTILINE)
+    rows = row.findall(text)
     assert len(rows) >= 4
     scores = {
         (e["split"], e["protocol"], e["averaging"]): e["metrics"]
         for e in network.evaluations
     }
-    for split, protocol, averaging, cells in rows:
-        metrics = scores[split, protocol, averaging.replace("image", "per_image")]
+    for split, protocol, unit, cells in rows:
+        averaging = {"image": "per_image", "pixel": "pooled"}[unit]
+        metrics = scores[split, protocol, averaging]
         stated = [cell.split()[0] for cell in cells.split("|")]
         expected = [f"{metrics[k]:.3f}" for k in ("delta1", "abs_rel", "rmse")]
         assert stated == expected
