@@ -927,12 +927,15 @@ def _aim(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose position and rotation of the camera among random candidates.
 
-    The median depth of the chosen view is closest to a random draw from the
-    distribution in photos of rooms; views with a `_penalty` are avoided.
+    The median depth of the chosen view, and the ratio of the depths in its upper and
+    lower third, are closest to random draws from their distributions in photos of
+    rooms; views with a `_penalty` are avoided.
     """
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
     # NYU's labeled frames: medians around 2.7 m, standard deviation 0.31 in the log.
-    target = 2.6 * math.exp(dice.normal(0.0, 0.45))
+    target = math.log(2.6) + dice.normal(0.0, 0.45)
+    # The logarithm of the ratio of upper to lower third: mean 0.45, deviation 0.32.
+    target_slope = dice.normal(0.52, 0.32)
     best, lowest_cost = None, math.inf
     for attempt in range(candidates):
         x = dice.between(0.25, room.width - 0.25)
@@ -940,15 +943,20 @@ def _aim(
         z = min(max(dice.normal(1.4, 0.1), 1.0), 1.75)
         target_x, target_y = room.random_point(0.15, 0.85)
         yaw = math.atan2(target_y - y, target_x - x) + dice.normal(0.0, 0.25)
-        pitch = math.radians(min(max(dice.normal(-11.0, 4.5), -32.0), 6.0))
+        pitch = math.radians(min(max(dice.normal(-12.5, 5.0), -32.0), 6.0))
         roll = math.radians(dice.normal(0.0, 1.4))
         position, rotation = np.array([x, y, z]), _rotation(yaw, pitch, roll)
         depth, surface = _cast_rays(parts, size, position, rotation)
-        cost = abs(math.log(max(float(np.median(depth)), 0.1) / target))
+        third = len(depth) // 3  # rays are in the order of rows
+        upper, all_rows, lower = (
+            math.log(max(float(np.median(part)), 0.1))
+            for part in (depth[:third], depth, depth[-third:])
+        )
+        cost = abs(all_rows - target) + 0.5 * abs(upper - lower - target_slope)
         cost += _penalty(depth, surface)
         if cost < lowest_cost:
             best, lowest_cost = (position, rotation), cost
-        if lowest_cost < 0.06 and attempt >= 3:
+        if lowest_cost < 0.12 and attempt >= 3:
             break
     assert best is not None
     return best
