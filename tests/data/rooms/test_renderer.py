@@ -56,6 +56,12 @@ def test_depth_is_distributed_as_in_photos_of_rooms(some):
     assert 0.7 < low < 1.3 and 5.0 < high < 9.0
     missing = np.isnan(depth).mean()
     assert 0.02 < missing < 0.25
+    # NYU's frames: 0.45 is the mean logarithm of the upper third's median depth over
+    # the lower third's.
+    third = SIZE[0] // 3
+    ends = depth[:, :third], depth[:, -third:]
+    upper, lower = (np.nanmedian(part, (1, 2)) for part in ends)
+    assert 0.3 < np.log(upper / lower).mean() < 0.6
 
 
 def photographed(**settings):
