@@ -46,8 +46,8 @@ class PackConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Number format of the convolution kernels; the rest is float32."""
     scores: str | None = None
-    """JSON file of jaxdepth evaluate --out, whose scores to include; default: those of
-    the run at that step."""
+    """JSON files of jaxdepth evaluate --out, separated by commas, whose scores to
+    include; default: those of the run at that step."""
     licence: str | None = None
     """Terms of the weights, in a sentence; default: a note on the training data."""
 
@@ -68,7 +68,8 @@ def run(config: PackConfig) -> int:
     step = predictor.step
     evaluations = [e for e in trained.evaluations if e["step"] == step]
     if config.scores is not None:
-        evaluations = _scores(config.scores, step)
+        names = config.scores.split(",")
+        evaluations = [entry for name in names for entry in _scores(name, step)]
     data = trained.saved.get("data", {})
     network = packed.PackedNetwork(
         variables=predictor.variables,

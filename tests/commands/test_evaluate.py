@@ -224,10 +224,10 @@ def test_a_packed_network_has_the_scores_of_its_run(root):
     assert evaluate.command([*flags, f"--cache_dir={root / 'cache'}"]) == cli.OK
     file = root / "packed.safetensors"
     words = [str(root / "run"), str(file), "--step=2", "--dtype=float32"]
-    assert pack.command([*words, f"--scores={reference}"]) == cli.OK
+    assert pack.command([*words, f"--scores={reference},{reference}"]) == cli.OK
     network = packed.read(file)
     assert network.step == 2 and network.data["train_name"] == "train"
-    assert network.evaluations == json.loads(reference.read_text())["evaluations"]
+    assert network.evaluations == 2 * json.loads(reference.read_text())["evaluations"]
     assert "data set train" in network.licence
     assert str(root) not in network.command and "--arch=cnn" in network.command
     again = root / "again.json"
