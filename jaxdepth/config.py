@@ -266,6 +266,9 @@ class OutputConfig:
     """Steps between log lines; auto: about 50 per run, at most 50 steps apart."""
     save_every: int | Auto = flag("auto", at_least=0)
     """Steps between checkpoints, 0: at the end only; auto: at every evaluation."""
+    keep_optimizer: bool = True
+    """Keep the optimizer state of the last checkpoint after the last step, for a longer
+    run. Without it, the run is a third as large: its last and its best network."""
     recipe: str = "default"
     """Named set of flags; --recipe=help lists them."""
     plugin: str | None = None

@@ -252,7 +252,7 @@ def discard_if_empty(workdir: WorkDir) -> None:
 _CHANGEABLE = {
     "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
     "on_nan", "parallel", "accumulate", "steps_per_call", "upconv", "cache",
-    "cache_dir", "recipe", "precision", "plugin",
+    "cache_dir", "recipe", "precision", "plugin", "keep_optimizer",
 }  # fmt: skip
 
 

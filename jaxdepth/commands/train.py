@@ -560,10 +560,14 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
         if outcome.reason != "non_finite":
             step, rmse = int(outcome.state.step), None
             evaluated = {e["step"] for e in session.results["evaluations"]}
-            if outcome.reason == "done" and step not in evaluated:
+            done = outcome.reason == "done"
+            keep = config.output.keep_optimizer or not done
+            if done and step not in evaluated:
                 rmse = evaluate(step, outcome.state)
-            checkpoints.save(step, outcome.state, rmse=rmse)
+            checkpoints.save(step, outcome.state, rmse=rmse, optimizer=keep)
             checkpoints.wait()
+            if done:
+                checkpoints.finish(keep_optimizer=keep)
     return outcome
 
 
