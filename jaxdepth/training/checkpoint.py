@@ -234,7 +234,8 @@ class Checkpoints:
             complete = self.has_optimizer(step)
             restore = self._restore_all if complete else self._restore_network
             try:
-                self._check_shapes(self._saved_shapes(step), target.variables)
+                saved = self._saved_shapes(step)
+                check_shapes(saved, target.variables, where=self._name)
                 state = restore(step, target)
             except DamagedCheckpoint as error:
                 logger.warning("checkpoint of step %d is damaged: %s", step, error)
@@ -281,7 +282,7 @@ class Checkpoints:
             with futures.ThreadPoolExecutor(1) as pool:
                 reading = pool.submit(self._restore, step, {"model": saved})
                 target = expected()
-                self._check_shapes(saved, target)
+                check_shapes(saved, target, where=self._name)
                 leaves = jax.tree.leaves(reading.result()["model"])
             # Empty subtrees are not saved.
             return jax.tree.unflatten(jax.tree.structure(target), leaves)
@@ -329,18 +330,9 @@ class Checkpoints:
         except Exception as error:
             raise DamagedCheckpoint(_first_line(error)) from error
 
-    def _check_shapes(self, saved_tree: PyTree, target: PyTree) -> None:
-        """Raise UserError if the checkpoint has another network."""
-        saved, expected = _shapes(saved_tree), _shapes(target)
-        if saved == expected:
-            return
-        names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
-        first = names[0]
-        raise UserError(
-            f"the checkpoint in {self.folder} is of another network: {len(names)} "
-            f"arrays differ, first {first} (saved {saved.get(first, 'absent')}, "
-            f"expected {expected.get(first, 'absent')})"
-        )
+    @property
+    def _name(self) -> str:
+        return f"the checkpoint in {self.folder}"
 
     def _rmse(self, step: int) -> float | None:
         if step not in self._saved_rmse:
@@ -382,6 +374,24 @@ def _lowest(steps: Sequence[int], rmse: Callable[[int], float | None]) -> int | 
     """The step of lowest RMSE; the first of several."""
     values = {step: value for step in steps if (value := rmse(step)) is not None}
     return min(values, key=lambda step: values[step], default=None)
+
+
+def check_shapes(saved_tree: PyTree, target: PyTree, *, where: str) -> None:
+    """Raise UserError if the arrays of a saved network differ from those of `target`.
+
+    Args:
+      where: what holds the saved network, for the message.
+    """
+    saved, expected = _shapes(saved_tree), _shapes(target)
+    if saved == expected:
+        return
+    names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
+    first = names[0]
+    raise UserError(
+        f"{where} is of another network: {len(names)} arrays differ, first {first} "
+        f"(saved {saved.get(first, 'absent')}, expected "
+        f"{expected.get(first, 'absent')})"
+    )
 
 
 def starting_from(network: PyTree, fresh: TrainState, *, step: int) -> TrainState:
