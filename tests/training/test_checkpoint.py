@@ -14,7 +14,7 @@ from etils import epath
 
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import optimizer as optimizer_lib
-from jaxdepth.training.checkpoint import Checkpoints, checksums
+from jaxdepth.training.checkpoint import Checkpoints, NullCheckpoints, checksums
 from jaxdepth.training.state import TrainState
 from jaxdepth.training.step import train_step
 from tests import tiny
@@ -492,3 +492,12 @@ def test_without_optimizer_state_the_schedule_goes_on_and_adam_starts_anew(
     counts = {type(x): int(np.asarray(x.count)) for x in states if isinstance(x, kinds)}
     assert counts == {optax.ScaleByAdamState: 0, optax.ScaleByScheduleState: 3}
     assert int(taken(spec, restored, 3, 4).step) == 4
+
+
+def test_hosts_that_save_nothing_delete_nothing(tmp_path):
+    save(tmp_path, (1, None), (2, None))
+    checkpoints = NullCheckpoints(str(tmp_path))
+    checkpoints.save(3, numbered(3), optimizer=False)
+    checkpoints.finish(keep_optimizer=False)
+    assert checkpoints.remove_optimizer([1, 2]) == 0
+    assert with_optimizer(tmp_path) == [1, 2]
