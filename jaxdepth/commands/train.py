@@ -474,12 +474,13 @@ def _state_of_other(config: Config, fresh: TrainState) -> TrainState:
     else:
         checkpoint.check_shapes(other.variables, fresh.network, where=name)
         state = checkpoint.starting_from(other.variables, fresh, step=other.step or 0)
-        loop_lib.log_new_optimizer(name)
     if int(state.step) >= steps:
         raise UserError(
             f"--resume={name} was trained for {int(state.step)} steps, and "
             f"--steps={steps} includes them; give a larger --steps"
         )
+    if isinstance(other, packed.PackedNetwork):
+        loop_lib.log_new_optimizer(name)
     return state
 
 
