@@ -261,12 +261,16 @@ class OutputConfig:
     workdir: str | None = None
     """Work directory of the run, a gs:// path too; default runs/ARCH-LOSS-NNN."""
     resume: str = "auto"
-    """auto: resume the run in --workdir; never: refuse a folder with a run; or the path
-    of another run to continue: --steps then includes the steps of that run."""
+    """auto: resume the run in --workdir; never: refuse a folder with a run; or another
+    run to continue, or a packed network: --steps then includes the steps of that run.
+    """
     log_every: int | Auto = flag("auto", at_least=1)
     """Steps between log lines; auto: about 50 per run, at most 50 steps apart."""
     save_every: int | Auto = flag("auto", at_least=0)
     """Steps between checkpoints, 0: at the end only; auto: at every evaluation."""
+    keep_optimizer: bool = True
+    """Keep the optimizer state of the last checkpoint after the last step, for a longer
+    run. Without it, the run is a third as large: its last and its best network."""
     recipe: str = "default"
     """Named set of flags; --recipe=help lists them."""
     plugin: str | None = None

@@ -14,13 +14,14 @@ from jaxdepth import images as images_lib
 from jaxdepth import models, workdir
 from jaxdepth.camera import Camera, covering_scale, depth_factor
 from jaxdepth.config import Config
+from jaxdepth.data.nyu.toolbox import RGB_CAMERA
 from jaxdepth.evaluation import protocols
 from jaxdepth.ops import platform, resize
 from jaxdepth.runtime import garbage, jax_setup
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
-from jaxdepth.weights import packed
+from jaxdepth.weights import foreign, packed
 
 # Photos of a more extreme aspect are squeezed to this one, which bounds the input size.
 MAX_ASPECT = 8
@@ -280,6 +281,7 @@ def load(
         jax_setup.enable_compilation_cache(str(cache_dir))
     if (file := packed.find(name)) is not None:
         return _load_packed(file, step=step, name=name)
+    foreign.refuse(name)
     folder = workdir.WorkDir.open(name)
     if not folder.local.is_dir():
         raise UserError(f"{name}: there is no such work directory{_known(name)}")
@@ -300,6 +302,9 @@ def _load_packed(file: Path, *, step: str | int, name: str | Path) -> Predictor:
     network = packed.read(file)
     packed.check_step(network, step, name=name)
     camera = _training_camera({"data": network.data}, where=str(file))
+    if camera is None and network.data.get("train_nyu"):
+        height, width = network.config.frame_size
+        camera = Camera(*RGB_CAMERA.intrinsics).scaled(height / 480, width / 640)
     return Predictor(
         network.config, network.variables, camera=camera, step=network.step
     )

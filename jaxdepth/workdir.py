@@ -113,10 +113,13 @@ class WorkDir:
                     system.get_file(f"{root}/{name}", str(self.local / name))
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, instead: str = ", or name another --workdir") -> Iterator[None]:
         """Lock the folder. Raises UserError if another process has locked it.
 
         A remote work directory is not locked.
+
+        Args:
+          instead: what to do rather than wait, for the message.
         """
 
         if self.remote is not None:
@@ -125,8 +128,7 @@ class WorkDir:
 
         def refuse() -> None:
             raise UserError(
-                f"{self.name} is in use by another run: wait for its end, or name "
-                "another --workdir"
+                f"{self.name} is in use by another run: wait for its end{instead}"
             )
 
         with locks.file_lock(self.local / _LOCK, if_held=refuse):
@@ -252,7 +254,7 @@ def discard_if_empty(workdir: WorkDir) -> None:
 _CHANGEABLE = {
     "steps", "epochs", "log_every", "eval_every", "save_every", "workdir", "resume",
     "on_nan", "parallel", "accumulate", "steps_per_call", "upconv", "cache",
-    "cache_dir", "recipe", "precision", "plugin",
+    "cache_dir", "recipe", "precision", "plugin", "keep_optimizer",
 }  # fmt: skip
 
 
@@ -279,8 +281,15 @@ def refuse_changes(before: Config, now: Config, *, where: str) -> None:
         )
 
 
-def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
-    """Raise UserError if `before` has another network or optimizer state."""
+def refuse_other_network(
+    before: Config, now: Config, *, where: str, optimizer: bool = True
+) -> None:
+    """Raise UserError if `before` has another network or optimizer state.
+
+    Args:
+      where: value of --resume.
+      optimizer: whether the optimizer state of `before` is used.
+    """
     old, new = before.flat(), now.flat()
 
     def refuse(name: str, reason: str) -> None:
@@ -292,6 +301,8 @@ def refuse_other_network(before: Config, now: Config, *, where: str) -> None:
     for name in ("arch", "layout", "unpool"):
         if old[name] != new[name]:
             refuse(name, "")
+    if not optimizer:
+        return
     if bool(before.train.ema) != bool(now.train.ema):
         refuse("ema", ": give --ema in both runs or in neither")
     # Properties that determine the arrays of the optimizer state.

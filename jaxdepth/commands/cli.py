@@ -47,9 +47,9 @@ def parse_config(
     name = recipe or default_recipe(flags_lib.value_of(argv, "data") or "rooms")
     preset = dict(recipe_named(name).flags)
     # Steps and epochs exclude each other: a flag overrides both of the recipe, and
-    # drops the recipe's intervals, which fit the recipe's number of steps.
+    # drops what fits the recipe's number of steps alone.
     for pair, dependent in (
-        (("steps", "epochs"), ("eval_every",)),
+        (("steps", "epochs"), ("eval_every", "keep_optimizer")),
         (("warmup_steps", "warmup_epochs"), ()),
     ):
         if any(flags_lib.value_of(argv, key) for key in pair):

@@ -82,12 +82,12 @@ def run(config: EvaluateConfig) -> int:
 def score(config: EvaluateConfig) -> Scored:
     """Load a network and a data set, and score the network on it."""
     jax_setup.enable_compilation_cache(config.cache_dir)
+    predictor = predictor_lib.load(config.checkpoint, step=config.step)
     if config.data is None and packed.find(config.checkpoint) is not None:
         raise UserError(
             f"--checkpoint={config.checkpoint} is a packed network, without data: give "
             "--data=PATH"
         )
-    predictor = predictor_lib.load(config.checkpoint, step=config.step)
     trained = predictor.config
     flags = _as_training_flags(config, trained)
     opened, rows, split = _frames(flags, trained, split=config.split)

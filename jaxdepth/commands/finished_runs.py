@@ -18,6 +18,7 @@ from jaxdepth.evaluation.evaluator import Evaluator
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.training import metrics_writer
+from jaxdepth.weights import foreign, packed
 from jaxdepth.workdir import CONFIG, RESULTS, TABLES, WorkDir
 
 
@@ -117,6 +118,12 @@ def read(folder: str, *, name: str | None = None) -> Run:
 
     Raises: UserError if the folder is not a work directory, or a file is damaged.
     """
+    foreign.refuse(folder)
+    if packed.find(folder) is not None:
+        raise UserError(
+            f"{folder} is a packed network, without curves and data: give the work "
+            "directory of its run"
+        )
     workdir = WorkDir.open(folder)
     existing = {file for file in (CONFIG, RESULTS) if (workdir.local / file).exists()}
     if not existing:

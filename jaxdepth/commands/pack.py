@@ -1,4 +1,4 @@
-"""`jaxdepth pack`: write a trained network to one file."""
+"""`jaxdepth pack`: write a trained network to one file, or make a run smaller."""
 
 import dataclasses
 import logging
@@ -12,7 +12,9 @@ from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import regular
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.runtime.flags import flag
-from jaxdepth.weights import files, packed
+from jaxdepth.training.checkpoint import Checkpoints
+from jaxdepth.weights import files, foreign, packed
+from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 PROG = "jaxdepth pack"
@@ -36,11 +38,17 @@ class PackConfig:
     The file holds parameters, configuration, camera, scores and terms, and no data,
     paths or optimizer state. jaxdepth predict, evaluate and compare accept it as
     --checkpoint, jaxdepth.load as a path.
+
+    --trim writes nothing: it deletes the optimizer state in a work directory, which is
+    two thirds of a checkpoint and needed only to resume the run.
     """
 
     files: tuple[str, ...] = flag(positional=True)
     """WORKDIR OUT: the work directory of the run, and a new file that ends in
-    .safetensors."""
+    .safetensors; with --trim only WORKDIR."""
+    trim: bool = False
+    """Delete the optimizer state in WORKDIR. The run can't be resumed exactly
+    afterwards: with more --steps, the optimizer starts anew."""
     step: str = "best"
     """best, last or the number of a step."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -56,13 +64,14 @@ class PackConfig:
 
 
 def run(config: PackConfig) -> int:
-    """Write the file. Returns the exit code."""
+    """Write the file, or trim the run. Returns the exit code."""
+    if config.trim:
+        return _trim(config)
     if len(config.files) != 2:
         raise UserError(f"give WORKDIR OUT, see {PROG} --help")
     source, out = config.files
     path = files.output(out, packed.SUFFIX)
-    if packed.find(source) is not None:
-        raise UserError(f"{source} is a file: give the work directory of a run")
+    _refuse_file(source)
     trained = finished_runs.read(source)
     predictor = predictor_lib.load(source, step=config.step)
     step = predictor.step
@@ -87,6 +96,41 @@ def run(config: PackConfig) -> int:
         step, path.stat().st_size / 1e6,
     )  # fmt: skip
     return 0
+
+
+def _trim(config: PackConfig) -> int:
+    """Delete the optimizer state of all checkpoints of a run."""
+    others = dataclasses.replace(PackConfig(config.files), trim=True)
+    if config != others:
+        raise UserError("--trim writes no file: give no other flag")
+    if len(config.files) != 1:
+        raise UserError(f"--trim: give the work directory of one run, see {PROG} -h")
+    (name,) = config.files
+    _refuse_file(name)
+    workdir = WorkDir.open(name)
+    trained = config_lib.from_json(workdir.read_config()["config"])
+    with workdir.locked(instead=""):
+        checkpoints = Checkpoints(workdir.checkpoints, read_only=True)
+        steps = checkpoints.steps()
+        freed = checkpoints.remove_optimizer(steps)
+    if not freed:
+        logger.info("%s: its checkpoints have no optimizer state to delete", name)
+        return 0
+    last, planned = steps[-1], int(trained.train.steps)
+    logger.info(
+        "%s: deleted the optimizer state, %.0f MB. The run%s can't be resumed exactly "
+        "any more: from now on, the optimizer starts anew",
+        name,
+        freed / 1e6,
+        "" if last >= planned else f", which stopped at step {last} of {planned},",
+    )
+    return 0
+
+
+def _refuse_file(name: str) -> None:
+    foreign.refuse(name)
+    if packed.find(name) is not None:
+        raise UserError(f"{name} is a file: give the work directory of a run")
 
 
 def _command(config: config_lib.Config) -> str:

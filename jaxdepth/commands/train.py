@@ -31,7 +31,7 @@ from jaxdepth.evaluation import baselines as baselines_lib
 from jaxdepth.evaluation import protocols
 from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
-from jaxdepth.training import device_cache, initialize, sharding
+from jaxdepth.training import checkpoint, device_cache, initialize, sharding
 from jaxdepth.training import loop as loop_lib
 from jaxdepth.training import optimizer as optimizer_lib
 from jaxdepth.training.checkpoint import Checkpoints, NullCheckpoints
@@ -46,7 +46,7 @@ from jaxdepth.training.step import (
     train_step,
     train_step_on_table,
 )
-from jaxdepth.weights import files
+from jaxdepth.weights import files, foreign, packed
 from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def open_session(
         if workdir.local.is_dir():
             locks.enter_context(workdir.locked())
         if _names_other_run(config) and hosts.is_first_host() and not workdir.used():
-            _run_to_resume(config)  # before data are packed and programs compiled
+            _network_to_resume(config)  # before data are packed and programs compiled
         session = _open_data(config, workdir, placement, command=command)
     hosts.check_equal_on_hosts("data", _common_data(session))
     _initialize(session, weights)
@@ -440,12 +440,48 @@ def _names_other_run(config: Config) -> bool:
     return config.output.resume not in ("auto", "never")
 
 
-def _run_to_resume(config: Config) -> WorkDir:
-    """The work directory that --resume names; UserError if its network differs."""
-    other = WorkDir.open(config.output.resume)
+def _network_to_resume(config: Config) -> Checkpoints | packed.PackedNetwork:
+    """What --resume names: the checkpoints of another run, or a packed network.
+
+    Raises: UserError if there is none, or if it is of another network.
+    """
+    name = config.output.resume
+    if (file := packed.find(name)) is not None:
+        network = packed.read(file)
+        workdir_lib.refuse_other_network(
+            network.config, config, where=name, optimizer=False
+        )
+        return network
+    foreign.refuse(name)
+    other = WorkDir.open(name)
     before = config_lib.from_json(other.read_config()["config"])
-    workdir_lib.refuse_other_network(before, config, where=config.output.resume)
-    return other
+    checkpoints = Checkpoints(other.checkpoints, read_only=True)
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--resume={name} holds no checkpoint")
+    workdir_lib.refuse_other_network(
+        before, config, where=name, optimizer=checkpoints.has_optimizer(steps[-1])
+    )
+    return checkpoints
+
+
+def _state_of_other(config: Config, fresh: TrainState) -> TrainState:
+    """The state of what --resume names. Raises: UserError as `_network_to_resume`."""
+    name, steps = config.output.resume, int(config.train.steps)
+    other = _network_to_resume(config)
+    if isinstance(other, Checkpoints):
+        state = resumed(other, fresh, steps=steps, where=name)
+    else:
+        checkpoint.check_shapes(other.variables, fresh.network, where=name)
+        state = checkpoint.starting_from(other.variables, fresh, step=other.step or 0)
+    if int(state.step) >= steps:
+        raise UserError(
+            f"--resume={name} was trained for {int(state.step)} steps, and "
+            f"--steps={steps} includes them; give a larger --steps"
+        )
+    if isinstance(other, packed.PackedNetwork):
+        loop_lib.log_new_optimizer(name)
+    return state
 
 
 def _starting_state(
@@ -453,7 +489,7 @@ def _starting_state(
 ) -> tuple[TrainState, list[int]]:
     """The state to start from, and the steps of this run's damaged checkpoints.
 
-    The newest state of this run, else of the run that --resume names, else `fresh`.
+    The newest state of this run, else of what --resume names, else `fresh`.
     """
     config, workdir = session.config, session.workdir
     state, damaged, steps = fresh, [], int(config.train.steps)
@@ -467,20 +503,7 @@ def _starting_state(
         state = resumed(own, fresh, steps=steps, where=workdir.name)
         damaged = own.damaged
     if int(state.step) == 0 and _names_other_run(config):
-        other = _run_to_resume(config)
-        state = resumed(
-            Checkpoints(other.checkpoints, read_only=True),
-            fresh,
-            steps=steps,
-            where=config.output.resume,
-        )
-        if state is fresh:
-            raise UserError(f"--resume={config.output.resume} holds no checkpoint")
-        if int(state.step) == steps:
-            raise UserError(
-                f"--resume={config.output.resume} was trained for {steps} steps, and "
-                f"--steps={steps} includes them; give a larger --steps"
-            )
+        state = _state_of_other(config, fresh)
     if int(state.step) % config.train.steps_per_call:
         raise UserError(
             f"--steps_per_call={config.train.steps_per_call}: the run resumes from "
@@ -560,10 +583,14 @@ def train(session: Session, stopping: StopSignals) -> Outcome:
         if outcome.reason != "non_finite":
             step, rmse = int(outcome.state.step), None
             evaluated = {e["step"] for e in session.results["evaluations"]}
-            if outcome.reason == "done" and step not in evaluated:
+            done = outcome.reason == "done"
+            keep = config.output.keep_optimizer or not done
+            if done and step not in evaluated:
                 rmse = evaluate(step, outcome.state)
-            checkpoints.save(step, outcome.state, rmse=rmse)
+            checkpoints.save(step, outcome.state, rmse=rmse, optimizer=keep)
             checkpoints.wait()
+            if done:
+                checkpoints.finish(keep_optimizer=keep)
     return outcome
 
 

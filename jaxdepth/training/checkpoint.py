@@ -1,7 +1,15 @@
 """Checkpoints of a run: save, restore, verify, fall back.
 
-Orbax writes them. Each checkpoint also holds a checksum of every array, so that a
-damaged checkpoint is detected and the one before it is restored.
+Orbax writes them. Each one is a folder with three items:
+
+    model       parameters and batch statistics; with an EMA, the averaged ones
+    optimizer   what only training needs: step, optimizer state, and with an EMA the
+                trained parameters and batch statistics
+    checks      RMSE, and a checksum of every array: a damaged checkpoint is detected,
+                and the one before it is restored
+
+A checkpoint without the item `optimizer` is complete: it is a network, from which
+training continues with a new optimizer state.
 """
 
 import dataclasses
@@ -24,16 +32,24 @@ from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training.state import PyTree, TrainState
 
 logger = logging.getLogger(__name__)
+OPTIMIZER = "optimizer"
+# File in a checkpoint whose optimizer state is deleted, or was. It is written first, so
+# that an interrupted deletion leaves no half of an optimizer state. A rename would not
+# do: buckets have no atomic one.
+_REMOVED = "optimizer_removed"
 
 
 class Checkpoints:
     """The checkpoints of one run, in `folder` (local or gs://).
 
     The last two and the best one are kept. The best one has the lowest RMSE that was
-    passed to `save`.
+    passed to `save`. Only the last two keep their optimizer state: if the last one is
+    damaged, the one before it is resumed.
 
     Attributes:
       damaged: steps that `restore_state` skipped.
+      starts_anew: whether the checkpoint that `restore_state` restored has no optimizer
+        state.
     """
 
     def __init__(self, folder: str, *, read_only: bool = False):
@@ -42,6 +58,7 @@ class Checkpoints:
         self.folder = epath.Path(folder)
         self.read_only = read_only
         self.damaged: list[int] = []
+        self.starts_anew = False
         self._saved_rmse: dict[int, float | None] = {}
         self._saving: int | None = None
         self._manager = self._create_manager()
@@ -79,8 +96,19 @@ class Checkpoints:
         """Return the step of lowest RMSE; None if none was saved with an RMSE."""
         return _lowest(self.steps(), self._rmse)
 
-    def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        rmse: float | None = None,
+        optimizer: bool = True,
+    ) -> None:
         """Save the state of `step` in the background. No-op if the step is saved.
+
+        Args:
+          rmse: RMSE that the best checkpoint is chosen by; None: it is never the best.
+          optimizer: whether to save the optimizer state.
 
         Raises MachineError if storage fails, in this save or the previous one.
         """
@@ -88,27 +116,21 @@ class Checkpoints:
         self.wait()
         if step in self._manager.all_steps():
             return
+        self.remove_optimizer(self.steps()[:-2])
         # Read the RMSE of earlier checkpoints before the save: the preservation policy
         # needs them during it.
         self.best_step()
         self._saved_rmse[step] = rmse
         # Copy: the next step donates the buffers, which Orbax reads in the background.
         state = jax.tree.map(np.array, state)
-        model, optimizer = state.variables, _optimizer_item(state)
-        checks = {
-            "rmse": rmse,
-            "model": checksums(model),
-            "optimizer": checksums(optimizer),
-        }
+        items: dict[str, PyTree] = {"model": state.variables}
+        if optimizer:
+            items[OPTIMIZER] = _optimizer_item(state)
+        checks = {"rmse": rmse} | {name: checksums(x) for name, x in items.items()}
+        args: dict[str, Any] = {k: ocp.args.StandardSave(x) for k, x in items.items()}
+        args["checks"] = ocp.args.JsonSave(checks)
         try:
-            saved = self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(model),
-                    optimizer=ocp.args.StandardSave(optimizer),
-                    checks=ocp.args.JsonSave(checks),
-                ),
-            )
+            saved = self._manager.save(step, args=ocp.args.Composite(**args))
         except Exception as error:
             raise self._failure(step, error) from error
         if not saved:  # Orbax refuses steps before the newest checkpoint
@@ -126,6 +148,51 @@ class Checkpoints:
         for step in steps:
             self._manager.delete(step)
             self._saved_rmse.pop(step, None)
+
+    def has_optimizer(self, step: int) -> bool:
+        """Whether the checkpoint of `step` holds the optimizer state."""
+        folder = self.folder / str(step)
+        return (folder / OPTIMIZER).exists() and not (folder / _REMOVED).exists()
+
+    def remove_optimizer(self, steps: Sequence[int]) -> int:
+        """Delete the optimizer state of the checkpoints of these steps.
+
+        Training can't continue from them bit for bit afterwards. If the process is
+        killed meanwhile, the rest is deleted by the next call.
+
+        Returns: the size of the deleted files, bytes.
+        Raises: MachineError if storage fails.
+        """
+        freed = 0
+        for step in steps:
+            folder = self.folder / str(step)
+            item = folder / OPTIMIZER
+            try:
+                if item.exists():
+                    freed += _size(item)
+                    (folder / _REMOVED).touch()
+                    item.rmtree()
+            except Exception as error:  # of the file system or of a bucket
+                raise MachineError(
+                    f"{item} could not be deleted ({_reason(error)})"
+                ) from error
+        return freed
+
+    def finish(self, *, keep_optimizer: bool) -> None:
+        """Delete what a finished run does not need, after its last save is complete.
+
+        The last checkpoint alone keeps its optimizer state. Without `keep_optimizer`,
+        none does, and only the last and the best checkpoint are kept.
+
+        Raises: MachineError if storage fails.
+        """
+        self.wait()
+        steps = self.steps()
+        if not keep_optimizer:
+            needed = {self.best_step(), *steps[-1:]}
+            self.drop([step for step in steps if step not in needed])
+            steps = self.steps()
+        self.remove_optimizer(steps[:-1] if keep_optimizer else steps)
 
     def wait(self) -> None:
         """Wait until the last save is complete. Raises MachineError if it failed."""
@@ -157,35 +224,48 @@ class Checkpoints:
         """Restore the newest undamaged state; None if there are no checkpoints.
 
         Args:
-          target: a state of the same structure; its values are not used.
+          target: a fresh state of the same structure. Of its values, only those of the
+            optimizer state are used, for a checkpoint without one.
 
         Raises UserError if all checkpoints are damaged, or one has another network.
         """
         steps = self.steps()
         for step in reversed(steps):
-            model, optimizer = target.variables, _optimizer_item(target)
+            complete = self.has_optimizer(step)
+            restore = self._restore_all if complete else self._restore_network
             try:
-                self._check_shapes(self._saved_shapes(step), model)
-                items = self._restore(step, {"model": model, "optimizer": optimizer})
+                saved = self._saved_shapes(step)
+                check_shapes(saved, target.variables, where=self._name)
+                state = restore(step, target)
             except DamagedCheckpoint as error:
                 logger.warning("checkpoint of step %d is damaged: %s", step, error)
                 self.damaged.append(step)
                 continue
-            opt_state = jax.tree.unflatten(
-                jax.tree.structure(target.opt_state),
-                jax.tree.leaves(items["optimizer"]["opt_state"]),
-            )
-            return TrainState(
-                step=items["optimizer"]["step"],
-                opt_state=opt_state,
-                average=None if target.average is None else items["model"],
-                **items["optimizer"].get("network", items["model"]),
-            )
+            self.starts_anew = not complete
+            return state
         if steps:
             raise UserError(
                 f"{self.folder}: every checkpoint is damaged; start a new run"
             )
         return None
+
+    def _restore_all(self, step: int, target: TrainState) -> TrainState:
+        items = {"model": target.variables, OPTIMIZER: _optimizer_item(target)}
+        items = self._restore(step, items)
+        opt_state = jax.tree.unflatten(
+            jax.tree.structure(target.opt_state),
+            jax.tree.leaves(items[OPTIMIZER]["opt_state"]),
+        )
+        return TrainState(
+            step=items[OPTIMIZER]["step"],
+            opt_state=opt_state,
+            average=None if target.average is None else items["model"],
+            **items[OPTIMIZER].get("network", items["model"]),
+        )
+
+    def _restore_network(self, step: int, target: TrainState) -> TrainState:
+        network = self._restore(step, {"model": target.variables})["model"]
+        return starting_from(network, target, step=step)
 
     def restore_model(self, expected: Callable[[], PyTree], *, step: int) -> PyTree:
         """Restore `{"params", "batch_stats"}` of one step.
@@ -202,7 +282,7 @@ class Checkpoints:
             with futures.ThreadPoolExecutor(1) as pool:
                 reading = pool.submit(self._restore, step, {"model": saved})
                 target = expected()
-                self._check_shapes(saved, target)
+                check_shapes(saved, target, where=self._name)
                 leaves = jax.tree.leaves(reading.result()["model"])
             # Empty subtrees are not saved.
             return jax.tree.unflatten(jax.tree.structure(target), leaves)
@@ -250,18 +330,9 @@ class Checkpoints:
         except Exception as error:
             raise DamagedCheckpoint(_first_line(error)) from error
 
-    def _check_shapes(self, saved_tree: PyTree, target: PyTree) -> None:
-        """Raise UserError if the checkpoint has another network."""
-        saved, expected = _shapes(saved_tree), _shapes(target)
-        if saved == expected:
-            return
-        names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
-        first = names[0]
-        raise UserError(
-            f"the checkpoint in {self.folder} is of another network: {len(names)} "
-            f"arrays differ, first {first} (saved {saved.get(first, 'absent')}, "
-            f"expected {expected.get(first, 'absent')})"
-        )
+    @property
+    def _name(self) -> str:
+        return f"the checkpoint in {self.folder}"
 
     def _rmse(self, step: int) -> float | None:
         if step not in self._saved_rmse:
@@ -305,14 +376,66 @@ def _lowest(steps: Sequence[int], rmse: Callable[[int], float | None]) -> int | 
     return min(values, key=lambda step: values[step], default=None)
 
 
+def check_shapes(saved_tree: PyTree, target: PyTree, *, where: str) -> None:
+    """Raise UserError if the arrays of a saved network differ from those of `target`.
+
+    Args:
+      where: what holds the saved network, for the message.
+    """
+    saved, expected = _shapes(saved_tree), _shapes(target)
+    if saved == expected:
+        return
+    names = sorted(k for k in saved | expected if saved.get(k) != expected.get(k))
+    first = names[0]
+    raise UserError(
+        f"{where} is of another network: {len(names)} arrays differ, first {first} "
+        f"(saved {saved.get(first, 'absent')}, expected "
+        f"{expected.get(first, 'absent')})"
+    )
+
+
+def starting_from(network: PyTree, fresh: TrainState, *, step: int) -> TrainState:
+    """The state after `step` steps of which only the network is known.
+
+    Args:
+      network: parameters and batch statistics.
+      fresh: a state of the same structure, for the optimizer state. An EMA starts from
+        the network.
+      step: number of steps taken; the learning rate schedule continues from it.
+    """
+    # On use, because prediction does not need Optax.
+    from jaxdepth.training import optimizer as optimizer_lib
+
+    state = TrainState(
+        step=np.full_like(fresh.step, step),
+        opt_state=optimizer_lib.at_step(fresh.opt_state, step),
+        **network,
+    )
+    return state if fresh.average is None else state.start_ema()
+
+
 class NullCheckpoints(Checkpoints):
     """Saves nothing: host 0 writes the checkpoints in `folder`."""
 
     def __init__(self, folder: str):
         self.folder = epath.Path(folder)
 
-    def save(self, step: int, state: TrainState, *, rmse: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        rmse: float | None = None,
+        optimizer: bool = True,
+    ) -> None:
         """No-op; host 0 saves."""
+
+    def remove_optimizer(self, steps: Sequence[int]) -> int:
+        """No-op; host 0 deletes."""
+        return 0
+
+    def finish(self, *, keep_optimizer: bool) -> None:
+        """No-op; host 0 deletes."""
 
     def drop(self, steps: Sequence[int]) -> None:
         """No-op; host 0 saves."""
@@ -364,6 +487,14 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         leaf = leaf.addressable_data(0)
     return np.asarray(leaf)
+
+
+def _size(folder: epath.Path) -> int:
+    """The size of all files in a folder, bytes."""
+    return sum(
+        _size(path) if path.is_dir() else path.stat().length
+        for path in folder.iterdir()
+    )
 
 
 def _optimizer_item(state: TrainState) -> dict[str, PyTree]:

@@ -267,14 +267,23 @@ def resumed(
 ) -> TrainState:
     """The newest saved state, or `fresh` if there is none.
 
+    Logs a line if training continues from it without its optimizer state.
+
     Raises: UserError if it was trained for more than `steps` steps.
     """
     state = checkpoints.restore_state(fresh)
     if state is None:
         return fresh
+    if checkpoints.starts_anew and int(state.step) < steps:
+        log_new_optimizer(f"the checkpoint of step {int(state.step)} of {where}")
     if int(state.step) > steps:
         raise UserError(
             f"{where} was trained for {int(state.step)} steps already, "
             f"more than --steps={steps}"
         )
     return state
+
+
+def log_new_optimizer(source: str) -> None:
+    """Log that a network without optimizer state is trained."""
+    logger.info("%s has no optimizer state: the optimizer starts anew", source)

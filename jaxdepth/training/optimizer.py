@@ -104,6 +104,23 @@ def schedule_of(config: Config) -> optax.Schedule:
     )
 
 
+def at_step(opt_state: PyTree, step: int) -> PyTree:
+    """A fresh optimizer state whose learning rate schedules have reached `step`.
+
+    The other counts stay 0, such as that of Adam, which corrects the bias of its
+    moments by the number of gradients in them.
+    """
+
+    def moved(state: Any) -> Any:
+        if not isinstance(state, optax.ScaleByScheduleState):
+            return state
+        return state._replace(count=jnp.full_like(state.count, step))
+
+    return jax.tree.map(
+        moved, opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByScheduleState)
+    )
+
+
 def create(config: Config) -> optax.GradientTransformation:
     """The optimizer of a resolved configuration."""
     options = config.optimizer

@@ -49,6 +49,16 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     return read_checkpoint(_prefix(path))
 
 
+def is_source(path: Path) -> bool:
+    """Whether a path looks like one that `read` reads, by its name and a few bytes."""
+    if path.is_dir():
+        return any(path.glob("*.index"))
+    if path.is_file() and (_starts_as_npy(path) or _is_table(path)):
+        return True
+    prefix = path.with_suffix("") if _is_checkpoint_file(path) else path
+    return bool(prefix.name) and _index(prefix).is_file()
+
+
 def source_files(path: str | Path) -> list[Path]:
     """The files that `read` reads; a checkpoint's index comes first.
 

@@ -159,6 +159,16 @@ def read(path: str | Path) -> Weights:
             f"{path} holds no converted weights: convert it with "
             "jaxdepth convert-resnet or jaxdepth convert-fcrn first"
         )
+    return from_arrays(arrays, metadata, path)
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], path: Path
+) -> Weights:
+    """`Weights` from the contents of the file `path`, which has the format `FORMAT`.
+
+    Raises: UserError if they are damaged.
+    """
     try:
         arrays = {k: name_tables.as_weights(x, k, name=k) for k, x in arrays.items()}
     except UserError as error:
@@ -197,6 +207,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
     Raises: UserError if the file is absent, damaged, not safetensors, or holds a type
       that NumPy lacks.
     """
+    from jaxdepth.weights import foreign  # on use: it imports this module
+
+    foreign.refuse(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file of weights")
     if not path.exists():
@@ -216,8 +229,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         raise UserError(f"{path}: {error}") from None
     except Exception as error:  # errors of safetensors, NumPy and the machine
         raise UserError(
-            f"{path} is not a complete safetensors file ({str(error)[:80]}): convert "
-            "PyTorch files with jaxdepth convert-resnet"
+            f"{path} is not a complete safetensors file ({str(error)[:80]})"
         ) from None
 
 

@@ -141,27 +141,24 @@ def portable(config: Config) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> PackedNetwork:
-    """Read a packed file.
+    """Read a packed file, or converted weights of the published FCRN.
 
     Raises: UserError if it is another file, damaged, or of another network than its
       configuration describes.
     """
     path = files.expanded(path)
     arrays, metadata = files.read_safetensors(path)
+    if metadata.get("format") == files.FORMAT:
+        return _converted(files.from_arrays(arrays, metadata, path), path)
     if metadata.get("format") != FORMAT:
-        hint = ""
-        if metadata.get("format") == files.FORMAT:
-            hint = ": it holds converted weights, from which jaxdepth run trains"
-        raise UserError(f"{path} is not a packed network of jaxdepth{hint}")
+        raise UserError(
+            f"{path} is not a packed network of jaxdepth; if it holds a ResNet-50 of "
+            f"torchvision, convert it with jaxdepth convert-resnet {path} "
+            "OUT.safetensors"
+        )
     values = _metadata(metadata, path)
     config = _config(values["config"], path)
-    layout = layout_named(config.model.layout)
-    normalisation = [list(layout.rgb_mean), list(layout.rgb_std)]
-    if [values["rgb_mean"], values["rgb_std"]] != normalisation:
-        raise UserError(
-            f"{path}: its input normalisation is not that of --layout="
-            f"{config.model.layout}; use the version of jaxdepth that wrote it"
-        )
+    _check_normalisation(config, values["rgb_mean"], values["rgb_std"], path)
     try:
         arrays = {k: name_tables.as_weights(x, k, name=k) for k, x in arrays.items()}
     except UserError as error:
@@ -170,6 +167,38 @@ def read(path: str | Path) -> PackedNetwork:
     variables = {"batch_stats": {}, **traverse_util.unflatten_dict(arrays, sep="/")}
     others = ("step", "data", "evaluations", "command", "versions", "licence")
     return PackedNetwork(variables, config, **{name: values[name] for name in others})
+
+
+def _converted(weights: files.Weights, path: Path) -> PackedNetwork:
+    """The network of converted weights, if they are those of a complete one."""
+    if weights.init != "nyu":
+        raise UserError(
+            f"{path} holds weights of an encoder, not a complete network: train one "
+            f"from them with jaxdepth run --arch=upproj --init={weights.init} "
+            f"--weights={path}"
+        )
+    # The published network predicts with the size and data of Laina et al. 2016.
+    config = Config.of(
+        arch="upproj", layout=weights.layout, size="228x304", loss="berhu",
+        dropout=0.5, precision="f32", init="nyu", weights=path.name,
+        data=weights.origin,
+    )  # fmt: skip
+    _check_normalisation(config, list(weights.rgb_mean), list(weights.rgb_std), path)
+    _check_arrays(weights.arrays, config, path)
+    is_nyu = weights.layout == "fcrn"  # the other one is of Make3D
+    return PackedNetwork(
+        variables={
+            "batch_stats": {},
+            **traverse_util.unflatten_dict(dict(weights.arrays), sep="/"),
+        },
+        config=config,
+        step=None,
+        data={"train_name": weights.origin, "train_nyu": is_nyu},
+        evaluations=[],
+        command="",
+        versions={},
+        licence=weights.licence,
+    )
 
 
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -211,6 +240,16 @@ def _config(flags: dict[str, Any], path: Path) -> Config:
     if "auto" in (model.size, model.dropout, model.precision):
         raise UserError(f"{path}: its configuration is damaged: it is not resolved")
     return config
+
+
+def _check_normalisation(config: Config, mean: list, std: list, path: Path) -> None:
+    """Raise UserError unless the normalisation of the input is that of the layout."""
+    layout = layout_named(config.model.layout)
+    if [mean, std] != [list(layout.rgb_mean), list(layout.rgb_std)]:
+        raise UserError(
+            f"{path}: its input normalisation is not that of --layout="
+            f"{config.model.layout}; use the version of jaxdepth that wrote it"
+        )
 
 
 def expected_shapes(config: Config) -> PyTree:

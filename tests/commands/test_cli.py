@@ -60,6 +60,16 @@ def test_the_default_recipe_depends_on_the_data():
 
 
 @pytest.mark.parametrize(
+    ("flags", "kept"),
+    [([], False), (["--size=48x64"], False), (["--keep_optimizer"], True),
+     (["--steps=9"], True), (["--epochs=9"], True),
+     (["--steps=9", "--keep_optimizer=false"], False)],
+)  # fmt: skip
+def test_the_demo_keeps_its_optimizer_state_only_at_another_length(flags, kept):
+    assert read("--recipe=demo", *flags).output.keep_optimizer == kept
+
+
+@pytest.mark.parametrize(
     ("flag", "words"),
     [
         ("--archs=cnn", r"unknown flag --archs; did you mean --arch\?"),

@@ -1,6 +1,7 @@
 """Complete runs at a small size: their outputs, and the errors of wrong flags."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,11 @@ from PIL import Image
 
 import jaxdepth
 from jaxdepth import workdir
-from jaxdepth.commands import cli, compare, evaluate, predict, run
+from jaxdepth.commands import cli, compare, evaluate, pack, predict, run
 from jaxdepth.commands import train as train_command
 from jaxdepth.config import Config
 from jaxdepth.data.store.reader import Store
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import sharding
 from jaxdepth.training.checkpoint import Checkpoints
 
@@ -225,6 +226,136 @@ def test_resume_from_another_run(trained, cache, tmp_path):
     alike = ["--optimizer=adamw", "--weight_decay=0.1", "--decay=all", "--lr=0.1"]
     alike += ["--clip_norm=1", "--schedule=cosine"]
     assert train(tmp_path / "alike", cache, *flags, *alike) == cli.OK
+
+
+def records(folder: Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def optimizers(folder: Path) -> list[int]:
+    """Steps whose checkpoints hold the optimizer state."""
+    paths = folder.glob("checkpoints/*/optimizer")
+    return sorted(int(path.parent.name) for path in paths)
+
+
+def test_a_run_without_optimizer_state_predicts_and_is_resumed(
+    trained, cache, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    last = Checkpoints(str(trained / "checkpoints"), read_only=True).steps()[-1]
+    assert optimizers(folder) == [last]
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    expected = jaxdepth.load(folder, step="last").predict(image)
+
+    assert pack.command(["--trim", str(folder)]) == cli.OK
+    freed = re.search(
+        r"deleted the optimizer state, (\d+) MB\. .* exactly", caplog.text
+    )
+    assert freed is not None and optimizers(folder) == []
+    caplog.clear()
+    assert pack.command([str(folder), "--trim"]) == cli.OK
+    assert "have no optimizer state to delete" in caplog.text
+
+    actual = jaxdepth.load(folder, step="last").predict(image)
+    np.testing.assert_array_equal(actual, expected)
+    file = tmp_path / "packed.safetensors"
+    assert pack.command([str(folder), str(file), "--step=last"]) == cli.OK
+    argv = [f"--checkpoint={folder}", f"--cache_dir={cache}", "--step=last"]
+    assert evaluate.command(argv) == cli.OK
+
+    words = r"has no optimizer state: the optimizer starts anew"
+    flags = [f"--steps={last + 1}", "--eval_every=0"]
+    for source, network in ((folder, f"step {last} of {folder}"), (file, str(file))):
+        caplog.clear()
+        target = tmp_path / f"from-{source.stem}"
+        # The network fits any optimizer.
+        more = ["--optimizer=sgd", f"--resume={source}"]
+        assert train(target, cache, *flags, *more) == cli.OK
+        assert caplog.text.count(words) == 1 and network in caplog.text
+        assert records(target) == [last + 1]
+    with pytest.raises(UserError, match=f"--steps={last} includes them"):
+        train(tmp_path / "n", cache, f"--resume={file}", f"--steps={last}")
+    with pytest.raises(UserError, match="has --arch=cnn, this run has --arch=cnn_tran"):
+        train(tmp_path / "n", cache, *flags, f"--resume={file}", "--arch=cnn_trans")
+    assert not (tmp_path / "n").exists()
+
+    caplog.clear()
+    assert train(folder, cache, f"--steps={last}", "--eval_every=0") == cli.OK
+    assert words not in caplog.text  # no step is left to take
+    assert train(folder, cache, *flags) == cli.OK
+    assert caplog.text.count(words) == 1 and records(folder)[-1] == last + 1
+    assert optimizers(folder) == [last + 1]
+
+
+def test_trim_refuses_a_run_in_progress_and_names_mistakes(trained, tmp_path, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    before = optimizers(folder)
+    with (
+        workdir.WorkDir.open(folder).locked(),
+        pytest.raises(UserError, match=r"is in use by another run: wait for its end$"),
+    ):
+        pack.command(["--trim", str(folder)])
+    for argv, words in (
+        ([str(folder), "a.safetensors"], "the work directory of one run"),
+        ([str(folder), "--dtype=float32"], "give no other flag"),
+        ([str(tmp_path)], "is not the work directory of a run"),
+    ):
+        with pytest.raises(UserError, match=words):
+            pack.command(["--trim", *argv])
+    assert optimizers(folder) == before
+    # A run that was stopped can be trimmed, too; the line says that it was.
+    saved = json.loads((folder / "config.json").read_text())
+    saved["config"]["steps"] = 50
+    (folder / "config.json").write_text(json.dumps(saved))
+    caplog.set_level("INFO")
+    assert pack.command(["--trim", str(folder)]) == cli.OK
+    assert f"The run, which stopped at step {before[-1]} of 50, can't" in caplog.text
+
+
+def test_a_run_may_keep_no_optimizer_state(cache, tmp_path):
+    flags = ["--steps=4", "--eval_every=1", "--keep_optimizer=false"]
+    assert train(tmp_path, cache, *flags) == cli.OK
+    assert optimizers(tmp_path) == []
+    opened = Checkpoints(str(tmp_path / "checkpoints"), read_only=True)
+    results = json.loads((tmp_path / "results.json").read_text())["evaluations"]
+    best = min(results, key=lambda e: (e["metrics"]["rmse"], e["step"]))
+    assert set(opened.steps()) == {best["step"], 4}
+    assert train(tmp_path, cache, *flags) == cli.OK
+    assert records(tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_stopped_run_resumes_exactly(cache, tmp_path):
+    """Also if it keeps no optimizer state at its end."""
+    flags = ["--steps=4", "--eval_every=0", "--save_every=2", "--keep_optimizer=false"]
+    flags += ["--schedule=cosine", "--rooms=16"]
+    assert train(tmp_path / "whole", cache, *flags) == cli.OK
+    stopped = tmp_path / "stopped"
+    flags[0] = "--steps=4"
+    with pytest.MonkeyPatch.context() as patched:
+        # The machine stops after the save of step 2.
+        patched.setattr(Checkpoints, "finish", None)
+        save = Checkpoints.save
+
+        def stop(self, step, *args, **kwargs):
+            save(self, step, *args, **kwargs)
+            self.wait()
+            raise OSError(5, "stopped")
+
+        patched.setattr(Checkpoints, "save", stop)
+        with pytest.raises(MachineError):
+            train(stopped, cache, *flags)
+    assert optimizers(stopped) == [2]
+    assert train(stopped, cache, *flags) == cli.OK
+    assert records(stopped) == [1, 2, 3, 4] and optimizers(stopped) == []
+    one, two = (
+        jaxdepth.load(folder, step=4).variables
+        for folder in (tmp_path / "whole", stopped)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_the_network_of_a_run_is_its_moving_average(trained, cache, tmp_path):

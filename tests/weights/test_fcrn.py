@@ -1,5 +1,6 @@
 """The published NYU network: reading, comparing and converting both ways."""
 
+import dataclasses
 import hashlib
 import pickle
 
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxdepth.commands import convert_fcrn, trained_network
+from jaxdepth import predictor as predictor_lib
+from jaxdepth.commands import convert_fcrn, evaluate, trained_network
 from jaxdepth.models import create_model
+from jaxdepth.runtime import trees
 from jaxdepth.runtime.errors import UserError
 from jaxdepth.weights import fcrn, files
 
@@ -217,6 +220,32 @@ def test_damaged_headers_are_rejected(tmp_path, header):
     path.write_bytes(content[:10] + header.ljust(len(content) - 11) + b"\n")
     with pytest.raises(UserError, match="damaged"):
         fcrn.read(path)
+
+
+@pytest.mark.parametrize("layout", ["fcrn", "fcrn_make3d"])
+def test_converted_weights_are_a_network_to_predict_with(dictionary, tmp_path, layout):
+    arrays = fcrn.convert(flat(dictionary)).checked("here", "the published network")
+    texts = {"init": "nyu", "origin": "net.npy", "sha256": "0", "licence": "Free."}
+    weights = files.Weights.of_layout(arrays, layout, **texts)
+    path = tmp_path / "nyu.safetensors"
+    files.write(path, weights)
+    predictor = predictor_lib.load(path, cache_dir=None)
+    loaded = trees.flatten(predictor.variables)
+    assert loaded.keys() == arrays.keys()
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(loaded[name], x, err_msg=name)
+    assert predictor.config.model.layout == layout and predictor.step is None
+    assert predictor.config.frame_size == (240, 320)
+    # The colour camera of NYU has 518.86 pixels at 480x640; Make3D's is unknown.
+    fx = None if predictor.camera is None else predictor.camera.fx
+    assert fx == (pytest.approx(518.86 / 2, abs=0.01) if layout == "fcrn" else None)
+    with pytest.raises(UserError, match="without data: give --data=PATH"):
+        evaluate.command([f"--checkpoint={path}"])
+
+    path.unlink()
+    files.write(path, dataclasses.replace(weights, rgb_std=(2.0, 2.0, 2.0)))
+    with pytest.raises(UserError, match="normalisation is not that of --layout=fcrn"):
+        predictor_lib.load(path, cache_dir=None)
 
 
 @pytest.mark.slow

@@ -149,7 +149,7 @@ BIAS = "params/head/bias"
     ("change", "words"),
     [
         ({"metadata": {"format": "another"}}, "is not a packed network"),
-        ({"metadata": {"format": files.FORMAT}}, "it holds converted weights"),
+        ({"metadata": {"format": files.FORMAT}}, "its metadata are damaged"),
         ({"metadata": {"config": "{"}}, "config is missing or not JSON"),
         ({"metadata": {"config": "[]"}}, "metadata are damaged: config"),
         (
