@@ -137,7 +137,8 @@ def _command(config: config_lib.Config) -> str:
     """The command that trains such a network, without the paths of this machine."""
     default = config_lib.Config.of().flat()
     flags = packed.portable(config)
-    given = [f"--{k}={v}" for k, v in flags.items() if v != default[k]]
+    texts = {k: str(v).lower() if isinstance(v, bool) else v for k, v in flags.items()}
+    given = [f"--{k}={v}" for k, v in texts.items() if flags[k] != default[k]]
     return " ".join(["jaxdepth run", *given])
 
 
