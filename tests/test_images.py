@@ -93,7 +93,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     expected = UPRIGHT[orientation](rgb)
     np.testing.assert_array_equal(images_lib.read(path), expected)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(images_lib.as_rgb(image), expected)
+        np.testing.assert_array_equal(images_lib.as_photo(image).rgb, expected)
 
 
 def test_broken_files_are_errors_with_their_name(tmp_path):
@@ -146,8 +146,8 @@ def test_arrays_are_converted_to_rgb(tmp_path):
         rgb,
         np.dstack([rgb, rgb[..., 0]]),
     ):
-        np.testing.assert_array_equal(images_lib.as_rgb(image), rgb)
-    grey = images_lib.as_rgb(rgb[..., 1])
+        np.testing.assert_array_equal(images_lib.as_photo(image).rgb, rgb)
+    grey = images_lib.as_photo(rgb[..., 1]).rgb
     np.testing.assert_array_equal(grey, np.stack([rgb[..., 1]] * 3, -1))
 
 
@@ -163,14 +163,14 @@ def test_arrays_are_converted_to_rgb(tmp_path):
 )
 def test_invalid_arrays_are_rejected(image, message):
     with pytest.raises(UserError, match=message) as error:
-        images_lib.as_rgb(image)
+        images_lib.as_photo(image)
     one_line(error)
 
 
 def test_palette_with_transparency_in_memory_does_not_warn():
     image = Image.fromarray(colours()).convert("P")
     image.info["transparency"] = bytes(range(256))
-    assert images_lib.as_rgb(image).shape == (6, 8, 3)
+    assert images_lib.as_photo(image).rgb.shape == (6, 8, 3)
 
 
 def test_folders_are_searched_and_files_are_kept(tmp_path):

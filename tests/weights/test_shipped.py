@@ -39,7 +39,9 @@ def test_the_card_states_the_scores_in_the_file(name):
     network = packed.read(path)
     assert network.command in text.replace(" \\\n    ", " ")
     assert f"{path.stat().st_size / 1e6:.1f} MB" in text
-    rows = re.findall(r"^\| `(\w+)` \| `([\w@]+)`, (\w+) \| (.*) \|$", text, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `([\w@]+)`, (\w+) \| (.*) \|$", text, re.MULTILINE
+    )
     assert len(rows) >= 4
     scores = {
         (e["split"], e["protocol"], e["averaging"]): e["metrics"]
