@@ -192,7 +192,7 @@ def depth_png(depth: Float[np.ndarray, "h w"]) -> bytes:
     step = -(-max(depth.shape) // DRAWN)
     small = depth[::step, ::step]
     height, width = small.shape
-    figure = canvas(6, min(max(6 * height / width, 1.5), 8) + 1)
+    figure = canvas(6, min(max(6 * height / width, 1.5), 8) + 0.75)
     axis = figure.add_subplot()
     axis.imshow(colorize(small, low, high), interpolation="nearest")
     axis.set_axis_off()

@@ -49,7 +49,7 @@ def averaging(entry: Mapping[str, Any]) -> str:
     return f"{entry['protocol']}, {entry['averaging']}{flip}"
 
 
-def score(evaluations: Sequence[Mapping[str, Any]], step: int | None) -> str:
+def score(evaluations: Sequence[Any], step: int | None) -> str:
     """The last evaluation of a step; "unknown" if there is none, or it is damaged."""
     try:
         last = [entry for entry in evaluations if entry["step"] == step][-1]
