@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,6 +21,7 @@ from jaxdepth.runtime import quiet, regular
 from jaxdepth.runtime.errors import UserError, one_line, printable
 
 logger = logging.getLogger(__name__)
+Stream = IO[bytes] | io.BytesIO  # an open file that can seek
 # Suffixes of the image files that are searched for in folders.
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif",
@@ -104,7 +105,7 @@ def read_photo(path: str | Path) -> Photo:
         raise _unreadable(name, error) from None
 
 
-def _decode(stream: io.BufferedIOBase, name: str) -> Photo:
+def _decode(stream: Stream, name: str) -> Photo:
     """Decode an image file. Raises UserError, with its name, for a damaged one."""
     try:
         with quiet.without_warnings(), open_image(stream) as image:  # odd metadata
@@ -274,7 +275,7 @@ def _shown(path: Path) -> str:
     return printable(path.name) + ("/" if path.is_dir() else "")
 
 
-def open_image(stream: io.BufferedIOBase, most: int | None = None) -> Image.Image:
+def open_image(stream: Stream, most: int | None = None) -> Image.Image:
     """Open an image of one of `FORMATS`; its pixels are not decoded yet.
 
     `Image.open` rejects every photo of more than `LIMIT` pixels. Here the limit depends
@@ -317,7 +318,7 @@ def open_image(stream: io.BufferedIOBase, most: int | None = None) -> Image.Imag
     raise ValueError(problem)
 
 
-def check_png(stream: io.BufferedIOBase) -> None:
+def check_png(stream: Stream) -> None:
     """Raise an error for a PNG with a wrong checksum; rewind the stream.
 
     Decoding skips the checksums of pixel data, and `verify` skips that of the last
@@ -349,9 +350,7 @@ def _register_heif(prefix: bytes) -> bool:
     return True
 
 
-def _check_size(
-    image: Image.Image, stream: io.BufferedIOBase, most: int | None
-) -> None:
+def _check_size(image: Image.Image, stream: Stream, most: int | None) -> None:
     """Raise ValueError if decoding the image would need too much memory or time."""
     kind = image.format or ""
     codecs = [tile[0] for tile in getattr(image, "tile", [])]
@@ -375,7 +374,7 @@ def _check_size(
             )
 
 
-def _in_one_scan(stream: io.BufferedIOBase) -> bool:
+def _in_one_scan(stream: Stream) -> bool:
     """Whether a JPEG is sequential, with all components in its first scan.
 
     Otherwise the decoder keeps the whole photo in memory. The result is False for

@@ -15,7 +15,7 @@ from jaxdepth.depth import WRITERS, Depth
 from jaxdepth.runtime.errors import MachineError, UserError
 
 
-def example(height=6, width=8, *, fx=20.0, rgb=True):
+def example(height=6, width=8, *, fx: float | None = 20.0, rgb=True):
     rng = np.random.default_rng(0)
     return Depth(
         rng.uniform(0.5, 9, (height, width)).astype(np.float32),
