@@ -106,7 +106,7 @@ class Predictor:
         x = jnp.asarray(rgb, jnp.float32)
         if x.shape in self._compiled_shapes:
             return self._compiled(self.variables, x)
-        # Without the lock, threads with inputs of the same size would all compile.
+        # One thread compiles at a time, so that none repeats the work of another.
         with self._compiling, garbage.paused():
             depth = self._compiled(self.variables, x)
             self._compiled_shapes.add(x.shape)
