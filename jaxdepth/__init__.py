@@ -2,7 +2,8 @@
 
     import jaxdepth
 
-    depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")  # (H, W), metres
+    depth = jaxdepth.load("runs/upproj-si-001").predict("photo.jpg")
+    depth.metres  # (H, W) float32
     model = jaxdepth.create_model("upproj")
     loss = jaxdepth.losses.berhu(pred, target, valid=valid)
     scores = jaxdepth.metrics.compute(pred, target, valid)
@@ -20,6 +21,7 @@ if typing.TYPE_CHECKING:
     from jaxdepth import losses
     from jaxdepth.config import Config
     from jaxdepth.data.sources import register_source
+    from jaxdepth.depth import Depth
     from jaxdepth.evaluation import metrics, protocols
     from jaxdepth.evaluation.metrics import register_metric
     from jaxdepth.evaluation.protocols import register_protocol
@@ -30,6 +32,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Config",
+    "Depth",
     "Predictor",
     "create_model",
     "load",
@@ -46,6 +49,7 @@ __all__ = [
 
 _MODULES = {
     "Config": "jaxdepth.config",
+    "Depth": "jaxdepth.depth",
     "Predictor": "jaxdepth.predictor",
     "create_model": "jaxdepth.models",
     "load": "jaxdepth.predictor",

@@ -7,11 +7,16 @@ multiplied by the ratio of the two (`depth_factor`).
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
+
+from jaxdepth.runtime.errors import UserError, printable
 
 Size = tuple[int, int]
+# Focal length in pixels of a photo; "auto": from its EXIF data; None: no correction.
+Fx = float | Literal["auto"] | None
 
 
 class Camera(NamedTuple):
@@ -38,6 +43,46 @@ class Camera(NamedTuple):
 def centred(fx: float, fy: float, size: Size) -> Camera:
     """A camera whose principal point is the centre of a frame of (height, width)."""
     return Camera(fx, fy, (size[1] - 1) / 2, (size[0] - 1) / 2)
+
+
+def unproject(
+    depth: Float[np.ndarray, "h w"], camera: Camera
+) -> Float[np.ndarray, "h w 3"]:
+    """The points of depth pixels in camera coordinates: x right, y down, z forward.
+
+        x = (column - cx) z / fx,  y = (row - cy) z / fy
+
+    Args:
+      depth: metres along the optical axis.
+      camera: of a frame of the size of `depth`.
+
+    Returns: float32, metres.
+    """
+    height, width = depth.shape
+    points = np.empty((height, width, 3), np.float32)
+    points[..., 0] = depth * ((np.arange(width) - camera.cx) / camera.fx)
+    points[..., 1] = depth * ((np.arange(height) - camera.cy) / camera.fy)[:, None]
+    points[..., 2] = depth
+    return points
+
+
+def checked_fx(fx: Any) -> Fx:
+    """The argument `fx` of `Predictor.predict`.
+
+    Raises: UserError for other values.
+    """
+    if fx is None or (isinstance(fx, str) and fx == "auto"):
+        return fx
+    try:
+        number = math.nan if isinstance(fx, str | bytes | bool) else float(fx)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise UserError(
+            f'fx={printable(repr(fx), 60)}: expected "auto" (from the EXIF data of the '
+            "photo), a focal length above 0 in pixels, or None (no correction)"
+        )
+    return number
 
 
 def median(cameras: Sequence[Camera]) -> Camera | None:

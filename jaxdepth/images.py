@@ -1,13 +1,13 @@
-"""Reading of photos of any format as upright arrays (H, W, 3) uint8."""
+"""Reading of photos of any kind and format as upright arrays (H, W, 3) uint8."""
 
 import importlib
+import io
 import logging
 import math
 import os
 import re
 import struct
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -16,10 +16,12 @@ from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 from PIL.JpegImagePlugin import JpegImageFile
 
-from jaxdepth.runtime import regular
+from jaxdepth import image_arrays
+from jaxdepth.runtime import quiet, regular
 from jaxdepth.runtime.errors import UserError, one_line, printable
 
 logger = logging.getLogger(__name__)
+Stream = IO[bytes] | io.BytesIO  # an open file that can seek
 # Suffixes of the image files that are searched for in folders.
 SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".gif",
@@ -31,6 +33,11 @@ SUFFIXES = (
 # and reads the first one.)
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "PPM", "GIF", "AVIF")
 
+# What `as_photo` converts, for messages.
+ACCEPTED = (
+    "a path, the bytes of an image file, a file open in binary mode, a PIL image, or "
+    f"an array of shape {image_arrays.SHAPES}, {image_arrays.TYPES}"
+)
 LARGEST = 1 << 25  # pixels; larger photos are read at reduced size
 LARGEST_FILE = 1 << 29  # bytes; some decoders read the whole file
 # Largest number of pixels to decode: at 4 to 8 bytes each, they take about 1 GB.
@@ -88,21 +95,26 @@ def read_photo(path: str | Path) -> Photo:
     name = printable(path, None)
     try:
         regular.check(path)
-        with open(path, "rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata
-            with open_image(stream) as image:
-                method = _orientation(image)
-                size = image.size if method in _TURNS else image.size[::-1]
-                fx = _focal_length(image)
-                rgb = _to_rgb(_transposed(_reduced(image), method))
+        with open(path, "rb") as stream:
+            return _decode(stream, name)
     except FileNotFoundError:
         raise UserError(f"{name}: there is no such file") from None
     except IsADirectoryError:
         raise UserError(f"{name} is a folder, not an image") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise _unreadable(name, error) from None
+
+
+def _decode(stream: Stream, name: str) -> Photo:
+    """Decode an image file. Raises UserError, with its name, for a damaged one."""
+    try:
+        with quiet.without_warnings(), open_image(stream) as image:  # odd metadata
+            method = _orientation(image)
+            size = image.size if method in _TURNS else image.size[::-1]
+            fx = _focal_length(image)
+            rgb = _to_rgb(_transposed(_reduced(image), method))
     except Exception as error:  # damaged bytes make decoders raise errors of many types
-        problem = getattr(error, "strerror", None) or error
-        reason = printable(one_line(problem) or type(error).__name__, 300)
-        raise UserError(f"{name} can't be read as an image: {reason}") from None
+        raise _unreadable(name, error) from None
     factor = round(max(size) / max(rgb.shape[:2]))
     if factor > 1:
         logger.warning(
@@ -112,41 +124,95 @@ def read_photo(path: str | Path) -> Photo:
     return Photo(rgb, factor, fx)
 
 
+def _unreadable(name: str, error: Exception) -> UserError:
+    problem = getattr(error, "strerror", None) or error
+    reason = printable(one_line(problem) or type(error).__name__, 300)
+    return UserError(f"{name} can't be read as an image: {reason}")
+
+
 def as_photo(image: Any) -> Photo:
-    """Convert a path, a PIL image or an array to a photo.
+    """Convert an image of any kind in `ACCEPTED` to a photo.
 
     Args:
-      image: arrays are uint8, (H, W, 3), (H, W, 4) or grey (H, W). A `Photo` is
-        returned as it is.
+      image: a path; the content of an image file as bytes; a file that is open in
+        binary mode, which is read from its start if it can seek; a PIL image; or an
+        array (`image_arrays.to_rgb`). A `Photo` is returned as it is. EXIF orientation
+        is applied, and the focal length read, for all but arrays.
 
-    Raises: UserError for an array of another type or shape; as `read_photo` for a path.
+    Raises: UserError for anything else; as `read_photo` for files.
     """
     if isinstance(image, Photo):
         return image
-    if isinstance(image, str | Path):
-        return read_photo(image)
+    if isinstance(image, str | os.PathLike):
+        return read_photo(os.fsdecode(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        content = bytes(image)
+        return _decode(io.BytesIO(content), f"the content of {len(content):,} bytes")
     if isinstance(image, Image.Image):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rgb = _to_rgb(_transposed(image, _orientation(image)))
-            return Photo(rgb, fx=_focal_length(image))
-    array = np.asarray(image)
-    if array.dtype != np.uint8:
-        raise UserError(
-            f"the image is {array.dtype}: give uint8 values of 0 to 255, or a path"
-        )
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=-1)
-    if array.ndim != 3 or array.shape[-1] not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"the image has shape {array.shape}: expected one image (height, width, 3)"
-        )
-    return Photo(array[..., :3])
+        try:
+            photo = pil_photo(image)
+        except Exception as error:  # its file may be damaged, or closed
+            raise _unreadable("the PIL image", error) from None
+        if 0 in photo.rgb.shape:
+            raise UserError(f"the PIL image is empty: its size is {image.size}")
+        return photo
+    if hasattr(image, "read"):
+        return _read_open_file(image)
+    if image_arrays.is_array(image):
+        return Photo(image_arrays.to_rgb(image))
+    raise UserError(f"{_described(image)} is not an image: expected {ACCEPTED}")
 
 
-def as_rgb(image: Any) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of `as_photo`."""
-    return as_photo(image).rgb
+def several(x: Any) -> list[Any] | None:
+    """The images of a list, a tuple or a 4-D array; None if `x` is one image."""
+    if isinstance(x, list | tuple) and not isinstance(x, Photo):
+        return list(x)
+    if getattr(x, "ndim", None) == 4:
+        return list(image_arrays.to_numpy(x))
+    return None
+
+
+def as_photos(images: Sequence[Any]) -> Iterator[Photo]:
+    """Convert the images of a list as `as_photo`; errors give their index."""
+    for k, image in enumerate(images):
+        try:
+            yield as_photo(image)
+        except UserError as error:
+            raise UserError(f"image {k} of {len(images)}: {error}") from None
+
+
+def pil_photo(image: Image.Image) -> Photo:
+    """Convert a PIL image. Damaged files raise errors of many types."""
+    with quiet.without_warnings():
+        rgb = _to_rgb(_transposed(image, _orientation(image)))
+        return Photo(rgb, fx=_focal_length(image))
+
+
+def _read_open_file(file: Any) -> Photo:
+    """Read an image from an open file. Raises UserError if it is damaged, or text."""
+    label = getattr(file, "name", None)
+    name = printable(label, None) if isinstance(label, str) else "the open file"
+    content = bytearray()
+    try:
+        if hasattr(file, "seekable") and file.seekable():
+            file.seek(0)
+        while chunk := file.read(1 << 20):
+            if not isinstance(chunk, bytes):
+                raise ValueError(
+                    f"its read() returns {type(chunk).__name__}, not bytes; open it in "
+                    'binary mode, "rb"'
+                )
+            content += chunk
+            if len(content) > LARGEST_FILE:
+                break  # `open_image` rejects it
+    except Exception as error:  # of a library that provides the file
+        raise _unreadable(name, error) from None
+    return _decode(io.BytesIO(content), name)
+
+
+def _described(x: Any) -> str:
+    """The type and the value of an object, in a few words."""
+    return f"{printable(repr(x), 60)} of type {type(x).__qualname__}"
 
 
 def focal_length(path: str | Path) -> float | None:
@@ -209,7 +275,7 @@ def _shown(path: Path) -> str:
     return printable(path.name) + ("/" if path.is_dir() else "")
 
 
-def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
+def open_image(stream: Stream, most: int | None = None) -> Image.Image:
     """Open an image of one of `FORMATS`; its pixels are not decoded yet.
 
     `Image.open` rejects every photo of more than `LIMIT` pixels. Here the limit depends
@@ -221,7 +287,8 @@ def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
 
     Raises: ValueError with the problem; damaged bytes cause errors of other types.
     """
-    size = os.fstat(stream.fileno()).st_size
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
     if size > LARGEST_FILE:
         raise ValueError(
             f"the file has {size >> 20} MiB, more than {LARGEST_FILE >> 20} MiB"
@@ -251,7 +318,7 @@ def open_image(stream: IO[bytes], most: int | None = None) -> Image.Image:
     raise ValueError(problem)
 
 
-def check_png(stream: IO[bytes]) -> None:
+def check_png(stream: Stream) -> None:
     """Raise an error for a PNG with a wrong checksum; rewind the stream.
 
     Decoding skips the checksums of pixel data, and `verify` skips that of the last
@@ -283,7 +350,7 @@ def _register_heif(prefix: bytes) -> bool:
     return True
 
 
-def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None:
+def _check_size(image: Image.Image, stream: Stream, most: int | None) -> None:
     """Raise ValueError if decoding the image would need too much memory or time."""
     kind = image.format or ""
     codecs = [tile[0] for tile in getattr(image, "tile", [])]
@@ -307,7 +374,7 @@ def _check_size(image: Image.Image, stream: IO[bytes], most: int | None) -> None
             )
 
 
-def _in_one_scan(stream: IO[bytes]) -> bool:
+def _in_one_scan(stream: Stream) -> bool:
     """Whether a JPEG is sequential, with all components in its first scan.
 
     Otherwise the decoder keeps the whole photo in memory. The result is False for

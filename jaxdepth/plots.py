@@ -9,11 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
+from jaxdepth.camera import Camera, unproject
 from jaxdepth.runtime import atomic
 
 COLOURS = "magma_r"  # near is bright, far is dark; perceptually uniform
 ERRORS = "viridis"
 MISSING = (128, 128, 128)
+DRAWN = 800  # largest side, pixels, of depth in `depth_png`
 MAKER = "jaxdepth"  # in the metadata of written figures
 
 
@@ -41,7 +43,7 @@ def colorize(
     """
     import matplotlib
 
-    valid = _has_depth(depth) if valid is None else valid
+    valid = has_depth(depth) if valid is None else valid
     scaled = (np.where(valid, depth, vmin) - vmin) / (vmax - vmin)
     rgb = matplotlib.colormaps[colours](np.clip(scaled, 0, 1), bytes=True)[..., :3]
     return np.where(valid[..., None], rgb, np.array(MISSING, np.uint8))
@@ -56,7 +58,7 @@ def save_depth_png16(
       unit: values per metre; 1000: millimetres.
     """
     scaled = np.round(np.asarray(depth, np.float64) * unit)
-    values = np.where(_has_depth(scaled), np.clip(scaled, 0, 65535), 0)
+    values = np.where(has_depth(scaled), np.clip(scaled, 0, 65535), 0)
     _save_png(path, values.astype(np.uint16))
 
 
@@ -82,20 +84,17 @@ def write_ply(
 ) -> None:
     """Write the pixels with depth as a coloured point cloud in binary PLY.
 
-    Camera coordinates in metres: x right, y down, z along the optical axis;
-    x = (column - cx) z / fx, y = (row - cy) z / fy, with 0-based pixel centres.
+    Coordinates are those of `camera.unproject`, in metres.
     """
-    valid = _has_depth(depth)
-    row, column = np.nonzero(valid)
-    z = depth[valid].astype(np.float32)
-    points = np.empty(len(z), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
-    points["xyz"] = np.stack(((column - cx) * z / fx, (row - cy) * z / fy, z), axis=1)
-    points["rgb"] = rgb[valid]
+    valid = has_depth(depth)
+    xyz = unproject(depth, Camera(fx, fy, cx, cy))[valid]
+    points = np.empty(len(xyz), [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    points["xyz"], points["rgb"] = xyz, rgb[valid]
     lines = [
         "ply",
         "format binary_little_endian 1.0",
         "comment metres; x right, y down, z forward",
-        f"element vertex {len(z)}",
+        f"element vertex {len(points)}",
         *(f"property float {axis}" for axis in "xyz"),
         *(f"property uchar {name}" for name in ("red", "green", "blue")),
         "end_header\n",
@@ -183,6 +182,24 @@ def panel(
     save(figure, path)
 
 
+def depth_png(depth: Float[np.ndarray, "h w"]) -> bytes:
+    """Render depth in colours as a PNG, with a bar in metres.
+
+    Colours range from the 1st to the 99th percentile of depth. Large maps are drawn at
+    reduced size.
+    """
+    low, high = depth_range(depth)
+    step = -(-max(depth.shape) // DRAWN)
+    small = depth[::step, ::step]
+    height, width = small.shape
+    figure = canvas(6, min(max(6 * height / width, 1.5), 8) + 0.75)
+    axis = figure.add_subplot()
+    axis.imshow(colorize(small, low, high), interpolation="nearest")
+    axis.set_axis_off()
+    colour_bar(figure, axis, COLOURS, low, high, "depth [m]")
+    return rendered(figure, "png")
+
+
 def plain_text(text: str) -> str:
     """Escape text for matplotlib: dollar signs, and a leading underscore in legends.
 
@@ -193,19 +210,20 @@ def plain_text(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _has_depth(depth: np.ndarray) -> np.ndarray:
+def has_depth(depth: Float[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """Where depth is finite and above 0."""
     return np.isfinite(depth) & (depth > 0)
 
 
 def _error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
     """|pred - target| in metres; NaN without ground truth or a finite prediction."""
-    valid = _has_depth(target) & np.isfinite(pred)
+    valid = has_depth(target) & np.isfinite(pred)
     return np.abs(np.where(valid, pred, np.nan) - np.where(valid, target, np.nan))
 
 
 def caption(pred: np.ndarray, target: np.ndarray) -> str:
     """Return "rmse R m, delta1 D" of an image, over the pixels with ground truth."""
-    valid = _has_depth(target)
+    valid = has_depth(target)
     if not valid.any():
         return "no ground truth"
     p, t = pred[valid].astype(np.float64), target[valid].astype(np.float64)

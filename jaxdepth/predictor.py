@@ -1,24 +1,36 @@
 """Depth prediction for photos of any size, in metres."""
 
+import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
 from jaxdepth import config as config_lib
 from jaxdepth import images as images_lib
 from jaxdepth import models, workdir
-from jaxdepth.camera import Camera, covering_scale, depth_factor
+from jaxdepth.camera import (
+    Camera,
+    Fx,
+    centred,
+    checked_fx,
+    covering_scale,
+    depth_factor,
+)
 from jaxdepth.config import Config
 from jaxdepth.data.nyu.toolbox import RGB_CAMERA
-from jaxdepth.evaluation import protocols
+from jaxdepth.depth import Depth, FxSource
+from jaxdepth.evaluation import describe, protocols
+from jaxdepth.images import Photo
 from jaxdepth.ops import platform, resize
 from jaxdepth.runtime import garbage, jax_setup
-from jaxdepth.runtime.errors import UserError
+from jaxdepth.runtime.errors import UserError, printable
 from jaxdepth.training.checkpoint import Checkpoints
 from jaxdepth.training.state import PyTree
 from jaxdepth.weights import foreign, packed
@@ -33,11 +45,16 @@ INPUT_MULTIPLE = 32
 class Predictor:
     """A trained network that predicts the depth of photos.
 
+    Threads may share it. Its `repr` states network, size, camera, training data and
+    score.
+
     Attributes:
       config: configuration that it was trained with.
       camera: median camera of its training frames, at the size `config.frame_size`;
         None if it is unknown.
       step: training step of its parameters; None if unknown.
+      data: training data, as in config.json of a run; empty if unknown.
+      evaluations: scores, as in results.json of a run; empty if unknown.
       variables: parameters and batch statistics.
       forward: (variables, colours 0 to 255 (b, h, w, 3)) -> depth in metres, at the
         output size of the network.
@@ -50,10 +67,14 @@ class Predictor:
         *,
         camera: Camera | None = None,
         step: int | None = None,
+        data: Mapping[str, Any] | None = None,
+        evaluations: Sequence[Mapping[str, Any]] = (),
     ):
         self.config = config
         self.camera = camera
         self.step = step
+        self.data = data or {}
+        self.evaluations = evaluations
         model = models.create(config.model)
         self._output_size = model.output_size
         self.variables = jax.device_put(variables)
@@ -64,12 +85,33 @@ class Predictor:
         # The variables are an argument because constants would be compiled in.
         self.forward = forward
         self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
-        self._full_batches: set[tuple[int, ...]] = set()  # shapes that were compiled
+        self._compiling = threading.Lock()
+        self._compiled_shapes: set[tuple[int, ...]] = set()
+        self._full_batches: set[tuple[int, ...]] = set()  # those of `_outputs`
+
+    def __repr__(self) -> str:
+        """Network, size, camera, training data and score, one per line."""
+        return "\n  ".join(
+            [
+                "Predictor",
+                describe.network(self.config, self.variables["params"], self.step),
+                describe.input_size(self.config),
+                describe.camera(self.camera, self.config.frame_size),
+                describe.training_data(self.data),
+                describe.score(self.evaluations, self.step),
+            ]
+        )
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Depth in metres at the output size, for inputs in colours 0 to 255."""
-        with garbage.paused():  # in the first call of a size, JAX traces
-            return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
+        x = jnp.asarray(rgb, jnp.float32)
+        if x.shape in self._compiled_shapes:
+            return self._compiled(self.variables, x)
+        # One thread compiles at a time, so that none repeats the work of another.
+        with self._compiling, garbage.paused():
+            depth = self._compiled(self.variables, x)
+            self._compiled_shapes.add(x.shape)
+        return depth
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a photo of (height, width).
@@ -119,24 +161,45 @@ class Predictor:
             return None
         return self.camera.fx / covering_scale(photo, self.config.frame_size)
 
+    @overload
     def predict(
-        self, image: Any, *, fx: float | Literal["auto"] | None = "auto"
-    ) -> Float[np.ndarray, "h w"]:
-        """Predict the depth of one photo.
+        self, x: Photo | str | os.PathLike[str] | bytes | IO[bytes] | Image.Image,
+        fx: Fx = "auto",
+    ) -> Depth: ...  # fmt: skip
+
+    @overload
+    def predict(
+        self, x: list[Any] | tuple[Any, ...], fx: Fx = "auto"
+    ) -> list[Depth]: ...
+
+    @overload
+    def predict(self, x: Any, fx: Fx = "auto") -> Any: ...
+
+    def predict(self, x: Any, fx: Fx = "auto") -> Depth | list[Depth]:
+        """Predict the depth of one photo, or of a list of photos.
 
         The metres are corrected for the focal length of the photo, if it and the camera
         of the training frames are known.
 
         Args:
-          image: a path, a PIL image, or an array (H, W, 3) uint8.
-          fx: focal length in pixels of the photo; "auto": from its EXIF data, if it is
-            given as a path or a PIL image; None: no correction.
+          x: a photo, as a path, the bytes of an image file, a file open in binary mode,
+            a PIL image, or an array of NumPy, JAX or PyTorch (on any device): (H, W),
+            (H, W, C) or (C, H, W) with C = 1, 3 or 4, in the order RGB, of type uint8,
+            uint16 or floating-point from 0 to 1. An array whose first and last axis are
+            both 1, 3 or 4 long is read as (H, W, C). Several photos, as a list or a
+            tuple of these, of any sizes, or an array (B, H, W, C) or (B, C, H, W).
+          fx: focal length in pixels of the photo; "auto": from its EXIF data, which
+            arrays don't have; None: no correction. It applies to every photo.
 
-        Returns: (H, W) float32, metres, at the photo's size, or at the reduced size of
-          a file of more than 33 megapixels.
-        Raises: UserError for a file that is not an image.
+        Returns: `Depth` at the photo's size, or at the reduced size of a file of more
+          than 33 megapixels; a list of them for several photos.
+        Raises: UserError, with the problem and the fix, for anything else, and for a
+          file that is not an image or is damaged.
         """
-        return next(iter(self.predict_many([image], fx=fx)))
+        several = images_lib.several(x)
+        if several is None:
+            return next(self.predict_many([x], fx=fx))
+        return list(self.predict_many(images_lib.as_photos(several), fx=fx))
 
     def predict_frame(self, frame: Mapping[str, Any]) -> Float[np.ndarray, "h w"]:
         """Predict the depth of a frame of `Store.full_frames`, as evaluation does.
@@ -145,72 +208,109 @@ class Predictor:
         """
         camera = frame["camera"]
         fx = None if camera is None else camera.fx
-        return next(self._predictions([frame["rgb"]], fx=fx, extend=False))
+        (depth,) = self._predictions([frame["rgb"]], fx=fx, extend=False)
+        return depth.metres
 
     def predict_many(
         self,
         images: Iterable[Any],
         *,
-        fx: float | Literal["auto"] | None = "auto",
+        fx: Fx = "auto",
         batch_size: int = 8,
-    ) -> Iterator[Float[np.ndarray, "h w"]]:
-        """Predict the depth of many photos, in their order.
+        keep_photos: bool = True,
+    ) -> Iterator[Depth]:
+        """Predict the depth of a stream of photos, in their order.
 
         Consecutive photos of similar sizes share a batch. Inputs are extended at the
         right and at the bottom to `extended_size` by repeating the edge, and the
         output is cut.
 
         Args:
-          images: as in `predict`, or as an `images.Photo`; read as needed.
+          images: an iterable of photos, each as in `predict` or an `images.Photo`; read
+            as needed.
           fx: as in `predict`, of every photo.
           batch_size: photos per batch.
+          keep_photos: set `Depth.rgb`; a batch of large photos needs much memory.
 
-        Returns: an iterator over (H, W) float32 arrays, metres, at the photos' sizes.
+        Returns: an iterator over `Depth`, at the photos' sizes.
+        Raises: UserError as `predict`; that of a photo when it is read.
         """
-        return self._predictions(images, fx=fx, batch_size=batch_size)
+        if isinstance(images, str | bytes | os.PathLike) or not hasattr(
+            images, "__iter__"
+        ):
+            raise UserError(
+                f"predict_many takes a list or another iterable of photos, not "
+                f"{printable(repr(images), 60)}: use predict for one photo"
+            )
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: expected at least 1")
+        return self._predictions(
+            images, fx=checked_fx(fx), batch_size=batch_size, keep_photos=keep_photos
+        )
 
     def _predictions(
         self,
         images: Iterable[Any],
         *,
-        fx: float | Literal["auto"] | None,
+        fx: Fx,
         batch_size: int = 8,
+        keep_photos: bool = False,
         extend: bool = True,
-    ) -> Iterator[np.ndarray]:
+    ) -> Iterator[Depth]:
         """`predict_many`, without extending the inputs if `extend` is False."""
         waiting: list[_Waiting] = []
         for image in images:
-            rgb, reduced, own_fx = images_lib.as_photo(image)
-            small, size = self._shrink(rgb), (rgb.shape[0], rgb.shape[1])
-            focal = own_fx if fx == "auto" else fx
-            factor = self.depth_factor(size, None if focal is None else focal / reduced)
-            input_size = small.shape[0], small.shape[1]
-            extended = small
-            if extend:
-                extended = _extend(small, self.extended_size(input_size))
+            photo = images_lib.as_photo(image)
+            one = self._prepare(photo, fx, keep_photo=keep_photos, extend=extend)
             if waiting and (
-                waiting[0].rgb.shape != extended.shape or len(waiting) == batch_size
+                waiting[0].rgb.shape != one.rgb.shape or len(waiting) == batch_size
             ):
                 yield from self._batch(waiting, batch_size)
                 waiting = []
-            output_size = self._output_size(input_size)
-            waiting.append(_Waiting(size, extended, output_size, factor))
+            waiting.append(one)
         if waiting:
             yield from self._batch(waiting, batch_size)
+
+    def _prepare(
+        self, photo: Photo, fx: Fx, *, keep_photo: bool, extend: bool
+    ) -> "_Waiting":
+        """The network's input for a photo, and how its output becomes a `Depth`."""
+        size = photo.rgb.shape[0], photo.rgb.shape[1]
+        source: FxSource | None = "exif" if fx == "auto" else "given"
+        focal = photo.fx if fx == "auto" else fx
+        if focal is not None:
+            focal /= photo.reduced
+        factor = self.depth_factor(size, focal)
+        if focal is None:
+            focal = self.assumed_fx(size)
+            source = None if focal is None else "training"
+        small = self._shrink(photo.rgb)
+        input_size = small.shape[0], small.shape[1]
+        return _Waiting(
+            size,
+            _extend(small, self.extended_size(input_size)) if extend else small,
+            self._output_size(input_size),
+            factor,
+            {
+                # A copy, because callers may reuse their array for the next frame.
+                "rgb": photo.rgb.copy() if keep_photo else None,
+                "camera": None if focal is None else centred(focal, focal, size),
+                "fx_source": source,
+                "reduced": photo.reduced,
+            },
+        )
 
     def _shrink(self, rgb: UInt8[np.ndarray, "h w 3"]) -> np.ndarray:
         size = self.input_size((rgb.shape[0], rgb.shape[1]))
         return np.asarray(protocols.resize_input(rgb[None].astype(np.float32), size)[0])
 
-    def _batch(
-        self, waiting: Sequence["_Waiting"], batch_size: int
-    ) -> Iterator[np.ndarray]:
+    def _batch(self, waiting: Sequence["_Waiting"], batch_size: int) -> Iterator[Depth]:
         inputs = np.stack([one.rgb for one in waiting])
         for one, depth in zip(waiting, self._outputs(inputs, batch_size), strict=False):
             height, width = one.output_size
             cut = depth[None, :height, :width] * np.float32(one.factor)
             full = resize.resize_bilinear(cut, one.size)[0]
-            yield np.asarray(full, np.float32)
+            yield Depth(np.ascontiguousarray(full, np.float32), **one.attributes)
 
     def _outputs(self, inputs: np.ndarray, batch_size: int) -> np.ndarray:
         """The outputs for a batch, by programs for 1 and for `batch_size` inputs.
@@ -237,12 +337,14 @@ class _Waiting(NamedTuple):
       rgb: the network's input, extended.
       output_size: (height, width) of the output for the input before it was extended.
       factor: of `Predictor.depth_factor`.
+      attributes: those of its `Depth`, without the metres.
     """
 
     size: tuple[int, int]
     rgb: np.ndarray
     output_size: tuple[int, int]
     factor: float
+    attributes: dict[str, Any]
 
 
 def _extend(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -261,6 +363,7 @@ def load(
     """Load a trained network.
 
         depth = jaxdepth.load("nyu-small").predict("photo.jpg")
+        depth.metres  # (H, W) float32
 
     Args:
       name: work directory of a run, a packed file (`jaxdepth pack`), or the name of a
@@ -295,7 +398,18 @@ def load(
         checkpoints.restore_model(lambda: packed.expected_shapes(config), step=chosen),
         camera=_training_camera(saved, where=f"{name}/{workdir.CONFIG}"),
         step=chosen,
+        data=saved.get("data"),
+        evaluations=_evaluations(folder),
     )
+
+
+def _evaluations(folder: workdir.WorkDir) -> list[dict[str, Any]]:
+    """The evaluations in results.json; none if it is absent or damaged."""
+    try:
+        evaluations = folder.read_json(workdir.RESULTS).get("evaluations")
+    except UserError:
+        return []
+    return evaluations if isinstance(evaluations, list) else []
 
 
 def _load_packed(file: Path, *, step: str | int, name: str | Path) -> Predictor:
@@ -306,7 +420,12 @@ def _load_packed(file: Path, *, step: str | int, name: str | Path) -> Predictor:
         height, width = network.config.frame_size
         camera = Camera(*RGB_CAMERA.intrinsics).scaled(height / 480, width / 640)
     return Predictor(
-        network.config, network.variables, camera=camera, step=network.step
+        network.config,
+        network.variables,
+        camera=camera,
+        step=network.step,
+        data=network.data,
+        evaluations=network.evaluations,
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from jaxdepth import camera as camera_lib
 from jaxdepth.camera import Camera, depth_factor
+from jaxdepth.runtime.errors import UserError
 
 FRAME = (240, 320)
 sides = st.integers(20, 4000)
@@ -81,3 +82,14 @@ def test_the_training_camera_and_unknown_ones_have_factor_1():
     assert depth_factor(fx, (480, 640), trained_fx=trained, frame=FRAME) == 1.0
     assert depth_factor(None, (480, 640), trained_fx=trained, frame=FRAME) == 1.0
     assert depth_factor(fx, (480, 640), trained_fx=None, frame=FRAME) == 1.0
+
+
+@pytest.mark.parametrize("fx", ["auto", None, 1, 520.5, np.float32(3)])
+def test_focal_lengths_that_are_accepted(fx):
+    assert camera_lib.checked_fx(fx) == fx
+
+
+@pytest.mark.parametrize("fx", [0, -1.0, np.nan, np.inf, "520", True, [500], b"auto"])
+def test_other_focal_lengths_are_errors(fx):
+    with pytest.raises(UserError, match=r'^fx=.*: expected "auto" .* or None'):
+        camera_lib.checked_fx(fx)

@@ -1,6 +1,7 @@
 """Reading of photos: modes, orientation, damaged files, folders."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -93,7 +94,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
     expected = UPRIGHT[orientation](rgb)
     np.testing.assert_array_equal(images_lib.read(path), expected)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(images_lib.as_rgb(image), expected)
+        np.testing.assert_array_equal(images_lib.as_photo(image).rgb, expected)
 
 
 def test_broken_files_are_errors_with_their_name(tmp_path):
@@ -146,31 +147,38 @@ def test_arrays_are_converted_to_rgb(tmp_path):
         rgb,
         np.dstack([rgb, rgb[..., 0]]),
     ):
-        np.testing.assert_array_equal(images_lib.as_rgb(image), rgb)
-    grey = images_lib.as_rgb(rgb[..., 1])
+        np.testing.assert_array_equal(images_lib.as_photo(image).rgb, rgb)
+    grey = images_lib.as_photo(rgb[..., 1]).rgb
     np.testing.assert_array_equal(grey, np.stack([rgb[..., 1]] * 3, -1))
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.full((4, 4, 3), 2, np.float32), "float32"),
         (np.zeros((2, 4, 4, 3), np.uint8), "shape"),
-        (np.zeros((4, 4, 2), np.uint8), "shape"),
-        (np.zeros((0, 4, 3), np.uint8), "shape"),
-        (np.zeros(4, np.uint8), "shape"),
+        (7, "^7 of type int is not an image: expected a path, the bytes of an image"),
+        ([1, 2], "of type list is not an image"),
+        ({"rgb": "x" * 99}, r"^\{'rgb': 'x+\.\.\. of type dict is not an image"),
+        (None, "^None of type NoneType"),
+        (Image.new("RGB", (0, 4)), r"the PIL image is empty: its size is \(0, 4\)"),
+        (b"", "the content of 0 bytes can't be read as an image"),
+        (
+            io.StringIO("text"),
+            r"the open file can't .* returns str, not bytes; open it",
+        ),
     ],
 )
-def test_invalid_arrays_are_rejected(image, message):
+def test_other_objects_are_rejected(image, message):
     with pytest.raises(UserError, match=message) as error:
-        images_lib.as_rgb(image)
+        images_lib.as_photo(image)
     one_line(error)
 
 
 def test_palette_with_transparency_in_memory_does_not_warn():
     image = Image.fromarray(colours()).convert("P")
     image.info["transparency"] = bytes(range(256))
-    assert images_lib.as_rgb(image).shape == (6, 8, 3)
+    assert images_lib.as_photo(image).rgb.shape == (6, 8, 3)
 
 
 def test_folders_are_searched_and_files_are_kept(tmp_path):
@@ -424,3 +432,80 @@ def test_other_images_have_no_focal_length(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     for name in ("a.jpg", "missing.jpg"):
         assert images_lib.focal_length(tmp_path / name) is None
+
+
+class Stream(io.RawIOBase):
+    """A file that can't seek and returns few bytes at a time, such as a socket."""
+
+    def __init__(self, content):
+        self.rest = content
+
+    def readable(self):
+        return True
+
+    def read(self, size=-1):
+        taken, self.rest = self.rest[:7], self.rest[7:]
+        return taken
+
+
+def test_bytes_and_open_files_are_read_as_paths_are(tmp_path):
+    exif = exif_of(film=26)
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.png", colours(36, 48), exif=exif)
+    expected = images_lib.read_photo(path)
+    assert expected.fx is not None and expected.rgb.shape == (48, 36, 3)
+    content = path.read_bytes()
+    (tmp_path / "written.png").write_bytes(content)
+    with open(path, "rb") as file, open(tmp_path / "written.png", "r+b") as end:
+        end.seek(0, 2)  # as after a download into it
+        for same in (
+            content, bytearray(content), memoryview(content), io.BytesIO(content),
+            file, end, Stream(content), str(path), *os.scandir(tmp_path),
+        ):  # fmt: skip
+            found = images_lib.as_photo(same)
+            np.testing.assert_array_equal(found.rgb, expected.rgb)
+            assert found[1:] == expected[1:]
+        assert not file.closed
+
+
+def test_errors_of_open_files_name_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    damaged = r"a\.png can't be read as an image: damaged"
+    with (
+        open(tmp_path / "a.png", "rb") as file,
+        pytest.raises(UserError, match=damaged),
+    ):
+        images_lib.as_photo(file)
+    with pytest.raises(UserError, match=r"a\.png can't be read as an image: .* closed"):
+        images_lib.as_photo(file)
+    path = save(tmp_path / "cut.jpg", colours(60, 60))
+    path.write_bytes(path.read_bytes()[:-300])
+    unreadable = "the PIL image can't be read as an image"
+    with Image.open(path) as image, pytest.raises(UserError, match=unreadable):
+        images_lib.as_photo(image)
+
+
+def test_endless_files_are_not_read_to_the_end(monkeypatch):
+    monkeypatch.setattr(images_lib, "LARGEST_FILE", 1 << 20)
+
+    class Zeros(io.RawIOBase):
+        def read(self, size=-1):
+            return bytes(size)
+
+    with pytest.raises(UserError, match="more than 1 MiB"):
+        images_lib.as_photo(Zeros())
+
+
+def test_lists_and_batches_are_several_images():
+    rgb = colours()
+    for batch in (np.stack([rgb] * 2), np.moveaxis(np.stack([rgb] * 2), -1, 1)):
+        images = images_lib.several(batch)
+        assert images is not None and len(images) == 2
+        for photo in images_lib.as_photos(images):
+            np.testing.assert_array_equal(photo.rgb, rgb)
+    assert images_lib.several([]) == [] and images_lib.several((rgb,)) == [rgb]
+    assert images_lib.several(np.zeros((0, 4, 5, 3), np.uint8)) == []
+    for one in (rgb, rgb[..., 0], images_lib.Photo(rgb), "a.png", b"", None):
+        assert images_lib.several(one) is None
+    with pytest.raises(UserError, match=r"^image 1 of 3: 7 of type int"):
+        list(images_lib.as_photos([rgb, 7, rgb]))

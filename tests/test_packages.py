@@ -13,7 +13,16 @@ PACKAGE = Path(jaxdepth.__file__).parent
 # A module imports from its own layer or earlier ones.
 LAYERS = [
     ("runtime",),
-    ("camera", "config", "recipes", "images", "plots", "workdir"),
+    (
+        "camera",
+        "config",
+        "depth",
+        "image_arrays",
+        "images",
+        "plots",
+        "recipes",
+        "workdir",
+    ),
     ("ops",),
     ("losses",),
     ("models",),

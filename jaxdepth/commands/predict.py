@@ -197,8 +197,10 @@ def _predictions(
             waiting.append((path, kept))
             yield photo
 
-    for depth in predictor.predict_many(readable(), batch_size=config.batch_size):
-        yield *waiting.pop(0), depth
+    for depth in predictor.predict_many(
+        readable(), batch_size=config.batch_size, keep_photos=False
+    ):
+        yield *waiting.pop(0), depth.metres
 
 
 def _refuse_clashes(

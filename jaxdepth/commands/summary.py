@@ -9,6 +9,9 @@ import numpy as np
 from jaxdepth import plots
 from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
+from jaxdepth.evaluation.describe import averaging, conditions
+from jaxdepth.evaluation.describe import scoring as scoring  # for commands
+from jaxdepth.evaluation.describe import summary as summary
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import terminal
@@ -18,31 +21,6 @@ from jaxdepth.workdir import WorkDir
 
 logger = logging.getLogger(__name__)
 PANEL_ROWS = 4
-
-
-def summary(entry: dict[str, Any]) -> str:
-    """One line: the main metrics of an evaluation, with its conditions."""
-    metrics = entry["metrics"]
-    values = ", ".join(
-        f"{name} {metrics[name]:.3f}"
-        if metrics[name] is not None
-        else f"{name} undefined"
-        for name in ("delta1", "abs_rel", "rmse")
-    )
-    return f"{values} ({conditions(entry)})"
-
-
-def conditions(entry: dict[str, Any]) -> str:
-    """How an evaluation was measured: protocol, averaging, truth, data, split, size."""
-    return f"{scoring(entry)}, trained at {entry['size']}"
-
-
-def scoring(entry: dict[str, Any]) -> str:
-    """`conditions` without the size that the network was trained at."""
-    return (
-        f"{_averaging(entry)}, {entry['truth']} truth, {entry['data']}, split "
-        f"{entry['split']}"
-    )
 
 
 def conditions_and_images(entry: dict[str, Any]) -> str:
@@ -61,11 +39,6 @@ def comparison_key(entry: dict[str, Any]) -> str:
     return text
 
 
-def _averaging(entry: dict[str, Any]) -> str:
-    flip = ", flip TTA" if entry.get("flip_average") else ""
-    return f"{entry['protocol']}, {entry['averaging']}{flip}"
-
-
 def columns() -> tuple[str, ...]:
     """Names of the metrics that the tables on the terminal show."""
     return tuple(name for name, metric in METRICS.items() if metric.in_summary)
@@ -82,9 +55,9 @@ def show_table(
 ) -> None:
     """Print the metrics of evaluations and baselines, with their conditions."""
     shown = entries[-1]
-    rows = [(_averaging(e), *cells(e["metrics"])) for e in reversed(entries)]
+    rows = [(averaging(e), *cells(e["metrics"])) for e in reversed(entries)]
     for name, metrics in (baselines or {}).items():
-        rows.append((f"{name} ({_averaging(shown)})", *cells(metrics)))
+        rows.append((f"{name} ({averaging(shown)})", *cells(metrics)))
     truth = ", ".join(sorted({e["truth"] for e in entries}))
     title = (
         f"{shown['data']}, split {shown['split']}, {shown['images']} images, truth "

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from jaxdepth import plots
 from jaxdepth.commands import finished_runs as runs_lib
 from jaxdepth.commands import summary as summary_lib
@@ -220,7 +222,9 @@ def _predictions(
         if not frames:
             frames = trained.frames(summary_lib.spread(len(trained), config.rows))
             targets = [trained.target(frame) for frame in frames]
-        predictions.append([trained.predictor.predict(f["rgb"]) for f in frames])
+        predictions.append(
+            [np.asarray(trained.predictor.predict(f["rgb"])) for f in frames]
+        )
     return frames, targets, predictions
 
 

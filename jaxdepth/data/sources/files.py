@@ -5,7 +5,6 @@ import errno
 import hashlib
 import itertools
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from jaxdepth import images as images_lib
 from jaxdepth.camera import Camera
 from jaxdepth.data import units
 from jaxdepth.data.sources import BrokenFrame, arrays, check_unit, unit_is_checked
-from jaxdepth.runtime import regular
+from jaxdepth.runtime import quiet, regular
 from jaxdepth.runtime.errors import UserError, one_line, printable
 
 SAMPLE = 8  # frames that are inspected before all are read
@@ -53,9 +52,9 @@ def read_rgb(file: Path) -> UInt8[np.ndarray, "h w 3"]:
     if file.suffix.lower() == ".npy":
         return _as_colours(_array(file), file)
     with _opened(file) as image:
-        with contextlib.suppress(Exception):  # damaged EXIF, which `as_rgb` ignores
+        with contextlib.suppress(Exception):  # damaged EXIF, which `pil_photo` ignores
             image.getexif()[ORIENTATION] = UPRIGHT
-        return np.ascontiguousarray(images_lib.as_rgb(image))
+        return np.ascontiguousarray(images_lib.pil_photo(image).rgb)
 
 
 def size_of(file: Path) -> tuple[int, int]:
@@ -429,8 +428,7 @@ def _array(file: Path) -> np.ndarray:
     _check_regular(file)
     suffix = file.suffix.lower()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd headers
+        with quiet.without_warnings():  # about odd headers
             values = arrays.READERS[suffix](file)
     except UserError:
         raise
@@ -465,10 +463,12 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     """
     _check_regular(file)
     try:
-        with open(file, "rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about large images and odd metadata
-            with images_lib.open_image(stream, LARGEST) as image:
-                yield image
+        with (
+            open(file, "rb") as stream,
+            quiet.without_warnings(),  # about large images and odd metadata
+            images_lib.open_image(stream, LARGEST) as image,
+        ):
+            yield image
     except UserError:
         raise
     except Exception as error:  # damaged bytes make decoders raise errors of many types
