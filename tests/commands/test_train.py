@@ -533,7 +533,7 @@ def test_depth_beside_its_photo_is_not_replaced(trained, tmp_path):
 def test_any_shape_of_photo_is_predicted(trained):
     network = jaxdepth.load(trained)  # `load` also takes a Path
     for size in ((1, 1), (3, 90), (200, 2)):
-        depth = network.predict(np.zeros((*size, 3), np.uint8))
+        depth = network.predict(np.zeros((*size, 3), np.uint8)).metres
         assert depth.shape == size and np.isfinite(depth).all() and depth.min() > 0
 
 
