@@ -40,6 +40,13 @@ class Camera(NamedTuple):
         return self._replace(cx=self.cx - left, cy=self.cy - top)
 
 
+# NYU Depth V2's colour camera at 480x640: camera_params.m of the NYU toolbox.
+NYU = Camera(
+    fx=5.1885790117450188e02, fy=5.1946961112127485e02,
+    cx=3.2558244941119034e02, cy=2.5373616633400465e02,
+)  # fmt: skip
+
+
 def centred(fx: float, fy: float, size: Size) -> Camera:
     """A camera whose principal point is the centre of a frame of (height, width)."""
     return Camera(fx, fy, (size[1] - 1) / 2, (size[0] - 1) / 2)

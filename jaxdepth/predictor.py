@@ -1,7 +1,6 @@
 """Depth prediction for photos of any size, in metres."""
 
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, overload
@@ -24,7 +23,6 @@ from jaxdepth.camera import (
     depth_factor,
 )
 from jaxdepth.config import Config
-from jaxdepth.data.nyu.toolbox import RGB_CAMERA
 from jaxdepth.depth import Depth, FxSource
 from jaxdepth.evaluation import describe, protocols
 from jaxdepth.images import Photo
@@ -85,9 +83,7 @@ class Predictor:
         # The variables are an argument because constants would be compiled in.
         self.forward = forward
         self._compiled = jax.jit(forward, compiler_options=platform.compiler_options())
-        self._compiling = threading.Lock()
-        self._compiled_shapes: set[tuple[int, ...]] = set()
-        self._full_batches: set[tuple[int, ...]] = set()  # those of `_outputs`
+        self._full_batches: set[tuple[int, ...]] = set()  # shapes that were compiled
 
     def __repr__(self) -> str:
         """Network, size, camera, training data and score, one per line."""
@@ -104,14 +100,8 @@ class Predictor:
 
     def network(self, rgb: Float[Any, "b h w 3"]) -> Float[jax.Array, "b i j"]:
         """Depth in metres at the output size, for inputs in colours 0 to 255."""
-        x = jnp.asarray(rgb, jnp.float32)
-        if x.shape in self._compiled_shapes:
-            return self._compiled(self.variables, x)
-        # One thread compiles at a time, so that none repeats the work of another.
-        with self._compiling, garbage.paused():
-            depth = self._compiled(self.variables, x)
-            self._compiled_shapes.add(x.shape)
-        return depth
+        with garbage.paused():  # in the first call of a size, JAX traces
+            return self._compiled(self.variables, jnp.asarray(rgb, jnp.float32))
 
     def input_size(self, photo: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of the network's input for a photo of (height, width).
@@ -416,9 +406,6 @@ def _load_packed(file: Path, *, step: str | int, name: str | Path) -> Predictor:
     network = packed.read(file)
     packed.check_step(network, step, name=name)
     camera = _training_camera({"data": network.data}, where=str(file))
-    if camera is None and network.data.get("train_nyu"):
-        height, width = network.config.frame_size
-        camera = Camera(*RGB_CAMERA.intrinsics).scaled(height / 480, width / 640)
     return Predictor(
         network.config,
         network.variables,

@@ -8,10 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxdepth.commands import evaluate as evaluate_command
-from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.evaluate import Scored
 from jaxdepth.config import EvaluateConfig
-from jaxdepth.evaluation import bootstrap
+from jaxdepth.evaluation import bootstrap, describe
 from jaxdepth.evaluation.metrics import METRICS, larger_is_better
 from jaxdepth.evaluation.scores import Scores
 from jaxdepth.runtime import flags as flags_lib
@@ -90,7 +89,7 @@ def run(config: CompareConfig) -> int:
                 for k in ("step", "size")
             }
             compared.append(names | same | differing | comparison)
-            _show(compared[-1], summary_lib.scoring(entry))
+            _show(compared[-1], describe.scoring(entry))
     if config.out is not None:
         write_json(config.out, {"comparisons": compared})
     return 0

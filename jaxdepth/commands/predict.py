@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 
 from jaxdepth import images as images_lib
-from jaxdepth import plots
 from jaxdepth import predictor as predictor_lib
-from jaxdepth.camera import Camera, centred
+from jaxdepth.camera import Camera
+from jaxdepth.depth import WRITERS, Depth
 from jaxdepth.images import Photo
 from jaxdepth.predictor import Predictor
-from jaxdepth.runtime import atomic, jax_setup
 from jaxdepth.runtime import flags as flags_lib
+from jaxdepth.runtime import jax_setup
 from jaxdepth.runtime.errors import MachineError, UserError, printable
 from jaxdepth.runtime.flags import flag
 from jaxdepth.weights import packed
@@ -81,7 +81,7 @@ def run(config: PredictConfig) -> int:
     if not paths:
         raise UserError("no photo given: name photos or folders of photos")
     predicted = _predicted(out)
-    _refuse_clashes(paths, out, predicted, ply=config.ply)
+    _refuse_clashes(paths, out, predicted, _suffixes(config))
     for note in notes:
         logger.info("note: %s", note)
     jax_setup.enable_compilation_cache(config.cache_dir)
@@ -100,21 +100,25 @@ def run(config: PredictConfig) -> int:
     broken: list[str] = []
     unknown: list[Path] = []
     began, done = time.perf_counter(), 0
-    for path, photo, depth in _predictions(predictor, paths, config, broken):
+    for path, depth in _predictions(predictor, paths, config, broken):
         try:
-            camera = _camera(config, predictor, path, photo) if config.ply else None
+            if config.ply:
+                depth = dataclasses.replace(depth, camera=_camera(config, path, depth))
             new = _record(path) not in predicted
-            _write(out, path, photo, depth, camera, new=new)
+            _write(out, path, depth, _suffixes(config), new=new)
         except UserError as error:
             broken.append(str(error))
             continue
         done += 1
-        if photo.fx is None:
+        focal = ""
+        if depth.fx is not None and depth.fx_source in ("exif", "given"):
+            focal = f", fx {depth.fx * depth.reduced:.5g} pixels"
+        else:
             unknown.append(path)
+        metres = depth.metres
         logger.info(
             "%s  %dx%d  %.2f to %.2f m, median %.2f m%s", printable(path, None),
-            *depth.shape, depth.min(), depth.max(), np.median(depth),
-            "" if photo.fx is None else f", fx {photo.fx:.5g} pixels",
+            *depth.shape, metres.min(), metres.max(), np.median(metres), focal,
         )  # fmt: skip
     seconds = time.perf_counter() - began
     logger.info("%d of %d photos in %.1f s, in %s", done, len(paths), seconds, out)
@@ -148,25 +152,26 @@ def _note_cameras(predictor: Predictor, unknown: Sequence[Path], count: int) -> 
         )  # fmt: skip
 
 
-def _camera(
-    config: PredictConfig, predictor: Predictor, path: Path, photo: Photo
-) -> Camera:
-    """The camera of a photo, in pixels of its array, for the point cloud.
+def _suffixes(config: PredictConfig) -> tuple[str, ...]:
+    """Ends of the names of a photo's outputs."""
+    return (*SUFFIXES, ".ply") if config.ply else SUFFIXES
+
+
+def _camera(config: PredictConfig, path: Path, depth: Depth) -> Camera:
+    """The camera of a depth map, with the intrinsics of the flags.
 
     Raises: UserError if its focal length and that of the training data are unknown.
     """
-    size = photo.rgb.shape[0], photo.rgb.shape[1]
-    height, width = (side * photo.reduced for side in size)
-    fx = photo.fx or predictor.assumed_fx((height, width))
-    if fx is None:
+    if depth.camera is None:
         raise UserError(
             f"{printable(path, None)}: the focal length is unknown; --ply needs "
             "--fx=PIXELS"
         )
-    camera = centred(fx, config.fy or fx, (height, width))
-    given = {"cx": config.cx, "cy": config.cy}
+    # The flags are in pixels of the photo, which may have been read at reduced size.
+    camera = depth.camera.scaled(depth.reduced, depth.reduced)
+    given = {"fy": config.fy, "cx": config.cx, "cy": config.cy}
     camera = camera._replace(**{k: v for k, v in given.items() if v is not None})
-    return camera.scaled(1 / photo.reduced, 1 / photo.reduced)
+    return camera.scaled(1 / depth.reduced, 1 / depth.reduced)
 
 
 def _predictions(
@@ -174,13 +179,9 @@ def _predictions(
     paths: Sequence[Path],
     config: PredictConfig,
     broken: list[str],
-) -> Iterator[tuple[Path, Photo, np.ndarray]]:
-    """Yield (path, photo, depth) of photos; append the errors of others to `broken`.
-
-    `fx` of a photo is the focal length that was used. Its `rgb` is empty if there are
-    no point clouds to write, because a batch of large photos needs much memory.
-    """
-    waiting: list[tuple[Path, Photo]] = []
+) -> Iterator[tuple[Path, Depth]]:
+    """Yield the depths of photos; append the errors of others to `broken`."""
+    waiting: list[Path] = []
 
     def readable() -> Iterator[Photo]:
         for path in paths:
@@ -189,30 +190,29 @@ def _predictions(
             except UserError as error:
                 broken.append(str(error))
                 continue
-            if config.fx != "auto":
-                photo = photo._replace(fx=config.fx)
-            kept = (
-                photo if config.ply else photo._replace(rgb=np.empty((0, 0, 3), "u1"))
-            )
-            waiting.append((path, kept))
+            waiting.append(path)
             yield photo
 
+    # Photos are kept for point clouds only: a batch of large ones needs much memory.
     for depth in predictor.predict_many(
-        readable(), batch_size=config.batch_size, keep_photos=False
+        readable(), fx=config.fx, batch_size=config.batch_size, keep_photos=config.ply
     ):
-        yield *waiting.pop(0), depth.metres
+        yield waiting.pop(0), depth
 
 
 def _refuse_clashes(
-    paths: Sequence[Path], out: Path, predicted: Collection[bytes], *, ply: bool
+    paths: Sequence[Path],
+    out: Path,
+    predicted: Collection[bytes],
+    suffixes: Sequence[str],
 ) -> None:
     """Raise UserError if an output would replace another output or a foreign file.
 
     Args:
       paths: photos.
       predicted: records of photos whose existing outputs may be replaced.
+      suffixes: ends of the names of a photo's outputs.
     """
-    suffixes = (*SUFFIXES, ".ply") if ply else SUFFIXES
     sources = {path.resolve() for path in paths}
     owner: dict[Path, Path] = {}
     for path in paths:
@@ -270,15 +270,9 @@ def _predicted(out: Path) -> set[bytes]:
 
 
 def _write(
-    out: Path,
-    path: Path,
-    photo: Photo,
-    depth: np.ndarray,
-    camera: Camera | None,
-    *,
-    new: bool,
+    out: Path, path: Path, depth: Depth, suffixes: Sequence[str], *, new: bool
 ) -> None:
-    """Write the outputs of one photo; with a camera, the point cloud as well.
+    """Write the outputs of one photo.
 
     Args:
       new: no earlier call wrote them.
@@ -292,12 +286,8 @@ def _write(
         if new:
             with open(out / PREDICTED, "ab") as file:
                 file.write(_record(path) + b"\n")
-        with atomic.atomic_write(out / f"{name}.npy") as part:
-            np.save(part, depth)
-        plots.save_depth_png16(out / f"{name}.png", depth)
-        plots.save_color_png(out / f"{name}_color.png", depth)
-        if camera is not None:
-            plots.write_ply(out / f"{name}.ply", depth, photo.rgb, **camera._asdict())
+        for suffix in suffixes:
+            WRITERS[suffix](depth, out / f"{name}{suffix}")
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise UserError(

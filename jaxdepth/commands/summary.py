@@ -10,8 +10,6 @@ from jaxdepth import plots
 from jaxdepth.config import Config
 from jaxdepth.data.dataset import Data
 from jaxdepth.evaluation.describe import averaging, conditions
-from jaxdepth.evaluation.describe import scoring as scoring  # for commands
-from jaxdepth.evaluation.describe import summary as summary
 from jaxdepth.evaluation.metrics import METRICS
 from jaxdepth.predictor import Predictor
 from jaxdepth.runtime import terminal

@@ -28,7 +28,7 @@ from jaxdepth.data.doctor import findings
 from jaxdepth.data.sources.stored import Stored
 from jaxdepth.data.store.reader import Store
 from jaxdepth.evaluation import baselines as baselines_lib
-from jaxdepth.evaluation import protocols
+from jaxdepth.evaluation import describe, protocols
 from jaxdepth.runtime import host_process, hosts, jax_setup, terminal
 from jaxdepth.runtime.errors import MachineError, UserError
 from jaxdepth.training import checkpoint, device_cache, initialize, sharding
@@ -606,7 +606,7 @@ def _evaluate(
     session.results["evaluations"] += entries
     session.workdir.write_json(workdir_lib.RESULTS, session.results)
     first = entries[-1]
-    logger.info("step %d: %s", step, summary_lib.summary(first))
+    logger.info("step %d: %s", step, describe.summary(first))
     writer.write_evaluation(step, first)
     return first["metrics"]["rmse"]
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from jaxdepth import camera as camera_lib
 from jaxdepth import config as config_lib
 from jaxdepth import models
 from jaxdepth.config import Config
@@ -185,7 +186,12 @@ def _converted(weights: files.Weights, path: Path) -> PackedNetwork:
     )  # fmt: skip
     _check_normalisation(config, list(weights.rgb_mean), list(weights.rgb_std), path)
     _check_arrays(weights.arrays, config, path)
-    is_nyu = weights.layout == "fcrn"  # the other one is of Make3D
+    data: dict[str, Any] = {"train_name": weights.origin, "train_nyu": False}
+    if weights.layout == "fcrn":  # the other one is of Make3D
+        height, width = config.frame_size
+        camera = camera_lib.NYU.scaled(height / 480, width / 640)
+        size = {"size": [height, width]}
+        data |= {"train_nyu": True, "camera": size | camera._asdict()}
     return PackedNetwork(
         variables={
             "batch_stats": {},
@@ -193,7 +199,7 @@ def _converted(weights: files.Weights, path: Path) -> PackedNetwork:
         },
         config=config,
         step=None,
-        data={"train_name": weights.origin, "train_nyu": is_nyu},
+        data=data,
         evaluations=[],
         command="",
         versions={},

@@ -3,6 +3,7 @@
 import pytest
 
 from jaxdepth.commands import summary as summary_lib
+from jaxdepth.evaluation import describe
 
 ENTRY = {
     "protocol": "laina", "averaging": "pooled", "truth": "filled", "data": "nyu",
@@ -13,7 +14,7 @@ ENTRY = {
 
 @pytest.mark.parametrize(("flip", "words"), [(False, ""), (True, ", flip TTA")])
 def test_summary_names_the_conditions(flip, words):
-    line = summary_lib.summary({**ENTRY, "flip_average": flip})
+    line = describe.summary({**ENTRY, "flip_average": flip})
     assert line == (
         "delta1 0.500, abs_rel undefined, rmse 1.250 "
         f"(laina, pooled{words}, filled truth, nyu, split tune, trained at 228x304)"

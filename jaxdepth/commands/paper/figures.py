@@ -17,6 +17,7 @@ from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Run, TrainedRun
 from jaxdepth.commands.paper import diagram, figure_drawing, gridding
 from jaxdepth.config import parse_size
+from jaxdepth.evaluation import describe
 from jaxdepth.models import ARCHS
 from jaxdepth.runtime import flags as flags_lib
 from jaxdepth.runtime import output_files, storage, terminal
@@ -191,7 +192,7 @@ def _show(evaluations: Sequence[tuple[str, dict[str, Any]]]) -> None:
         (name, e["step"], e.get("loss"), *summary_lib.cells(e["metrics"]))
         for name, e in evaluations
     ]
-    title = summary_lib.conditions(evaluations[0][1])
+    title = describe.conditions(evaluations[0][1])
     columns = ("run", "step", "validation loss", *summary_lib.columns())
     terminal.print_table(title, columns, rows)
 

@@ -15,6 +15,7 @@ from jaxdepth.commands import summary as summary_lib
 from jaxdepth.commands.finished_runs import Example, Run, TrainedRun, worst_first
 from jaxdepth.commands.paper.table_formats import TextTable
 from jaxdepth.data import units
+from jaxdepth.evaluation import describe
 from jaxdepth.evaluation.metrics import METRICS
 
 CLOUD_WIDTH = 144  # points per row: 15,552 for a 4:3 frame, 41 KiB as text
@@ -136,7 +137,7 @@ def section(run: Run, *, pictures: Pictures) -> Section:
     summary = "No evaluation yet."
     if entries:
         last = entries[-1]
-        summary = f"After step {last['step']}: {summary_lib.summary(last)}."
+        summary = f"After step {last['step']}: {describe.summary(last)}."
     recorded = run.saved | run.results
     hardware = dict(recorded.get("devices", {}))
     if (speed := run.results.get("images_per_s")) is not None:
@@ -283,7 +284,7 @@ def pictures(trained: TrainedRun, *, count: int, metric: str, width: int) -> Pic
         )
     about = (
         f"Checkpoint of step {scores.entry['step']}: "
-        f"{summary_lib.summary(scores.entry)}. Images are ranked by their {metric} "
+        f"{describe.summary(scores.entry)}. Images are ranked by their {metric} "
         "under that protocol. Predictions are for whole frames."
     )
     if undefined := len(scores.images) - len(order):

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, UInt8, UInt16
 
+from jaxdepth import camera as camera_lib
+
 VERSION = 1  # of the results; stores of another version are prepared again
 SIZE = (480, 640)
 MAX_DEPTH = 10.0  # metres; larger depth is clipped
@@ -43,8 +45,7 @@ class Camera:
 
 # The constants below are from camera_params.m of the NYU toolbox.
 RGB_CAMERA = Camera(
-    fx=5.1885790117450188e02, fy=5.1946961112127485e02,
-    cx=3.2558244941119034e02, cy=2.5373616633400465e02,
+    *camera_lib.NYU,
     k1=2.0796615318809061e-01, k2=-5.8613825163911781e-01,
     p1=7.2231363135888329e-04, p2=1.0479627195765181e-03,
     k3=4.9856986684705107e-01,

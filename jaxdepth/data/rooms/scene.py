@@ -782,7 +782,7 @@ def _picture(dice: Dice, width: float) -> list[Part]:
 
 
 def _add_things_on_the_floor(room: Room) -> None:
-    """Scatter small objects, as bags, toys and shoes are in lived-in rooms."""
+    """Add small objects to the floor, at random places."""
     dice = room.dice
     for _ in range(dice.count(1, 4)):
         x, y = room.random_point(0.1, 0.9)
@@ -934,7 +934,8 @@ def _aim(
     dice, size = room.dice, np.array([room.width, room.depth, room.height])
     # NYU's labeled frames: medians around 2.7 m, standard deviation 0.31 in the log.
     target = math.log(2.6) + dice.normal(0.0, 0.45)
-    # The logarithm of the ratio of upper to lower third: mean 0.45, deviation 0.32.
+    # The logarithm of the ratio of upper to lower third: mean 0.45, standard deviation
+    # 0.32. The target is higher, because many rooms have no such view.
     target_slope = dice.normal(0.52, 0.32)
     best, lowest_cost = None, math.inf
     for attempt in range(candidates):
@@ -1024,14 +1025,14 @@ def _photo(dice: Dice) -> np.ndarray:
     """
     warmth, tint = dice.normal(0.0, 0.12), dice.normal(0.0, 0.04)
     settings = [
-        0.13 * math.exp(dice.normal(0.0, 0.5)),
-        *(math.exp(warmth + tint), 1.0, math.exp(tint - warmth)),
-        dice.between(0.0, 0.25),
-        dice.between(0.002, 0.006),
-        dice.between(0.004, 0.014),
-        dice.between(0.25, 0.6),
-        dice.between(1.2, 2.6),
-        dice.between(0.6, 2.0),
+        0.13 * math.exp(dice.normal(0.0, 0.5)),  # mean brightness
+        *(math.exp(warmth + tint), 1.0, math.exp(tint - warmth)),  # gains
+        dice.between(0.0, 0.25),  # vignetting
+        dice.between(0.002, 0.006),  # read noise
+        dice.between(0.004, 0.014),  # shot noise
+        dice.between(0.25, 0.6),  # share of ambient light
+        dice.between(1.2, 2.6),  # contrast
+        dice.between(0.6, 2.0),  # saturation
     ]
     return np.array(settings, np.float32)
 
